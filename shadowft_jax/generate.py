@@ -1,0 +1,85 @@
+"""Greedy and sampled generation with a key-value cache."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def _empty_cache(cfg, batch, length, dtype):
+  shape = (cfg.num_hidden_layers, batch, length, cfg.num_key_value_heads, cfg.head_dim)
+  return {"model": {"layers": {"self_attn": {
+      "k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)}}}}
+
+
+def _next(model, variables, cache, token_BT, position_BT, last_B):
+  """Logits [B, V] after each row's token at index `last_B`, and the cache with all written."""
+  (h_BTD, head_DV), out = model.apply(
+      {**variables, "cache": cache}, token_BT, None, position_BT,
+      mutable=["cache"], method="hidden_and_head")
+  h_BD = jnp.take_along_axis(h_BTD, last_B[:, None, None], axis=1)[:, 0]
+  return jnp.einsum("BD,DV->BV", h_BD, head_DV, preferred_element_type=jnp.float32), out["cache"]
+
+
+def _pick(logit_BV, temperature, key):
+  if temperature == 0.0:
+    return jnp.argmax(logit_BV, axis=-1).astype(jnp.int32)
+  return jax.random.categorical(key, logit_BV / temperature).astype(jnp.int32)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "max_new", "stop", "temperature"))
+def _generate(model, variables, token_BT, length_B, key, *, max_new, stop, temperature):
+  B, T = token_BT.shape
+  cache = _empty_cache(model.cfg, B, T + max_new, model.dtype)
+  position_BT = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
+  logit_BV, cache = _next(model, variables, cache, token_BT, position_BT, length_B - 1)
+  is_stop = lambda token_B: jnp.isin(token_B, jnp.array(stop, jnp.int32))
+
+  def step(state):
+    i, out_BM, done_B, logit_BV, cache = state
+    token_B = _pick(logit_BV, temperature, jax.random.fold_in(key, i))
+    token_B = jnp.where(done_B, stop[0], token_B)
+    done_B |= is_stop(token_B)
+    out_BM = out_BM.at[:, i].set(token_B)
+    logit_BV, cache = _next(model, variables, cache, token_B[:, None],
+                            (length_B + i)[:, None], jnp.zeros_like(length_B))
+    return i + 1, out_BM, done_B, logit_BV, cache
+
+  start = (0, jnp.full((B, max_new), stop[0], jnp.int32), jnp.zeros(B, bool), logit_BV, cache)
+  going = lambda state: (state[0] < max_new) & ~jnp.all(state[2])
+  return jax.lax.while_loop(going, step, start)[1]
+
+
+def generate(model, variables, prompts, *, max_new, stop, temperature=0.0, seed=0,
+             batch_size=64):
+  """Continues each prompt until a stop token or `max_new` tokens.
+
+  Args:
+    variables: what `model.apply` takes (`delta.variables`).
+    prompts: lists of token ids, none empty.
+    max_new: tokens to generate at most, a prompt.
+    stop: token ids that end an answer; at least one.
+    temperature: 0 is greedy.
+
+  Returns:
+    One list of token ids a prompt, in the order given, without the stop token.
+  """
+  order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+  answers = [None] * len(prompts)
+  for start in range(0, len(order), batch_size):
+    chosen = order[start:start + batch_size]
+    # Few shapes, few compilations: lengths are rounded up, and the last batch is filled up.
+    length = max(len(prompts[i]) for i in chosen)
+    width = max(16, 1 << (length - 1).bit_length())
+    token_BT = np.full((batch_size, width), stop[0], np.int32)
+    length_B = np.ones(batch_size, np.int32)
+    for row, i in enumerate(chosen):
+      token_BT[row, :len(prompts[i])], length_B[row] = prompts[i], len(prompts[i])
+    out = np.asarray(_generate(
+        model, variables, token_BT, length_B, jax.random.key(seed + start),
+        max_new=max_new, stop=tuple(stop), temperature=temperature))
+    for row, i in enumerate(chosen):
+      ends = np.flatnonzero(np.isin(out[row], stop))
+      answers[i] = out[row, :ends[0] if len(ends) else max_new].tolist()
+  return answers

@@ -1,0 +1,80 @@
+"""Log-probabilities over the vocabulary, a chunk of positions at a time.
+
+Logits [B, T, V] never exist: each chunk's are made, reduced and dropped, and made again
+in the backward pass from the saved log-sum-exp.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+
+def _logits(h_BCD, head_DV):
+  return jnp.einsum("BCD,DV->BCV", h_BCD, head_DV, preferred_element_type=jnp.float32)
+
+
+def _chunks(x_BT, size):
+  """[B, T, ...] -> [T / size, B, size, ...]: the batch axis stays whole, and sharded."""
+  B, T = x_BT.shape[:2]
+  return jnp.moveaxis(x_BT.reshape(B, T // size, size, *x_BT.shape[2:]), 1, 0)
+
+
+def _joined(x_nBC):
+  """The inverse of `_chunks`."""
+  n, B, C = x_nBC.shape[:3]
+  return jnp.moveaxis(x_nBC, 0, 1).reshape(B, n * C, *x_nBC.shape[3:])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _logprobs(h_BTD, head_DV, target_BT, size):
+  return _forward(h_BTD, head_DV, target_BT, size)[0]
+
+
+def _forward(h_BTD, head_DV, target_BT, size):
+  def one(_, chunk):
+    h_BCD, target_BC = chunk
+    logit_BCV = _logits(h_BCD, head_DV)
+    lse_BC = jax.nn.logsumexp(logit_BCV, axis=-1)
+    chosen_BC = jnp.take_along_axis(logit_BCV, target_BC[..., None], axis=-1)[..., 0]
+    return None, (chosen_BC - lse_BC, lse_BC)
+  _, (logp, lse) = jax.lax.scan(one, None, (_chunks(h_BTD, size), _chunks(target_BT, size)))
+  return _joined(logp), (h_BTD, head_DV, target_BT, lse)
+
+
+def _backward(size, saved, g_BT):
+  h_BTD, head_DV, target_BT, lse = saved
+  def one(head_grad_DV, chunk):
+    h_BCD, target_BC, lse_BC, g_BC = chunk
+    p_BCV = jnp.exp(_logits(h_BCD, head_DV) - lse_BC[..., None])
+    hot_BCV = jax.nn.one_hot(target_BC, head_DV.shape[1], dtype=p_BCV.dtype)
+    d_BCV = ((hot_BCV - p_BCV) * g_BC[..., None]).astype(h_BCD.dtype)
+    head_grad_DV += jnp.einsum("BCD,BCV->DV", h_BCD, d_BCV, preferred_element_type=jnp.float32)
+    return head_grad_DV, jnp.einsum("BCV,DV->BCD", d_BCV, head_DV)
+  start = jnp.zeros(head_DV.shape, jnp.float32)
+  # Where the head is frozen, its gradient is unused and the compiler removes the sum.
+  head_grad_DV, h_grad = jax.lax.scan(
+      one, start, (_chunks(h_BTD, size), _chunks(target_BT, size), lse, _chunks(g_BT, size)))
+  return _joined(h_grad), head_grad_DV.astype(head_DV.dtype), None
+
+
+_logprobs.defvjp(_forward, _backward)
+
+
+def token_logprobs(h_BTD, head_DV, token_BT, chunk):
+  """log p(token t+1 | tokens up to t), float32 [B, T]; the last column is 0.
+
+  Args:
+    h_BTD: the last hidden states.
+    head_DV: the output kernel.
+    token_BT: int32.
+    chunk: positions a chunk; memory is B * chunk * V * 4 bytes.  Rows that it does not divide
+      are padded.
+  """
+  T = token_BT.shape[1]
+  size = min(chunk, T)
+  pad = -T % size
+  target_BT = jnp.pad(token_BT[:, 1:], ((0, 0), (0, 1 + pad)))
+  h_BTD = jnp.pad(h_BTD, ((0, 0), (0, pad), (0, 0)))
+  logp_BT = _logprobs(h_BTD, head_DV, target_BT, size)[:, :T]
+  return logp_BT.at[:, -1].set(0.0)

@@ -1,0 +1,12 @@
+"""Llama 3.x, Yi, Falcon3: everything that calls itself `llama`.
+
+Source: configuration_llama.py and modeling_llama.py of transformers 5.23.
+"""
+
+from shadowft_jax.models import config
+
+
+def llama(hf):
+  """config.json -> DecoderConfig."""
+  bias = bool(hf.get("attention_bias", False))
+  return config.read(hf, qkv_bias=bias, o_bias=bias, mlp_bias=bool(hf.get("mlp_bias", False)))

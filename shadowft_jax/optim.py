@@ -1,0 +1,29 @@
+"""The optimizer chain, read off the config."""
+
+import math
+
+import optax
+
+
+def make(config, steps):
+  """AdamW under a clip of the global norm, cosine to zero after a linear warm-up.
+
+  Args:
+    config: lr, warmup_ratio, b1, b2, eps, weight_decay, grad_clip_norm.
+    steps: optimizer steps in all.
+
+  Returns:
+    (optax.GradientTransformation, schedule: step -> learning rate).  The schedule is that
+    of the Hugging Face Trainer: ceil(warmup_ratio * steps) warm-up steps, the first of them
+    at rate 0.
+
+  Source: transformers 5.23 optimization.py, `get_cosine_schedule_with_warmup`.
+  """
+  warmup = math.ceil(config.warmup_ratio * steps)
+  schedule = optax.warmup_cosine_decay_schedule(
+      0.0 if warmup else config.lr, config.lr, warmup, max(steps, warmup + 1))
+  return optax.chain(
+      optax.clip_by_global_norm(config.grad_clip_norm),
+      optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+      optax.add_decayed_weights(config.weight_decay),
+      optax.scale_by_learning_rate(schedule)), schedule

@@ -1,0 +1,70 @@
+"""Hugging Face tensors <-> our leaves: one bijection, read both ways.
+
+A leaf's path is the tensor's name with "." for "/".  Below `layers` the layer's number is
+left out and the layers are stacked on axis 0.  Kernels and adapter factors are transposed.
+"""
+
+import jax
+import numpy as np
+
+from shadowft_jax import tree
+from shadowft_jax.errors import InputError
+
+# The last part of a leaf's path -> the last part of the tensor's name.
+SUFFIX = {"kernel": "weight", "bias": "bias", "scale": "weight", "embedding": "weight",
+          "a": "lora_A.weight", "b": "lora_B.weight"}
+TRANSPOSED = ("kernel", "a", "b")
+
+
+def hf_names(name, layers):
+  """The tensors a leaf stands for: one, or one a layer where `layers` are stacked.
+
+  Args:
+    name: the leaf's, such as model/layers/mlp/up_proj/kernel.
+    layers: the length of axis 0; read only where the leaf is stacked.
+  """
+  *module, kind = name.split("/")
+  dotted = ".".join([*module, SUFFIX[kind]])
+  if not is_stacked(name):
+    return [dotted]
+  return [dotted.replace("layers.", f"layers.{i}.", 1) for i in range(layers)]
+
+
+def is_stacked(name):
+  return "layers" in name.split("/")
+
+
+def is_transposed(name):
+  return name.rsplit("/", 1)[-1] in TRANSPOSED
+
+
+def tensors(named):
+  """Yields (tensor name, leaf name, layer or None) for {leaf name: array or shape}."""
+  for name, leaf in named.items():
+    for i, hf_name in enumerate(hf_names(name, leaf.shape[0])):
+      yield hf_name, name, i if is_stacked(name) else None
+
+
+def load(read, abstract):
+  """Fills `abstract` from `read(tensor name) -> np.ndarray`, all on the host.
+
+  Raises:
+    InputError: a tensor's shape is not the one `abstract` asks for.
+  """
+  def leaf(name, want):
+    parts = [read(n).T if is_transposed(name) else read(n)
+             for n in hf_names(name, want.shape[0])]
+    got = np.stack(parts) if is_stacked(name) else parts[0]
+    if got.shape != want.shape:
+      raise InputError(f"{name}: the file has {got.shape}, the model asks for {want.shape}")
+    return got.astype(want.dtype)
+  return tree.map_named(leaf, abstract)
+
+
+def export(params):
+  """Yields (tensor name, np.ndarray) one tensor at a time: the inverse of `load`."""
+  named = tree.names(params)
+  for hf_name, name, layer in tensors(named):
+    part = named[name] if layer is None else named[name][layer]
+    part = np.asarray(jax.device_get(part))
+    yield hf_name, np.ascontiguousarray(part.T if is_transposed(name) else part)

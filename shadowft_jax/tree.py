@@ -1,0 +1,47 @@
+"""Trees by name: a leaf's name is its path joined by "/"."""
+
+import jax
+
+from shadowft_jax.errors import InputError, listing
+
+
+def name_of(key_path):
+  """The name of a jax key path: the fields and keys it passes through, joined by "/"."""
+  return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))))
+                  for k in key_path)
+
+
+def names(tree):
+  """{name: leaf}, in the tree's own order."""
+  return {name_of(k): v for k, v in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def nest(named):
+  """The nested dict whose leaves `names` would list as `named`."""
+  out = {}
+  for name, leaf in named.items():
+    *parents, last = name.split("/")
+    node = out
+    for key in parents:
+      node = node.setdefault(key, {})
+    node[last] = leaf
+  return out
+
+
+def map_named(fn, tree):
+  """Maps fn(name, leaf) over a tree."""
+  return jax.tree_util.tree_map_with_path(lambda k, v: fn(name_of(k), v), tree)
+
+
+def check_fits(part, whole, *, part_is, whole_is):
+  """Checks that every leaf of `part` has its like in `whole`.
+
+  Raises:
+    InputError: lists every leaf that `whole` lacks or has in another shape; the two sides
+      are called `part_is` and `whole_is`.
+  """
+  have = names(whole)
+  bad = [f"{n}: {part_is} {x.shape}, {whole_is} {getattr(have.get(n), 'shape', 'has none')}"
+         for n, x in names(part).items() if n not in have or have[n].shape != x.shape]
+  if bad:
+    raise InputError(f"{part_is} does not fit {whole_is}:{listing(bad, limit=len(bad))}")
