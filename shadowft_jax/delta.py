@@ -10,7 +10,6 @@ A Delta is one of two trees, told apart by the collection it lives in:
 
 import re
 
-import jax
 import jax.numpy as jnp
 
 from shadowft_jax import lora, tree
@@ -18,8 +17,13 @@ from shadowft_jax.errors import InputError
 
 # The projections the paper trains by LoRA and grafts (arXiv 2505.12716, section 3.2; the
 # authors' src/shadow/apply_diff.py), biases included.
-PROJECTIONS = r"layers/.*(q|k|v|o|gate|up|down)_proj/"
+SCOPES = {"projections": r"layers/.*/(q|k|v|o|gate|up|down)_proj/", "all": r""}
 KINDS = ("lora", "full")
+
+
+def pattern(match):
+  """The regex over leaf names that `match` stands for: a name in SCOPES, or itself."""
+  return SCOPES.get(match, match)
 
 
 def zeros(key, params, config):
@@ -36,9 +40,9 @@ def zeros(key, params, config):
   if config.kind not in KINDS:
     raise InputError(f"delta.kind is one of {', '.join(KINDS)}; got {config.kind!r}")
   if config.kind == "lora":
-    return {"lora": lora.init(key, params, rank=config.rank, match=config.match)}
+    return {"lora": lora.init(key, params, rank=config.rank, match=pattern(config.match))}
   found = {n: jnp.zeros(w.shape, jnp.float32) for n, w in tree.names(params).items()
-           if re.search(config.match, n)}
+           if re.search(pattern(config.match), n)}
   if not found:
     raise InputError(f"delta.match {config.match!r} finds none of "
                      f"{', '.join(tree.names(params))}")
@@ -77,18 +81,6 @@ def variables(params, delta, scale):
   return {"params": params, **delta}
 
 
-def densify(delta, scale, like):
-  """{leaf name: float32 delta}, after a check that `like` has every leaf in that shape.
-
-  Raises:
-    InputError: lists every leaf that does not fit.
-  """
-  dense = lora.product(delta["lora"], scale) if "lora" in delta else delta["delta"]
-  tree.check_fits(dense, like, part_is="the delta", whole_is="the model")
-  return tree.names(dense)
-
-
-def norm(tree_):
-  """The global l2 norm of a tree, float32."""
-  return jnp.sqrt(sum(jnp.sum(jnp.square(x.astype(jnp.float32)))
-                      for x in jax.tree.leaves(tree_)))
+def densify(delta, scale):
+  """{leaf name: float32 delta}; `scale` is that of an adapter (`scale_of`)."""
+  return tree.names(lora.product(delta["lora"], scale) if "lora" in delta else delta["delta"])

@@ -4,6 +4,8 @@ A leaf's path is the tensor's name with "." for "/".  Below `layers` the layer's
 left out and the layers are stacked on axis 0.  Kernels and adapter factors are transposed.
 """
 
+import re
+
 import jax
 import numpy as np
 
@@ -43,6 +45,32 @@ def tensors(named):
   for name, leaf in named.items():
     for i, hf_name in enumerate(hf_names(name, leaf.shape[0])):
       yield hf_name, name, i if is_stacked(name) else None
+
+
+def file_shapes(named):
+  """{tensor name: its shape on disk} for {leaf name: array or shape}."""
+  out = {}
+  for hf_name, name, layer in tensors(named):
+    shape = named[name].shape if layer is None else named[name].shape[1:]
+    out[hf_name] = tuple(shape[::-1] if is_transposed(name) else shape)
+  return out
+
+
+def leaf_of(hf_name, ndim):
+  """(leaf name, layer or None) of a tensor of `ndim` axes: the inverse of `hf_names`.
+
+  (None, None) where no leaf stands for a tensor of that name.
+  """
+  layer = re.search(r"\blayers\.(0|[1-9]\d{0,4})\.", hf_name)
+  module = hf_name.replace(layer[0], "layers.", 1) if layer else hf_name
+  layer = int(layer[1]) if layer else None
+  is_table = module.endswith("embed_tokens.weight")
+  kinds = {1: ("scale", "bias"), 2: ("a", "b", "embedding" if is_table else "kernel")}
+  for kind in kinds.get(ndim, ()):
+    name = module.removesuffix("." + SUFFIX[kind]).replace(".", "/") + "/" + kind
+    if hf_names(name, (layer or 0) + 1)[-1] == hf_name:
+      return name, layer
+  return None, None
 
 
 def load(read, abstract):

@@ -57,8 +57,7 @@ def of(tree_, mesh):
   bad = []
   def leaf(name, x):
     spec = next(s for pattern, s in RULES if re.search(pattern, name))
-    spec = P(*spec[:x.ndim]) if len(spec) > x.ndim else spec
-    for size, axes in zip(x.shape, spec):
+    for size, axes in zip(x.shape, spec, strict=False):     # a spec may end early
       names = (axes,) if isinstance(axes, str) else axes or ()
       ways = math.prod(mesh.shape[a] for a in names)
       if size % ways:

@@ -45,3 +45,8 @@ def check_fits(part, whole, *, part_is, whole_is):
          for n, x in names(part).items() if n not in have or have[n].shape != x.shape]
   if bad:
     raise InputError(f"{part_is} does not fit {whole_is}:{listing(bad, limit=len(bad))}")
+
+
+def size(tree):
+  """How many numbers a tree holds."""
+  return sum(x.size for x in jax.tree.leaves(tree))

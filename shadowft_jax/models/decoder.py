@@ -6,7 +6,8 @@ model.layers.{0..L-1}.self_attn.q_proj.weight.  See `port.py`.
 """
 
 import dataclasses
-from typing import Any, Callable
+from typing import Any
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax

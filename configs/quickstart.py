@@ -1,0 +1,31 @@
+"""The tiny pair of this repository learns a skill that neither model has, on a laptop.
+
+  python -m shadowft_jax.train --config configs/quickstart.py --workdir runs/rotate
+
+Hardware: 2 CPU cores.
+"""
+
+import pathlib
+
+from shadowft_jax import presets
+
+TINY = pathlib.Path(__file__).parents[1] / "shadowft_jax" / "assets" / "tiny"
+
+
+def get_config():
+  c = presets.sft()
+  c.base = str(TINY / "base")
+  c.instruct = str(TINY / "instruct")
+  c.data.train = str(TINY / "new_skill.jsonl")
+  c.data.validation = str(TINY / "new_skill_valid.jsonl")
+  c.data.max_length = 256
+  c.dtype = "float32"        # bf16 is slow on a CPU
+  c.remat = "none"           # and memory is no concern here
+  c.delta.rank = 32
+  c.delta.alpha = 64.0
+  c.epochs = 3
+  c.batch_size = 64
+  c.rows = 16
+  c.loss_chunk = 256
+  c.lr = 2e-3
+  return c

@@ -1,0 +1,39 @@
+"""Installs shadowft_jax; `constraints.txt` pins the exact set that is tested."""
+
+import pathlib
+
+import setuptools
+
+HERE = pathlib.Path(__file__).parent
+
+setuptools.setup(
+    name="shadowft_jax",
+    version="0.1.0",
+    description="Shadow-FT in JAX: tune the Base model, graft the update onto the Instruct model",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=setuptools.find_packages(include=["shadowft_jax", "shadowft_jax.*"]),
+    package_data={"shadowft_jax": ["assets/**/*"]},
+    install_requires=[
+        "absl-py",
+        "datasets",
+        "flax>=0.12.8",
+        "jax>=0.10.2",
+        "matplotlib",
+        "ml_collections>=1.1",
+        "numpy",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.8",
+        "safetensors>=0.8",
+        "tensorboardX>=2.6",
+        "tqdm",
+        "transformers>=5.0",
+    ],
+    extras_require={
+        "cuda13": ["jax[cuda13]"],
+        "tpu": ["jax[tpu]"],
+        "test": ["peft>=0.21", "pytest", "pytest-xdist", "ruff", "torch==2.13.0"],
+    },
+)

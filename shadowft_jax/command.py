@@ -1,0 +1,73 @@
+"""What every command does alike: parse its flags, run, and say in one line what is wrong."""
+
+import difflib
+import itertools
+import pathlib
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from shadowft_jax.errors import InputError
+
+DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
+
+
+def run(main):
+  """Runs `main()`; bad input is printed as one line, with exit code 2."""
+  logging.set_verbosity(logging.WARNING)      # orbax tells of every file it writes
+  app.run(lambda _: _guarded(main), flags_parser=_parse)
+
+
+def _guarded(call):
+  try:
+    call()
+  except (InputError, FloatingPointError) as error:
+    _fail(error)
+
+
+def _parse(argv):
+  _guarded(lambda: _check_config_exists(argv))
+  try:
+    return flags.FLAGS(argv)
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+    _fail(InputError(_flag_message(error)))
+
+
+def _flag_message(error):
+  text = " ".join(str(error).split())
+  if isinstance(error, AttributeError):       # a ConfigDict's own words about a misspelt field
+    return f"the config has no field {text}"
+  return text
+
+
+def _check_config_exists(argv):
+  """Raises InputError for a --config that is not there, with the nearest name beside it."""
+  given = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
+  given += [b for a, b in itertools.pairwise(argv) if a == "--config"]
+  for path in map(pathlib.Path, given):
+    if not path.is_file():
+      raise InputError(f"--config {path} does not exist{nearest(path.name, path.parent)}")
+
+
+def nearest(name, folder):
+  """"; did you mean FOLDER/OTHER?" for the entry of `folder` spelt most like `name`, or ""."""
+  there = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+  found = difflib.get_close_matches(name, there, n=1, cutoff=0.5)
+  return f"; did you mean {folder / found[0]}?" if found else ""
+
+
+def _fail(error):
+  if "--debug" in sys.argv:
+    raise error
+  print(f"error: {error}", file=sys.stderr)
+  sys.exit(2)
+
+
+def define_config():
+  """The --config flag: a Python file with get_config(), fields set by --config.x=y."""
+  holder = config_flags.DEFINE_config_file(
+      "config", None, "A file of configs/; any field is set by --config.field=value.",
+      lock_config=True)
+  flags.mark_flag_as_required("config")
+  return holder

@@ -1,0 +1,174 @@
+"""Deltas on disk: a PEFT adapter folder, or a dense delta under Hugging Face's names.
+
+  adapter_config.json, adapter_model.safetensors                  {"lora": tree}
+  delta.safetensors, or delta-0000i-of-0000N.safetensors + index  {"delta": tree}
+"""
+
+import itertools
+import json
+import math
+import pathlib
+
+import jax
+import jax.numpy as jnp
+
+from shadowft_jax import folder, port, safetensors_file, tree
+from shadowft_jax.errors import InputError, listing
+
+PREFIX = "base_model.model."
+# Settings of an adapter that would change what it computes, and the values that do not.
+# Source: peft 0.21, tuners/lora/config.py.
+PORTED = {"peft_type": ("LORA",), "bias": ("none",), "use_rslora": (False,),
+          "use_dora": (False,), "fan_in_fan_out": (False,), "lora_bias": (False,),
+          "modules_to_save": (None, []), "rank_pattern": (None, {}), "alpha_pattern": (None, {}),
+          "trainable_token_indices": (None,), "layer_replication": (None,)}
+ADAPTER = ("a", "b")           # the leaves of either kind
+DENSE = ("kernel", "bias", "scale", "embedding")
+MAX_SHARD = 5_000_000_000      # bytes
+
+
+def save_adapter(directory, lora_tree, *, rank, alpha, base_model, overwrite=False):
+  """Writes an adapter as a PEFT folder, float32.
+
+  Args:
+    directory: the folder to make.
+    lora_tree: "a" and "b" leaves, as lora.py has them.
+    rank: of every module.
+    alpha: the adapter counts alpha / rank.
+    base_model: the folder or hub name of the model that it is to be served on.
+    overwrite: replaces an existing folder.
+
+  Raises:
+    InputError: `directory` exists, or a leaf has another rank.
+  """
+  named = tree.names(lora_tree)
+  _check_rank(directory, named, rank)
+  modules = sorted({name.split("/")[-2] for name in named})
+  config = {
+      "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(base_model),
+      "r": rank, "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+      "target_modules": modules, "lora_dropout": 0.0, "bias": "none", "use_rslora": False,
+      "use_dora": False, "modules_to_save": None, "rank_pattern": {}, "alpha_pattern": {},
+      "fan_in_fan_out": False, "inference_mode": True}
+  with folder.atomic(directory, overwrite) as fresh:
+    _write(fresh, "adapter_model", lora_tree, PREFIX, {"format": "pt"}, math.inf)
+    (fresh / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def save_dense(directory, dense_tree, *, overwrite=False):
+  """Writes a dense delta, float32, in shards of at most MAX_SHARD bytes.
+
+  Raises:
+    InputError: `directory` exists.
+  """
+  with folder.atomic(directory, overwrite) as fresh:
+    _write(fresh, "delta", dense_tree, "", {"format": "pt", "shadowft": "delta"}, MAX_SHARD)
+
+
+def _write(directory, stem, part, prefix, metadata, max_shard):
+  """Writes a tree to one file, or to several and their index."""
+  named = tree.names(part)
+  shapes = {prefix + n: shape for n, shape in port.file_shapes(named).items()}
+  shards, room = [], 0
+  for name, shape in shapes.items():
+    nbytes = 4 * math.prod(shape)
+    if nbytes > room:
+      shards.append({})
+      room = max_shard
+    shards[-1][name] = shape
+    room -= nbytes
+  stream = ((prefix + name, x) for name, x in port.export(part))
+  files = [f"{stem}.safetensors"]
+  if len(shards) > 1:
+    files = [f"{stem}-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+    places = {n: f for f, shard in zip(files, shards, strict=True) for n in shard}
+    index = {"metadata": {"total_size": 4 * sum(map(math.prod, shapes.values()))},
+             "weight_map": places}
+    (directory / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+  for file, shard in zip(files, shards, strict=True):
+    safetensors_file.write(directory / file, shard, itertools.islice(stream, len(shard)),
+                           metadata)
+
+
+def load_delta(directory, *, mesh=None):
+  """Reads what `save_adapter` or `save_dense` wrote, or an adapter that PEFT wrote.
+
+  Args:
+    directory: the folder.
+    mesh: of `sharding.make_mesh`; None puts everything on one device.
+
+  Returns:
+    (delta, scale): {"lora": tree} and alpha / rank, or {"delta": tree} and 1.0; float32.
+
+  Raises:
+    InputError: neither kind is there, or one that is not ported (some layers only, several
+      ranks, DoRA, …).
+  """
+  directory = pathlib.Path(directory)
+  folder.check(directory)
+  if not (directory / "adapter_config.json").exists():
+    tensors = safetensors_file.find(directory, "delta")
+    abstract = _stacked(directory, tensors, DENSE)
+    return {"delta": safetensors_file.place(abstract, tensors, mesh)}, 1.0
+  config = _read_config(directory / "adapter_config.json")
+  tensors = safetensors_file.find(directory, "adapter_model")
+  if foreign := [n for n in tensors if not n.startswith(PREFIX)]:
+    raise InputError(f"{directory}: tensors of an adapter begin with {PREFIX}; got"
+                     f"{listing(foreign)}")
+  tensors = {n.removeprefix(PREFIX): t for n, t in tensors.items()}
+  abstract = _stacked(directory, tensors, ADAPTER)
+  _check_rank(directory, tree.names(abstract), config["r"])
+  return ({"lora": safetensors_file.place(abstract, tensors, mesh)},
+          config["lora_alpha"] / config["r"])
+
+
+def _read_config(path):
+  config = folder.read_json(path)
+  bad = [f"{key} is {config[key]!r}; only {values[0]!r} is ported"
+         for key, values in PORTED.items() if key in config and config[key] not in values]
+  bad += [f"{key} is {config.get(key)!r}; expected a number above 0"
+          for key in ("r", "lora_alpha")
+          if not isinstance(config.get(key), int | float) or not config[key] > 0]
+  if bad:
+    raise InputError(f"{path}: this adapter is not one that can be read:{listing(bad)}")
+  return config
+
+
+def _check_rank(directory, named, rank):
+  """Checks that every module has both factors, of the one rank that the config tells."""
+  bad = [f"{name}: rank {x.shape[-1 if name.endswith('/a') else -2]}"
+         for name, x in named.items() if x.shape[-1 if name.endswith("/a") else -2] != rank]
+  for name in named:
+    if (twin := name[:-1] + {"a": "b", "b": "a"}[name[-1]]) not in named:
+      bad.append(f"{twin}: missing")
+  if bad:
+    raise InputError(f"{directory}: an adapter needs A and B of rank {rank} in every module:"
+                     f"{listing(bad)}")
+
+
+def _stacked(directory, tensors, kinds):
+  """The tree of shapes that tensors make when their layers are stacked."""
+  leaves, bad = {}, []
+  for hf_name, tensor in tensors.items():
+    name, layer = port.leaf_of(hf_name, len(tensor.shape))
+    if name is None or name.rsplit("/", 1)[-1] not in kinds:
+      bad.append(f"{hf_name}: neither named nor shaped as a part of such a delta")
+      continue
+    if tensor.dtype not in safetensors_file.WEIGHTS:
+      bad.append(f"{hf_name}: dtype {tensor.dtype}")
+    leaves.setdefault(name, {})[layer] = tensor
+  layers = 1 + max((i for parts in leaves.values() for i in parts if i is not None), default=-1)
+  shapes = {}
+  for name, parts in leaves.items():
+    stack = (layers,) if port.is_stacked(name) else ()
+    if stack and len(parts) != layers:
+      bad.append(f"{name}: in layers {', '.join(map(str, sorted(parts)))} of {layers}")
+    if len(found := {t.shape for t in parts.values()}) > 1:
+      bad.append(f"{name}: layers differ in shape, {' and '.join(map(str, sorted(found)))}")
+    shape = next(iter(parts.values())).shape
+    shape = shape[::-1] if port.is_transposed(name) else shape
+    shapes[name] = jax.ShapeDtypeStruct((*stack, *shape), jnp.float32)
+  if bad:
+    raise InputError(f"{directory}: a delta has every layer, in one shape, in "
+                     f"{', '.join(safetensors_file.WEIGHTS)}:{listing(bad)}")
+  return tree.nest(shapes)

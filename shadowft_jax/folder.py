@@ -1,0 +1,112 @@
+"""Folders: checked before they are read, written whole or not at all, copied like another."""
+
+import contextlib
+import fnmatch
+import json
+import os
+import pathlib
+import shutil
+
+from shadowft_jax.errors import InputError
+
+# Not copied to an export: twins of the weights, which would be ungrafted; code; caches.
+LEFT_OUT = ("original/", "consolidated*", "*.safetensors", "*.bin", "*.bin.index.json", "*.pth",
+            "*.pt", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "*.py", ".*")
+
+
+def check(directory):
+  """Raises InputError where `directory` is none."""
+  if not directory.is_dir():
+    what = "is a file" if directory.exists() else "does not exist"
+    raise InputError(f"{directory} {what}; expected a folder on this disk (a model of the hub: "
+                     "`hf download <owner>/<name> --local-dir <folder>`)")
+
+
+def read_json(path):
+  """A JSON file's object.
+
+  Raises:
+    InputError: the file is missing, or holds no JSON object.
+  """
+  if not path.exists():
+    raise InputError(f"{path.parent} has no {path.name}; expected a Hugging Face folder")
+  try:
+    out = json.loads(path.read_bytes())
+  except (ValueError, RecursionError) as error:
+    raise InputError(f"{path} is no JSON ({error}); download it again") from error
+  if not isinstance(out, dict):
+    raise InputError(f"{path} holds a JSON {type(out).__name__}; expected an object")
+  return out
+
+
+@contextlib.contextmanager
+def atomic(directory, overwrite=False):
+  """Yields a temporary folder beside `directory`, which takes its name if all goes well.
+
+  Raises:
+    InputError: `directory` exists and may not be overwritten.
+  """
+  directory = pathlib.Path(os.path.realpath(directory))
+  if directory.exists() and not (overwrite and directory.is_dir()):
+    raise InputError(f"{directory} exists; name another folder, or ask to overwrite it"
+                     if directory.is_dir() else f"{directory} is a file; name another folder")
+  directory.parent.mkdir(parents=True, exist_ok=True)
+  fresh, old = (directory.with_name(f"{directory.name}.{kind}-{os.getpid()}")
+                for kind in ("tmp", "old"))
+  shutil.rmtree(fresh, ignore_errors=True)
+  try:
+    fresh.mkdir()
+    yield fresh
+    _sync(fresh)
+    if overwrite and directory.exists():
+      os.rename(directory, old)
+    os.rename(fresh, directory)
+  except BaseException:
+    if old.exists() and not directory.exists():
+      os.rename(old, directory)
+    shutil.rmtree(fresh, ignore_errors=True)
+    raise
+  _sync(directory.parent, deep=False)
+  shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(folder, deep=True):
+  """Waits until a folder, and all below it, is on disk."""
+  for path in [*(folder.rglob("*") if deep else ()), folder]:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+      os.fsync(handle)
+    finally:
+      os.close(handle)
+
+
+def copy(source, target, weights):
+  """Copies the files of a Hugging Face folder, those below it too, but for LEFT_OUT.
+
+  Args:
+    source: the folder; links to files are followed (the hub's cache is made of them).
+    target: an empty folder.
+    weights: names of the weight files to copy.
+
+  Returns:
+    The files and folders of `source` that were left out, sorted.
+  """
+  left_out = []
+  for parent, folders, files in os.walk(source):
+    place = pathlib.Path(parent).relative_to(source)
+    gone = {f for f in folders if _is_left_out(f + "/") or os.path.islink(f"{parent}/{f}")}
+    left_out += [f"{place / f}/" for f in gone]
+    folders[:] = set(folders) - gone
+    for file in files:
+      is_weight = parent == str(source) and file in weights
+      # What is neither file nor link to one (a pipe, a dangling link) cannot be copied.
+      if not is_weight and _is_left_out(file) or not os.path.isfile(f"{parent}/{file}"):
+        left_out.append(str(place / file))
+        continue
+      (target / place).mkdir(parents=True, exist_ok=True)
+      shutil.copyfile(f"{parent}/{file}", target / place / file)
+  return sorted(left_out)
+
+
+def _is_left_out(name):
+  return any(fnmatch.fnmatchcase(name, pattern) for pattern in LEFT_OUT)

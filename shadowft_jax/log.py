@@ -1,0 +1,130 @@
+"""A run's folder, and what the run tells: a progress bar, metrics.jsonl, TensorBoard."""
+
+import json
+import os
+import sys
+import time
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from shadowft_jax.errors import InputError, listing
+
+
+def write_json(path, value):
+  """Writes a JSON file whole or not at all."""
+  partial = path.with_name(path.name + ".tmp")
+  partial.write_text(json.dumps(value, indent=2) + "\n")
+  os.replace(partial, path)
+
+
+def flat(value, name=""):
+  """{"a": {"b": 1}} -> {"a.b": 1}."""
+  if not isinstance(value, dict):
+    return {name: value}
+  return {k: v for key, part in value.items()
+          for k, v in flat(part, f"{name}.{key}" if name else key).items()}
+
+
+def claim(workdir, config):
+  """Makes `workdir` the folder of a run of `config`, or finds that it is.
+
+  Raises:
+    InputError: the folder belongs to a run of another config (the fields that differ are
+      listed), or is not a run's.
+  """
+  mine = json.loads(config.to_json_best_effort())
+  path = workdir / "config.json"
+  if path.exists():
+    theirs, ours = flat(json.loads(path.read_text())), flat(mine)
+    differ = [f"{k}: {theirs.get(k)!r} there, {ours.get(k)!r} now"
+              for k in theirs.keys() | ours.keys() if theirs.get(k) != ours.get(k)]
+    if differ:
+      raise InputError(f"--workdir {workdir} belongs to a run of another config; choose another "
+                       f"folder, or the same fields:{listing(differ)}")
+  elif workdir.is_dir() and any(workdir.iterdir()):
+    raise InputError(f"--workdir {workdir} is not empty and not a run's folder (it has no "
+                     "config.json); choose another")
+  else:
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(path, mine)
+
+
+def say(text):
+  """Prints a line of progress to stderr, above the bar if there is one."""
+  tqdm.write(text, file=sys.stderr)
+
+
+def read_metrics(workdir):
+  """The records of a run's metrics.jsonl, in order; [] if there is none.
+
+  A last line that a crash cut short is left out.
+  """
+  path = workdir / "metrics.jsonl"
+  lines = path.read_text().split("\n")[:-1] if path.exists() else []
+  return [json.loads(line) for line in lines]
+
+
+def append(workdir, metrics):
+  """Adds `metrics` to the record of the last step in metrics.jsonl; returns all records."""
+  records = read_metrics(workdir)
+  records.append({"step": records[-1]["step"], **metrics})
+  lines = "".join(json.dumps(r) + "\n" for r in records)
+  partial = workdir / "metrics.jsonl.tmp"
+  partial.write_text(lines)
+  os.replace(partial, workdir / "metrics.jsonl")
+  return records
+
+
+class Log:
+  """Writes the metrics of a run that has done `step` of its `steps`.
+
+  A run that is taken up at a checkpoint repeats the steps after it, so the records that a
+  first time left of them are dropped.
+  """
+
+  def __init__(self, workdir, step, steps):
+    kept = [r for r in read_metrics(workdir) if step and r["step"] <= step]
+    self._file = open(workdir / "metrics.jsonl", "w")
+    self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+    self._bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True,
+                     disable=None)
+    for record in kept:
+      self._file.write(json.dumps(record) + "\n")
+    self._file.flush()
+    self._last = time.monotonic()
+
+  def write(self, step, **metrics):
+    """Appends one record of numbers; what is None was not measured, and is left out."""
+    metrics = {k: v for k, v in metrics.items() if v is not None}
+    self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+    self._file.flush()
+    for name, value in metrics.items():
+      self._board.add_scalar(name, value, step)
+
+  def step(self, step, tokens, **metrics):
+    """Records an optimizer step of `tokens` tokens, and moves the bar."""
+    now = time.monotonic()
+    rate = tokens / (now - self._last)
+    self._last = now
+    self.write(step, **metrics, tokens=tokens, tokens_per_second=round(rate, 1))
+    self._bar.set_postfix(loss=f"{metrics['loss']:.4f}", tok_s=f"{rate:,.0f}", refresh=False)
+    self._bar.update(1)
+
+  def validated(self, step, loss, valid_loss):
+    """Records a validation, and says where the run is: a log file shows no bar."""
+    self.write(step, valid_loss=valid_loss)
+    told = "" if valid_loss is None else f", validation {valid_loss:.4f}"
+    say(f"step {step} of {self._bar.total}: loss {loss:.4f}{told}")
+
+  def restart_clock(self):
+    """Leaves out of the next step's rate what was spent since the last one."""
+    self._last = time.monotonic()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self._bar.close()
+    self._board.close()
+    self._file.close()

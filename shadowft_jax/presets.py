@@ -1,0 +1,47 @@
+"""The fields of an experiment, with the paper's values; a config changes a few of them."""
+
+import ml_collections
+
+
+def sft():
+  """Supervised tuning by LoRA of rank 128 (arXiv 2505.12716, section 4.1 and its code)."""
+  c = ml_collections.ConfigDict()
+  c.base = ""                # folder of the Base model (Hugging Face format)
+  c.instruct = ""            # folder of the Instruct model: it is grafted, and it renders the chat
+  c.learn_on = "base"        # base: Shadow-FT; instruct: the usual fine-tuning, for comparison
+  c.seed = 42
+
+  c.dtype = "bfloat16"       # of the frozen weights and of matrix products while training
+  c.attention = "xla"        # a name in models/attention.py
+  c.remat = "full"           # none, dots, full: what is computed again in the backward pass
+  c.mesh = dict(data=1, fsdp=-1, tensor=1)    # devices on each axis; -1 takes what is left
+
+  c.delta = ml_collections.ConfigDict(dict(
+      kind="lora",           # lora, full
+      match="projections",   # projections, all, or a regex over leaf names: what is trained
+      rank=128,
+      alpha=256.0))          # the adapter's product is multiplied by alpha / rank
+
+  c.objective = "sft"        # a name in objectives.py
+  c.data = ml_collections.ConfigDict(dict(
+      train="",              # .json or .jsonl: Alpaca rows or OpenAI messages
+      validation="",         # likewise; empty: val_ratio of the training rows
+      val_ratio=0.01,
+      max_examples=0,        # only the first rows, before any shuffling; 0: all
+      max_length=4096))      # tokens an example at most, and tokens a packed row
+
+  c.epochs = 1
+  c.batch_size = 256         # examples an optimizer step, over all devices
+  c.rows = 8                 # packed rows a micro-batch, over all devices; sets the memory
+  c.loss_chunk = 512         # positions whose logits exist at a time
+
+  c.lr = 2e-4
+  c.warmup_ratio = 0.1
+  c.b1, c.b2, c.eps = 0.9, 0.999, 1e-8
+  c.weight_decay, c.grad_clip_norm = 0.0, 1.0
+
+  c.eval_every = 10          # steps between validations, each with a checkpoint; 0: at the end
+  c.graft = ml_collections.ConfigDict(dict(
+      match="projections",   # projections, all, or a regex: which trained leaves are grafted
+      checkpoint="newest"))  # newest, or best: the lowest validation loss
+  return c

@@ -1,0 +1,70 @@
+"""What a run leaves for people: the loss picture, the model card, where everything came from."""
+
+import hashlib
+import importlib.metadata
+import pathlib
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+PACKAGES = ("shadowft_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers",
+            "safetensors", "numpy")
+
+
+def plot_loss(records, path):
+  """Draws training and validation loss over the steps of `records` (metrics.jsonl) as PNG."""
+  figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+  for key, label, style in (("loss", "training", "-"), ("valid_loss", "validation", "o--"),
+                            ("shadow_valid_loss", "validation, grafted Instruct", "*")):
+    points = [(r["step"], r[key]) for r in records if r.get(key) is not None]
+    if points:
+      size = 10 if style == "*" else 4
+      axes.plot(*zip(*points, strict=True), style, label=label, markersize=size)
+  axes.set(xlabel="optimizer step", ylabel="loss per answer token (nats)")
+  axes.grid(alpha=0.3)
+  axes.legend()
+  figure.savefig(path, dpi=150)
+  plt.close(figure)
+
+
+def model_card(*, base, instruct, learn_on, kind, match):
+  """README.md of a grafted folder: both parents, by the hub's own metadata fields."""
+  parents = [instruct] if learn_on == "instruct" else [instruct, base]
+  kind = "LoRA" if kind == "lora" else "full-parameter"
+  listed = "".join(f"\n- {p}" for p in parents)
+  made = (f"{kind} tuning of `{instruct}` itself" if learn_on == "instruct" else
+          f"{kind} tuning of `{base}`, whose weight update was added to `{instruct}` "
+          "(Shadow-FT, arXiv 2505.12716): W_I' = W_I + (W_B' - W_B)")
+  return (f"---\nbase_model:{listed}\nbase_model_relation: merge\ntags:\n- shadow-ft\n---\n"
+          f"# {pathlib.Path(instruct).name}, tuned\n\nMade by shadowft_jax: {made}. Grafted "
+          f"leaves: `{match}`. All other tensors, the configuration, the tokenizer and the "
+          "chat template are those of the Instruct model, byte for byte; its own card is "
+          "README.instruct.md, and its licence applies.\n")
+
+
+def sha256(path):
+  """The hex digest of a file."""
+  with open(path, "rb") as f:
+    return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def provenance(inputs, *, seed):
+  """Digest of every input file, versions of what made the run, and its seed.
+
+  Args:
+    inputs: {role: file or folder}; of a folder, the files directly in it.
+  """
+  files = {}
+  for role, path in inputs.items():
+    path = pathlib.Path(path)
+    found = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file())
+    files[role] = {str(p): sha256(p) for p in found}
+  versions = {}
+  for package in PACKAGES:
+    try:
+      versions[package] = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+      versions[package] = "not installed as a package"
+  return {"sha256": files, "versions": versions, "seed": seed}

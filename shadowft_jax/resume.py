@@ -1,0 +1,36 @@
+"""The checkpoints of a run: the newest and the best, so that it can be taken up again."""
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+_keep = ocp.training.preservation_policies
+
+
+def open_checkpoints(directory):
+  """An orbax Checkpointer that keeps the newest checkpoint and the one of lowest "loss"."""
+  best = _keep.BestN(get_metric_fn=lambda m: m["loss"], reverse=True, n=1,
+                     keep_checkpoints_without_metrics=False)
+  return ocp.training.Checkpointer(
+      directory.resolve(), cleanup_tmp_directories=True,
+      preservation_policy=_keep.AnyPreservationPolicy([_keep.LatestN(n=1), best]))
+
+
+def save(checkpoints, state, step, loss):
+  """Writes `state` under `step`; `loss` decides which checkpoint is the best."""
+  metrics = None if loss is None else {"loss": loss}
+  checkpoints.save(step, state, metrics=metrics)
+
+
+def restore(checkpoints, like, step=None):
+  """The state saved at `step` (None: the newest), typed and sharded as `like`."""
+  abstract = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+  return checkpoints.load(step, abstract)
+
+
+def best_step(checkpoints):
+  """The step of the lowest "loss", or the newest where none was measured; None if empty."""
+  measured = [c for c in checkpoints.checkpoints if c.metrics]
+  if measured:
+    return min(measured, key=lambda c: c.metrics["loss"]).step
+  return checkpoints.latest.step if checkpoints.latest else None

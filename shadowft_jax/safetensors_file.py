@@ -1,0 +1,293 @@
+"""Safetensors files: read by byte range, into sharded arrays; written one tensor at a time.
+
+Nothing is mapped into memory: mapped pages would count as the process's own.
+
+A file is the header's length (8 bytes, little-endian), the header (JSON: {tensor name:
+{"dtype", "shape", "data_offsets"}} and "__metadata__"), then the tensors' bytes, without gaps.
+Source: https://github.com/huggingface/safetensors, README.md, "Format".
+"""
+
+import json
+import math
+import os
+import pathlib
+import re
+from typing import NamedTuple
+
+import jax
+import ml_dtypes
+import numpy as np
+
+from shadowft_jax import folder, port, sharding, tree
+from shadowft_jax.errors import InputError, listing
+
+WEIGHTS = {"BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16),
+           "F32": np.dtype(np.float32)}
+# Bytes an element; a dtype that is not here may lie in a file, but nobody checks its length.
+ITEMSIZE = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2,
+            "I16": 2, "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8,
+            "F64": 8, "C64": 8}
+MAX_HEADER = 100_000_000
+# Bytes a read.  Small, since a kernel is transposed chunk by chunk: its strided writes then
+# stay within the cache (six times the speed of transposing a whole tensor).
+CHUNK = 1 << 17
+PICKLES = (".bin", ".pth", ".pt", ".ckpt")
+
+
+class Tensor(NamedTuple):
+  """Where one tensor lies; `offset` in bytes from the beginning of the file."""
+  path: pathlib.Path
+  dtype: str
+  shape: tuple[int, ...]
+  offset: int
+  nbytes: int
+
+
+def header(path):
+  """{name: Tensor} of one file.
+
+  Raises:
+    InputError: the file is truncated, or is no well-formed safetensors file.
+  """
+  size = os.path.getsize(path)
+  with open(path, "rb") as file:
+    start = file.read(8)
+    length = int.from_bytes(start, "little") if size >= 8 else 0
+    if start == b"version ":
+      raise InputError(f"{path} is a Git LFS pointer, not the weights; run `git lfs pull`")
+    if length > MAX_HEADER:
+      raise InputError(f"{path} is no safetensors file: a header has at most {MAX_HEADER} "
+                       f"bytes, this one claims {length}; download it again")
+    _check_size(path, size, 8 + length, exact=False)
+    text = file.read(length)
+  try:
+    fields = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
+    fields.pop("__metadata__", None)
+    found = {name: _tensor(path, 8 + length, **field) for name, field in fields.items()}
+  except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    raise InputError(f"{path} is no safetensors file: its header does not parse ({error}); "
+                     "download it again") from error
+  _check_ranges(path, 8 + length, found)
+  _check_size(path, size, max([8 + length, *(t.offset + t.nbytes for t in found.values())]))
+  return found
+
+
+def _unique(pairs):
+  """A JSON object's dict; a key that comes twice would be read differently by others."""
+  if len(dict(pairs)) != len(pairs):
+    raise ValueError("a key comes twice")
+  return dict(pairs)
+
+
+def _tensor(path, start, *, dtype, shape, data_offsets):
+  begin, end = data_offsets
+  numbers = [*shape, begin, end]
+  if not isinstance(dtype, str) or any(type(n) is not int or n < 0 for n in numbers):
+    raise ValueError(f"bad entry {dtype!r}, {shape}, {data_offsets}")
+  if dtype in ITEMSIZE and end - begin != math.prod(shape) * ITEMSIZE[dtype]:
+    raise ValueError(f"{dtype} {shape} does not take the {end - begin} bytes it claims")
+  return Tensor(pathlib.Path(path), dtype, tuple(shape), start + begin, end - begin)
+
+
+def _check_ranges(path, start, found):
+  """Checks that the tensors fill the buffer: no overlap, no hole."""
+  for name, tensor in sorted(found.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
+    if tensor.offset != start or tensor.nbytes < 0:
+      what = "overlaps the tensor" if tensor.offset < start else "leaves a hole"
+      raise InputError(f"{path} is no safetensors file: {name} {what} before it (byte {start} "
+                       f"expected, {tensor.offset} claimed); download it again")
+    start += tensor.nbytes
+
+
+def _check_size(path, size, want, exact=True):
+  if size < want:
+    raise InputError(f"{path} is truncated: {want - size} bytes are missing ({want} expected, "
+                     f"{size} there); download it again")
+  if exact and size > want:
+    raise InputError(f"{path} is no safetensors file: {size - want} bytes follow the last "
+                     f"tensor ({want} expected, {size} there); download it again")
+
+
+def find(directory, stem="model"):
+  """{name: Tensor} of `<stem>.safetensors`, or of the shards that its index names.
+
+  Raises:
+    InputError: the folder, its index, a shard or a tensor is missing or malformed.
+  """
+  directory = pathlib.Path(directory)
+  folder.check(directory)
+  single, index = directory / f"{stem}.safetensors", directory / f"{stem}.safetensors.index.json"
+  if index.exists():
+    places = _read_index(index)
+    if single.exists() and set(places.values()) != {single.name}:
+      raise InputError(f"{directory} has both {single.name} and an index that names other "
+                       "shards, and programs differ in which they read; keep one")
+    return _read_shards(index, places)
+  if not single.exists():
+    raise InputError(_no_weights(directory, stem))
+  return header(single)
+
+
+def _read_index(path):
+  """{tensor name: shard's file name}; a name that leaves the folder is refused."""
+  places = folder.read_json(path).get("weight_map")
+  if not isinstance(places, dict) or not places:
+    raise InputError(f"{path} has no weight_map; download it again")
+  bad = {p for p in places.values()
+         if not isinstance(p, str) or not re.fullmatch(r"[^/\\\0]+\.safetensors", p)}
+  if bad:
+    raise InputError(f"{path}: a shard is a plain *.safetensors file name in the same folder; "
+                     f"got{listing(map(repr, bad))}")
+  return places
+
+
+def _read_shards(index, places):
+  shards = sorted(set(places.values()))
+  if lost := [s for s in shards if not (index.parent / s).exists()]:
+    raise InputError(f"{index.parent} lacks shards that {index.name} names; download them:"
+                     + listing(lost, limit=len(lost)))
+  headers = {shard: header(index.parent / shard) for shard in shards}
+  lost = [f"{name}: the index has it in {shard}, which lacks it"
+          for name, shard in places.items() if name not in headers[shard]]
+  # The other way round too: nobody would read a tensor that the index leaves out.
+  lost += [f"{name}: {shard} has it, the index has it in {places.get(name, 'no shard')}"
+           for shard in shards for name in headers[shard] if places.get(name) != shard]
+  if lost:
+    raise InputError(f"{index} and its shards do not agree; download them again:"
+                     + listing(lost, limit=len(lost)))
+  return {name: headers[shard][name] for name, shard in places.items()}
+
+
+def _no_weights(directory, stem):
+  lacks = f"{directory} has no {stem}.safetensors and no {stem}.safetensors.index.json"
+  pickles = sorted(p.name for p in directory.iterdir() if p.suffix in PICKLES)
+  if not pickles:
+    return f"{lacks}; download the weights"
+  lacks += f", only pickles ({pickles[0]}), which can run code when opened and are not read"
+  if stem != "model":
+    return f"{lacks}; save it again as safetensors"
+  return (f"{lacks}; if you trust them, convert: python -c \"from transformers import "
+          f"AutoModelForCausalLM as M; M.from_pretrained('{directory}', dtype='auto')"
+          f".save_pretrained('{directory}-safetensors', safe_serialization=True)\"")
+
+
+def rows(tensor, start=0, stop=None):
+  """Yields (first row, array) over rows [start, stop) of a tensor, a chunk at a time.
+
+  The array is good until the next one: its buffer is used again.
+  """
+  stop = tensor.shape[0] if stop is None else stop
+  dtype, rest = WEIGHTS[tensor.dtype], tensor.shape[1:]
+  width = math.prod(rest) * dtype.itemsize
+  step = max(1, min(stop - start, CHUNK // max(1, width)))
+  buffer = np.empty(step * width, np.uint8)
+  with open(tensor.path, "rb", buffering=0) as file:
+    for first in range(start, stop, step):
+      count = min(step, stop - first)
+      part = buffer[:count * width]
+      _read_at(file, part, tensor.offset + first * width)
+      yield first, part.view(dtype).reshape(count, *rest)
+
+
+def _read_at(file, part, offset):
+  done = 0
+  while done < len(part):
+    count = os.preadv(file.fileno(), [part[done:]], offset + done)
+    if not count:
+      raise InputError(f"{file.name} ends at byte {offset + done}, before a tensor does; it "
+                       "changed while it was read: start again")
+    done += count
+
+
+def place(abstract, tensors, mesh):
+  """A tree of arrays: one leaf after the other, so that the host never holds two.
+
+  Args:
+    abstract: tree of ShapeDtypeStruct, in the dtypes wanted.
+    tensors: {tensor name: Tensor}, of the shapes `abstract` asks for.
+    mesh: None puts everything on the default device.
+  """
+  where = tree.names(sharding.of(abstract, mesh)) if mesh else {}
+  return tree.nest({name: _place_leaf(name, x, where.get(name), tensors)
+                    for name, x in tree.names(abstract).items()})
+
+
+def _place_leaf(name, want, where, tensors):
+  """One leaf, from buffers of this process's slices alone; each byte is read once."""
+  index = {None: (slice(None),) * want.ndim}
+  if where is not None:
+    index = where.addressable_devices_indices_map(want.shape)
+  boxes = {device: tuple(s.indices(n)[:2] for s, n in zip(slices, want.shape, strict=True))
+           for device, slices in index.items()}
+  # Devices that hold the same slice share a buffer.
+  buffers = {box: np.empty([end - start for start, end in box], want.dtype)
+             for box in boxes.values()}
+  for layer, hf_name in enumerate(port.hf_names(name, want.shape[0])):
+    _read_into(list(_views(name, layer, buffers)), tensors[hf_name], want.dtype)
+  parts = [jax.device_put(buffers[box], device) for device, box in boxes.items()]
+  # Waiting frees the buffers before the next leaf's are made.
+  jax.block_until_ready(parts)
+  if where is None:
+    return parts[0]
+  return jax.make_array_from_single_device_arrays(want.shape, where, parts)
+
+
+def _views(name, layer, buffers):
+  """Yields (box, view) of each buffer that holds a part of one tensor, turned as in the file."""
+  for box, buffer in buffers.items():
+    if port.is_stacked(name):
+      (first, end), *box = box
+      if not first <= layer < end:
+        continue
+      buffer = buffer[layer - first]
+    yield (box[::-1], buffer.T) if port.is_transposed(name) else (box, buffer)
+
+
+def _read_into(views, tensor, dtype):
+  """Reads the rows that any of the views needs, and copies to each what is its own."""
+  if not views:
+    return
+  start, stop = min(box[0][0] for box, _ in views), max(box[0][1] for box, _ in views)
+  for first, chunk in rows(tensor, start, stop):
+    chunk = bits(chunk.astype(dtype, copy=False))
+    for ((low, high), *rest), view in views:
+      a, b = max(low, first), min(high, first + len(chunk))
+      if a < b:
+        columns = tuple(slice(*r) for r in rest)
+        bits(view)[a - low:b - low] = chunk[(slice(a - first, b - first), *columns)]
+
+
+def bits(x):
+  """An array as unsigned integers: copied faster, and NaN and -0.0 compare like the rest."""
+  return x.view(f"u{x.dtype.itemsize}")
+
+
+def write_at(path, offset, array):
+  """Overwrites a file's bytes from `offset` with those of `array`."""
+  data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+  with open(path, "r+b", buffering=0) as file:
+    done = 0
+    while done < len(data):
+      done += os.pwrite(file.fileno(), data[done:], offset + done)
+
+
+def write(path, shapes, tensors, metadata):
+  """Writes a float32 file, one tensor in memory at a time.
+
+  Args:
+    path: the file.
+    shapes: {name: shape}, in the order in which they will come.
+    tensors: iterable of (name, array).
+    metadata: {str: str}; readers expect "format": "pt".
+  """
+  fields, end = {"__metadata__": metadata}, 0
+  for name, shape in shapes.items():
+    begin, end = end, end + 4 * math.prod(shape)
+    fields[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
+  text = json.dumps(fields, separators=(",", ":")).encode()
+  text += b" " * (-len(text) % 8)     # the buffer begins at a multiple of 8
+  with open(path, "wb") as file:
+    file.write(len(text).to_bytes(8, "little") + text)
+    for (name, array), (want, shape) in zip(tensors, shapes.items(), strict=True):
+      assert (name, array.shape) == (want, tuple(shape)), (name, array.shape, want, shape)
+      file.write(np.ascontiguousarray(array, np.float32).reshape(-1).view(np.uint8))

@@ -1,0 +1,292 @@
+"""Learns a delta on the Base model and grafts it onto the Instruct model.
+
+  python -m shadowft_jax.train --config configs/quickstart.py --config.lr=2e-4 --workdir runs/a
+
+Shadow-FT, arXiv 2505.12716.  A run that was stopped is taken up by the same command.
+"""
+
+import dataclasses
+import functools
+import math
+import pathlib
+from typing import Any
+from collections.abc import Callable
+
+from absl import flags
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+import optax
+
+from shadowft_jax import (
+    checkpoint, command, delta as delta_lib, graft, log, loss, objectives, optim, report, resume,
+    sharding, tree)
+from shadowft_jax.data import dataset
+from shadowft_jax.errors import InputError
+from shadowft_jax.log import say
+from shadowft_jax.models.attention import BACKENDS
+from shadowft_jax.models.decoder import REMAT
+
+
+@flax.struct.dataclass
+class TrainState:
+  """What a checkpoint holds: all that changes while training."""
+  step: jax.Array
+  delta: Any           # see delta.py
+  opt: optax.OptState
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """What is computed on a batch; hashable, so that equal runs share compiled programs."""
+  model: nn.Module
+  objective: Callable
+  scale: float         # of an adapter: alpha / rank
+  chunk: int           # positions whose logits exist at a time
+
+  def sums(self, delta, base, batch):
+    """The objective's sums for W_B + delta; its reference is W_B."""
+    policy = delta_lib.variables(base, delta, self.scale)
+    return self.objective(self.logprobs(policy), self.logprobs({"params": base}), batch)
+
+  def logprobs(self, variables):
+    """A function from a batch to log p(token t+1 | tokens up to t), float32 [B, T]."""
+    def of(batch):
+      h_BTD, head_DV = self.model.apply(
+          variables, batch["token"], batch["segment"], batch["position"],
+          method="hidden_and_head")
+      return loss.token_logprobs(h_BTD, head_DV, batch["token"], self.chunk)
+    return of
+
+
+@functools.partial(jax.jit, static_argnames="method")
+def gradients(delta, base, batch, *, method):
+  """(d loss sum / d delta, sums) of one micro-batch."""
+  def summed(delta):
+    sums = method.sums(delta, base, batch)
+    return sums["loss"], sums
+  return jax.grad(summed, has_aux=True)(delta)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def add(total, part):
+  return jax.tree.map(jnp.add, total, part)
+
+
+@functools.partial(jax.jit, static_argnames="tx", donate_argnums=0)
+def update(state, total, *, tx):
+  """One optimizer step on the mean over everything that counted in its micro-batches."""
+  grads, sums = total
+  grads = jax.tree.map(lambda g: g / sums["count"], grads)
+  updates, opt = tx.update(grads, state.opt, state.delta)
+  state = TrainState(state.step + 1, optax.apply_updates(state.delta, updates), opt)
+  means = {k: v / sums["count"] for k, v in sums.items() if k != "count"}
+  return state, {**means, "grad_norm": optax.tree.norm(grads)}
+
+
+@functools.partial(jax.jit, static_argnames="method")
+def measure(delta, base, batch, *, method):
+  return method.sums(delta, base, batch)
+
+
+def mean_loss(delta, base, batches, *, method):
+  """The objective over `batches` as one mean."""
+  parts = [measure(delta, base, batch, method=method) for batch in batches]
+  total = jax.tree.map(lambda *x: sum(map(float, x)), *parts)
+  return total["loss"] / total["count"]
+
+
+CHOICES = {
+    "learn_on": ("base", "instruct"),
+    "dtype": ("bfloat16", "float32"),
+    "attention": tuple(BACKENDS),
+    "remat": tuple(REMAT),
+    "objective": tuple(objectives.OBJECTIVES),
+    "delta.kind": delta_lib.KINDS,
+    "graft.checkpoint": ("newest", "best"),
+}
+GIVEN = ("base", "instruct", "data.train")
+POSITIVE = ("lr", "batch_size", "rows", "epochs", "loss_chunk", "delta.rank", "data.max_length")
+
+
+def check(config, mesh):
+  """Raises InputError for a field whose value cannot be right."""
+  flat = log.flat(config.to_dict())
+  for name in GIVEN:
+    if not flat[name]:
+      raise InputError(f"config.{name} is empty; set --config.{name}=PATH")
+  for name, known in CHOICES.items():
+    if flat[name] not in known:
+      raise InputError(f"config.{name} is one of {', '.join(known)}; got {flat[name]!r}")
+  for name in POSITIVE:
+    if not flat[name] > 0:
+      raise InputError(f"config.{name} must be above 0; got {flat[name]}")
+  ways = math.prod(mesh.shape[a] for a in ("data", "fsdp"))
+  if config.rows % ways:
+    raise InputError(f"config.rows is {config.rows}; it must be a multiple of {ways}, the "
+                     "devices on the mesh axes data and fsdp")
+
+
+def on_devices(batches, mesh):
+  """Puts each batch where the mesh wants it."""
+  for batch in batches:
+    yield jax.device_put(batch, NamedSharding(mesh, sharding.BATCH))
+
+
+def init_state(config, frozen, tx, mesh):
+  """The state of step 0, born sharded as `sharding.RULES` say."""
+  def init(key):
+    delta = delta_lib.zeros(key, frozen, config.delta)
+    return TrainState(jnp.int32(0), delta, tx.init(delta))
+  key = jax.random.key(config.seed)
+  return jax.jit(init, out_shardings=sharding.of(jax.eval_shape(init, key), mesh))(key)
+
+
+def learn(state, frozen, data, *, method, tx, schedule, config, saved, writer, mesh):
+  """Runs the optimizer from `state` to the last step; returns the last state.
+
+  Raises:
+    FloatingPointError: a loss or gradient is not finite; the last good checkpoint stays.
+  """
+  last = len(data.steps)
+  def validate():
+    batches = on_devices(data.valid_batches(), mesh)
+    return mean_loss(state.delta, frozen, batches, method=method) if data.valid else None
+
+  if state.step == 0:
+    writer.write(0, valid_loss=validate())
+  for step in range(int(state.step) + 1, last + 1):
+    total = None
+    for batch in on_devices(data.batches(step - 1), mesh):
+      part = gradients(state.delta, frozen, batch, method=method)
+      total = part if total is None else add(total, part)
+    state, metrics = update(state, total, tx=tx)
+    metrics = {k: float(v) for k, v in metrics.items()}
+    check_finite(metrics, step, saved)
+    writer.step(step, data.tokens(step - 1), **metrics, lr=float(schedule(step - 1)))
+    if step == last or config.eval_every and step % config.eval_every == 0:
+      valid_loss = validate()
+      writer.validated(step, metrics["loss"], valid_loss)
+      resume.save(saved, state, step, valid_loss)
+      writer.restart_clock()
+  return state
+
+
+def check_finite(metrics, step, saved):
+  """Raises FloatingPointError where a metric is inf or NaN."""
+  bad = {k: v for k, v in metrics.items() if not math.isfinite(v)}
+  if bad:
+    kept = (f"the checkpoint of step {saved.latest.step} stays" if saved.latest
+            else "there is no earlier checkpoint")
+    raise FloatingPointError(f"not finite at step {step}: {bad}; {kept}; try a lower config.lr "
+                             "or config.dtype=float32")
+
+
+def learn_delta(frozen, data, method, config, workdir, mesh):
+  """Learns from where `workdir` left off; returns the newest delta, or the best."""
+  tx, schedule = optim.make(config, len(data.steps))
+  state = init_state(config, frozen, tx, mesh)
+  say(f"{tree.size(frozen):,} parameters frozen, {tree.size(state.delta):,} learnt "
+      f"({config.delta.kind}), {len(data.steps)} steps of {config.batch_size} examples")
+  with resume.open_checkpoints(workdir / "checkpoints") as saved:
+    if saved.latest:
+      state = resume.restore(saved, state)
+      say(f"taking up {workdir} after step {saved.latest.step}")
+    with log.Log(workdir, int(state.step), len(data.steps)) as writer:
+      state = learn(state, frozen, data, method=method, tx=tx, schedule=schedule, config=config,
+                    saved=saved, writer=writer, mesh=mesh)
+    if config.graft.checkpoint == "best":
+      state = resume.restore(saved, state, resume.best_step(saved))
+  return state.delta
+
+
+def write_delta(directory, delta, config):
+  """Writes what was learnt: a PEFT adapter for the Instruct model, or delta.safetensors."""
+  if "lora" in delta:
+    checkpoint.save_adapter(directory, delta["lora"], rank=config.delta.rank,
+                            alpha=config.delta.alpha, base_model=config.instruct, overwrite=True)
+  else:
+    checkpoint.save_dense(directory, delta["delta"], overwrite=True)
+
+
+def write_shadow(directory, delta, data, method, config, mesh):
+  """Grafts the delta onto the Instruct model, measures it on the validation split, writes it.
+
+  Returns:
+    {"instruct_valid_loss", "shadow_valid_loss"}: before and after; None without a split.
+  """
+  model, instruct = checkpoint.load_model(config.instruct, mesh=mesh)
+  method = dataclasses.replace(
+      method, model=model.clone(dtype=method.model.dtype, backend=config.attention))
+  def measured(params):
+    batches = on_devices(data.valid_batches(), mesh)
+    return mean_loss({"delta": {}}, params, batches, method=method) if data.valid else None
+  before = measured(instruct)
+  shadow, leaves = graft.graft(instruct, delta, scale=method.scale, match=config.graft.match)
+  after = measured(shadow)
+  card = report.model_card(base=config.base, instruct=config.instruct, match=config.graft.match,
+                           learn_on=config.learn_on, kind=config.delta.kind)
+  (directory.parent / "README.md").write_text(card)
+  graft.write(directory, shadow, leaves, like=config.instruct, card=card, overwrite=True)
+  return {"instruct_valid_loss": before, "shadow_valid_loss": after}
+
+
+def train(config, workdir):
+  """The whole method: learns W_B + delta, writes delta, writes W_I + delta.
+
+  Args:
+    config: see presets.py.
+    workdir: the run's folder; a run found there is taken up, a finished one left alone.
+
+  Returns:
+    The records of metrics.jsonl.
+
+  Raises:
+    InputError: bad input of any kind.
+    FloatingPointError: the loss is not finite.
+  """
+  workdir = pathlib.Path(workdir)
+  mesh = sharding.make_mesh(config.mesh)
+  check(config, mesh)
+  log.claim(workdir, config)
+  if (workdir / "provenance.json").exists():          # written last
+    say(f"{workdir} is complete; its grafted model is {workdir / 'shadow'}")
+    return log.read_metrics(workdir)
+  with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATIONS):
+    checkpoint.check_pair(config.base, config.instruct)
+    data = dataset.read(config)                        # the Instruct's template renders it
+    source = {"base": config.base, "instruct": config.instruct}[config.learn_on]
+    model, frozen = checkpoint.load_model(             # W_B: never written again
+        source, dtype=jnp.dtype(config.dtype), mesh=mesh, backend=config.attention,
+        remat=config.remat)
+    method = Method(model, objectives.OBJECTIVES[config.objective],
+                    delta_lib.scale_of(config.delta), config.loss_chunk)
+    delta = learn_delta(frozen, data, method, config, workdir, mesh)
+    del frozen                                         # room for W_I
+    write_delta(workdir / "delta", delta, config)
+    losses = write_shadow(workdir / "shadow", delta, data, method, config, mesh)
+  return wrap_up(config, workdir, losses)
+
+
+def wrap_up(config, workdir, losses):
+  """Writes the picture and the provenance of a finished run; returns its metrics."""
+  records = log.append(workdir, losses)
+  report.plot_loss(records, workdir / "loss.png")
+  inputs = {"base": config.base, "instruct": config.instruct, "train": config.data.train}
+  if config.data.validation:
+    inputs["validation"] = config.data.validation
+  log.write_json(workdir / "provenance.json", report.provenance(inputs, seed=config.seed))
+  for name, loss_ in losses.items():
+    if loss_ is not None:
+      say(f"{name.replace('_', ' ')} {loss_:.4f}")
+  for name in ("delta", "shadow", "loss.png"):
+    say(f"written: {workdir / name}")
+  return records
+
+
+if __name__ == "__main__":
+  CONFIG = command.define_config()
+  WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run.", required=True)
+  command.run(lambda: train(CONFIG.value, WORKDIR.value))

@@ -1,0 +1,76 @@
+"""What holds for every test: 8 CPU devices, no network, our own warnings are errors."""
+
+import os
+import pathlib
+import socket
+
+# Before jax is imported by any test.
+FLAG = "--xla_force_host_platform_device_count"
+if FLAG not in os.environ.get("XLA_FLAGS", ""):
+  os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAG}=8".strip()
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest  # noqa: E402
+
+ROOT = pathlib.Path(__file__).parents[1]
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def pytest_addoption(parser):
+  parser.addoption("--all", "--slow", action="store_true", dest="all",
+                   help="runs the tests marked slow, too")
+
+
+def pytest_configure(config):
+  config.addinivalue_line("markers", "slow: runs in `make test-all` only")
+  config.addinivalue_line("filterwarnings", r"error:::shadowft_jax(\.|$)")
+
+
+def pytest_collection_modifyitems(config, items):
+  if config.getoption("all"):
+    return
+  slow = [item for item in items if item.get_closest_marker("slow")]
+  config.hook.pytest_deselected(items=slow)
+  items[:] = [item for item in items if not item.get_closest_marker("slow")]
+
+
+def pytest_terminal_summary(terminalreporter):
+  """Names every test that was left out, and what it lacks."""
+  left_out = terminalreporter.stats.get("skipped", [])
+  if left_out:
+    terminalreporter.section("left out")
+  for report in left_out:
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+    terminalreporter.line(f"{report.nodeid}: {str(reason).removeprefix('Skipped: ')}")
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+  """Refuses every connection but to this machine."""
+  def guarded(connect):
+    def checked(self, address, *args):
+      if self.family != socket.AF_UNIX and address[0] not in LOOPBACK:
+        raise OSError(f"a test opens a connection to {address}; tests have no network")
+      return connect(self, address, *args)
+    return checked
+  for name in ("connect", "connect_ex"):
+    monkeypatch.setattr(socket.socket, name, guarded(getattr(socket.socket, name)))
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+  """shared_data(name): a folder of real data that does not come with the repository.
+
+  It lies in SHADOWFT_DATA, where its absence is a failure, or in ../shared/data, where a test
+  that lacks it is left out.
+  """
+  told = os.environ.get("SHADOWFT_DATA")
+  root = pathlib.Path(told) if told else ROOT.parent / "shared" / "data"
+  def find(name):
+    if not (root / name).exists():
+      reason = f"needs the data {name!r} in {'SHADOWFT_DATA' if told else root}"
+      pytest.fail(reason) if told else pytest.skip(reason)
+    return root / name
+  return find

@@ -1,0 +1,396 @@
+"""What is learnt is what the assistant says and what ends its turn: no more, and no less."""
+
+import json
+
+import numpy as np
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Regex, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from shadowft_jax.data import chat, sources
+from shadowft_jax.errors import InputError
+
+CHATML = """{% for m in messages %}<|im_start|>{{ m.role }}
+{{ m.content }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+
+LLAMA3 = """{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m.role
++ '<|end_header_id|>\\n\\n' + m.content | trim + '<|eot_id|>' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
+{%- endif %}"""
+
+GEMMA = """{{ bos_token }}{% set ns = namespace(system='') %}{% for m in messages %}
+{%- if m.role == 'system' %}{% set ns.system = m.content + '\\n\\n' %}{% else %}
+{{- '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\\n' + ns.system
++ m.content | trim + '<end_of_turn>\\n' }}{% set ns.system = '' %}{% endif %}{% endfor %}
+{%- if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"""
+
+QWEN3 = """{% for m in messages %}{% set content = m.content.split('</think>')[-1].lstrip('\\n') %}
+{%- set thoughts = m.content.split('</think>')[0].replace('<think>', '').strip('\\n')
+if '</think>' in m.content else '' %}{{ '<|im_start|>' + m.role + '\\n' }}
+{%- if m.role == 'assistant' and loop.last %}{{ '<think>\\n' + thoughts + '\\n</think>\\n\\n' }}
+{%- endif %}{{ content + '<|im_end|>\\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+
+# Its prompt opens thoughts, which the rendered conversation does not.
+DEEPSEEK = """{{ bos_token }}{% for m in messages %}{{ '<|user|>' + m.content if m.role == 'user'
+else '<|assistant|>' + m.content.split('</think>')[-1] + eos_token }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|assistant|><think>\\n' }}{% endif %}"""
+
+# It closes the whole conversation as well as the last turn.
+PHI = """{% for m in messages %}{{ '<|' + m.role + '|>\\n' + m.content + '<|end|>\\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% else %}{{ eos_token }}{% endif %}"""
+
+# Nothing but words between the turns.
+PLAIN = """{% for m in messages %}{{ 'A:' if m.role == 'assistant' else 'Q:' }} {{ m.content }}
+{% endfor %}{% if add_generation_prompt %}A:{% endif %}"""
+
+# Template, what closes a turn, what closes the last one, what comes before the last one.
+TEMPLATES = {
+    "chatml": (CHATML, "<|im_end|>\n", "<|im_end|>\n", ""),
+    "llama3": (LLAMA3, "<|eot_id|>", "<|eot_id|>", ""),
+    "gemma": (GEMMA, "<end_of_turn>\n", "<end_of_turn>\n", ""),
+    "qwen3": (QWEN3, "<|im_end|>\n", "<|im_end|>\n", "<think>\n\n</think>\n\n"),
+    "deepseek": (DEEPSEEK, "<|eos|>", "<|eos|>", ""),
+    "phi": (PHI, "<|end|>\n", "<|end|>\n<|eos|>", ""),
+}
+SPECIAL = ["<|bos|>", "<|eos|>", "<unk>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>",
+           "<|end_header_id|>", "<|eot_id|>", "<start_of_turn>", "<end_of_turn>", "<|system|>",
+           "<|user|>", "<|assistant|>", "<|end|>", "[INST]", "[/INST]"]
+WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+TEXT = ["The quick brown fox jumps over the lazy dog; what is the answer? It is four.\n\n"] * 9
+
+
+def byte_level(trim):
+  """A tokenizer as Llama 3's and Qwen's are; `trim` leaves spaces out of offsets, as GPT-2's."""
+  t = Tokenizer(models.BPE())
+  t.pre_tokenizer = pre_tokenizers.Sequence([
+      pre_tokenizers.Split(Regex(WORDS), behavior="isolated"),
+      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+  t.decoder = decoders.ByteLevel()
+  t.train_from_iterator(TEXT, trainers.BpeTrainer(
+      vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+  t.post_processor = processors.ByteLevel(trim_offsets=trim)
+  return t
+
+
+def byte_fallback():
+  """A tokenizer as Gemma's is."""
+  t = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+  t.normalizer = normalizers.Replace(" ", "▁")
+  t.decoder = decoders.Sequence(
+      [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+  text = [x.replace(" ", "▁").replace("\n", "") for x in TEXT]
+  t.train_from_iterator(text, trainers.BpeTrainer(
+      vocab_size=400, special_tokens=["<unk>"] + [f"<0x{i:02X}>" for i in range(256)],
+      show_progress=False))
+  return t
+
+
+def wrapped(backend, template):
+  backend.add_special_tokens([AddedToken(x, special=True, normalized=False) for x in SPECIAL])
+  return PreTrainedTokenizerFast(
+      tokenizer_object=backend, bos_token="<|bos|>", eos_token="<|eos|>", chat_template=template)
+
+
+@pytest.fixture(scope="module", params=["trimmed", "untrimmed", "fallback"])
+def any_tokenizer(request):
+  made = {"trimmed": lambda: byte_level(True), "untrimmed": lambda: byte_level(False),
+          "fallback": byte_fallback}
+  return wrapped(made[request.param](), CHATML)
+
+
+@pytest.fixture(scope="module")
+def plain_tokenizer():
+  return wrapped(byte_level(False), CHATML)
+
+
+@pytest.fixture
+def tokenizer(plain_tokenizer):
+  plain_tokenizer.chat_template = CHATML
+  return plain_tokenizer
+
+
+def talk(*contents, system=None):
+  """A conversation that the user opens."""
+  first = [{"role": "system", "content": system}] if system is not None else []
+  return first + [{"role": ("user", "assistant")[i % 2], "content": c}
+                  for i, c in enumerate(contents)]
+
+
+def text_of(ids, tokenizer):
+  return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def learnt(example, tokenizer):
+  """The text of each run of tokens that count."""
+  edges = np.flatnonzero(np.diff(np.concatenate([[0], example.answer, [0]])))
+  return [text_of(example.token[a:b], tokenizer) for a, b in edges.reshape(-1, 2)]
+
+
+CONVERSATIONS = [
+    talk("What is it?", "It is four."),
+    talk("What is it?", "It is four.", "Why?", "The dog jumps.", "and?", "the fox"),
+    talk("What?", "four", system="The lazy dog."),
+    talk("Qu'est-ce 🎈?", "🎈🎈 naïve 中文字 🏳️‍🌈", "再见", "𝔘 é ç"),
+    talk("four", "four", "four", "four", system="four"),               # the answer asked
+    talk("say assistant", "assistant", "say", "<|im"),                 # a part of the template
+    talk("the answer is the answer", "the answer", "the", "answer is the answer"),
+    talk("a", "zqxanswerqxz", "zqxanswerqxzzqxanswerqxz", "zqxanswerqxz zqxanswerqxz"),
+    talk("x", "lines\n\nand  two  spaces\n\nend."),
+    talk("A: ", "Q: A: is", " A:", "Q:"),
+]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("conversation", CONVERSATIONS, ids=range(len(CONVERSATIONS)))
+def test_exactly_the_answers_and_what_ends_them_are_learnt(any_tokenizer, name, conversation):
+  template, end, last_end, before = TEMPLATES[name]
+  any_tokenizer.chat_template = template
+  example = chat.encode(conversation, any_tokenizer, 1000)
+  answers = [m["content"] for m in conversation if m["role"] == "assistant"]
+  assert learnt(example, any_tokenizer) == (
+      [a + end for a in answers[:-1]] + [before + answers[-1] + last_end])
+  # All of the text is there, and answers follow the prompt that generation is given.
+  whole = any_tokenizer.apply_chat_template(conversation, tokenize=False)
+  assert text_of(example.token, any_tokenizer) == whole
+  prompt = chat.render_prompt(conversation[:-1], any_tokenizer)
+  if name != "deepseek":
+    assert example.token[:len(prompt)].tolist() == prompt and example.answer[len(prompt)] == 1
+  assert example.token.dtype == example.answer.dtype == np.int32 and example.cut == 0
+
+
+def test_turns_that_words_alone_divide(tokenizer):
+  tokenizer.chat_template = PLAIN
+  example = chat.encode(talk("the fox", "the dog", "Q: four", "lazy Q:"), tokenizer, 1000)
+  assert learnt(example, tokenizer) == [" the dog\n", " lazy Q:\n"]
+
+
+def test_characters_at_the_border_of_an_answer_are_on_their_side(any_tokenizer):
+  joined = "{% for m in messages %}{{ m.content }}{% endfor %}"
+  any_tokenizer.chat_template = joined
+  for asked, answered in (("x🎈", "🎈y"), ("中", "中"), ("dog.", "four  "), ("dog.\n", " ")):
+    example = chat.encode(talk(asked, answered), any_tokenizer, 99)
+    assert learnt(example, any_tokenizer) == [answered]
+
+
+def test_a_token_across_the_border_is_no_answer():
+  # However the tokenizer reports its spaces.
+  for trim in (True, False):
+    tokenizer = wrapped(byte_level(trim), "{% for m in messages %}{{ m.content }}{% endfor %}")
+    assert learnt(chat.encode(talk("dog. ", "the fox"), tokenizer, 99), tokenizer) == [" fox"]
+
+
+def test_spaces_around_an_answer_are_as_the_template_writes_them(any_tokenizer):
+  conversation = talk("x", "  the dog \n", "y", " four  ")
+  any_tokenizer.chat_template = CHATML
+  assert learnt(chat.encode(conversation, any_tokenizer, 99), any_tokenizer) == [
+      "  the dog \n<|im_end|>\n", " four  <|im_end|>\n"]
+  any_tokenizer.chat_template = GEMMA
+  assert learnt(chat.encode(conversation, any_tokenizer, 99), any_tokenizer) == [
+      "the dog<end_of_turn>\n", "four<end_of_turn>\n"]
+
+
+def test_thoughts_are_learnt_where_the_template_keeps_them(tokenizer):
+  tokenizer.chat_template = QWEN3
+  example = chat.encode(talk("a", "<think>\nhm\n</think>\n\nb", "c", "<think>\noh\n</think>\n\nd"),
+                        tokenizer, 1000)
+  assert learnt(example, tokenizer) == ["b<|im_end|>\n", "<think>\noh\n</think>\n\nd<|im_end|>\n"]
+
+
+def test_turns_in_an_unusual_order(tokenizer):
+  assistant = lambda text: {"role": "assistant", "content": text}
+  for template, before in ((CHATML, ""), (QWEN3, "<think>\n\n</think>\n\n")):
+    tokenizer.chat_template = template
+    two = chat.encode([*talk("a", "four"), assistant("dog")], tokenizer, 1000)
+    assert learnt(two, tokenizer)[0] == "four<|im_end|>\n"
+    assert learnt(two, tokenizer)[1].endswith("dog<|im_end|>\n")
+    opened = chat.encode([assistant("four"), *talk("b", "dog")], tokenizer, 1000)
+    assert learnt(opened, tokenizer) == ["four<|im_end|>\n", before + "dog<|im_end|>\n"]
+  tokenizer.chat_template = CHATML
+  left_open = chat.encode(talk("a", "four", "and?"), tokenizer, 1000)
+  assert learnt(left_open, tokenizer) == ["four<|im_end|>\n"]
+
+
+def test_what_is_beyond_max_length_is_cut_and_counted(tokenizer):
+  conversation = talk("What is it?", "It is four.")
+  whole = chat.encode(conversation, tokenizer, 1000)
+  for length in range(1, len(whole.token) + 3):
+    example = chat.encode(conversation, tokenizer, length)
+    np.testing.assert_array_equal(example.token, whole.token[:length])
+    np.testing.assert_array_equal(example.answer, whole.answer[:length])
+    assert example.cut == whole.answer[length:].sum()
+
+
+def test_encoding_many_is_encoding_each(tokenizer, monkeypatch):
+  monkeypatch.setattr(chat, "CHUNK", 3)
+  longest = max(len(chat.encode(c, tokenizer, 10**6).token) for c in CONVERSATIONS)
+  examples, report = chat.encode_all(CONVERSATIONS, tokenizer, longest)
+  for example, conversation in zip(examples, CONVERSATIONS, strict=True):
+    one = chat.encode(conversation, tokenizer, longest)
+    np.testing.assert_array_equal(example.token, one.token)
+    np.testing.assert_array_equal(example.answer, one.answer)
+  assert report == chat.Report(
+      examples=len(CONVERSATIONS), dropped=0, cut=0, tokens=sum(len(e.token) for e in examples),
+      answer_tokens=sum(e.answer.sum() for e in examples))
+
+
+def test_examples_without_any_answer_left_are_dropped_and_counted(tokenizer):
+  short, long = talk("a", "four"), talk("the lazy dog " * 50, "four")
+  cut = talk("a", "the lazy dog " * 50)
+  examples, report = chat.encode_all([long, short, cut, long], tokenizer, 40)
+  assert [learnt(e, tokenizer)[0][:4] for e in examples] == ["four", "the "]
+  assert (report.examples, report.dropped, report.cut) == (2, 2, 1)
+  assert report.tokens == sum(len(e.token) for e in examples)
+  tokenizer.chat_template = "{{ messages[0].content }}"      # it begins with the answer
+  with pytest.raises(InputError, match="data.max_length=1; raise"):
+    chat.encode_all([[{"role": "assistant", "content": "four dogs"}]], tokenizer, 1)
+  tokenizer.chat_template = CHATML
+  with pytest.raises(InputError, match="none of the 2 conversations .*data.max_length=40; raise"):
+    chat.encode_all([long, long], tokenizer, 40)
+
+
+def test_a_run_is_the_same_on_any_day(tokenizer):
+  tokenizer.chat_template = (
+      "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}"
+      "{% endif %}{{ date_string }}" + CHATML)
+  assert text_of(chat.render_prompt(talk("x"), tokenizer), tokenizer).startswith("26 Jul 2024")
+
+
+HOSTILE = ["{{ ''.__class__.__mro__[1].__subclasses__() }}",
+           "{{ messages.__class__.__base__ }}",
+           "{{ namespace.__init__.__globals__['os'].system('touch hostile') }}",
+           "{{ messages.append({'role': 'user', 'content': 'x'}) }}"]
+
+
+@pytest.mark.parametrize("attack", HOSTILE)
+def test_a_template_cannot_reach_out_of_its_sandbox(tokenizer, tmp_path, monkeypatch, attack):
+  monkeypatch.chdir(tmp_path)
+  tokenizer.chat_template = attack + CHATML
+  with pytest.raises(InputError, match="the chat template of .* fails on roles user, assistant"):
+    chat.encode(talk("a", "b"), tokenizer, 100)
+  assert not list(tmp_path.iterdir())
+
+
+# What stands around an answer depends on it.
+LENGTH = "{{ messages | map(attribute='content') | join | length }}"
+
+
+@pytest.mark.parametrize("template, conversation, match", [
+    (None, talk("a", "b"), r"has no chat template; use the tokenizer of the Instruct"),
+    ("{% if %}", talk("a", "b"), r"fails on roles user, assistant"),
+    ("{{ raise_exception('No system here') }}", talk("a", "b", system="s"),
+     r"fails on roles system, user, assistant: No system here"),
+    ("{{ messages[0].content }}", talk("a", "b"), r"turn 2: the chat template .* 0 times"),
+    (CHATML * 2, talk("a", "b"), r"turn 2: the chat template .* writes an answer 2 times"),
+    (LENGTH + CHATML, talk("a", "b"),
+     r"turn 2: the answer 'b' is not found in what the chat template of .* writes"),
+    (CHATML + LENGTH, talk("a", "b"), r"turn 2: the answer 'b'"),
+    ("{% for m in messages %}{{ m.content }}|{% endfor %}{{ '|' if add_generation_prompt }}",
+     talk("a", ""), r"turn 2: the answer '' is not found"),
+    (CHATML, talk("a"), r"no turn of the assistant"),
+])
+def test_what_cannot_be_rendered_is_refused(tokenizer, template, conversation, match):
+  tokenizer.chat_template = template
+  with pytest.raises(InputError, match=match):
+    chat.encode(conversation, tokenizer, 100)
+  with pytest.raises(InputError, match="conversation 1: "):
+    chat.encode_all([conversation], tokenizer, 100)
+
+
+def test_an_error_names_the_conversation(tokenizer, monkeypatch):
+  monkeypatch.setattr(chat, "CHUNK", 2)
+  with pytest.raises(InputError, match="conversation 4: there is no turn of the assistant"):
+    chat.encode_all([talk("a", "b")] * 3 + [talk("a")], tokenizer, 100)
+  with pytest.raises(InputError, match="data.max_length must be above 0; got 0"):
+    chat.encode(talk("a", "b"), tokenizer, 0)
+
+
+def test_a_tokenizer_is_loaded_from_its_folder(tokenizer, tmp_path):
+  tokenizer.save_pretrained(tmp_path)
+  loaded = chat.load_tokenizer(tmp_path)
+  for conversation in CONVERSATIONS:
+    one, other = (chat.encode(conversation, t, 1000) for t in (tokenizer, loaded))
+    np.testing.assert_array_equal(one.token, other.token)
+    np.testing.assert_array_equal(one.answer, other.answer)
+
+
+@pytest.mark.parametrize("files, match", [
+    ({}, "has no tokenizer that can be read: .*; copy tokenizer.json"),
+    ({"tokenizer.json": "{}"}, "has no tokenizer that can be read"),
+    ({"tokenizer_config.json": '{"auto_map": {"AutoTokenizer": ["evil.Evil", null]}}',
+      "evil.py": "import pathlib; pathlib.Path(__file__).with_name('ran').touch()"},
+     "has no tokenizer that can be read: .*custom code"),
+])
+def test_a_folder_without_a_tokenizer_is_refused_in_one_line(tmp_path, files, match):
+  for name, text in files.items():
+    (tmp_path / name).write_text(text)
+  with pytest.raises(InputError, match=match) as error:
+    chat.load_tokenizer(tmp_path)
+  assert "\n" not in str(error.value) and not (tmp_path / "ran").exists()
+  with pytest.raises(InputError, match="nowhere is not a folder; give a Hugging Face"):
+    chat.load_tokenizer(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("generation, config, expected", [
+    ({"eos_token_id": [7, 8]}, {"eos_token_id": 8}, (7, 8)),
+    ({"eos_token_id": 7}, None, (7,)),
+    ({}, {"eos_token_id": None}, ()),
+    (None, None, ()),
+])
+def test_stop_tokens_are_all_that_are_named(tokenizer, tmp_path, generation, config, expected):
+  for name, content in (("generation_config", generation), ("config", config)):
+    if content is not None:
+      (tmp_path / f"{name}.json").write_text(json.dumps(content))
+  assert chat.stop_tokens(tokenizer, tmp_path) == (*expected, tokenizer.eos_token_id)
+  bare = PreTrainedTokenizerFast(tokenizer_object=byte_level(False))
+  if expected:
+    assert chat.stop_tokens(bare, tmp_path) == expected
+  else:
+    with pytest.raises(InputError, match="names no end token; set eos_token_id"):
+      chat.stop_tokens(bare, tmp_path)
+  (tmp_path / "config.json").write_text("[]")
+  with pytest.raises(InputError, match="config.json is not a JSON object"):
+    chat.stop_tokens(tokenizer, tmp_path)
+
+
+# The file's name holds this -> what closes a turn, and what closes the last one besides.
+REAL = {
+    "deepseek": ("<｜end▁of▁sentence｜>", ""),
+    "gemma": ("<end_of_turn>\n", ""), "llama-3": ("<|eot_id|>", ""), "llama3": ("<|eot_id|>", ""),
+    "qwen": ("<|im_end|>\n", ""), "phi": ("<|end|>\n", "<|eos|>"), "mistral": ("<|eos|>", ""),
+}
+THINKING = {"qwen3.jinja": "<think>\n\n</think>\n\n"}
+
+
+def real_templates(folder):
+  found = sorted(p for p in folder.rglob("*.jinja") if p.stem != "llava_next")
+  assert len(found) > 15
+  for path in found:
+    yield path, next(v for k, v in REAL.items() if k in path.name.lower())
+
+
+def test_the_templates_of_real_models(tokenizer, shared_data):
+  conversations = [talk("What is it?", "It is four."), talk("four", "four", "🎈", "中文 four")]
+  for path, (end, last) in real_templates(shared_data("chat_templates")):
+    tokenizer.chat_template = path.read_text(encoding="utf-8")
+    for conversation in conversations:
+      *answers, final = [m["content"] for m in conversation if m["role"] == "assistant"]
+      assert learnt(chat.encode(conversation, tokenizer, 1000), tokenizer) == (
+          [a + end for a in answers] + [THINKING.get(path.name, "") + final + end + last]), path
+
+
+def test_a_real_template_for_content_of_another_kind_is_refused(tokenizer, shared_data):
+  path = shared_data("chat_templates") / "trl" / "llava_next.jinja"
+  tokenizer.chat_template = path.read_text(encoding="utf-8")
+  with pytest.raises(InputError, match="the chat template of"):
+    chat.encode(talk("a", "b"), tokenizer, 100)
+
+
+def test_the_demo_of_llamafactory_is_encoded(tokenizer, shared_data):
+  rows = sources.read_rows(shared_data("llamafactory_demo") / "alpaca_en_demo.json")
+  examples, report = chat.encode_all(rows, tokenizer, 10**6)
+  assert (report.examples, report.dropped, report.cut) == (1000, 0, 0)
+  for example, row in zip(examples, rows, strict=True):
+    assert learnt(example, tokenizer) == [row[1]["content"] + "<|im_end|>\n"]

@@ -1,0 +1,168 @@
+"""Bad input: one clear line, exit code 2, nothing lost."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from shadowft_jax import train
+from shadowft_jax.errors import InputError
+from tests import pico, runs
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+  return runs.make_pair(tmp_path_factory.mktemp("pair"))
+
+
+@pytest.fixture
+def own_pair(pair, tmp_path):
+  """A copy of the pair that a test may spoil."""
+  return pathlib.Path(shutil.copytree(pair, tmp_path / "pair"))
+
+
+def command(module, *flags):
+  return subprocess.run(
+      [sys.executable, "-m", f"shadowft_jax.{module}", *map(str, flags)], cwd=ROOT,
+      env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120)
+
+
+def assert_one_line(result, *words):
+  assert result.returncode == 2, result.stderr
+  lines = [line for line in result.stderr.splitlines() if line]
+  assert len(lines) == 1, result.stderr
+  assert lines[0].startswith("error: ")
+  for word in words:
+    assert word in lines[0]
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--config", "configs/quickstrat.py"], ["does not exist", "configs/quickstart.py"]),
+    (["--config", "configs/quickstart.py", "--config.lrr=1"], ["lrr", 'Did you mean "lr"']),
+    (["--config=configs/quickstart.py", "--config.data.trian=x"], ["Did you mean \"train\""]),
+    (["--config=configs/quickstart.py", "--config.batch_size=many"], ["batch_size", "many"]),
+    (["--config=configs/quickstart.py", "--wrokdir=x"], ["wrokdir", "workdir"]),
+    (["--config=configs/quickstart.py"], ["workdir"]),
+    (["--workdir=x"], ["config"]),
+    (["--config=configs/lora.py", "--workdir=x"], ["config.base is empty", "--config.base="]),
+], ids=lambda x: " ".join(x)[-30:])
+def test_what_train_is_told(flags, words):
+  assert_one_line(command("train", *flags), *words)
+
+
+def test_debug_shows_the_traceback(tmp_path):
+  result = command("train", "--config=configs/lora.py", f"--workdir={tmp_path / 'x'}", "--debug")
+  assert "Traceback" in result.stderr and "InputError" in result.stderr
+
+
+def test_graft_command(pair, tmp_path):
+  train.train(runs.config_of(pair, epochs=1), tmp_path / "run")
+  flags = [f"--delta={tmp_path / 'run' / 'delta'}", f"--instruct={pair / 'instruct'}",
+           f"--out={tmp_path / 'out'}"]
+  result = command("graft", *flags)
+  assert result.returncode == 0, result.stderr
+  mine, theirs = (f / "model.safetensors" for f in (tmp_path / "out", tmp_path / "run" / "shadow"))
+  assert mine.read_bytes() == theirs.read_bytes()
+  assert_one_line(command("graft", *flags), str(tmp_path / "out"), "exists")
+  assert command("graft", *flags, "--overwrite").returncode == 0
+  assert_one_line(command("graft", f"--delta={tmp_path}", *flags[1:]), str(tmp_path))
+
+
+def fails(config, workdir, match):
+  with pytest.raises(InputError, match=match):
+    train.train(config, workdir)
+  assert not (workdir / "shadow").exists() and not (workdir / "delta").exists()
+
+
+@pytest.mark.parametrize("field, value, message", [
+    ("learn_on", "both", "config.learn_on is one of base, instruct; got 'both'"),
+    ("delta.kind", "dora", "config.delta.kind is one of lora, full; got 'dora'"),
+    ("objective", "kto", "config.objective is one of"),
+    ("attention", "flash", "config.attention is one of"),
+    ("dtype", "float8", "config.dtype is one of bfloat16, float32; got 'float8'"),
+    ("lr", 0.0, "config.lr must be above 0"),
+    ("delta.rank", 0, "config.delta.rank must be above 0"),
+    ("rows", 6, "config.rows is 6; it must be a multiple of 8"),
+    ("delta.match", "vision", "'vision' finds no kernel"),
+    ("graft.match", "vision", "'vision' selects none"),
+    ("data.val_ratio", 1.5, "val_ratio"),
+    ("data.max_length", 3, "raise data.max_length"),
+    ("data.train", "/nowhere/rows.jsonl", "/nowhere/rows.jsonl"),
+    ("base", "/nowhere", "/nowhere"),
+])
+def test_a_field_that_cannot_be(pair, tmp_path, field, value, message):
+  if field == "graft.match":
+    with pytest.raises(InputError, match=message):
+      train.train(runs.config_of(pair, **{field: value, "epochs": 1}), tmp_path / "run")
+    return
+  fails(runs.config_of(pair, **{field: value}), tmp_path / "run", message)
+
+
+def test_a_model_without_safetensors(own_pair, tmp_path):
+  (own_pair / "base" / "model.safetensors").unlink()
+  fails(runs.config_of(own_pair), tmp_path / "run", "safetensors")
+  torch.save({}, own_pair / "base" / "pytorch_model.bin")
+  fails(runs.config_of(own_pair), tmp_path / "run", r"pytorch_model\.bin.*safe")
+
+
+def test_a_shard_that_is_missing_or_truncated(own_pair, tmp_path):
+  pico.save(pico.hf_model("qwen3"), own_pair / "sharded", max_shard_size="20KB",
+            with_tokenizer=True)
+  config = runs.config_of(own_pair, base=str(own_pair / "sharded"))
+  shard = sorted((own_pair / "sharded").glob("model-0*.safetensors"))[1]
+  content = shard.read_bytes()
+  shard.write_bytes(content[:-100])
+  fails(config, tmp_path / "run", f"{shard.name}.*100 bytes")
+  shard.unlink()
+  fails(config, tmp_path / "run", shard.name)
+
+
+def test_a_pair_that_is_none_lists_every_tensor(own_pair, tmp_path):
+  pico.save(pico.hf_model("qwen2"), own_pair / "other", with_tokenizer=True)
+  config = runs.config_of(own_pair, base=str(own_pair / "other"))
+  with pytest.raises(InputError) as error:
+    train.train(config, tmp_path / "run")
+  for name in ("layers.0.self_attn.q_proj.bias", "layers.1.self_attn.q_norm.weight"):
+    assert name in str(error.value)
+
+
+@pytest.mark.parametrize("text, message", [
+    ("", "rows.jsonl"),
+    ('{"instruction": "a", "output": ""}\n', "rows.jsonl.*1"),
+    ('{"prompt": "a"}\n', "prompt"),
+    ("{", "rows.jsonl.*1"),
+])
+def test_a_dataset_that_teaches_nothing(own_pair, tmp_path, text, message):
+  (own_pair / "rows.jsonl").write_text(text)
+  fails(runs.config_of(own_pair), tmp_path / "run", message)
+
+
+def test_answers_cut_away_are_counted(own_pair, tmp_path, capsys):
+  rows = (own_pair / "rows.jsonl").read_text().splitlines()
+  long = json.dumps({"instruction": "word " * 100, "output": "end"})
+  (own_pair / "rows.jsonl").write_text("\n".join([*rows, long]))
+  train.train(runs.config_of(own_pair, **{"epochs": 1, "data.val_ratio": 0.0}), tmp_path / "run")
+  told = capsys.readouterr().err
+  assert "1 dropped" in told
+
+
+def test_a_workdir_of_another_config(pair, tmp_path):
+  train.train(runs.config_of(pair, epochs=1), tmp_path / "run")
+  config = (tmp_path / "run" / "config.json").read_text()
+  with pytest.raises(InputError, match=r"another config.*\n  lr: 0.01 there, 0.02 now"):
+    train.train(runs.config_of(pair, epochs=1, lr=0.02), tmp_path / "run")
+  assert (tmp_path / "run" / "config.json").read_text() == config
+
+
+def test_a_workdir_that_is_no_run(pair, tmp_path):
+  (tmp_path / "thesis.txt").write_text("mine")
+  with pytest.raises(InputError, match="not a run's folder"):
+    train.train(runs.config_of(pair), tmp_path)
+  assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]

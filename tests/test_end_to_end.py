@@ -1,0 +1,243 @@
+"""Train, kill, resume; train, graft, export, reload elsewhere."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import peft
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from shadowft_jax import checkpoint, generate, log, resume, train
+from tests import runs
+
+TOKENS = np.random.default_rng(0).integers(0, 96, (2, 24))
+
+
+def torch_logits(folder, dtype=torch.float32, adapter=None):
+  model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+  if adapter:
+    model = peft.PeftModel.from_pretrained(model, adapter)
+  with torch.no_grad():
+    return model(torch.tensor(TOKENS)).logits.float().numpy()
+
+
+def our_logits(folder):
+  model, params = checkpoint.load_model(folder, dtype=jnp.float32)
+  return np.asarray(model.apply({"params": params}, jnp.array(TOKENS)))
+
+
+def tensors(folder):
+  from safetensors.torch import load_file
+  return load_file(folder / "model.safetensors")
+
+
+def assert_close(got, want, tolerance=2e-4):
+  assert np.abs(got - want).max() <= tolerance * np.abs(want).max()
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+  return runs.make_pair(tmp_path_factory.mktemp("pair"))
+
+
+@pytest.fixture(scope="module")
+def lora_run(pair, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("runs") / "lora"
+  records = train.train(runs.config_of(pair), workdir)
+  return workdir, records
+
+
+def test_a_run_learns_and_leaves_a_whole_folder(pair, lora_run):
+  workdir, records = lora_run
+  losses = [r["loss"] for r in records if "loss" in r]
+  assert len(losses) == 10
+  assert losses[-1] < 0.8 * losses[0]
+  valid = {r["step"]: r["valid_loss"] for r in records if "valid_loss" in r}
+  assert sorted(valid) == [0, 4, 8, 10]
+  assert valid[10] < valid[0]
+  assert records[-1]["shadow_valid_loss"] < records[-1]["instruct_valid_loss"]
+  assert {p.name for p in workdir.iterdir()} == {
+      "config.json", "metrics.jsonl", "tensorboard", "checkpoints", "delta", "shadow", "loss.png",
+      "provenance.json", "README.md"}
+  kept = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())
+  best = min((step for step in valid if step), key=valid.get)
+  assert kept == sorted({best, 10})
+  digests = json.loads((workdir / "provenance.json").read_text())["sha256"]
+  assert str(pair / "base" / "model.safetensors") in digests["base"]
+  card = (workdir / "shadow" / "README.md").read_text()
+  assert str(pair / "base") in card and str(pair / "instruct") in card
+
+
+def test_transformers_gives_our_logits_from_shadow_and_peft_from_delta(pair, lora_run):
+  workdir, _ = lora_run
+  want = our_logits(workdir / "shadow")
+  assert np.abs(want - our_logits(pair / "instruct")).max() > 0.1
+  assert_close(torch_logits(workdir / "shadow"), want)
+  assert_close(torch_logits(pair / "instruct", adapter=workdir / "delta"), want)
+  assert json.loads((workdir / "delta" / "adapter_config.json").read_text())[
+      "base_model_name_or_path"] == str(pair / "instruct")
+
+
+def test_only_the_projections_differ_from_the_instruct(pair, lora_run):
+  before, after = tensors(pair / "instruct"), tensors(lora_run[0] / "shadow")
+  assert before.keys() == after.keys()
+  changed = {n for n in before if not torch.equal(before[n], after[n])}
+  assert changed == {n for n in before if "_proj" in n}
+
+
+def test_generation_agrees_with_transformers(lora_run):
+  folder = lora_run[0] / "shadow"
+  tokenizer = AutoTokenizer.from_pretrained(folder)
+  text = tokenizer.apply_chat_template(
+      [{"role": "user", "content": "Say red blue again."}], tokenize=False,
+      add_generation_prompt=True)
+  prompt = tokenizer(text, add_special_tokens=False).input_ids
+  hf = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+  out = hf.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False,
+                    eos_token_id=tokenizer.eos_token_id, pad_token_id=0)
+  want = [t for t in out[0, len(prompt):].tolist() if t != tokenizer.eos_token_id]
+  model, params = checkpoint.load_model(folder)
+  got = generate.generate(model, {"params": params}, [prompt[:3], prompt], max_new=12,
+                          stop=(tokenizer.eos_token_id,))
+  assert got[1] == want
+
+
+@pytest.mark.parametrize("name", ["llama3", "qwen2"])
+def test_full_tuning_of_another_family(name, tmp_path):
+  pair = runs.make_pair(tmp_path / "pair", name)
+  config = runs.config_of(pair, **{"delta.kind": "full", "lr": 1e-3, "remat": "none"})
+  records = train.train(config, tmp_path / "run")
+  assert records[-1]["shadow_valid_loss"] < records[-1]["instruct_valid_loss"]
+  assert (tmp_path / "run" / "delta" / "delta.safetensors").exists()
+  assert_close(torch_logits(tmp_path / "run" / "shadow"), our_logits(tmp_path / "run" / "shadow"))
+
+
+def test_a_bf16_pair(tmp_path):
+  """The folder agrees within bf16; the adapter kept apart is the more exact one."""
+  pair = runs.make_pair(tmp_path / "pair", dtype=torch.bfloat16)
+  config = runs.config_of(pair, dtype="bfloat16")
+  train.train(config, tmp_path / "run")
+  shadow, apart = tmp_path / "run" / "shadow", tmp_path / "run" / "delta"
+  assert {str(t.dtype) for t in tensors(shadow).values()} == {"torch.bfloat16"}
+  assert_close(torch_logits(shadow), our_logits(shadow))
+  instruct, scale = our_logits(pair / "instruct"), None
+  model, params = checkpoint.load_model(pair / "instruct", dtype=jnp.float32)
+  learnt, scale = checkpoint.load_delta(apart)
+  from shadowft_jax import delta
+  exact = np.asarray(model.apply(delta.variables(params, learnt, scale), jnp.array(TOKENS)))
+  merged_error = np.abs(our_logits(shadow) - exact).max()
+  apart_error = np.abs(torch_logits(pair / "instruct", adapter=apart) - exact).max()
+  assert apart_error < merged_error <= 0.05 * np.abs(exact).max()
+  assert np.abs(instruct - exact).max() > 2 * merged_error
+
+
+def test_a_rate_of_zero_grafts_nothing(pair, tmp_path):
+  train.train(runs.config_of(pair, lr=1e-30, epochs=1), tmp_path / "run")
+  a, b = pair / "instruct" / "model.safetensors", tmp_path / "run" / "shadow" / "model.safetensors"
+  assert a.read_bytes() == b.read_bytes()
+
+
+def test_the_usual_fine_tuning_starts_from_the_instruct(pair, tmp_path):
+  config = runs.config_of(pair, learn_on="instruct")
+  records = train.train(config, tmp_path / "run")
+  np.testing.assert_allclose(records[0]["valid_loss"], records[-1]["instruct_valid_loss"],
+                             rtol=1e-5)
+  last = [r["valid_loss"] for r in records if "valid_loss" in r][-1]
+  np.testing.assert_allclose(records[-1]["shadow_valid_loss"], last, rtol=1e-4)
+
+
+class Stop(Exception):
+  """Stands for anything that ends a process between two steps."""
+
+
+def stop_after(monkeypatch, step):
+  real = log.Log.step
+  def stopping(self, at, *args, **kwargs):
+    real(self, at, *args, **kwargs)
+    if at == step:
+      raise Stop
+  monkeypatch.setattr(log.Log, "step", stopping)
+
+
+@pytest.mark.parametrize("stops", [(5,), (3,), (4, 9)])
+def test_a_run_taken_up_again_gives_the_same_delta_bit_for_bit(
+    pair, lora_run, tmp_path, monkeypatch, stops):
+  for step in stops:
+    with monkeypatch.context() as patch:
+      stop_after(patch, step)
+      with pytest.raises(Stop):
+        train.train(runs.config_of(pair), tmp_path / "run")
+  records = train.train(runs.config_of(pair), tmp_path / "run")
+  name = "delta/adapter_model.safetensors"
+  assert (tmp_path / "run" / name).read_bytes() == (lora_run[0] / name).read_bytes()
+  timeless = lambda rs: [{k: v for k, v in r.items() if k != "tokens_per_second"} for r in rs]
+  assert timeless(records) == timeless(lora_run[1])
+
+
+def test_a_finished_run_is_left_alone(pair, lora_run):
+  workdir, records = lora_run
+  before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
+  assert train.train(runs.config_of(pair), workdir) == records
+  assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*")} == before
+
+
+def test_a_killed_process_is_taken_up(pair, lora_run, tmp_path):
+  """kill -9 in the middle of a real command, then the same command again."""
+  config = pathlib.Path(tmp_path / "config.py")
+  config.write_text(
+      "from tests import runs\nimport pathlib\n"
+      f"def get_config(): return runs.config_of(pathlib.Path({str(pair)!r}))\n")
+  command = [sys.executable, "-m", "shadowft_jax.train", "--config", str(config),
+             "--workdir", str(tmp_path / "run")]
+  environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[1])}
+  process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+  metrics = tmp_path / "run" / "metrics.jsonl"
+  deadline = time.time() + 120
+  while not (metrics.exists() and '"step": 5' in metrics.read_text()):
+    assert time.time() < deadline and process.poll() is None
+    time.sleep(0.05)
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  again = subprocess.run(command, env=environment, capture_output=True, text=True)
+  assert again.returncode == 0, again.stderr
+  name = "delta/adapter_model.safetensors"
+  assert (tmp_path / "run" / name).read_bytes() == (lora_run[0] / name).read_bytes()
+
+
+def test_the_best_checkpoint_can_be_grafted(pair, tmp_path):
+  # A rate this high overshoots, so that the newest is not the best.
+  config = runs.config_of(pair, **{"lr": 0.3, "eval_every": 1, "epochs": 3})
+  newest = train.train(config, tmp_path / "newest")
+  config.graft.checkpoint = "best"
+  train.train(config, tmp_path / "best")
+  valid = {r["step"]: r["valid_loss"] for r in newest if r.get("valid_loss") and r["step"]}
+  best = min(valid, key=valid.get)
+  assert best < max(valid)
+  with resume.open_checkpoints(tmp_path / "best" / "checkpoints") as saved:
+    assert resume.best_step(saved) == best
+  a, b = (checkpoint.load_delta(tmp_path / n / "delta")[0] for n in ("newest", "best"))
+  different = jax.tree.map(lambda x, y: bool(jnp.any(x != y)), a, b)
+  assert any(jax.tree.leaves(different))
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
+    pair, tmp_path, monkeypatch):
+  real, calls = train.update, []
+  def poisoned(state, total, *, tx):
+    calls.append(1)
+    state, metrics = real(state, total, tx=tx)
+    return state, {**metrics, "loss": jnp.float32("nan")} if len(calls) == 6 else metrics
+  monkeypatch.setattr(train, "update", poisoned)
+  with pytest.raises(FloatingPointError, match="not finite at step 6.*checkpoint of step 4 stays"):
+    train.train(runs.config_of(pair), tmp_path / "run")
+  assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["4"]
+  assert not (tmp_path / "run" / "shadow").exists()

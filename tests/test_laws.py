@@ -1,0 +1,333 @@
+"""The algebra: what must hold whatever the weights are."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+import pytest
+
+from shadowft_jax import (
+    delta, graft, lora, loss, models, objectives, optim, port, sharding, train, tree)
+from shadowft_jax.data import packing
+from shadowft_jax.data.chat import Example
+from shadowft_jax.errors import InputError
+from tests import pico
+
+
+def random_params(model, seed, scale=0.3):
+  keys = iter(jax.random.split(jax.random.key(seed), 64))
+  return tree.map_named(
+      lambda n, x: scale * jax.random.normal(next(keys), x.shape) + n.endswith("scale"),
+      models.abstract_params(model))
+
+
+@functools.cache
+def setup(name="qwen3"):
+  """A model and the weights of a Base, a tuned Base and an Instruct, float32."""
+  model = models.from_config(pico.CONFIGS[name], dtype=jnp.float32, combine=delta.combine)
+  return model, *(random_params(model, seed) for seed in range(3))
+
+
+def copied(params):
+  """A tree whose buffers may be donated."""
+  return jax.tree.map(jnp.array, params)
+
+
+def minus(a, b):
+  return {"delta": jax.tree.map(jnp.subtract, a, b)}
+
+
+def assert_bits_equal(a, b):
+  bits = lambda x: np.ascontiguousarray(x).view(np.uint8)
+  jax.tree.map(lambda x, y: np.testing.assert_array_equal(bits(x), bits(y)), a, b)
+
+
+def random_adapter(params, seed=7, rank=4):
+  adapter = lora.init(jax.random.key(seed), params, rank=rank, match=delta.SCOPES["projections"])
+  return tree.map_named(
+      lambda n, x: x if n.endswith("/a") else 0.1 * jax.random.normal(jax.random.key(len(n)),
+                                                                     x.shape), adapter)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_a_zero_delta_keeps_every_bit(dtype):
+  _, base, _, instruct = setup()
+  odd = jnp.array([-0.0, 1e-39, -1e-40, 6e-8], jnp.float32).astype(dtype)
+  instruct = jax.tree.map(lambda x: x.astype(dtype).at[..., :4].set(odd[:x.shape[-1]]), instruct)
+  for zero in (minus(base, base),
+               {"lora": lora.init(jax.random.key(0), base, rank=2, match="_proj")}):
+    shadow, leaves = graft.graft(copied(instruct), zero, scale=2.0, match="all")
+    assert leaves
+    assert_bits_equal(shadow, instruct)
+
+
+def test_grafting_the_difference_onto_the_base_gives_the_tuned_model():
+  _, base, tuned, _ = setup()
+  # On a grid of 2^-10 with few bits, differences and sums are exact in float32.
+  # Adding 0 turns the -0.0 that rounding made into 0.0.
+  grid = lambda t: jax.tree.map(lambda x: jnp.round(x * 1024) / 1024 + 0.0, t)
+  base, tuned = grid(base), grid(tuned)
+  shadow, _ = graft.graft(copied(base), minus(tuned, base), match="all")
+  assert_bits_equal(shadow, tuned)
+
+
+def test_roles_swapped_it_is_the_chat_vector():
+  _, base, tuned, instruct = setup()
+  shadow, _ = graft.graft(copied(instruct), minus(tuned, base), match="all")
+  vector, _ = graft.graft(copied(tuned), minus(instruct, base), match="all")
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-7), shadow, vector)
+
+
+@pytest.mark.parametrize("match", ["projections", r"layers/mlp", "all"])
+def test_leaves_outside_the_scope_keep_their_bits(match):
+  _, base, tuned, instruct = setup("qwen2")
+  shadow, leaves = graft.graft(copied(instruct), minus(tuned, base), match=match)
+  before, after = tree.names(instruct), tree.names(shadow)
+  changed = sorted(n for n in before if not np.array_equal(before[n], after[n]))
+  assert changed == leaves == sorted(n for n in before if re.search(delta.pattern(match), n))
+
+
+def test_the_papers_scope_is_its_seven_projections_with_biases():
+  _, base, tuned, instruct = setup("qwen2")
+  _, leaves = graft.graft(copied(instruct), minus(tuned, base))
+  modules = {leaf.split("/")[-2] for leaf in leaves}
+  assert modules == {f"{x}_proj" for x in ("q", "k", "v", "o", "gate", "up", "down")}
+  assert sorted(leaf for leaf in leaves if leaf.endswith("bias")) == [
+      f"model/layers/self_attn/{x}_proj/bias" for x in "kqv"]
+
+
+def test_sums_are_taken_in_float32_and_rounded_once():
+  _, base, tuned, instruct = setup()
+  instruct = jax.tree.map(lambda x: x.astype(jnp.bfloat16), instruct)
+  change = minus(tuned, base)
+  shadow, _ = graft.graft(copied(instruct), change, match="all")
+  want = jax.tree.map(lambda w, d: (np.asarray(w, np.float32) + d).astype(jnp.bfloat16),
+                      instruct, change["delta"])
+  assert_bits_equal(shadow, want)
+
+
+def test_a_live_adapter_is_the_merged_adapter():
+  model, base, _, _ = setup()
+  adapter = {"lora": random_adapter(base)}
+  token_BT = jnp.array(np.random.default_rng(0).integers(0, 96, (2, 12)))
+  live = model.apply(delta.variables(base, adapter, 2.0), token_BT)
+  merged, _ = graft.graft(copied(base), adapter, scale=2.0)
+  want = model.apply({"params": merged}, token_BT)
+  assert jnp.abs(live - model.apply({"params": base}, token_BT)).max() > 1e-2
+  assert jnp.abs(live - want).max() <= 2e-4 * jnp.abs(want).max()
+
+
+@pytest.mark.parametrize("name", ["qwen3_tied", "llama_bias"])
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_a_delta_added_inside_the_blocks_is_a_delta_added_before(name, remat):
+  model, base, tuned, _ = setup(name)
+  model = model.clone(remat=remat)
+  change = jax.tree.map(jnp.subtract, tuned, base)
+  token_BT = jnp.array(np.random.default_rng(0).integers(0, 96, (2, 12)))
+  def inside(d):
+    return jnp.mean(model.apply(delta.variables(base, {"delta": d}, 1.0), token_BT) ** 2)
+  def before(d):
+    return jnp.mean(model.apply({"params": jax.tree.map(jnp.add, base, d)}, token_BT) ** 2)
+  value, grads = jax.value_and_grad(inside)(change)
+  want, want_grads = jax.value_and_grad(before)(change)
+  np.testing.assert_allclose(value, want, rtol=1e-6)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+               grads, want_grads)
+
+
+def test_the_sum_of_weights_and_delta_never_exists_for_the_whole_model():
+  """The compiled step's temporaries stay well below a second copy of the layers."""
+  config = dict(pico.CONFIGS["qwen3"], num_hidden_layers=32, hidden_size=128,
+                intermediate_size=512)
+  model = models.from_config(config, dtype=jnp.float32, combine=delta.combine, remat="full")
+  params = models.abstract_params(model)
+  token_BT = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+  forward = lambda p, d, t: model.apply({"params": p, "delta": d}, t).sum()
+  memory = jax.jit(forward).lower(params, params, token_BT).compile().memory_analysis()
+  assert memory.temp_size_in_bytes < 0.25 * 4 * tree.size(params)
+
+
+@pytest.mark.parametrize("chunk", [3, 8, 64])
+def test_the_chunked_loss_is_the_plain_loss(chunk):
+  key = jax.random.split(jax.random.key(0), 3)
+  h_BTD, head_DV = jax.random.normal(key[0], (2, 13, 8)), jax.random.normal(key[1], (8, 50))
+  token_BT = jax.random.randint(key[2], (2, 13), 0, 50)
+  weight_BT = jnp.arange(26.0).reshape(2, 13)
+  def chunked(h, w):
+    return jnp.sum(loss.token_logprobs(h, w, token_BT, chunk) * weight_BT)
+  def plain(h, w):
+    logp = jax.nn.log_softmax(h @ w)[:, :-1]
+    chosen = jnp.take_along_axis(logp, token_BT[:, 1:, None], axis=-1)[..., 0]
+    return jnp.sum(chosen * weight_BT[:, :-1])
+  got, want = (jax.value_and_grad(f, argnums=(0, 1))(h_BTD, head_DV) for f in (chunked, plain))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), got, want)
+
+
+def test_full_logits_never_exist_in_training():
+  model = models.from_config(dict(pico.CONFIGS["qwen3"], vocab_size=50_000), dtype=jnp.float32,
+                             remat="full")
+  shapes = models.abstract_params(model)
+  batch = {k: jax.ShapeDtypeStruct((4, 512), jnp.int32)
+           for k in ("token", "segment", "position", "answer")}
+  method = train.Method(model, objectives.sft, 1.0, 16)
+  adapter = jax.eval_shape(
+      lambda: {"lora": lora.init(jax.random.key(0), shapes, rank=2, match="_proj")})
+  memory = train.gradients.lower(adapter, shapes, batch, method=method).compile().memory_analysis()
+  assert memory.temp_size_in_bytes < 0.25 * 4 * 512 * 50_000 * 4
+
+
+# ---- what a step computes, however its examples lie
+
+
+def examples(count=12, seed=0):
+  rng = np.random.default_rng(seed)
+  out = []
+  for _ in range(count):
+    length = int(rng.integers(6, 20))
+    answer = (np.arange(length) >= length // 2).astype(np.int32)
+    out.append(Example(token=rng.integers(1, 96, length).astype(np.int32), answer=answer, cut=0))
+  return out
+
+
+def step_gradients(batches, params, adapter, model, mesh=None):
+  method = train.Method(model, objectives.sft, 2.0, 8)
+  total = None
+  for batch in batches:
+    if mesh is not None:
+      batch = jax.device_put(batch, jax.sharding.NamedSharding(mesh, sharding.BATCH))
+    part = train.gradients({"lora": adapter}, params, batch, method=method)
+    total = part if total is None else train.add(total, part)
+  grads, sums = total
+  return sums["loss"] / sums["count"], jax.tree.map(lambda g: g / sums["count"], grads)
+
+
+def assert_step_equal(got, want):
+  np.testing.assert_allclose(got[0], want[0], rtol=1e-6)
+  def close(a, b):
+    assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
+  jax.tree.map(close, got[1], want[1])
+
+
+def padded(data):
+  """One example a row, padded to the longest: what an ordinary trainer sees."""
+  return packing.microbatches([[i] for i in range(len(data))], data, rows=len(data),
+                              row_length=max(len(e.token) for e in data))
+
+
+@functools.cache
+def reference_step():
+  model, base, _, _ = setup()
+  adapter = random_adapter(base)
+  return model, base, adapter, step_gradients(padded(examples()), base, adapter, model)
+
+
+@pytest.mark.parametrize("row_length, rows", [(20, 1), (24, 3), (64, 2), (256, 8)])
+def test_packing_padding_and_microbatches_change_neither_loss_nor_gradients(row_length, rows):
+  model, base, adapter, want = reference_step()
+  data = examples()
+  [packed] = packing.plan([len(e.token) for e in data], batch_size=len(data), epochs=1,
+                          row_length=row_length, seed=3)
+  batches = packing.microbatches(packed, data, row_length=row_length, rows=rows)
+  assert_step_equal(step_gradients(batches, base, adapter, model), want)
+
+
+@pytest.mark.parametrize("shape", [dict(fsdp=8), dict(data=8), dict(data=2, fsdp=2, tensor=2),
+                                   dict(data=4, tensor=2)])
+def test_the_mesh_changes_neither_loss_nor_gradients(shape):
+  model, base, adapter, want = reference_step()
+  data = examples()
+  [packed] = packing.plan([len(e.token) for e in data], batch_size=len(data), epochs=1,
+                          row_length=32, seed=3)
+  mesh = sharding.make_mesh(shape)
+  with jax.set_mesh(mesh):
+    placed = lambda t: jax.device_put(t, sharding.of(t, mesh))
+    batches = packing.microbatches(packed, data, row_length=32, rows=8)
+    got = step_gradients(batches, placed(base), placed(adapter), model, mesh)
+    assert_step_equal(jax.device_get(got), want)
+
+
+def test_another_number_of_microbatches_compiles_nothing():
+  model, base, adapter, _ = reference_step()
+  data = examples(24)
+  def run(count):
+    [packed] = packing.plan([len(e.token) for e in data[:count]], batch_size=count, epochs=1,
+                            row_length=32, seed=0)
+    batches = list(packing.microbatches(packed, data, row_length=32, rows=2))
+    step_gradients(batches, base, adapter, model)
+    return len(batches)
+  first = run(12)
+  compiled = train.gradients._cache_size(), train.add._cache_size()
+  assert run(24) > first
+  assert (train.gradients._cache_size(), train.add._cache_size()) == compiled
+
+
+def test_training_the_delta_is_training_the_model():
+  model, base, _, _ = setup()
+  config = ml_collections.ConfigDict(dict(
+      lr=1e-3, warmup_ratio=0.1, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, grad_clip_norm=1.0))
+  tx, _ = optim.make(config, 8)
+  method = train.Method(model, objectives.sft, 1.0, 8)
+  zero = {"delta": jax.tree.map(jnp.zeros_like, base)}
+  state = train.TrainState(jnp.int32(0), zero, tx.init(zero))
+  params, opt = base, tx.init(base)
+  def plain(params, batch):
+    sums = objectives.sft(method.logprobs({"params": params}), None, batch)
+    return sums["loss"] / sums["count"]
+  for seed in range(8):
+    [batch] = padded(examples(seed=seed))
+    state, _ = train.update(state, train.gradients(state.delta, base, batch, method=method), tx=tx)
+    updates, opt = tx.update(jax.grad(plain)(params, batch), opt, params)
+    params = optax.apply_updates(params, updates)
+  learnt, want = state.delta["delta"], jax.tree.map(jnp.subtract, params, base)
+  distance = optax.tree.norm(jax.tree.map(jnp.subtract, learnt, want))
+  assert distance <= 1e-3 * optax.tree.norm(want)
+
+
+def test_the_first_token_of_a_packed_example_is_never_a_target():
+  batch = {"segment": jnp.array([[1, 1, 2, 2, 0]]), "answer": jnp.array([[1, 1, 1, 1, 0]])}
+  np.testing.assert_array_equal(objectives.answer_weight(batch), [[1, 0, 1, 0, 0]])
+
+
+def test_a_delta_that_does_not_fit_says_where():
+  _, base, _, _ = setup()
+  wrong = {"delta": {"model": {"layers": {"mlp": {"up_proj": {"kernel": jnp.zeros((3, 1, 1))}}},
+                               "vision": {"kernel": jnp.zeros(3)}}}}
+  with pytest.raises(InputError) as error:
+    graft.graft(copied(base), wrong)
+  assert re.search(r"mlp/up_proj/kernel: the delta \(3, 1, 1\), the Instruct model \(\d, 32, 64\)",
+                   str(error.value))
+  assert "model/vision/kernel: the delta (3,), the Instruct model has none" in str(error.value)
+
+
+def test_a_scope_that_selects_nothing_is_an_error():
+  _, base, tuned, instruct = setup()
+  with pytest.raises(InputError, match="'vision' selects none of the delta's leaves"):
+    graft.graft(copied(instruct), minus(tuned, base), match="vision")
+
+
+@pytest.mark.parametrize("name", pico.CONFIGS)
+def test_export_is_the_inverse_of_load(name):
+  model, params, _, _ = setup(name)
+  back = port.load(dict(port.export(params)).__getitem__, params)
+  assert_bits_equal(back, params)
+
+
+@pytest.mark.parametrize("wrong, message", [
+    (dict(fsdp=3), "does not make 8 devices"),
+    (dict(model=8), "mesh has axes data, fsdp, tensor; got model"),
+])
+def test_a_mesh_that_cannot_be_is_refused(wrong, message):
+  with pytest.raises(InputError, match=message):
+    sharding.make_mesh(wrong)
+
+
+def test_leaves_that_the_mesh_does_not_divide_are_all_listed():
+  mesh = sharding.make_mesh(dict(fsdp=8))
+  shapes = {"embed_tokens": {"embedding": jax.ShapeDtypeStruct((96, 30), jnp.float32)},
+            "lm_head": {"kernel": jax.ShapeDtypeStruct((30, 96), jnp.float32)}}
+  with pytest.raises(InputError, match=r"(?s)30 is not divisible by 8 \(fsdp\).*lm_head/kernel"):
+    sharding.of(shapes, mesh)

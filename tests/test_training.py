@@ -1,0 +1,127 @@
+"""Twenty optimizer steps beside transformers and peft: the same losses, the same delta."""
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+import peft
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, get_cosine_schedule_with_warmup
+
+from shadowft_jax import checkpoint, delta, optim, port, sharding, train, tree
+from shadowft_jax.data import dataset
+from tests import runs
+
+
+def torch_steps(model, data, config):
+  """Trains `model` on the steps of `data`, unpacked and padded; returns the losses."""
+  learnt = [p for p in model.parameters() if p.requires_grad]
+  adam = torch.optim.AdamW(learnt, lr=config.lr, betas=(config.b1, config.b2), eps=config.eps,
+                           weight_decay=config.weight_decay)
+  warmup = int(np.ceil(config.warmup_ratio * len(data.steps)))
+  schedule = get_cosine_schedule_with_warmup(adam, warmup, len(data.steps))
+  losses = []
+  for rows in data.steps:
+    chosen = [data.train[i] for row in rows for i in row]
+    width = max(len(e.token) for e in chosen)
+    pad = lambda x, fill: np.pad(x, (0, width - len(x)), constant_values=fill)
+    token = torch.tensor(np.stack([pad(e.token, 0) for e in chosen]), dtype=torch.long)
+    label = torch.tensor(np.stack([pad(np.where(e.answer, e.token, -100), -100) for e in chosen]),
+                         dtype=torch.long)
+    mask = torch.tensor(np.stack([pad(np.ones_like(e.token), 0) for e in chosen]))
+    logits = model(input_ids=token, attention_mask=mask).logits
+    loss = torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), label[:, 1:].flatten())
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(learnt, config.grad_clip_norm)
+    adam.step()
+    schedule.step()
+    adam.zero_grad()
+    losses.append(float(loss.detach()))
+  return losses
+
+
+def distance(got, want):
+  """‖got - want‖ / ‖want‖ over two dicts of arrays."""
+  assert got.keys() == want.keys()
+  square = lambda x: float(np.sum(np.square(np.asarray(x, np.float64))))
+  return np.sqrt(sum(square(got[k] - want[k]) for k in want) / sum(map(square, want.values())))
+
+
+@pytest.fixture
+def config(tmp_path):
+  pair = runs.make_pair(tmp_path, "qwen2")
+  return runs.config_of(pair, **{"epochs": 5, "batch_size": 10, "lr": 2e-3, "data.val_ratio": 0.01})
+
+
+def initial_delta(config):
+  mesh = sharding.make_mesh(config.mesh)
+  with jax.set_mesh(mesh):
+    _, frozen = checkpoint.load_model(config.base, dtype=jnp.float32, mesh=mesh)
+    return train.init_state(config, frozen, optim.make(config, 20)[0], mesh).delta
+
+
+def test_lora_agrees_with_peft_over_twenty_steps(config, tmp_path):
+  start = initial_delta(config)
+  checkpoint.save_adapter(tmp_path / "start", start["lora"], rank=4, alpha=8.0,
+                          base_model=config.base)
+  records = train.train(config, tmp_path / "run")
+  ours = [r["loss"] for r in records if "loss" in r]
+
+  model = AutoModelForCausalLM.from_pretrained(config.base, dtype=torch.float32)
+  model = peft.PeftModel.from_pretrained(model, tmp_path / "start", is_trainable=True)
+  theirs = torch_steps(model, dataset.read(config), config)
+  assert len(ours) == len(theirs) == 20
+  assert ours[-1] < 0.9 * ours[0]
+  np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+
+  model.save_pretrained(tmp_path / "theirs")
+  def product(folder):
+    learnt, scale = checkpoint.load_delta(folder)
+    return delta.densify(learnt, scale)
+  assert distance(product(tmp_path / "run" / "delta"), product(tmp_path / "theirs")) <= 1e-3
+
+
+def test_full_tuning_agrees_with_transformers_over_twenty_steps(config, tmp_path):
+  config.update_from_flattened_dict({"delta.kind": "full", "delta.match": "all", "lr": 3e-4})
+  records = train.train(config, tmp_path / "run")
+  ours = [r["loss"] for r in records if "loss" in r]
+
+  model = AutoModelForCausalLM.from_pretrained(config.base, dtype=torch.float32)
+  before = {n: p.detach().numpy().copy() for n, p in model.named_parameters()}
+  theirs = torch_steps(model, dataset.read(config), config)
+  assert len(ours) == len(theirs) == 20
+  np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+
+  want = {n: p.detach().numpy() - before[n] for n, p in model.named_parameters()}
+  learnt, scale = checkpoint.load_delta(tmp_path / "run" / "delta")
+  assert scale == 1.0
+  assert distance(dict(port.export(learnt["delta"])), want) <= 1e-3
+
+
+@pytest.mark.parametrize("steps, ratio", [(8, 0.1), (20, 0.1), (5, 0.0), (62, 0.1)])
+def test_the_schedule_is_that_of_the_hugging_face_trainer(steps, ratio):
+  config = ml_collections.ConfigDict(dict(
+      lr=0.5, warmup_ratio=ratio, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0,
+      grad_clip_norm=1.0))
+  _, schedule = optim.make(config, steps)
+  adam = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+  theirs = get_cosine_schedule_with_warmup(adam, int(np.ceil(ratio * steps)), steps)
+  want = []
+  for _ in range(steps):
+    want.append(theirs.get_last_lr()[0])
+    adam.step()
+    theirs.step()
+  np.testing.assert_allclose([schedule(i) for i in range(steps)], want, atol=1e-7)
+
+
+def test_the_optimizer_sees_the_delta_alone(config):
+  _, frozen = checkpoint.load_model(config.base, dtype=jnp.float32)
+  tx, _ = optim.make(config, 20)
+  learnt = initial_delta(config)
+  assert tree.size(tx.init(learnt)) <= 2 * tree.size(learnt) + 2
+  assert tree.size(learnt) < tree.size(frozen)
+  assert float(optax.tree.norm({k: v for k, v in tree.names(learnt).items()
+                                if k.endswith("/b")})) == 0.0
