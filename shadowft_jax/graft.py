@@ -22,6 +22,21 @@ def _add(weights, delta, scale):
   return jax.tree.map(delta_lib.add, weights, {n: dense[n] for n in weights})
 
 
+def select(delta, params, match):
+  """The sorted names of the leaves that `graft` would change; computes nothing.
+
+  Raises:
+    InputError: the delta does not fit `params`, or `match` selects none of its leaves.
+  """
+  dense = jax.eval_shape(delta_lib.densify, delta, 1.0)
+  tree.check_fits(tree.nest(dense), params, part_is="the delta", whole_is="the model")
+  chosen = sorted(n for n in dense if re.search(delta_lib.pattern(match), n))
+  if not chosen:
+    raise InputError(f"graft.match {match!r} selects none of the delta's leaves: "
+                     f"{', '.join(sorted(dense))}")
+  return chosen
+
+
 def graft(instruct, delta, *, scale=1.0, match="projections"):
   """W_I + delta on the leaves that `match` selects.
 
@@ -36,15 +51,9 @@ def graft(instruct, delta, *, scale=1.0, match="projections"):
     names of the grafted leaves).
 
   Raises:
-    InputError: the delta has a leaf that `instruct` lacks or has in another shape, or
-      `match` selects none of the delta's leaves.
+    InputError: see `select`.
   """
-  dense = jax.eval_shape(delta_lib.densify, delta, scale)
-  tree.check_fits(tree.nest(dense), instruct, part_is="the delta", whole_is="the Instruct model")
-  chosen = sorted(n for n in dense if re.search(delta_lib.pattern(match), n))
-  if not chosen:
-    raise InputError(f"graft.match {match!r} selects none of the delta's leaves: "
-                     f"{', '.join(sorted(dense))}")
+  chosen = select(delta, instruct, match)
   named = tree.names(instruct)
   weights = {n: named[n] for n in chosen}
   placed = jax.tree.map(lambda w: w.sharding, weights)
@@ -62,8 +71,8 @@ def write(out, shadow, leaves, *, like, card, overwrite=False):
 
 
 def main():
-  delta, scale = checkpoint.load_delta(DELTA.value)
   mesh = sharding.make_mesh()
+  delta, scale = checkpoint.load_delta(DELTA.value, mesh=mesh)
   _, instruct = checkpoint.load_model(INSTRUCT.value, mesh=mesh)
   shadow, leaves = graft(instruct, delta, scale=scale, match=MATCH.value)
   card = report.model_card(base=f"the delta {DELTA.value}", instruct=INSTRUCT.value,

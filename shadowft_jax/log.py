@@ -9,6 +9,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from shadowft_jax.errors import InputError, listing
+from shadowft_jax.presets import flat
 
 
 def write_json(path, value):
@@ -18,31 +19,23 @@ def write_json(path, value):
   os.replace(partial, path)
 
 
-def flat(value, name=""):
-  """{"a": {"b": 1}} -> {"a.b": 1}."""
-  if not isinstance(value, dict):
-    return {name: value}
-  return {k: v for key, part in value.items()
-          for k, v in flat(part, f"{name}.{key}" if name else key).items()}
-
-
 def claim(workdir, config):
   """Makes `workdir` the folder of a run of `config`, or finds that it is.
 
   Raises:
     InputError: the folder belongs to a run of another config (the fields that differ are
-      listed), or is not a run's.
+      listed), or is not a run's.  A run that had not begun to learn gives way.
   """
   mine = json.loads(config.to_json_best_effort())
   path = workdir / "config.json"
-  if path.exists():
+  if path.exists() and [p.name for p in workdir.iterdir()] != [path.name]:
     theirs, ours = flat(json.loads(path.read_text())), flat(mine)
     differ = [f"{k}: {theirs.get(k)!r} there, {ours.get(k)!r} now"
               for k in theirs.keys() | ours.keys() if theirs.get(k) != ours.get(k)]
     if differ:
       raise InputError(f"--workdir {workdir} belongs to a run of another config; choose another "
                        f"folder, or the same fields:{listing(differ)}")
-  elif workdir.is_dir() and any(workdir.iterdir()):
+  elif workdir.is_dir() and not path.exists() and any(workdir.iterdir()):
     raise InputError(f"--workdir {workdir} is not empty and not a run's folder (it has no "
                      "config.json); choose another")
   else:
@@ -65,14 +58,19 @@ def read_metrics(workdir):
   return [json.loads(line) for line in lines]
 
 
-def append(workdir, metrics):
-  """Adds `metrics` to the record of the last step in metrics.jsonl; returns all records."""
-  records = read_metrics(workdir)
-  records.append({"step": records[-1]["step"], **metrics})
-  lines = "".join(json.dumps(r) + "\n" for r in records)
+def _rewrite(workdir, records):
+  """Writes metrics.jsonl anew, whole or not at all."""
   partial = workdir / "metrics.jsonl.tmp"
-  partial.write_text(lines)
+  partial.write_text("".join(json.dumps(r) + "\n" for r in records))
   os.replace(partial, workdir / "metrics.jsonl")
+
+
+def append(workdir, metrics):
+  """Makes `metrics` the last record of metrics.jsonl; returns all records."""
+  records = [r for r in read_metrics(workdir) if not metrics.keys() & r.keys()]
+  found = {k: v for k, v in metrics.items() if v is not None}
+  records.append({"step": records[-1]["step"], **found})
+  _rewrite(workdir, records)
   return records
 
 
@@ -84,14 +82,11 @@ class Log:
   """
 
   def __init__(self, workdir, step, steps):
-    kept = [r for r in read_metrics(workdir) if step and r["step"] <= step]
-    self._file = open(workdir / "metrics.jsonl", "w")
+    _rewrite(workdir, [r for r in read_metrics(workdir) if step and r["step"] <= step])
+    self._file = open(workdir / "metrics.jsonl", "a")
     self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
     self._bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True,
                      disable=None)
-    for record in kept:
-      self._file.write(json.dumps(record) + "\n")
-    self._file.flush()
     self._last = time.monotonic()
 
   def write(self, step, **metrics):

@@ -2,6 +2,24 @@
 
 import ml_collections
 
+from shadowft_jax.delta import KINDS
+from shadowft_jax.errors import InputError
+from shadowft_jax.models.attention import BACKENDS
+from shadowft_jax.models.decoder import REMAT
+from shadowft_jax.objectives import OBJECTIVES
+
+CHOICES = {
+    "learn_on": ("base", "instruct"),
+    "dtype": ("bfloat16", "float32"),
+    "attention": tuple(BACKENDS),
+    "remat": tuple(REMAT),
+    "objective": tuple(OBJECTIVES),
+    "delta.kind": KINDS,
+    "graft.checkpoint": ("newest", "best"),
+}
+GIVEN = ("base", "instruct", "data.train")
+POSITIVE = ("lr", "batch_size", "rows", "epochs", "loss_chunk", "delta.rank", "data.max_length")
+
 
 def sft():
   """Supervised tuning by LoRA of rank 128 (arXiv 2505.12716, section 4.1 and its code)."""
@@ -45,3 +63,25 @@ def sft():
       match="projections",   # projections, all, or a regex: which trained leaves are grafted
       checkpoint="newest"))  # newest, or best: the lowest validation loss
   return c
+
+
+def flat(value, name=""):
+  """{"a": {"b": 1}} -> {"a.b": 1}."""
+  if not isinstance(value, dict):
+    return {name: value}
+  return {k: v for key, part in value.items()
+          for k, v in flat(part, f"{name}.{key}" if name else key).items()}
+
+
+def check(config):
+  """Raises InputError for a field whose value cannot be right."""
+  fields = flat(config.to_dict())
+  for name in GIVEN:
+    if not fields[name]:
+      raise InputError(f"config.{name} is empty; set --config.{name}=PATH")
+  for name, known in CHOICES.items():
+    if fields[name] not in known:
+      raise InputError(f"config.{name} is one of {', '.join(known)}; got {fields[name]!r}")
+  for name in POSITIVE:
+    if not fields[name] > 0:
+      raise InputError(f"config.{name} must be above 0; got {fields[name]}")

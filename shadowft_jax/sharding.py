@@ -48,6 +48,14 @@ def make_mesh(shape=None):
   return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def check_batch(rows, mesh):
+  """Raises InputError where a batch of `rows` rows does not divide over the mesh."""
+  ways = math.prod(mesh.shape[axis] for axis in BATCH[0])
+  if rows % ways:
+    raise InputError(f"config.rows is {rows}; it must be a multiple of {ways}, the devices on "
+                     f"the mesh axes {' and '.join(BATCH[0])}")
+
+
 def of(tree_, mesh):
   """A NamedSharding for every leaf, by the first rule its name matches.
 

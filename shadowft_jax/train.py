@@ -21,13 +21,11 @@ from jax.sharding import NamedSharding
 import optax
 
 from shadowft_jax import (
-    checkpoint, command, delta as delta_lib, graft, log, loss, objectives, optim, report, resume,
-    sharding, tree)
+    checkpoint, command, delta as delta_lib, graft, log, loss, objectives, optim, presets, report,
+    resume, sharding, tree)
 from shadowft_jax.data import dataset
 from shadowft_jax.errors import InputError
 from shadowft_jax.log import say
-from shadowft_jax.models.attention import BACKENDS
-from shadowft_jax.models.decoder import REMAT
 
 
 @flax.struct.dataclass
@@ -98,35 +96,12 @@ def mean_loss(delta, base, batches, *, method):
   return total["loss"] / total["count"]
 
 
-CHOICES = {
-    "learn_on": ("base", "instruct"),
-    "dtype": ("bfloat16", "float32"),
-    "attention": tuple(BACKENDS),
-    "remat": tuple(REMAT),
-    "objective": tuple(objectives.OBJECTIVES),
-    "delta.kind": delta_lib.KINDS,
-    "graft.checkpoint": ("newest", "best"),
-}
-GIVEN = ("base", "instruct", "data.train")
-POSITIVE = ("lr", "batch_size", "rows", "epochs", "loss_chunk", "delta.rank", "data.max_length")
-
-
-def check(config, mesh):
-  """Raises InputError for a field whose value cannot be right."""
-  flat = log.flat(config.to_dict())
-  for name in GIVEN:
-    if not flat[name]:
-      raise InputError(f"config.{name} is empty; set --config.{name}=PATH")
-  for name, known in CHOICES.items():
-    if flat[name] not in known:
-      raise InputError(f"config.{name} is one of {', '.join(known)}; got {flat[name]!r}")
-  for name in POSITIVE:
-    if not flat[name] > 0:
-      raise InputError(f"config.{name} must be above 0; got {flat[name]}")
-  ways = math.prod(mesh.shape[a] for a in ("data", "fsdp"))
-  if config.rows % ways:
-    raise InputError(f"config.rows is {config.rows}; it must be a multiple of {ways}, the "
-                     "devices on the mesh axes data and fsdp")
+def check_tokens(data, model, config):
+  """Raises InputError for a token that the model has no row for: its embedding would be NaN."""
+  highest = max(int(e.token.max()) for e in data.train + data.valid)
+  if highest >= model.cfg.vocab_size:
+    raise InputError(f"the tokenizer of {config.instruct} makes token {highest}; the Base has "
+                     f"{model.cfg.vocab_size} rows in its table: they are no pair")
 
 
 def on_devices(batches, mesh):
@@ -168,6 +143,7 @@ def learn(state, frozen, data, *, method, tx, schedule, config, saved, writer, m
     writer.step(step, data.tokens(step - 1), **metrics, lr=float(schedule(step - 1)))
     if step == last or config.eval_every and step % config.eval_every == 0:
       valid_loss = validate()
+      check_finite({"valid_loss": valid_loss or 0.0}, step, saved)
       writer.validated(step, metrics["loss"], valid_loss)
       resume.save(saved, state, step, valid_loss)
       writer.restart_clock()
@@ -190,6 +166,7 @@ def learn_delta(frozen, data, method, config, workdir, mesh):
   state = init_state(config, frozen, tx, mesh)
   say(f"{tree.size(frozen):,} parameters frozen, {tree.size(state.delta):,} learnt "
       f"({config.delta.kind}), {len(data.steps)} steps of {config.batch_size} examples")
+  graft.select(state.delta, frozen, config.graft.match)     # an empty scope fails before the work
   with resume.open_checkpoints(workdir / "checkpoints") as saved:
     if saved.latest:
       state = resume.restore(saved, state)
@@ -248,8 +225,9 @@ def train(config, workdir):
     FloatingPointError: the loss is not finite.
   """
   workdir = pathlib.Path(workdir)
+  presets.check(config)
   mesh = sharding.make_mesh(config.mesh)
-  check(config, mesh)
+  sharding.check_batch(config.rows, mesh)
   log.claim(workdir, config)
   if (workdir / "provenance.json").exists():          # written last
     say(f"{workdir} is complete; its grafted model is {workdir / 'shadow'}")
@@ -261,6 +239,7 @@ def train(config, workdir):
     model, frozen = checkpoint.load_model(             # W_B: never written again
         source, dtype=jnp.dtype(config.dtype), mesh=mesh, backend=config.attention,
         remat=config.remat)
+    check_tokens(data, model, config)
     method = Method(model, objectives.OBJECTIVES[config.objective],
                     delta_lib.scale_of(config.delta), config.loss_chunk)
     delta = learn_delta(frozen, data, method, config, workdir, mesh)

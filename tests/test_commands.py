@@ -98,10 +98,6 @@ def fails(config, workdir, match):
     ("base", "/nowhere", "/nowhere"),
 ])
 def test_a_field_that_cannot_be(pair, tmp_path, field, value, message):
-  if field == "graft.match":
-    with pytest.raises(InputError, match=message):
-      train.train(runs.config_of(pair, **{field: value, "epochs": 1}), tmp_path / "run")
-    return
   fails(runs.config_of(pair, **{field: value}), tmp_path / "run", message)
 
 
@@ -144,6 +140,17 @@ def test_a_dataset_that_teaches_nothing(own_pair, tmp_path, text, message):
   fails(runs.config_of(own_pair), tmp_path / "run", message)
 
 
+def test_a_token_beyond_the_table(own_pair, tmp_path):
+  rows = (own_pair / "rows.jsonl").read_text()
+  (own_pair / "rows.jsonl").write_text(rows + json.dumps(
+      {"instruction": "\u00ff", "output": "\U0001f642"}) + "\n")
+  from transformers import AutoTokenizer
+  tokenizer = AutoTokenizer.from_pretrained(own_pair / "instruct")
+  tokenizer.add_tokens([f"extra{i}" for i in range(10)] + ["\U0001f642"])
+  tokenizer.save_pretrained(own_pair / "instruct")
+  fails(runs.config_of(own_pair), tmp_path / "run", "makes token 269; the Base has 264 rows")
+
+
 def test_answers_cut_away_are_counted(own_pair, tmp_path, capsys):
   rows = (own_pair / "rows.jsonl").read_text().splitlines()
   long = json.dumps({"instruction": "word " * 100, "output": "end"})
@@ -159,6 +166,12 @@ def test_a_workdir_of_another_config(pair, tmp_path):
   with pytest.raises(InputError, match=r"another config.*\n  lr: 0.01 there, 0.02 now"):
     train.train(runs.config_of(pair, epochs=1, lr=0.02), tmp_path / "run")
   assert (tmp_path / "run" / "config.json").read_text() == config
+
+
+def test_a_run_that_failed_at_the_door_leaves_its_folder_free(pair, tmp_path):
+  fails(runs.config_of(pair, base="/nowhere"), tmp_path / "run", "/nowhere")
+  train.train(runs.config_of(pair, epochs=1), tmp_path / "run")
+  assert (tmp_path / "run" / "shadow").is_dir()
 
 
 def test_a_workdir_that_is_no_run(pair, tmp_path):

@@ -75,6 +75,20 @@ def test_grafting_the_difference_onto_the_base_gives_the_tuned_model():
   assert_bits_equal(shadow, tuned)
 
 
+def test_the_graft_stays_where_the_instruct_lies_and_takes_its_buffers():
+  model, base, tuned, instruct = setup()
+  mesh = sharding.make_mesh(dict(fsdp=4, tensor=2))
+  placed = sharding.of(instruct, mesh)
+  change = {"delta": jax.device_put(minus(tuned, base)["delta"], placed)}
+  there = jax.device_put(copied(instruct), placed)
+  shadow, leaves = graft.graft(there, change)
+  before, after, want = tree.names(there), tree.names(shadow), tree.names(placed)
+  assert {n for n, w in before.items() if w.is_deleted()} == set(leaves)
+  assert all(w.sharding.is_equivalent_to(want[n], w.ndim) for n, w in after.items())
+  expected, _ = graft.graft(copied(instruct), minus(tuned, base))
+  assert_bits_equal(jax.device_get(shadow), jax.device_get(expected))
+
+
 def test_roles_swapped_it_is_the_chat_vector():
   _, base, tuned, instruct = setup()
   shadow, _ = graft.graft(copied(instruct), minus(tuned, base), match="all")
@@ -298,9 +312,9 @@ def test_a_delta_that_does_not_fit_says_where():
                                "vision": {"kernel": jnp.zeros(3)}}}}
   with pytest.raises(InputError) as error:
     graft.graft(copied(base), wrong)
-  assert re.search(r"mlp/up_proj/kernel: the delta \(3, 1, 1\), the Instruct model \(\d, 32, 64\)",
+  assert re.search(r"mlp/up_proj/kernel: the delta \(3, 1, 1\), the model \(\d, 32, 64\)",
                    str(error.value))
-  assert "model/vision/kernel: the delta (3,), the Instruct model has none" in str(error.value)
+  assert "model/vision/kernel: the delta (3,), the model has none" in str(error.value)
 
 
 def test_a_scope_that_selects_nothing_is_an_error():
