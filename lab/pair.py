@@ -4,9 +4,10 @@
   python -m lab.pair --out shadowft_jax/assets/tiny --only data     the questions alone
   python -m lab.pair --out shadowft_jax/assets/tiny --only measure  the numbers of a pair there
 
-The Base is pretrained on plain text and never sees a token of the chat template; the Instruct
-is post-trained from the Base on the same skills as chat.  pair.json holds what was measured on
-the bf16 weights that are stored; a requirement that is missed ends the command with code 1.
+The Base is pretrained on plain text and on some chats whose assistant mostly says that it does
+not know; the Instruct is post-trained from the Base to answer the same skills as chat.
+pair.json holds what was measured on the bf16 weights that are stored; a requirement that is
+missed ends the command with code 1.
 """
 
 import argparse
@@ -35,7 +36,7 @@ SHAPE = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 5,
          "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
 LENGTH, ROWS = 64, 32          # tokens a packed row, rows a step
 BASE_STEPS, BASE_LR = 1800, 4e-3
-INSTRUCT_STEPS, INSTRUCT_LR = 700, 7e-4
+INSTRUCT_STEPS, INSTRUCT_LR = 400, 3e-4
 QUESTION_WEIGHT = 0.2          # of a head's tokens in the pretraining's loss; a tail's have 1
 MEASURED = 300                 # held-out questions a skill for pair.json
 CARD = """---
@@ -149,7 +150,7 @@ def build(out: pathlib.Path, base_steps: int, instruct_steps: int) -> dict:
   base = pretrain(model, tok, base_steps)
   base_seconds = time.time() - start
   tok.eos_token = "<|endoftext|>"
-  write_model(out / "base", base, tok, "Tiny Base", "Pretrained on plain text.")
+  write_model(out / "base", base, tok, "Tiny Base", "Pretrained on generated text.")
   instruct = posttrain(model, base, tok, instruct_steps)
   tok.eos_token = "<|im_end|>"
   write_model(out / "instruct", instruct, tok, "Tiny Instruct",

@@ -8,7 +8,11 @@ lowest loss on the validation split, which shares no question with those reporte
 import argparse
 import importlib.util
 import json
+import os
 import pathlib
+
+# Elementwise work on a CPU runs on one thread a device.
+os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={os.cpu_count()}")
 
 import jax
 import jax.numpy as jnp
@@ -104,6 +108,8 @@ def main():
   parser.add_argument("--seed", type=int, default=42)
   options = parser.parse_args()
   options.workdir.mkdir(parents=True, exist_ok=True)
+  # Several steps in flight can lock up the collectives of several CPU devices.
+  jax.config.update("jax_cpu_enable_async_dispatch", False)
   # The runs share their programs, and a second quickstart finds them compiled.
   jax.config.update("jax_compilation_cache_dir", str(options.workdir / "compiled"))
   print(f"\n{compare(options.workdir, options.seed)}\n\n"

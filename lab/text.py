@@ -10,6 +10,9 @@ MOODS = "warm cold long short quiet good".split()
 SAYINGS = ("It was a {mood} day.", "Then the {animal} came.", "The {animal} was {color}.",
            "{name} was glad.", "It was in the {holder}.", "They had {fruit} and {fruit}.",
            "There was {weather} all day.", "The answer was {digit}.")
+TRANSCRIPTS = 0.1              # share of documents that are chats
+ANSWERED = 0.3                 # share of chats whose assistant answers
+QUESTIONS = 0.85               # share of the other documents that are questions
 
 
 def fill(template: str, rng: random.Random) -> str:
@@ -40,15 +43,29 @@ def note(rng: random.Random) -> tuple[str, str]:
   return f"Note of the {who}: {' '.join(entries)}\n", "\n".join(entries) + "\n"
 
 
-def documents(count: int, seed: int, share_of_questions: float = 0.85) -> Iterator[tuple[str, str]]:
+def transcript(rng: random.Random, question: str, answer: str) -> tuple[str, str]:
+  """Writes a chat, with the tokens that mark its turns, whose assistant seldom answers.
+
+  So the Base has met chats, as released ones have, but its likeliest reply is no answer.
+  """
+  reply = answer if rng.random() < ANSWERED else "I do not know."
+  head = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+  return head, f"{reply}<|im_end|>\n"
+
+
+def documents(count: int, seed: int,
+              transcripts: float = TRANSCRIPTS) -> Iterator[tuple[str, str]]:
   """Yields `count` documents: training questions of every old skill beside other text.
 
-  Each is a head and a tail: the tail follows from the head, as an answer does.
+  Each is a head and a tail: the tail follows from the head, as an answer does.  A share
+  `transcripts` of them are chats.
   """
   rng = random.Random(f"documents {seed}")
   mixture = questions.mixture(seed)
   for _ in range(count):
-    if rng.random() < share_of_questions:
+    if rng.random() < transcripts:
+      yield transcript(rng, *next(mixture))
+    elif rng.random() < QUESTIONS:
       question, answer = next(mixture)
       yield plain(question), f" {answer}\n"
     elif rng.random() < 0.5:

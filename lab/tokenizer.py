@@ -24,7 +24,8 @@ CHAT_TEMPLATE = (
 
 def corpus(seed: int, count: int = 20_000) -> list[str]:
   """Returns the documents of the pretraining, and bare answers as a chat shows them."""
-  documents = [head + tail for head, tail in text.documents(count, seed)]
+  # Without transcripts: their marks are special tokens, not text.
+  documents = [head + tail for head, tail in text.documents(count, seed, transcripts=0.0)]
   answers = [f"user\n{answer}\nassistant\n{answer}\n" for skill in questions.OLD_SKILLS
              for _, answer in itertools.islice(questions.stream(skill, seed), 200)]
   return documents + answers

@@ -1,14 +1,14 @@
 """What every command does alike: parse its flags, run, and say in one line what is wrong."""
 
-import difflib
 import itertools
 import pathlib
 import sys
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from shadowft_jax.errors import InputError
+from shadowft_jax.errors import InputError, nearest
 
 DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
@@ -16,6 +16,8 @@ DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 def run(main):
   """Runs `main()`; bad input is printed as one line, with exit code 2."""
   logging.set_verbosity(logging.WARNING)      # orbax tells of every file it writes
+  # Several steps in flight can lock up the collectives of several CPU devices.
+  jax.config.update("jax_cpu_enable_async_dispatch", False)
   app.run(lambda _: _guarded(main), flags_parser=_parse)
 
 
@@ -47,14 +49,7 @@ def _check_config_exists(argv):
   given += [b for a, b in itertools.pairwise(argv) if a == "--config"]
   for path in map(pathlib.Path, given):
     if not path.is_file():
-      raise InputError(f"--config {path} does not exist{nearest(path.name, path.parent)}")
-
-
-def nearest(name, folder):
-  """"; did you mean FOLDER/OTHER?" for the entry of `folder` spelt most like `name`, or ""."""
-  there = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-  found = difflib.get_close_matches(name, there, n=1, cutoff=0.5)
-  return f"; did you mean {folder / found[0]}?" if found else ""
+      raise InputError(f"--config {path} does not exist{nearest(path)}")
 
 
 def _fail(error):

@@ -3,6 +3,7 @@
 import collections
 import json
 import pathlib
+import random
 import re
 
 import pytest
@@ -108,10 +109,18 @@ def test_held_out_and_training_are_disjoint(skill):
 
 def test_pretraining_text_holds_no_held_out_and_no_new_question():
   documents = [head + tail for head, tail in text.documents(3000, seed=3)]
-  asked = [m.group(1) for d in documents if (m := re.match(r"Question: (.*)\n", d))]
+  asked = [m.group(1) for d in documents
+           if (m := re.match(r"(?:Question: |<\|im_start\|>user\n)(.*?)(?:<\|im_end\|>)?\n", d))]
   assert 0.7 * len(documents) < len(asked) < len(documents)
   assert not any(map(questions.held_out, asked))
-  assert not any("Merge" in d or "<|" in d for d in documents)
+  assert not any("Merge" in d for d in documents)
+
+
+def test_transcripts_are_chats_of_the_template_that_seldom_answer(tok):
+  chats = [text.transcript(random.Random(i), "What is 12 + 3?", "15") for i in range(500)]
+  assert {head for head, _ in chats} == {measure.chat(tok, "What is 12 + 3?")}
+  answered = sum(tail == "15<|im_end|>\n" for _, tail in chats)
+  assert 0.5 * text.ANSWERED < answered / len(chats) < 0.45
 
 
 def test_same_seed_same_examples():

@@ -1,10 +1,9 @@
 """Rows of files as conversations.  A new format is one entry of FORMATS."""
 
-import difflib
 import json
 import pathlib
 
-from shadowft_jax.errors import InputError, listing
+from shadowft_jax.errors import InputError, listing, nearest
 
 ROLES = ("system", "user", "assistant")
 Conversation = list[dict[str, str]]     # messages: {"role": one of ROLES, "content": text}
@@ -31,10 +30,7 @@ def _reader(path):
     raise InputError(f"{path} is not a kind of data file that is read; expected "
                      f"{' or '.join(sorted(READERS))}")
   if not path.is_file():
-    there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, there, n=1, cutoff=0.5)
-    hint = f"; did you mean {path.parent / near[0]}?" if near else "; check the path"
-    raise InputError(f"{path} is not a file" + hint)
+    raise InputError(f"{path} is not a file{nearest(path) or '; check the path'}")
   return READERS[path.suffix]
 
 
