@@ -21,6 +21,7 @@ setuptools.setup(
         "datasets",
         "flax>=0.12.8",
         "jax>=0.10.2",
+        "jinja2>=3.1.6",
         "matplotlib",
         "ml_collections>=1.1",
         "numpy",
