@@ -37,9 +37,9 @@ def _parse(argv):
 
 
 def _flag_message(error):
-  text = " ".join(str(error).split())
-  if isinstance(error, AttributeError):       # a ConfigDict's own words about a misspelt field
-    return f"the config has no field {text}"
+  text = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split())
+  if isinstance(error, AttributeError):       # a ConfigDict's own words, quoted once too often
+    return f"the config has no field {text[1:-1]}"
   return text
 
 

@@ -48,7 +48,7 @@ def atomic(directory, overwrite=False):
   """
   directory = pathlib.Path(os.path.realpath(directory))
   if directory.exists() and not (overwrite and directory.is_dir()):
-    raise InputError(f"{directory} exists; name another folder, or ask to overwrite it"
+    raise InputError(f"{directory} exists; name another folder, or pass --overwrite"
                      if directory.is_dir() else f"{directory} is a file; name another folder")
   directory.parent.mkdir(parents=True, exist_ok=True)
   fresh, old = (directory.with_name(f"{directory.name}.{kind}-{os.getpid()}")

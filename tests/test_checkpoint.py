@@ -597,7 +597,7 @@ def test_an_existing_folder_is_replaced_only_if_asked(made, tmp_path):
   path, out = made("qwen2"), tmp_path / "out"
   out.mkdir()
   (out / "mine").write_text("precious")
-  with pytest.raises(InputError, match="out exists; name another folder, or ask to overwrite"):
+  with pytest.raises(InputError, match="out exists; name another folder, or pass --overwrite"):
     checkpoint.export(out, {}, like=path)
   assert contents(tmp_path) == {"out/mine": b"precious"}
   checkpoint.export(out, {}, like=path, overwrite=True)
