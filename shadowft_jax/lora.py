@@ -21,7 +21,8 @@ def init(key, params, *, rank, match):
   """
   adapter = {}
   for name, w in tree.names(params).items():
-    if not (name.endswith("/kernel") and re.search(match, name)):
+    # The head hands out its kernel and multiplies nothing: an adapter there would not act.
+    if not (name.endswith("/kernel") and "/layers/" in name and re.search(match, name)):
       continue
     key, key_a = jax.random.split(key)
     *stack, d_in, d_out = w.shape
@@ -31,7 +32,7 @@ def init(key, params, *, rank, match):
         key_a, (*stack, d_in, rank), jnp.float32, -bound, bound)
     adapter[module + "b"] = jnp.zeros((*stack, rank, d_out), jnp.float32)
   if not adapter:
-    kernels = [n for n in tree.names(params) if n.endswith("/kernel")]
+    kernels = [n for n in tree.names(params) if n.endswith("/kernel") and "/layers/" in n]
     raise InputError(f"delta.match {match!r} finds no kernel; there are: {', '.join(kernels)}")
   return tree.nest(adapter)
 

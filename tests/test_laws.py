@@ -135,6 +135,17 @@ def test_a_live_adapter_is_the_merged_adapter():
   assert jnp.abs(live - want).max() <= 2e-4 * jnp.abs(want).max()
 
 
+def test_every_factor_of_an_adapter_acts():
+  """Also where everything is to be adapted: none is learnt that the model would not read."""
+  model, base, _, _ = setup()
+  adapter = lora.init(jax.random.key(0), base, rank=2, match=delta.pattern("all"))
+  adapter = jax.tree.map(lambda x: x + 0.1, adapter)
+  token_BT = jnp.array(np.random.default_rng(0).integers(0, 96, (1, 8)))
+  grads = jax.grad(lambda a: jnp.sum(
+      model.apply(delta.variables(base, {"lora": a}, 1.0), token_BT) ** 2))(adapter)
+  assert all(jnp.any(g != 0) for g in jax.tree.leaves(grads))
+
+
 @pytest.mark.parametrize("name", ["qwen3_tied", "llama_bias"])
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_a_delta_added_inside_the_blocks_is_a_delta_added_before(name, remat):
