@@ -16,13 +16,17 @@ from tests import runs
 
 
 def torch_steps(model, data, config):
-  """Trains `model` on the steps of `data`, unpacked and padded; returns the losses."""
+  """Trains `model` on the steps of `data`, unpacked and padded.
+
+  Returns:
+    (losses, norms of the gradients before they are clipped).
+  """
   learnt = [p for p in model.parameters() if p.requires_grad]
   adam = torch.optim.AdamW(learnt, lr=config.lr, betas=(config.b1, config.b2), eps=config.eps,
                            weight_decay=config.weight_decay)
   warmup = int(np.ceil(config.warmup_ratio * len(data.steps)))
   schedule = get_cosine_schedule_with_warmup(adam, warmup, len(data.steps))
-  losses = []
+  losses, norms = [], []
   for rows in data.steps:
     chosen = [data.train[i] for row in rows for i in row]
     width = max(len(e.token) for e in chosen)
@@ -35,12 +39,21 @@ def torch_steps(model, data, config):
     loss = torch.nn.functional.cross_entropy(
         logits[:, :-1].flatten(0, 1), label[:, 1:].flatten())
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(learnt, config.grad_clip_norm)
+    norms.append(float(torch.nn.utils.clip_grad_norm_(learnt, config.grad_clip_norm)))
     adam.step()
     schedule.step()
     adam.zero_grad()
     losses.append(float(loss.detach()))
-  return losses
+  return losses, norms
+
+
+def assert_steps_equal(records, losses, norms):
+  """Twenty steps of metrics.jsonl are those of `torch_steps`."""
+  steps = [r for r in records if "loss" in r]
+  assert len(steps) == len(losses) == 20
+  np.testing.assert_allclose([r["loss"] for r in steps], losses, rtol=1e-4)
+  # Adam does not see the scale of its gradients; their norm shows it.
+  np.testing.assert_allclose([r["grad_norm"] for r in steps], norms, rtol=1e-3)
 
 
 def distance(got, want):
@@ -68,14 +81,12 @@ def test_lora_agrees_with_peft_over_twenty_steps(config, tmp_path):
   checkpoint.save_adapter(tmp_path / "start", start["lora"], rank=4, alpha=8.0,
                           base_model=config.base)
   records = train.train(config, tmp_path / "run")
-  ours = [r["loss"] for r in records if "loss" in r]
 
   model = AutoModelForCausalLM.from_pretrained(config.base, dtype=torch.float32)
   model = peft.PeftModel.from_pretrained(model, tmp_path / "start", is_trainable=True)
-  theirs = torch_steps(model, dataset.read(config), config)
-  assert len(ours) == len(theirs) == 20
-  assert ours[-1] < 0.9 * ours[0]
-  np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+  losses, norms = torch_steps(model, dataset.read(config), config)
+  assert losses[-1] < 0.9 * losses[0]
+  assert_steps_equal(records, losses, norms)
 
   model.save_pretrained(tmp_path / "theirs")
   def product(folder):
@@ -87,13 +98,10 @@ def test_lora_agrees_with_peft_over_twenty_steps(config, tmp_path):
 def test_full_tuning_agrees_with_transformers_over_twenty_steps(config, tmp_path):
   config.update_from_flattened_dict({"delta.kind": "full", "delta.match": "all", "lr": 3e-4})
   records = train.train(config, tmp_path / "run")
-  ours = [r["loss"] for r in records if "loss" in r]
 
   model = AutoModelForCausalLM.from_pretrained(config.base, dtype=torch.float32)
   before = {n: p.detach().numpy().copy() for n, p in model.named_parameters()}
-  theirs = torch_steps(model, dataset.read(config), config)
-  assert len(ours) == len(theirs) == 20
-  np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+  assert_steps_equal(records, *torch_steps(model, dataset.read(config), config))
 
   want = {n: p.detach().numpy() - before[n] for n, p in model.named_parameters()}
   learnt, scale = checkpoint.load_delta(tmp_path / "run" / "delta")
