@@ -27,6 +27,7 @@ setuptools.setup(
         "numpy",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8",
+        "pyarrow",
         "safetensors>=0.8",
         "tensorboardX>=2.6",
         "tqdm",

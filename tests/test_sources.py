@@ -1,135 +1,357 @@
-"""Rows of files become conversations; what is wrong with a row is said with its number."""
+"""Every kind of file gives the same rows; what cannot be read is said in one line."""
 
+import gzip
+import hashlib
+import http.server
 import json
+import os
+import subprocess
+import sys
+import threading
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from shadowft_jax.data import sources
 from shadowft_jax.errors import InputError
 
 ALPACA = {"instruction": "Add.", "input": "1 and 2", "output": "3"}
-MESSAGES = {"messages": [{"role": "user", "content": "hi"},
-                         {"role": "assistant", "content": "hello"}]}
+ODD = "🎈中文\u2028\u0085 \"a\", b\n\r\n end"
+ROWS = [{"instruction": f"q{i} {ODD}", "output": f"a{i}"} for i in range(5)]
 
 
-def user(text):
-  return {"role": "user", "content": text}
+def as_json(rows):
+  return json.dumps(rows).encode()
 
 
-def assistant(text):
-  return {"role": "assistant", "content": text}
+def as_jsonl(rows):
+  return "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows).encode()
+
+
+def as_csv(rows):
+  lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+  return "".join(",".join('"' + cell.replace('"', '""') + '"' for cell in line) + "\r\n"
+                 for line in lines).encode()
+
+
+def as_parquet(rows):
+  sink = pa.BufferOutputStream()
+  pyarrow.parquet.write_table(pa.Table.from_pylist(rows), sink, row_group_size=2)
+  return sink.getvalue().to_pybytes()
+
+
+def as_arrow(rows, new=pa.ipc.new_stream):
+  table, sink = pa.Table.from_pylist(rows), pa.BufferOutputStream()
+  with new(sink, table.schema) as writer:
+    writer.write_table(table, max_chunksize=2)
+  return sink.getvalue().to_pybytes()
+
+
+def as_arrow_file(rows):
+  return as_arrow(rows, pa.ipc.new_file)
+
+
+KINDS = {"rows.json": as_json, "rows.jsonl": as_jsonl, "rows.csv": as_csv,
+         "rows.parquet": as_parquet, "rows.arrow": as_arrow, "file.arrow": as_arrow_file}
 
 
 @pytest.fixture
 def write(tmp_path):
-  """Writes rows as .json or .jsonl; a string is written as it is."""
+  """Writes rows, text or bytes into a file of the kind its name tells; returns its path."""
   def write(rows, name="rows.json"):
     path = tmp_path / name
-    if isinstance(rows, str):
-      text = rows
-    elif name.endswith("l"):
-      text = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
-    else:
-      text = json.dumps(rows)
-    path.write_text(text, encoding="utf-8")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = rows.encode() if isinstance(rows, str) else rows
+    if not isinstance(content, bytes):
+      plain = path.with_suffix("") if path.suffix == ".gz" else path
+      content = KINDS[f"rows{plain.suffix.lower()}"](rows)
+    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
     return path
   return write
 
 
-@pytest.mark.parametrize("row, expected", [
-    (ALPACA, [user("Add.\n1 and 2"), assistant("3")]),
-    ({"instruction": "Hi", "output": "Ho"}, [user("Hi"), assistant("Ho")]),
-    ({"instruction": "Hi", "input": "", "output": "Ho"}, [user("Hi"), assistant("Ho")]),
-    ({"instruction": "Hi", "input": None, "output": "Ho", "system": None, "history": None,
-      "id": 7}, [user("Hi"), assistant("Ho")]),
-    ({"instruction": "", "input": "Hi", "output": "Ho"}, [user("Hi"), assistant("Ho")]),
-    ({"instruction": "c", "output": "d", "system": "s", "history": [["a", "b"]]},
-     [{"role": "system", "content": "s"}, user("a"), assistant("b"), user("c"), assistant("d")]),
-    (MESSAGES, MESSAGES["messages"]),
-    ({"messages": [user("a"), {**assistant("b"), "tool_calls": [], "name": None}]},
-     [user("a"), assistant("b")]),
-    ({"messages": [user(" a\n"), assistant(" b\n")]}, [user(" a\n"), assistant(" b\n")]),
-])
-@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
-def test_a_row_becomes_messages(write, name, row, expected):
-  assert sources.read_rows(write([row, row], name)) == [expected, expected]
+def rows_of(spec, split="train"):
+  """The rows of one source."""
+  source, = sources.read(spec, split)
+  return [row for _, row in source.rows]
 
 
-def test_json_and_jsonl_give_the_same_rows_in_order(write):
-  odd = "🎈中文\u2028\u0085\r"
-  rows = [{"instruction": f"q{i} {odd} end", "output": f"a{i}"} for i in range(50)]
-  array, lines = write(rows), write(rows, "rows.jsonl")
-  read = sources.read_rows(array)
-  assert read == sources.read_rows(str(lines))
-  assert [c[1]["content"] for c in read] == [f"a{i}" for i in range(50)]
-  assert read[0][0]["content"] == rows[0]["instruction"]
+@pytest.mark.parametrize("name", [
+    *KINDS, "ROWS.JSONL", "rows.json.gz", "rows.jsonl.gz", "rows.csv.gz"])
+def test_every_kind_of_file_gives_the_same_rows(write, name):
+  path = write(KINDS[name](ROWS) if name in KINDS else ROWS, name)
+  source, = sources.read(path)
+  assert (source.name, source.weight) == (str(path), 1)
+  assert [row for _, row in source.rows] == ROWS
+  if not name.startswith("rows.jsonl"):
+    assert [where for where, _ in source.rows] == [f"{path} row {i}" for i in range(1, 6)]
+
+
+@pytest.mark.parametrize("name", ["rows.txt", "rows.txt.gz"])
+def test_a_line_of_text_that_is_not_blank_is_a_row(write, name):
+  path = write("\ufeffone \r\n\n  two\u2028 \n\t\n", name)
+  assert sources.read(path)[0].rows == [
+      (f"{path} row 1", {"text": "one "}), (f"{path} row 3", {"text": "  two\u2028 "})]
 
 
 def test_a_byte_order_mark_and_blank_lines_are_no_rows(write):
-  text = "\ufeff" + json.dumps(ALPACA) + "\r\n\n" + json.dumps(ALPACA) + "\n\n"
-  assert len(sources.read_rows(write(text, "rows.jsonl"))) == 2
+  line = json.dumps(ALPACA)
+  path = write(f"\ufeff{line}\r\n\n{line}\n\n", "rows.jsonl")
+  assert sources.read(path)[0].rows == [(f"{path} row 1", ALPACA), (f"{path} row 3", ALPACA)]
+  path = write("\ufeffa,b\r\n\r\n1,\r\n\n,\n", "rows.csv")
+  assert sources.read(path)[0].rows == [
+      (f"{path} row 1", {"a": "1", "b": ""}), (f"{path} row 2", {"a": "", "b": ""})]
 
 
-@pytest.mark.parametrize("name, rows, match", [
-    ("rows.txt", "x", r"rows.txt is not a kind of data file .*\.json or \.jsonl"),
-    ("rows.json", "", r"rows.json has no rows"),
+def test_csv_cells_are_text_of_any_length(write):
+  long = "x" * 200_000
+  assert rows_of(write(f'"",n\n1,"{long}"', "rows.csv")) == [{"column 1": "1", "n": long}]
+
+
+def test_a_row_that_cannot_be_parsed_stands_in_its_place(write):
+  read = rows_of(write('{"a": 1}\n\n{nope}\n{"a": 2}\n' + "[" * 100_000, "rows.jsonl"))
+  assert (read[0], read[2]) == ({"a": 1}, {"a": 2})
+  for row, number in ((read[1], 3), (read[3], 5)):
+    assert isinstance(row, InputError)
+    assert f"rows.jsonl row {number} is not JSON: " in str(row)
+    assert str(row).endswith("; expected one object a line")
+  read = rows_of(write("a,b\n1,2\n3\n4,5,6\n7,8\n", "rows.csv"))
+  assert (read[0], read[3]) == ({"a": "1", "b": "2"}, {"a": "7", "b": "8"})
+  assert "rows.csv row 2 has 1 cells; expected 2" in str(read[1])
+  assert "rows.csv row 3 has 3 cells; expected 2" in str(read[2])
+
+
+@pytest.mark.parametrize("name, content, match", [
+    ("rows.xml", "x", r"rows.xml is not a kind of data file .*; expected \.arrow, \.csv, \.json, "
+                      r"\.jsonl, \.parquet, \.txt \(\.csv, .*with \.gz, too\)"),
+    ("rows.parquet.gz", b"x", r"rows.parquet.gz is not a kind of data file"),
+    ("rows.json", "", r"rows.json has no rows; expected one object an example"),
     ("rows.json", [], r"rows.json has no rows"),
     ("rows.jsonl", "\n \n", r"rows.jsonl has no rows"),
-    ("rows.json", ALPACA, r"rows.json holds one dict; expected an array"),
+    ("rows.csv", "a,b\n", r"rows.csv has no rows"),
+    ("rows.txt", " \n", r"rows.txt has no rows"),
+    ("rows.json", json.dumps(ALPACA), r"rows.json holds one dict; expected an array"),
     ("rows.json", '[\n{"instruction": "a",\n}]', r"rows.json is not JSON: .*line [23]"),
-    ("rows.json", '{"a": 1}\n{"a": 2}', r"line 2 .*named \.jsonl"),
+    ("rows.json", '{"a": 1}\n{"a": 2}', r"line 2 .*; a file of one object a line is named \.jsonl"),
     ("rows.json", "[" * 100000, r"rows.json is not JSON"),
-    ("rows.jsonl", json.dumps(ALPACA) + "\n\n{nope}\n", r"rows.jsonl row 3 is not JSON"),
-    ("rows.json", [ALPACA, 5], r"rows.json row 2 is a int; expected an object"),
-    ("rows.json", [ALPACA, {"question": 1, "answer": 2}],
-     r"(?s)row 2 is of no format; its keys:\n  answer\n  question\n.*\n  alpaca\n  messages\n"),
-    ("rows.json", [{**ALPACA, **MESSAGES}], r"row 1 is of alpaca and messages format"),
-    ("rows.json", [ALPACA, ALPACA, MESSAGES],
-     r"row 3 is in the messages format, row 1 in alpaca"),
-    ("rows.json", [ALPACA, {"instruction": "x"}], r"row 2: output is missing; expected text"),
-    ("rows.json", [{**ALPACA, "output": 3}], r"row 1: output is 3; expected text"),
-    ("rows.json", [{**ALPACA, "input": ["a"]}], r"row 1: input is \['a'\]; expected text"),
-    ("rows.json", [{**ALPACA, "output": " \n"}], r"row 1 has no answer: the last .* is empty"),
-    ("rows.json", [{**ALPACA, "history": "x"}], r"row 1: history is 'x'"),
-    ("rows.json", [{**ALPACA, "history": [["q"]]}], r"row 1: history holds \['q'\]"),
-    ("rows.json", [{"messages": "hi"}], r"row 1: messages is 'hi'; expected a list"),
-    ("rows.json", [{"messages": []}], r"row 1 has no answer: no turn of the assistant"),
-    ("rows.json", [MESSAGES, {"messages": [user("a")]}], r"row 2 has no answer: no turn"),
-    ("rows.json", [{"messages": [user("a"), assistant("")]}], r"row 1 has no answer: the last"),
-    ("rows.json", [{"messages": ["a"]}], r"row 1 message 1 is 'a'; expected an object"),
-    ("rows.json", [{"messages": [user("a"), {"role": "tool", "content": "b"}]}],
-     r"row 1 message 2: unknown role 'tool'; expected system, user, assistant"),
-    ("rows.json", [{"messages": [{"content": "b"}]}], r"message 1: unknown role None"),
-    ("rows.json", [{"messages": [user("a"), assistant(None)]}], r"message 2: content is None"),
-    ("rows.json", [{"messages": [user("a"), {**assistant("b"), "weight": 0}]}],
-     r"(?s)message 2: expected role and content alone; remove\n  weight"),
-    ("rows.json", '[{"instruction": "a", "output": "b\\ud800"}]',
-     r"row 1: assistant text is not Unicode: .* at character 1"),
+    ("rows.json", b'[{"instruction": "caf\xe9"}]', r"rows.json is not UTF-8 text: byte 21; save"),
+    ("rows.jsonl", b'\xff\xfe{\x00', r"rows.jsonl is not UTF-8 text: byte 0"),
+    ("rows.csv", "a,b,a\n1,2,3\n", r"two columns have the same name; .*; it is a, b, a$"),
+    ("rows.csv", 'a,b\n1,"2\n3,4\n', r"rows.csv is not CSV: .* \(line 3\); expected cells"),
+    ("rows.parquet", as_parquet(ROWS)[:-30], r"rows.parquet is not a whole \.parquet file: "),
+    ("rows.parquet", b"", r"rows.parquet is not a whole \.parquet file: "),
+    ("rows.arrow", as_arrow(ROWS)[:-60], r"rows.arrow is not a whole \.arrow file: "),
+    ("rows.arrow", as_arrow_file(ROWS)[:-60], r"rows.arrow is not a whole \.arrow file: "),
+    ("rows.arrow", b"", r"rows.arrow (is not a whole \.arrow file: |has no rows)"),
 ])
-def test_what_is_wrong_is_said_with_file_and_row(write, name, rows, match):
-  with pytest.raises(InputError, match=match):
-    sources.read_rows(write(rows, name))
+def test_what_cannot_be_read_is_said_in_one_line(write, name, content, match):
+  with pytest.raises(InputError, match=match) as caught:
+    sources.read(write(content, name))
+  assert "\n" not in str(caught.value)
+
+
+def test_a_broken_gzip_file_is_refused(tmp_path):
+  path, whole = tmp_path / "rows.jsonl.gz", gzip.compress(as_jsonl(ROWS))
+  for content in (whole[:-9], whole[:40] + b"\x00\xff\x00" + whole[43:], as_jsonl(ROWS)):
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"rows.jsonl.gz is not a whole gzip file: .*; download"):
+      sources.read(path)
 
 
 def test_a_missing_file_names_the_nearest(write, tmp_path):
-  write([ALPACA], "alpaca_en.json")
-  with pytest.raises(InputError, match=r"alpacha_en.json is not a file; did you mean .*a_en.json"):
-    sources.read_rows(tmp_path / "alpacha_en.json")
-  with pytest.raises(InputError, match="is not a file; check the path"):
-    sources.read_rows(tmp_path / "nowhere" / "x.json")
+  write(ROWS, "alpaca_en.json")
+  with pytest.raises(InputError, match=r"alpacha_en.json is not a file or folder; did you mean "
+                                       r".*alpaca_en.json\?"):
+    sources.read(tmp_path / "alpacha_en.json")
+  with pytest.raises(InputError, match="is not a file or folder; check the path"):
+    sources.read(tmp_path / "nowhere" / "x.json")
+  # Not a data set of the hub, by its ending.
+  with pytest.raises(InputError, match="^nowhere/x.json.gz is not a file or folder; check the"):
+    sources.read("nowhere/x.json.gz")
 
 
-def test_text_that_is_not_utf8_is_refused(tmp_path):
-  (tmp_path / "rows.json").write_bytes(b'[{"instruction": "caf\xe9"}]')
-  with pytest.raises(InputError, match="rows.json is not UTF-8 text: byte 21"):
-    sources.read_rows(tmp_path / "rows.json")
+def test_several_sources_have_weights(write):
+  one, two = write(ROWS[:2], "one.json"), write(ROWS[2:], "two.csv")
+  first, second, third = sources.read(f"{one}*2, {two}*.5,{one}")
+  assert [(s.name, s.weight) for s in (first, second, third)] == [
+      (str(one), 2), (str(two), 0.5), (str(one), 1)]
+  assert [row for _, row in second.rows] == ROWS[2:]
+  assert first.rows == third.rows
 
 
-def test_the_demo_of_llamafactory_is_read(shared_data):
-  path = shared_data("llamafactory_demo") / "alpaca_en_demo.json"
-  rows = json.loads(path.read_text(encoding="utf-8"))
-  read = sources.read_rows(path)
-  assert len(read) == 1000
-  for row, (asked, answered) in zip(rows, read, strict=True):
-    text = row["instruction"] + ("\n" + row["input"] if row["input"] else "")
-    assert (asked, answered) == (user(text), assistant(row["output"]))
+@pytest.mark.parametrize("spec, match", [
+    ("", r"data '' names no file; expected names separated by commas"),
+    ("{},", r"names no file"),
+    ("*2", r"names no file"),
+    ("{}*0", r"rows.json\*0: '0' after the \* is no weight; expected a positive number"),
+    ("{}*-1", r"'-1' after"),
+    ("{}*nan", r"'nan' after"),
+    ("{}*inf", r"'inf' after"),
+    ("data/*.json", r"'.json' after .*\(all the files of a folder: name the folder\)"),
+])
+def test_what_is_wrong_with_a_list_of_sources_is_said(write, spec, match):
+  with pytest.raises(InputError, match=match):
+    sources.read(spec.format(write(ROWS)))
+
+
+def test_arrow_rows_are_as_they_were_before_they_became_columns(write, tmp_path):
+  calls = [{"role": "user", "content": "a"},
+           {"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}]
+  rows = [{"messages": calls, "image": {"bytes": b"\x89PNG"}, "n": None},
+          {"messages": None, "image": {"path": "b.png"}, "n": 2}]
+  assert rows_of(write(as_parquet(rows), "rows.parquet")) == rows
+  assert rows_of(write(as_arrow(rows), "rows.arrow")) == rows
+  texts = pa.array(['{"x": [1, null]}', None]).cast(pa.json_(pa.string()))
+  pyarrow.parquet.write_table(pa.table({"a": texts}), tmp_path / "json.parquet")
+  assert rows_of(tmp_path / "json.parquet") == [{"a": {"x": [1, None]}}, {"a": None}]
+
+
+def test_a_folder_that_datasets_saved_is_read_in_order(tmp_path):
+  import datasets
+  saved = datasets.Dataset.from_list(ROWS)
+  saved.save_to_disk(tmp_path / "one", num_shards=3)
+  (tmp_path / "one" / "cache-0123.arrow").write_bytes(as_arrow([{"other": 1}]))
+  state = json.loads((tmp_path / "one" / "state.json").read_text())
+  assert rows_of(tmp_path / "one") == ROWS
+  state["_data_files"].reverse()
+  (tmp_path / "one" / "state.json").write_text(json.dumps(state))
+  assert rows_of(tmp_path / "one") == [ROWS[i] for i in (4, 2, 3, 0, 1)]
+  both = datasets.DatasetDict(train=saved.select(range(3)), dev=saved.select(range(3, 5)))
+  both.save_to_disk(tmp_path / "two")
+  assert rows_of(tmp_path / "two") == ROWS[:3]
+  assert rows_of(tmp_path / "two", "dev") == ROWS[3:]
+  with pytest.raises(InputError, match=r"(?s)two has no split 'test'; choose one with "
+                                       r"--config.data.split:\n  dev\n  train"):
+    sources.read(tmp_path / "two", "test")
+
+
+@pytest.mark.parametrize("files, split, expected", [
+    (["b.json", "a.jsonl", "sub/c.csv"], "train", ["a.jsonl", "b.json", "sub/c.csv"]),
+    (["a.json", "README.md", "README.txt", "LICENSE.txt", "dataset_infos.json", "x.py", "1.jpg",
+      ".cache/b.json", ".b.json"], "train", ["a.json"]),
+    (["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet",
+      "data/test-00000-of-00001.parquet"], "train",
+     ["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"]),
+    (["train-00000-of-00001-a09b74b3ef9c.parquet", "test.json"], "train",
+     ["train-00000-of-00001-a09b74b3ef9c.parquet"]),
+    (["train_sft-00000-of-00001.csv", "train_gen-00000-of-00001.csv"], "train_sft",
+     ["train_sft-00000-of-00001.csv"]),
+    (["part-00000-of-00002.json", "part-00001-of-00002.json"], "train",
+     ["part-00000-of-00002.json", "part-00001-of-00002.json"]),
+    (["sft_train.json", "Training2.jsonl.gz", "val.json"], "train",
+     ["Training2.jsonl.gz", "sft_train.json"]),
+    (["train/a.json", "dev/a.json", "eval/a.json"], "validation", ["dev/a.json"]),
+    (["train/a.json", "dev/a.json", "eval/a.json"], "dev", ["dev/a.json"]),
+    (["train/a.json", "dev/a.json", "eval/a.json"], "test", ["eval/a.json"]),
+    (["trainer.json", "latest.json"], "train", ["latest.json", "trainer.json"]),
+])
+def test_the_data_files_of_a_folder_are_its_rows(write, tmp_path, files, split, expected):
+  root = tmp_path / "test set"        # The folder's own name tells no split.
+  for name in files:
+    known = name.endswith((".json", ".jsonl", ".csv", ".parquet", ".gz"))
+    write([{"file": name}] if known else "text", f"{root.name}/{name}")
+  assert rows_of(root, split) == [{"file": name} for name in expected]
+  assert sources.read(root, split)[0].rows[0][0] == f"{root / expected[0]} row 1"
+
+
+@pytest.mark.parametrize("files, split, match", [
+    (["README.md"], "train", r"folder has no data files; expected \.arrow, \.csv"),
+    (["test.json", "dev.json"], "train",
+     r"(?s)folder has no split 'train'; .*:\n  test\n  validation$"),
+    (["train_sft-00000-of-00001.csv", "train_gen-00000-of-00001.csv"], "train",
+     r"(?s)has no split 'train'; .*:\n  train_gen\n  train_sft$"),
+    (["train.json", "more.json"], "train",
+     r"(?s)some of its files name a split, but these do not; .*:\n  .*more.json$"),
+])
+def test_a_folder_that_is_not_clear_is_refused(write, tmp_path, files, split, match):
+  for name in files:
+    write("[]", f"folder/{name}")
+  with pytest.raises(InputError, match=match):
+    sources.read(tmp_path / "folder", split)
+
+
+REVISION = "a" * 40
+HUB = {
+    "README.md": b"---\nconfigs:\n- config_name: en\n  data_files:\n"
+                 b"  - {split: train, path: data/train.jsonl}\n"
+                 b"  - {split: dev, path: data/dev.jsonl}\n---\n",
+    "data/train.jsonl": b'{"q": "1"}\n{"q": "2"}\n', "data/dev.jsonl": b'{"q": "3"}\n'}
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+  """One data set, org/set, at one revision and its branch "v1"."""
+
+  def do_GET(self):
+    status, headers, body = self.answer(self.path.split("?")[0])
+    self.send_response(status)
+    for key, value in {**headers, "Content-Length": len(body)}.items():
+      self.send_header(key, value)
+    self.end_headers()
+    if self.command == "GET":
+      self.wfile.write(body)
+
+  do_HEAD = do_GET
+
+  def answer(self, path):
+    files = [{"type": "file", "path": name, "size": len(body),
+              "oid": hashlib.sha1(body).hexdigest()} for name, body in HUB.items()]
+    if "/set/" in path and not {"v1", REVISION} & set(path.split("/")):
+      return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
+    if path.startswith("/api/datasets/org/set/tree/"):
+      return 200, {}, json.dumps(files).encode()
+    if path.startswith("/api/datasets/org/set"):
+      return 200, {}, json.dumps({"id": "org/set", "sha": REVISION, "siblings": [
+          {"rfilename": name} for name in HUB]}).encode()
+    for revision in ("v1", REVISION):
+      before, _, name = path.partition(f"/datasets/org/set/resolve/{revision}/")
+      if not before and name in HUB:
+        etag = hashlib.sha1(HUB[name]).hexdigest()
+        return 200, {"ETag": f'"{etag}"', "X-Repo-Commit": REVISION}, HUB[name]
+    missing = "EntryNotFound" if "/org/set/" in path else "RepoNotFound"
+    return 404, {"X-Error-Code": missing}, b"{}"
+
+  def log_message(self, *args):
+    pass
+
+
+READ = """
+import json, sys
+from shadowft_jax.data import sources
+out = []
+for spec, split in json.loads(sys.argv[1]):
+  try:
+    source, = sources.read(spec, split)
+    out.append(source.rows)
+  except sources.InputError as error:
+    out.append(str(error))
+print(json.dumps(out))
+"""
+
+
+def test_a_data_set_of_the_hub_is_read(tmp_path):
+  asked = [("org/set:en@v1", "train"), ("org/set:en@v1", "dev"), ("org/set:en@v1", "test"),
+           ("org/set:zh@v1", "train"), ("org/nothing", "train")]
+  with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    env = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+           "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    # The library reads its settings once, when it is imported.
+    out = subprocess.run([sys.executable, "-c", READ, json.dumps(asked)], env=env, text=True,
+                         capture_output=True, timeout=100, check=True).stdout
+    server.shutdown()
+  train, dev, no_split, no_subset, nothing = json.loads(out)
+  assert train == [["org/set:en@v1 row 1", {"q": "1"}], ["org/set:en@v1 row 2", {"q": "2"}]]
+  assert dev == [["org/set:en@v1 row 1", {"q": "3"}]]
+  for error, said in ((no_split, 'Unknown split "test"'), (no_subset, "'zh' not found"),
+                      (nothing, "doesn't exist")):
+    assert "is no file or folder here, and as a data set of the hub (split '" in error
+    assert said in error and "\n" not in error
+  assert nothing.endswith("(hf download --repo-type dataset org/nothing --local-dir FOLDER) and "
+                          "give the FOLDER")
+
+
+def test_without_a_network_a_hub_id_says_what_was_tried():
+  with pytest.raises(InputError, match=r"org/set:en is no file or folder here, .* could not be "
+                                       r"loaded: .*OfflineMode.*; check the name, or download"):
+    sources.read("org/set:en")

@@ -1,163 +1,165 @@
-"""Rows of files as conversations.  A new format is one entry of FORMATS."""
+"""Files, folders and data sets of the hub -> raw rows."""
 
-import json
+import dataclasses
+import fnmatch
+import math
 import pathlib
+import re
 
+from shadowft_jax.data.files import GZIPPED, READERS, plain
 from shadowft_jax.errors import InputError, listing, nearest
+from shadowft_jax.folder import read_json
 
-ROLES = ("system", "user", "assistant")
-Conversation = list[dict[str, str]]     # messages: {"role": one of ROLES, "content": text}
+HUB_ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?::([^:@]+))?(?:@(.+))?")
+# What lies beside the data of a folder and is none, in small letters.
+NOT_DATA = ("readme*", "license*", "requirements*.txt", "dataset_info*.json", "dataset_dict.json",
+            "state.json")
+# Words in the names of files -> the split they hold.
+SPLITS = {"train": "train", "training": "train", "validation": "validation",
+          "valid": "validation", "val": "validation", "dev": "validation", "test": "test",
+          "testing": "test", "eval": "test", "evaluation": "test"}
 
 
-def read_rows(path) -> list[Conversation]:
-  """Reads a .json (an array of objects) or .jsonl (an object a line) file, in its order.
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """The rows of one file, folder or data set of the hub."""
+  name: str                       # as it was given, without the weight
+  weight: float                   # how often its rows are passed in an epoch
+  rows: list[tuple[str, object]]  # ("FILE row N", the row, or an InputError: why it is none)
+  files: tuple = ()               # what was read, as paths; none of a data set of the hub
+
+
+def read(spec, split="train") -> list[Source]:
+  """Reads the sources that `spec` names, each with its rows in the order of its files.
+
+  Args:
+    spec: files, folders and hub ids (ORG/NAME[:SUBSET][@REVISION]), separated by commas; "*W"
+      after one passes its rows W times in an epoch.
+    split: of a data set of the hub, or of a folder whose files name splits.
 
   Raises:
-    InputError: names the file and the row: its place in the array or its line, from 1.
+    InputError: names the source and what cannot be read of it.  A single line that is no row is
+      not raised: it stands in its place in `rows`.
   """
-  path = pathlib.Path(path)
-  rows = _reader(path)(path)
-  if not rows:
-    raise InputError(f"{path} has no rows; expected one object an example")
-  convert = FORMATS[_format_of(rows, path)][1]
-  return [_checked(convert(row, f"{path} row {number}"), f"{path} row {number}")
-          for number, row in rows]
+  sources = []
+  for part in str(spec).split(","):
+    name, weight = _weighted(part.strip(), spec)
+    files = _files_of(name, split)
+    rows = ([row for file in files for row in _reader(file)(file)] if files
+            else _from_hub(name, split))
+    if not rows:
+      raise InputError(f"{name} has no rows; expected one object an example")
+    sources.append(Source(name, weight, rows, tuple(files)))
+  return sources
+
+
+def _weighted(part, spec):
+  """(name, weight) of NAME or NAME*WEIGHT."""
+  name, star, weight = part.rpartition("*")
+  if not star:
+    name, weight = part, "1"
+  if not name:
+    raise InputError(f"data {str(spec)!r} names no file; expected names separated by commas")
+  try:
+    number = float(weight)
+  except ValueError:
+    number = 0
+  if not 0 < number < math.inf:
+    raise InputError(f"{part}: {weight!r} after the * is no weight; expected a positive number "
+                     "(all the files of a folder: name the folder)")
+  return name, number
+
+
+def _files_of(name, split):
+  """The files that a name stands for; none if it is a data set of the hub."""
+  path = pathlib.Path(name)
+  if path.is_dir():
+    return _files(path, split)
+  known = _reader(path)
+  if path.exists():
+    if known is None:
+      raise InputError(f"{path} is not a kind of data file that is read; expected {_kinds()}")
+    return [path]
+  # A name such as data/rows.json is a file that is missing, not a data set of the hub.
+  if HUB_ID.fullmatch(name) and known is None:
+    return []
+  raise InputError(f"{path} is not a file or folder{nearest(path) or '; check the path'}")
 
 
 def _reader(path):
-  """The function that reads the kind of file that `path` is; checks that it is there."""
-  if path.suffix not in READERS:
-    raise InputError(f"{path} is not a kind of data file that is read; expected "
-                     f"{' or '.join(sorted(READERS))}")
-  if not path.is_file():
-    raise InputError(f"{path} is not a file{nearest(path) or '; check the path'}")
-  return READERS[path.suffix]
+  """The function that reads the kind of file that `path` is, or None."""
+  suffix = path.suffix.lower()
+  if suffix == ".gz":
+    suffix = path.with_suffix("").suffix.lower()
+    return READERS[suffix] if suffix in GZIPPED else None
+  return READERS.get(suffix)
 
 
-def _text_of(path):
+def _kinds():
+  return f"{', '.join(sorted(READERS))} ({', '.join(sorted(GZIPPED))} with .gz, too)"
+
+
+def _files(folder, split):
+  """The data files of a folder, or those of one split where their names tell splits."""
+  if (folder / "state.json").is_file():       # Written by Dataset.save_to_disk.
+    state = read_json(folder / "state.json")
+    if "_data_files" in state:
+      return [folder / file["filename"] for file in state["_data_files"]]
+  if (folder / "dataset_dict.json").is_file():
+    splits = read_json(folder / "dataset_dict.json").get("splits", [])
+    if split not in splits:
+      raise _no_split(folder, split, splits)
+    return _files(folder / split, split)
+  files = sorted(p for p in folder.rglob("*") if p.is_file() and _is_data(p.relative_to(folder)))
+  if not files:
+    raise InputError(f"{folder} has no data files; expected {_kinds()}")
+  splits = {file: _split_of(file.relative_to(folder)) for file in files}
+  if not any(splits.values()):
+    return files
+  untold = [file for file in files if not splits[file]]
+  if untold:
+    raise InputError(f"{folder}: some of its files name a split, but these do not; give the files "
+                     f"to read, separated by commas:{listing(untold)}")
+  wanted = SPLITS.get(split, split)
+  if wanted not in splits.values():
+    raise _no_split(folder, split, set(splits.values()))
+  return [file for file in files if splits[file] == wanted]
+
+
+def _no_split(folder, split, splits):
+  return InputError(f"{folder} has no split {split!r}; choose one with --config.data.split:"
+                    f"{listing(splits)}")
+
+
+def _is_data(path):
+  return (_reader(path) is not None and not any(part.startswith(".") for part in path.parts)
+          and not any(fnmatch.fnmatchcase(path.name.lower(), name) for name in NOT_DATA))
+
+
+def _split_of(path):
+  """The split that a file of a folder holds, by its name or those of its folders, or None."""
+  stem = path.name.lower().removesuffix(".gz").rpartition(".")[0]
+  # Shards are named by the split, which can be such as train_sft.
+  shard = re.fullmatch(r"(.+)-\d+-of-\d+(-\w+)?", stem)
+  for part in (stem, *reversed(path.parent.parts)):
+    for word in re.split("[^a-z]+", part.lower()):
+      if word in SPLITS:
+        return SPLITS.get(shard[1], shard[1]) if shard and part == stem else SPLITS[word]
+  return None
+
+
+def _from_hub(name, split):
+  import datasets     # Takes a second, and few runs need it.
+  repo, subset, revision = HUB_ID.fullmatch(name).groups()
   try:
-    return path.read_bytes().decode("utf-8-sig")
-  except UnicodeDecodeError as error:
-    raise InputError(f"{path} is not UTF-8 text: byte {error.start}; save it as UTF-8") from error
-
-
-def _read_json(path):
-  text = _text_of(path)
-  if not text.strip():
-    return []
-  try:
-    rows = json.loads(text)
-  except (ValueError, RecursionError) as error:
-    raise InputError(f"{path} is not JSON: {error}; a file of one object a line is named "
-                     ".jsonl") from error
-  if not isinstance(rows, list):
-    raise InputError(f"{path} holds one {type(rows).__name__}; expected an array of objects")
-  return list(enumerate(rows, 1))
-
-
-def _read_jsonl(path):
-  rows = []
-  # Not splitlines(): JSON strings may hold U+2028 and its like, which it takes for line ends.
-  for number, line in enumerate(_text_of(path).split("\n"), 1):
-    if line.strip():
-      try:
-        rows.append((number, json.loads(line)))
-      except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} row {number} is not JSON: {error}; expected one object a "
-                         "line") from error
-  return rows
-
-
-READERS = {".json": _read_json, ".jsonl": _read_jsonl}
-
-
-def _format_of(rows, path):
-  """The one format that all rows have."""
-  chosen = None
-  for number, row in rows:
-    if not isinstance(row, dict):
-      raise InputError(f"{path} row {number} is a {type(row).__name__}; expected an object")
-    found = [name for name, (detect, _) in FORMATS.items() if detect(row)]
-    if len(found) != 1:
-      raise InputError(
-          f"{path} row {number} is of {' and '.join(found) or 'no'} format; its keys:"
-          f"{listing(row)}\nexpected exactly one of the formats:{listing(FORMATS)}\n"
-          "rename the keys, or add a format to data/sources.py")
-    chosen = chosen or (number, found[0])
-    if found[0] != chosen[1]:
-      raise InputError(f"{path} row {number} is in the {found[0]} format, row {chosen[0]} in "
-                       f"{chosen[1]}; write one format a file")
-  return chosen[1]
-
-
-def _alpaca(row, where):
-  """{"instruction", "input"?, "output", "system"?, "history"?: [[question, answer], ...]}."""
-  asked = [_text(row, "instruction", where), _text(row, "input", where, optional=True)]
-  messages = []
-  if _text(row, "system", where, optional=True):
-    messages.append({"role": "system", "content": row["system"]})
-  history = row.get("history") or []
-  if not isinstance(history, list):
-    raise InputError(f"{where}: history is {history!r}; expected [[question, answer], ...]")
-  for pair in history:
-    if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(x, str) for x in pair)):
-      raise InputError(f"{where}: history holds {pair!r}; expected [question, answer]")
-    messages += _turn(*pair)
-  return messages + _turn("\n".join(filter(None, asked)), _text(row, "output", where))
-
-
-def _turn(question, answer):
-  return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-
-
-def _messages(row, where):
-  """{"messages": [{"role", "content"}, ...]}."""
-  if not isinstance(row["messages"], list):
-    raise InputError(f"{where}: messages is {row['messages']!r}; expected a list of messages")
-  return [_message(m, f"{where} message {i}") for i, m in enumerate(row["messages"], 1)]
-
-
-def _message(message, where):
-  if not isinstance(message, dict):
-    raise InputError(f"{where} is {message!r}; expected an object with role and content")
-  if message.get("role") not in ROLES:
-    raise InputError(f"{where}: unknown role {message.get('role')!r}; expected "
-                     f"{', '.join(ROLES)}")
-  # A tool call or a weight of 0 would change what is learnt: none is dropped in silence.
-  extra = [k for k, v in message.items() if k not in ("role", "content") and v not in (None, [])]
-  if extra:
-    raise InputError(f"{where}: expected role and content alone; remove{listing(extra)}")
-  return {"role": message["role"], "content": _text(message, "content", where)}
-
-
-# Name -> (whether a row has this format, the row as messages).  ShareGPT would stand here.
-FORMATS = {
-    "alpaca": (lambda row: "instruction" in row, _alpaca),
-    "messages": (lambda row: "messages" in row, _messages),
-}
-
-
-def _text(row, key, where, optional=False):
-  """The text row[key]; "" where it is optional and absent or null."""
-  value = row.get(key)
-  if value is None and optional:
-    return ""
-  if not isinstance(value, str):
-    got = f"is {value!r}" if key in row else "is missing"
-    raise InputError(f"{where}: {key} {got}; expected text")
-  return value
-
-
-def _checked(messages, where):
-  """Checks that there is something to learn, and that a tokenizer can read it."""
-  answers = [m["content"] for m in messages if m["role"] == "assistant"]
-  if not answers or not answers[-1].strip():
-    what = "the last turn of the assistant is empty" if answers else "no turn of the assistant"
-    raise InputError(f"{where} has no answer: {what}; remove the row or write one")
-  for message in messages:
-    try:
-      message["content"].encode()
-    except UnicodeEncodeError as error:
-      raise InputError(f"{where}: {message['role']} text is not Unicode: half of a surrogate "
-                       f"pair at character {error.start}; remove it") from error
-  return messages
+    loaded = datasets.load_dataset(repo, subset, split=split, revision=revision)
+    # Not the data set itself, which would decode images.
+    batches = loaded.with_format("arrow").iter(batch_size=1000)
+    return [(f"{name} row {number}", row) for number, row in enumerate(plain(batches), 1)]
+  except Exception as error:   # Many types: no network, no such name, subset, split, revision.
+    reason = str(error).strip().split("\n")[0].rstrip(".")
+    raise InputError(
+        f"{name} is no file or folder here{nearest(pathlib.Path(name))}, and as a data set of the "
+        f"hub (split {split!r}) it could not be loaded: {reason}; check the name, or download it "
+        f"where there is a network (hf download --repo-type dataset {repo} --local-dir FOLDER) "
+        "and give the FOLDER") from error

@@ -1,0 +1,228 @@
+"""One row of each format -> the fields of a formats.Row.  A new format is one entry of FORMATS."""
+
+import collections
+import reprlib
+
+from shadowft_jax.data import turns
+from shadowft_jax.errors import InputError, listing
+
+TURNS = ("messages", "conversations")       # keys of a list of messages
+PROMPTS = ("prompt", *TURNS, "instruction")  # keys that hold, or begin, what comes before an answer
+COMMON = ("system", "tools", "images", "image")     # keys beside those of any conversation
+ALPACA = ("instruction", "input", "context", "output", "response", "history")
+COMPLETION = ("prompt", "completion", "response")
+
+
+def format_of(fields, where) -> str:
+  """Finds the one format that a row has, a name in FORMATS.
+
+  Args:
+    fields: what is not null in the row.
+
+  Raises:
+    InputError: it has none or several.
+  """
+  found = [name for name, form in FORMATS.items() if form.detect(fields)]
+  if len(found) == 1:
+    return found[0]
+  raise InputError(
+      f"{where} is of {' and '.join(found) or 'no'} format; its keys:{listing(fields)}\n"
+      f"expected exactly one of the formats:{listing(FORMATS)}\nor name the keys to use: "
+      "--config.data.columns.prompt=KEY --config.data.columns.response=KEY")
+
+
+def _with_common(row, where, messages, rejected=None, images=()):
+  """The fields of a Row: the messages, and what stands beside them in the row."""
+  if row.get("system") not in turns.EMPTY:
+    system = {"role": "system", "content": turns.text(row, "system", where)}
+    if messages[:1] and messages[0]["role"] == "system":
+      raise InputError(f"{where} has a system text beside its messages and one in them; expected "
+                       "one of the two")
+    messages, rejected = [system, *messages], rejected and [system, *rejected]
+  beside = _images(row)
+  if beside and images:
+    raise InputError(f"{where} has images beside its messages and in them; expected one of the two")
+  return dict(messages=messages, rejected=rejected, images=beside or tuple(images),
+              tools=turns.tools(row.get("tools"), where))
+
+
+def _images(row):
+  images = row.get("images", [])
+  images = images if isinstance(images, list) else [images]
+  return tuple(x for x in [*images, row.get("image")] if x not in turns.EMPTY)
+
+
+def _one_of(row, names, where):
+  """The one of the keys `names` that a row has."""
+  found = [name for name in names if name in row]
+  if not found:
+    raise InputError(f"{where}: {' or '.join(names)} is missing; expected one of them")
+  if len(found) > 1:
+    raise InputError(f"{where} has {' and '.join(found)}; expected one of them")
+  return found[0]
+
+
+def _alpaca_prompt(row, where):
+  """instruction, input?, history?: [[question, answer], ...] -> messages."""
+  more = _one_of(row, ("input", "context"), where) if row.keys() & {"input", "context"} else None
+  asked = [turns.text(row, "instruction", where), turns.text(row, more, where) if more else ""]
+  messages = []
+  history = row.get("history") or []
+  if not isinstance(history, list):
+    raise InputError(f"{where}: history is {reprlib.repr(history)}; expected "
+                     "[[question, answer], ...]")
+  for pair in history:
+    if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(x, str) for x in pair)):
+      raise InputError(f"{where}: history holds {reprlib.repr(pair)}; expected "
+                       "[question, answer]")
+    messages += [_user(pair[0]), _assistant(pair[1])]
+  return [*messages, _user("\n".join(filter(None, asked)))]
+
+
+def _alpaca(row, where):
+  answer = turns.text(row, _one_of(row, ("output", "response"), where), where)
+  return _with_common(row, where, [*_alpaca_prompt(row, where), _assistant(answer)])
+
+
+def _conversation(row, where):
+  images = []
+  key = _one_of(row, TURNS, where)
+  return _with_common(row, where, turns.messages(row[key], key, where, images), images=images)
+
+
+def _prompt_completion(row, where):
+  images = []
+  prompt = _prompt(row, "prompt", where, images)
+  key = _one_of(row, ("completion", "response"), where)
+  answer = _answer(row, key, where, images)
+  if not answer or answer[0]["role"] != "assistant":
+    raise InputError(f"{where}: {key} begins with no turn of the assistant; expected its answer")
+  return _with_common(row, where, [*prompt, *answer], images=images)
+
+
+def _answer(row, key, where, images):
+  """The messages of an answer: a text, one message or a list of them."""
+  value = row[key]
+  if isinstance(value, str):
+    return [_assistant(value)]
+  return turns.messages([value] if isinstance(value, dict) else value, key, where, images)
+
+
+def _prompt(row, key, where, images):
+  """The messages before an answer, of which none is learnt."""
+  if key == "instruction":
+    messages = _alpaca_prompt(row, where)
+  elif isinstance(row[key], str):
+    messages = [_user(row[key])]
+  else:
+    messages = turns.messages(row[key], key, where, images)
+  return [_unlearnt(message) for message in messages]
+
+
+def _preference(row, where):
+  """chosen and rejected: two answers to a prompt beside them, or two whole conversations."""
+  prompts = [key for key in PROMPTS if key in row]
+  images, more, rest = [], [], []
+  if not prompts and isinstance(row["chosen"], str) and isinstance(row["rejected"], str):
+    chosen, rejected = (turns.transcript(row[key], key, where) for key in ("chosen", "rejected"))
+  else:
+    chosen, rejected = _answer(row, "chosen", where, more), _answer(row, "rejected", where, rest)
+  for key, answer in (("chosen", chosen), ("rejected", rejected)):
+    if not answer or answer[-1]["role"] != "assistant":
+      raise InputError(f"{where}: {key} ends with no turn of the assistant; expected its answer")
+  if chosen[0]["role"] == rejected[0]["role"] == "assistant":
+    prompt = _prompt(row, _one_of(row, PROMPTS, where), where, images)
+  else:
+    prompt, chosen, rejected = _shared(row, chosen, rejected, where)
+  if chosen == rejected:
+    raise InputError(f"{where}: chosen and rejected are the same; remove the row")
+  return _with_common(row, where, [*prompt, *chosen], [*prompt, *rejected], [*images, *more])
+
+
+def _shared(row, chosen, rejected, where):
+  """(prompt, chosen answer, rejected answer) of two whole conversations."""
+  if chosen[:-1] != rejected[:-1]:
+    raise InputError(f"{where}: chosen and rejected differ before their last turn; expected two "
+                     "answers to the same turns")
+  # Some sets repeat the first question in a column of its own.
+  asked = row.get("prompt")
+  if isinstance(asked, str) and all(asked != message["content"] for message in chosen[:-1]):
+    raise InputError(f"{where}: chosen is a whole conversation, and prompt is none of its turns; "
+                     "expected answers to the prompt, or no prompt")
+  return [_unlearnt(message) for message in chosen[:-1]], chosen[-1:], rejected[-1:]
+
+
+def _text(row, where):
+  """Raw text."""
+  text = turns.text(row, "text", where)
+  if not text.strip():
+    raise InputError(f"{where}: text is blank; remove the row")
+  return dict(messages=[], text=text, images=_images(row))
+
+
+def _labelled(row, where):
+  """A row of another format whose answer is good (label true) or bad."""
+  if not _label(row):
+    raise InputError(f"{where}: its answer is marked as bad (label is false), and supervised "
+                     "tuning would learn it; --config.data.skip_bad_rows leaves such rows out")
+  rest = {key: value for key, value in row.items() if key != "label"}
+  return FORMATS[format_of(rest, where)].convert(rest, where)
+
+
+def _user(content):
+  return {"role": "user", "content": content}
+
+
+def _assistant(content):
+  return {"role": "assistant", "content": content}
+
+
+def _unlearnt(message):
+  return {**message, "weight": 0} if message["role"] == "assistant" else message
+
+
+def _label(row):
+  """The boolean label of a row, or None; CSV has it as text."""
+  label = row.get("label")
+  label = {"true": True, "false": False}.get(label.lower()) if isinstance(label, str) else label
+  return label if isinstance(label, bool) else None
+
+
+def _is_pair(row):
+  return "chosen" in row and "rejected" in row
+
+
+def _is_labelled(row):
+  return _label(row) is not None and not _is_pair(row) and bool(row.keys() & set(PROMPTS))
+
+
+def _plain(detect):
+  """Detects rows that are neither pairs nor labelled."""
+  return lambda row: detect(row) and not _is_pair(row) and not _is_labelled(row)
+
+
+def _words(row):
+  """Whose words the lists of messages of a row are in: "from" is ShareGPT's, "role" OpenAI's."""
+  for key in TURNS:
+    if key in row:
+      first = row[key][0] if isinstance(row[key], list) and row[key] else None
+      yield "from" if isinstance(first, dict) and "from" in first else "role"
+
+
+# Name -> (whether a row has this format, the fields of a Row, the keys that it may use).
+Format = collections.namedtuple("Format", "detect convert keys")
+FORMATS = {
+    "alpaca": Format(_plain(lambda row: "instruction" in row), _alpaca, (*ALPACA, *COMMON)),
+    "sharegpt": Format(_plain(lambda row: "from" in _words(row)), _conversation,
+                       (*TURNS, *COMMON)),
+    "messages": Format(_plain(lambda row: "role" in _words(row)), _conversation,
+                       (*TURNS, *COMMON)),
+    "prompt/completion": Format(
+        _plain(lambda row: "prompt" in row and bool(row.keys() & {"completion", "response"})),
+        _prompt_completion, (*COMPLETION, *COMMON)),
+    "preference": Format(_is_pair, _preference, (
+        "chosen", "rejected", *PROMPTS, "input", "context", "history", *COMMON)),
+    "labelled": Format(_is_labelled, _labelled, ("label", *TURNS, *ALPACA, *COMPLETION, *COMMON)),
+    "text": Format(lambda row: "text" in row and not row.keys() & {*PROMPTS, "chosen", "rejected"},
+                   _text, ("text", "images", "image")),
+}

@@ -1,0 +1,144 @@
+"""Raw rows -> conversations, and what becomes of the bad ones."""
+
+import dataclasses
+import json
+import re
+import reprlib
+
+from shadowft_jax.data import turns
+from shadowft_jax.data.converters import FORMATS, format_of
+from shadowft_jax.errors import InputError, listing
+
+OPTIONAL = ("system", "tools", "images")    # of data.columns: a row may lack them
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One conversation, preference pair or raw text."""
+  where: str                      # "FILE row N"
+  messages: list[dict]            # {"role", "content", ...}, see turns.py; [] for raw text
+  rejected: list[dict] | None = None  # of a pair: `messages`, but with the rejected answer
+  text: str = ""                  # raw text, learnt whole and without a template
+  tools: list | None = None       # JSON schemas, for the template
+  images: tuple = ()              # references, as the row has them
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """How rows become tokens."""
+  max_length: int                 # tokens an example at most
+  recipe: str = "chat"            # chat, paper
+  template: str = ""              # of the paper's recipe: a name in paper.TEMPLATES
+  think: str = "learnt"           # learnt, masked: the paper's empty block of thoughts
+
+
+class BadRows:
+  """What becomes of bad rows: the first ends the run, or all are left out and kept here."""
+
+  def __init__(self, skip: bool):
+    self.skip = skip
+    self.errors: list[str] = []
+
+  def add(self, error: InputError):
+    """Raises `error`, or keeps what it says."""
+    if not self.skip:
+      raise error
+    self.errors.append(str(error))
+
+
+def convert(source, columns, bad) -> tuple[str, list[Row]]:
+  """Converts the rows of a source, which are all of one format: that of the first that has one.
+
+  Args:
+    source: see sources.py.
+    columns: {"prompt": "Question", ...}: what the rows call a key; if there are any, the other
+      keys of the rows are not looked at.
+    bad: takes the errors of rows, which begin with "FILE row N".
+
+  Returns:
+    (the format's name with the keys that are not used, rows in order).
+
+  Raises:
+    InputError: a row is bad and `bad` skips none, or no row is left.
+  """
+  seen = {key for _, row in source.rows if isinstance(row, dict) for key in row if columns}
+  first, used, unused, out, before = None, set(), set(), [], len(bad.errors)
+  for where, row in source.rows:
+    try:
+      fields = _fields(row, columns, seen, where)
+      name = format_of(fields, where)
+      if first is None:
+        first = where, name
+        keys = FORMATS[name].keys
+        used = {columns[key] for key in keys if key in columns} if columns else set(keys)
+      if name != first[1]:
+        raise InputError(f"{where} is in the {name} format, {first[0]} in {first[1]}; give the "
+                         "two as sources of their own")
+      out.append(_checked(Row(where, **FORMATS[name].convert(fields, where))))
+    except InputError as error:
+      bad.add(error)
+      continue
+    unused |= {key for key in row.keys() - used - unused if row[key] not in turns.EMPTY}
+  if not out:
+    raise InputError(f"{source.name}: none of its {len(source.rows)} rows is left; what is wrong "
+                     f"with the first: {''.join(bad.errors[before:before + 1])}")
+  named = f" (not used: {', '.join(sorted(unused))})" if unused else ""
+  return first[1] + named, out
+
+
+def without_images(row) -> Row:
+  """The row with its images, and the marks of where they stand, taken out."""
+  def bare(messages):
+    return messages and [{**m, "content": _unmarked(m["content"])} for m in messages]
+  return dataclasses.replace(row, messages=bare(row.messages), rejected=bare(row.rejected),
+                             text=_unmarked(row.text), images=())
+
+
+def _unmarked(text):
+  return re.sub(turns.IMAGE + r"\n?", "", text)
+
+
+def _fields(row, columns, seen, where):
+  """What is not null in a row, by the names that formats know.
+
+  `seen` are the keys of all rows of the source.
+  """
+  if isinstance(row, InputError):     # What the file says in the row's place.
+    raise row
+  if not isinstance(row, dict):
+    raise InputError(f"{where} is {reprlib.repr(row)}; expected an object")
+  for name, column in columns.items():
+    if column not in row and (name not in OPTIONAL or column not in seen):
+      raise InputError(f"{where} has no column {column!r}, which data.columns.{name} names; its "
+                       f"columns are:{listing(row)}")
+  pairs = ((name, row.get(column)) for name, column in columns.items()) if columns else row.items()
+  return {key: value for key, value in pairs if value is not None}
+
+
+def _checked(row):
+  """Checks that there is something to learn, and that a tokenizer can read it."""
+  if row.text:
+    _check_unicode(row.text, "text", row.where)
+    return row
+  for messages in [row.messages] + ([] if row.rejected is None else [row.rejected]):
+    learnt = [(i, m) for i, m in enumerate(messages, 1)
+              if m["role"] == "assistant" and m.get("weight") != 0]
+    what = None if learnt else "no turn of the assistant is to be learnt"
+    for i, message in learnt:
+      if not message["content"].strip() and "tool_calls" not in message:
+        what = f"turn {i}, the assistant's, is empty"
+    if what:
+      raise InputError(f"{row.where} has no answer: {what}; remove the row or write one")
+    for message in messages:
+      for key, value in message.items():
+        _check_unicode(value, f"{message['role']} {key}", row.where)
+  _check_unicode(row.tools or "", "tools", row.where)
+  return row
+
+
+def _check_unicode(value, what, where):
+  try:
+    (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)).encode()
+  except UnicodeEncodeError as error:
+    raise InputError(f"{where}: {what} is not Unicode: half of a surrogate pair at character "
+                     f"{error.start}; remove it") from error

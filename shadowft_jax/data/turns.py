@@ -1,0 +1,209 @@
+"""The messages of a row, in OpenAI's or ShareGPT's words, in the one form that is used."""
+
+import json
+import re
+import reprlib
+
+from shadowft_jax.errors import InputError, listing
+
+# What data calls a role -> what templates call it.
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant",
+         "tool": "tool"}
+SHAREGPT_ROLES = {
+    "system": "system", "human": "user", "user": "user",
+    **dict.fromkeys(("gpt", "assistant", "chatgpt", "model", "bard", "bing"), "assistant"),
+    **dict.fromkeys(("observation", "tool", "function", "function_response"), "tool"),
+    "function_call": "assistant"}
+OPTIONAL = ("tool_calls", "tool_call_id", "name", "reasoning_content", "weight")
+EMPTY = (None, "", [], {})
+IMAGE = "<image>"     # Stands in a text where an image is.
+
+
+def text(row, key, where):
+  """The text row[key].
+
+  Raises:
+    InputError: it is missing or no text.
+  """
+  if row.get(key) is None:
+    raise InputError(f"{where}: {key} is {'null' if key in row else 'missing'}; expected text")
+  if not isinstance(row[key], str):
+    raise InputError(f"{where}: {key} is {reprlib.repr(row[key])}; expected text")
+  return row[key]
+
+
+def messages(value, key, where, images) -> list[dict]:
+  """Converts a list of {"role", "content"} or {"from", "value"}, which a row has under `key`.
+
+  Args:
+    images: references that stand in the messages are added to this list.
+
+  Raises:
+    InputError: names the turn, by its place from 1.
+  """
+  if not isinstance(value, list):
+    raise InputError(f"{where}: {key} is {reprlib.repr(value)}; expected a list of messages")
+  return [_message(item, f"{where}: turn {i} of {key}", images)
+          for i, item in enumerate(value, 1)]
+
+
+def _message(item, where, images):
+  if not isinstance(item, dict):
+    raise InputError(f"{where} is {reprlib.repr(item)}; expected an object with role and content")
+  if "from" in item:
+    item = _from_sharegpt(item, where)
+  else:
+    item = {**item, "role": _role(item.get("role"), ROLES, where)}
+  rest = {k: v for k, v in item.items() if k not in ("role", "content") and v not in EMPTY}
+  # Any other key may change what is to be learnt: none is dropped in silence.
+  unknown = rest.keys() - set(OPTIONAL)
+  if unknown:
+    raise InputError(f"{where} has keys that are not known; expected role, content and at most "
+                     f"{', '.join(OPTIONAL)}; remove:{listing(unknown)}")
+  rest = {key: FIELDS[key](value, item["role"], f"{where}: {key}") for key, value in rest.items()}
+  if item["role"] != "assistant":
+    rest.pop("weight", None)      # 0, as for all that is not the assistant's.
+  if item.get("content") is None and rest.get("tool_calls"):
+    content = ""
+  elif isinstance(item.get("content"), list):
+    content = _joined(item["content"], where, images)
+  else:
+    content = text(item, "content", where)
+  return {"role": item["role"], "content": content, **rest}
+
+
+def _role(role, known, where):
+  if not isinstance(role, str) or role not in known:
+    raise InputError(f"{where}: unknown role {reprlib.repr(role)}; expected {', '.join(known)}")
+  return known[role]
+
+
+def _from_sharegpt(item, where):
+  """{"from", "value", ...} with OpenAI's keys."""
+  rest = {key: value for key, value in item.items() if key not in ("from", "value")}
+  role = _role(item["from"], SHAREGPT_ROLES, where)
+  if rest.keys() & {"role", "content"}:
+    raise InputError(f"{where} has keys of two forms; expected from and value, or role and "
+                     "content")
+  if item["from"] != "function_call":
+    return {**rest, "role": role, "content": text(item, "value", where)}
+  calls = parsed(text(item, "value", where), f"{where}: value")
+  return {**rest, "role": role, "content": None,
+          "tool_calls": calls if isinstance(calls, list) else [calls]}
+
+
+def _joined(parts, where, images):
+  """One text of [{"type": "text", "text"} or {"type": "image", ...}, ...]."""
+  out = []
+  for part in parts:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "text":
+      out.append(text(part, "text", where))
+    elif kind in ("image", "image_url"):
+      out.append(IMAGE)
+      found = [part[key] for key in ("image", "url", "path", "image_url") if part.get(key)]
+      # OpenAI's form: {"image_url": {"url": ...}}.  An image that is only marked lies beside.
+      images += [x["url"] if isinstance(x, dict) and "url" in x else x for x in found[:1]]
+    else:
+      raise InputError(f"{where}: content holds {reprlib.repr(part)}; expected parts of type "
+                       "text or image")
+  return "".join(out)
+
+
+def parsed(value, where):
+  """What a text of JSON holds; any other value as it is.
+
+  Raises:
+    InputError: the text is not JSON.
+  """
+  if not isinstance(value, str):
+    return value
+  try:
+    return json.loads(value)
+  except (ValueError, RecursionError) as error:
+    raise InputError(f"{where} is {reprlib.repr(value)}, which is not JSON: {error}") from error
+
+
+def _calls(value, role, where):
+  """Calls of tools with their arguments as objects, which is what templates take."""
+  _only_assistant(role, where)
+  calls = parsed(value, where)
+  out = []
+  for call in calls if isinstance(calls, list) else [None]:
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+      raise InputError(f"{where} is {reprlib.repr(value)}; expected a list of "
+                       '{"function": {"name", "arguments"}}')
+    arguments = function.get("arguments")
+    arguments = {} if arguments in EMPTY else parsed(arguments, f"{where}: arguments")
+    if not isinstance(arguments, dict):
+      raise InputError(f"{where}: arguments are {reprlib.repr(arguments)}; expected an object")
+    rest = {k: v for k, v in call.items()
+            if k not in ("function", "name", "arguments") and v is not None}
+    out.append({"type": "function", **rest,
+                "function": {"name": function["name"], "arguments": arguments}})
+  return out
+
+
+def _only_assistant(role, where):
+  if role != "assistant":
+    raise InputError(f"{where} is in a message of role {role}; expected it in the assistant's")
+
+
+def _weight(value, role, where):
+  if value not in (0, 1) or value and role != "assistant":
+    raise InputError(f"{where} is {reprlib.repr(value)}; expected 0, or 1 to learn what the "
+                     f"assistant says; the role is {role}")
+  return int(value)
+
+
+def _string(value, role, where):
+  if not isinstance(value, str):
+    raise InputError(f"{where} is {reprlib.repr(value)}; expected text")
+  return value
+
+
+def _reasoning(value, role, where):
+  _only_assistant(role, where)
+  return _string(value, role, where)
+
+
+FIELDS = {"tool_calls": _calls, "tool_call_id": _string, "name": _string,
+          "reasoning_content": _reasoning, "weight": _weight}
+
+
+def tools(value, where) -> list | None:
+  """Schemas of tools from a list or its JSON text, each as {"type": "function", "function"}.
+
+  Raises:
+    InputError: what is in the list is no schema.
+  """
+  schemas = None if value in EMPTY else parsed(value, f"{where}: tools")
+  if schemas in EMPTY:
+    return None
+  out = []
+  for tool in schemas if isinstance(schemas, list) else [None]:
+    tool = parsed(tool, f"{where}: tools")
+    function = tool.get("function", tool) if isinstance(tool, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+      raise InputError(f"{where}: tools is {reprlib.repr(value)}; expected a list of "
+                       '{"type": "function", "function": {"name", "description", "parameters"}}')
+    out.append(tool if "function" in tool else {"type": "function", "function": tool})
+  return out
+
+
+def transcript(value, key, where) -> list[dict]:
+  """Converts a text whose paragraphs "Human: ..." and "Assistant: ..." are turns.
+
+  Raises:
+    InputError: the text is none such.
+
+  Source: the form of Anthropic/hh-rlhf.
+  """
+  before, *turns = re.split(r"\n\n(Human|Assistant):", "\n\n" + value.lstrip())
+  if before or not turns:
+    raise InputError(f"{where}: {key} is text without a prompt; expected a prompt beside it, a "
+                     'list of messages, or turns that begin with "Human:" and "Assistant:"')
+  roles = {"Human": "user", "Assistant": "assistant"}
+  return [{"role": roles[name], "content": said.strip()}
+          for name, said in zip(turns[::2], turns[1::2], strict=True)]
