@@ -5,6 +5,7 @@ import json
 import torch
 
 from shadowft_jax import presets
+from shadowft_jax.data import chat, formats
 from tests import pico
 
 WORDS = "red blue green gold iron salt wind rain moon leaf".split()
@@ -44,3 +45,13 @@ def config_of(pair, **fields):
       "rows": 8, "epochs": 2, "lr": 1e-2, "delta.rank": 4, "delta.alpha": 8.0, "loss_chunk": 32,
       "eval_every": 4, **fields})
   return c
+
+
+def encode(messages, tokenizer, max_length, **fields):
+  """The one Example of a conversation; raises what is wrong with it."""
+  row = formats.Row("row 1", messages, **fields)
+  [entry] = chat.encode_rows([row], tokenizer, formats.Settings(max_length))
+  if isinstance(entry, Exception):
+    raise entry
+  [example] = entry
+  return example

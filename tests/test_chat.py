@@ -8,8 +8,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from tokenizers import Regex, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from shadowft_jax.data import chat, sources
+from shadowft_jax.data import chat, formats, sources
+from shadowft_jax.data.tokenizer import load_tokenizer, stop_tokens
 from shadowft_jax.errors import InputError
+from tests.runs import encode
 
 CHATML = """{% for m in messages %}<|im_start|>{{ m.role }}
 {{ m.content }}<|im_end|>
@@ -148,7 +150,7 @@ CONVERSATIONS = [
 def test_exactly_the_answers_and_what_ends_them_are_learnt(any_tokenizer, name, conversation):
   template, end, last_end, before = TEMPLATES[name]
   any_tokenizer.chat_template = template
-  example = chat.encode(conversation, any_tokenizer, 1000)
+  example = encode(conversation, any_tokenizer, 1000)
   answers = [m["content"] for m in conversation if m["role"] == "assistant"]
   assert learnt(example, any_tokenizer) == (
       [a + end for a in answers[:-1]] + [before + answers[-1] + last_end])
@@ -163,7 +165,7 @@ def test_exactly_the_answers_and_what_ends_them_are_learnt(any_tokenizer, name, 
 
 def test_turns_that_words_alone_divide(tokenizer):
   tokenizer.chat_template = PLAIN
-  example = chat.encode(talk("the fox", "the dog", "Q: four", "lazy Q:"), tokenizer, 1000)
+  example = encode(talk("the fox", "the dog", "Q: four", "lazy Q:"), tokenizer, 1000)
   assert learnt(example, tokenizer) == [" the dog\n", " lazy Q:\n"]
 
 
@@ -171,7 +173,7 @@ def test_characters_at_the_border_of_an_answer_are_on_their_side(any_tokenizer):
   joined = "{% for m in messages %}{{ m.content }}{% endfor %}"
   any_tokenizer.chat_template = joined
   for asked, answered in (("x🎈", "🎈y"), ("中", "中"), ("dog.", "four  "), ("dog.\n", " ")):
-    example = chat.encode(talk(asked, answered), any_tokenizer, 99)
+    example = encode(talk(asked, answered), any_tokenizer, 99)
     assert learnt(example, any_tokenizer) == [answered]
 
 
@@ -179,76 +181,120 @@ def test_a_token_across_the_border_is_no_answer():
   # However the tokenizer reports its spaces.
   for trim in (True, False):
     tokenizer = wrapped(byte_level(trim), "{% for m in messages %}{{ m.content }}{% endfor %}")
-    assert learnt(chat.encode(talk("dog. ", "the fox"), tokenizer, 99), tokenizer) == [" fox"]
+    assert learnt(encode(talk("dog. ", "the fox"), tokenizer, 99), tokenizer) == [" fox"]
 
 
 def test_spaces_around_an_answer_are_as_the_template_writes_them(any_tokenizer):
   conversation = talk("x", "  the dog \n", "y", " four  ")
   any_tokenizer.chat_template = CHATML
-  assert learnt(chat.encode(conversation, any_tokenizer, 99), any_tokenizer) == [
+  assert learnt(encode(conversation, any_tokenizer, 99), any_tokenizer) == [
       "  the dog \n<|im_end|>\n", " four  <|im_end|>\n"]
   any_tokenizer.chat_template = GEMMA
-  assert learnt(chat.encode(conversation, any_tokenizer, 99), any_tokenizer) == [
+  assert learnt(encode(conversation, any_tokenizer, 99), any_tokenizer) == [
       "the dog<end_of_turn>\n", "four<end_of_turn>\n"]
 
 
 def test_thoughts_are_learnt_where_the_template_keeps_them(tokenizer):
   tokenizer.chat_template = QWEN3
-  example = chat.encode(talk("a", "<think>\nhm\n</think>\n\nb", "c", "<think>\noh\n</think>\n\nd"),
+  example = encode(talk("a", "<think>\nhm\n</think>\n\nb", "c", "<think>\noh\n</think>\n\nd"),
                         tokenizer, 1000)
   assert learnt(example, tokenizer) == ["b<|im_end|>\n", "<think>\noh\n</think>\n\nd<|im_end|>\n"]
+  assert example.altered, "the earlier thoughts are gone"
+  assert not encode(talk("a", " b", "c", "<think>\noh\n</think>\n\nd"), tokenizer, 1000).altered
 
 
 def test_turns_in_an_unusual_order(tokenizer):
   assistant = lambda text: {"role": "assistant", "content": text}
   for template, before in ((CHATML, ""), (QWEN3, "<think>\n\n</think>\n\n")):
     tokenizer.chat_template = template
-    two = chat.encode([*talk("a", "four"), assistant("dog")], tokenizer, 1000)
+    two = encode([*talk("a", "four"), assistant("dog")], tokenizer, 1000)
     assert learnt(two, tokenizer)[0] == "four<|im_end|>\n"
     assert learnt(two, tokenizer)[1].endswith("dog<|im_end|>\n")
-    opened = chat.encode([assistant("four"), *talk("b", "dog")], tokenizer, 1000)
+    opened = encode([assistant("four"), *talk("b", "dog")], tokenizer, 1000)
     assert learnt(opened, tokenizer) == ["four<|im_end|>\n", before + "dog<|im_end|>\n"]
   tokenizer.chat_template = CHATML
-  left_open = chat.encode(talk("a", "four", "and?"), tokenizer, 1000)
+  left_open = encode(talk("a", "four", "and?"), tokenizer, 1000)
   assert learnt(left_open, tokenizer) == ["four<|im_end|>\n"]
 
 
 def test_what_is_beyond_max_length_is_cut_and_counted(tokenizer):
   conversation = talk("What is it?", "It is four.")
-  whole = chat.encode(conversation, tokenizer, 1000)
+  whole = encode(conversation, tokenizer, 1000)
   for length in range(1, len(whole.token) + 3):
-    example = chat.encode(conversation, tokenizer, length)
+    example = encode(conversation, tokenizer, length)
     np.testing.assert_array_equal(example.token, whole.token[:length])
     np.testing.assert_array_equal(example.answer, whole.answer[:length])
     assert example.cut == whole.answer[length:].sum()
 
 
-def test_encoding_many_is_encoding_each(tokenizer, monkeypatch):
-  monkeypatch.setattr(chat, "CHUNK", 3)
-  longest = max(len(chat.encode(c, tokenizer, 10**6).token) for c in CONVERSATIONS)
-  examples, report = chat.encode_all(CONVERSATIONS, tokenizer, longest)
-  for example, conversation in zip(examples, CONVERSATIONS, strict=True):
-    one = chat.encode(conversation, tokenizer, longest)
+def encode_rows(conversations, tokenizer, max_length=1000):
+  rows = [formats.Row(f"f.json row {i}", c) for i, c in enumerate(conversations, 1)]
+  return chat.encode_rows(rows, tokenizer, formats.Settings(max_length))
+
+
+def test_encoding_many_is_encoding_each(tokenizer):
+  entries = encode_rows(CONVERSATIONS, tokenizer, 60)
+  for i, ([example], conversation) in enumerate(zip(entries, CONVERSATIONS, strict=True), 1):
+    one = encode(conversation, tokenizer, 60)
     np.testing.assert_array_equal(example.token, one.token)
     np.testing.assert_array_equal(example.answer, one.answer)
-  assert report == chat.Report(
-      examples=len(CONVERSATIONS), dropped=0, cut=0, tokens=sum(len(e.token) for e in examples),
-      answer_tokens=sum(e.answer.sum() for e in examples))
+    assert (example.cut, example.where) == (one.cut, f"f.json row {i}")
 
 
-def test_examples_without_any_answer_left_are_dropped_and_counted(tokenizer):
-  short, long = talk("a", "four"), talk("the lazy dog " * 50, "four")
-  cut = talk("a", "the lazy dog " * 50)
-  examples, report = chat.encode_all([long, short, cut, long], tokenizer, 40)
-  assert [learnt(e, tokenizer)[0][:4] for e in examples] == ["four", "the "]
-  assert (report.examples, report.dropped, report.cut) == (2, 2, 1)
-  assert report.tokens == sum(len(e.token) for e in examples)
-  tokenizer.chat_template = "{{ messages[0].content }}"      # it begins with the answer
-  with pytest.raises(InputError, match="data.max_length=1; raise"):
-    chat.encode_all([[{"role": "assistant", "content": "four dogs"}]], tokenizer, 1)
-  tokenizer.chat_template = CHATML
-  with pytest.raises(InputError, match="none of the 2 conversations .*data.max_length=40; raise"):
-    chat.encode_all([long, long], tokenizer, 40)
+def test_raw_text_is_learnt_whole_in_pieces_of_even_length(tokenizer):
+  text = "the lazy dog " * 30
+  rows = [formats.Row("f row 1", [], text=text), formats.Row("f row 2", talk("a", "four"))]
+  pieces, [conversation] = chat.encode_rows(rows, tokenizer, formats.Settings(40))
+  assert "".join(text_of(p.token, tokenizer) for p in pieces) == f"<|bos|>{text}<|eos|>"
+  lengths = [len(p.token) for p in pieces]
+  assert len(pieces) > 1 and max(lengths) <= 40 and max(lengths) - min(lengths) <= 1
+  assert all(p.answer.all() and p.learnt == len(p.token) - 1 for p in pieces)
+  assert learnt(conversation, tokenizer) == ["four<|im_end|>\n"]
+
+
+def test_a_turn_of_weight_0_is_not_learnt(tokenizer):
+  conversation = talk("a", "four", "b", "dog")
+  conversation[1]["weight"], conversation[3]["weight"] = 0, 1
+  assert learnt(encode(conversation, tokenizer, 99), tokenizer) == ["dog<|im_end|>\n"]
+  conversation[3]["weight"] = 0
+  with pytest.raises(InputError, match="no turn of the assistant to learn"):
+    encode(conversation, tokenizer, 99)
+
+
+# As Qwen writes calls; and as Llama 3.1 does, which leaves out what is said beside a call.
+CALLS = {
+    "beside": """{% for m in messages %}<|im_start|>{{ m.role }}{{ '\n' + m.content if m.content }}
+{%- for c in m.tool_calls or [] %}{{ '\n<call>' + c.function.name + c.function.arguments | tojson
++ '</call>' }}{% endfor %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant' }}{% endif %}""",
+    "instead": """{% for m in messages %}<|im_start|>{{ m.role }}
+{% if m.tool_calls %}{{ '<call>' + m.tool_calls[0].function.name
++ m.tool_calls[0].function.arguments | tojson + '</call>' }}{% else %}{{ m.content }}{% endif %}
+{{- '<|im_end|>\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""}
+
+
+@pytest.mark.parametrize("said", ["", "the lazy dog"])
+@pytest.mark.parametrize("name", CALLS)
+def test_calls_are_learnt_and_what_the_tool_says_is_not(tokenizer, name, said):
+  tokenizer.chat_template = CALLS[name]
+  call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+  conversation = [{"role": "user", "content": "four"},
+                  {"role": "assistant", "content": said, "tool_calls": [call]},
+                  {"role": "tool", "content": "add"}, {"role": "assistant", "content": "dog"}]
+  beside = name == "beside"
+  first = ("\n" + said if said else "") + "\n" if beside else ""
+  want = [first + '<call>add{"a": 1}</call><|im_end|>\n', "\n" * beside + "dog<|im_end|>\n"]
+  assert learnt(encode(conversation, tokenizer, 1000), tokenizer) == want
+  assert learnt(encode(conversation[:2], tokenizer, 1000), tokenizer) == want[:1]
+
+
+def test_a_template_is_given_the_tools(tokenizer):
+  tokenizer.chat_template = "{{ tools[0].function.name }}:" + CHATML
+  tools = [{"type": "function", "function": {"name": "add"}}]
+  example = encode(talk("a", "four"), tokenizer, 1000, tools=tools)
+  assert text_of(example.token, tokenizer).startswith("add:<|im_start|>user")
+  assert learnt(example, tokenizer) == ["four<|im_end|>\n"]
 
 
 def test_a_run_is_the_same_on_any_day(tokenizer):
@@ -269,7 +315,7 @@ def test_a_template_cannot_reach_out_of_its_sandbox(tokenizer, tmp_path, monkeyp
   monkeypatch.chdir(tmp_path)
   tokenizer.chat_template = attack + CHATML
   with pytest.raises(InputError, match="the chat template of .* fails on roles user, assistant"):
-    chat.encode(talk("a", "b"), tokenizer, 100)
+    encode(talk("a", "b"), tokenizer, 100)
   assert not list(tmp_path.iterdir())
 
 
@@ -294,24 +340,24 @@ LENGTH = "{{ messages | map(attribute='content') | join | length }}"
 def test_what_cannot_be_rendered_is_refused(tokenizer, template, conversation, match):
   tokenizer.chat_template = template
   with pytest.raises(InputError, match=match):
-    chat.encode(conversation, tokenizer, 100)
-  with pytest.raises(InputError, match="conversation 1: "):
-    chat.encode_all([conversation], tokenizer, 100)
+    encode(conversation, tokenizer, 100)
 
 
-def test_an_error_names_the_conversation(tokenizer, monkeypatch):
-  monkeypatch.setattr(chat, "CHUNK", 2)
-  with pytest.raises(InputError, match="conversation 4: there is no turn of the assistant"):
-    chat.encode_all([talk("a", "b")] * 3 + [talk("a")], tokenizer, 100)
+def test_an_error_names_the_row_and_the_others_are_encoded(tokenizer):
+  good, bad, other = encode_rows([talk("a", "b"), talk("a"), talk("c", "d")], tokenizer)
+  assert isinstance(bad, InputError)
+  assert str(bad).startswith("f.json row 2: there is no turn of the assistant")
+  assert learnt(good[0], tokenizer) == ["b<|im_end|>\n"]
+  assert learnt(other[0], tokenizer) == ["d<|im_end|>\n"]
   with pytest.raises(InputError, match="data.max_length must be above 0; got 0"):
-    chat.encode(talk("a", "b"), tokenizer, 0)
+    encode(talk("a", "b"), tokenizer, 0)
 
 
 def test_a_tokenizer_is_loaded_from_its_folder(tokenizer, tmp_path):
   tokenizer.save_pretrained(tmp_path)
-  loaded = chat.load_tokenizer(tmp_path)
+  loaded = load_tokenizer(tmp_path)
   for conversation in CONVERSATIONS:
-    one, other = (chat.encode(conversation, t, 1000) for t in (tokenizer, loaded))
+    one, other = (encode(conversation, t, 1000) for t in (tokenizer, loaded))
     np.testing.assert_array_equal(one.token, other.token)
     np.testing.assert_array_equal(one.answer, other.answer)
 
@@ -327,10 +373,10 @@ def test_a_folder_without_a_tokenizer_is_refused_in_one_line(tmp_path, files, ma
   for name, text in files.items():
     (tmp_path / name).write_text(text)
   with pytest.raises(InputError, match=match) as error:
-    chat.load_tokenizer(tmp_path)
+    load_tokenizer(tmp_path)
   assert "\n" not in str(error.value) and not (tmp_path / "ran").exists()
   with pytest.raises(InputError, match="nowhere is not a folder; give a Hugging Face"):
-    chat.load_tokenizer(tmp_path / "nowhere")
+    load_tokenizer(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("generation, config, expected", [
@@ -343,16 +389,16 @@ def test_stop_tokens_are_all_that_are_named(tokenizer, tmp_path, generation, con
   for name, content in (("generation_config", generation), ("config", config)):
     if content is not None:
       (tmp_path / f"{name}.json").write_text(json.dumps(content))
-  assert chat.stop_tokens(tokenizer, tmp_path) == (*expected, tokenizer.eos_token_id)
+  assert stop_tokens(tokenizer, tmp_path) == (*expected, tokenizer.eos_token_id)
   bare = PreTrainedTokenizerFast(tokenizer_object=byte_level(False))
   if expected:
-    assert chat.stop_tokens(bare, tmp_path) == expected
+    assert stop_tokens(bare, tmp_path) == expected
   else:
     with pytest.raises(InputError, match="names no end token; set eos_token_id"):
-      chat.stop_tokens(bare, tmp_path)
+      stop_tokens(bare, tmp_path)
   (tmp_path / "config.json").write_text("[]")
   with pytest.raises(InputError, match="config.json is not a JSON object"):
-    chat.stop_tokens(tokenizer, tmp_path)
+    stop_tokens(tokenizer, tmp_path)
 
 
 # The file's name holds this -> what closes a turn, and what closes the last one besides.
@@ -377,7 +423,7 @@ def test_the_templates_of_real_models(tokenizer, shared_data):
     tokenizer.chat_template = path.read_text(encoding="utf-8")
     for conversation in conversations:
       *answers, final = [m["content"] for m in conversation if m["role"] == "assistant"]
-      assert learnt(chat.encode(conversation, tokenizer, 1000), tokenizer) == (
+      assert learnt(encode(conversation, tokenizer, 1000), tokenizer) == (
           [a + end for a in answers] + [THINKING.get(path.name, "") + final + end + last]), path
 
 
@@ -385,12 +431,12 @@ def test_a_real_template_for_content_of_another_kind_is_refused(tokenizer, share
   path = shared_data("chat_templates") / "trl" / "llava_next.jinja"
   tokenizer.chat_template = path.read_text(encoding="utf-8")
   with pytest.raises(InputError, match="the chat template of"):
-    chat.encode(talk("a", "b"), tokenizer, 100)
+    encode(talk("a", "b"), tokenizer, 100)
 
 
 def test_the_demo_of_llamafactory_is_encoded(tokenizer, shared_data):
-  rows = sources.read_rows(shared_data("llamafactory_demo") / "alpaca_en_demo.json")
-  examples, report = chat.encode_all(rows, tokenizer, 10**6)
-  assert (report.examples, report.dropped, report.cut) == (1000, 0, 0)
-  for example, row in zip(examples, rows, strict=True):
-    assert learnt(example, tokenizer) == [row[1]["content"] + "<|im_end|>\n"]
+  [source] = sources.read(str(shared_data("llamafactory_demo") / "alpaca_en_demo.json"))
+  _, rows = formats.convert(source, {}, formats.BadRows(False))
+  for row, [example] in zip(rows, chat.encode_rows(rows, tokenizer, formats.Settings(10**6)),
+                            strict=True):
+    assert learnt(example, tokenizer) == [row.messages[1]["content"] + "<|im_end|>\n"]
