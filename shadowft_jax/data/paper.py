@@ -1,0 +1,230 @@
+"""Conversations as tokens in the framing of the paper's code: recipe "paper".
+
+Prompts and answers are tokenised apart, so a token never spans the border between them, and each
+turn is cut to what room is left.  It differs from chat.py wherever a family's own chat template
+differs from what is written here.
+
+Source: github.com/wutaiqiang/Shadow-FT, run.sh and its LLaMA-Factory 0.9.3.
+"""
+
+import dataclasses
+import itertools
+import math
+import re
+
+import numpy as np
+
+from shadowft_jax.data import tokenizer as tokenizers
+from shadowft_jax.data.chat import Example
+from shadowft_jax.errors import InputError, listing
+
+NO_THOUGHTS = "<think>\n\n</think>\n\n"
+THOUGHTS = re.compile(r"<think>\n.*?\n</think>\n\n", re.DOTALL)
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+  """The framing of a family; {} is the text of a turn."""
+  user: str
+  assistant: str
+  system: str = "{}"
+  default_system: str = ""
+  system_in_user: bool = False  # tokenised with the first question, inside the user's turn
+  bos: bool = False             # the begin token comes first
+  efficient_eos: bool = False   # turns end with the end token, which stands only after the last
+  thinking: bool = False        # an answer without thoughts gets an empty block of them
+
+  @property
+  def special(self):
+    """The special tokens in its text."""
+    return sorted(set(re.findall(r"<[^<>]+>", self.system + self.user + self.assistant)))
+
+
+LLAMA3 = Template(
+    system="<|start_header_id|>system<|end_header_id|>\n\n{}<|eot_id|>",
+    user="<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>"
+         "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    assistant="{}<|eot_id|>", bos=True)
+CHATML = Template(
+    system="<|im_start|>system\n{}<|im_end|>\n",
+    user="<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
+    assistant="{}<|im_end|>\n")
+GEMMA = Template(
+    system="{}\n\n", system_in_user=True,
+    user="<start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\n",
+    assistant="{}<end_of_turn>\n", bos=True)
+TEMPLATES = {
+    "llama3": LLAMA3,
+    "qwen": dataclasses.replace(
+        CHATML, default_system="You are Qwen, created by Alibaba Cloud. You are a helpful "
+                               "assistant."),
+    "qwen3": dataclasses.replace(CHATML, thinking=True),
+    "gemma": GEMMA,
+    "gemma3": GEMMA,
+    "yi": CHATML,
+    "falcon": Template(user="User: {}\nFalcon:", assistant="{}\n", efficient_eos=True),
+}
+# What the path of a Base contains -> its template.  The first that fits counts.
+NAMES = {"Llama-3": "llama3", "Qwen2": "qwen", "Llama-2": "llama2", "Qwen3": "qwen3",
+         "internlm2": "intern2", "Mistral": "mistral", "Falcon": "falcon", "gemma3": "gemma3",
+         "gemma": "gemma", "Yi": "yi", "Baichuan": "baichuan2"}
+
+
+def name_of(base) -> str:
+  """Finds the template that the paper's script takes for a Base, by its path, case and all.
+
+  Raises:
+    InputError: the path names no family, or one whose framing is not in TEMPLATES.
+  """
+  found = next((name for part, name in NAMES.items() if part in str(base)), None)
+  if found in TEMPLATES:
+    return found
+  what = (f"its template there, {found}, is not among ours" if found
+          else f"its path has none of {', '.join(NAMES)} in it")
+  raise InputError(f"data.recipe=paper finds no template for the Base {base}: {what}; set "
+                   f"--config.data.template to one of:{listing(TEMPLATES)}")
+
+
+def split(count, ratio, seed):
+  """Chooses validation examples as the paper's code does: by `datasets`' train_test_split.
+
+  Returns:
+    (train, validation): int arrays that together hold each of range(count) once.
+
+  Raises:
+    InputError: `ratio` is not in [0, 1), or no training example would be left.
+  """
+  if not 0 <= ratio < 1:
+    raise InputError(f"data.val_ratio is at least 0 and below 1; got {ratio}")
+  valid = math.ceil(ratio * count)
+  if valid >= count:
+    raise InputError(f"data.val_ratio={ratio} of {count} examples leaves none to train on; "
+                     "lower it or add examples")
+  order = np.random.default_rng(seed).permutation(count)
+  return order[valid:], order[:valid]
+
+
+def encode_rows(rows, tokenizer, settings) -> list:
+  """Encodes rows in the framing of settings.template, cut to settings.max_length tokens.
+
+  With settings.think "masked", a block of thoughts is taken out of an answer, as the code does
+  that trains without thinking.
+
+  Returns:
+    An entry a row, in order: a list of its one Example, or the InputError that says why this
+    recipe does not frame it.
+
+  Raises:
+    InputError: max_length is not positive, there is no such template, or the tokenizer lacks
+      its special tokens.
+  """
+  if settings.max_length < 1:
+    raise InputError(f"data.max_length must be above 0; got {settings.max_length}")
+  template = _template(settings.template, tokenizer)
+  framed = [_framed(row, template, settings.think) for row in rows]
+  texts = [text for turns in framed if not isinstance(turns, InputError)
+           for turn in turns for part in turn for text in part]
+  if not texts:
+    return framed
+  ids = iter(tokenizer(texts, add_special_tokens=False, return_attention_mask=False,
+                       return_token_type_ids=False, verbose=False).input_ids)
+  out = []
+  for row, turns in zip(rows, framed, strict=True):
+    if not isinstance(turns, InputError):
+      turns = [[list(itertools.chain.from_iterable(next(ids) for _ in part)) for part in turn]
+               for turn in turns]
+      if template.bos:
+        turns[0][0].insert(0, tokenizer.bos_token_id)
+      eos = tokenizer.eos_token_id if template.efficient_eos else None
+      turns = [_example(turns, eos, settings.max_length, row.where)]
+    out.append(turns)
+  return out
+
+
+def _template(name, tokenizer):
+  """The template of that name, whose special tokens the tokenizer has."""
+  if name not in TEMPLATES:
+    raise InputError(f"config.data.template {name!r} is not known; expected one of:"
+                     f"{listing(TEMPLATES)}")
+  template = TEMPLATES[name]
+  lacks = [token for token in template.special
+           if len(tokenizer(token, add_special_tokens=False).input_ids) != 1]
+  lacks += ["a begin token"] if template.bos and tokenizer.bos_token_id is None else []
+  lacks += ["an end token"] if template.efficient_eos and tokenizer.eos_token_id is None else []
+  if lacks:
+    # Spelt out in ordinary tokens, the framing would be text like any other.
+    raise InputError(
+        f"the template {name} of data.recipe=paper does not fit {tokenizers.name_of(tokenizer)}; "
+        "choose the template of its family by --config.data.template, or set "
+        f"--config.data.recipe=chat; the tokenizer lacks:{listing(lacks)}")
+  return template
+
+
+def _framed(row, template, think):
+  """[(texts of the prompt, texts of the answer), ...], a pair a turn, each text to be tokenised
+  by itself; or the InputError that says why the row is not framed."""
+  system, messages = "", row.messages
+  if messages and messages[0]["role"] == "system":
+    system, messages = messages[0]["content"], messages[1:]
+  what = _unframed(row, [m["role"] for m in messages])
+  if what:
+    return InputError(f"{row.where}: data.recipe=paper frames text of user and assistant in "
+                      f"turns, after at most one system text; got {what}; "
+                      "--config.data.recipe=chat takes such rows")
+  system = system or template.default_system
+  before = [template.system.format(system)] if system else []
+  turns = []
+  for question, answer in zip(messages[::2], messages[1::2], strict=True):
+    question, answer, thoughts = question["content"], answer["content"], []
+    if template.system_in_user:
+      question, before = "".join([*before, question]), []
+    if template.thinking and think == "masked":
+      answer = THOUGHTS.sub("", answer).lstrip("\n")
+    if template.thinking and "<think>" not in answer and "</think>" not in answer:
+      thoughts = [NO_THOUGHTS]
+    asked, said = [*before, template.user.format(question)], [template.assistant.format(answer)]
+    turns.append((asked + thoughts, said) if think == "masked" else (asked, thoughts + said))
+    before = []
+  return turns
+
+
+def _unframed(row, roles):
+  """What of a row this recipe cannot frame, or ""; `roles` are those after a system text."""
+  if not row.messages:
+    return "raw text"
+  if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
+    return f"roles {', '.join(m['role'] for m in row.messages)}"
+  extra = {f"{key} of the {m['role']}" for m in row.messages for key, value in m.items()
+           if key not in ("role", "content") and (key, value) != ("weight", 1)}
+  return " and ".join(sorted(extra) + ["tools"] * bool(row.tools))
+
+
+def _example(turns, eos, max_length, where):
+  """Joins turns of (prompt, answer) tokens, each cut to its share of the room that is left."""
+  room = max_length - (eos is not None)
+  token, label, answer, cut = [], [], [], 0
+  for i, (source, target) in enumerate(turns):
+    asked, said = _kept(len(source), len(target), room - len(token))
+    token += source[:asked] + target[:said]
+    label += source[:asked] + target[:said]
+    answer += [0] * asked + [1] * said
+    cut += len(target) - said
+    if eos is not None and i and asked:
+      # The end of the answer before, learnt in the place of this question's first token.
+      label[-asked - said], answer[-asked - said] = eos, 1
+  if eos is not None:
+    token, label, answer = [*token, eos], [*label, eos], [*answer, 1]
+  token, label, answer = (np.array(x, np.int32) for x in (token, label, answer))
+  return Example(token, answer, cut, label=label if eos is not None else None, where=where)
+
+
+def _kept(source, target, room):
+  """How many of a turn's prompt and answer tokens are kept: their first ones."""
+  if 2 * target < room:
+    most = room
+  elif 2 * source < room:
+    most = room - source
+  else:
+    most = int(room * (target / (source + target)))   # In floats, for the same rounding.
+  said = min(most, target)
+  return min(room - said, source), said
