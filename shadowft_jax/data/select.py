@@ -1,0 +1,226 @@
+"""Chooses rows of high reward, uniformly over categories: how the paper says BAAI-2k was made.
+
+Its rows come from Infinity-Instruct-Gen (arXiv 2505.12716); no code, threshold or
+list of categories was published.  What is open is a parameter of `select`, its default our choice:
+
+  what counts as high reward        pool, min_reward       the best tenth
+  which reward and categories       reward, category       "reward", label.cate_ability_en
+  a row with several categories     several                counts for the first that it names
+  the language                      language               any
+
+Fixed: a conversation that comes twice is kept once, with its higher reward; ties and the order of
+the output are drawn by the seed.  The choice depends on what the rows hold, not on their order.
+"""
+
+import collections
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+
+from shadowft_jax.errors import InputError, listing
+
+SEVERAL = ("first", "drawn", "each")
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """What became of the rows."""
+  settings: dict[str, object]    # of `select`, all of them
+  rows: int                      # as they came
+  left_out: dict[str, int]       # why a row is no candidate -> how many
+  candidates: int
+  pool: int                      # candidates of high reward
+  chosen: int
+  categories: list[dict]         # of each: name, rows (candidates), pool, chosen, and the least
+  #                                and greatest reward chosen
+
+  def table(self) -> str:
+    """The report as a few lines of text."""
+    width = max(len("category"), *(len(c["name"]) for c in self.categories))
+    lines = [f"{'category':{width}}  {'rows':>9}  {'pool':>9}  {'chosen':>6}  reward"]
+    for c in self.categories:
+      reward = f"{c['lowest']:.3f} to {c['highest']:.3f}" if c["chosen"] else ""
+      lines.append(f"{c['name']:{width}}  {c['rows']:>9,}  {c['pool']:>9,}  {c['chosen']:>6,}  "
+                   f"{reward}".rstrip())
+    lines += [f"{count:,} rows left out: {why}" for why, count in self.left_out.items() if count]
+    return "\n".join([*lines, f"{self.chosen:,} chosen of a pool of {self.pool:,}, of "
+                              f"{self.candidates:,} candidates, of {self.rows:,} rows"])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Candidate:
+  order: tuple[float, bytes]     # the best come first, ties by the seed
+  categories: tuple[str, ...]    # that the row counts for
+  row: dict
+
+  @property
+  def reward(self):
+    return -self.order[0]
+
+
+def select(rows, *, count, seed, reward="reward", category="label.cate_ability_en", pool=0.1,
+           min_reward=None, several="first", language=""):
+  """Chooses `count` rows of high reward, as evenly over the categories as they allow.
+
+  The categories take turns, each taking its best row that is left, the one with the best row of
+  all first; one that has none left gives its turns to the others.
+
+  Args:
+    rows: dicts of Infinity-Instruct: conversations, langdetect, `reward` and `category`.
+    reward: the field of the reward, a number; dots lead into nested fields.
+    category: the field of the category, a text or a list of them.
+    pool: share of the candidates, those of the highest rewards, that is chosen from.
+    min_reward: the least reward that is chosen; None: any.
+    several: what a row with several categories counts for: the first it names, one drawn by
+      the seed, or each of them (it is chosen once, in the turn of one).
+    language: only rows whose langdetect is this; empty: all.
+
+  Returns:
+    (the chosen rows as they came, in an order drawn by the seed; Report).
+
+  Raises:
+    InputError: a parameter cannot be, no row is a candidate, or too few are in the pool.
+  """
+  settings = dict(count=count, seed=seed, reward=reward, category=category, pool=pool,
+                  min_reward=min_reward, several=several, language=language)
+  _check(settings)
+  key = functools.partial(_digest, seed)
+  left_out, candidates = _candidates(rows, settings, key)
+  best = sorted(candidates, key=lambda c: c.order)[:max(1, round(pool * len(candidates)))]
+  best = [c for c in best if min_reward is None or c.reward >= min_reward]
+  if len(best) < count:
+    raise InputError(
+        f"{count:,} rows are asked for, and the pool has {len(best):,} of {len(candidates):,} "
+        "candidates; ask for fewer, raise pool or lower min_reward")
+  taken = _take_turns(best, count)
+  chosen = sorted((c for part in taken.values() for c in part), key=lambda c: key(c.order[1]))
+  report = Report(settings, len(rows), left_out, len(candidates), len(best), len(chosen),
+                  _by_category(candidates, best, taken))
+  return [c.row for c in chosen], report
+
+
+def _check(settings):
+  """Raises InputError for a parameter that cannot be."""
+  if settings["count"] < 1:
+    raise InputError(f"count must be above 0; got {settings['count']}")
+  if settings["seed"] < 0:
+    raise InputError(f"seed must be at least 0; got {settings['seed']}")
+  if not 0 < settings["pool"] <= 1:
+    raise InputError(f"pool is a share of the rows, above 0 and at most 1; got {settings['pool']}")
+  if settings["several"] not in SEVERAL:
+    raise InputError(f"several is one of {', '.join(SEVERAL)}; got {settings['several']!r}")
+
+
+def _candidates(rows, settings, key):
+  """({why a row is no candidate: how many}, candidates), no conversation twice.
+
+  Raises:
+    InputError: there is none.
+  """
+  why = dict(language=f"langdetect is not {settings['language']!r}",
+             conversations="no conversations", reward=f"no finite number in {settings['reward']}",
+             category=f"no text in {settings['category']}", again="the same conversation again")
+  lacks, found = collections.Counter(), {}
+  for row in rows:
+    lack = _lack(row, settings)
+    if lack:
+      lacks[lack] += 1
+      continue
+    conversation = key(_text(row["conversations"]))
+    # Of the same conversation: the best reward, then whatever the seed likes best.
+    rank = (-_number(row, settings["reward"]), key(_text(row)))
+    if conversation in found:
+      lacks["again"] += 1
+      if found[conversation][0] <= rank:
+        continue
+    found[conversation] = rank, row
+  left_out = {text: lacks[name] for name, text in why.items()}
+  if not found:
+    fields = sorted({field for row in rows for field in row})
+    raise InputError(f"none of {len(rows):,} rows can be chosen: " + "; ".join(
+        f"{n:,}: {text}" for text, n in left_out.items() if n)
+        + f"; they have the fields:{listing(fields)}")
+  return left_out, [
+      _Candidate((rank[0], conversation), _counts_for(row, conversation, settings), row)
+      for conversation, (rank, row) in found.items()]
+
+
+def _lack(row, settings):
+  """What keeps a row from being a candidate; "" if nothing does."""
+  if settings["language"] and row.get("langdetect") != settings["language"]:
+    return "language"
+  if not row.get("conversations"):
+    return "conversations"
+  if _number(row, settings["reward"]) is None:
+    return "reward"
+  return "" if _names(row, settings["category"]) else "category"
+
+
+def _counts_for(row, conversation, settings):
+  """The categories that a row counts for."""
+  names = _names(row, settings["category"])
+  if settings["several"] == "each":
+    return names
+  at = int.from_bytes(conversation, "big") % len(names) if settings["several"] == "drawn" else 0
+  return names[at:at + 1]
+
+
+def _take_turns(best, count):
+  """{category: the candidates that it takes}, `count` of them in all; `best` come first."""
+  queues = collections.defaultdict(collections.deque)
+  for candidate in best:
+    for name in candidate.categories:
+      queues[name].append(candidate)
+  taken, gone = {name: [] for name in queues}, set()
+  while len(gone) < count:
+    for name, queue in queues.items():
+      while queue and queue[0].order in gone:      # by another of its categories
+        queue.popleft()
+      if queue and len(gone) < count:
+        taken[name].append(queue.popleft())
+        gone.add(taken[name][-1].order)
+  return taken
+
+
+def _by_category(candidates, best, taken):
+  """Report.categories, by name."""
+  there, high = (collections.Counter(n for c in part for n in c.categories)
+                 for part in (candidates, best))
+  rewards = {name: [c.reward for c in part] for name, part in taken.items()}
+  return [dict(name=name, rows=there[name], pool=high[name], chosen=len(rewards.get(name, ())),
+               lowest=min(rewards.get(name, ()), default=None),
+               highest=max(rewards.get(name, ()), default=None))
+          for name in sorted(there)]
+
+
+def _field(row, path):
+  """row["a"]["b"] for "a.b"; None where there is none."""
+  for name in path.split("."):
+    row = row.get(name) if isinstance(row, dict) else None
+  return row
+
+
+def _number(row, path):
+  """The finite number there, or None."""
+  value = _field(row, path)
+  is_number = isinstance(value, int | float) and not isinstance(value, bool)
+  return value if is_number and math.isfinite(value) else None
+
+
+def _names(row, path):
+  """The texts there, stripped, each once, in their order."""
+  value = _field(row, path)
+  values = value if isinstance(value, list | tuple) else [value]
+  return tuple(dict.fromkeys(v.strip() for v in values if isinstance(v, str) and v.strip()))
+
+
+def _text(value):
+  """A value as bytes, the same for equal values."""
+  return json.dumps(value, sort_keys=True, default=str).encode()
+
+
+def _digest(seed, content):
+  """16 bytes that look random, a function of the seed and the content alone."""
+  return hashlib.blake2b(content, digest_size=16, key=str(seed).encode()).digest()
