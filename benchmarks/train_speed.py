@@ -73,12 +73,12 @@ def ours(options):
   state = train.TrainState(jnp.int32(0), learnt, tx.init(learnt))
   method = train.Method(model, objectives.sft, delta.scale_of(config), 128)
   data = [Example(token, answer, 0) for token, answer in make_examples(options.examples)]
-  [rows] = packing.plan([len(e.token) for e in data], batch_size=len(data), epochs=1,
-                        row_length=ROW, seed=0)
+  [planned] = packing.plan([len(e.token) for e in data], batch_size=len(data), epochs=1,
+                           row_length=ROW, seed=0)
   def step():
     nonlocal state
     total = None
-    for batch in packing.microbatches(rows, data, row_length=ROW, rows=ROWS):
+    for batch in packing.microbatches(planned, data, row_length=ROW, rows=ROWS):
       part = train.gradients(state.delta, params, batch, method=method)
       total = part if total is None else train.add(total, part)
     state, metrics = train.update(state, total, tx=tx)

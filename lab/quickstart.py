@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from shadowft_jax import checkpoint, generate, train
 from shadowft_jax.data import chat
+from shadowft_jax.data.tokenizer import load_tokenizer, stop_tokens
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "quickstart.py"
@@ -44,8 +45,8 @@ def read_questions(path):
 
 def right_answers(folder, questions):
   """Whether a model answers each question exactly, asked in its chat template, greedily."""
-  tokenizer = chat.load_tokenizer(folder)
-  stop = chat.stop_tokens(tokenizer, folder)
+  tokenizer = load_tokenizer(folder)
+  stop = stop_tokens(tokenizer, folder)
   model, params = checkpoint.load_model(folder, dtype=jnp.float32)
   prompts = [chat.render_prompt([{"role": "user", "content": q["question"]}], tokenizer)
              for q in questions]

@@ -10,14 +10,20 @@ import jax.numpy as jnp
 
 
 def answer_weight(batch):
-  """float32 [B, T]: 1 where the next token is an answer token of the same example."""
+  """float32 [B, T]: what the next token counts in the loss.
+
+  0 if it is no answer token of the same example; else its "weight" where the batch has one, or 1.
+  """
   answer_BT, segment_BT = batch["answer"], batch["segment"]
   counts_BT = (answer_BT[:, 1:] > 0) & (segment_BT[:, 1:] == segment_BT[:, :-1])
-  return jnp.pad(counts_BT.astype(jnp.float32), ((0, 0), (0, 1)))
+  counts_BT = counts_BT.astype(jnp.float32)
+  if "weight" in batch:
+    counts_BT *= batch["weight"][:, 1:]
+  return jnp.pad(counts_BT, ((0, 0), (0, 1)))
 
 
 def sft(policy, reference, batch):
-  """Cross-entropy over the answer tokens: {"loss": sum of -log p, "count": answer tokens}."""
+  """Cross-entropy over the answer tokens: {"loss": sum of -log p, "count": answer tokens}, weighted."""
   del reference
   weight_BT = answer_weight(batch)
   return {"loss": -jnp.sum(policy(batch) * weight_BT), "count": jnp.sum(weight_BT)}

@@ -16,9 +16,16 @@ CHOICES = {
     "objective": tuple(OBJECTIVES),
     "delta.kind": KINDS,
     "graft.checkpoint": ("newest", "best"),
+    "loss_mean": ("token", "rank"),
+    "data.images": ("refuse", "ignore"),
+    "data.select": ("first", "uniform"),
+    "data.recipe": ("chat", "paper"),
+    "data.think": ("learnt", "masked"),
+    "data.layout": ("packed", "bucketed"),
 }
 GIVEN = ("base", "instruct", "data.train")
-POSITIVE = ("lr", "batch_size", "rows", "epochs", "loss_chunk", "delta.rank", "data.max_length")
+POSITIVE = ("lr", "batch_size", "rows", "epochs", "loss_chunk", "delta.rank", "data.max_length",
+            "ranks", "rank_examples")
 
 
 def sft():
@@ -41,17 +48,17 @@ def sft():
       alpha=256.0))          # the adapter's product is multiplied by alpha / rank
 
   c.objective = "sft"        # a name in objectives.py
-  c.data = ml_collections.ConfigDict(dict(
-      train="",              # .json or .jsonl: Alpaca rows or OpenAI messages
-      validation="",         # likewise; empty: val_ratio of the training rows
-      val_ratio=0.01,
-      max_examples=0,        # only the first rows, before any shuffling; 0: all
-      max_length=4096))      # tokens an example at most, and tokens a packed row
+  c.data = _data()
 
   c.epochs = 1
+  c.max_steps = 0            # ends, and decays the learning rate, by then; 0: by epochs
   c.batch_size = 256         # examples an optimizer step, over all devices
   c.rows = 8                 # packed rows a micro-batch, over all devices; sets the memory
   c.loss_chunk = 512         # positions whose logits exist at a time
+
+  c.loss_mean = "token"      # token: over all that a step learns; rank: as the paper's trainer
+  c.ranks = 8                # of loss_mean=rank: devices whose token means are averaged
+  c.rank_examples = 2        # of loss_mean=rank: examples a device takes at a time
 
   c.lr = 2e-4
   c.warmup_ratio = 0.1
@@ -62,6 +69,50 @@ def sft():
   c.graft = ml_collections.ConfigDict(dict(
       match="projections",   # projections, all, or a regex: which trained leaves are grafted
       checkpoint="newest"))  # newest, or best: the lowest validation loss
+  return c
+
+
+def _data():
+  """What is learnt, and how it becomes rows of tokens."""
+  return ml_collections.ConfigDict(dict(
+      set="",                # a name in data/sets.py: the paper's data; fills what is empty below
+      train="",              # file, folder or hub id ORG/NAME[:SUBSET][@REVISION]; A*2,B*0.5:
+      #                        several, each with how often it is passed in an epoch
+      validation="",         # likewise; empty: val_ratio of the training rows
+      split="train",         # of a hub id, or of a folder whose files name splits
+      validation_split="validation",
+      columns=dict(          # what the rows call these; all empty: found by looking at the rows
+          prompt="", response="", system="", messages="", chosen="", rejected="", text="",
+          images="", tools=""),
+      skip_bad_rows=False,   # leave them out, counted and listed, where they would end the run
+      images="refuse",       # refuse, ignore: of rows with images, learn the text alone
+      val_ratio=0.01,
+      max_examples=0,        # of the training rows, before any shuffling; 0: all
+      select="first",        # first, uniform: which of them
+      recipe="chat",         # chat: the Instruct's own template; paper: the authors' framing
+      template="",           # of the paper's recipe: a name in data/paper.py; empty: by the Base
+      think="learnt",        # learnt, masked: the paper's empty block of thoughts for qwen3
+      max_length=4096,       # tokens an example at most, and tokens a packed row
+      layout="packed",       # packed, bucketed: one example a row, padded to a few lengths
+      cache=""))             # folder of tokens made before; empty: ~/.cache/shadowft_jax
+
+
+def paper():
+  """`sft` with the framing of the authors' text and the means and steps of their trainer.
+
+  configs/README.md lists what still differs from their code, and why.
+  """
+  c = sft()
+  c.data.recipe = "paper"
+  c.data.max_examples = 2000
+  c.data.select = "first"
+  c.data.val_ratio = 0.01
+  c.data.max_length = 4096
+  c.data.layout = "packed"
+  c.epochs = 1
+  c.batch_size = 256         # 2 examples x 16 accumulated x 8 devices
+  c.loss_mean, c.ranks, c.rank_examples = "rank", 8, 2
+  c.warmup_ratio = 0.1
   return c
 
 

@@ -54,13 +54,14 @@ def provenance(inputs, *, seed):
   """Digest of every input file, versions of what made the run, and its seed.
 
   Args:
-    inputs: {role: file or folder}; of a folder, the files directly in it.
+    inputs: {role: files or folders}; of a folder, the files directly in it; what is neither, such
+      as an id of the hub, has the digest None.
   """
   files = {}
-  for role, path in inputs.items():
-    path = pathlib.Path(path)
-    found = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file())
-    files[role] = {str(p): sha256(p) for p in found}
+  for role, paths in inputs.items():
+    found = [p for path in map(pathlib.Path, paths)
+             for p in (sorted(path.iterdir()) if path.is_dir() else [path]) if not p.is_dir()]
+    files[role] = {str(p): sha256(p) if p.is_file() else None for p in found}
   versions = {}
   for package in PACKAGES:
     try:

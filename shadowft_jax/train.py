@@ -23,7 +23,7 @@ import optax
 from shadowft_jax import (
     checkpoint, command, delta as delta_lib, graft, log, loss, objectives, optim, presets, report,
     resume, sharding, tree)
-from shadowft_jax.data import dataset
+from shadowft_jax.data import dataset, preview, sets
 from shadowft_jax.errors import InputError
 from shadowft_jax.log import say
 
@@ -50,12 +50,16 @@ class Method:
     return self.objective(self.logprobs(policy), self.logprobs({"params": base}), batch)
 
   def logprobs(self, variables):
-    """A function from a batch to log p(token t+1 | tokens up to t), float32 [B, T]."""
+    """A function from a batch to log p(token t+1 | tokens up to t), float32 [B, T].
+
+    Where the batch has a "label", it stands in for the token that is predicted.
+    """
     def of(batch):
       h_BTD, head_DV = self.model.apply(
           variables, batch["token"], batch["segment"], batch["position"],
           method="hidden_and_head")
-      return loss.token_logprobs(h_BTD, head_DV, batch["token"], self.chunk)
+      label_BT = batch.get("label", batch["token"])
+      return loss.token_logprobs(h_BTD, head_DV, label_BT, self.chunk)
     return of
 
 
@@ -225,6 +229,7 @@ def train(config, workdir):
     FloatingPointError: the loss is not finite.
   """
   workdir = pathlib.Path(workdir)
+  sets.resolve(config)
   presets.check(config)
   mesh = sharding.make_mesh(config.mesh)
   sharding.check_batch(config.rows, mesh)
@@ -246,16 +251,14 @@ def train(config, workdir):
     del frozen                                         # room for W_I
     write_delta(workdir / "delta", delta, config)
     losses = write_shadow(workdir / "shadow", delta, data, method, config, mesh)
-  return wrap_up(config, workdir, losses)
+  return wrap_up(config, workdir, losses, data.inputs)
 
 
-def wrap_up(config, workdir, losses):
+def wrap_up(config, workdir, losses, data_files):
   """Writes the picture and the provenance of a finished run; returns its metrics."""
   records = log.append(workdir, losses)
   report.plot_loss(records, workdir / "loss.png")
-  inputs = {"base": config.base, "instruct": config.instruct, "train": config.data.train}
-  if config.data.validation:
-    inputs["validation"] = config.data.validation
+  inputs = {"base": [config.base], "instruct": [config.instruct], **data_files}
   log.write_json(workdir / "provenance.json", report.provenance(inputs, seed=config.seed))
   for name, loss_ in losses.items():
     if loss_ is not None:
@@ -265,7 +268,20 @@ def wrap_up(config, workdir, losses):
   return records
 
 
+def main():
+  if PREVIEW.value is not None:
+    preview.show(CONFIG.value, PREVIEW.value, ids=PREVIEW_IDS.value)
+  elif WORKDIR.value is None:
+    raise InputError("--workdir is not given; name the run's folder, or look at the data first "
+                     "with --preview=3")
+  else:
+    train(CONFIG.value, WORKDIR.value)
+
+
 if __name__ == "__main__":
   CONFIG = command.define_config()
-  WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run.", required=True)
-  command.run(lambda: train(CONFIG.value, WORKDIR.value))
+  WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run.")
+  PREVIEW = flags.DEFINE_integer("preview", None, "Shows this many examples and what would be "
+                                 "learnt from all, and trains nothing.", lower_bound=0)
+  PREVIEW_IDS = flags.DEFINE_bool("preview_ids", False, "Shows each token's id, too.")
+  command.run(main)

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import socket
+import tempfile
 
 # Before jax is imported by any test.
 FLAG = "--xla_force_host_platform_device_count"
@@ -13,6 +14,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "0"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Tokens are kept from run to run: a test finds none of the user's, and leaves none behind.
+CACHE = tempfile.TemporaryDirectory()
+os.environ["XDG_CACHE_HOME"] = CACHE.name
 
 import pytest  # noqa: E402
 

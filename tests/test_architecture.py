@@ -16,7 +16,7 @@ LAYERS = (
     {"folder", "safetensors_file", "delta_file", "checkpoint", "resume", "log", "report", "data",
      "generate"},
     {"command"},
-    {"graft"},
+    {"graft", "select"},
     {"train"},
 )
 HEIGHT = {name: i for i, layer in enumerate(LAYERS) for name in layer}
@@ -28,7 +28,7 @@ ONLY = {
     "transformers": {"data"},
     "ml_collections": {"command", "presets"},
     "matplotlib": {"report"},
-    "absl": {"command", "graft", "train"},
+    "absl": {"command", "graft", "select", "train"},
     "torch": set(), "peft": set(), "lab": set(), "tests": set(), "configs": set(),
 }
 BUDGET = 300

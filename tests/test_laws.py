@@ -1,5 +1,6 @@
 """The algebra: what must hold whatever the weights are."""
 
+import dataclasses
 import functools
 import re
 
@@ -239,7 +240,8 @@ def assert_step_equal(got, want):
 
 def padded(data):
   """One example a row, padded to the longest: what an ordinary trainer sees."""
-  return packing.microbatches([[i] for i in range(len(data))], data, rows=len(data),
+  step = packing.Step(list(range(len(data))), [[i] for i in range(len(data))])
+  return packing.microbatches(step, data, rows=len(data),
                               row_length=max(len(e.token) for e in data))
 
 
@@ -258,6 +260,52 @@ def test_packing_padding_and_microbatches_change_neither_loss_nor_gradients(row_
                           row_length=row_length, seed=3)
   batches = packing.microbatches(packed, data, row_length=row_length, rows=rows)
   assert_step_equal(step_gradients(batches, base, adapter, model), want)
+
+
+def test_unpacked_rows_of_a_few_lengths_give_the_same_loss_and_gradients():
+  model, base, adapter, want = reference_step()
+  data = examples()
+  shape = dict(row_length=256, layout="bucketed")
+  [step] = packing.plan([len(e.token) for e in data], batch_size=len(data), epochs=1, seed=3,
+                        **shape)
+  batches = list(packing.microbatches(step, data, rows=1, **shape))
+  assert max(b["token"].shape[1] for b in batches) < 256
+  assert_step_equal(step_gradients(batches, base, adapter, model), want)
+
+
+def test_the_mean_over_ranks_is_the_mean_of_their_token_means():
+  model, base, adapter, _ = reference_step()
+  data = examples()
+  n, ranks, at_a_time = len(data), 3, 2
+  step = packing.Step(list(range(n))[::-1], [[i] for i in range(n)])
+  def batches(places, weight=None):
+    part = packing.Step([step.examples[p] for p in places], [[i] for i in range(len(places))])
+    return packing.microbatches(part, data, rows=len(places), row_length=20, weight=weight)
+  mine = [[p for p in range(n) if p // at_a_time % ranks == r] for r in range(ranks)]
+  parts = [step_gradients(batches(places), base, adapter, model) for places in mine]
+  mean = jax.tree.map(lambda *x: sum(x) / ranks, *parts)
+  weight = packing.rank_weights(step, data, ranks, at_a_time)
+  got = step_gradients(batches(range(n), weight), base, adapter, model)
+  assert_step_equal(got, mean)
+  token_mean = step_gradients(batches(range(n)), base, adapter, model)
+  assert abs(float(got[0]) - float(token_mean[0])) > 1e-4 * abs(float(got[0]))
+
+
+def test_a_label_stands_in_for_the_token_that_is_predicted():
+  model, base, _, _ = setup()
+  [example] = examples(1)
+  label = example.token.copy()
+  label[4] = 7
+  answer = np.zeros_like(example.answer)
+  answer[4] = 1
+  [batch] = packing.microbatches(
+      packing.Step([0], [[0]]), [dataclasses.replace(example, answer=answer, label=label)],
+      rows=1, row_length=len(label), labelled=True)
+  method = train.Method(model, objectives.sft, 1.0, 8)
+  sums = method.sums({"delta": {}}, base, batch)
+  logits = model.apply({"params": base}, jnp.array(example.token)[None])[0, 3]
+  np.testing.assert_allclose(sums["loss"], -jax.nn.log_softmax(logits)[7], rtol=1e-5)
+  assert sums["count"] == 1 and example.token[4] != 7
 
 
 @pytest.mark.parametrize("shape", [dict(fsdp=8), dict(data=8), dict(data=2, fsdp=2, tensor=2),

@@ -27,8 +27,8 @@ def torch_steps(model, data, config):
   warmup = int(np.ceil(config.warmup_ratio * len(data.steps)))
   schedule = get_cosine_schedule_with_warmup(adam, warmup, len(data.steps))
   losses, norms = [], []
-  for rows in data.steps:
-    chosen = [data.train[i] for row in rows for i in row]
+  for step in data.steps:
+    chosen = [data.train[i] for i in step.examples]
     width = max(len(e.token) for e in chosen)
     pad = lambda x, fill: np.pad(x, (0, width - len(x)), constant_values=fill)
     token = torch.tensor(np.stack([pad(e.token, 0) for e in chosen]), dtype=torch.long)

@@ -1,68 +1,159 @@
-"""Files -> the batches of a run: read, render, split, pack."""
+"""Files -> the batches of a run: read, convert, render, split, plan."""
 
 import dataclasses
-import functools
 
-from shadowft_jax.data import chat, packing, sources
+import numpy as np
+
+from shadowft_jax.data import formats, packing, paper, sources
+from shadowft_jax.data.tokenise import tokenise
+from shadowft_jax.errors import InputError, listing
 from shadowft_jax.log import say
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
   """Encoded examples, and which of them make up each optimizer step."""
-  train: list          # of chat.Example
+  train: list              # of chat.Example
   valid: list
-  steps: list          # of lists of rows of indices into `train`; see packing.plan
-  valid_steps: list
-  row_length: int      # tokens
-  rows: int            # a micro-batch
+  steps: list              # of packing.Step over `train`
+  valid_steps: list        # none, or one over `valid`
+  layout: str              # packed, bucketed
+  row_length: int          # tokens
+  rows: int                # a micro-batch
+  ranks: tuple | None      # of loss_mean=rank: (ranks, examples a rank takes at a time)
+  labelled: bool           # some example is to predict other tokens than its own
+  inputs: dict             # {"train", "validation": the files read, or ids of the hub}
 
   def batches(self, step):
     """The micro-batches of optimizer step `step`, counted from 0, on the host."""
-    return self._batches(self.steps[step], self.train)
+    step = self.steps[step]
+    weight = packing.rank_weights(step, self.train, *self.ranks) if self.ranks else None
+    return self._batches(step, self.train, weight)
 
   def valid_batches(self):
     """The micro-batches of the whole validation split, on the host."""
     for step in self.valid_steps:
-      yield from self._batches(step, self.valid)
+      yield from self._batches(step, self.valid, None)
 
   def tokens(self, step):
     """How many tokens step `step` has, without padding."""
-    return sum(len(self.train[i].token) for row in self.steps[step] for i in row)
+    return sum(len(self.train[i].token) for i in self.steps[step].examples)
 
-  def _batches(self, step, examples):
-    return packing.microbatches(step, examples, row_length=self.row_length, rows=self.rows)
+  def _batches(self, step, examples, weight):
+    return packing.microbatches(step, examples, row_length=self.row_length, rows=self.rows,
+                                layout=self.layout, weight=weight, labelled=self.labelled)
 
 
 def read(config):
-  """Reads the training and validation rows, rendered with the Instruct's chat template.
+  """Reads, converts and tokenises the training and validation rows, and plans every step.
 
   Args:
-    config: see presets.py; reads data, instruct, seed, epochs, batch_size and rows.
+    config: see presets.py; reads data, base, instruct, seed, epochs, max_steps, batch_size, rows
+      and the fields of loss_mean.
 
   Raises:
-    InputError: see `sources.read_rows` and `chat.encode_all`.
+    InputError: see `sources.read`, `formats.convert` and `chat.encode_rows`.
   """
   c = config.data
-  tokenizer = chat.load_tokenizer(config.instruct)
-  def encoded(path, limit=None):
-    examples, report = chat.encode_all(sources.read_rows(path)[:limit], tokenizer, c.max_length)
-    say(f"{path}: {report}")
-    return examples
-  train = encoded(c.train, c.max_examples or None)
+  bad = formats.BadRows(c.skip_bad_rows)
+  inputs = {}
+  train, parts, inputs["train"] = _encoded(c.train, c.split, config, bad, limit=c.max_examples)
   if c.validation:
-    valid = encoded(c.validation)
+    valid, _, inputs["validation"] = _encoded(c.validation, c.validation_split, config, bad)
   else:
-    train_ids, valid_ids = packing.split(len(train), c.val_ratio, config.seed)
-    train, valid = [train[i] for i in train_ids], [train[i] for i in valid_ids]
-  plan = functools.partial(packing.plan, row_length=c.max_length, seed=config.seed)
+    split = paper.split if c.recipe == "paper" else packing.split
+    train_ids, valid_ids = split(len(train), c.val_ratio, config.seed)
+    valid = [train[i] for i in valid_ids]
+    # In order, so that a source's examples stay together.
+    train_ids = np.sort(train_ids)
+    ends = np.cumsum([count for count, _ in parts])
+    counts = np.diff(np.searchsorted(train_ids, ends), prepend=0).tolist()
+    train = [train[i] for i in train_ids]
+    parts = [(count, weight) for count, (_, weight) in zip(counts, parts, strict=True)]
+  if bad.errors:
+    say(f"{len(bad.errors)} bad rows left out:{listing(bad.errors)}")
+  shape = dict(row_length=c.max_length, seed=config.seed, layout=c.layout)
   return Dataset(
       train, valid,
-      plan(lengths(train), batch_size=config.batch_size, epochs=config.epochs),
-      plan(lengths(valid), batch_size=len(valid), epochs=1) if valid else [],
-      c.max_length, config.rows)
+      packing.plan(lengths(train), batch_size=config.batch_size, epochs=config.epochs,
+                   max_steps=config.max_steps, sources=parts, **shape),
+      packing.plan(lengths(valid), batch_size=len(valid), epochs=1, **shape) if valid else [],
+      c.layout, c.max_length, config.rows,
+      (config.ranks, config.rank_examples) if config.loss_mean == "rank" else None,
+      any(e.label is not None for e in train + valid), inputs)
 
 
 def lengths(examples):
   """Tokens of each example."""
   return [len(e.token) for e in examples]
+
+
+def _encoded(spec, split, config, bad, limit=0):
+  """(examples of all the sources that `spec` names, [(number of them, weight) a source], the
+  files read)."""
+  examples, parts, inputs = [], [], []
+  for source in sources.read(spec, split):
+    found = _source(source, config, bad, limit)
+    examples += found
+    parts.append((len(found), source.weight))
+    inputs += source.files or [source.name]
+  return examples, parts, inputs
+
+
+def _source(source, config, bad, limit):
+  """The examples of one source; says what it holds and what becomes of it."""
+  c = config.data
+  if limit and limit < len(source.rows):
+    source = dataclasses.replace(source, rows=[source.rows[i] for i in _chosen(
+        len(source.rows), limit, c.select, config.seed)])
+  columns = {k: v for k, v in c.columns.items() if v}
+  kind, rows = formats.convert(source, columns, bad)
+  rows = _without_images(rows, c.images, bad)
+  template = c.template or paper.name_of(config.base) if c.recipe == "paper" else ""
+  settings = formats.Settings(c.max_length, c.recipe, template, c.think)
+  encoded = []
+  for entry in tokenise(rows, config.instruct, settings, c.cache):
+    if isinstance(entry, InputError):
+      bad.add(entry)
+    else:
+      encoded += entry
+  # A first token is predicted from nothing, so it is never learnt.
+  kept = [e for e in encoded if e.learnt]
+  if not kept:
+    raise InputError(f"{source.name}: none of {len(encoded)} examples has an answer token within "
+                     f"data.max_length={c.max_length}; raise data.max_length")
+  say(f"{source.name}: {kind}: {_told(kept, len(encoded) - len(kept))}")
+  return kept
+
+
+def _chosen(count, limit, select, seed):
+  """Which `limit` of `count` rows are taken, in their order."""
+  if select == "first":
+    return range(limit)
+  return np.sort(packing.shuffled(count, seed, 0)[:limit]).tolist()
+
+
+def _without_images(rows, policy, bad):
+  """The rows that a text model can learn."""
+  kept = []
+  for row in rows:
+    if row.images and policy == "refuse":
+      bad.add(InputError(f"{row.where} has {len(row.images)} images, and the model reads text "
+                         "alone; --config.data.images=ignore learns the text without them"))
+    elif row.images:
+      kept.append(formats.without_images(row))
+    else:
+      kept.append(row)
+  return kept
+
+
+def _told(examples, dropped):
+  cut = sum(e.cut > 0 for e in examples)
+  altered = sum(e.altered for e in examples)
+  tokens, learnt = sum(lengths(examples)), sum(e.learnt for e in examples)
+  return "; ".join([
+      f"{len(examples):,} examples, {tokens:,} tokens, {learnt:,} of them learnt",
+      *([f"{dropped:,} dropped (their answers lie beyond data.max_length)"] if dropped else []),
+      *([f"{cut:,} cut at data.max_length"] if cut else []),
+      *([f"of {altered:,} the chat template leaves out a part, such as earlier thoughts"]
+        if altered else [])])

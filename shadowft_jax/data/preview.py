@@ -1,0 +1,123 @@
+"""What a run would learn, as text: examples with the learnt tokens marked, lengths, steps."""
+
+import math
+import os
+import sys
+
+import numpy as np
+
+from shadowft_jax import presets
+from shadowft_jax.data import dataset, packing, sets
+from shadowft_jax.data.tokenizer import load_tokenizer
+
+LEARNT, PLAIN, END = "\x1b[1;32m", "\x1b[2m", "\x1b[0m"
+BAR = 40                     # characters of the longest bar
+
+
+def show(config, count, *, ids=False):
+  """Prints what a run of `config` would learn; loads no weights and needs no accelerator.
+
+  Raises:
+    InputError: as `dataset.read`.
+  """
+  sets.resolve(config)
+  presets.check(config)
+  data = dataset.read(config)
+  colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+  print(text(data, load_tokenizer(config.instruct), count, ids=ids, colour=colour))
+
+
+def text(data, tokenizer, count, *, ids=False, colour=True) -> str:
+  """The first `count` training examples, and what the plan makes of all of them.
+
+  Args:
+    data: a dataset.Dataset.
+    ids: shows each token's id beside its text.
+    colour: marks learnt tokens by colour; else they stand between ⟦ and ⟧.
+  """
+  shown = [_example(i, e, tokenizer, ids, colour) for i, e in enumerate(data.train[:count], 1)]
+  return "\n".join([*shown, _lengths(data), "", _totals(data), _steps(data)])
+
+
+def _example(number, example, tokenizer, ids, colour):
+  head = (f"--- example {number}: {example.where}: {len(example.token):,} tokens, "
+          f"{example.learnt:,} learnt" + (f", {example.cut:,} cut away" if example.cut else ""))
+  runs = "".join(_run(tokens, labels, is_learnt, tokenizer, ids, colour)
+                 for tokens, labels, is_learnt in _runs(example))
+  return f"{head}\n{runs}\n"
+
+
+def _runs(example):
+  """Yields (tokens, labels, whether they are learnt) of the runs of an example."""
+  learnt = example.answer > 0
+  learnt[:1] = False         # nothing predicts a first token
+  edges = np.flatnonzero(np.diff(learnt)) + 1
+  labels = example.token if example.label is None else example.label
+  for part in np.split(np.arange(len(learnt)), edges):
+    if len(part):
+      yield example.token[part], labels[part], learnt[part[0]]
+
+
+def _run(tokens, labels, is_learnt, tokenizer, ids, colour):
+  """One run of tokens that are learnt alike, as text."""
+  if ids:
+    out = " ".join(f"{t}:{_visible(tokenizer.decode([t]))}" + (
+        f"→{label}:{_visible(tokenizer.decode([label]))}" if label != t else "")
+                   for t, label in zip(tokens.tolist(), labels.tolist(), strict=True)) + " "
+  else:
+    out = tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
+    # Which line ends are learnt cannot be seen otherwise.
+    out = out.replace("\n", "⏎\n") if is_learnt else out
+  if colour:
+    # Some terminals drop the colour at a line's end.
+    mark = LEARNT if is_learnt else PLAIN
+    return "\n".join(f"{mark}{line}{END}" if line else "" for line in out.split("\n"))
+  return f"⟦{out}⟧" if is_learnt else out
+
+
+def _visible(piece):
+  return repr(piece)[1:-1] if piece.strip() else repr(piece)
+
+
+def _lengths(data):
+  """A histogram of the examples' lengths in tokens."""
+  lengths = np.array([len(e.token) for e in data.train])
+  top = 2 ** math.ceil(math.log2(lengths.max()))
+  low = min(16, top)
+  edges = [0, *(low * 2**k for k in range(int(math.log2(top // low)) + 1))]
+  counts = np.histogram(lengths, [e + 0.5 for e in edges])[0]
+  first = int(np.flatnonzero(counts)[0])
+  lines = [f"  {a + 1:>7,} to {b:>7,}  {n:>9,}  {'#' * math.ceil(BAR * n / counts.max())}"
+           for a, b, n in zip(edges[first:-1], edges[first + 1:], counts[first:], strict=True)]
+  return "\n".join(["tokens an example:", *lines,
+                    f"  median {int(np.median(lengths)):,}, longest {lengths.max():,}"])
+
+
+def _totals(data):
+  tokens = sum(len(e.token) for e in data.train)
+  learnt = sum(e.learnt for e in data.train)
+  cut = [e.cut for e in data.train if e.cut]
+  return "\n".join([
+      f"examples:        {len(data.train):,} to train on, {len(data.valid):,} to validate on",
+      f"learnt tokens:   {learnt:,} of {tokens:,} ({learnt / tokens:.1%})",
+      f"truncated:       {len(cut):,} examples, {sum(cut):,} answer tokens lost, at "
+      f"data.max_length={data.row_length}"])
+
+
+def _steps(data):
+  """How the examples fill rows and steps."""
+  examples = [len(s.examples) for s in data.steps]
+  lengths = dataset.lengths(data.train)
+  shapes = [packing.shapes(s, lengths, row_length=data.row_length, rows=data.rows,
+                           layout=data.layout) for s in data.steps]
+  computed = sum(rows * length for batches in shapes for rows, length in batches)
+  tokens = sum(data.tokens(i) for i in range(len(data.steps)))
+  rows = [len(s.rows) for s in data.steps]
+  spread = lambda x: f"{min(x):,}" if min(x) == max(x) else f"{min(x):,} to {max(x):,}"
+  return "\n".join([
+      f"steps:           {len(data.steps):,} of {spread(examples)} examples",
+      f"rows a step:     {spread(rows)}, {data.layout}, in {spread([len(x) for x in shapes])} "
+      "micro-batches",
+      f"fill:            {tokens / computed:.1%} of what is computed is not padding"
+      + (f"; {tokens / (sum(rows) * data.row_length):.1%} within the rows that hold examples"
+         if data.layout == "packed" else "")])

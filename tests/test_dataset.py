@@ -1,0 +1,157 @@
+"""Files become the steps of a run: what is taken, left out, weighted and split off."""
+
+import collections
+import json
+
+import datasets
+import numpy as np
+import pytest
+
+from shadowft_jax import presets
+from shadowft_jax.data import dataset
+from shadowft_jax.data.tokenizer import load_tokenizer
+from shadowft_jax.errors import InputError
+from tests import pico
+
+
+@pytest.fixture(scope="module")
+def instruct(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("instruct")
+  pico.save_tokenizer(folder)
+  return folder
+
+
+def write(path, answers, **extra):
+  rows = [{"instruction": "Say it.", "output": a, **extra} for a in answers]
+  path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+  return path
+
+
+@pytest.fixture
+def config(tmp_path, instruct):
+  c = presets.sft()
+  c.base = "not read"
+  c.instruct = str(instruct)
+  c.data.max_length = 128
+  c.data.val_ratio = 0.0
+  c.batch_size = 8
+  c.data.train = str(write(tmp_path / "a.jsonl", [f"a{i:02}" for i in range(20)]))
+  return c
+
+
+def answers(examples, instruct):
+  tokenizer = load_tokenizer(instruct)
+  return [tokenizer.decode(e.token[e.answer > 0], skip_special_tokens=True).strip()
+          for e in examples]
+
+
+def epoch(data, config, number=0):
+  """The answers of one epoch's steps, with how often each is there."""
+  a_epoch = len(data.steps) // config.epochs
+  steps = data.steps[number * a_epoch:(number + 1) * a_epoch]
+  said = answers(data.train, config.instruct)
+  return collections.Counter(said[i] for s in steps for i in s.examples)
+
+
+def test_the_first_rows_are_taken_or_any(config):
+  config.data.max_examples = 5
+  first = dataset.read(config)
+  assert answers(first.train, config.instruct) == ["a00", "a01", "a02", "a03", "a04"]
+  config.data.select = "uniform"
+  some = answers(dataset.read(config).train, config.instruct)
+  assert some == answers(dataset.read(config).train, config.instruct) == sorted(set(some))
+  assert len(some) == 5 and some != answers(first.train, config.instruct)
+  config.seed = 1
+  assert answers(dataset.read(config).train, config.instruct) != some
+  config.data.max_examples = 99
+  assert len(dataset.read(config).train) == 20
+
+
+def test_sources_are_passed_by_their_weights(config, tmp_path):
+  write(tmp_path / "b.jsonl", [f"b{i:02}" for i in range(10)])
+  config.data.train = f"{tmp_path}/a.jsonl*0.5,{tmp_path}/b.jsonl*2"
+  config.epochs = 2
+  data = dataset.read(config)
+  for number in (0, 1):
+    count = epoch(data, config, number)
+    assert sum(n for k, n in count.items() if k[0] == "a") == 10
+    assert all(count[f"b{i:02}"] == 2 for i in range(10))
+  assert epoch(data, config, 0) != epoch(data, config, 1)
+
+
+def test_a_split_keeps_each_source_at_its_weight(config, tmp_path):
+  write(tmp_path / "b.jsonl", [f"b{i:02}" for i in range(10)])
+  config.data.train = f"{tmp_path}/a.jsonl,{tmp_path}/b.jsonl*3"
+  config.data.val_ratio = 0.3
+  data = dataset.read(config)
+  held_out = answers(data.valid, config.instruct)
+  assert len(held_out) == 9 and {k[0] for k in held_out} == {"a", "b"}
+  for said, n in epoch(data, config).items():
+    assert n == (3 if said[0] == "b" else 1) and said not in held_out
+
+
+def test_the_papers_split_is_that_of_datasets(config):
+  config.data.recipe, config.data.template = "paper", "qwen"
+  config.data.val_ratio = 0.1
+  data = dataset.read(config)
+  rows = datasets.Dataset.from_dict({"i": [f"a{i:02}" for i in range(20)]})
+  want = rows.train_test_split(test_size=0.1, seed=42)
+  assert answers(data.valid, config.instruct) == want["test"]["i"]
+  assert sorted(answers(data.train, config.instruct)) == sorted(want["train"]["i"])
+
+
+def test_bad_rows_end_the_run_or_are_left_out_and_listed(config, tmp_path, capsys):
+  path = tmp_path / "a.jsonl"
+  path.write_text(path.read_text() + '{"instruction": "q", "output": ""}\nnot json\n')
+  with pytest.raises(InputError, match="a.jsonl row 21"):
+    dataset.read(config)
+  config.data.skip_bad_rows = True
+  assert len(dataset.read(config).train) == 20
+  said = capsys.readouterr().err
+  assert "2 bad rows left out:" in said and "row 21" in said and "row 22 is not JSON" in said
+
+
+def test_rows_with_images_are_refused_or_learnt_as_text(config, tmp_path):
+  write(tmp_path / "a.jsonl", ["<image>two", "one<image>"], images=["1.png"])
+  with pytest.raises(InputError, match=r"a.jsonl row 1 has 1 images.*data.images=ignore"):
+    dataset.read(config)
+  config.data.images = "ignore"
+  assert answers(dataset.read(config).train, config.instruct) == ["two", "one"]
+
+
+def test_what_is_cut_and_dropped_is_said(config, tmp_path, capsys):
+  write(tmp_path / "a.jsonl", ["x" * 10, "x" * 200, "y"])
+  dataset.read(config)
+  assert "alpaca" in capsys.readouterr().err
+  with (tmp_path / "a.jsonl").open("a") as f:
+    f.write(json.dumps({"instruction": "q" * 300, "output": "a"}) + "\n")
+  data = dataset.read(config)
+  said = capsys.readouterr().err
+  assert "3 examples" in said and "1 dropped" in said and "1 cut at data.max_length" in said
+  assert [e.cut > 0 for e in data.train] == [False, True, False]
+  write(tmp_path / "a.jsonl", ["a"], input="q" * 300)
+  with pytest.raises(InputError, match="none of 1 examples has an answer .*raise data.max_length"):
+    dataset.read(config)
+
+
+def test_max_steps_ends_a_run_early_or_passes_over_the_data_again(config):
+  assert len(dataset.read(config).steps) == 3
+  for steps in (2, 7):
+    config.max_steps = steps
+    data = dataset.read(config)
+    assert len(data.steps) == steps
+    assert [len(s.examples) for s in data.steps] == [8, 8, 4, 8, 8, 4, 8][:steps]
+
+
+@pytest.mark.parametrize("layout", ["packed", "bucketed"])
+def test_the_batches_of_all_steps_hold_every_example(config, layout):
+  config.data.layout = layout
+  config.loss_mean = "rank"
+  config.ranks = 2
+  data = dataset.read(config)
+  rows = [b for i in range(len(data.steps)) for b in data.batches(i)]
+  assert sum(int((b["position"] == 0)[b["segment"] > 0].sum()) for b in rows) == 20
+  # Each rank's learnt tokens weigh 1 in all.
+  for i in range(len(data.steps)):
+    total = sum(float((b["weight"] * (b["answer"] > 0)).sum()) for b in data.batches(i))
+    np.testing.assert_allclose(total, 2, rtol=1e-6)
