@@ -23,7 +23,7 @@ def answer_weight(batch):
 
 
 def sft(policy, reference, batch):
-  """Cross-entropy over the answer tokens: {"loss": sum of -log p, "count": answer tokens}, weighted."""
+  """Cross-entropy over the answer tokens: {"loss": sum of -log p, "count": sum of weights}."""
   del reference
   weight_BT = answer_weight(batch)
   return {"loss": -jnp.sum(policy(batch) * weight_BT), "count": jnp.sum(weight_BT)}

@@ -5,21 +5,30 @@ nothing depends on how many machines read the data.
 """
 
 import bisect
+import dataclasses
+import itertools
 import math
 
 import numpy as np
 
 from shadowft_jax.errors import InputError, listing
 
-Step = list[list[int]]         # rows of one optimizer step; a row lists its examples
+LEAST = 64                   # tokens: a padded row is not halved below it
 
 
-def _shuffled(count, seed, epoch):
-  """A permutation of range(count), one for each (seed, epoch)."""
+@dataclasses.dataclass(frozen=True)
+class Step:
+  """What one optimizer step learns from."""
+  examples: list[int]        # which, in the order of the epoch; one can come twice
+  rows: list[list[int]]      # places in `examples` that share a row
+
+
+def shuffled(count, seed, *more):
+  """A permutation of range(count), one for each (seed, *more)."""
   if seed < 0:
     raise InputError(f"seed must be at least 0; got {seed}")
   # Sorting raw draws: numpy promises the same bits for ever, not the same permutation().
-  bits = np.random.Philox(np.random.SeedSequence((seed, epoch))).random_raw(count)
+  bits = np.random.Philox(np.random.SeedSequence((seed, *more))).random_raw(count)
   return np.argsort(bits, kind="stable")
 
 
@@ -38,88 +47,173 @@ def split(count, ratio, seed):
   if valid >= count:
     raise InputError(f"data.val_ratio={ratio} of {count} examples leaves none to train on; "
                      "lower it or add examples")
-  order = _shuffled(count, seed, 0)
+  order = shuffled(count, seed, 0)
   return order[valid:], order[:valid]
 
 
-def plan(lengths, *, batch_size, epochs, row_length, seed) -> list[Step]:
+def plan(lengths, *, batch_size, epochs, row_length, seed, max_steps=0, sources=None,
+         layout="packed") -> list[Step]:
   """Plans every step of a run.
 
-  Each epoch passes over all examples once, in an order of its own; the last step of an epoch
-  may be short.
+  Each epoch passes over all examples once, or as often as the weights of their sources say, in
+  an order of its own; the last step of an epoch may be short.
 
   Args:
     lengths: tokens an example.
     batch_size: examples a step.
     row_length: tokens a row, at most.
+    max_steps: how many steps are planned, over as many epochs as it takes; 0: `epochs` epochs.
+    sources: [(number of examples, weight), ...] in the order of the examples.  The whole part
+      of a weight passes each of them that often, the fraction a share of them, chosen anew
+      every epoch.
+    layout: packed: examples share rows; bucketed: each has a row of its own.
 
   Raises:
-    InputError: an example does not fit in a row.
+    InputError: an example does not fit in a row, or a source gives none to an epoch.
   """
   lengths = np.asarray(lengths, np.int64).tolist()
   bad = [f"example {i}: {n} tokens" for i, n in enumerate(lengths) if not 0 < n <= row_length]
   if bad:
     raise InputError(f"expected examples of 1 to {row_length} tokens; cut them at "
                      f"data.max_length, or raise it:{listing(bad)}")
-  steps = []
-  for epoch in range(1, epochs + 1):     # 0 is the split's
-    order = _shuffled(len(lengths), seed, epoch).tolist()
-    steps += [_packed(order[i:i + batch_size], lengths, row_length)
-              for i in range(0, len(order), batch_size)]
-  return steps
+  sources = sources or [(len(lengths), 1.0)]
+  a_epoch = sum(_passed(count, weight) for count, weight in sources)
+  if not a_epoch:
+    raise InputError("there are no examples to plan steps of; expected at least one")
+  orders = (_order(sources, seed, epoch) for epoch in itertools.count(1))   # 0 is the split's
+  batches = (order[i:i + batch_size] for order in orders for i in range(0, a_epoch, batch_size))
+  count = max_steps or epochs * math.ceil(a_epoch / batch_size)
+  return [Step(chosen, _packed(chosen, lengths, row_length) if layout == "packed"
+               else [[place] for place in range(len(chosen))])
+          for chosen in itertools.islice(batches, count)]
+
+
+def _passed(count, weight):
+  """How many examples a source of `count` gives to an epoch."""
+  passed = int(weight) * count + round(weight % 1 * count)
+  if count and not passed:
+    raise InputError(f"weight {weight} of a source of {count} examples passes none of them in an "
+                     "epoch; raise the weight in data.train, or leave the source out")
+  return passed
+
+
+def _order(sources, seed, epoch):
+  """The examples of an epoch, in its order."""
+  passed, first = [], 0
+  for number, (count, weight) in enumerate(sources, 1):
+    some = shuffled(count, seed, epoch, number)[:round(weight % 1 * count)]
+    passed += [*[np.arange(first, first + count)] * int(weight), first + some]
+    first += count
+  passed = np.concatenate(passed)
+  return passed[shuffled(len(passed), seed, epoch)].tolist()
 
 
 def _packed(chosen, lengths, row_length):
-  """Rows of `chosen`, best fit decreasing: long ones first, each into the fullest row it fits."""
+  """Rows of places in `chosen`, best fit decreasing: long examples first, each into the fullest
+  row it fits."""
   rows, space = [], []         # space: sorted (tokens free, row)
-  for i in sorted(chosen, key=lambda i: (-lengths[i], i)):
-    at = bisect.bisect_left(space, (lengths[i], -1))
+  for place in sorted(range(len(chosen)), key=lambda p: (-lengths[chosen[p]], chosen[p])):
+    length = lengths[chosen[place]]
+    at = bisect.bisect_left(space, (length, -1))
     if at == len(space):
       free, row = row_length, len(rows)
       rows.append([])
     else:
       free, row = space.pop(at)
-    rows[row].append(i)
-    bisect.insort(space, (free - lengths[i], row))
+    rows[row].append(place)
+    bisect.insort(space, (free - length, row))
   return rows
 
 
-def collate(rows, examples, *, row_length, row_count):
-  """Lays out rows of examples as one batch.
+def microbatches(step, examples, *, row_length, rows, layout="packed", weight=None,
+                 labelled=False):
+  """Yields the batches of a step, see `collate`; what is left of the last is filled up with 0.
+
+  Packed ones are of `rows` rows of `row_length` tokens.  Bucketed ones are of `row_length` halved
+  as often as the examples allow, with twice as many rows each time: a few shapes in all, which
+  take the same memory, and whose numbers of rows are multiples of `rows`.
+  """
+  lengths = [len(examples[i].token) for i in step.examples]
+  for some, (count, length) in _groups(step.rows, lengths, row_length, rows, layout):
+    yield collate(some, step, examples, row_length=length, row_count=count, weight=weight,
+                  labelled=labelled)
+
+
+def shapes(step, lengths, *, row_length, rows, layout="packed") -> list[tuple[int, int]]:
+  """(rows, tokens a row) of each of a step's micro-batches; `lengths` are tokens an example."""
+  lengths = [lengths[i] for i in step.examples]
+  return [shape for _, shape in _groups(step.rows, lengths, row_length, rows, layout)]
+
+
+def _groups(all_rows, lengths, row_length, rows, layout):
+  """Yields (rows of one micro-batch, its shape); `lengths` are tokens a place of the step."""
+  if layout == "packed":
+    for start in range(0, len(all_rows), rows):
+      yield all_rows[start:start + rows], (rows, row_length)
+    return
+  # From the longest, each batch full: no other way has fewer batches.
+  left = sorted(all_rows, key=lambda row: -lengths[row[0]])
+  while left:
+    half = 0
+    while lengths[left[0][0]] <= row_length >> half + 1 >= LEAST:
+      half += 1
+    yield left[:rows << half], (rows << half, row_length >> half)
+    left = left[rows << half:]
+
+
+def collate(rows, step, examples, *, row_length, row_count, weight=None, labelled=False):
+  """Lays out rows of a step as one batch.
+
+  Args:
+    weight: what each of step.examples counts in the loss, see `rank_weights`.
+    labelled: the batch has a "label", as some example of the run has one.
 
   Returns:
-    {"token", "segment", "position", "answer"}: int32 [row_count, row_length], 0 where nothing
-    is.  Segments count from 1 in each row, positions from 0 in each example; an example's
-    first token is never an answer, since nothing in the example predicts it.
+    {"token", "segment", "position", "answer", and "label" if labelled}: int32, and "weight" if
+    given: float32, each [row_count, row_length], 0 where nothing is.  Segments count from 1 in
+    each row, positions from 0 in each example; an example's first token is never an answer,
+    since nothing in the example predicts it.
 
   Raises:
     InputError: there are more rows, or more tokens in a row, than asked for.
   """
   if len(rows) > row_count:
     raise InputError(f"{len(rows)} rows do not fit in a batch of {row_count}")
-  batch = {k: np.zeros((row_count, row_length), np.int32)
-           for k in ("token", "segment", "position", "answer")}
+  names = ("token", "segment", "position", "answer", *["label"] * labelled)
+  batch = {k: np.zeros((row_count, row_length), np.int32) for k in names}
+  if weight is not None:
+    batch["weight"] = np.zeros((row_count, row_length), np.float32)
   for r, row in enumerate(rows):
     start = 0
-    for segment, i in enumerate(row, 1):
-      here = slice(start, start + len(examples[i].token))
+    for segment, place in enumerate(row, 1):
+      example = examples[step.examples[place]]
+      here = slice(start, start + len(example.token))
       if here.stop > row_length:
-        raise InputError(f"examples {row} do not fit in a row of {row_length} tokens")
-      batch["token"][r, here] = examples[i].token
+        raise InputError(f"examples {[step.examples[p] for p in row]} do not fit in a row of "
+                         f"{row_length} tokens")
+      batch["token"][r, here] = example.token
       batch["segment"][r, here] = segment
       batch["position"][r, here] = np.arange(here.stop - start)
-      batch["answer"][r, here] = examples[i].answer
+      batch["answer"][r, here] = example.answer
       batch["answer"][r, start] = 0
+      if labelled:
+        batch["label"][r, here] = example.token if example.label is None else example.label
+      if weight is not None:
+        batch["weight"][r, here] = weight[place]
       start = here.stop
   return batch
 
 
-def microbatches(step, examples, *, row_length, rows):
-  """Yields the batches of a step, each of exactly `rows` rows; the last is filled up with 0."""
-  for start in range(0, len(step), rows):
-    yield collate(step[start:start + rows], examples, row_length=row_length, row_count=rows)
+def rank_weights(step, examples, ranks, rank_examples) -> list[float]:
+  """What each of step.examples counts, so that the step's weighted mean is one over ranks.
 
+  The examples go to `ranks` devices in turn, `rank_examples` at a time; the mean is that of the
+  devices' token means, over those that have a token to learn.
 
-def answer_tokens(step, examples):
-  """The number of tokens of a step that count in its loss."""
-  return sum(int(examples[i].answer[1:].sum()) for row in step for i in row)
+  Source: the paper's trainer (transformers 4.52.1, with its losses averaged over processes).
+  """
+  rank = [place // rank_examples % ranks for place in range(len(step.examples))]
+  learnt = [0] * ranks
+  for r, i in zip(rank, step.examples, strict=True):
+    learnt[r] += examples[i].learnt
+  return [1 / learnt[r] if learnt[r] else 0.0 for r in rank]
