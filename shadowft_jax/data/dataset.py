@@ -61,8 +61,9 @@ def read(config):
   if c.validation:
     valid, _, inputs["validation"] = _encoded(c.validation, c.validation_split, config, bad)
   else:
-    split = paper.split if c.recipe == "paper" else packing.split
-    train_ids, valid_ids = split(len(train), c.val_ratio, config.seed)
+    train_ids, valid_ids = (
+        paper.split(len(train), c.val_ratio, config.seed) if c.recipe == "paper"
+        else packing.split(packing.shuffled(len(train), config.seed, 0), c.val_ratio))
     valid = [train[i] for i in valid_ids]
     # In order, so that a source's examples stay together.
     train_ids = np.sort(train_ids)

@@ -32,22 +32,24 @@ def shuffled(count, seed, *more):
   return np.argsort(bits, kind="stable")
 
 
-def split(count, ratio, seed):
+def split(order, ratio):
   """Chooses validation examples: ceil(ratio * count) of them, as the paper's trainer rounds.
 
+  Args:
+    order: a permutation of range(count); those that come first are chosen.
+
   Returns:
-    (train, validation): int arrays that together hold each of range(count) once.
+    (train, validation), which together are `order`.
 
   Raises:
     InputError: `ratio` is not in [0, 1), or no training example would be left.
   """
   if not 0 <= ratio < 1:
     raise InputError(f"data.val_ratio is at least 0 and below 1; got {ratio}")
-  valid = math.ceil(ratio * count)
-  if valid >= count:
-    raise InputError(f"data.val_ratio={ratio} of {count} examples leaves none to train on; "
+  valid = math.ceil(ratio * len(order))
+  if valid >= len(order):
+    raise InputError(f"data.val_ratio={ratio} of {len(order)} examples leaves none to train on; "
                      "lower it or add examples")
-  order = shuffled(count, seed, 0)
   return order[valid:], order[:valid]
 
 
@@ -112,7 +114,8 @@ def _packed(chosen, lengths, row_length):
   """Rows of places in `chosen`, best fit decreasing: long examples first, each into the fullest
   row it fits."""
   rows, space = [], []         # space: sorted (tokens free, row)
-  for place in sorted(range(len(chosen)), key=lambda p: (-lengths[chosen[p]], chosen[p])):
+  mine = np.array([lengths[i] for i in chosen])
+  for place in np.lexsort((chosen, -mine)).tolist():
     length = lengths[chosen[place]]
     at = bisect.bisect_left(space, (length, -1))
     if at == len(space):

@@ -9,12 +9,11 @@ Source: github.com/wutaiqiang/Shadow-FT, run.sh and its LLaMA-Factory 0.9.3.
 
 import dataclasses
 import itertools
-import math
 import re
 
 import numpy as np
 
-from shadowft_jax.data import tokenizer as tokenizers
+from shadowft_jax.data import packing, tokenizer as tokenizers
 from shadowft_jax.data.chat import Example
 from shadowft_jax.errors import InputError, listing
 
@@ -86,22 +85,8 @@ def name_of(base) -> str:
 
 
 def split(count, ratio, seed):
-  """Chooses validation examples as the paper's code does: by `datasets`' train_test_split.
-
-  Returns:
-    (train, validation): int arrays that together hold each of range(count) once.
-
-  Raises:
-    InputError: `ratio` is not in [0, 1), or no training example would be left.
-  """
-  if not 0 <= ratio < 1:
-    raise InputError(f"data.val_ratio is at least 0 and below 1; got {ratio}")
-  valid = math.ceil(ratio * count)
-  if valid >= count:
-    raise InputError(f"data.val_ratio={ratio} of {count} examples leaves none to train on; "
-                     "lower it or add examples")
-  order = np.random.default_rng(seed).permutation(count)
-  return order[valid:], order[:valid]
+  """`packing.split` of the order of the paper's code: that of `datasets`' train_test_split."""
+  return packing.split(np.random.default_rng(seed).permutation(count), ratio)
 
 
 def encode_rows(rows, tokenizer, settings) -> list:

@@ -1,0 +1,259 @@
+"""Rows -> examples on all cores, and a cache of them by content."""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import json
+import multiprocessing
+import multiprocessing.connection
+import operator
+import os
+import pathlib
+import queue
+import subprocess
+import sys
+import traceback
+import uuid
+
+import numpy as np
+from tqdm import tqdm
+
+from shadowft_jax.data import chat, formats, paper, tokenizer as tokenizers
+from shadowft_jax.errors import InputError
+
+RECIPES = {"chat": chat.encode_rows, "paper": paper.encode_rows}
+CHUNK = 500_000              # characters of rows that are encoded at a time
+WORTH = 3_000_000            # characters of rows for which a process of its own is worth its start
+# What a cached result depends on, beside the rows: code, packages and files of the tokenizer.
+CODE = tuple(pathlib.Path(file) for file in (
+    __file__, chat.__file__, paper.__file__, tokenizers.__file__))
+PACKAGES = ("jinja2", "tokenizers", "transformers")
+SUFFIXES = (".jinja", ".json", ".model", ".tiktoken", ".txt")
+CONTENT = operator.attrgetter(
+    *(field.name for field in dataclasses.fields(formats.Row) if field.name != "where"))
+FOLDER = "\0"                # stands for the tokenizer's folder in what is kept of an error
+
+
+def tokenise(rows, tokenizer_dir, settings, cache_dir="") -> list:
+  """Encodes rows by the recipe of `settings`, or finds that it was done before.
+
+  Args:
+    rows: see formats.Row.
+    tokenizer_dir: a Hugging Face folder.
+    settings: see formats.Settings.
+    cache_dir: folder of what was encoded before; "": $XDG_CACHE_HOME/shadowft_jax, or
+      ~/.cache/shadowft_jax.
+
+  Returns:
+    An entry a row, in order: its list of chat.Example, or the InputError that says what is wrong
+    with the row.
+
+  Raises:
+    InputError: see `load_tokenizer` and the recipe's encode_rows.
+    RuntimeError: a process that encodes has failed or died.
+  """
+  if not rows:
+    return []
+  folder = os.path.abspath(tokenizer_dir)
+  key, sizes = _key(rows, folder, settings)
+  cache = pathlib.Path(cache_dir or pathlib.Path(
+      os.environ.get("XDG_CACHE_HOME") or "~/.cache", "shadowft_jax")).expanduser()
+  flat = _load(cache / f"{key}.npz")
+  if flat is None:
+    flat = _encoded(rows, sizes, folder, settings)
+    _save(cache / f"{key}.npz", flat)
+  return _entries(flat, rows, folder)
+
+
+def _say(text):
+  from shadowft_jax.log import say     # It imports jax, which no worker does.
+  say(text)
+
+
+def _key(rows, folder, settings):
+  """(a digest of all that decides the result, characters of each row)."""
+  digest = hashlib.sha256()
+  def add(*parts):
+    digest.update(repr(parts).encode())
+  add(settings, [(name, importlib.metadata.version(name)) for name in PACKAGES])
+  files = [p for p in pathlib.Path(folder).glob("*") if p.suffix in SUFFIXES and p.is_file()]
+  files += pathlib.Path(folder, "additional_chat_templates").glob("*.jinja")
+  for path in [*CODE, *sorted(files)]:
+    add(path.name, hashlib.sha256(path.read_bytes()).digest())
+  sizes = []
+  for row in rows:
+    text = repr(CONTENT(row))
+    sizes.append(len(text))
+    digest.update(text.encode())
+  return digest.hexdigest(), np.array(sizes)
+
+
+def _encoded(rows, sizes, folder, settings):
+  """The flat examples of all rows, made a chunk at a time."""
+  # Chunks of about as many characters, so that processes have about as much to do.
+  starts = np.flatnonzero(np.diff(np.cumsum(sizes) // CHUNK, prepend=-1)).tolist()
+  chunks = [rows[a:b] for a, b in zip(starts, [*starts[1:], len(rows)], strict=True)]
+  count = min(_cores(), len(chunks), int(sizes.sum()) // WORTH)
+  parts = []
+  with tqdm(total=len(rows), unit="row", desc="tokenising", leave=False, disable=None) as bar:
+    def done(part):
+      parts.append(part)
+      bar.update(len(part["count"]))
+    if count > 1:
+      _say(f"tokenising {len(rows):,} rows in {count} processes")
+      _in_processes(chunks, count, folder, settings, done)
+    else:
+      tokenizer = tokenizers.load_tokenizer(folder)
+      for chunk in chunks:
+        done(_flat(chunk, tokenizer, settings))
+  # One name at a time, for memory: what is joined is let go of.
+  return {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}
+
+
+def _cores():
+  """How many this process may use, which can be fewer than there are."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _in_processes(chunks, count, folder, settings, done):
+  """Encodes chunks in `count` processes, and calls `done` on the result of each, in order."""
+  free = queue.SimpleQueue()
+  def ask(chunk):
+    process, connection = worker = free.get()
+    try:
+      connection.send((folder, settings, chunk))
+      result = connection.recv()
+    except (EOFError, OSError) as error:
+      raise RuntimeError(
+          f"a process that tokenises ended with exit code {process.wait()}; where it was killed "
+          "(-9), memory may have run out: allow the run fewer cores (taskset), or give it "
+          "more memory") from error
+    finally:
+      free.put(worker)
+    if isinstance(result, Exception):
+      raise result
+    return result
+
+  with contextlib.ExitStack() as stack:
+    workers = [_start(stack) for _ in range(count)]
+    threads = stack.enter_context(concurrent.futures.ThreadPoolExecutor(count))
+    for worker in workers:
+      free.put(worker)
+      stack.callback(worker[0].kill)     # Or a thread may wait for an answer for ever.
+    for result in threads.map(ask, chunks):
+      done(result)
+
+
+def _start(stack):
+  """Starts a process that serves; returns (process, connection), which `stack` closes."""
+  ours, theirs = multiprocessing.Pipe()
+  stack.enter_context(ours)
+  # Not a process of multiprocessing, which would import what the run was started by, and jax with
+  # it.  Tokenizers need no torch, which takes seconds to import.
+  code = (f"import sys; sys.path = {sys.path!r}; sys.modules['torch'] = None; "
+          f"from {__name__} import serve; serve({theirs.fileno()})")
+  with theirs:
+    # In a session of its own, Ctrl-C ends the run alone, and that ends the process.
+    process = stack.enter_context(subprocess.Popen(
+        [sys.executable, "-c", code], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
+        start_new_session=True, env={**os.environ, "TOKENIZERS_PARALLELISM": "false"}))
+  stack.callback(process.kill)
+  return process, ours
+
+
+def serve(descriptor):
+  """What each process does: answers each list of rows with its flat examples, or what failed."""
+  load = functools.cache(tokenizers.load_tokenizer)
+  with contextlib.suppress(EOFError, OSError), (     # The run has ended.
+      multiprocessing.connection.Connection(descriptor)) as connection:
+    while True:
+      folder, settings, rows = connection.recv()
+      try:
+        result = _flat(rows, load(folder), settings)
+      except InputError as error:
+        result = error
+      except Exception:      # A traceback cannot be sent.
+        result = RuntimeError(f"a process that tokenises failed:\n{traceback.format_exc()}")
+      connection.send(result)
+
+
+def _flat(rows, tokenizer, settings):
+  """The examples of rows as a few arrays, without what the rows themselves tell.
+
+  Returns:
+    count [rows]: the examples of a row, -1 where it failed; length, cut, altered, labelled
+    [examples]; token, answer [tokens]; label [tokens of labelled examples]; error: bytes, a line
+    of JSON for each row that failed.
+  """
+  entries = RECIPES[settings.recipe](rows, tokenizer, settings)
+  counts = [-1 if isinstance(entry, InputError) else len(entry) for entry in entries]
+  examples = [e for entry, count in zip(entries, counts, strict=True) if count > 0 for e in entry]
+  errors = [str(entry).removeprefix(row.where).replace(tokenizer.name_or_path, FOLDER)
+            for row, entry, count in zip(rows, entries, counts, strict=True) if count < 0]
+  lines = "".join(json.dumps(text) + "\n" for text in errors)
+  def joined(dtype, parts):
+    return np.concatenate([np.zeros(0, dtype), *parts]).astype(dtype, copy=False)
+  return {
+      "count": np.array(counts, np.int32),
+      "length": np.array([len(e.token) for e in examples], np.int32),
+      "cut": np.array([e.cut for e in examples], np.int32),
+      "altered": np.array([e.altered for e in examples], bool),
+      "labelled": np.array([e.label is not None for e in examples], bool),
+      "token": joined(np.int32, [e.token for e in examples]),
+      "answer": joined(np.uint8, [e.answer for e in examples]),
+      "label": joined(np.int32, [e.label for e in examples if e.label is not None]),
+      "error": np.frombuffer(lines.encode(), np.uint8)}
+
+
+def _entries(flat, rows, folder):
+  """What `tokenise` returns; the examples are views of the flat arrays."""
+  def parts(name, lengths):
+    array = flat[name].astype(np.int32, copy=False)
+    return [array[end - n:end] for end, n in zip(
+        np.cumsum(lengths, dtype=np.int64).tolist(), lengths.tolist(), strict=True)]
+  length, labelled = flat["length"], flat["labelled"]
+  labels = iter(parts("label", length[labelled]))
+  fields = {"token": parts("token", length), "answer": parts("answer", length),
+            "label": [next(labels) if has else None for has in labelled.tolist()],
+            "cut": flat["cut"].tolist(), "altered": flat["altered"].tolist()}
+  examples = (dict(zip(fields, values, strict=True))
+              for values in zip(*fields.values(), strict=True))
+  errors = iter(flat["error"].tobytes().splitlines())
+  out = []
+  for row, count in zip(rows, flat["count"].tolist(), strict=True):
+    if count < 0:
+      out.append(InputError(row.where + json.loads(next(errors)).replace(FOLDER, folder)))
+    else:
+      out.append([chat.Example(**next(examples), where=row.where) for _ in range(count)])
+  return out
+
+
+def _load(path):
+  """The arrays of a cached file, or None where there is none that can be read."""
+  if not os.path.exists(path):
+    return None
+  try:
+    with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+      return dict(file)      # Read whole, which checks its checksums.
+  except Exception as error:   # Many types, by which byte is wrong.
+    _say(f"{path} cannot be read ({error}); its rows are tokenised again")
+    return None
+
+
+def _save(path, flat):
+  """Writes the arrays whole or not at all; a folder that cannot be written to is said."""
+  partial = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.tmp")
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+      with open(partial, "xb") as file:
+        np.savez(file, **flat)
+      os.replace(partial, path)
+    finally:
+      partial.unlink(missing_ok=True)
+  except OSError as error:
+    _say(f"tokens are not kept for the next run: {error}; --config.data.cache=FOLDER names another "
+         "place")
