@@ -55,7 +55,8 @@ class Method:
       h_BTD, head_DV = self.model.apply(
           variables, batch["token"], batch["segment"], batch["position"],
           method="hidden_and_head")
-      return loss.token_logprobs(h_BTD, head_DV, batch["token"], self.chunk)
+      return loss.token_logprobs(h_BTD, head_DV, batch["token"], self.chunk,
+                                 self.model.cfg.final_logit_softcapping)
     return of
 
 
