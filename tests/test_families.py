@@ -12,7 +12,8 @@ import torch
 import transformers
 
 from shadowft_jax import (
-    checkpoint, delta, generate, graft, loss, models, objectives, port, train, tree)
+    checkpoint, delta, generate, graft, loss, models, objectives, port, safetensors_file, sharding,
+    train, tree)
 from shadowft_jax.data import packing
 from shadowft_jax.data.chat import Example
 from shadowft_jax.errors import InputError
@@ -241,7 +242,54 @@ def test_the_chunked_loss_of_capped_logits_is_the_plain_one():
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), got, want)
 
 
+@pytest.mark.parametrize("name", ["gemma2", "glm4"])
+def test_the_loss_of_training_is_that_of_transformers(name):
+  hf, model, params = both(name)
+  token = torch.tensor(TOKENS)
+  with torch.no_grad():
+    want = float(hf(token, labels=token).loss)
+  token_BT = jnp.array(TOKENS, jnp.int32)
+  ones_BT = jnp.ones_like(token_BT)
+  batch = {"token": token_BT, "segment": ones_BT, "answer": ones_BT,
+           "position": jnp.tile(jnp.arange(24), (2, 1))}
+  sums = train.Method(model, objectives.sft, 1.0, 8).sums({"delta": {}}, params, batch)
+  assert float(sums["loss"] / sums["count"]) == pytest.approx(want, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "olmo3_yarn", "glm4"])
+def test_the_mesh_changes_no_logit(name, tmp_path):
+  path = pico.save(pico.hf_model(name), tmp_path / name)
+  mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+  with jax.set_mesh(mesh):
+    model, params = checkpoint.load_model(path, mesh=mesh)
+    got = np.asarray(jax.jit(model.apply)({"params": params}, jnp.array(TOKENS)))
+  assert_close(got, our_logits(path), 1e-5)
+
+
 # A folder that holds more than text.
+
+def test_names_of_a_text_tower_are_read_in_every_spelling():
+  for ours, stored in (
+      ("model.norm.weight", ("language_model.model.norm.weight",
+                             "model.language_model.norm.weight", "model.norm.weight")),
+      ("lm_head.weight", ("language_model.lm_head.weight", "lm_head.weight"))):
+    assert {port.own_name(n) for n in stored} == {ours}
+  served = "model.language_model.layers.0.mlp.up_proj.lora_A.weight"
+  assert port.served_name(port.own_name(served), "gemma3") == served
+  assert port.served_name("model.norm.weight", "gemma3_text") == "model.norm.weight"
+  assert port.served_name("lm_head.weight", "gemma3") == "lm_head.weight"
+
+
+def test_export_of_load_is_the_same_folder(tmp_path):
+  """With shards that hold nothing of the text tower."""
+  like = pico.save(pico.hf_model("gemma3_vision"), tmp_path / "like", max_shard_size="5KB")
+  _, params = checkpoint.load_model(like)
+  checkpoint.export(tmp_path / "out", tree.names(params), like=like)
+  contents = lambda folder: {p.name: p.read_bytes() for p in folder.iterdir()}
+  assert contents(tmp_path / "out") == contents(like)
+  text = {t.path for t in port.text_tower(safetensors_file.find(like), "gemma3").values()}
+  assert len(text) < len(list(like.glob("*.safetensors")))
+
 
 def respelt(directory):
   """Renames the tensors of a folder from the hub's spelling to that of transformers 5."""
