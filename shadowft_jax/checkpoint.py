@@ -71,11 +71,11 @@ def check_pair(base_dir, instruct_dir):
 
 
 def _open(directory, dtype, options):
-  """(model, abstract parameters, {tensor name: Tensor}), checked against one another."""
+  """(model, abstract parameters, {port.own_name: Tensor}), checked against one another."""
   directory = pathlib.Path(directory)
   folder.check(directory)
   config = folder.read_json(directory / "config.json")
-  tensors = safetensors_file.find(directory)
+  tensors = port.text_tower(safetensors_file.find(directory), config.get("model_type"))
   model = models.from_config(config, dtype=jnp.dtype(dtype or _main_dtype(directory, tensors)),
                              combine=delta.combine, **options)
   named = tree.names(models.abstract_params(model))
@@ -157,7 +157,8 @@ def export(directory, named, *, like, overwrite=False, card=None):
   if directory == like or directory in like.parents or like in directory.parents:
     raise InputError(f"{directory} and {like} lie in one another; name another folder")
   with folder.atomic(directory, overwrite) as fresh:
-    left_out = _copy(like, fresh, {t.path.name for t in tensors.values()}, card)
+    shards = {t.path.name for t in safetensors_file.find(like).values()}
+    left_out = _copy(like, fresh, shards, card)
     for hf_name, part in port.export(tree.nest(named)):
       twin = _is_twin(TIED_HEAD, model, tensors) and hf_name == port.hf_names(TABLE, None)[0]
       for target in (tensors[n] for n in ([hf_name, TIED_HEAD] if twin else [hf_name])):

@@ -16,8 +16,8 @@ from shadowft_jax import lora, tree
 from shadowft_jax.errors import InputError
 
 # The projections the paper trains by LoRA and grafts (arXiv 2505.12716, section 3.2; the
-# authors' src/shadow/apply_diff.py), biases included.
-SCOPES = {"projections": r"layers/.*/(q|k|v|o|gate|up|down)_proj/", "all": r""}
+# authors' src/shadow/apply_diff.py), biases included; GLM-4 keeps gate and up in one.
+SCOPES = {"projections": r"layers/.*/(q|k|v|o|gate|up|gate_up|down)_proj/", "all": r""}
 KINDS = ("lora", "full")
 
 

@@ -35,7 +35,8 @@ def save_adapter(directory, lora_tree, *, rank, alpha, base_model, overwrite=Fal
     lora_tree: "a" and "b" leaves, as lora.py has them.
     rank: of every module.
     alpha: the adapter counts alpha / rank.
-    base_model: the folder or hub name of the model that it is to be served on.
+    base_model: the folder or hub name of the model that it is to be served on.  A folder's
+      config.json tells whether the modules are those of a text tower within a larger model.
     overwrite: replaces an existing folder.
 
   Raises:
@@ -44,14 +45,19 @@ def save_adapter(directory, lora_tree, *, rank, alpha, base_model, overwrite=Fal
   named = tree.names(lora_tree)
   _check_rank(directory, named, rank)
   modules = sorted({name.split("/")[-2] for name in named})
+  model_config = pathlib.Path(base_model) / "config.json"
+  kind = folder.read_json(model_config).get("model_type") if model_config.exists() else None
   config = {
       "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(base_model),
       "r": rank, "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
       "target_modules": modules, "lora_dropout": 0.0, "bias": "none", "use_rslora": False,
       "use_dora": False, "modules_to_save": None, "rank_pattern": {}, "alpha_pattern": {},
       "fan_in_fan_out": False, "inference_mode": True}
+  if kind in port.BESIDE:       # a vision tower has modules of the same names
+    config["exclude_modules"] = port.BESIDE[kind]
+  rename = lambda name: PREFIX + port.served_name(name, kind)
   with folder.atomic(directory, overwrite) as fresh:
-    _write(fresh, "adapter_model", lora_tree, PREFIX, {"format": "pt"}, math.inf)
+    _write(fresh, "adapter_model", lora_tree, rename, {"format": "pt"}, math.inf)
     (fresh / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
@@ -62,13 +68,13 @@ def save_dense(directory, dense_tree, *, overwrite=False):
     InputError: `directory` exists.
   """
   with folder.atomic(directory, overwrite) as fresh:
-    _write(fresh, "delta", dense_tree, "", {"format": "pt", "shadowft": "delta"}, MAX_SHARD)
+    _write(fresh, "delta", dense_tree, str, {"format": "pt", "shadowft": "delta"}, MAX_SHARD)
 
 
-def _write(directory, stem, part, prefix, metadata, max_shard):
-  """Writes a tree to one file, or to several and their index."""
+def _write(directory, stem, part, rename, metadata, max_shard):
+  """Writes a tree to one file, or to several and their index; `rename` is told each name."""
   named = tree.names(part)
-  shapes = {prefix + n: shape for n, shape in port.file_shapes(named).items()}
+  shapes = {rename(n): shape for n, shape in port.file_shapes(named).items()}
   shards, room = [], 0
   for name, shape in shapes.items():
     nbytes = 4 * math.prod(shape)
@@ -77,7 +83,7 @@ def _write(directory, stem, part, prefix, metadata, max_shard):
       room = max_shard
     shards[-1][name] = shape
     room -= nbytes
-  stream = ((prefix + name, x) for name, x in port.export(part))
+  stream = ((rename(name), x) for name, x in port.export(part))
   files = [f"{stem}.safetensors"]
   if len(shards) > 1:
     files = [f"{stem}-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
@@ -115,7 +121,7 @@ def load_delta(directory, *, mesh=None):
   if foreign := [n for n in tensors if not n.startswith(PREFIX)]:
     raise InputError(f"{directory}: tensors of an adapter begin with {PREFIX}; got"
                      f"{listing(foreign)}")
-  tensors = {n.removeprefix(PREFIX): t for n, t in tensors.items()}
+  tensors = {port.own_name(n.removeprefix(PREFIX)): t for n, t in tensors.items()}
   abstract = _stacked(directory, tensors, ADAPTER)
   _check_rank(directory, tree.names(abstract), config["r"])
   return ({"lora": safetensors_file.place(abstract, tensors, mesh)},

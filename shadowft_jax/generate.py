@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from shadowft_jax.models.layers import softcap
+
 
 def _empty_cache(cfg, batch, length, dtype):
   shape = (cfg.num_hidden_layers, batch, length, cfg.num_key_value_heads, cfg.head_dim)
@@ -19,7 +21,8 @@ def _next(model, variables, cache, token_BT, position_BT, last_B):
       {**variables, "cache": cache}, token_BT, None, position_BT,
       mutable=["cache"], method="hidden_and_head")
   h_BD = jnp.take_along_axis(h_BTD, last_B[:, None, None], axis=1)[:, 0]
-  return jnp.einsum("BD,DV->BV", h_BD, head_DV, preferred_element_type=jnp.float32), out["cache"]
+  logit_BV = jnp.einsum("BD,DV->BV", h_BD, head_DV, preferred_element_type=jnp.float32)
+  return softcap(logit_BV, model.cfg.final_logit_softcapping), out["cache"]
 
 
 def _pick(logit_BV, temperature, key):

@@ -9,9 +9,12 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from shadowft_jax.models.layers import softcap
 
-def _logits(h_BCD, head_DV):
-  return jnp.einsum("BCD,DV->BCV", h_BCD, head_DV, preferred_element_type=jnp.float32)
+
+def _logits(h_BCD, head_DV, cap):
+  logit_BCV = jnp.einsum("BCD,DV->BCV", h_BCD, head_DV, preferred_element_type=jnp.float32)
+  return softcap(logit_BCV, cap)
 
 
 def _chunks(x_BT, size):
@@ -26,15 +29,15 @@ def _joined(x_nBC):
   return jnp.moveaxis(x_nBC, 0, 1).reshape(B, n * C, *x_nBC.shape[3:])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _logprobs(h_BTD, head_DV, target_BT, size):
-  return _forward(h_BTD, head_DV, target_BT, size)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _logprobs(h_BTD, head_DV, target_BT, size, cap):
+  return _forward(h_BTD, head_DV, target_BT, size, cap)[0]
 
 
-def _forward(h_BTD, head_DV, target_BT, size):
+def _forward(h_BTD, head_DV, target_BT, size, cap):
   def one(_, chunk):
     h_BCD, target_BC = chunk
-    logit_BCV = _logits(h_BCD, head_DV)
+    logit_BCV = _logits(h_BCD, head_DV, cap)
     lse_BC = jax.nn.logsumexp(logit_BCV, axis=-1)
     chosen_BC = jnp.take_along_axis(logit_BCV, target_BC[..., None], axis=-1)[..., 0]
     return None, (chosen_BC - lse_BC, lse_BC)
@@ -42,13 +45,16 @@ def _forward(h_BTD, head_DV, target_BT, size):
   return _joined(logp), (h_BTD, head_DV, target_BT, lse)
 
 
-def _backward(size, saved, g_BT):
+def _backward(size, cap, saved, g_BT):
   h_BTD, head_DV, target_BT, lse = saved
   def one(head_grad_DV, chunk):
     h_BCD, target_BC, lse_BC, g_BC = chunk
-    p_BCV = jnp.exp(_logits(h_BCD, head_DV) - lse_BC[..., None])
+    logit_BCV = _logits(h_BCD, head_DV, cap)
+    p_BCV = jnp.exp(logit_BCV - lse_BC[..., None])
     hot_BCV = jax.nn.one_hot(target_BC, head_DV.shape[1], dtype=p_BCV.dtype)
-    d_BCV = ((hot_BCV - p_BCV) * g_BC[..., None]).astype(h_BCD.dtype)
+    # d cap tanh(x / cap) / dx = 1 - tanh(x / cap)^2
+    slope_BCV = 1.0 if cap is None else 1 - (logit_BCV / cap) ** 2
+    d_BCV = ((hot_BCV - p_BCV) * slope_BCV * g_BC[..., None]).astype(h_BCD.dtype)
     head_grad_DV += jnp.einsum("BCD,BCV->DV", h_BCD, d_BCV, preferred_element_type=jnp.float32)
     return head_grad_DV, jnp.einsum("BCV,DV->BCD", d_BCV, head_DV)
   start = jnp.zeros(head_DV.shape, jnp.float32)
@@ -61,7 +67,7 @@ def _backward(size, saved, g_BT):
 _logprobs.defvjp(_forward, _backward)
 
 
-def token_logprobs(h_BTD, head_DV, token_BT, chunk):
+def token_logprobs(h_BTD, head_DV, token_BT, chunk, softcap=None):
   """log p(token t+1 | tokens up to t), float32 [B, T]; the last column is 0.
 
   Args:
@@ -70,11 +76,12 @@ def token_logprobs(h_BTD, head_DV, token_BT, chunk):
     token_BT: int32.
     chunk: positions a chunk; memory is B * chunk * V * 4 bytes.  Rows that it does not divide
       are padded.
+    softcap: of the logits (`layers.softcap`), or None.
   """
   T = token_BT.shape[1]
   size = min(chunk, T)
   pad = -T % size
   target_BT = jnp.pad(token_BT[:, 1:], ((0, 0), (0, 1 + pad)))
   h_BTD = jnp.pad(h_BTD, ((0, 0), (0, pad), (0, 0)))
-  logp_BT = _logprobs(h_BTD, head_DV, target_BT, size)[:, :T]
+  logp_BT = _logprobs(h_BTD, head_DV, target_BT, size, softcap)[:, :T]
   return logp_BT.at[:, -1].set(0.0)

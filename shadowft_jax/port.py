@@ -10,12 +10,17 @@ import jax
 import numpy as np
 
 from shadowft_jax import tree
-from shadowft_jax.errors import InputError
+from shadowft_jax.errors import InputError, listing
 
 # The last part of a leaf's path -> the last part of the tensor's name.
 SUFFIX = {"kernel": "weight", "bias": "bias", "scale": "weight", "embedding": "weight",
           "a": "lora_A.weight", "b": "lora_B.weight"}
 TRANSPOSED = ("kernel", "a", "b")
+# Where folders that hold more than text keep their text tower: prefix of a name -> prefix of
+# ours.  The first is how transformers 5 names its modules, the second how the hub's are spelt.
+TEXT_TOWER = (("model.language_model.", "model."), ("language_model.", ""))
+# config.json's model_type of such folders -> what lies beside the tower, and is left alone.
+BESIDE = {"gemma3": r"(model\.)?(vision_tower|multi_modal_projector)\..*"}
 
 
 def hf_names(name, layers):
@@ -71,6 +76,38 @@ def leaf_of(hf_name, ndim):
     if hf_names(name, (layer or 0) + 1)[-1] == hf_name:
       return name, layer
   return None, None
+
+
+def own_name(hf_name):
+  """The name a tensor of a text tower would have in a folder that holds text alone."""
+  for prefix, ours in TEXT_TOWER:
+    if hf_name.startswith(prefix):
+      return ours + hf_name.removeprefix(prefix)
+  return hf_name
+
+
+def served_name(hf_name, model_type):
+  """The inverse of `own_name`, as transformers 5 names the modules of that model_type."""
+  prefix, ours = TEXT_TOWER[0]
+  if model_type in BESIDE and hf_name.startswith(ours):
+    return prefix + hf_name.removeprefix(ours)
+  return hf_name
+
+
+def text_tower(stored, model_type):
+  """{own_name: tensor} of the text tower among {name in the folder: tensor}; all, if all is text.
+
+  Raises:
+    InputError: the folder has a tensor in both spellings.
+  """
+  if model_type not in BESIDE:
+    return stored
+  text = [n for n in stored if not re.fullmatch(BESIDE[model_type], n)]
+  out = {own_name(n): stored[n] for n in text}
+  if len(out) < len(text):
+    twice = [n for n in text if stored[n] is not out[own_name(n)]]
+    raise InputError(f"the folder has these tensors in two spellings; keep one:{listing(twice)}")
+  return out
 
 
 def load(read, abstract):

@@ -59,7 +59,8 @@ class Method:
           variables, batch["token"], batch["segment"], batch["position"],
           method="hidden_and_head")
       label_BT = batch.get("label", batch["token"])
-      return loss.token_logprobs(h_BTD, head_DV, label_BT, self.chunk)
+      return loss.token_logprobs(h_BTD, head_DV, label_BT, self.chunk,
+                                 self.model.cfg.final_logit_softcapping)
     return of
 
 

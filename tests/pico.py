@@ -17,6 +17,19 @@ SIZES = {
 # Of the 8 pairs of a head some are kept, some interpolated and some stretched.
 LLAMA3_ROPE = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
                "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+# Windows of 6 and 8 are shorter than any text of a test.  No padding token, since torch leaves
+# its row of the table without a gradient.
+GEMMA = {**SIZES, "pad_token_id": None, "rms_norm_eps": 1e-6, "hidden_act": "gelu_pytorch_tanh",
+         "query_pre_attn_scalar": 24, "sliding_window": 6, "tie_word_embeddings": True}
+GEMMA3 = {**GEMMA, "model_type": "gemma3_text", "rope_theta": 1e6, "rope_local_base_freq": 1e4,
+          "rope_scaling": {"rope_type": "linear", "factor": 8.0}, "num_hidden_layers": 3,
+          "sliding_window_pattern": 2}
+YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64,
+        "attention_factor": 1.2, "beta_fast": 32, "beta_slow": 1}
+OLMO3 = {**SIZES, "model_type": "olmo3", "rope_theta": 500_000.0, "sliding_window": 8,
+         "pad_token_id": None, "num_hidden_layers": 5}
+SMOLLM3 = {**SIZES, "model_type": "smollm3", "rope_theta": 5e6, "no_rope_layer_interval": 2,
+           "pad_token_id": None}
 CONFIGS = {
     "llama3": {**SIZES, "model_type": "llama", "rope_scaling": LLAMA3_ROPE},
     "llama3_tied": {**SIZES, "model_type": "llama", "rope_scaling": LLAMA3_ROPE,
@@ -33,7 +46,29 @@ CONFIGS = {
     "qwen3": {**SIZES, "model_type": "qwen3", "rope_theta": 1e6, "rms_norm_eps": 1e-6},
     "qwen3_tied": {**SIZES, "model_type": "qwen3", "rope_theta": 1e6, "rms_norm_eps": 1e-6,
                    "tie_word_embeddings": True},
+    "gemma2": {**GEMMA, "model_type": "gemma2", "num_hidden_layers": 3,
+               "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
+    "gemma3": GEMMA3,
+    "gemma3_untied": {**GEMMA3, "tie_word_embeddings": False, "rope_scaling": None},
+    "mistral": {**SIZES, "model_type": "mistral", "sliding_window": 8},
+    "mistral_nemo": {**SIZES, "model_type": "mistral", "sliding_window": None, "rope_theta": 1e6},
+    "olmo2": {**SIZES, "model_type": "olmo2", "rope_theta": 5e5, "pad_token_id": None,
+              "head_dim": 8},
+    "olmo3": {**OLMO3, "head_dim": 8},
+    "olmo3_yarn": {**OLMO3, "head_dim": 8, "rope_scaling": YARN, "num_hidden_layers": 4},
+    "smollm3": {**SMOLLM3, "tie_word_embeddings": True, "num_hidden_layers": 3, "head_dim": 8},
+    "smollm3_bias": {**SMOLLM3, "no_rope_layers": [0, 1], "attention_bias": True, "head_dim": 8},
+    "glm4": {**SIZES, "model_type": "glm4", "pad_token_id": None, "partial_rotary_factor": 0.5,
+             "attention_bias": True},
+    "glm4_32b": {**SIZES, "model_type": "glm4", "pad_token_id": None, "attention_bias": False},
 }
+# A folder that holds more than the text model.
+VISION = {"gemma3_vision": {
+    "model_type": "gemma3", "text_config": {k: v for k, v in GEMMA3.items() if k != "model_type"},
+    "vision_config": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+                      "num_attention_heads": 2, "image_size": 28, "patch_size": 14},
+    "mm_tokens_per_image": 4, "image_token_index": 263, "boi_token_index": 262,
+    "eoi_token_index": 261}}
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")     # tokens 0, 1, 2
 CHAT_TEMPLATE = (
     "{%- for message in messages %}"
@@ -43,8 +78,8 @@ CHAT_TEMPLATE = (
 
 
 def hf_model(name, seed=0):
-  """The float32 torch model of CONFIGS[name]; a seed gives the same weights every time."""
-  options = dict(CONFIGS[name])
+  """The float32 torch model of CONFIGS or VISION; a seed gives the same weights every time."""
+  options = dict({**CONFIGS, **VISION}[name])
   config = transformers.AutoConfig.for_model(options.pop("model_type"), **options)
   model = transformers.AutoModelForCausalLM.from_config(config).eval()
   random = torch.Generator().manual_seed(seed)
@@ -56,7 +91,8 @@ def hf_model(name, seed=0):
       # 0.1 to 0.6 to either side of what it would be if it did nothing.
       away = 0.1 + 0.5 * torch.rand(w.shape, generator=random)
       sign = 2 * torch.randint(2, w.shape, generator=random) - 1
-      w.copy_(away * sign + parameter_name.endswith("norm.weight"))
+      is_scale = parameter_name.endswith("norm.weight") and "gemma" not in config.model_type
+      w.copy_(away * sign + is_scale)
   return model
 
 

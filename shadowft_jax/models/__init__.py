@@ -4,10 +4,13 @@ import jax
 import jax.numpy as jnp
 
 from shadowft_jax.errors import InputError
-from shadowft_jax.models import llama, qwen
+from shadowft_jax.models import config, gemma, glm, llama, mistral, olmo, qwen, smollm
 from shadowft_jax.models.decoder import Decoder
 
-FAMILIES = {"llama": llama.llama, "qwen2": qwen.qwen2, "qwen3": qwen.qwen3}
+FAMILIES = {
+    "llama": llama.llama, "qwen2": qwen.qwen2, "qwen3": qwen.qwen3, "gemma2": gemma.gemma2,
+    "gemma3": gemma.gemma3, "gemma3_text": gemma.gemma3_text, "mistral": mistral.mistral,
+    "olmo2": olmo.olmo2, "olmo3": olmo.olmo3, "smollm3": smollm.smollm3, "glm4": glm.glm4}
 
 
 def from_config(hf, **options):
@@ -18,11 +21,13 @@ def from_config(hf, **options):
     **options: fields of `Decoder` beside `cfg`.
 
   Raises:
-    InputError: the model_type, or an option in config.json, is not ported.
+    InputError: the model_type, or an option in config.json, is not ported; or the weights are
+      quantised.
   """
   kind = hf.get("model_type")
   if kind not in FAMILIES:
     raise InputError(f"model_type is one of {', '.join(sorted(FAMILIES))}; got {kind!r}")
+  config.refuse_quantised(hf)
   return Decoder(FAMILIES[kind](hf), **options)
 
 

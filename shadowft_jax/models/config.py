@@ -1,8 +1,8 @@
-"""What every dense family writes alike in its config.json."""
+"""What every family reads alike in its config.json."""
 
 from shadowft_jax.errors import InputError, listing
 from shadowft_jax.models.decoder import DecoderConfig
-from shadowft_jax.models.layers import ROPE_TYPES, Rope
+from shadowft_jax.models.layers import Rope
 
 REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
             "num_attention_heads")
@@ -10,9 +10,16 @@ REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers
 PORTED = {
     "hidden_act": ("silu", "swish"),
     "attention_dropout": (0, 0.0, None),
-    "partial_rotary_factor": (1, 1.0, None),
-    "quantization_config": (None,),
 }
+# Kinds of rope scaling, and the fields each must have; YaRN only where a family asks for it.
+ROPE_TYPES = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor",
+               "original_max_position_embeddings"),
+}
+YARN = {"yarn": ("factor", "original_max_position_embeddings")}
+LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
 def refuse(hf, **ported):
@@ -28,22 +35,81 @@ def refuse(hf, **ported):
                        f"{hf[name]!r}; only {wanted} is ported")
 
 
-def read_rope(hf):
+def refuse_quantised(hf):
+  """Raises InputError for a quantised checkpoint: a delta cannot be added to its weights."""
+  for part in (hf, hf.get("text_config") or {}):
+    if (quantised := part.get("quantization_config")) is not None:
+      method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+      raise InputError(f"config.json has a quantization_config ({method or 'of no named method'}): "
+                       "a delta is added to plain weights; choose the checkpoint of this model "
+                       "in BF16, F16 or F32")
+
+
+def read_rope(hf, *, kinds=ROPE_TYPES, partial=False):
   """Rotary settings, as transformers 4 (rope_theta, rope_scaling) or 5 (rope_parameters) has them.
 
+  Args:
+    hf: config.json.
+    kinds: {rope_type: fields it must have}.
+    partial: whether a part of each head may stand still (partial_rotary_factor).
+
   Raises:
-    InputError: a kind of scaling that is not ported.
+    InputError: a kind of scaling that is not ported, or one that lacks a field.
   """
   scaling = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
   theta = scaling.pop("rope_theta", None) or hf.get("rope_theta") or 10_000.0
+  fraction = scaling.pop("partial_rotary_factor", hf.get("partial_rotary_factor"))
   kind = scaling.pop("type", None)
-  scaling.setdefault("rope_type", kind or "default")
-  if scaling["rope_type"] not in ROPE_TYPES:
-    raise InputError(f"config.json: rope_type is one of {', '.join(ROPE_TYPES)}; "
-                     f"got {scaling['rope_type']!r}")
-  refuse({**scaling, "model_type": hf.get("model_type")},
-         partial_rotary_factor=PORTED["partial_rotary_factor"])
-  return Rope(float(theta), tuple(sorted(scaling.items())))
+  kind = scaling.setdefault("rope_type", kind or "default")
+  if kind not in kinds:
+    raise InputError(f"config.json: rope_type is one of {', '.join(kinds)}; got {kind!r}")
+  if missing := [n for n in kinds[kind] if scaling.get(n) is None]:
+    raise InputError(f"config.json: rope_type {kind!r} lacks{listing(missing)}")
+  refuse({**scaling, "partial_rotary_factor": fraction, "model_type": hf.get("model_type")},
+         partial_rotary_factor=(fraction,) if partial else (1, 1.0, None), mscale=(None,),
+         mscale_all_dim=(None,), truncate=(True, None))
+  return Rope(float(theta), tuple(sorted(scaling.items())), 1.0 if fraction is None else fraction)
+
+
+def local_and_global(hf, windows, *, local_theta, global_theta, kinds=ROPE_TYPES):
+  """The rope of every layer where those with a window have one of their own.
+
+  Transformers 4 scales the layers that see all, and only them (rope_scaling); 5 has settings
+  for each type of layer in rope_parameters.
+  """
+  nested = hf.get("rope_parameters") or {"full_attention": hf.get("rope_scaling")}
+  def rope(layer_type, theta):
+    return read_rope({"model_type": hf.get("model_type"), "rope_theta": theta,
+                      "rope_parameters": nested.get(layer_type)}, kinds=kinds)
+  whole, local = rope("full_attention", global_theta), rope("sliding_attention", local_theta)
+  return tuple(whole if w is None else local for w in windows)
+
+
+def read_windows(hf, full_every):
+  """How many keys a query of each layer sees, None for all, by layer_types.
+
+  Args:
+    hf: config.json.
+    full_every: where layer_types is absent, each layer of that number sees all.
+
+  Raises:
+    InputError: a type of layer is unknown, or a length or the window is missing.
+  """
+  _check_required(hf)
+  count = hf["num_hidden_layers"]
+  kinds = hf.get("layer_types") or [LAYER_TYPES[(i + 1) % full_every != 0] for i in range(count)]
+  if len(kinds) != count or set(kinds) - set(LAYER_TYPES):
+    raise InputError(f"config.json: layer_types has {' or '.join(LAYER_TYPES)} for each of "
+                     f"{count} layers; got {kinds!r}")
+  window = hf.get("sliding_window")
+  if "sliding_attention" in kinds and not (isinstance(window, int) and window > 0):
+    raise InputError(f"config.json: sliding_window is a number of tokens; got {window!r}")
+  return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+
+
+def _check_required(hf):
+  if missing := [n for n in REQUIRED if hf.get(n) is None]:
+    raise InputError(f"config.json lacks{listing(missing)}")
 
 
 def read(hf, **options):
@@ -52,18 +118,19 @@ def read(hf, **options):
   Raises:
     InputError: a field is missing, or an option has a value that is not ported.
   """
-  missing = [n for n in REQUIRED if hf.get(n) is None]
-  if missing:
-    raise InputError(f"config.json lacks{listing(missing)}")
-  refuse(hf, **PORTED)
-  if any(kind != "full_attention" for kind in hf.get("layer_types") or ()):
-    raise InputError("config.json: layer_types other than full_attention are not ported")
-  heads = hf["num_attention_heads"]
+  _check_required(hf)
+  refuse(hf, **{n: v for n, v in PORTED.items() if n not in options})
+  count, heads = hf["num_hidden_layers"], hf["num_attention_heads"]
+  if "windows" not in options:
+    options["windows"] = (None,) * count
+    if any(kind != "full_attention" for kind in hf.get("layer_types") or ()):
+      raise InputError("config.json: layer_types other than full_attention are not ported")
+  if "ropes" not in options:
+    options["ropes"] = (read_rope(hf),) * count
   return DecoderConfig(
       **{n: hf[n] for n in REQUIRED},
       num_key_value_heads=hf.get("num_key_value_heads") or heads,
       head_dim=hf.get("head_dim") or hf["hidden_size"] // heads,
       rms_norm_eps=hf.get("rms_norm_eps", 1e-6),
-      rope=read_rope(hf),
       tie_word_embeddings=bool(hf.get("tie_word_embeddings", False)),
       **options)

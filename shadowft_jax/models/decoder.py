@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from shadowft_jax.models import attention
 from shadowft_jax.models.layers import (
-    Embed, Head, Linear, RMSNorm, Rope, apply_rope, rope_angles)
+    ACTIVATIONS, Embed, Head, Linear, RMSNorm, Rope, apply_rope, rope_angles, softcap)
 
 # What a rematerialised block keeps for its backward pass, by the name the config gives.
 REMAT = {
@@ -36,12 +36,29 @@ class DecoderConfig:
   num_key_value_heads: int
   head_dim: int
   rms_norm_eps: float
-  rope: Rope
+  # One entry a layer: the keys a query sees, itself included (None: all), and the rope.
+  windows: tuple[int | None, ...]
+  ropes: tuple[Rope, ...]
+  rope_interleaved: bool = False  # GLM-4
   tie_word_embeddings: bool = False
-  qkv_bias: bool = False          # Qwen2; Llama and Qwen3 with attention_bias
-  o_bias: bool = False            # Llama and Qwen3 with attention_bias
-  mlp_bias: bool = False          # Llama with mlp_bias
-  qk_norm: bool = False           # Qwen3
+  qkv_bias: bool = False          # Qwen2; Llama, Qwen3, … with attention_bias
+  o_bias: bool = False            # Llama, Qwen3, … with attention_bias
+  mlp_bias: bool = False          # Llama and SmolLM3 with mlp_bias
+  qk_norm: str | None = None      # of each "head" (Qwen3, Gemma 3), or of the "whole" (OLMo 2)
+  fused_gate_up: bool = False     # GLM-4
+  hidden_act: str = "silu"
+  # The norms before and after attention, before and after the MLP.
+  norms: tuple[str | None, ...] = ("input_layernorm", None, "post_attention_layernorm", None)
+  norm_offset: float = 0.0        # Gemma: 1
+  embedding_scale: float = 1.0    # Gemma: sqrt(hidden_size)
+  query_pre_attn_scalar: float | None = None     # Gemma; head_dim where None
+  attn_logit_softcapping: float | None = None    # Gemma 2
+  final_logit_softcapping: float | None = None   # Gemma 2
+
+
+def norm(cfg, name):
+  """The RMSNorm of that name; where a family has none, what leaves its input alone."""
+  return RMSNorm(cfg.rms_norm_eps, cfg.norm_offset, name=name) if name else lambda x: x
 
 
 class Attention(nn.Module):
@@ -53,13 +70,10 @@ class Attention(nn.Module):
     cfg = self.cfg
     B, T, D = x_BTD.shape
     N, K, H = cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim
-    q_BTNH = Linear(N * H, cfg.qkv_bias, name="q_proj")(x_BTD).reshape(B, T, N, H)
-    k_BSKH = Linear(K * H, cfg.qkv_bias, name="k_proj")(x_BTD).reshape(B, T, K, H)
-    v_BSKH = Linear(K * H, cfg.qkv_bias, name="v_proj")(x_BTD).reshape(B, T, K, H)
-    if cfg.qk_norm:
-      q_BTNH = RMSNorm(cfg.rms_norm_eps, name="q_norm")(q_BTNH)
-      k_BSKH = RMSNorm(cfg.rms_norm_eps, name="k_norm")(k_BSKH)
-    q_BTNH, k_BSKH = (apply_rope(x, rows["sin"], rows["cos"]) for x in (q_BTNH, k_BSKH))
+    q_BTNH, k_BSKH = (self.heads(n, x_BTD, count, cfg.qk_norm) for n, count in (("q", N), ("k", K)))
+    v_BSKH = self.heads("v", x_BTD, K, None)
+    q_BTNH, k_BSKH = (apply_rope(x, rows["sin"], rows["cos"], cfg.rope_interleaved)
+                      for x in (q_BTNH, k_BSKH))
     segment_BT, position_BT = rows["segment"], rows["position"]
     segment_BS, position_BS = segment_BT, position_BT
     if self.has_variable("cache", "k"):
@@ -68,8 +82,19 @@ class Attention(nn.Module):
       position_BS = jnp.broadcast_to(jnp.arange(k_BSKH.shape[1])[None], k_BSKH.shape[:2])
     out_BTNH = attention.BACKENDS[self.backend](
         q_BTNH, k_BSKH, v_BSKH, (segment_BT, segment_BS), (position_BT, position_BS),
-        scale=H**-0.5)
+        scale=(cfg.query_pre_attn_scalar or H)**-0.5, window=rows["window"],
+        softcap=cfg.attn_logit_softcapping)
     return Linear(D, cfg.o_bias, name="o_proj")(out_BTNH.reshape(B, T, N * H))
+
+  def heads(self, name, x_BTD, count, normed):
+    """Projects to `count` heads, [B, T, count, H], each or all together `normed`."""
+    B, T, _ = x_BTD.shape
+    H = self.cfg.head_dim
+    x = Linear(count * H, self.cfg.qkv_bias, name=f"{name}_proj")(x_BTD)
+    if normed:
+      width = {"head": H, "whole": count * H}[normed]
+      x = norm(self.cfg, f"{name}_norm")(x.reshape(B, T, -1, width))
+    return x.reshape(B, T, count, H)
 
   def cached(self, name, new_BTKH, position_BT):
     """Writes keys or values at their rows' positions; returns all that is written."""
@@ -88,9 +113,12 @@ class MLP(nn.Module):
   @nn.compact
   def __call__(self, x_BTD):
     F, bias = self.cfg.intermediate_size, self.cfg.mlp_bias
-    gate_BTF = Linear(F, bias, name="gate_proj")(x_BTD)
-    up_BTF = Linear(F, bias, name="up_proj")(x_BTD)
-    return Linear(x_BTD.shape[-1], bias, name="down_proj")(jax.nn.silu(gate_BTF) * up_BTF)
+    if self.cfg.fused_gate_up:
+      gate_BTF, up_BTF = jnp.split(Linear(2 * F, bias, name="gate_up_proj")(x_BTD), 2, axis=-1)
+    else:
+      gate_BTF, up_BTF = (Linear(F, bias, name=f"{n}_proj")(x_BTD) for n in ("gate", "up"))
+    act = ACTIVATIONS[self.cfg.hidden_act]
+    return Linear(x_BTD.shape[-1], bias, name="down_proj")(act(gate_BTF) * up_BTF)
 
 
 class Block(nn.Module):
@@ -98,13 +126,29 @@ class Block(nn.Module):
   backend: str
 
   @nn.compact
-  def __call__(self, x_BTD, rows):
+  def __call__(self, x_BTD, layer, rows):
+    """`layer` holds what differs by layer, `rows` what is known of each token."""
     cfg = self.cfg
+    before_attn, after_attn, before_mlp, after_mlp = (norm(cfg, name) for name in cfg.norms)
+    rope = layer.get("rope", 0)
+    rows = {**rows, "sin": rows["sin"][rope], "cos": rows["cos"][rope],
+            "window": layer.get("window", cfg.windows[0])}
     x_BTD = nn.with_logical_constraint(x_BTD, ("batch", None, None))
-    h_BTD = RMSNorm(cfg.rms_norm_eps, name="input_layernorm")(x_BTD)
-    x_BTD += Attention(cfg, self.backend, name="self_attn")(h_BTD, rows)
-    h_BTD = RMSNorm(cfg.rms_norm_eps, name="post_attention_layernorm")(x_BTD)
-    return x_BTD + MLP(cfg, name="mlp")(h_BTD), None
+    h_BTD = Attention(cfg, self.backend, name="self_attn")(before_attn(x_BTD), rows)
+    x_BTD += after_attn(h_BTD)
+    return x_BTD + after_mlp(MLP(cfg, name="mlp")(before_mlp(x_BTD))), None
+
+
+def by_layer(cfg):
+  """{"window", "rope": int32[L]}: what differs by layer, and only that.
+
+  "rope" is an index into the different ones of `cfg.ropes`, in their order.
+  """
+  tables = list(dict.fromkeys(cfg.ropes))
+  far = jnp.iinfo(jnp.int32).max
+  values = {"window": [far if w is None else w for w in cfg.windows],
+            "rope": [tables.index(r) for r in cfg.ropes]}
+  return {k: jnp.array(v, jnp.int32) for k, v in values.items() if len(set(v)) > 1}
 
 
 class Backbone(nn.Module):
@@ -123,15 +167,17 @@ class Backbone(nn.Module):
     self.embed_tokens = self.mapped(Embed, "__call__", "table")(cfg.vocab_size, cfg.hidden_size)
     self.layers = nn.scan(
         block, variable_axes={c: 0 for c in ("params", "delta", "lora", "cache")},
-        split_rngs={"params": True}, in_axes=nn.broadcast,
+        split_rngs={"params": True}, in_axes=(0, nn.broadcast),
         length=cfg.num_hidden_layers)(cfg, self.backend)
-    self.norm = self.mapped(RMSNorm)(cfg.rms_norm_eps)
+    self.norm = self.mapped(RMSNorm)(cfg.rms_norm_eps, cfg.norm_offset)
 
   def __call__(self, token_BT, segment_BT, position_BT):
     x_BTD = self.embed_tokens(token_BT).astype(self.dtype)
-    sin, cos = rope_angles(position_BT, self.cfg.head_dim, self.cfg.rope)
+    x_BTD *= jnp.asarray(self.cfg.embedding_scale, self.dtype)
+    angles = [rope_angles(position_BT, self.cfg.head_dim, r) for r in dict.fromkeys(self.cfg.ropes)]
+    sin, cos = (jnp.stack(x) for x in zip(*angles, strict=True))
     rows = {"segment": segment_BT, "position": position_BT, "sin": sin, "cos": cos}
-    x_BTD, _ = self.layers(x_BTD, rows)
+    x_BTD, _ = self.layers(x_BTD, by_layer(self.cfg), rows)
     return self.norm(x_BTD)
 
 
@@ -164,7 +210,10 @@ class Decoder(nn.Module):
                             methods=methods or None)
 
   def hidden_and_head(self, token_BT, segment_BT=None, position_BT=None):
-    """The last hidden states [B, T, D] and the output kernel [D, V]; see `loss.py`."""
+    """The last hidden states [B, T, D] and the output kernel [D, V]; see `loss.py`.
+
+    Their product is the logits before `cfg.final_logit_softcapping`.
+    """
     if segment_BT is None:
       segment_BT = jnp.ones_like(token_BT)
     if position_BT is None:
@@ -176,4 +225,4 @@ class Decoder(nn.Module):
 
   def __call__(self, token_BT, segment_BT=None, position_BT=None):
     h_BTD, head_DV = self.hidden_and_head(token_BT, segment_BT, position_BT)
-    return h_BTD @ head_DV
+    return softcap(h_BTD @ head_DV, self.cfg.final_logit_softcapping)

@@ -8,6 +8,7 @@ An array of known shape ends in its letters: q_BTNH.
 """
 
 import dataclasses
+import functools
 import math
 
 import flax.linen as nn
@@ -39,12 +40,14 @@ class Linear(nn.Module):
 
 
 class RMSNorm(nn.Module):
-  """x / rms(x) * scale, in float32."""
+  """x / rms(x) * (scale + offset), in float32."""
   eps: float
+  offset: float = 0.0
 
   @nn.compact
   def __call__(self, x):
-    scale = self.param("scale", nn.initializers.ones, x.shape[-1:]).astype(jnp.float32)
+    start = nn.initializers.constant(1 - self.offset)
+    scale = self.param("scale", start, x.shape[-1:]).astype(jnp.float32) + self.offset
     x32 = x.astype(jnp.float32)
     x32 *= jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
     return (x32 * _as_row(scale, x.ndim)).astype(x.dtype)
@@ -77,22 +80,40 @@ class Head(nn.Module):
                       (self.hidden_size, self.vocab_size))
 
 
+ACTIVATIONS = {"silu": jax.nn.silu, "swish": jax.nn.silu,
+               "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True)}
+
+
+def softcap(x, cap):
+  """x, kept smoothly within (-cap, cap); x itself where `cap` is None."""
+  return x if cap is None else cap * jnp.tanh(x / cap)
+
+
 @dataclasses.dataclass(frozen=True)
 class Rope:
-  """Rotary embedding; `scaling` is config.json's dict as sorted items, () for none."""
+  """Rotary embedding.
+
+  Attributes:
+    theta: the base.
+    scaling: config.json's dict as sorted items, () for none.
+    fraction: of the pairs of a head that turn; the last ones stand still.
+  """
   theta: float = 10_000.0
   scaling: tuple[tuple[str, object], ...] = ()
+  fraction: float = 1.0
 
 
-ROPE_TYPES = ("default", "linear", "llama3")
+NO_ROPE = Rope(fraction=0.0)
 
 
 def rope_frequencies(head_dim, rope):
   """Angle per position for each of the H / 2 pairs, float32 [H / 2], in radians.
 
-  Source: transformers 5.23 modeling_rope_utils.py, `_compute_llama3_parameters`.
+  Source: transformers 5.23 modeling_rope_utils.py, `_compute_llama3_parameters` and
+  `_compute_yarn_parameters`.
   """
-  frequency = rope.theta ** -(jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+  turning = int(head_dim * rope.fraction)
+  frequency = rope.theta ** -(jnp.arange(0, turning, 2, dtype=jnp.float32) / turning)
   scaling = dict(rope.scaling)
   kind = scaling.get("rope_type", "default")
   if kind == "linear":
@@ -104,17 +125,43 @@ def rope_frequencies(head_dim, rope):
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     keep = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
     frequency *= keep + (1 - keep) / scaling["factor"]
-  return frequency
+  elif kind == "yarn":
+    frequency *= _yarn_stretch(turning, rope.theta, scaling)
+  return jnp.pad(frequency, (0, head_dim // 2 - len(frequency)))
+
+
+def _yarn_stretch(turning, theta, scaling):
+  """What YaRN multiplies each frequency by: as llama3 does, but linear in the pair's number."""
+  original = scaling["original_max_position_embeddings"]
+  def pair_of(turns):
+    """The number of the pair that makes so many turns within the original context."""
+    return turning * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
+  first = max(math.floor(pair_of(scaling.get("beta_fast") or 32)), 0)
+  last = min(math.ceil(pair_of(scaling.get("beta_slow") or 1)), turning - 1)
+  slow = jnp.clip((jnp.arange(turning // 2) - first) / max(last - first, 1e-3), 0.0, 1.0)
+  return 1 - slow + slow / scaling["factor"]
+
+
+def rope_magnitude(rope):
+  """What YaRN multiplies rotated queries and keys by; 1 for every other kind."""
+  scaling = dict(rope.scaling)
+  if scaling.get("rope_type") != "yarn":
+    return 1.0
+  return scaling.get("attention_factor") or 0.1 * math.log(max(scaling["factor"], 1.0)) + 1.0
 
 
 def rope_angles(position_BT, head_dim, rope):
-  """sin and cos of every angle, float32 [B, T, 1, H / 2]."""
+  """sin and cos of every angle, float32 [B, T, 1, H / 2], times `rope_magnitude`."""
   angle_BT1h = (position_BT.astype(jnp.float32)[:, :, None, None]
                 * _as_row(rope_frequencies(head_dim, rope), 4))
-  return jnp.sin(angle_BT1h), jnp.cos(angle_BT1h)
+  return tuple(rope_magnitude(rope) * f(angle_BT1h) for f in (jnp.sin, jnp.cos))
 
 
-def apply_rope(x_BTNH, sin, cos):
-  """Turns each pair (i, i + H / 2) by its angle: Hugging Face's half-split convention."""
-  x1, x2 = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-  return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], -1).astype(x_BTNH.dtype)
+def apply_rope(x_BTNH, sin, cos, interleaved=False):
+  """Turns each pair by its angle: (i, i + H / 2), or (2i, 2i + 1) where `interleaved`."""
+  half, axis = x_BTNH.shape[-1] // 2, -1 if interleaved else -2
+  pairs = x_BTNH.astype(jnp.float32).reshape(
+      *x_BTNH.shape[:-1], *((half, 2) if interleaved else (2, half)))
+  x1, x2 = jnp.unstack(pairs, axis=axis)
+  turned = jnp.stack([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis)
+  return turned.reshape(x_BTNH.shape).astype(x_BTNH.dtype)

@@ -16,4 +16,4 @@ def qwen3(hf):
   """config.json -> DecoderConfig; each query and key head is normalised."""
   config.refuse(hf, use_sliding_window=(False, None))
   bias = bool(hf.get("attention_bias", False))
-  return config.read(hf, qkv_bias=bias, o_bias=bias, qk_norm=True)
+  return config.read(hf, qkv_bias=bias, o_bias=bias, qk_norm="head")

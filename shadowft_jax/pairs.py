@@ -1,0 +1,219 @@
+"""PAIRS: name -> Base, Instruct, chat framing and what differs; and where a model lies on disk.
+
+The pairs of the paper's tables and of the authors' list, with the ids the hub has.
+Source: arXiv 2505.12716, tables 1 to 6; wutaiqiang/Shadow-FT, examples/model_pair.json (some of
+whose ids do not exist) and run.sh (the template each Base is given).
+"""
+
+import dataclasses
+import difflib
+import pathlib
+import re
+
+import huggingface_hub
+
+from shadowft_jax import folder
+from shadowft_jax.errors import InputError, nearest
+
+# config.json's model_type -> why it cannot be trained here.  It can be grafted and compared.
+WHY_NOT_TRAIN = {kind: (f"{kind} models bring their own code (remote code), which is not run "
+                        "here, and are not ported: tune the Base elsewhere, then graft the two "
+                        "folders") for kind in ("internlm2", "baichuan")}
+# The paper's scope over tensor names (the authors' src/shadow/apply_diff.py), and the same
+# projections where a family names or fuses them otherwise.
+PROJECTIONS = {
+    "default": r"^(?!.*vision).*\blayers\.\d+\..*\b(q|k|v|o|gate|up|gate_up|down)_proj\.",
+    "internlm2": r"\blayers\.\d+\.(attention\.(wqkv|wo)|feed_forward\.(w1|w2|w3))\.",
+    "baichuan": r"\blayers\.\d+\.(self_attn\.(W_pack|o_proj)|mlp\.(gate|up|down)_proj)\.",
+}
+# Twins of the weights in other formats; pickles are not read.
+NOT_DOWNLOADED = ["original/*", "consolidated*", "*.bin", "*.pth", "*.pt", "*.gguf", "*.h5",
+                  "*.msgpack", "*.onnx"]
+PICKLES = ("pytorch_model*.bin", "model*.bin", "*.pth", "*.pt", "*.ckpt")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+  """Two models of the hub.
+
+  Attributes:
+    base: id of the Base.
+    instruct: id of the Instruct.
+    model_type: as in config.json.
+    template: the authors' chat framing; None where their script stops for lack of one, and the
+      Instruct's own template is used.
+    note: what is known to differ, or to be particular.
+  """
+  base: str
+  instruct: str
+  model_type: str
+  template: str | None
+  note: str = ""
+
+  @property
+  def why_not_train(self):
+    """Why the pair can be grafted only; None where it can be trained."""
+    return WHY_NOT_TRAIN.get(self.model_type)
+
+  @property
+  def projections(self):
+    """Regex over tensor names: the paper's scope."""
+    return PROJECTIONS.get(self.model_type, PROJECTIONS["default"])
+
+
+PAIRS = {
+    "llama-3.2-1b": Pair("meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.2-1B-Instruct",
+                         "llama", "llama3", "tied embeddings"),
+    "llama-3.2-3b": Pair("meta-llama/Llama-3.2-3B", "meta-llama/Llama-3.2-3B-Instruct",
+                         "llama", "llama3", "tied embeddings"),
+    "llama-3.1-8b": Pair("meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-8B-Instruct",
+                         "llama", "llama3"),
+    "qwen3-0.6b": Pair("Qwen/Qwen3-0.6B-Base", "Qwen/Qwen3-0.6B", "qwen3", "qwen3",
+                       "tied embeddings"),
+    "qwen3-1.7b": Pair("Qwen/Qwen3-1.7B-Base", "Qwen/Qwen3-1.7B", "qwen3", "qwen3",
+                       "tied embeddings"),
+    "qwen3-4b": Pair("Qwen/Qwen3-4B-Base", "Qwen/Qwen3-4B", "qwen3", "qwen3",
+                     "tied embeddings"),
+    "qwen3-4b-2507": Pair("Qwen/Qwen3-4B-Base", "Qwen/Qwen3-4B-Instruct-2507", "qwen3", "qwen3",
+                          "tied embeddings; rope_theta 1e6 against 5e6"),
+    "qwen3-8b": Pair("Qwen/Qwen3-8B-Base", "Qwen/Qwen3-8B", "qwen3", "qwen3"),
+    "qwen3-14b": Pair("Qwen/Qwen3-14B-Base", "Qwen/Qwen3-14B", "qwen3", "qwen3"),
+    "qwen3-30b-a3b": Pair("Qwen/Qwen3-30B-A3B-Base", "Qwen/Qwen3-30B-A3B", "qwen3_moe", "qwen3"),
+    "qwen2.5-7b": Pair("Qwen/Qwen2.5-7B", "Qwen/Qwen2.5-7B-Instruct", "qwen2", "qwen",
+                       "the authors wrote -Chat"),
+    "qwen2.5-14b": Pair("Qwen/Qwen2.5-14B", "Qwen/Qwen2.5-14B-Instruct", "qwen2", "qwen",
+                        "rms_norm_eps 1e-5 against 1e-6"),
+    "qwen2.5-32b": Pair("Qwen/Qwen2.5-32B", "Qwen/Qwen2.5-32B-Instruct", "qwen2", "qwen",
+                        "rms_norm_eps 1e-5 against 1e-6; the authors wrote -Chat"),
+    "falcon3-1b": Pair("tiiuae/Falcon3-1B-Base", "tiiuae/Falcon3-1B-Instruct", "llama",
+                       "falcon", "head_dim 256; the authors wrote falcon-1b"),
+    "falcon3-3b": Pair("tiiuae/Falcon3-3B-Base", "tiiuae/Falcon3-3B-Instruct", "llama",
+                       "falcon", "head_dim 256; the authors wrote falcon-3b"),
+    "falcon3-7b": Pair("tiiuae/Falcon3-7B-Base", "tiiuae/Falcon3-7B-Instruct", "llama",
+                       "falcon", "head_dim 256; the authors wrote falcon-7b, another model"),
+    "falcon3-10b": Pair("tiiuae/Falcon3-10B-Base", "tiiuae/Falcon3-10B-Instruct", "llama",
+                        "falcon", "head_dim 256; the authors wrote falcon-10b"),
+    "gemma-2-2b": Pair("google/gemma-2-2b", "google/gemma-2-2b-it", "gemma2", "gemma",
+                       "tied embeddings"),
+    "gemma-2-9b": Pair("google/gemma-2-9b", "google/gemma-2-9b-it", "gemma2", "gemma",
+                       "tied embeddings"),
+    "gemma-3-1b": Pair("google/gemma-3-1b-pt", "google/gemma-3-1b-it", "gemma3_text", "gemma",
+                       "tied embeddings; the authors wrote gemma-3-1b"),
+    "gemma-3-4b": Pair("google/gemma-3-4b-pt", "google/gemma-3-4b-it", "gemma3", "gemma",
+                       "tied embeddings; the authors wrote gemma-3-4b"),
+    "gemma-3-12b": Pair("google/gemma-3-12b-pt", "google/gemma-3-12b-it", "gemma3", "gemma",
+                        "tied embeddings; the authors wrote gemma-3-12b"),
+    "gemma-3-27b": Pair("google/gemma-3-27b-pt", "google/gemma-3-27b-it", "gemma3", "gemma",
+                        "tied embeddings; the authors wrote gemma-3-27b"),
+    "llama-3.2-11b-vision": Pair(
+        "meta-llama/Llama-3.2-11B-Vision", "meta-llama/Llama-3.2-11B-Vision-Instruct",
+        "mllama", "mllama", "image size 448 against 560"),
+    "llama-3.2-90b-vision": Pair(
+        "meta-llama/Llama-3.2-90B-Vision", "meta-llama/Llama-3.2-90B-Vision-Instruct",
+        "mllama", "mllama", "image size 448 against 560"),
+    "mistral-7b": Pair("mistralai/Mistral-7B-v0.1", "mistralai/Mistral-7B-Instruct-v0.1",
+                       "mistral", "mistral"),
+    "yi-6b": Pair("01-ai/Yi-6B", "01-ai/Yi-6B-Chat", "llama", "yi"),
+    "yi-coder-1.5b": Pair("01-ai/Yi-Coder-1.5B", "01-ai/Yi-Coder-1.5B-Chat", "llama", "yi"),
+    "yi-coder-9b": Pair("01-ai/Yi-Coder-9B", "01-ai/Yi-Coder-9B-Chat", "llama", "yi"),
+    "seed-coder-8b": Pair("ByteDance-Seed/Seed-Coder-8B-Base",
+                          "ByteDance-Seed/Seed-Coder-8B-Instruct", "llama", None),
+    "baichuan2-7b": Pair("baichuan-inc/Baichuan2-7B-Base", "baichuan-inc/Baichuan2-7B-Chat",
+                         "baichuan", "baichuan2",
+                         "pickle weights only; the authors wrote Baichuan2-7B"),
+    "internlm2-1.8b": Pair("internlm/internlm2-1_8b", "internlm/internlm2-chat-1_8b",
+                           "internlm2", "intern2", "the authors wrote internlm2-1_8b-chat"),
+    "internlm2-7b": Pair("internlm/internlm2-7b", "internlm/internlm2-chat-7b",
+                         "internlm2", "intern2", "the authors wrote internlm2-7b-chat"),
+    "internlm2.5-1.8b": Pair("internlm/internlm2_5-1_8b", "internlm/internlm2_5-1_8b-chat",
+                             "internlm2", "intern2"),
+    "internlm2.5-7b": Pair("internlm/internlm2_5-7b", "internlm/internlm2_5-7b-chat",
+                           "internlm2", "intern2"),
+    "internlm2.5-20b": Pair("internlm/internlm2_5-20b", "internlm/internlm2_5-20b-chat",
+                            "internlm2", "intern2"),
+    "glm-4-32b-0414": Pair("THUDM/GLM-4-32B-Base-0414", "THUDM/GLM-4-32B-0414", "glm4", None,
+                           "fused gate_up_proj; also under zai-org; the authors wrote "
+                           "glm-4-32b"),
+}
+
+
+def get(name):
+  """The Pair of that name.
+
+  Raises:
+    InputError: there is none; names the nearest.
+  """
+  if name not in PAIRS:
+    close = difflib.get_close_matches(name.lower(), PAIRS, n=1, cutoff=0.0)[0]
+    raise InputError(f"config.pair {name!r} is none of the {len(PAIRS)} known; did you mean "
+                     f"{close}? (any other pair: --config.base=DIR --config.instruct=DIR)")
+  return PAIRS[name]
+
+
+def locate(model):
+  """The folder of a model: `model` itself, or the hub's snapshot of that id.
+
+  A snapshot comes from the local cache, and is downloaded where that is not complete and
+  HF_HUB_OFFLINE is not set.
+
+  Raises:
+    InputError: neither a folder nor an id; or not on disk and not to be had: says how to
+      download it.
+  """
+  path = pathlib.Path(model)
+  if path.is_dir():
+    return path
+  if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)):
+    folder.check(path)
+  try:
+    found = pathlib.Path(huggingface_hub.snapshot_download(
+        str(model), ignore_patterns=NOT_DOWNLOADED))
+  except (OSError, ValueError) as error:
+    reason = str(error).strip().split("\n")[0]
+    raise InputError(
+        f"{model} is no folder{nearest(path)}, and as a model of the hub it is not on this disk; "
+        f"run `hf download {model}` where there is a network (if it is gated, accept its licence "
+        f"and run `hf auth login` first); the hub's client says: {reason}") from error
+  if not any(found.glob("*.safetensors")):
+    raise InputError(f"{model} has no safetensors weights; run `hf download {model} --local-dir "
+                     f"{path.name}`, then convert: {conversion(path.name)}")
+  return found
+
+
+def check_trainable(directory):
+  """Checks that the model in a folder is not of a family that can be grafted only.
+
+  Raises:
+    InputError: it is; says why.
+  """
+  kind = folder.read_json(pathlib.Path(directory) / "config.json").get("model_type")
+  if kind in WHY_NOT_TRAIN:
+    raise InputError(f"{directory} cannot be trained: {WHY_NOT_TRAIN[kind]}")
+
+
+def refuse_pickles(directory):
+  """Checks that a folder's weights are not pickles alone, which can run code when opened.
+
+  Raises:
+    InputError: there is no safetensors file, but pickles; gives the command that converts
+      them.
+  """
+  directory = pathlib.Path(directory)
+  if any(directory.glob("*.safetensors")):
+    return
+  for pattern in PICKLES:
+    if found := sorted(p.name for p in directory.glob(pattern)):
+      raise InputError(f"{directory} has only pickled weights ({found[0]}), which can run code "
+                       "when opened and are not read; convert them (needs torch and their size "
+                       f"in memory): {conversion(directory, pattern)}")
+
+
+def conversion(directory, pattern=PICKLES[0]):
+  """The shell command that writes a folder's pickles as safetensors, into the same folder.
+
+  It reads tensors only: neither pickled code nor the model's own code runs.
+  """
+  code = ("import glob, torch; from huggingface_hub import save_torch_state_dict as save; "
+          f"save({{k: v for f in sorted(glob.glob('{directory}/{pattern}')) for k, v in "
+          f"torch.load(f, map_location='cpu', weights_only=True).items()}}, '{directory}')")
+  return f'python -c "{code}"'

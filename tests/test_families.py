@@ -1,0 +1,414 @@
+"""What differs by family: partial configs, windows, caps, ropes, names; each family end to end."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import peft
+import pytest
+from safetensors.numpy import load_file, save_file
+import torch
+import transformers
+
+from shadowft_jax import (
+    checkpoint, delta, generate, graft, loss, models, objectives, port, safetensors_file, sharding,
+    train, tree)
+from shadowft_jax.data import packing
+from shadowft_jax.data.chat import Example
+from shadowft_jax.errors import InputError
+from shadowft_jax.models import attention, decoder, layers
+from tests import pico, runs
+
+TOKENS = np.random.default_rng(0).integers(0, 96, (2, 24))
+MODEL = "model.safetensors"
+FAMILIES = ("gemma2", "gemma3", "mistral", "olmo2", "olmo3_yarn", "smollm3", "glm4")
+
+
+def torch_logits(folder, adapter=None):
+  model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+  if adapter:
+    model = peft.PeftModel.from_pretrained(model, adapter)
+  with torch.no_grad():
+    return model(torch.tensor(TOKENS)).logits.numpy()
+
+
+def our_logits(folder, learnt=None, scale=1.0):
+  model, params = checkpoint.load_model(folder, dtype=jnp.float32)
+  return np.asarray(model.apply(delta.variables(params, learnt or {"delta": {}}, scale),
+                                jnp.array(TOKENS)))
+
+
+def assert_close(got, want, tolerance=2e-4):
+  assert np.abs(got - want).max() <= tolerance * np.abs(want).max()
+
+
+# Configs.
+
+SIZES = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 48, "num_hidden_layers": 6,
+         "num_attention_heads": 4}
+PARTIAL = {
+    "gemma2": SIZES, "mistral": SIZES, "olmo2": SIZES, "smollm3": SIZES, "glm4": SIZES,
+    "olmo3": {**SIZES, "rope_theta": 500_000, "rope_scaling": pico.YARN},
+    "gemma3_text": {},
+    # All that the hub's gemma-3-4b-it has, with other numbers.
+    "gemma3": {"text_config": {
+        "hidden_size": 64, "intermediate_size": 48, "model_type": "gemma3_text",
+        "num_hidden_layers": 7, "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 96}},
+}
+
+
+@pytest.mark.parametrize("kind", PARTIAL)
+def test_what_a_config_leaves_out_is_what_transformers_takes(kind):
+  """One field after the other, from what transformers writes out in full."""
+  full = transformers.AutoConfig.for_model(kind, **PARTIAL[kind]).to_dict()
+  assert models.FAMILIES[kind]({"model_type": kind, **PARTIAL[kind]}) == models.FAMILIES[kind](full)
+  text = full.get("text_config", full)
+  # Gemma 3 lacks nothing that it needs; but 26 layers would not fit the 7 of layer_types.
+  needed = {"gemma3_text": (), "gemma3": ("num_hidden_layers",)}.get(kind, tuple(SIZES))
+  for field in text.keys() - {"model_type", *needed}:
+    part = {k: v for k, v in text.items() if k != field}
+    part = {**full, "text_config": part} if text is not full else part
+    again = transformers.AutoConfig.for_model(**part).to_dict()
+    assert models.FAMILIES[kind](part) == models.FAMILIES[kind](again), field
+
+
+@pytest.mark.parametrize("kind, change, message", [
+    ("gemma2", dict(hidden_activation="gelu"), "hidden_activation is 'gelu'; only 'gelu_pytorch"),
+    ("gemma3_text", dict(use_bidirectional_attention=True), "use_bidirectional_attention is True"),
+    ("gemma3_text", dict(attn_logit_softcapping=50.0), "attn_logit_softcapping is 50.0"),
+    ("gemma3_text", dict(final_logit_softcapping=30.0), "final_logit_softcapping is 30.0"),
+    ("gemma2", dict(sliding_window=None), "sliding_window is a number of tokens; got None"),
+    ("gemma2", dict(layer_types=["full_attention"]), "for each of 6 layers; got"),
+    ("gemma2", dict(layer_types=["chunked_attention"] * 6), "got .'chunked_attention'"),
+    ("mistral", dict(layer_types=["full_attention"] * 6), "layer_types is"),
+    ("mistral", dict(partial_rotary_factor=0.5), "partial_rotary_factor is 0.5; only 1 is"),
+    ("mistral", dict(rope_scaling=dict(type="linear")), "rope_type 'linear' lacks\n  factor"),
+    ("mistral", dict(rope_scaling=pico.YARN), "one of default, linear, llama3; got 'yarn'"),
+    ("olmo3", dict(rope_theta=10_000), "rope_theta is 10000; only 500000 is ported"),
+    ("olmo3", dict(rope_scaling=dict(pico.YARN, mscale=2.0)), "mscale is 2.0"),
+    ("olmo3", dict(rope_scaling=dict(pico.YARN, truncate=False)), "truncate is False"),
+    ("olmo3", dict(num_hidden_layers=None), "lacks\n  num_hidden_layers"),
+    ("smollm3", dict(use_sliding_window=True), "use_sliding_window is True"),
+    ("smollm3", dict(no_rope_layers=[1, 0]), "a 0 or 1 for each of 6 layers; got .1, 0."),
+    ("glm4", dict(hidden_act="gelu"), "hidden_act is 'gelu'"),
+    ("glm4", dict(quantization_config=dict(quant_method="fp8")),
+     r"quantization_config \(fp8\): .* choose the checkpoint of this model in BF16"),
+    ("gemma3", dict(text_config=dict(quantization_config={})), "quantization_config"),
+])
+def test_what_a_family_has_not_is_refused_by_name(kind, change, message):
+  with pytest.raises(InputError, match=message):
+    models.from_config({**SIZES, "model_type": kind, **change})
+
+
+def test_the_ropes_of_released_configs_are_those_of_transformers():
+  """OLMo 3's YaRN with and without its factor, and Gemma 3's linear stretch of global layers."""
+  from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+  released = {"attention_factor": 1.2079441541679836, "beta_fast": 32, "beta_slow": 1,
+              "factor": 8.0, "original_max_position_embeddings": 8192, "rope_type": "yarn"}
+  bare = {k: released[k] for k in ("factor", "original_max_position_embeddings", "rope_type")}
+  for kind, fields in (("olmo3", dict(rope_scaling=released, rope_theta=500_000)),
+                       ("olmo3", dict(rope_scaling=bare, rope_theta=500_000)),
+                       ("gemma3_text", dict(rope_scaling={"factor": 8.0, "rope_type": "linear"}))):
+    hf = transformers.AutoConfig.for_model(kind, **{**SIZES, **fields}, head_dim=128)
+    cfg = models.FAMILIES[kind]({"model_type": kind, **SIZES, **fields, "head_dim": 128})
+    theirs = ROPE_INIT_FUNCTIONS[hf.rope_parameters["full_attention"]["rope_type"]]
+    frequency, factor = theirs(hf, "cpu", layer_type="full_attention")
+    rope = cfg.ropes[cfg.windows.index(None)]
+    np.testing.assert_allclose(layers.rope_frequencies(128, rope), frequency.numpy(), rtol=1e-6)
+    assert layers.rope_magnitude(rope) == pytest.approx(factor, rel=1e-7)
+    plain = layers.Rope({"olmo3": 500_000.0, "gemma3_text": 10_000.0}[kind],
+                        (("rope_type", "default"),))
+    assert {r for r, w in zip(cfg.ropes, cfg.windows, strict=True) if w} == {plain}
+
+
+def test_windows_and_ropes_are_known_before_anything_runs():
+  read = lambda name: models.from_config(pico.CONFIGS[name]).cfg
+  assert read("gemma2").windows == (6, None, 6)
+  assert read("gemma3").windows == (6, None, 6)
+  assert read("olmo3").windows == (8, 8, 8, None, 8)
+  assert read("mistral").windows == (8, 8)
+  assert [r == layers.NO_ROPE for r in read("smollm3").ropes] == [False, True, False]
+  # Only what differs by layer is an array that is scanned.
+  by_layer = {name: set(decoder.by_layer(read(name))) for name in pico.CONFIGS}
+  varied = {k: v for k, v in by_layer.items() if v}
+  assert varied == {
+      "gemma2": {"window"}, "gemma3": {"window", "rope"}, "gemma3_untied": {"window", "rope"},
+      "olmo3": {"window"}, "olmo3_yarn": {"window", "rope"}, "smollm3": {"rope"},
+      "smollm3_bias": {"rope"}}
+
+
+# What is computed.
+
+def test_a_window_counts_the_query_itself():
+  rows = jnp.ones((1, 5), jnp.int32), jnp.ones((1, 5), jnp.int32)
+  places = jnp.arange(5)[None], jnp.arange(5)[None]
+  for window in (1, 2, 5, jnp.int32(3)):
+    seen = np.asarray(attention.visible(*rows, *places, window))[0]
+    want = [[0 <= t - s < window for s in range(5)] for t in range(5)]
+    np.testing.assert_array_equal(seen, want)
+  full = attention.visible(*rows, *places)
+  np.testing.assert_array_equal(full, attention.visible(*rows, *places, 5))
+
+
+def both(name, dtype=torch.float32):
+  hf = pico.hf_model(name)
+  model = models.from_config(hf.config.to_dict(), dtype=jnp.float32, combine=delta.combine)
+  named = {n: p.detach().numpy() for n, p in hf.named_parameters()}
+  return hf, model, port.load(named.__getitem__, models.abstract_params(model))
+
+
+# Over 21 models and three seeds: at most 0.019 from float32, and 1.16 times transformers' error.
+BF16, BESIDE_THEIRS = 0.025, 1.25
+
+
+@pytest.mark.parametrize("name", pico.CONFIGS)
+def test_bfloat16_is_as_near_to_float32_as_that_of_transformers(name):
+  """Distances between logits, as a part of their own norm."""
+  hf, model, params = both(name)
+  half = hf.to(torch.bfloat16)
+  token = torch.tensor(np.random.default_rng(0).integers(0, 96, (2, 40)))
+  with torch.no_grad():
+    theirs = half(token).logits.float().numpy()
+    want = half.to(torch.float32)(token).logits.numpy()      # the same rounded weights
+  params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+  ours = model.clone(dtype=jnp.bfloat16).apply({"params": params}, jnp.array(token.numpy()))
+  assert ours.dtype == jnp.bfloat16
+  error = lambda x: np.linalg.norm(np.asarray(x, np.float32) - want) / np.linalg.norm(want)
+  assert 0 < error(ours) <= BF16
+  assert error(ours) <= BESIDE_THEIRS * error(theirs)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "mistral", "olmo3_yarn", "smollm3", "glm4"])
+def test_a_cache_filled_token_by_token_gives_the_logits_of_the_whole_text(name):
+  hf, model, params = both(name)
+  with torch.no_grad():
+    want = hf(torch.tensor(TOKENS)).logits.numpy()[:, 4:]
+  step = jax.jit(lambda cache, token_BT, position_BT: generate._next(
+      model, {"params": params}, cache, token_BT, position_BT,
+      jnp.full(2, token_BT.shape[1] - 1)))
+  cache, at, got = generate._empty_cache(model.cfg, 2, 24, jnp.float32), 0, []
+  for size in [5] + [1] * 19:
+    logit_BV, cache = step(cache, jnp.array(TOKENS[:, at:at + size]),
+                           jnp.tile(jnp.arange(at, at + size), (2, 1)))
+    got.append(logit_BV)
+    at += size
+  assert_close(np.stack(got, axis=1), want)
+
+
+@pytest.mark.parametrize("name", ["gemma3_untied", "mistral"])
+def test_generation_with_a_cache_agrees_with_transformers(name):
+  """From prompts shorter and longer than the window, well beyond it."""
+  hf, model, params = both(name)
+  prompts = [TOKENS[0, :3].tolist(), TOKENS[1, :17].tolist()]
+  got = generate.generate(model, {"params": params}, prompts, max_new=14, stop=(263,), batch_size=2)
+  for prompt, answer in zip(prompts, got, strict=True):
+    out = hf.generate(torch.tensor([prompt]), max_new_tokens=14, do_sample=False, eos_token_id=263,
+                      pad_token_id=263)
+    assert answer == [t for t in out[0, len(prompt):].tolist() if t != 263]
+    assert len(set(answer)) > 3
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "olmo3_yarn"])
+def test_windows_and_ropes_stay_within_a_packed_example(name):
+  model = models.from_config(pico.CONFIGS[name], dtype=jnp.float32)
+  keys = iter(jax.random.split(jax.random.key(0), 64))
+  params = jax.tree.map(lambda x: 0.3 * jax.random.normal(next(keys), x.shape),
+                        models.abstract_params(model))
+  rng = np.random.default_rng(0)
+  data = [Example(token=rng.integers(1, 96, n).astype(np.int32), answer=np.ones(n, np.int32), cut=0)
+          for n in (9, 17, 12, 20)]
+  method = train.Method(model, objectives.sft, 1.0, 8)
+  def total(rows, length, per_row):
+    batches = packing.microbatches(rows, data, rows=per_row, row_length=length)
+    return sum(float(method.sums({"delta": {}}, params, b)["loss"]) for b in batches)
+  np.testing.assert_allclose(total([[0, 1, 2, 3]], 64, 1), total([[0], [1], [2], [3]], 20, 4),
+                             rtol=1e-5)
+
+
+def test_the_chunked_loss_of_capped_logits_is_the_plain_one():
+  key = jax.random.split(jax.random.key(0), 3)
+  h_BTD, head_DV = jax.random.normal(key[0], (2, 13, 8)), jax.random.normal(key[1], (8, 50))
+  token_BT = jax.random.randint(key[2], (2, 13), 0, 50)
+  weight_BT = jnp.arange(26.0).reshape(2, 13)
+  def chunked(h, w):
+    return jnp.sum(loss.token_logprobs(h, w, token_BT, 5, softcap=1.5) * weight_BT)
+  def plain(h, w):
+    logp = jax.nn.log_softmax(1.5 * jnp.tanh((h @ w) / 1.5))[:, :-1]
+    chosen = jnp.take_along_axis(logp, token_BT[:, 1:, None], axis=-1)[..., 0]
+    return jnp.sum(chosen * weight_BT[:, :-1])
+  got, want = (jax.value_and_grad(f, argnums=(0, 1))(h_BTD, head_DV) for f in (chunked, plain))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), got, want)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "glm4"])
+def test_the_loss_of_training_is_that_of_transformers(name):
+  hf, model, params = both(name)
+  token = torch.tensor(TOKENS)
+  with torch.no_grad():
+    want = float(hf(token, labels=token).loss)
+  token_BT = jnp.array(TOKENS, jnp.int32)
+  ones_BT = jnp.ones_like(token_BT)
+  batch = {"token": token_BT, "segment": ones_BT, "answer": ones_BT,
+           "position": jnp.tile(jnp.arange(24), (2, 1))}
+  sums = train.Method(model, objectives.sft, 1.0, 8).sums({"delta": {}}, params, batch)
+  assert float(sums["loss"] / sums["count"]) == pytest.approx(want, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "olmo3_yarn", "glm4"])
+def test_the_mesh_changes_no_logit(name, tmp_path):
+  path = pico.save(pico.hf_model(name), tmp_path / name)
+  mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+  with jax.set_mesh(mesh):
+    model, params = checkpoint.load_model(path, mesh=mesh)
+    got = np.asarray(jax.jit(model.apply)({"params": params}, jnp.array(TOKENS)))
+  assert_close(got, our_logits(path), 1e-5)
+
+
+# A folder that holds more than text.
+
+def test_names_of_a_text_tower_are_read_in_every_spelling():
+  for ours, stored in (
+      ("model.norm.weight", ("language_model.model.norm.weight",
+                             "model.language_model.norm.weight", "model.norm.weight")),
+      ("lm_head.weight", ("language_model.lm_head.weight", "lm_head.weight"))):
+    assert {port.own_name(n) for n in stored} == {ours}
+  served = "model.language_model.layers.0.mlp.up_proj.lora_A.weight"
+  assert port.served_name(port.own_name(served), "gemma3") == served
+  assert port.served_name("model.norm.weight", "gemma3_text") == "model.norm.weight"
+  assert port.served_name("lm_head.weight", "gemma3") == "lm_head.weight"
+
+
+def test_export_of_load_is_the_same_folder(tmp_path):
+  """With shards that hold nothing of the text tower."""
+  like = pico.save(pico.hf_model("gemma3_vision"), tmp_path / "like", max_shard_size="5KB")
+  _, params = checkpoint.load_model(like)
+  checkpoint.export(tmp_path / "out", tree.names(params), like=like)
+  contents = lambda folder: {p.name: p.read_bytes() for p in folder.iterdir()}
+  assert contents(tmp_path / "out") == contents(like)
+  text = {t.path for t in port.text_tower(safetensors_file.find(like), "gemma3").values()}
+  assert len(text) < len(list(like.glob("*.safetensors")))
+
+
+def respelt(directory):
+  """Renames the tensors of a folder from the hub's spelling to that of transformers 5."""
+  new = {}
+  for name, x in load_file(directory / MODEL).items():
+    name = f"model.{name}" if not name.startswith("language_model.") else name.replace(
+        "language_model.model.", "model.language_model.").replace("language_model.lm", "lm")
+    new[name] = x
+  save_file(new, directory / MODEL, metadata={"format": "pt"})
+  return directory
+
+
+@pytest.fixture(scope="module")
+def vision_pair(tmp_path_factory):
+  """A Base in the hub's spelling, an Instruct in that of transformers 5, a text_config partial."""
+  folder = runs.make_pair(tmp_path_factory.mktemp("vision"), "gemma3_vision")
+  respelt(folder / "instruct")
+  for name in ("base", "instruct"):
+    path = folder / name / "config.json"
+    config = json.loads(path.read_text())
+    for field in ("tie_word_embeddings", "rms_norm_eps", "layer_types", "hidden_activation"):
+      config["text_config"].pop(field)
+    path.write_text(json.dumps(config))
+  return folder
+
+
+@pytest.fixture(scope="module")
+def vision_run(vision_pair):
+  train.train(runs.config_of(vision_pair, epochs=1), vision_pair / "run")
+  return vision_pair / "run"
+
+
+def test_both_spellings_of_a_text_tower_are_read(vision_pair):
+  checkpoint.check_pair(vision_pair / "base", vision_pair / "instruct")
+  for name in ("base", "instruct"):
+    assert_close(our_logits(vision_pair / name), torch_logits(vision_pair / name))
+
+
+def test_a_graft_onto_a_text_tower_writes_its_projections_alone(vision_pair, vision_run):
+  before, after = (load_file(p / MODEL) for p in (vision_pair / "instruct", vision_run / "shadow"))
+  assert list(before) == list(after)
+  changed = {n for n in before if not np.array_equal(before[n], after[n])}
+  assert changed == {n for n in before if n.startswith("model.language_model.layers.")
+                     and "_proj" in n}
+  assert any("vision_tower" in n and "q_proj" in n for n in before)
+
+
+def test_the_grafted_tower_and_its_adapter_give_our_logits(vision_pair, vision_run):
+  want = our_logits(vision_run / "shadow")
+  assert np.abs(want - our_logits(vision_pair / "instruct")).max() > 0.1
+  assert_close(torch_logits(vision_run / "shadow"), want)
+  assert_close(torch_logits(vision_pair / "instruct", vision_run / "delta"), want)
+  learnt, scale = checkpoint.load_delta(vision_run / "delta")
+  assert_close(our_logits(vision_pair / "instruct", learnt, scale), want)
+
+
+def test_an_adapter_leaves_the_vision_tower_alone(vision_pair, vision_run):
+  model = transformers.AutoModelForCausalLM.from_pretrained(vision_pair / "instruct")
+  model = peft.PeftModel.from_pretrained(model, vision_run / "delta")
+  adapted = {n for n, _ in model.named_modules() if n.endswith("lora_A")}
+  assert len(adapted) == 3 * 7
+  assert all(".language_model.layers." in n for n in adapted)
+
+
+def test_a_tower_in_two_spellings_is_refused(vision_pair, tmp_path):
+  config = (vision_pair / "base" / "config.json").read_text()
+  (tmp_path / "config.json").write_text(config)
+  tensors = load_file(vision_pair / "base" / MODEL)
+  norm = "language_model.model.norm.weight"
+  save_file({**tensors, "model.language_model.norm.weight": tensors[norm]}, tmp_path / MODEL)
+  with pytest.raises(InputError, match="in two spellings; keep one:\n  .*norm.weight"):
+    checkpoint.load_model(tmp_path)
+
+
+def test_other_tensors_beside_a_text_tower_are_not_passed_over(vision_pair, tmp_path):
+  (tmp_path / "config.json").write_text((vision_pair / "base" / "config.json").read_text())
+  tensors = load_file(vision_pair / "base" / MODEL)
+  save_file({**tensors, "audio_tower.weight": np.zeros((2, 2), np.float32)}, tmp_path / MODEL)
+  with pytest.raises(InputError, match="audio_tower.weight: .* the model asks for none"):
+    checkpoint.load_model(tmp_path)
+
+
+def test_a_text_model_knows_no_towers(vision_pair, tmp_path):
+  path = pico.save(pico.hf_model("gemma3"), tmp_path / "text")
+  tensors = load_file(path / MODEL)
+  save_file({**tensors, "vision_tower.weight": np.zeros((2, 2), np.float32)}, path / MODEL)
+  with pytest.raises(InputError, match="vision_tower.weight: .* the model asks for none"):
+    checkpoint.load_model(path)
+
+
+# Deltas.
+
+def test_the_papers_scope_holds_a_fused_projection():
+  model = models.from_config(pico.CONFIGS["glm4"], dtype=jnp.float32)
+  params = models.abstract_params(model)
+  names = graft.select({"delta": params}, params, "projections")
+  assert {n.split("/")[-2] for n in names} == {
+      f"{x}_proj" for x in ("q", "k", "v", "o", "gate_up", "down")}
+  config = type("Config", (), {"kind": "lora", "rank": 2, "match": "projections"})
+  adapter = tree.names(delta.zeros(jax.random.key(0), params, config)["lora"])
+  assert adapter["model/layers/mlp/gate_up_proj/b"].shape == (2, 2, 128)
+  assert len(adapter) == 2 * 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_a_family_is_trained_grafted_exported_and_reloaded(name, kind, tmp_path):
+  pair = runs.make_pair(tmp_path, name)
+  scope = {"lora": {}, "full": {"delta.kind": "full", "delta.match": "all", "graft.match": "all"}}
+  config = runs.config_of(pair, epochs=1, **scope[kind])
+  records = train.train(config, tmp_path / "run")
+  losses = [r["loss"] for r in records if "loss" in r]
+  assert len(losses) == 5
+  assert losses[-1] < losses[0]
+  want = our_logits(tmp_path / "run" / "shadow")
+  assert np.abs(want - our_logits(pair / "instruct")).max() > 1e-2 * np.abs(want).max()
+  assert_close(torch_logits(tmp_path / "run" / "shadow"), want)
+  learnt, scale = checkpoint.load_delta(tmp_path / "run" / "delta")
+  assert_close(our_logits(pair / "instruct", learnt, scale), want)
+  if kind == "lora":
+    assert_close(torch_logits(pair / "instruct", tmp_path / "run" / "delta"), want)

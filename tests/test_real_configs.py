@@ -1,0 +1,82 @@
+"""Released configs: our tensors are those of transformers, the counts those published."""
+
+import math
+import re
+
+import jax
+import pytest
+
+from shadowft_jax import delta, lora, models, pairs, port, tree
+from tests.real_configs import CONFIGS, LORA, PARAMETERS, on_meta, theirs
+
+# Families of PAIRS that cannot be trained yet; a family leaves with its port.
+UNPORTED = {"gemma2", "gemma3", "gemma3_text", "glm4", "mistral", "mllama", "qwen3_moe"}
+PROJECTION = r"\blayers\.\d+\..*\b(q|k|v|o|gate|up|down)_proj\.weight"
+
+
+def text(hf):
+  """The config of the language model in a model with vision."""
+  return hf.get("text_config", hf)
+
+
+PORTED = [n for n, (base, _) in CONFIGS.items() if text(base)["model_type"] in models.FAMILIES]
+
+
+def count(shapes):
+  return sum(map(math.prod, shapes.values()))
+
+
+def of_text(shapes):
+  return {n: s for n, s in shapes.items() if not re.search("vision|projector", n)}
+
+
+def abstract(hf):
+  return models.abstract_params(models.from_config(text(hf)))
+
+
+@pytest.mark.parametrize("name", PORTED)
+@pytest.mark.parametrize("side", [0, 1], ids=["base", "instruct"])
+def test_our_tensors_are_those_of_transformers(name, side):
+  hf = text(CONFIGS[name][side])
+  ours = port.file_shapes(tree.names(abstract(hf)))
+  want = on_meta(hf)
+  assert ours == want
+  assert tree.size(abstract(hf)) == count(want)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_the_published_parameter_counts_are_met(name):
+  assert count(theirs(name, 1)) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_base_and_instruct_have_the_same_language_model(name):
+  assert of_text(theirs(name, 0)) == of_text(theirs(name, 1))
+  differ = theirs(name, 0) != theirs(name, 1)
+  assert differ == (pairs.PAIRS[name].model_type == "mllama")   # image size 448 against 560
+
+
+@pytest.mark.parametrize("name", LORA)
+def test_lora_counts_are_those_of_the_projections(name):
+  found = [s for n, s in of_text(theirs(name, 1)).items() if re.search(PROJECTION, n)]
+  assert sum(d_in + d_out for d_out, d_in in found) == LORA[name]
+
+
+@pytest.mark.parametrize("name", [n for n in LORA if n in PORTED])
+def test_our_adapter_has_the_published_count_per_rank(name):
+  def init(params):
+    return lora.init(jax.random.key(0), params, rank=3, match=delta.pattern("projections"))
+  adapter = jax.eval_shape(init, abstract(CONFIGS[name][0]))
+  assert tree.size(adapter) == 3 * LORA[name]
+
+
+def test_what_is_not_ported_is_known():
+  trained = {p.model_type for p in pairs.PAIRS.values() if not p.why_not_train}
+  assert trained - models.FAMILIES.keys() == UNPORTED
+
+
+def test_every_pair_that_is_trained_has_its_configs():
+  assert CONFIGS.keys() == {n for n, p in pairs.PAIRS.items() if not p.why_not_train}
+  assert len(LORA) == 15
+  for name, configs in CONFIGS.items():
+    assert {c["model_type"] for c in configs} == {pairs.PAIRS[name].model_type}
