@@ -20,6 +20,7 @@ setuptools.setup(
         "absl-py",
         "datasets",
         "flax>=0.12.8",
+        "huggingface_hub",
         "jax>=0.10.2",
         "jinja2>=3.1.6",
         "matplotlib",

@@ -18,8 +18,7 @@ from shadowft_jax.errors import InputError, listing
 from shadowft_jax.safetensors_file import WEIGHTS
 
 # This module is the door to all that lies on disk but the run's own checkpoints.
-__all__ = ["abstract_model", "check_pair", "export", "load_delta", "load_model", "save_adapter",
-           "save_dense"]
+__all__ = ["abstract_model", "export", "load_delta", "load_model", "save_adapter", "save_dense"]
 
 TABLE = "model/embed_tokens/embedding"     # a tied model's head, too
 TIED_HEAD = "lm_head.weight"
@@ -53,21 +52,6 @@ def abstract_model(directory, *, dtype=None, **options):
   """(model, its parameters as ShapeDtypeStruct) as `load_model` would; reads headers only."""
   model, abstract, _ = _open(directory, dtype, options)
   return model, abstract
-
-
-def check_pair(base_dir, instruct_dir):
-  """Checks by the headers that two folders hold the same tensors in the same shapes.
-
-  Raises:
-    InputError: lists every tensor that only one side has or that differs in shape.
-  """
-  base, instruct = (port.file_shapes(tree.names(_open(d, None, {})[1]))
-                    for d in (base_dir, instruct_dir))
-  bad = [f"{name}: Base {base.get(name, 'has none')}, Instruct {instruct.get(name, 'has none')}"
-         for name in {**base, **instruct} if base.get(name) != instruct.get(name)]
-  if bad:
-    raise InputError(f"{base_dir} and {instruct_dir} are no pair; choose a Base and an Instruct "
-                     f"of the same architecture:{listing(bad, limit=len(bad))}")
 
 
 def _open(directory, dtype, options):

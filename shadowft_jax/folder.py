@@ -12,6 +12,7 @@ from shadowft_jax.errors import InputError
 # Not copied to an export: twins of the weights, which would be ungrafted; code; caches.
 LEFT_OUT = ("original/", "consolidated*", "*.safetensors", "*.bin", "*.bin.index.json", "*.pth",
             "*.pt", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "*.py", ".*")
+PICKLES = ("pytorch_model*.bin", "model*.bin", "*.pth", "*.pt", "*.ckpt")
 
 
 def check(directory):
@@ -110,3 +111,31 @@ def copy(source, target, weights):
 
 def _is_left_out(name):
   return any(fnmatch.fnmatchcase(name, pattern) for pattern in LEFT_OUT)
+
+
+def refuse_pickles(directory):
+  """Checks that a folder's weights are not pickles alone, which can run code when opened.
+
+  Raises:
+    InputError: there is no safetensors file, but pickles; gives the command that converts
+      them.
+  """
+  directory = pathlib.Path(directory)
+  if any(directory.glob("*.safetensors")):
+    return
+  for pattern in PICKLES:
+    if found := sorted(p.name for p in directory.glob(pattern)):
+      raise InputError(f"{directory} has only pickled weights ({found[0]}), which can run code "
+                       "when opened and are not read; convert them (needs torch and their size "
+                       f"in memory): {conversion(directory, pattern)}")
+
+
+def conversion(directory, pattern=PICKLES[0]):
+  """The shell command that writes a folder's pickles as safetensors, into the same folder.
+
+  It reads tensors only: neither pickled code nor the model's own code runs.
+  """
+  code = ("import glob, torch; from huggingface_hub import save_torch_state_dict as save; "
+          f"save({{k: v for f in sorted(glob.glob('{directory}/{pattern}')) for k, v in "
+          f"torch.load(f, map_location='cpu', weights_only=True).items()}}, '{directory}')")
+  return f'python -c "{code}"'

@@ -29,11 +29,13 @@ def select(delta, params, match):
     InputError: the delta does not fit `params`, or `match` selects none of its leaves.
   """
   dense = jax.eval_shape(delta_lib.densify, delta, 1.0)
-  tree.check_fits(tree.nest(dense), params, part_is="the delta", whole_is="the model")
   chosen = sorted(n for n in dense if re.search(delta_lib.pattern(match), n))
   if not chosen:
     raise InputError(f"graft.match {match!r} selects none of the delta's leaves: "
                      f"{', '.join(sorted(dense))}")
+  # What is trained but not grafted, such as embeddings, may be of another shape there.
+  tree.check_fits(tree.nest({n: dense[n] for n in chosen}), params, part_is="the delta",
+                  whole_is="the model")
   return chosen
 
 

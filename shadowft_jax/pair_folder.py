@@ -6,7 +6,7 @@ import pathlib
 import re
 from typing import NamedTuple
 
-from shadowft_jax import folder, pairs, safetensors_file
+from shadowft_jax import folder, safetensors_file
 from shadowft_jax.errors import InputError
 
 # What stands before the same name in checkpoints of one model, by who saved it; the longest
@@ -68,7 +68,7 @@ def read(directory):
 
 
 def _tensors(directory):
-  pairs.refuse_pickles(directory)
+  folder.refuse_pickles(directory)
   if any(directory.glob("*.gguf")) and not any(directory.glob("*.safetensors")):
     raise InputError(f"{directory} has only GGUF weights, which are packed for another program "
                      "and mostly quantised; download the original model in safetensors")

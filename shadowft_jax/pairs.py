@@ -29,7 +29,6 @@ PROJECTIONS = {
 # Twins of the weights in other formats; pickles are not read.
 NOT_DOWNLOADED = ["original/*", "consolidated*", "*.bin", "*.pth", "*.pt", "*.gguf", "*.h5",
                   "*.msgpack", "*.onnx"]
-PICKLES = ("pytorch_model*.bin", "model*.bin", "*.pth", "*.pt", "*.ckpt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,11 +149,25 @@ def get(name):
   return PAIRS[name]
 
 
-def locate(model):
+def resolve(config):
+  """Fills config.base, instruct and data.template from the pair that config.pair names, where they
+  are empty.
+
+  Raises:
+    InputError: there is no such pair.
+  """
+  if config.pair:
+    pair = get(config.pair)
+    config.base = config.base or pair.base
+    config.instruct = config.instruct or pair.instruct
+    config.data.template = config.data.template or pair.template or ""
+
+
+def locate(model, *, weights=True):
   """The folder of a model: `model` itself, or the hub's snapshot of that id.
 
   A snapshot comes from the local cache, and is downloaded where that is not complete and
-  HF_HUB_OFFLINE is not set.
+  HF_HUB_OFFLINE is not set; with `weights` False, only its small files.
 
   Raises:
     InputError: neither a folder nor an id; or not on disk and not to be had: says how to
@@ -167,16 +180,16 @@ def locate(model):
     folder.check(path)
   try:
     found = pathlib.Path(huggingface_hub.snapshot_download(
-        str(model), ignore_patterns=NOT_DOWNLOADED))
+        str(model), ignore_patterns=NOT_DOWNLOADED + ["*.safetensors"] * (not weights)))
   except (OSError, ValueError) as error:
     reason = str(error).strip().split("\n")[0]
     raise InputError(
         f"{model} is no folder{nearest(path)}, and as a model of the hub it is not on this disk; "
         f"run `hf download {model}` where there is a network (if it is gated, accept its licence "
         f"and run `hf auth login` first); the hub's client says: {reason}") from error
-  if not any(found.glob("*.safetensors")):
+  if weights and not any(found.glob("*.safetensors")):
     raise InputError(f"{model} has no safetensors weights; run `hf download {model} --local-dir "
-                     f"{path.name}`, then convert: {conversion(path.name)}")
+                     f"{path.name}`, then convert: {folder.conversion(path.name)}")
   return found
 
 
@@ -189,31 +202,3 @@ def check_trainable(directory):
   kind = folder.read_json(pathlib.Path(directory) / "config.json").get("model_type")
   if kind in WHY_NOT_TRAIN:
     raise InputError(f"{directory} cannot be trained: {WHY_NOT_TRAIN[kind]}")
-
-
-def refuse_pickles(directory):
-  """Checks that a folder's weights are not pickles alone, which can run code when opened.
-
-  Raises:
-    InputError: there is no safetensors file, but pickles; gives the command that converts
-      them.
-  """
-  directory = pathlib.Path(directory)
-  if any(directory.glob("*.safetensors")):
-    return
-  for pattern in PICKLES:
-    if found := sorted(p.name for p in directory.glob(pattern)):
-      raise InputError(f"{directory} has only pickled weights ({found[0]}), which can run code "
-                       "when opened and are not read; convert them (needs torch and their size "
-                       f"in memory): {conversion(directory, pattern)}")
-
-
-def conversion(directory, pattern=PICKLES[0]):
-  """The shell command that writes a folder's pickles as safetensors, into the same folder.
-
-  It reads tensors only: neither pickled code nor the model's own code runs.
-  """
-  code = ("import glob, torch; from huggingface_hub import save_torch_state_dict as save; "
-          f"save({{k: v for f in sorted(glob.glob('{directory}/{pattern}')) for k, v in "
-          f"torch.load(f, map_location='cpu', weights_only=True).items()}}, '{directory}')")
-  return f'python -c "{code}"'

@@ -23,7 +23,8 @@ CHOICES = {
     "data.think": ("learnt", "masked"),
     "data.layout": ("packed", "bucketed"),
 }
-GIVEN = ("base", "instruct", "data.train")
+GIVEN = {"base": "FOLDER (or --config.pair=NAME)", "instruct": "FOLDER (or --config.pair=NAME)",
+         "data.train": "FILE"}
 POSITIVE = ("lr", "batch_size", "rows", "epochs", "loss_chunk", "delta.rank", "data.max_length",
             "ranks", "rank_examples")
 
@@ -31,8 +32,9 @@ POSITIVE = ("lr", "batch_size", "rows", "epochs", "loss_chunk", "delta.rank", "d
 def sft():
   """Supervised tuning by LoRA of rank 128 (arXiv 2505.12716, section 4.1 and its code)."""
   c = ml_collections.ConfigDict()
-  c.base = ""                # folder of the Base model (Hugging Face format)
-  c.instruct = ""            # folder of the Instruct model: it is grafted, and it renders the chat
+  c.pair = ""                # a name in pairs.py: fills what is empty of base and instruct
+  c.base = ""                # the Base model: a Hugging Face folder, or its id on the hub
+  c.instruct = ""            # the Instruct model: it is grafted, and it renders the chat
   c.learn_on = "base"        # base: Shadow-FT; instruct: the usual fine-tuning, for comparison
   c.seed = 42
 
@@ -129,7 +131,7 @@ def check(config):
   fields = flat(config.to_dict())
   for name in GIVEN:
     if not fields[name]:
-      raise InputError(f"config.{name} is empty; set --config.{name}=PATH")
+      raise InputError(f"config.{name} is empty; set --config.{name}={GIVEN[name]}")
   for name, known in CHOICES.items():
     if fields[name] not in known:
       raise InputError(f"config.{name} is one of {', '.join(known)}; got {fields[name]!r}")

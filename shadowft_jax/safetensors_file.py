@@ -31,7 +31,6 @@ MAX_HEADER = 100_000_000
 # Bytes a read.  Small, since a kernel is transposed chunk by chunk: its strided writes then
 # stay within the cache (six times the speed of transposing a whole tensor).
 CHUNK = 1 << 17
-PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 
 
 class Tensor(NamedTuple):
@@ -124,7 +123,9 @@ def find(directory, stem="model"):
                        "shards, and programs differ in which they read; keep one")
     return _read_shards(index, places)
   if not single.exists():
-    raise InputError(_no_weights(directory, stem))
+    folder.refuse_pickles(directory)
+    raise InputError(f"{directory} has no {single.name} and no {index.name}; download the weights, "
+                     "or save them again as safetensors")
   return header(single)
 
 
@@ -156,19 +157,6 @@ def _read_shards(index, places):
     raise InputError(f"{index} and its shards do not agree; download them again:"
                      + listing(lost, limit=len(lost)))
   return {name: headers[shard][name] for name, shard in places.items()}
-
-
-def _no_weights(directory, stem):
-  lacks = f"{directory} has no {stem}.safetensors and no {stem}.safetensors.index.json"
-  pickles = sorted(p.name for p in directory.iterdir() if p.suffix in PICKLES)
-  if not pickles:
-    return f"{lacks}; download the weights"
-  lacks += f", only pickles ({pickles[0]}), which can run code when opened and are not read"
-  if stem != "model":
-    return f"{lacks}; save it again as safetensors"
-  return (f"{lacks}; if you trust them, convert: python -c \"from transformers import "
-          f"AutoModelForCausalLM as M; M.from_pretrained('{directory}', dtype='auto')"
-          f".save_pretrained('{directory}-safetensors', safe_serialization=True)\"")
 
 
 def rows(tensor, start=0, stop=None):

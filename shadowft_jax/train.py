@@ -21,8 +21,8 @@ from jax.sharding import NamedSharding
 import optax
 
 from shadowft_jax import (
-    checkpoint, command, delta as delta_lib, graft, log, loss, objectives, optim, presets, report,
-    resume, sharding, tree)
+    checkpoint, command, delta as delta_lib, graft, log, loss, objectives, optim, pair_check, pairs,
+    presets, report, resume, sharding, tree)
 from shadowft_jax.data import dataset, preview, sets
 from shadowft_jax.errors import InputError
 from shadowft_jax.log import say
@@ -115,6 +115,12 @@ def on_devices(batches, mesh):
     yield jax.device_put(batch, NamedSharding(mesh, sharding.BATCH))
 
 
+def check_graft(frozen, instruct, config):
+  """Raises InputError for a delta that could not be grafted: before the work, not after it."""
+  delta = jax.eval_shape(lambda: delta_lib.zeros(jax.random.key(0), frozen, config.delta))
+  graft.select(delta, checkpoint.abstract_model(instruct)[1], config.graft.match)
+
+
 def init_state(config, frozen, tx, mesh):
   """The state of step 0, born sharded as `sharding.RULES` say."""
   def init(key):
@@ -171,7 +177,6 @@ def learn_delta(frozen, data, method, config, workdir, mesh):
   state = init_state(config, frozen, tx, mesh)
   say(f"{tree.size(frozen):,} parameters frozen, {tree.size(state.delta):,} learnt "
       f"({config.delta.kind}), {len(data.steps)} steps of {config.batch_size} examples")
-  graft.select(state.delta, frozen, config.graft.match)     # an empty scope fails before the work
   with resume.open_checkpoints(workdir / "checkpoints") as saved:
     if saved.latest:
       state = resume.restore(saved, state)
@@ -193,13 +198,14 @@ def write_delta(directory, delta, config):
     checkpoint.save_dense(directory, delta["delta"], overwrite=True)
 
 
-def write_shadow(directory, delta, data, method, config, mesh):
-  """Grafts the delta onto the Instruct model, measures it on the validation split, writes it.
+def write_shadow(directory, delta, data, method, config, mesh, like):
+  """Grafts the delta onto the Instruct model in `like`, measures it on the validation split, and
+  writes it.
 
   Returns:
     {"instruct_valid_loss", "shadow_valid_loss"}: before and after; None without a split.
   """
-  model, instruct = checkpoint.load_model(config.instruct, mesh=mesh)
+  model, instruct = checkpoint.load_model(like, mesh=mesh)
   method = dataclasses.replace(
       method, model=model.clone(dtype=method.model.dtype, backend=config.attention))
   def measured(params):
@@ -211,7 +217,7 @@ def write_shadow(directory, delta, data, method, config, mesh):
   card = report.model_card(base=config.base, instruct=config.instruct, match=config.graft.match,
                            learn_on=config.learn_on, kind=config.delta.kind)
   (directory.parent / "README.md").write_text(card)
-  graft.write(directory, shadow, leaves, like=config.instruct, card=card, overwrite=True)
+  graft.write(directory, shadow, leaves, like=like, card=card, overwrite=True)
   return {"instruct_valid_loss": before, "shadow_valid_loss": after}
 
 
@@ -230,6 +236,7 @@ def train(config, workdir):
     FloatingPointError: the loss is not finite.
   """
   workdir = pathlib.Path(workdir)
+  pairs.resolve(config)
   sets.resolve(config)
   presets.check(config)
   mesh = sharding.make_mesh(config.mesh)
@@ -238,28 +245,33 @@ def train(config, workdir):
   if (workdir / "provenance.json").exists():          # written last
     say(f"{workdir} is complete; its grafted model is {workdir / 'shadow'}")
     return log.read_metrics(workdir)
+  folders = {name: pairs.locate(config[name]) for name in ("base", "instruct")}
+  pairs.check_trainable(folders[config.learn_on])
+  findings = pair_check.check(folders["base"], folders["instruct"])
+  say(pair_check.report(findings))
+  pair_check.raise_errors(findings)
   with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATIONS):
-    checkpoint.check_pair(config.base, config.instruct)
     data = dataset.read(config)                        # the Instruct's template renders it
-    source = {"base": config.base, "instruct": config.instruct}[config.learn_on]
     model, frozen = checkpoint.load_model(             # W_B: never written again
-        source, dtype=jnp.dtype(config.dtype), mesh=mesh, backend=config.attention,
-        remat=config.remat)
+        folders[config.learn_on], dtype=jnp.dtype(config.dtype), mesh=mesh,
+        backend=config.attention, remat=config.remat)
     check_tokens(data, model, config)
     method = Method(model, objectives.OBJECTIVES[config.objective],
                     delta_lib.scale_of(config.delta), config.loss_chunk)
+    check_graft(frozen, folders["instruct"], config)
     delta = learn_delta(frozen, data, method, config, workdir, mesh)
     del frozen                                         # room for W_I
     write_delta(workdir / "delta", delta, config)
-    losses = write_shadow(workdir / "shadow", delta, data, method, config, mesh)
-  return wrap_up(config, workdir, losses, data.inputs)
+    losses = write_shadow(workdir / "shadow", delta, data, method, config, mesh,
+                          folders["instruct"])
+  inputs = {**{name: [path] for name, path in folders.items()}, **data.inputs}
+  return wrap_up(config, workdir, losses, inputs)
 
 
-def wrap_up(config, workdir, losses, data_files):
+def wrap_up(config, workdir, losses, inputs):
   """Writes the picture and the provenance of a finished run; returns its metrics."""
   records = log.append(workdir, losses)
   report.plot_loss(records, workdir / "loss.png")
-  inputs = {"base": [config.base], "instruct": [config.instruct], **data_files}
   log.write_json(workdir / "provenance.json", report.provenance(inputs, seed=config.seed))
   for name, loss_ in losses.items():
     if loss_ is not None:

@@ -214,8 +214,10 @@ def test_a_killed_process_is_taken_up(pair, lora_run, tmp_path):
 
 
 def test_the_best_checkpoint_can_be_grafted(pair, tmp_path):
-  # A rate this high overshoots, so that the newest is not the best.
-  config = runs.config_of(pair, **{"lr": 0.3, "eval_every": 1, "epochs": 3})
+  # Answers unlike those that are learnt: what is learnt makes them less likely, in the end.
+  valid = tmp_path / "valid.jsonl"
+  valid.write_text(json.dumps({"instruction": "Say red again.", "output": "QQQQ QQQQ"}) + "\n")
+  config = runs.config_of(pair, **{"eval_every": 1, "epochs": 3, "data.validation": str(valid)})
   newest = train.train(config, tmp_path / "newest")
   config.graft.checkpoint = "best"
   train.train(config, tmp_path / "best")

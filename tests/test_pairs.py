@@ -10,7 +10,7 @@ import pytest
 import torch
 from huggingface_hub.utils import filter_repo_objects
 
-from shadowft_jax import pairs, safetensors_file
+from shadowft_jax import folder, pairs, safetensors_file
 from shadowft_jax.errors import InputError
 
 # The authors' run.sh gives a Base the template of the first of these that its path contains.
@@ -159,10 +159,10 @@ def test_the_command_that_converts_pickles_works(tmp_path):
     torch.save({name: want[name]}, tmp_path / f"pytorch_model-0000{i + 1}-of-00003.bin")
   torch.save({"lr": 1.0}, tmp_path / "training_args.bin")      # no weights
   with pytest.raises(InputError, match="only pickled weights .pytorch_model-00001") as error:
-    pairs.refuse_pickles(tmp_path)
+    folder.refuse_pickles(tmp_path)
   _, _, code = shlex.split(str(error.value)[str(error.value).index("python -c"):])
   exec(code)
-  pairs.refuse_pickles(tmp_path)
+  folder.refuse_pickles(tmp_path)
   got = safetensors_file.find(tmp_path)
   assert got.keys() == want.keys()
   for name, tensor in got.items():
@@ -182,13 +182,13 @@ class Bomb:
 
 def test_the_command_that_converts_pickles_runs_none_of_their_code(tmp_path):
   torch.save({"w": Bomb(tmp_path / "ran")}, tmp_path / "pytorch_model.bin")
-  _, _, code = shlex.split(pairs.conversion(tmp_path))
+  _, _, code = shlex.split(folder.conversion(tmp_path))
   with pytest.raises(pickle.UnpicklingError):
     exec(code)
   assert not (tmp_path / "ran").exists()
 
 
 def test_folders_without_pickles_pass(tmp_path):
-  pairs.refuse_pickles(tmp_path)
+  folder.refuse_pickles(tmp_path)
   (tmp_path / "training_args.bin").touch()
-  pairs.refuse_pickles(tmp_path)
+  folder.refuse_pickles(tmp_path)

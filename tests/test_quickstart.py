@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 from lab import measure, questions, quickstart
-from shadowft_jax import checkpoint, train
+from shadowft_jax import checkpoint, pair_check, train
 from tests import pico, runs
 from tests.test_end_to_end import assert_close, our_logits, torch_logits
 
@@ -22,7 +22,7 @@ TINY = pathlib.Path(quickstart.load_config().instruct).parent
 def test_the_pair_is_small_and_fits_together():
   size = sum(p.stat().st_size for role in ("base", "instruct") for p in (TINY / role).iterdir())
   assert size <= 12e6
-  checkpoint.check_pair(TINY / "base", TINY / "instruct")
+  pair_check.raise_errors(pair_check.check(TINY / "base", TINY / "instruct"))
   assert checkpoint.abstract_model(TINY / "base")[0].dtype == jnp.bfloat16
 
 

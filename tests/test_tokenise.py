@@ -326,6 +326,9 @@ def test_an_interrupt_ends_the_processes(folder, tmp_path, processes, monkeypatc
 def test_few_rows_start_no_process(folder, tmp_path, monkeypatch):
   monkeypatch.setattr(subprocess, "Popen", never)
   tokenise.tokenise(make_rows(), folder, CHAT, tmp_path)
-  monkeypatch.setattr(tokenise, "WORTH", sum(tokenise._key(make_rows(), folder, CHAT)[1]))
-  tokenise.tokenise(make_rows(), folder, CHAT, tmp_path / "other")
+  size = sum(tokenise._key(make_rows(), folder, CHAT)[1])
+  for name, value in (("WORTH", size), ("CHUNK", size // 2)):    # many, but in three chunks
+    monkeypatch.setattr(tokenise, name, value)
+    monkeypatch.setattr(tokenise, "_cores", lambda: 1 if name == "WORTH" else 8)
+    tokenise.tokenise(make_rows(), folder, CHAT, tmp_path / name)
   assert tokenise.tokenise([], pathlib.Path("not read"), CHAT, tmp_path) == []

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from shadowft_jax import pairs
 from shadowft_jax.data import formats, packing, paper, sources
 from shadowft_jax.data.tokenise import tokenise
 from shadowft_jax.errors import InputError, listing
@@ -113,7 +114,8 @@ def _source(source, config, bad, limit):
   template = c.template or paper.name_of(config.base) if c.recipe == "paper" else ""
   settings = formats.Settings(c.max_length, c.recipe, template, c.think)
   encoded = []
-  for entry in tokenise(rows, config.instruct, settings, c.cache):
+  tokenizer = pairs.locate(config.instruct, weights=False)
+  for entry in tokenise(rows, tokenizer, settings, c.cache):
     if isinstance(entry, InputError):
       bad.add(entry)
     else:

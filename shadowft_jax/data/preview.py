@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 
-from shadowft_jax import presets
+from shadowft_jax import pairs, presets
 from shadowft_jax.data import dataset, packing, sets
 from shadowft_jax.data.tokenizer import load_tokenizer
 
@@ -20,11 +20,13 @@ def show(config, count, *, ids=False):
   Raises:
     InputError: as `dataset.read`.
   """
+  pairs.resolve(config)
   sets.resolve(config)
   presets.check(config)
   data = dataset.read(config)
   colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-  print(text(data, load_tokenizer(config.instruct), count, ids=ids, colour=colour))
+  tokenizer = load_tokenizer(pairs.locate(config.instruct, weights=False))
+  print(text(data, tokenizer, count, ids=ids, colour=colour))
 
 
 def text(data, tokenizer, count, *, ids=False, colour=True) -> str:

@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import gc
 import hashlib
 import importlib.metadata
 import json
@@ -26,7 +27,7 @@ from shadowft_jax.errors import InputError
 
 RECIPES = {"chat": chat.encode_rows, "paper": paper.encode_rows}
 CHUNK = 500_000              # characters of rows that are encoded at a time
-WORTH = 3_000_000            # characters of rows for which a process of its own is worth its start
+WORTH = 10_000_000           # characters of rows from which it pays to start processes
 # What a cached result depends on, beside the rows: code, packages and files of the tokenizer.
 CODE = tuple(pathlib.Path(file) for file in (
     __file__, chat.__file__, paper.__file__, tokenizers.__file__))
@@ -96,7 +97,7 @@ def _encoded(rows, sizes, folder, settings):
   # Chunks of about as many characters, so that processes have about as much to do.
   starts = np.flatnonzero(np.diff(np.cumsum(sizes) // CHUNK, prepend=-1)).tolist()
   chunks = [rows[a:b] for a, b in zip(starts, [*starts[1:], len(rows)], strict=True)]
-  count = min(_cores(), len(chunks), int(sizes.sum()) // WORTH)
+  count = min(_cores(), len(chunks) // 2) if sizes.sum() >= WORTH else 1
   parts = []
   with tqdm(total=len(rows), unit="row", desc="tokenising", leave=False, disable=None) as bar:
     def done(part):
@@ -166,7 +167,11 @@ def _start(stack):
 
 def serve(descriptor):
   """What each process does: answers each list of rows with its flat examples, or what failed."""
-  load = functools.cache(tokenizers.load_tokenizer)
+  @functools.cache
+  def load(folder):
+    tokenizer = tokenizers.load_tokenizer(folder)
+    gc.freeze()              # Nothing imported is looked through for garbage again and again.
+    return tokenizer
   with contextlib.suppress(EOFError, OSError), (     # The run has ended.
       multiprocessing.connection.Connection(descriptor)) as connection:
     while True:
