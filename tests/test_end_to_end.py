@@ -216,7 +216,7 @@ def test_a_killed_process_is_taken_up(pair, lora_run, tmp_path):
 def test_the_best_checkpoint_can_be_grafted(pair, tmp_path):
   # Answers unlike those that are learnt: what is learnt makes them less likely, in the end.
   valid = tmp_path / "valid.jsonl"
-  valid.write_text(json.dumps({"instruction": "Say red again.", "output": "QQQQ QQQQ"}) + "\n")
+  valid.write_text(json.dumps({"instruction": "Say red again.", "output": "Q" * 40}) + "\n")
   config = runs.config_of(pair, **{"eval_every": 1, "epochs": 3, "data.validation": str(valid)})
   newest = train.train(config, tmp_path / "newest")
   config.graft.checkpoint = "best"
