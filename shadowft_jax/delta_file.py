@@ -27,7 +27,7 @@ DENSE = ("kernel", "bias", "scale", "embedding")
 MAX_SHARD = 5_000_000_000      # bytes
 
 
-def save_adapter(directory, lora_tree, *, rank, alpha, base_model, overwrite=False):
+def save_adapter(directory, lora_tree, *, rank, alpha, base_model, like=None, overwrite=False):
   """Writes an adapter as a PEFT folder, float32.
 
   Args:
@@ -35,8 +35,9 @@ def save_adapter(directory, lora_tree, *, rank, alpha, base_model, overwrite=Fal
     lora_tree: "a" and "b" leaves, as lora.py has them.
     rank: of every module.
     alpha: the adapter counts alpha / rank.
-    base_model: the folder or hub name of the model that it is to be served on.  A folder's
-      config.json tells whether the modules are those of a text tower within a larger model.
+    base_model: the folder or hub name of the model that it is to be served on.
+    like: that model's folder, if `base_model` is none; its config.json tells whether the modules
+      are those of a text tower within a larger model.
     overwrite: replaces an existing folder.
 
   Raises:
@@ -45,7 +46,7 @@ def save_adapter(directory, lora_tree, *, rank, alpha, base_model, overwrite=Fal
   named = tree.names(lora_tree)
   _check_rank(directory, named, rank)
   modules = sorted({name.split("/")[-2] for name in named})
-  model_config = pathlib.Path(base_model) / "config.json"
+  model_config = pathlib.Path(like or base_model) / "config.json"
   kind = folder.read_json(model_config).get("model_type") if model_config.exists() else None
   config = {
       "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(base_model),

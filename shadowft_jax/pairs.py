@@ -154,10 +154,12 @@ def resolve(config):
   are empty.
 
   Raises:
-    InputError: there is no such pair.
+    InputError: there is no such pair, or it can be grafted only; says why.
   """
   if config.pair:
     pair = get(config.pair)
+    if pair.why_not_train:
+      raise InputError(f"config.pair {config.pair} cannot be trained: {pair.why_not_train}")
     config.base = config.base or pair.base
     config.instruct = config.instruct or pair.instruct
     config.data.template = config.data.template or pair.template or ""

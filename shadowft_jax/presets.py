@@ -59,8 +59,7 @@ def sft():
   c.loss_chunk = 512         # positions whose logits exist at a time
 
   c.loss_mean = "token"      # token: over all that a step learns; rank: as the paper's trainer
-  c.ranks = 8                # of loss_mean=rank: devices whose token means are averaged
-  c.rank_examples = 2        # of loss_mean=rank: examples a device takes at a time
+  c.ranks, c.rank_examples = 8, 2    # of loss_mean=rank: devices, and what each takes at a time
 
   c.lr = 2e-4
   c.warmup_ratio = 0.1

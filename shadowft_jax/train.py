@@ -189,10 +189,10 @@ def learn_delta(frozen, data, method, config, workdir, mesh):
   return state.delta
 
 
-def write_delta(directory, delta, config):
+def write_delta(directory, delta, config, like):
   """Writes what was learnt: a PEFT adapter for the Instruct model, or delta.safetensors."""
   if "lora" in delta:
-    checkpoint.save_adapter(directory, delta["lora"], rank=config.delta.rank,
+    checkpoint.save_adapter(directory, delta["lora"], rank=config.delta.rank, like=like,
                             alpha=config.delta.alpha, base_model=config.instruct, overwrite=True)
   else:
     checkpoint.save_dense(directory, delta["delta"], overwrite=True)
@@ -261,7 +261,7 @@ def train(config, workdir):
     check_graft(frozen, folders["instruct"], config)
     delta = learn_delta(frozen, data, method, config, workdir, mesh)
     del frozen                                         # room for W_I
-    write_delta(workdir / "delta", delta, config)
+    write_delta(workdir / "delta", delta, config, folders["instruct"])
     losses = write_shadow(workdir / "shadow", delta, data, method, config, mesh,
                           folders["instruct"])
   inputs = {**{name: [path] for name, path in folders.items()}, **data.inputs}

@@ -5,12 +5,12 @@ import pickle
 import re
 import shlex
 
-import huggingface_hub
+import huggingface_hub.constants
 import pytest
 import torch
 from huggingface_hub.utils import filter_repo_objects
 
-from shadowft_jax import folder, pairs, safetensors_file
+from shadowft_jax import folder, pairs, presets, safetensors_file
 from shadowft_jax.errors import InputError
 
 # The authors' run.sh gives a Base the template of the first of these that its path contains.
@@ -192,3 +192,16 @@ def test_folders_without_pickles_pass(tmp_path):
   folder.refuse_pickles(tmp_path)
   (tmp_path / "training_args.bin").touch()
   folder.refuse_pickles(tmp_path)
+
+
+def test_a_config_is_filled_from_its_pair_and_keeps_what_is_set():
+  config = presets.sft()
+  pairs.resolve(config)
+  assert (config.base, config.instruct, config.data.template) == ("", "", "")
+  config.pair, config.base = "qwen2.5-7b", "mine"
+  pairs.resolve(config)
+  assert (config.base, config.instruct) == ("mine", "Qwen/Qwen2.5-7B-Instruct")
+  assert config.data.template == "qwen"
+  config.pair = "internlm2-7b"
+  with pytest.raises(InputError, match="internlm2-7b cannot be trained: .*remote code"):
+    pairs.resolve(config)
