@@ -248,8 +248,8 @@ def train(config, workdir):
   folders = {name: pairs.locate(config[name]) for name in ("base", "instruct")}
   pairs.check_trainable(folders[config.learn_on])
   findings = pair_check.check(folders["base"], folders["instruct"])
-  say(pair_check.report(findings))
   pair_check.raise_errors(findings)
+  say(pair_check.report(findings))
   with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATIONS):
     data = dataset.read(config)                        # the Instruct's template renders it
     model, frozen = checkpoint.load_model(             # W_B: never written again

@@ -125,7 +125,7 @@ def test_a_pair_that_is_none_lists_every_tensor(own_pair, tmp_path):
   config = runs.config_of(own_pair, base=str(own_pair / "other"))
   with pytest.raises(InputError) as error:
     train.train(config, tmp_path / "run")
-  for name in ("layers.0.self_attn.q_proj.bias", "layers.1.self_attn.q_norm.weight"):
+  for name in ("layers.*.self_attn.q_proj.bias", "layers.*.self_attn.q_norm.weight"):
     assert name in str(error.value)
 
 

@@ -221,7 +221,8 @@ def test_windows_and_ropes_stay_within_a_packed_example(name):
           for n in (9, 17, 12, 20)]
   method = train.Method(model, objectives.sft, 1.0, 8)
   def total(rows, length, per_row):
-    batches = packing.microbatches(rows, data, rows=per_row, row_length=length)
+    batches = packing.microbatches(packing.Step([0, 1, 2, 3], rows), data, rows=per_row,
+                                   row_length=length)
     return sum(float(method.sums({"delta": {}}, params, b)["loss"]) for b in batches)
   np.testing.assert_allclose(total([[0, 1, 2, 3]], 64, 1), total([[0], [1], [2], [3]], 20, 4),
                              rtol=1e-5)

@@ -370,7 +370,7 @@ def test_a_delta_that_does_not_fit_says_where():
   wrong = {"delta": {"model": {"layers": {"mlp": {"up_proj": {"kernel": jnp.zeros((3, 1, 1))}}},
                                "vision": {"kernel": jnp.zeros(3)}}}}
   with pytest.raises(InputError) as error:
-    graft.graft(copied(base), wrong)
+    graft.graft(copied(base), wrong, match="all")
   assert re.search(r"mlp/up_proj/kernel: the delta \(3, 1, 1\), the model \(\d, 32, 64\)",
                    str(error.value))
   assert "model/vision/kernel: the delta (3,), the model has none" in str(error.value)
