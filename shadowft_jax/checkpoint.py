@@ -138,11 +138,10 @@ def export(directory, named, *, like, overwrite=False, card=None):
   directory, like = (pathlib.Path(os.path.realpath(d)) for d in (directory, like))
   model, abstract, tensors = _open(like, None, {})
   _check_export(named, tree.names(abstract), like)
-  if directory == like or directory in like.parents or like in directory.parents:
-    raise InputError(f"{directory} and {like} lie in one another; name another folder")
+  folder.check_apart(directory, like)
   with folder.atomic(directory, overwrite) as fresh:
     shards = {t.path.name for t in safetensors_file.find(like).values()}
-    left_out = _copy(like, fresh, shards, card)
+    left_out = folder.copy_with_card(like, fresh, shards, card)
     for hf_name, part in port.export(tree.nest(named)):
       twin = _is_twin(TIED_HEAD, model, tensors) and hf_name == port.hf_names(TABLE, None)[0]
       for target in (tensors[n] for n in ([hf_name, TIED_HEAD] if twin else [hf_name])):
@@ -159,16 +158,3 @@ def _check_export(named, have, like):
   if bad:
     raise InputError("these leaves do not fit the folder to be written; graft onto the model "
                      f"that it holds:{listing(bad, limit=len(bad))}")
-
-
-def _copy(like, fresh, shards, card):
-  """Copies the folder but for twins of its weights, and puts `card` in the README's place."""
-  left_out = folder.copy(like, fresh, shards)
-  readme, moved = fresh / "README.md", fresh / "README.instruct.md"
-  if readme.exists():
-    if moved.exists():       # `like` is itself an export: what it was made of gives way
-      left_out = sorted([*left_out, moved.name])
-    readme.replace(moved)
-  if card is not None:
-    readme.write_text(card)
-  return left_out

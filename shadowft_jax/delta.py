@@ -62,6 +62,11 @@ def add(w, d):
   return jnp.where(d == 0, w, (w.astype(jnp.float32) + d).astype(w.dtype))
 
 
+def difference(tuned, base):
+  """W_T - W_B in float32: what a tuning done elsewhere has learnt."""
+  return tuned.astype(jnp.float32) - base.astype(jnp.float32)
+
+
 def combine(variables):
   """{"params", "delta"} -> {"params"}: the sum, where the delta has a leaf.
 

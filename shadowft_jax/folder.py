@@ -23,6 +23,13 @@ def check(directory):
                      "`hf download <owner>/<name> --local-dir <folder>`)")
 
 
+def check_apart(directory, other):
+  """Raises InputError where one of two folders is, or lies in, the other."""
+  a, b = (pathlib.Path(os.path.realpath(d)) for d in (directory, other))
+  if a == b or a in b.parents or b in a.parents:
+    raise InputError(f"{a} and {b} lie in one another; name another folder")
+
+
 def read_json(path):
   """A JSON file's object.
 
@@ -58,7 +65,7 @@ def atomic(directory, overwrite=False):
   try:
     fresh.mkdir()
     yield fresh
-    _sync(fresh)
+    sync(fresh)
     if overwrite and directory.exists():
       os.rename(directory, old)
     os.rename(fresh, directory)
@@ -67,11 +74,11 @@ def atomic(directory, overwrite=False):
       os.rename(old, directory)
     shutil.rmtree(fresh, ignore_errors=True)
     raise
-  _sync(directory.parent, deep=False)
+  sync(directory.parent, deep=False)
   shutil.rmtree(old, ignore_errors=True)
 
 
-def _sync(folder, deep=True):
+def sync(folder, deep=True):
   """Waits until a folder, and all below it, is on disk."""
   for path in [*(folder.rglob("*") if deep else ()), folder]:
     handle = os.open(path, os.O_RDONLY)
@@ -107,6 +114,19 @@ def copy(source, target, weights):
       (target / place).mkdir(parents=True, exist_ok=True)
       shutil.copyfile(f"{parent}/{file}", target / place / file)
   return sorted(left_out)
+
+
+def copy_with_card(like, fresh, shards, card):
+  """As `copy`, with `card` in the README's place; that of `like` becomes README.instruct.md."""
+  left_out = copy(like, fresh, shards)
+  readme, moved = fresh / "README.md", fresh / "README.instruct.md"
+  if readme.exists():
+    if moved.exists():       # `like` is itself an export: what it was made of gives way
+      left_out = sorted([*left_out, moved.name])
+    readme.replace(moved)
+  if card is not None:
+    readme.write_text(card)
+  return left_out
 
 
 def _is_left_out(name):

@@ -1,17 +1,23 @@
-"""Adds a delta learnt on a Base model to its Instruct model.
+"""Adds what was learnt on a Base model to its Instruct model.
 
   python -m shadowft_jax.graft --delta runs/a/delta --instruct DIR --out DIR
+  python -m shadowft_jax.graft --adapter DIR --instruct DIR --out DIR
+  python -m shadowft_jax.graft --base DIR --tuned DIR --instruct DIR --out DIR
 
-W_I' = W_I + (W_B' - W_B): Shadow-FT, arXiv 2505.12716, equation 3, where the bracket is the
-delta that train.py wrote.  --out is a Hugging Face folder like --instruct.
+W_I' = W_I + (W_B' - W_B): Shadow-FT, arXiv 2505.12716, equation 3.  The bracket is the delta that
+train.py wrote, a LoRA adapter of PEFT, or the difference of two checkpoints of any tool and family.
+--out is a Hugging Face folder like --instruct.
 """
 
+import pathlib
 import re
 
 from absl import flags
 import jax
 
-from shadowft_jax import checkpoint, command, delta as delta_lib, report, sharding, tree
+from shadowft_jax import (
+    checkpoint, command, delta as delta_lib, delta_stream, graft_plan, models, report, sharding,
+    stream, tree)
 from shadowft_jax.errors import InputError
 from shadowft_jax.log import say
 
@@ -72,23 +78,114 @@ def write(out, shadow, leaves, *, like, card, overwrite=False):
     say(f"not copied from {like}: {', '.join(left_out)}")
 
 
-def main():
+def _weighted(text):
+  """(folder, weight) of DIR or DIR:WEIGHT."""
+  name, colon, weight = text.rpartition(":")
+  if not colon or pathlib.Path(text).is_dir():
+    return text, 1.0
+  try:
+    return name, float(weight)
+  except ValueError:
+    return text, 1.0
+
+
+def _deltas():
+  """The deltas that the flags name, each with its weight."""
+  if bool(BASE.value) != bool(TUNED.value):
+    raise InputError("--base and --tuned are given together: what was learnt is their difference")
+  found = []
+  if BASE.value:
+    found.append(delta_stream.difference(BASE.value, TUNED.value, ALPHA.value))
+  for folder, weight in map(_weighted, DELTA.value or ()):
+    found.append(delta_stream.stored(folder, ALPHA.value * weight))
+  for folder, weight in map(_weighted, ADAPTER.value or ()):
+    if not (pathlib.Path(folder) / "adapter_config.json").exists():
+      raise InputError(f"--adapter {folder} has no adapter_config.json; expected a PEFT adapter")
+    found.append(delta_stream.stored(folder, ALPHA.value * weight))
+  if not found:
+    raise InputError("nothing to graft: give --delta, --adapter, or --base and --tuned")
+  return found
+
+
+def _settings(deltas):
+  """What provenance.json says of the flags."""
+  return {"alpha": ALPHA.value, "scope": _scope_text(), "vocab": VOCAB.value,
+          "deltas": [{"what": d.what, "weight": d.weight} for d in deltas]}
+
+
+def _scope_text():
+  parts = [f"match {MATCH.value}" if MATCH.value is not None else f"scope {SCOPE.value}"]
+  parts += [f"include {INCLUDE.value}"] * bool(INCLUDE.value)
+  parts += [f"exclude {EXCLUDE.value}"] * bool(EXCLUDE.value)
+  return ", ".join(parts)
+
+
+def _is_plain(kind):
+  """Whether the flags ask for what train.py does at its end, on a family that it trains."""
+  given = {n for n in flags.FLAGS if flags.FLAGS[n].present}
+  return (given <= {"delta", "instruct", "out", "match", "overwrite", "debug"}
+          and len(DELTA.value or ()) == 1 and _weighted(DELTA.value[0])[0] == DELTA.value[0]
+          and kind in models.FAMILIES)
+
+
+def _graft_in_memory(folder):
+  """As train.py does, to the last bit."""
   mesh = sharding.make_mesh()
-  delta, scale = checkpoint.load_delta(DELTA.value, mesh=mesh)
+  delta, scale = checkpoint.load_delta(folder, mesh=mesh)
   _, instruct = checkpoint.load_model(INSTRUCT.value, mesh=mesh)
-  shadow, leaves = graft(instruct, delta, scale=scale, match=MATCH.value)
-  card = report.model_card(base=f"the delta {DELTA.value}", instruct=INSTRUCT.value,
-                           learn_on="base", kind="lora" if "lora" in delta else "full",
-                           match=MATCH.value)
+  match = MATCH.value or "projections"
+  shadow, leaves = graft(instruct, delta, scale=scale, match=match)
+  card = report.model_card(base=f"the delta {folder}", instruct=INSTRUCT.value, learn_on="base",
+                           kind="lora" if "lora" in delta else "full", match=match)
   write(OUT.value, shadow, leaves, like=INSTRUCT.value, card=card, overwrite=OVERWRITE.value)
-  say(f"grafted {len(leaves)} leaves of {DELTA.value} onto {INSTRUCT.value}: {OUT.value}")
+  say(f"grafted {len(leaves)} leaves of {folder} onto {INSTRUCT.value}: {OUT.value}")
+
+
+def main():
+  instruct = delta_stream.read_checkpoint(INSTRUCT.value)
+  if _is_plain(instruct.kind):
+    _graft_in_memory(DELTA.value[0])
+    return
+  deltas = _deltas()
+  wanted = graft_plan.scope(instruct.kind, SCOPE.value, match=MATCH.value, include=INCLUDE.value,
+                            exclude=EXCLUDE.value)
+  plan = graft_plan.plan(instruct, deltas, wanted=wanted, vocab=VOCAB.value)
+  say("\n  ".join(graft_plan.lines(plan, OUT.value, stream.need(plan), stream.free(OUT.value))))
+  if DRY_RUN.value:
+    stream.check_room(plan, OUT.value)
+    return
+  card = report.model_card(
+      base=BASE.value or ", ".join(d.what for d in deltas), instruct=INSTRUCT.value,
+      learn_on="base", kind="lora" if all(d.kind == "lora" for d in deltas) else "full",
+      match=_scope_text())
+  done = stream.run(plan, OUT.value, card=card, made=_settings(deltas), overwrite=OVERWRITE.value,
+                    verify=not NO_VERIFY.value)
+  for line in stream.lines(plan, done):
+    say(line)
+  say(f"grafted {len(plan.targets)} tensors of {' and '.join(d.what for d in deltas)} onto "
+      f"{INSTRUCT.value}: {OUT.value}")
 
 
 if __name__ == "__main__":
-  DELTA = flags.DEFINE_string("delta", None, "A delta folder, such as RUN/delta.", required=True)
+  BASE = flags.DEFINE_string("base", None, "The Base model's folder; with --tuned.")
+  TUNED = flags.DEFINE_string("tuned", None, "The tuned Base model's folder.")
+  DELTA = flags.DEFINE_multi_string(
+      "delta", None, "A delta folder, such as RUN/delta, or FOLDER:WEIGHT; may be repeated.")
+  ADAPTER = flags.DEFINE_multi_string(
+      "adapter", None, "A LoRA adapter of PEFT, or FOLDER:WEIGHT; may be repeated.")
   INSTRUCT = flags.DEFINE_string("instruct", None, "The Instruct model's folder.", required=True)
   OUT = flags.DEFINE_string("out", None, "Where the grafted model goes.", required=True)
-  MATCH = flags.DEFINE_string("match", "projections",
-                              "Which leaves: projections, all, or a regex over leaf names.")
+  ALPHA = flags.DEFINE_float("alpha", 1.0, "What every delta is multiplied by.")
+  SCOPE = flags.DEFINE_enum("scope", "paper", ["paper", "all"],
+                            "paper: the projections of the layers; all: all that the models share.")
+  MATCH = flags.DEFINE_string(
+      "match", None, "In the place of --scope: projections, all, or a regex over leaf names.")
+  INCLUDE = flags.DEFINE_string("include", None, "Of the scope, only these tensors: a regex over "
+                                "the names in the Instruct's files.")
+  EXCLUDE = flags.DEFINE_string("exclude", None, "Of the scope, not these tensors: a regex.")
+  VOCAB = flags.DEFINE_enum("vocab", "refuse", ["refuse", "common"],
+                            "Tables of different length: common grafts the rows that all have.")
+  DRY_RUN = flags.DEFINE_bool("dry-run", False, "Print what would be done, and stop.")
+  NO_VERIFY = flags.DEFINE_bool("no-verify", False, "Neither read the result back nor hash files.")
   OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace --out if it exists.")
   command.run(main)

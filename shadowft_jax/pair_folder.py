@@ -55,19 +55,20 @@ def read(directory):
   folder.check(directory)
   hf = folder.read_json(directory / "config.json")
   config = {**hf, **(hf.get("text_config") or {})}
-  tensors, prefixes = _canonical(directory, _tensors(directory))
+  found = tensors_of(directory)
+  names, prefixes = canonical(directory, found)
+  tensors = {short: found[name] for short, name in names.items()}
   tokenizer, template = _tokenizer(directory), _template(directory)
-  tied = config.get("tie_word_embeddings")
   return Side(
       directory=directory, config=config, vision=hf.get("vision_config") or {},
-      tied=str(config.get("model_type")).startswith("gemma") if tied is None else bool(tied),
-      quantised=_quantised(hf, tensors), tensors=tensors, prefixes=prefixes,
-      tokenizer=tokenizer, template=template,
+      tied=is_tied(config), quantised=quantised(hf, tensors), tensors=tensors,
+      prefixes=prefixes, tokenizer=tokenizer, template=template,
       template_tokens=frozenset(t for t in tokenizer.added.values() if t in template),
       stop_tokens=_stop_tokens(directory, hf, tokenizer))
 
 
-def _tensors(directory):
+def tensors_of(directory):
+  """{tensor name: Tensor} of a folder's weights; pickles and GGUF are refused."""
   folder.refuse_pickles(directory)
   if any(directory.glob("*.gguf")) and not any(directory.glob("*.safetensors")):
     raise InputError(f"{directory} has only GGUF weights, which are packed for another program "
@@ -75,21 +76,27 @@ def _tensors(directory):
   return safetensors_file.find(directory)
 
 
-def _canonical(directory, tensors):
-  """({name without its prefix: Tensor}, the prefixes of layers that were found)."""
+def canonical(directory, names):
+  """({name without its prefix: name}, the prefixes of layers that were found)."""
   out, prefixes = {}, set()
-  for name, tensor in tensors.items():
+  for name in names:
     prefix = next((p for p in PREFIXES if name.startswith(p)), "")
     short = name.removeprefix(prefix)
     if short in out:
       raise InputError(f"{directory} has {short} under two prefixes; keep one of the two")
-    out[short] = tensor
+    out[short] = name
     if short.startswith("layers."):
       prefixes.add(prefix)
   return out, frozenset(prefixes)
 
 
-def _quantised(hf, tensors):
+def is_tied(config):
+  """Whether the head is the embedding, of a config.json with the text's fields on top."""
+  tied = config.get("tie_word_embeddings")
+  return str(config.get("model_type")).startswith("gemma") if tied is None else bool(tied)
+
+
+def quantised(hf, tensors):
   """How the weights are quantised, or ""."""
   settings = hf.get("quantization_config") or hf.get("compression_config")
   if settings:

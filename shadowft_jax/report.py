@@ -1,13 +1,10 @@
 """What a run leaves for people: the loss picture, the model card, where everything came from."""
 
+import concurrent.futures
 import hashlib
 import importlib.metadata
+import os
 import pathlib
-
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 PACKAGES = ("shadowft_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers",
             "safetensors", "numpy")
@@ -15,6 +12,10 @@ PACKAGES = ("shadowft_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"
 
 def plot_loss(records, path):
   """Draws training and validation loss over the steps of `records` (metrics.jsonl) as PNG."""
+  # Here, since a graft need not wait for it.
+  import matplotlib
+  matplotlib.use("Agg")
+  import matplotlib.pyplot as plt
   figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
   for key, label, style in (("loss", "training", "-"), ("valid_loss", "validation", "o--"),
                             ("shadow_valid_loss", "validation, grafted Instruct", "*")):
@@ -61,7 +62,14 @@ def provenance(inputs, *, seed):
   for role, paths in inputs.items():
     found = [p for path in map(pathlib.Path, paths)
              for p in (sorted(path.iterdir()) if path.is_dir() else [path]) if not p.is_dir()]
-    files[role] = {str(p): sha256(p) if p.is_file() else None for p in found}
+    files[role] = {str(p): p for p in found}
+  paths = {p for group in files.values() for p in group.values() if p.is_file()}
+  # The longest first, so that no core is left with it at the end.
+  paths = sorted(paths, key=lambda p: (-p.stat().st_size, p))
+  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    digests = dict(zip(paths, pool.map(sha256, paths), strict=True))
+  files = {role: {name: digests.get(p) for name, p in group.items()}
+           for role, group in files.items()}
   versions = {}
   for package in PACKAGES:
     try:

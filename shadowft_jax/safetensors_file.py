@@ -173,11 +173,12 @@ def rows(tensor, start=0, stop=None):
     for first in range(start, stop, step):
       count = min(step, stop - first)
       part = buffer[:count * width]
-      _read_at(file, part, tensor.offset + first * width)
+      read_at(file, part, tensor.offset + first * width)
       yield first, part.view(dtype).reshape(count, *rest)
 
 
-def _read_at(file, part, offset):
+def read_at(file, part, offset):
+  """Fills the byte array `part` from an unbuffered file's bytes at `offset`."""
   done = 0
   while done < len(part):
     count = os.preadv(file.fileno(), [part[done:]], offset + done)

@@ -1,0 +1,121 @@
+"""Seconds and memory of a full graft, beside ten plain lines of torch that load three models.
+
+  python benchmarks/graft.py [--billions 1.2] [--repeats 3] [--folder DIR] [--python PYTHON]
+
+Writes three checkpoints of Llama's shape (bfloat16, random; 2 GB a billion each, and as much for
+each result) and grafts them in processes of their own, start-up included, in turn: the plain lines,
+ours with --no-verify, ours.  Prints one JSON line: the fastest of each, in seconds; memory is the
+peak of what is not file cache (anonymous pages), in GB.  The plain lines do not wait until their
+result is on disk; ours does.
+"""
+
+import argparse
+import json
+import math
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+import ml_dtypes
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PIECE = 1 << 23        # numbers written at a time
+
+
+def shapes(billions):
+  """{tensor name: shape} of about so many parameters; 1.2 is Llama 3.2 1B."""
+  D = max(64, round(2048 * (billions / 1.236) ** (1 / 3) / 64) * 64)
+  layer = {"self_attn.q_proj": (D, D), "self_attn.k_proj": (D // 4, D),
+           "self_attn.v_proj": (D // 4, D), "self_attn.o_proj": (D, D), "mlp.gate_proj": (4 * D, D),
+           "mlp.up_proj": (4 * D, D), "mlp.down_proj": (D, 4 * D), "input_layernorm": (D,),
+           "post_attention_layernorm": (D,)}
+  size = sum(map(math.prod, layer.values()))
+  layers = max(1, round(billions * 1e9 * 0.79 / size))
+  rows = max(8, round((billions * 1e9 - layers * size) / D / 8) * 8)
+  out = {"model.embed_tokens.weight": (rows, D)}
+  for i in range(layers):
+    out |= {f"model.layers.{i}.{n}.weight": s for n, s in layer.items()}
+  return {**out, "model.norm.weight": (D,)}
+
+
+def write_model(folder, named, seed):
+  """One file of random numbers; a seed shifts them, so that the three differ a little."""
+  folder.mkdir()
+  (folder / "config.json").write_text('{"model_type": "llama", "tie_word_embeddings": true}')
+  fields, end = {}, 0
+  for name, shape in named.items():
+    begin, end = end, end + 2 * math.prod(shape)
+    fields[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]}
+  text = json.dumps(fields).encode()
+  noise = np.random.default_rng(0).normal(0, 0.02, PIECE)
+  noise += np.random.default_rng(1 + seed).normal(0, 0.001 * bool(seed), PIECE)
+  noise = noise.astype(ml_dtypes.bfloat16).tobytes()
+  with open(folder / "model.safetensors", "wb") as file:
+    file.write(len(text).to_bytes(8, "little") + text)
+    for start in range(0, end, len(noise)):
+      file.write(noise[:end - start])
+    os.fsync(file.fileno())
+
+
+def measure(command):
+  """(seconds, peak bytes of anonymous memory) of a process."""
+  start, peak = time.time(), 0
+  process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT),
+                                                     "JAX_PLATFORMS": "cpu"},
+                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+  told = []
+  reader = threading.Thread(target=lambda: told.append(process.stderr.read()))
+  reader.start()
+  while process.poll() is None:
+    try:
+      status = pathlib.Path(f"/proc/{process.pid}/status").read_text()
+      peak = max(peak, 1024 * int(status.split("RssAnon:")[1].split()[0]))
+    except (OSError, IndexError):
+      pass                                  # it has ended
+    time.sleep(0.01)
+  reader.join()
+  if process.returncode:
+    raise SystemExit(f"{command} failed:\n{told[0]}")
+  return time.time() - start, peak
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--billions", type=float, default=0.1)
+  parser.add_argument("--repeats", type=int, default=3)
+  parser.add_argument("--folder", help="where the models are written and removed")
+  parser.add_argument("--python", default=sys.executable, help="one that has torch")
+  args = parser.parse_args()
+  named = shapes(args.billions)
+  with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+    folder = pathlib.Path(folder)
+    sides = [folder / n for n in ("base", "tuned", "instruct")]
+    for seed, side in enumerate(sides):
+      write_model(side, named, seed)
+    ours = [sys.executable, "-m", "shadowft_jax.graft", f"--out={folder / 'out'}",
+            *(f"--{s.name}={s}" for s in sides)]
+    plain = [args.python, ROOT / "third_party" / "plain_graft.py", *sides, folder / "out"]
+    commands = {"plain": plain, "no_verify": [*ours, "--no-verify"], "ours": ours}
+    found = {n: [] for n in commands}
+    for _ in range(args.repeats):
+      for name, command in commands.items():
+        found[name].append(measure(command))
+        shutil.rmtree(folder / "out")
+        os.sync()
+  best = {n: min(x) for n, x in found.items()}
+  print(json.dumps({
+      "benchmark": "graft", "parameters": sum(map(math.prod, named.values())),
+      "cores": os.cpu_count(), "seconds": {n: round(s, 2) for n, (s, _) in best.items()},
+      "memory_gb": {n: round(max(p for _, p in x) / 1e9, 2) for n, x in found.items()},
+      "plain_over_no_verify": round(best["plain"][0] / best["no_verify"][0], 2),
+      "ours_over_no_verify": round(best["ours"][0] / best["no_verify"][0], 2)}))
+
+
+if __name__ == "__main__":
+  main()

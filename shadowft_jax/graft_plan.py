@@ -1,0 +1,202 @@
+"""What a graft from disk to disk will do: deltas and an Instruct matched by name, before any work.
+
+Raised here, and all at once, is whatever does not fit: nothing is left out in silence.
+"""
+
+import math
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+from shadowft_jax import delta, delta_stream, pair_check, pairs, port
+from shadowft_jax.delta_stream import HEAD, TABLE
+from shadowft_jax.errors import InputError, listing
+from shadowft_jax.safetensors_file import WEIGHTS, Tensor
+
+
+class Target(NamedTuple):
+  """A tensor of the Instruct that changes."""
+  name: str              # as the Instruct spells it
+  tensor: Tensor
+  parts: tuple           # what is added: Difference, Dense or LowRank
+  weights: tuple         # the factor of each
+  count: int             # how many elements change, from the first
+
+
+class Plan(NamedTuple):
+  """All that a graft will do."""
+  instruct: delta_stream.Checkpoint
+  deltas: list
+  targets: list
+  beyond: list           # the deltas' tensors outside the scope, as they spell them
+  mapped: list           # lines on prefixes that differ
+  shards: list           # the Instruct's weight files
+
+
+def scope(kind, name="paper", *, match=None, include=None, exclude=None):
+  """Which tensors are grafted: a function of (the Instruct's name for a tensor, its axes).
+
+  Args:
+    kind: config.json's model_type, which tells the projections of a family.
+    name: "paper" (projections of the layers, weights and biases) or "all".
+    match: in its place, a name in delta.SCOPES or a regex over leaf names.
+    include: a regex over tensor names; of the scope, only these.
+    exclude: another; of these, not those.
+
+  Raises:
+    InputError: something is no regex.
+  """
+  paper = pairs.PROJECTIONS.get(kind, pairs.PROJECTIONS["default"])
+  if match is not None or name == "all":
+    paper = ""
+  try:
+    tests = [re.compile(t or "") for t in (paper, include)]
+    veto = re.compile(exclude) if exclude else None
+    leaves = re.compile(delta.pattern(match)) if match is not None else None
+  except re.error as error:
+    raise InputError(f"{error.pattern!r} is no regular expression: {error}") from error
+  def wanted(tensor, axes):
+    if leaves:
+      leaf, _ = port.leaf_of(port.own_name(tensor), axes)
+      if leaf is None or not leaves.search(leaf):
+        return False
+    return all(t.search(tensor) for t in tests) and not (veto and veto.search(tensor))
+  return wanted
+
+
+def plan(instruct, deltas, *, wanted, vocab="refuse"):
+  """Matches deltas with an Instruct, by names without prefixes.
+
+  Args:
+    instruct: a Checkpoint.
+    deltas: list of Delta.
+    wanted: the scope, a function of (tensor name as the Instruct spells it, axes).
+    vocab: "refuse", or "common" to graft only the rows that tables of different length share.
+
+  Raises:
+    InputError: within the scope, a name is on one side only, or shapes or dtypes do not fit (all
+      are listed); or nothing matches.
+  """
+  targets, beyond, bad, rows_differ = {}, set(), {}, set()
+  for learnt in deltas:
+    names = {**(dict.fromkeys(instruct.tensors) if learnt.complete else {}), **learnt.parts}
+    for short, part in names.items():
+      tensor = instruct.tensors.get(short)
+      shapes = {**(part.shapes if part else {"Base": None, "tuned": None}),
+                "Instruct": getattr(tensor, "shape", None)}
+      name = instruct.names.get(short) or learnt.names[short]
+      axes = max(len(s) for s in shapes.values() if s is not None)
+      if re.fullmatch(pair_check.HARMLESS, name) or _is_buffer(tensor):
+        continue
+      if not wanted(name, axes):
+        beyond.add(name)
+        continue
+      count = _common(short, shapes, vocab)
+      if count is None:
+        bad[name] = _misfit(name, shapes)
+        if _is_table(short, shapes):
+          rows_differ.add(name)
+      else:
+        target = targets.setdefault(short, Target(name, tensor, (), (), count))
+        targets[short] = target._replace(parts=(*target.parts, part), count=min(
+            target.count, count), weights=(*target.weights, np.float32(learnt.weight)))
+  _refuse(bad, rows_differ)
+  if not targets:
+    raise InputError(_nothing(instruct, deltas, beyond))
+  if TABLE in targets and instruct.twin:
+    targets[HEAD] = targets[TABLE]._replace(name=instruct.names[HEAD], tensor=instruct.twin)
+  _check_dtypes(targets.values())
+  shards = sorted({t.path for t in (*instruct.tensors.values(), *filter(None, [instruct.twin]))})
+  return Plan(instruct, deltas, list(targets.values()), sorted(beyond), _mapped(instruct, deltas),
+              shards)
+
+
+def _is_buffer(tensor):
+  """Whether a tensor of the Instruct is a mask or positions, which nothing is added to."""
+  return tensor is not None and tensor.dtype in ("I64", "BOOL")
+
+
+def _is_table(short, shapes):
+  """Whether shapes differ in the length of the vocabulary alone."""
+  return (bool(re.fullmatch(f"{pair_check.TABLES}|{pair_check.HEADS}", short))
+          and None not in shapes.values() and len({s[1:] for s in shapes.values()}) == 1)
+
+
+def _common(short, shapes, vocab):
+  """How many elements all sides have, from the first; None where they do not fit."""
+  found = set(shapes.values())
+  if len(found) == 1:
+    return math.prod(found.pop())
+  if vocab == "common" and _is_table(short, shapes):
+    return min(map(math.prod, found))
+  return None
+
+
+def _misfit(name, shapes):
+  return f"{name}: " + ", ".join(f"{role} {'has none' if s is None else s}"
+                                 for role, s in shapes.items())
+
+
+def _refuse(bad, rows_differ):
+  """Raises one InputError for all that does not fit, with the flag that would let it be."""
+  if not bad:
+    return
+  advice = []
+  if rows_differ:
+    advice.append("--vocab=common (only the rows that all have)")
+  if others := bad.keys() - rows_differ:
+    alike = sorted({re.sub(r"(?<=\\\.)\d+(?=\\\.)", r"\\d+", re.escape(n)) for n in others})
+    regex = f"'{'|'.join(alike)}'" if len(alike) < 9 else "REGEX"
+    advice.append(f"--exclude={regex} (the Instruct keeps its own)")
+  raise InputError("tensors in the scope are on one side only, or of other shapes; give the models "
+                   f"that belong together, or allow it by {' and '.join(advice)}:"
+                   + listing(bad.values(), limit=len(bad)))
+
+
+def _nothing(instruct, deltas, beyond):
+  there = [d.names[n] for d in deltas for n in list(d.parts)[:3]]
+  return (f"nothing would be grafted: no tensor of {' or '.join(d.what for d in deltas)} is in the "
+          f"scope and in {instruct.directory}; the scope leaves out {len(beyond)} (--scope=all, "
+          f"--include, --exclude). The names begin with{listing(there)}\nand in the Instruct with"
+          + listing([instruct.names[n] for n in list(instruct.tensors)[:3]]))
+
+
+def _check_dtypes(targets):
+  bad = [f"{tensor.path}: {target.name} is {tensor.dtype}" for target in targets
+         for tensor in (target.tensor, *(t for p in target.parts for t in p.sources.values()))
+         if tensor.dtype not in WEIGHTS]
+  if bad:
+    raise InputError(f"weights are read in {', '.join(WEIGHTS)}; choose unquantised models:"
+                     + listing(bad))
+
+
+def _mapped(instruct, deltas):
+  """Lines on the tensors that the sides spell with different prefixes."""
+  found = {}
+  for learnt in deltas:
+    for short, name in learnt.names.items():
+      if (ours := instruct.names.get(short)) and ours != name:
+        pair = tuple(n.removesuffix(short) for n in (name, ours))
+        found.setdefault((learnt.what, *pair), []).append(name)
+  return [f"{what}: {len(names)} tensors are spelt {theirs or '(no prefix)'}*, the Instruct's "
+          f"{ours or '(no prefix)'}*" for (what, theirs, ours), names in found.items()]
+
+
+def lines(plan_, out, need, free):
+  """The plan, for a terminal; `need` is that of `stream.need`."""
+  numbers = sum(t.count for t in plan_.targets)
+  total = len(plan_.instruct.tensors) + (plan_.instruct.twin is not None)
+  yield f"{plan_.instruct.directory} + {' + '.join(_factor(d) + d.what for d in plan_.deltas)}"
+  yield (f"changes {len(plan_.targets)} of {total} tensors ({numbers / 1e6:.1f} million numbers); "
+         "the others stay the Instruct's")
+  yield (f"reads {need['read'] / 1e9:.2f} GB, writes {need['write'] / 1e9:.2f} GB to {out} "
+         f"({free / 1e9:.1f} GB free), takes about {need['memory'] / 1e9:.1f} GB of memory")
+  yield from plan_.mapped
+  if plan_.beyond:
+    alike = sorted({re.sub(r"\.\d+\.", ".*.", n) for n in plan_.beyond})
+    yield f"outside the scope and not grafted, {len(plan_.beyond)} tensors: {', '.join(alike)}"
+
+
+def _factor(learnt):
+  return "" if learnt.weight == 1 else f"{learnt.weight:g} x "
