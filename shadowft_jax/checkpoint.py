@@ -59,14 +59,15 @@ def _open(directory, dtype, options):
   directory = pathlib.Path(directory)
   folder.check(directory)
   config = folder.read_json(directory / "config.json")
-  tensors = port.text_tower(safetensors_file.find(directory), config.get("model_type"))
+  tensors = port.unfused(
+      port.text_tower(safetensors_file.find(directory), config.get("model_type")))
   model = models.from_config(config, dtype=jnp.dtype(dtype or _main_dtype(directory, tensors)),
                              combine=delta.combine, **options)
   named = tree.names(models.abstract_params(model))
   _check_names(directory, named, {n: t for n, t in tensors.items()
                                   if not _is_twin(n, model, tensors)})
   def leaf(name, x):
-    stored = tensors[port.hf_names(name, x.shape[0])[0]].dtype
+    stored = tensors[port.hf_names(name, x.shape)[0]].dtype
     return jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype or WEIGHTS[stored]))
   return model, tree.nest({n: leaf(n, x) for n, x in named.items()}), tensors
 
@@ -100,7 +101,7 @@ def _check_names(directory, named, tensors):
   bad += [f"{n}: dtype {t.dtype}; weights are read in {', '.join(WEIGHTS)}"
           for n, t in both.items() if t.dtype not in WEIGHTS]
   for name, leaf in named.items():
-    dtypes = {tensors[n].dtype for n in port.hf_names(name, leaf.shape[0]) if n in tensors}
+    dtypes = {tensors[n].dtype for n in port.hf_names(name, leaf.shape) if n in tensors}
     if len(dtypes) > 1:
       bad.append(f"{name}: layers are stored in {' and '.join(sorted(dtypes))}; expected one")
   if bad:
@@ -110,7 +111,7 @@ def _check_names(directory, named, tensors):
 
 def _check_twin(directory, tensors):
   """A tied model whose second copy of the table differs is read differently by others."""
-  table, head = tensors[port.hf_names(TABLE, None)[0]], tensors[TIED_HEAD]
+  table, head = tensors[port.hf_names(TABLE, ())[0]], tensors[TIED_HEAD]
   same = (table.shape, table.dtype) == (head.shape, head.dtype) and all(
       np.array_equal(safetensors_file.bits(a), safetensors_file.bits(b)) for (_, a), (_, b) in zip(
           safetensors_file.rows(table), safetensors_file.rows(head), strict=True))
@@ -143,7 +144,7 @@ def export(directory, named, *, like, overwrite=False, card=None):
     shards = {t.path.name for t in safetensors_file.find(like).values()}
     left_out = folder.copy_with_card(like, fresh, shards, card)
     for hf_name, part in port.export(tree.nest(named)):
-      twin = _is_twin(TIED_HEAD, model, tensors) and hf_name == port.hf_names(TABLE, None)[0]
+      twin = _is_twin(TIED_HEAD, model, tensors) and hf_name == port.hf_names(TABLE, ())[0]
       for target in (tensors[n] for n in ([hf_name, TIED_HEAD] if twin else [hf_name])):
         safetensors_file.write_at(fresh / target.path.name, target.offset, part)
   return left_out

@@ -21,7 +21,8 @@ PREFIX = "base_model.model."
 PORTED = {"peft_type": ("LORA",), "bias": ("none",), "use_rslora": (False,),
           "use_dora": (False,), "fan_in_fan_out": (False,), "lora_bias": (False,),
           "modules_to_save": (None, []), "rank_pattern": (None, {}), "alpha_pattern": (None, {}),
-          "trainable_token_indices": (None,), "layer_replication": (None,)}
+          "target_parameters": (None, []), "trainable_token_indices": (None,),
+          "layer_replication": (None,)}
 ADAPTER = ("a", "b")           # the leaves of either kind
 DENSE = ("kernel", "bias", "scale", "embedding")
 MAX_SHARD = 5_000_000_000      # bytes
@@ -154,22 +155,26 @@ def _check_rank(directory, named, rank):
 
 
 def _stacked(directory, tensors, kinds):
-  """The tree of shapes that tensors make when their layers are stacked."""
+  """The tree of shapes that tensors make when their layers, and experts, are stacked."""
   leaves, bad = {}, []
   for hf_name, tensor in tensors.items():
-    name, layer = port.leaf_of(hf_name, len(tensor.shape))
+    name, index = port.leaf_of(hf_name, len(tensor.shape))
     if name is None or name.rsplit("/", 1)[-1] not in kinds:
       bad.append(f"{hf_name}: neither named nor shaped as a part of such a delta")
       continue
     if tensor.dtype not in safetensors_file.WEIGHTS:
       bad.append(f"{hf_name}: dtype {tensor.dtype}")
-    leaves.setdefault(name, {})[layer] = tensor
-  layers = 1 + max((i for parts in leaves.values() for i in parts if i is not None), default=-1)
+    leaves.setdefault(name, {})[index] = tensor
+  # As many layers, and as many experts, as any leaf has.
+  counts = [1 + max(i) for i in itertools.zip_longest(
+      *(index for parts in leaves.values() for index in parts), fillvalue=-1)]
   shapes = {}
   for name, parts in leaves.items():
-    stack = (layers,) if port.is_stacked(name) else ()
-    if stack and len(parts) != layers:
-      bad.append(f"{name}: in layers {', '.join(map(str, sorted(parts)))} of {layers}")
+    stack = counts[:port.stacked_axes(name)]
+    if missing := math.prod(stack) - len(parts):
+      first = next(i for i in itertools.product(*map(range, stack)) if i not in parts)
+      where = ", ".join(f"{a} {i}" for a, i in zip(("layer", "expert"), first, strict=False))
+      bad.append(f"{name}: lacks {missing} of {math.prod(stack)} tensors, first that of {where}")
     if len(found := {t.shape for t in parts.values()}) > 1:
       bad.append(f"{name}: layers differ in shape, {' and '.join(map(str, sorted(found)))}")
     shape = next(iter(parts.values())).shape

@@ -1,9 +1,11 @@
 """Hugging Face tensors <-> our leaves: one bijection, read both ways.
 
 A leaf's path is the tensor's name with "." for "/".  Below `layers` the layer's number is
-left out and the layers are stacked on axis 0.  Kernels and adapter factors are transposed.
+left out and the layers are stacked on axis 0; below `experts` those are stacked on axis 1.
+Kernels and adapter factors are transposed.
 """
 
+import itertools
 import re
 
 import jax
@@ -16,6 +18,7 @@ from shadowft_jax.errors import InputError, listing
 SUFFIX = {"kernel": "weight", "bias": "bias", "scale": "weight", "embedding": "weight",
           "a": "lora_A.weight", "b": "lora_B.weight"}
 TRANSPOSED = ("kernel", "a", "b")
+STACKED = ("layers", "experts")
 # Where folders that hold more than text keep their text tower: prefix of a name -> prefix of
 # ours.  The first is how transformers 5 names its modules, the second how the hub's are spelt.
 TEXT_TOWER = (("model.language_model.", "model."), ("language_model.", ""))
@@ -23,22 +26,27 @@ TEXT_TOWER = (("model.language_model.", "model."), ("language_model.", ""))
 BESIDE = {"gemma3": r"(model\.)?(vision_tower|multi_modal_projector)\..*"}
 
 
-def hf_names(name, layers):
-  """The tensors a leaf stands for: one, or one a layer where `layers` are stacked.
+def hf_names(name, shape):
+  """The tensors a leaf stands for: one, or one for each index into its stacked axes, in order.
 
   Args:
     name: the leaf's, such as model/layers/mlp/up_proj/kernel.
-    layers: the length of axis 0; read only where the leaf is stacked.
+    shape: the leaf's, of which the stacked axes are read.
   """
   *module, kind = name.split("/")
   dotted = ".".join([*module, SUFFIX[kind]])
-  if not is_stacked(name):
-    return [dotted]
-  return [dotted.replace("layers.", f"layers.{i}.", 1) for i in range(layers)]
+  return [_numbered(dotted, index) for index in np.ndindex(*shape[:stacked_axes(name)])]
 
 
-def is_stacked(name):
-  return "layers" in name.split("/")
+def _numbered(dotted, index):
+  for part, i in zip(STACKED, index, strict=False):
+    dotted = dotted.replace(f"{part}.", f"{part}.{i}.", 1)
+  return dotted
+
+
+def stacked_axes(name):
+  """How many of a leaf's first axes are stacked: its layers, and its experts."""
+  return sum(part in STACKED for part in name.split("/"))
 
 
 def is_transposed(name):
@@ -46,35 +54,39 @@ def is_transposed(name):
 
 
 def tensors(named):
-  """Yields (tensor name, leaf name, layer or None) for {leaf name: array or shape}."""
+  """Yields (tensor name, leaf name, index into stacked axes) for {leaf name: array or shape}."""
   for name, leaf in named.items():
-    for i, hf_name in enumerate(hf_names(name, leaf.shape[0])):
-      yield hf_name, name, i if is_stacked(name) else None
+    stack = leaf.shape[:stacked_axes(name)]
+    for hf_name, index in zip(hf_names(name, leaf.shape), np.ndindex(*stack), strict=True):
+      yield hf_name, name, index
 
 
 def file_shapes(named):
   """{tensor name: its shape on disk} for {leaf name: array or shape}."""
   out = {}
-  for hf_name, name, layer in tensors(named):
-    shape = named[name].shape if layer is None else named[name].shape[1:]
+  for hf_name, name, index in tensors(named):
+    shape = named[name].shape[len(index):]
     out[hf_name] = tuple(shape[::-1] if is_transposed(name) else shape)
   return out
 
 
 def leaf_of(hf_name, ndim):
-  """(leaf name, layer or None) of a tensor of `ndim` axes: the inverse of `hf_names`.
+  """(leaf name, index into stacked axes) of a tensor of `ndim` axes: the inverse of `hf_names`.
 
   (None, None) where no leaf stands for a tensor of that name.
   """
-  layer = re.search(r"\blayers\.(0|[1-9]\d{0,4})\.", hf_name)
-  module = hf_name.replace(layer[0], "layers.", 1) if layer else hf_name
-  layer = int(layer[1]) if layer else None
+  module, index = hf_name, ()
+  for part in STACKED:
+    if found := re.search(rf"\b{part}\.(0|[1-9]\d{{0,4}})\.", module):
+      module = module.replace(found[0], f"{part}.", 1)
+      index += (int(found[1]),)
   is_table = module.endswith("embed_tokens.weight")
   kinds = {1: ("scale", "bias"), 2: ("a", "b", "embedding" if is_table else "kernel")}
   for kind in kinds.get(ndim, ()):
     name = module.removesuffix("." + SUFFIX[kind]).replace(".", "/") + "/" + kind
-    if hf_names(name, (layer or 0) + 1)[-1] == hf_name:
-      return name, layer
+    dotted = ".".join([*name.split("/")[:-1], SUFFIX[kind]])
+    if stacked_axes(name) == len(index) and _numbered(dotted, index) == hf_name:
+      return name, index
   return None, None
 
 
@@ -110,6 +122,39 @@ def text_tower(stored, model_type):
   return out
 
 
+def unfused(stored):
+  """{tensor name: tensor} with a tensor an expert in the place of those that hold all of them.
+
+  Transformers 5 has experts.gate_up_proj [E, 2 F, D] and experts.down_proj [E, D, F] in memory,
+  and writes them so where save_pretrained is told save_original_format=False.
+
+  Args:
+    stored: {name: `safetensors_file.Tensor`}.
+
+  Raises:
+    InputError: the folder has a tensor in both forms.
+  """
+  out, twice = {}, []
+  for name, tensor in stored.items():
+    found = re.fullmatch(r"(.*\.experts)\.(gate_up|down)_proj", name)
+    projections = found[2].split("_") if found else ()
+    if not found or len(tensor.shape) != 3 or tensor.shape[1] % len(projections):
+      parts = {name: tensor}
+    else:
+      E, rows, columns = tensor.shape
+      count = E * len(projections)
+      parts = {f"{found[1]}.{e}.{p}_proj.weight": tensor._replace(
+          shape=(rows // len(projections), columns), nbytes=tensor.nbytes // count,
+          offset=tensor.offset + i * (tensor.nbytes // count))
+          for i, (e, p) in enumerate(itertools.product(range(E), projections))}
+    twice += parts.keys() & out.keys()
+    out.update(parts)
+  if twice:
+    raise InputError("the folder has these tensors twice, by themselves and among all experts; "
+                     f"keep one:{listing(twice)}")
+  return out
+
+
 def load(read, abstract):
   """Fills `abstract` from `read(tensor name) -> np.ndarray`, all on the host.
 
@@ -117,9 +162,9 @@ def load(read, abstract):
     InputError: a tensor's shape is not the one `abstract` asks for.
   """
   def leaf(name, want):
-    parts = [read(n).T if is_transposed(name) else read(n)
-             for n in hf_names(name, want.shape[0])]
-    got = np.stack(parts) if is_stacked(name) else parts[0]
+    parts = [read(n).T if is_transposed(name) else read(n) for n in hf_names(name, want.shape)]
+    stack = want.shape[:stacked_axes(name)]
+    got = np.stack(parts).reshape(*stack, *parts[0].shape)
     if got.shape != want.shape:
       raise InputError(f"{name}: the file has {got.shape}, the model asks for {want.shape}")
     return got.astype(want.dtype)
@@ -129,7 +174,6 @@ def load(read, abstract):
 def export(params):
   """Yields (tensor name, np.ndarray) one tensor at a time: the inverse of `load`."""
   named = tree.names(params)
-  for hf_name, name, layer in tensors(named):
-    part = named[name] if layer is None else named[name][layer]
-    part = np.asarray(jax.device_get(part))
+  for hf_name, name, index in tensors(named):
+    part = np.asarray(jax.device_get(named[name][index]))
     yield hf_name, np.ascontiguousarray(part.T if is_transposed(name) else part)

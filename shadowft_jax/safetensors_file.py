@@ -211,8 +211,8 @@ def _place_leaf(name, want, where, tensors):
   # Devices that hold the same slice share a buffer.
   buffers = {box: np.empty([end - start for start, end in box], want.dtype)
              for box in boxes.values()}
-  for layer, hf_name in enumerate(port.hf_names(name, want.shape[0])):
-    _read_into(list(_views(name, layer, buffers)), tensors[hf_name], want.dtype)
+  for hf_name, _, index in port.tensors({name: want}):
+    _read_into(list(_views(name, index, buffers)), tensors[hf_name], want.dtype)
   parts = [jax.device_put(buffers[box], device) for device, box in boxes.items()]
   # Waiting frees the buffers before the next leaf's are made.
   jax.block_until_ready(parts)
@@ -221,15 +221,13 @@ def _place_leaf(name, want, where, tensors):
   return jax.make_array_from_single_device_arrays(want.shape, where, parts)
 
 
-def _views(name, layer, buffers):
+def _views(name, index, buffers):
   """Yields (box, view) of each buffer that holds a part of one tensor, turned as in the file."""
   for box, buffer in buffers.items():
-    if port.is_stacked(name):
-      (first, end), *box = box
-      if not first <= layer < end:
-        continue
-      buffer = buffer[layer - first]
-    yield (box[::-1], buffer.T) if port.is_transposed(name) else (box, buffer)
+    stack, box = box[:len(index)], box[len(index):]
+    if all(first <= i < end for i, (first, end) in zip(index, stack, strict=True)):
+      buffer = buffer[tuple(i - first for i, (first, _) in zip(index, stack, strict=True))]
+      yield (box[::-1], buffer.T) if port.is_transposed(name) else (box, buffer)
 
 
 def _read_into(views, tensor, dtype):

@@ -14,6 +14,9 @@ BATCH = P(("data", "fsdp"))
 ACTIVATIONS = (("batch", ("data", "fsdp")),)     # the names models/ gives to its axes
 RULES = (
     (r"embedding$", P("tensor", "fsdp")),
+    (r"experts/down_proj/(kernel|a)$", P(None, "fsdp", "tensor")),
+    (r"experts/(gate|up)_proj/(kernel|b)$", P(None, "fsdp", None, "tensor")),
+    (r"experts/", P(None, "fsdp")),
     (r"layers/.*(o_proj|down_proj)/kernel$", P(None, "tensor", "fsdp")),
     (r"layers/.*(o_proj|down_proj)/a$", P(None, "tensor", None)),
     (r"layers/.*(o_proj|down_proj)/b$", P(None, None, "fsdp")),

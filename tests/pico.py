@@ -30,6 +30,8 @@ OLMO3 = {**SIZES, "model_type": "olmo3", "rope_theta": 500_000.0, "sliding_windo
          "pad_token_id": None, "num_hidden_layers": 5}
 SMOLLM3 = {**SIZES, "model_type": "smollm3", "rope_theta": 5e6, "no_rope_layer_interval": 2,
            "pad_token_id": None}
+QWEN3_MOE = {**SIZES, "model_type": "qwen3_moe", "rope_theta": 1e6, "rms_norm_eps": 1e-6,
+             "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 16}
 CONFIGS = {
     "llama3": {**SIZES, "model_type": "llama", "rope_scaling": LLAMA3_ROPE},
     "llama3_tied": {**SIZES, "model_type": "llama", "rope_scaling": LLAMA3_ROPE,
@@ -46,6 +48,9 @@ CONFIGS = {
     "qwen3": {**SIZES, "model_type": "qwen3", "rope_theta": 1e6, "rms_norm_eps": 1e-6},
     "qwen3_tied": {**SIZES, "model_type": "qwen3", "rope_theta": 1e6, "rms_norm_eps": 1e-6,
                    "tie_word_embeddings": True},
+    "qwen3_moe": {**QWEN3_MOE, "norm_topk_prob": True},
+    "qwen3_moe_unnormed": {**QWEN3_MOE, "num_experts_per_tok": 2,
+                           "attention_bias": True, "tie_word_embeddings": True},
     "gemma2": {**GEMMA, "model_type": "gemma2", "num_hidden_layers": 3,
                "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
     "gemma3": GEMMA3,
@@ -85,7 +90,7 @@ def hf_model(name, seed=0):
   random = torch.Generator().manual_seed(seed)
   with torch.no_grad():
     for parameter_name, w in model.named_parameters():
-      if w.ndim == 2:
+      if w.ndim > 1:
         w.copy_(0.2 * torch.randn(w.shape, generator=random))
         continue
       # 0.1 to 0.6 to either side of what it would be if it did nothing.
@@ -94,6 +99,22 @@ def hf_model(name, seed=0):
       is_scale = parameter_name.endswith("norm.weight") and "gemma" not in config.model_type
       w.copy_(away * sign + is_scale)
   return model
+
+
+def per_expert(named):
+  """{tensor name: array} as files have them, of what transformers 5 fuses in memory."""
+  out = {}
+  for name, x in named.items():
+    experts, _, fused = name.rpartition(".experts.")
+    if not experts:
+      out[name] = x
+      continue
+    parts = fused.removesuffix("_proj").split("_")
+    rows = x.shape[1] // len(parts)
+    for e in range(len(x)):
+      for i, part in enumerate(parts):
+        out[f"{experts}.experts.{e}.{part}_proj.weight"] = x[e, i * rows:(i + 1) * rows]
+  return out
 
 
 def save(model, directory, dtype=torch.float32, max_shard_size="50GB", with_tokenizer=False):

@@ -10,6 +10,8 @@ import functools
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
+from tests import pico
+
 
 def _pair(common, base, instruct):
   return ({**copy.deepcopy(common), **base}, {**copy.deepcopy(common), **instruct})
@@ -195,7 +197,8 @@ PARAMETERS = {
 LORA = {
     "llama-3.2-1b": 704_512, "llama-3.2-3b": 1_519_616, "llama-3.1-8b": 2_621_440,
     "qwen3-0.6b": 630_784, "qwen3-4b": 2_064_384, "qwen3-8b": 2_727_936,
-    "qwen3-14b": 4_014_080, "qwen2.5-32b": 8_388_608, "yi-6b": 2_269_184,
+    "qwen3-14b": 4_014_080, "qwen3-30b-a3b": 52_740_096,
+    "qwen2.5-32b": 8_388_608, "yi-6b": 2_269_184,
     "yi-coder-9b": 3_403_776, "falcon3-3b": 1_261_568, "falcon3-10b": 3_952_640,
     "gemma-3-4b": 1_862_656, "gemma-3-12b": 4_091_904, "gemma-3-27b": 7_094_784,
 }
@@ -207,7 +210,7 @@ def on_meta(hf):
   fields = dict(hf)
   with torch.device("meta"):
     model = auto.from_config(AutoConfig.for_model(fields.pop("model_type"), **fields))
-  return {n: tuple(p.shape) for n, p in model.named_parameters()}
+  return {n: tuple(p.shape) for n, p in pico.per_expert(dict(model.named_parameters())).items()}
 
 
 @functools.cache

@@ -74,7 +74,8 @@ def copy(made, tmp_path):
 @pytest.mark.parametrize("name", pico.CONFIGS)
 def test_leaves_are_the_tensors_transformers_has(made, name):
   model, params = checkpoint.load_model(made(name), mesh=mesh_of("2x2x2"))
-  state = {n: p.detach().numpy() for n, p in pico.hf_model(name).named_parameters()}
+  state = pico.per_expert(
+      {n: p.detach().numpy() for n, p in pico.hf_model(name).named_parameters()})
   want = tree.names(port.load(state.__getitem__, models.abstract_params(model)))
   got = tree.names(params)
   assert got.keys() == want.keys()
@@ -725,7 +726,7 @@ def test_an_adapter_of_another_kind_is_refused(adapter, field, value, match):
 
 ADAPTERS = {
     "some layers": (lambda n, x: (n, x) if ".0.mlp.up_proj" not in n else None,
-                    "up_proj/a: in layers 1, 2 of 3"),
+                    "up_proj/a: lacks 1 of 3 tensors, first that of layer 0"),
     "several ranks": (lambda n, x: (n, x[:2] if ".0.mlp.up_proj.lora_A" in n else x),
                       r"up_proj/a: layers differ in shape, \(2, 32\) and \(4, 32\)"),
     "one factor": (lambda n, x: (n, x) if "up_proj.lora_B" not in n else None,
@@ -797,7 +798,7 @@ def test_a_dense_delta_lacks_no_layer(made, tmp_path):
   tensors = load_file(file)
   del tensors["model.layers.1.self_attn.q_proj.bias"]
   save_file(tensors, file)
-  with pytest.raises(InputError, match=r"q_proj/bias: in layers 0, 2 of 3"):
+  with pytest.raises(InputError, match=r"q_proj/bias: lacks 1 of 3 tensors, first that of layer 1"):
     checkpoint.load_delta(tmp_path / "delta")
 
 

@@ -155,7 +155,7 @@ def test_a_window_counts_the_query_itself():
 def both(name, dtype=torch.float32):
   hf = pico.hf_model(name)
   model = models.from_config(hf.config.to_dict(), dtype=jnp.float32, combine=delta.combine)
-  named = {n: p.detach().numpy() for n, p in hf.named_parameters()}
+  named = pico.per_expert({n: p.detach().numpy() for n, p in hf.named_parameters()})
   return hf, model, port.load(named.__getitem__, models.abstract_params(model))
 
 
@@ -163,7 +163,8 @@ def both(name, dtype=torch.float32):
 BF16, BESIDE_THEIRS = 0.025, 1.25
 
 
-@pytest.mark.parametrize("name", pico.CONFIGS)
+# For experts see test_moe.py: rounding swaps two of them for a token that scores both alike.
+@pytest.mark.parametrize("name", [n for n in pico.CONFIGS if "moe" not in n])
 def test_bfloat16_is_as_near_to_float32_as_that_of_transformers(name):
   """Distances between logits, as a part of their own norm."""
   hf, model, params = both(name)

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from shadowft_jax.models import attention
+from shadowft_jax.models import attention, moe
 from shadowft_jax.models.layers import (
     ACTIVATIONS, Embed, Head, Linear, RMSNorm, Rope, apply_rope, rope_angles, softcap)
 
@@ -46,6 +46,10 @@ class DecoderConfig:
   mlp_bias: bool = False          # Llama and SmolLM3 with mlp_bias
   qk_norm: str | None = None      # of each "head" (Qwen3, Gemma 3), or of the "whole" (OLMo 2)
   fused_gate_up: bool = False     # GLM-4
+  num_experts: int = 0            # Qwen3-MoE: in the place of the MLP
+  num_experts_per_tok: int = 0
+  moe_intermediate_size: int = 0
+  norm_topk_prob: bool = False
   hidden_act: str = "silu"
   # The norms before and after attention, before and after the MLP.
   norms: tuple[str | None, ...] = ("input_layernorm", None, "post_attention_layernorm", None)
@@ -136,7 +140,8 @@ class Block(nn.Module):
     x_BTD = nn.with_logical_constraint(x_BTD, ("batch", None, None))
     h_BTD = Attention(cfg, self.backend, name="self_attn")(before_attn(x_BTD), rows)
     x_BTD += after_attn(h_BTD)
-    return x_BTD + after_mlp(MLP(cfg, name="mlp")(before_mlp(x_BTD))), None
+    mlp = (moe.MoE if cfg.num_experts else MLP)(cfg, name="mlp")
+    return x_BTD + after_mlp(mlp(before_mlp(x_BTD))), None
 
 
 def by_layer(cfg):

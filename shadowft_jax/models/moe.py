@@ -1,0 +1,189 @@
+"""The mixture of experts in the place of an MLP: Qwen3-MoE.
+
+Each token goes to the k of E experts that its router scores highest.  The M = B T k pairs of a
+token and an expert are sorted by expert; each projection is then one `grouped_matmul`.
+
+Source: modeling_qwen3_moe.py of transformers 5.23.
+"""
+
+import functools
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from shadowft_jax.models.layers import ACTIVATIONS, Linear
+
+@jax.custom_vjp
+def grouped_matmul(x_MD, w_EDF, size_E):
+  """Rows times their expert's matrix, [M, F]: the first size_E[0] rows are of expert 0, and so on.
+
+  TPUs have an instruction for this.  Elsewhere XLA would multiply every row by every matrix,
+  so that blocks of rows are multiplied in turn.
+  """
+  return jax.lax.platform_dependent(x_MD, w_EDF, size_E, tpu=ragged, default=by_block)
+
+
+def _forward(x_MD, w_EDF, size_E):
+  return grouped_matmul(x_MD, w_EDF, size_E), (x_MD, w_EDF, size_E)
+
+
+def _backward(saved, g_MF):
+  x_MD, w_EDF, size_E = saved
+  x_grad = jax.lax.platform_dependent(
+      g_MF, w_EDF, size_E, tpu=functools.partial(ragged, axis=2),
+      default=functools.partial(by_block, axis=2))
+  # Where a kernel is frozen, its gradient is unused and the compiler removes it.
+  w_grad = jax.lax.platform_dependent(
+      x_MD, g_MF, size_E, tpu=outer_ragged, default=outer_by_block)
+  return x_grad, w_grad.astype(w_EDF.dtype), None
+
+
+grouped_matmul.defvjp(_forward, _backward)
+
+
+def ragged(x_MD, w_EDF, size_E, axis=1):
+  """Each row times its expert's matrix, summed over that `axis` of w_EDF."""
+  dims = jax.lax.RaggedDotDimensionNumbers((((1,), (axis,)), ((), ())), (0,), (0,))
+  return jax.lax.ragged_dot_general(x_MD, w_EDF, size_E, dims)
+
+
+def outer_ragged(x_MD, g_MF, size_E):
+  """float32 [E, D, F]: the sum of x_D g_F over each expert's rows."""
+  dims = jax.lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), (0,), ())
+  return jax.lax.ragged_dot_general(x_MD, g_MF, size_E, dims, preferred_element_type=jnp.float32)
+
+
+def _blocks(M, size_E):
+  """(C, (expert, its first row, the end of the expert's rows)) of blocks of up to C rows.
+
+  There are as many as any `size_E` may need; those that it does not need begin at row M.
+  """
+  E = len(size_E)
+  C = min(max(16, 2 ** (M // E).bit_length() // 4), 512)     # half the rows of one expert
+  count_E = -(-size_E // C)
+  end_E, last_E = jnp.cumsum(size_E), jnp.cumsum(count_E)
+  block = jnp.arange(min(M, M // C + E), dtype=jnp.int32)
+  expert = jnp.minimum(jnp.searchsorted(last_E, block, side="right", method="compare_all"), E - 1)
+  first = (end_E - size_E)[expert] + C * (block - (last_E - count_E)[expert])
+  return C, (expert, jnp.where(block < last_E[-1], first, M), end_E[expert])
+
+
+def by_block(x_MD, w_EDF, size_E, axis=1):
+  """`ragged`, a block of one expert's rows at a time."""
+  M = len(x_MD)
+  C, blocks = _blocks(M, size_E)
+  x_MD = jnp.pad(x_MD, ((0, C), (0, 0)))
+  def one(y_MF, block):
+    expert, first, _ = block
+    x_CD = jax.lax.dynamic_slice_in_dim(x_MD, first, C)
+    y_CF = jax.lax.dot_general(x_CD, w_EDF[expert], (((1,), (axis - 1,)), ((), ())))
+    # Rows beyond the expert's own are overwritten by the block that follows, where they begin.
+    return jax.lax.dynamic_update_slice_in_dim(y_MF, y_CF, first, 0), None
+  start = jnp.zeros((M + C, w_EDF.shape[3 - axis]), x_MD.dtype)
+  return jax.lax.scan(one, start, blocks)[0][:M]
+
+
+def outer_by_block(x_MD, g_MF, size_E):
+  """`outer_ragged`, a block of one expert's rows at a time."""
+  C, blocks = _blocks(len(x_MD), size_E)
+  x_MD, g_MF = (jnp.pad(x, ((0, C), (0, 0))) for x in (x_MD, g_MF))
+  def one(w_EDF, block):
+    expert, first, end = block
+    x_CD, g_CF = (jax.lax.dynamic_slice_in_dim(x, first, C) for x in (x_MD, g_MF))
+    own_C1 = (first + jnp.arange(C) < end)[:, None]
+    w_DF = jax.lax.dynamic_index_in_dim(w_EDF, expert, keepdims=False)
+    w_DF += jnp.einsum("CD,CF->DF", jnp.where(own_C1, x_CD, 0), g_CF,
+                       preferred_element_type=jnp.float32)
+    return jax.lax.dynamic_update_index_in_dim(w_EDF, w_DF, expert, 0), None
+  start = jnp.zeros((len(size_E), x_MD.shape[1], g_MF.shape[1]), jnp.float32)
+  return jax.lax.scan(one, start, blocks)[0]
+
+
+class Kernels(nn.Module):
+  """One projection of all experts: its kernel [E, D, F] and an adapter's factors, if any.
+
+  It hands them out and multiplies nothing.
+  """
+  shape: tuple[int, int, int]
+
+  @nn.compact
+  def __call__(self):
+    kernels = [self.param("kernel", nn.initializers.normal(0.02), self.shape)]
+    if self.has_variable("lora", "a"):
+      kernels += [self.get_variable("lora", "a"), self.get_variable("lora", "b")]
+    return kernels
+
+
+class Experts(nn.Module):
+  """{projection: its `Kernels`}."""
+  cfg: Any
+
+  @nn.compact
+  def __call__(self):
+    cfg = self.cfg
+    E, D, F = cfg.num_experts, cfg.hidden_size, cfg.moe_intermediate_size
+    return {n: Kernels(shape, name=n)() for n, shape in (
+        ("gate_proj", (E, D, F)), ("up_proj", (E, D, F)), ("down_proj", (E, F, D)))}
+
+
+def _project(x_MD, kernels, size_E):
+  """x W + x A B, as `layers.Linear`, each row with its expert's."""
+  kernel_EDF, *factors = (k.astype(x_MD.dtype) for k in kernels)
+  y_MF = grouped_matmul(x_MD, kernel_EDF, size_E)
+  if factors:
+    a_EDR, b_ERF = factors
+    y_MF += grouped_matmul(grouped_matmul(x_MD, a_EDR, size_E), b_ERF, size_E)
+  return y_MF
+
+
+def mixture(x_BTD, weight_BTk, expert_BTk, kernels, *, act):
+  """The sum of what each token's experts make of it, times their weights, [B, T, D].
+
+  Args:
+    weight_BTk: float32.
+    expert_BTk: int32, the experts of each token.
+    kernels: of `Experts`.
+    act: between the projections.
+  """
+  B, T, k = expert_BTk.shape
+  expert_M = expert_BTk.reshape(-1)
+  order_M = jnp.argsort(expert_M)
+  size_E = jnp.bincount(expert_M, length=len(kernels["gate_proj"][0]))
+  x_MD = x_BTD.reshape(B * T, -1)[order_M // k]
+  gate_MF, up_MF = (_project(x_MD, kernels[n], size_E) for n in ("gate_proj", "up_proj"))
+  y_MD = _project(act(gate_MF) * up_MF, kernels["down_proj"], size_E)
+  y_BTkD = y_MD[jnp.argsort(order_M)].reshape(B, T, k, -1)
+  return jnp.sum(y_BTkD * weight_BTk[..., None], axis=2).astype(x_BTD.dtype)
+
+
+def on_own_rows(fn, *arrays_BTx, kernels):
+  """fn(*arrays_BTx, kernels), where each device sees its own rows of the batch alone.
+
+  To sort the tokens of all devices would gather them; kernels are gathered instead.
+  """
+  mesh, axes = jax.sharding.get_abstract_mesh(), nn.logical_to_mesh_axes(("batch",))[0]
+  axes = tuple(a for a in axes or () if a in mesh.shape)
+  ways = math.prod(mesh.shape[a] for a in axes)
+  if ways > 1 and len(arrays_BTx[0]) % ways == 0:
+    rows = P(axes)
+    fn = jax.shard_map(fn, in_specs=(*(rows for _ in arrays_BTx), P()), out_specs=rows,
+                       axis_names=set(axes), check_vma=False)
+  return fn(*arrays_BTx, kernels)
+
+
+class MoE(nn.Module):
+  cfg: Any
+
+  @nn.compact
+  def __call__(self, x_BTD):
+    cfg = self.cfg
+    score_BTE = jax.nn.softmax(Linear(cfg.num_experts, name="gate")(x_BTD.astype(jnp.float32)))
+    weight_BTk, expert_BTk = jax.lax.top_k(score_BTE, cfg.num_experts_per_tok)
+    if cfg.norm_topk_prob:
+      weight_BTk /= jnp.sum(weight_BTk, axis=-1, keepdims=True)
+    act = functools.partial(mixture, act=ACTIVATIONS[cfg.hidden_act])
+    return on_own_rows(act, x_BTD, weight_BTk, expert_BTk, kernels=Experts(cfg, name="experts")())
