@@ -5,7 +5,6 @@ import os
 import sys
 import time
 
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from shadowft_jax.errors import InputError, listing
@@ -84,6 +83,8 @@ class Log:
   def __init__(self, workdir, step, steps):
     _rewrite(workdir, [r for r in read_metrics(workdir) if step and r["step"] <= step])
     self._file = open(workdir / "metrics.jsonl", "a")
+    # Here, since it imports torch where that is installed, for which a graft need not wait.
+    from tensorboardX import SummaryWriter
     self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
     self._bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True,
                      disable=None)

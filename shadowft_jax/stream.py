@@ -41,8 +41,7 @@ class Chunk(NamedTuple):
 class Outcome(NamedTuple):
   """What a graft did."""
   left_out: list         # files of the Instruct's folder that were not copied
-  moved: int             # elements whose delta is not 0
-  lost: int              # of these, elements that the stored dtype rounded back to what they were
+  changed: int           # numbers that are others than before, as they are stored
 
 
 def chunks(plan):
@@ -93,29 +92,30 @@ SCRATCH = _Scratch()
 
 @jax.jit
 def _graft(w, parts, weights):
-  """(W_I + the weighted deltas, whether it is finite, elements moved, elements lost)."""
+  """(W_I + the weighted deltas, whether it is finite)."""
   d = sum(delta_stream.dense(part, weight) for part, weight in zip(parts, weights, strict=True))
   shadow = delta.add(w, d)
-  return (shadow, jnp.isfinite(shadow).all(), jnp.count_nonzero(d),
-          jnp.count_nonzero((d != 0) & (shadow == w)))
+  return shadow, jnp.isfinite(shadow).all()
 
 
 def _compute(chunk):
-  """(the bytes of a chunk, elements moved, elements lost); good until the thread's next."""
+  """(the bytes of a chunk, how many numbers changed); good until the thread's next."""
   SCRATCH.used = 0
   target = chunk.target
   if target is None:
     out = SCRATCH.take()[:chunk.nbytes]
     with open(chunk.path, "rb", buffering=0) as file:
       safetensors_file.read_at(file, out, chunk.offset)
-    return out, 0, 0
+    return out, 0
   first, stop = chunk.first, chunk.stop
   w = delta_stream.elements(target.tensor, first, stop, SCRATCH.take())
   parts = [p.read(first, stop, SCRATCH.take) for p in target.parts]
-  shadow, is_finite, moved, lost = _graft(w, parts, target.weights)
+  shadow, is_finite = _graft(w, parts, target.weights)
   if not is_finite:
     _blame(target)
-  return np.asarray(shadow)[:stop - first].view(np.uint8), int(moved), int(lost)
+  shadow = np.asarray(shadow)[:stop - first]
+  changed = safetensors_file.bits(shadow) != safetensors_file.bits(w[:stop - first])
+  return shadow.view(np.uint8), np.count_nonzero(changed)
 
 
 def _blame(target):
@@ -132,10 +132,17 @@ def _blame(target):
 
 
 def _write(fresh, is_checked, chunk):
-  """Writes a chunk; (its checksum, elements moved, elements lost)."""
-  data, moved, lost = _compute(chunk)
+  """Writes a chunk; (its checksum, how many numbers changed)."""
+  data, changed = _compute(chunk)
   safetensors_file.write_at(fresh / chunk.path.name, chunk.offset, data)
-  return zlib.crc32(data) if is_checked else 0, moved, lost
+  return zlib.crc32(data) if is_checked else 0, changed
+
+
+def _forget(fresh):
+  """Lets go of the cached pages, so that what is read back comes from the disk."""
+  for path in fresh.glob("*.safetensors") if hasattr(os, "posix_fadvise") else ():
+    with open(path, "rb") as file:
+      os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _read_back(fresh, out, chunk, checksum):
@@ -211,28 +218,30 @@ def run(plan, out, *, card=None, made=None, overwrite=False, verify=True):
       with open(fresh / path.name, "wb") as file:
         file.truncate(os.path.getsize(path))
     work = list(chunks(plan))
-    sums, moved, lost = zip(*pool.map(functools.partial(_write, fresh, verify), work), strict=True)
+    sums, changed = zip(*pool.map(functools.partial(_write, fresh, verify), work), strict=True)
     inputs = _inputs(plan, left_out) if verify else {}
     syncing = pool.submit(folder.sync, fresh)        # while the inputs are hashed
     record = {**report.provenance(inputs, seed=None), **(made or {})}
     syncing.result()
     if verify:
+      _forget(fresh)
       list(pool.map(functools.partial(_read_back, fresh, out), work, sums))
       made_of = report.provenance({"output": [fresh]}, seed=None)["sha256"]["output"]
       record["sha256"]["output"] = {pathlib.Path(p).name: x for p, x in made_of.items()}
     (fresh / "provenance.json").write_text(json.dumps(record, indent=2) + "\n")
-  return Outcome(left_out, sum(moved), sum(lost))
+  return Outcome(left_out, sum(changed))
 
 
 def lines(plan, outcome):
   """What was done, for a terminal."""
   if outcome.left_out:
     yield f"not copied from {plan.instruct.directory}: {', '.join(outcome.left_out)}"
-  if not outcome.moved:
-    yield "warning: every delta is 0 throughout; the result is the Instruct, byte for byte"
+  total = sum(t.count for t in plan.targets)
+  if outcome.changed:
+    yield (f"{outcome.changed / total:.1%} of {total} numbers changed; for the others the delta is "
+           "0, or less than the stored dtype can tell")
   else:
-    yield (f"{outcome.moved} numbers have a delta; {outcome.lost / outcome.moved:.1%} of them are "
-           "what they were, since the stored dtype rounds so small a change away")
+    yield "warning: no number changed; the result is the Instruct, byte for byte"
 
 
 def _inputs(plan, left_out):

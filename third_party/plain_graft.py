@@ -1,4 +1,4 @@
-"""The arithmetic of graft.py in plain lines of torch that hold three models: a benchmark's peer.
+"""The arithmetic of graft.py in plain lines of torch, which hold three models: a benchmark's peer.
 
   python third_party/plain_graft.py BASE TUNED INSTRUCT OUT
 
