@@ -6,7 +6,7 @@ import pathlib
 import re
 from typing import NamedTuple
 
-from shadowft_jax import folder, safetensors_file
+from shadowft_jax import folder, port, safetensors_file
 from shadowft_jax.errors import InputError
 
 # What stands before the same name in checkpoints of one model, by who saved it; the longest
@@ -73,7 +73,7 @@ def tensors_of(directory):
   if any(directory.glob("*.gguf")) and not any(directory.glob("*.safetensors")):
     raise InputError(f"{directory} has only GGUF weights, which are packed for another program "
                      "and mostly quantised; download the original model in safetensors")
-  return safetensors_file.find(directory)
+  return port.unfused(safetensors_file.find(directory))
 
 
 def canonical(directory, names):

@@ -14,7 +14,8 @@ import torch
 import transformers
 
 from shadowft_jax import (
-    checkpoint, delta, generate, graft, lora, models, objectives, port, sharding, train, tree)
+    checkpoint, delta, generate, graft, lora, models, objectives, pair_check, port, sharding, train,
+    tree)
 from shadowft_jax.data import packing
 from shadowft_jax.data.chat import Example
 from shadowft_jax.errors import InputError
@@ -295,7 +296,7 @@ def test_both_forms_of_the_experts_are_read_alike(made):
   apart, fused = (checkpoint.load_model(made[n])[1] for n in ("apart", "fused"))
   for (name, a), b in zip(tree.names(apart).items(), jax.tree.leaves(fused), strict=True):
     np.testing.assert_array_equal(a, b, err_msg=name, strict=True)
-  checkpoint.check_pair(made["apart"], made["fused"])
+  pair_check.raise_errors(pair_check.check(made["apart"], made["fused"]))
   mesh = sharding.make_mesh({"fsdp": 4, "tensor": 2})
   _, placed = checkpoint.load_model(made["fused"], mesh=mesh)
   for a, b in zip(jax.tree.leaves(apart), jax.tree.leaves(placed), strict=True):
