@@ -1,11 +1,10 @@
 """Measures a pair: held-out accuracy by skill and format, the gap ratio, what was required."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lab import questions, text
-from shadowft_jax import generate
+from shadowft_jax import gap, generate
 
 MAX_NEW = 16
 
@@ -39,9 +38,8 @@ def gap_ratio(base, instruct) -> float:
 
   Source: Shadow-FT, arXiv 2505.12716, equation 1.
   """
-  total = lambda weights: sum(float(jnp.sum(jnp.abs(x))) for x in jax.tree.leaves(weights))
-  gap = jax.tree.map(lambda b, i: jnp.asarray(b, jnp.float32) - i, base, instruct)
-  return total(gap) / (total(base) + total(instruct))
+  parts = jax.tree.map(lambda b, i: gap.sums(np.asarray(b), np.asarray(i)), base, instruct)
+  return gap.total(jax.tree.leaves(parts, is_leaf=lambda x: isinstance(x, gap.Sums))).ratio
 
 
 def table(model, pair: dict, tok, examples: list[dict]) -> dict:

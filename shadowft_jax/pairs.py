@@ -136,16 +136,16 @@ PAIRS = {
 }
 
 
-def get(name):
-  """The Pair of that name.
+def get(name, flags="config."):
+  """The Pair of that name; `flags` is what the flags that name a pair begin with.
 
   Raises:
     InputError: there is none; names the nearest.
   """
   if name not in PAIRS:
     close = difflib.get_close_matches(name.lower(), PAIRS, n=1, cutoff=0.0)[0]
-    raise InputError(f"config.pair {name!r} is none of the {len(PAIRS)} known; did you mean "
-                     f"{close}? (any other pair: --config.base=DIR --config.instruct=DIR)")
+    raise InputError(f"{flags}pair {name!r} is none of the {len(PAIRS)} known; did you mean "
+                     f"{close}? (any other pair: --{flags}base=DIR --{flags}instruct=DIR)")
   return PAIRS[name]
 
 

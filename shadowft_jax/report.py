@@ -6,16 +6,23 @@ import importlib.metadata
 import os
 import pathlib
 
+import numpy as np
+
 PACKAGES = ("shadowft_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers",
             "safetensors", "numpy")
 
 
-def plot_loss(records, path):
-  """Draws training and validation loss over the steps of `records` (metrics.jsonl) as PNG."""
-  # Here, since a graft need not wait for it.
+def _pyplot():
+  """matplotlib.pyplot for files alone; imported late, since a graft need not wait for it."""
   import matplotlib
   matplotlib.use("Agg")
   import matplotlib.pyplot as plt
+  return plt
+
+
+def plot_loss(records, path):
+  """Draws training and validation loss over the steps of `records` (metrics.jsonl) as PNG."""
+  plt = _pyplot()
   figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
   for key, label, style in (("loss", "training", "-"), ("valid_loss", "validation", "o--"),
                             ("shadow_valid_loss", "validation, grafted Instruct", "*")):
@@ -77,3 +84,37 @@ def provenance(inputs, *, seed):
     except importlib.metadata.PackageNotFoundError:
       versions[package] = "not installed as a package"
   return {"sha256": files, "versions": versions, "seed": seed}
+
+
+def plot_gap(cells, layers, readings, title, path):
+  """Draws the gap ratio of a pair as PNG: by layer and module type, and by layer.
+
+  Args:
+    cells: {(module type, layer): ratio}.
+    layers: {layer: ratio}.
+    readings: {name: ratio} of the whole pair; level lines.
+  """
+  plt = _pyplot()
+  modules, numbers = list(dict.fromkeys(m for m, _ in cells)), list(layers)
+  grid = np.array([[cells.get((m, n), np.nan) for n in numbers] for m in modules])
+  figure, (above, below) = plt.subplots(
+      2, sharex=True, layout="constrained", height_ratios=(len(modules), 7),
+      figsize=(max(8, min(14, 3 + 0.2 * len(numbers))), 3.9 + 0.33 * len(modules)))
+  edges = np.append(np.array(numbers) - 0.5, numbers[-1] + 0.5)
+  image = above.pcolormesh(edges, np.arange(len(modules) + 1) - 0.5, grid, cmap="viridis", vmin=0)
+  above.set_yticks(range(len(modules)), modules)
+  above.invert_yaxis()
+  above.set(ylabel="module type")
+  figure.suptitle(title, wrap=True)
+  figure.colorbar(image, ax=above, label="gap ratio $\\sigma$ (0: equal)")
+  below.plot(numbers, list(layers.values()), "o-", markersize=4, label="all tensors of a layer")
+  for (name, value), style in zip(readings.items(), ("--", ":", "-."), strict=True):
+    below.axhline(value, linestyle=style, color="gray",
+                  label=f"{name.replace('_', ' ')}: {value:.4f}")
+  below.set(xlabel="layer", ylabel="gap ratio $\\sigma$", ylim=(0, None))
+  below.xaxis.get_major_locator().set_params(integer=True)
+  below.grid(alpha=0.3)
+  figure.align_ylabels()
+  figure.legend(loc="outside lower center", ncols=2)
+  figure.savefig(path, dpi=150)
+  plt.close(figure)

@@ -14,10 +14,10 @@ LAYERS = (
     {"tree", "models", "attention", "layers"},
     {"port", "sharding", "lora", "delta", "objectives", "loss", "optim", "presets"},
     {"folder", "safetensors_file", "delta_file", "delta_stream", "checkpoint", "stream",
-     "graft_plan", "pairs", "pair_folder", "pair_check", "resume", "log", "report", "data",
+     "graft_plan", "gap", "pairs", "pair_folder", "pair_check", "resume", "log", "report", "data",
      "generate"},
     {"command"},
-    {"graft", "select"},
+    {"graft", "select", "similarity"},
     {"train"},
 )
 HEIGHT = {name: i for i, layer in enumerate(LAYERS) for name in layer}
@@ -29,7 +29,7 @@ ONLY = {
     "transformers": {"data"},
     "ml_collections": {"command", "presets"},
     "matplotlib": {"report"},
-    "absl": {"command", "graft", "select", "train"},
+    "absl": {"command", "graft", "select", "similarity", "train"},
     "torch": set(), "peft": set(), "lab": set(), "tests": set(), "configs": set(),
 }
 BUDGET = 300

@@ -1,0 +1,234 @@
+"""The relative gap ratio of two models, from their folders, a piece of a tensor at a time.
+
+  sigma = sum|W_B - W_I| / (sum|W_B| + sum|W_I|)      from 0 (equal) to 1
+
+Names only, no model is built: any two safetensors checkpoints can be compared.
+Source: Shadow-FT, arXiv 2505.12716, equation 1, of which papers and scripts have three readings.
+"""
+
+import collections
+import concurrent.futures
+import math
+import os
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+from shadowft_jax import pair_check, safetensors_file
+from shadowft_jax.errors import InputError
+
+READINGS = {
+    "mean_over_tensors": "mean over tensors of layers, unweighted (the authors' script)",
+    "mean_over_layers": "mean over layers, each the ratio of its sums",
+    "ratio_of_sums": "ratio of the sums over all shared tensors",
+}
+# registry name -> (sigma, where it is from).
+REFERENCES = {
+    "llama-3.1-8b": (0.016, "the paper"),
+    "qwen3-4b-2507": (0.0562, "the authors' sigma_v2.py, mean over tensors"),
+}
+CLOSE = 1e-5      # |difference| of an element that counts as unchanged, as in the authors' script
+LAYER = r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\."
+# The first that a name matches; "w1" to "w3" as Llama's and InternLM2's own code names them.
+MODULES = {
+    "vision": pair_check.VISION,
+    "attention q": r"\bq_proj\b",
+    "attention k": r"\bk_proj\b",
+    "attention v": r"\bv_proj\b",
+    "attention qkv": r"\b(qkv_proj|wqkv|W_pack|query_key_value|c_attn)\b",
+    "attention o": r"\b(o_proj|wo)\b",
+    "mlp gate": r"\b(gate_proj|w1)\b",
+    "mlp up": r"\b(up_proj|w3)\b",
+    "mlp gate and up": r"\bgate_up_proj\b",
+    "mlp down": r"\b(down_proj|w2)\b",
+    "norms": r"norm|\bln_",
+    "embedding": f"^({pair_check.TABLES})$",
+    "head": f"^({pair_check.HEADS})$",
+    "other": r"",
+}
+PIECE = 1 << 24                             # elements that a thread takes at once
+STEP = 1 << 15                              # elements added up at once: they stay in the cache
+
+
+class Sums(NamedTuple):
+  """What eq. 1 is made of, over some elements."""
+  base: float         # sum|W_B|
+  instruct: float     # sum|W_I|
+  diff: float         # sum|W_B - W_I|
+  close: int          # elements with |W_B - W_I| < CLOSE
+  size: int           # elements
+
+  @property
+  def ratio(self):
+    """Equation 1; 0 where both are zero everywhere, and so equal."""
+    total = self.base + self.instruct
+    return self.diff / total if total else 0.0
+
+  @property
+  def unchanged(self):
+    """The share of elements that are closer than CLOSE."""
+    return self.close / self.size if self.size else 1.0
+
+
+class Row(NamedTuple):
+  """One tensor that both models have."""
+  name: str           # without the prefix that wrapped models put before it
+  layer: int | None
+  module: str         # of MODULES
+  shape: tuple[int, ...]
+  sums: Sums
+
+
+def sums(base, instruct):
+  """Sums of two arrays of one shape: differences in float32, added up in float64."""
+  with np.errstate(invalid="ignore", over="ignore"):       # NaN and Inf are told by name
+    b, i = (x.astype(np.float32, copy=False) for x in (base, instruct))
+    diff = np.abs(b - i)
+    close = int(np.count_nonzero(diff < CLOSE))
+    totals = (float(np.sum(x, dtype=np.float64)) for x in (np.abs(b), np.abs(i), diff))
+    return Sums(*totals, close, diff.size)
+
+
+def total(parts):
+  """The Sums of all parts together."""
+  return Sums(*(sum(column) for column in zip(Sums(0.0, 0.0, 0.0, 0, 0), *parts, strict=True)))
+
+
+def comparable(base, instruct):
+  """Which tensors two models share.
+
+  Args:
+    base: pair_folder.Side.
+    instruct: another.
+
+  Returns:
+    (sorted names, {name of any other tensor: why it is left out}).
+  """
+  left_out = {}
+  for name in sorted({**base.tensors, **instruct.tensors}):
+    b, i = (side.tensors.get(name) for side in (base, instruct))
+    odd = {t.dtype for t in (b, i) if t} - safetensors_file.WEIGHTS.keys()
+    if not (b and i):
+      left_out[name] = f"only the {'Base' if b else 'Instruct'} has it"
+    elif b.shape != i.shape:
+      left_out[name] = f"shapes {list(b.shape)} and {list(i.shape)}"
+    elif odd:
+      left_out[name] = f"stored as {' and '.join(sorted(odd))}, no bfloat16, float16 or float32"
+    elif re.fullmatch(pair_check.HARMLESS, name):
+      left_out[name] = "a buffer, no weight"
+    elif base.tied and instruct.tied and re.fullmatch(pair_check.HEADS, name):
+      left_out[name] = "the head is the embedding (tied), which is compared"
+  return [n for n in sorted(base.tensors) if n not in left_out], left_out
+
+
+def compare(base, instruct, progress=lambda elements: None):
+  """Measures every shared tensor, on all cores, in memory that does not grow with the models.
+
+  Args:
+    base: pair_folder.Side.
+    instruct: another.
+    progress: called with the number of elements that were done since the last call.
+
+  Returns:
+    ([Row] sorted by layer and name, {name: why it is left out}).
+
+  Raises:
+    InputError: the models share no tensor, or a tensor holds NaN or Inf.
+  """
+  names, left_out = comparable(base, instruct)
+  if not names:
+    raise InputError(f"{base.directory} and {instruct.directory} share no tensor of one name and "
+                     "shape; a gap ratio needs two models of one architecture")
+  tasks = [(name, *pair) for name in names for pair in zip(
+      _pieces(base.tensors[name]), _pieces(instruct.tensors[name]), strict=True)]
+  parts = {name: [] for name in names}
+  with concurrent.futures.ThreadPoolExecutor(_cores()) as pool:
+    for (name, *_), part in zip(tasks, pool.map(_measure, tasks), strict=True):
+      parts[name].append(part)
+      progress(part.size)
+  rows = [Row(name, layer_of(name), module_of(name), base.tensors[name].shape, total(parts[name]))
+          for name in names]
+  return sorted(rows, key=lambda r: (r.layer is None, r.layer, r.name)), left_out
+
+
+def _cores():
+  """How many this process may use, which can be fewer than there are."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _pieces(tensor):
+  """A tensor as flat ones of at most PIECE elements."""
+  size, width = math.prod(tensor.shape), safetensors_file.ITEMSIZE[tensor.dtype]
+  for start in range(0, size, PIECE):
+    count = min(PIECE, size - start)
+    yield tensor._replace(shape=(count,), offset=tensor.offset + start * width,
+                          nbytes=count * width)
+
+
+def _chunks(flat):
+  """Yields the elements of a flat tensor, STEP at a time, whatever the dtype.
+
+  A chunk is good until the next one; see safetensors_file.rows.
+  """
+  whole, rest = divmod(flat.shape[0], STEP)
+  tail = flat.offset + whole * STEP * safetensors_file.ITEMSIZE[flat.dtype]
+  for part in (flat._replace(shape=(whole, STEP)),
+               flat._replace(shape=(min(1, rest), rest), offset=tail)):
+    for _, chunk in safetensors_file.rows(part):
+      yield from chunk
+
+
+def _measure(task):
+  """The Sums of a piece of a tensor."""
+  name, base, instruct = task
+  out = total(sums(b, i) for b, i in zip(_chunks(base), _chunks(instruct), strict=True))
+  for side, value in ((base, out.base), (instruct, out.instruct)):
+    if not math.isfinite(value):
+      raise InputError(f"{side.path}: {name} holds NaN or Inf; expected finite weights: download "
+                       "the file again, or take a checkpoint that did not diverge")
+  if not math.isfinite(out.diff):
+    raise InputError(f"{base.path} and {instruct.path}: {name} differs by more than float32 "
+                     "holds; expected weights of two related models")
+  return out
+
+
+def layer_of(name):
+  """The number of the language model's layer that a tensor is of, or None."""
+  found = None if re.search(pair_check.VISION, name) else re.search(LAYER, name)
+  return int(found[1]) if found else None
+
+
+def module_of(name):
+  """The key of MODULES that a tensor is of."""
+  return next(module for module, pattern in MODULES.items() if re.search(pattern, name))
+
+
+def by_module(rows):
+  """{module: its rows}, in the order of MODULES."""
+  return {m: found for m in MODULES if (found := [r for r in rows if r.module == m])}
+
+
+def by_layer(rows):
+  """{layer: its rows}; what is in no layer is left out."""
+  out = collections.defaultdict(list)
+  for row in rows:
+    if row.layer is not None:
+      out[row.layer].append(row)
+  return dict(sorted(out.items()))
+
+
+def ratio(rows):
+  """Equation 1 over all elements of the rows."""
+  return total(r.sums for r in rows).ratio
+
+
+def readings(rows):
+  """{key of READINGS: sigma}; a mean is None where no tensor is in a layer."""
+  layers = by_layer(rows)
+  mean = lambda values: math.fsum(values) / len(values) if values else None
+  return {
+      "mean_over_tensors": mean([r.sums.ratio for part in layers.values() for r in part]),
+      "mean_over_layers": mean([ratio(part) for part in layers.values()]),
+      "ratio_of_sums": ratio(rows),
+  }

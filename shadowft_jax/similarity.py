@@ -1,0 +1,216 @@
+"""How far an Instruct model is from its Base: the pair check, then the paper's gap ratio.
+
+  python -m shadowft_jax.similarity --base DIR --instruct DIR [--out DIR]
+  python -m shadowft_jax.similarity --pair qwen3-8b --check_only
+  python -m shadowft_jax.similarity --candidates DIR --candidates DIR --instruct DIR
+
+DIR may be an id of the hub.  --candidates ranks the Bases that an Instruct may have been made from,
+nearest first.
+"""
+
+import collections
+import contextlib
+import csv
+import hashlib
+import math
+import re
+
+from absl import flags
+from tqdm import tqdm
+
+from shadowft_jax import command, folder, gap, pair_check, pair_folder, pairs, report
+from shadowft_jax.errors import InputError
+from shadowft_jax.log import say, write_json
+
+
+def check(base_dir, instruct_dir):
+  """Prints the report of the pair check and returns its findings.
+
+  Raises:
+    InputError: one of them is an error.
+  """
+  findings = pair_check.check(base_dir, instruct_dir)
+  print(pair_check.report(findings), flush=True)
+  if count := sum(f.level == "error" for f in findings):
+    raise InputError(f"{base_dir} and {instruct_dir} are no pair: {count} error"
+                     f"{'s' * (count > 1)} in the pair check above, which say what to do")
+  return findings
+
+
+def measure(base, instruct):
+  """gap.compare of two pair_folder.Side, with a bar on a terminal."""
+  names, _ = gap.comparable(base, instruct)
+  size = sum(math.prod(base.tensors[n].shape) for n in names)
+  with tqdm(total=size, unit="el", unit_scale=True, leave=False, disable=None) as bar:
+    return gap.compare(base, instruct, progress=bar.update)
+
+
+def table(rows):
+  """The ratio of each module type, as text for a terminal."""
+  lines = [("module", "tensors", "parameters", "gap ratio", "unchanged")]
+  for module, part in {**gap.by_module(rows), "all": rows}.items():
+    sums = gap.total(r.sums for r in part)
+    lines.append((module, f"{len(part):,}", f"{sums.size:,}", f"{sums.ratio:.6f}",
+                  f"{sums.unchanged:.2%}"))
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  return "\n".join("  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(
+      zip(line, widths, strict=True))) for line in lines)
+
+
+def summary(rows, left_out, pair=None):
+  """What is printed: the table, what was left out, the three readings, the known value."""
+  lines = [table(rows), f"unchanged: |difference| < {gap.CLOSE:g}"]
+  alike = collections.Counter((re.sub(r"\.\d+\.", ".*.", n), why) for n, why in left_out.items())
+  for (name, why), count in sorted(alike.items()):
+    lines.append(f"left out: {name}{f' ({count} tensors)' * (count > 1)}: {why}")
+  lines.append("gap ratio, sum|B - I| / (sum|B| + sum|I|):")
+  for key, value in gap.readings(rows).items():
+    number = "no tensor is in a layer" if value is None else f"{value:.6f}"
+    lines.append(f"  {number}  {gap.READINGS[key]}")
+  if pair in gap.REFERENCES:
+    value, source = gap.REFERENCES[pair]
+    lines.append(f"  {value:<8}  known for {pair} ({source})")
+  return "\n".join(lines)
+
+
+def record(base, instruct, rows, left_out, findings, pair=None):
+  """similarity.json: every number, the settings, and what the inputs were."""
+  numbers = lambda sums: {**sums._asdict(), "ratio": sums.ratio, "unchanged": sums.unchanged}
+  of_parts = lambda parts: {k: numbers(gap.total(r.sums for r in v)) for k, v in parts.items()}
+  return {
+      "base": str(base.directory), "instruct": str(instruct.directory), "pair": pair,
+      "settings": {"close": gap.CLOSE, "arithmetic": "|B - I| in float32, sums in float64"},
+      "readings": gap.readings(rows), "reading_is": gap.READINGS,
+      "reference": gap.REFERENCES.get(pair),
+      "modules": of_parts(gap.by_module(rows)), "layers": of_parts(gap.by_layer(rows)),
+      "tensors": [{"name": r.name, "layer": r.layer, "module": r.module, "shape": r.shape,
+                   **numbers(r.sums)} for r in rows],
+      "left_out": left_out, "pair_check": [f._asdict() for f in findings],
+      "header_sha256": {str(p): _header_sha256(p) for side in (base, instruct)
+                        for p in sorted({t.path for t in side.tensors.values()})},
+  }
+
+
+def _header_sha256(path):
+  """Digest of a safetensors file's header: names, shapes and places, not the weights."""
+  with open(path, "rb") as file:
+    length = file.read(8)
+    return hashlib.sha256(length + file.read(int.from_bytes(length, "little"))).hexdigest()
+
+
+def write(out, rows, found, title):
+  """similarity.json, .csv and .png in the folder `out`; `found` is what `record` returns."""
+  write_json(out / "similarity.json", found)
+  with open(out / "similarity.csv", "w", newline="") as file:
+    writer = csv.writer(file)
+    writer.writerow(["name", "layer", "module", "shape", "sum_base", "sum_instruct", "sum_diff",
+                     "ratio", "unchanged"])
+    for row in rows:
+      s = row.sums
+      writer.writerow([row.name, "" if row.layer is None else row.layer, row.module,
+                       "x".join(map(str, row.shape)), s.base, s.instruct, s.diff, s.ratio,
+                       s.unchanged])
+  if not (layers := gap.by_layer(rows)):
+    say("no similarity.png: no tensor is in a layer")
+  else:
+    cells = {(m, layer): gap.ratio(part) for layer, inside in layers.items()
+             for m, part in gap.by_module(inside).items()}
+    report.plot_gap(cells, {n: gap.ratio(part) for n, part in layers.items()},
+                    gap.readings(rows), title, out / "similarity.png")
+
+
+def rank(candidates, instruct_dir):
+  """Prints the candidates by their gap to an Instruct, nearest first; returns the records.
+
+  Raises:
+    InputError: none of them can be compared.
+  """
+  instruct, found, refused = pair_folder.read(instruct_dir), [], {}
+  for candidate in candidates:
+    try:
+      base_dir = pairs.locate(candidate)
+      pair_check.raise_errors(pair_check.check(base_dir, instruct_dir))
+      rows, left_out = measure(pair_folder.read(base_dir), instruct)
+    except InputError as error:
+      refused[candidate] = str(error).replace("\n", " ")
+      continue
+    found.append({"base": candidate, "shared": len(rows), "left_out": len(left_out),
+                  **gap.readings(rows)})
+  if not found:
+    raise InputError(f"none of the candidates can be compared with {instruct_dir}: "
+                     + "; ".join(f"{c}: {why}" for c, why in refused.items()))
+  found.sort(key=lambda r: (r["mean_over_tensors"] is None, r["mean_over_tensors"],
+                            r["ratio_of_sums"]))
+  print(f"gap ratio to {instruct_dir}, nearest first "
+        "(mean over tensors, over layers, ratio of sums):")
+  for place, r in enumerate(found, 1):
+    numbers = "  ".join("-" if r[k] is None else f"{r[k]:.6f}" for k in gap.READINGS)
+    print(f"{place:>3}  {numbers}  {r['base']} ({r['shared']} tensors, {r['left_out']} left out)")
+  for candidate, why in refused.items():
+    print(f"  -  {candidate} cannot be compared: {why}")
+  return {"instruct": str(instruct_dir), "ranking": found, "refused": refused}
+
+
+def choose(base, instruct, pair):
+  """(Base, Instruct): as given, else those of the pair.
+
+  Raises:
+    InputError: one of them is not given, or there is no such pair.
+  """
+  if pair:
+    known = pairs.get(pair, flags="")
+    base, instruct = base or known.base, instruct or known.instruct
+  for name, value in (("base", base), ("instruct", instruct)):
+    if not value:
+      raise InputError(f"--{name} is not given; expected --base DIR --instruct DIR (folders, or "
+                       "ids of the hub), or --pair NAME")
+  return base, instruct
+
+
+def main():
+  out = contextlib.nullcontext()
+  if OUT.value and not CHECK_ONLY.value:
+    out = folder.atomic(OUT.value, OVERWRITE.value)
+  with out as fresh:
+    if CANDIDATES.value:
+      found = _rank()
+      if fresh:
+        write_json(fresh / "candidates.json", found)
+    else:
+      _compare(fresh)
+  if OUT.value and not CHECK_ONLY.value:
+    say(f"written: {OUT.value}")
+
+
+def _rank():
+  if BASE.value or PAIR.value or CHECK_ONLY.value or not INSTRUCT.value:
+    raise InputError("--candidates needs --instruct, and takes no --base, --pair or --check_only: "
+                     "it looks for the Base")
+  return rank(CANDIDATES.value, pairs.locate(INSTRUCT.value))
+
+
+def _compare(fresh):
+  names = choose(BASE.value, INSTRUCT.value, PAIR.value)
+  dirs = [pairs.locate(name) for name in names]
+  findings = check(*dirs)
+  if CHECK_ONLY.value:
+    return
+  sides = [pair_folder.read(d) for d in dirs]
+  rows, left_out = measure(*sides)
+  print(summary(rows, left_out, PAIR.value))
+  if fresh:
+    found = record(*sides, rows, left_out, findings, PAIR.value)
+    write(fresh, rows, found, " and ".join(str(n).rstrip("/") for n in names))
+
+
+if __name__ == "__main__":
+  BASE = flags.DEFINE_string("base", None, "The Base: a folder, or an id of the hub.")
+  INSTRUCT = flags.DEFINE_string("instruct", None, "The Instruct, likewise.")
+  PAIR = flags.DEFINE_string("pair", None, "A pair of pairs.py, for what the two leave out.")
+  CANDIDATES = flags.DEFINE_multi_string("candidates", [], "Ranks these Bases for --instruct.")
+  CHECK_ONLY = flags.DEFINE_bool("check_only", False, "Only the pair check: reads headers, small "
+                                 "files and some rows of the tables.")
+  OUT = flags.DEFINE_string("out", None, "A folder for similarity.json, .csv and .png "
+                            "(candidates.json with --candidates).")
+  OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace --out if it exists.")
+  command.run(main)
