@@ -59,7 +59,7 @@ def ours(options):
   import ml_collections
   import optax
 
-  from shadowft_jax import delta, models, objectives, train
+  from shadowft_jax import delta, models, objectives, step
   from shadowft_jax.data import packing
   from shadowft_jax.data.chat import Example
   model = models.from_config(CONFIG, dtype=jnp.float32, combine=delta.combine,
@@ -70,8 +70,8 @@ def ours(options):
                                           match="projections"))
   learnt = delta.zeros(jax.random.key(0), params, config)
   tx = optax.adamw(1e-4)
-  state = train.TrainState(jnp.int32(0), learnt, tx.init(learnt))
-  method = train.Method(model, objectives.sft, delta.scale_of(config), 128)
+  state = step.TrainState(jnp.int32(0), learnt, tx.init(learnt))
+  method = step.Method(model, objectives.sft, delta.scale_of(config), 128)
   data = [Example(token, answer, 0) for token, answer in make_examples(options.examples)]
   [planned] = packing.plan([len(e.token) for e in data], batch_size=len(data), epochs=1,
                            row_length=ROW, seed=0)
@@ -79,9 +79,9 @@ def ours(options):
     nonlocal state
     total = None
     for batch in packing.microbatches(planned, data, row_length=ROW, rows=ROWS):
-      part = train.gradients(state.delta, params, batch, method=method)
-      total = part if total is None else train.add(total, part)
-    state, metrics = train.update(state, total, tx=tx)
+      part = step.gradients(state.delta, params, batch, method=method)
+      total = part if total is None else step.add(total, part)
+    state, metrics = step.update(state, total, tx=tx)
     float(metrics["loss"])
   seconds = timed(step, options.steps)
   return seconds, memory() - before

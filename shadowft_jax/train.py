@@ -6,99 +6,20 @@ Shadow-FT, arXiv 2505.12716.  A run that was stopped is taken up by the same com
 """
 
 import dataclasses
-import functools
 import math
 import pathlib
-from typing import Any
-from collections.abc import Callable
 
 from absl import flags
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
-import optax
 
 from shadowft_jax import (
-    checkpoint, command, delta as delta_lib, graft, log, loss, objectives, optim, pair_check, pairs,
-    presets, report, resume, sharding, tree)
+    checkpoint, command, delta as delta_lib, graft, log, objectives, optim, pair_check, pairs,
+    presets, report, resume, sharding, step as step_lib, tree)
 from shadowft_jax.data import dataset, preview, sets
 from shadowft_jax.errors import InputError
 from shadowft_jax.log import say
-
-
-@flax.struct.dataclass
-class TrainState:
-  """What a checkpoint holds: all that changes while training."""
-  step: jax.Array
-  delta: Any           # see delta.py
-  opt: optax.OptState
-
-
-@dataclasses.dataclass(frozen=True)
-class Method:
-  """What is computed on a batch; hashable, so that equal runs share compiled programs."""
-  model: nn.Module
-  objective: Callable
-  scale: float         # of an adapter: alpha / rank
-  chunk: int           # positions whose logits exist at a time
-
-  def sums(self, delta, base, batch):
-    """The objective's sums for W_B + delta; its reference is W_B."""
-    policy = delta_lib.variables(base, delta, self.scale)
-    return self.objective(self.logprobs(policy), self.logprobs({"params": base}), batch)
-
-  def logprobs(self, variables):
-    """A function from a batch to log p(token t+1 | tokens up to t), float32 [B, T].
-
-    Where the batch has a "label", it stands in for the token that is predicted.
-    """
-    def of(batch):
-      h_BTD, head_DV = self.model.apply(
-          variables, batch["token"], batch["segment"], batch["position"],
-          method="hidden_and_head")
-      label_BT = batch.get("label", batch["token"])
-      return loss.token_logprobs(h_BTD, head_DV, label_BT, self.chunk,
-                                 self.model.cfg.final_logit_softcapping)
-    return of
-
-
-@functools.partial(jax.jit, static_argnames="method")
-def gradients(delta, base, batch, *, method):
-  """(d loss sum / d delta, sums) of one micro-batch."""
-  def summed(delta):
-    sums = method.sums(delta, base, batch)
-    return sums["loss"], sums
-  return jax.grad(summed, has_aux=True)(delta)
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def add(total, part):
-  return jax.tree.map(jnp.add, total, part)
-
-
-@functools.partial(jax.jit, static_argnames="tx", donate_argnums=0)
-def update(state, total, *, tx):
-  """One optimizer step on the mean over everything that counted in its micro-batches."""
-  grads, sums = total
-  grads = jax.tree.map(lambda g: g / sums["count"], grads)
-  updates, opt = tx.update(grads, state.opt, state.delta)
-  state = TrainState(state.step + 1, optax.apply_updates(state.delta, updates), opt)
-  means = {k: v / sums["count"] for k, v in sums.items() if k != "count"}
-  return state, {**means, "grad_norm": optax.tree.norm(grads)}
-
-
-@functools.partial(jax.jit, static_argnames="method")
-def measure(delta, base, batch, *, method):
-  return method.sums(delta, base, batch)
-
-
-def mean_loss(delta, base, batches, *, method):
-  """The objective over `batches` as one mean."""
-  parts = [measure(delta, base, batch, method=method) for batch in batches]
-  total = jax.tree.map(lambda *x: sum(map(float, x)), *parts)
-  return total["loss"] / total["count"]
 
 
 def check_tokens(data, model, config):
@@ -109,25 +30,10 @@ def check_tokens(data, model, config):
                      f"{model.cfg.vocab_size} rows in its table: they are no pair")
 
 
-def on_devices(batches, mesh):
-  """Puts each batch where the mesh wants it."""
-  for batch in batches:
-    yield jax.device_put(batch, NamedSharding(mesh, sharding.BATCH))
-
-
 def check_graft(frozen, instruct, config):
   """Raises InputError for a delta that could not be grafted: before the work, not after it."""
   delta = jax.eval_shape(lambda: delta_lib.zeros(jax.random.key(0), frozen, config.delta))
   graft.select(delta, checkpoint.abstract_model(instruct)[1], config.graft.match)
-
-
-def init_state(config, frozen, tx, mesh):
-  """The state of step 0, born sharded as `sharding.RULES` say."""
-  def init(key):
-    delta = delta_lib.zeros(key, frozen, config.delta)
-    return TrainState(jnp.int32(0), delta, tx.init(delta))
-  key = jax.random.key(config.seed)
-  return jax.jit(init, out_shardings=sharding.of(jax.eval_shape(init, key), mesh))(key)
 
 
 def learn(state, frozen, data, *, method, tx, schedule, config, saved, writer, mesh):
@@ -138,17 +44,18 @@ def learn(state, frozen, data, *, method, tx, schedule, config, saved, writer, m
   """
   last = len(data.steps)
   def validate():
-    batches = on_devices(data.valid_batches(), mesh)
-    return mean_loss(state.delta, frozen, batches, method=method) if data.valid else None
+    batches = step_lib.on_devices(data.valid_batches(), mesh)
+    if data.valid:
+      return step_lib.mean_loss(state.delta, frozen, batches, method=method)
 
   if state.step == 0:
     writer.write(0, valid_loss=validate())
   for step in range(int(state.step) + 1, last + 1):
     total = None
-    for batch in on_devices(data.batches(step - 1), mesh):
-      part = gradients(state.delta, frozen, batch, method=method)
-      total = part if total is None else add(total, part)
-    state, metrics = update(state, total, tx=tx)
+    for batch in step_lib.on_devices(data.batches(step - 1), mesh):
+      part = step_lib.gradients(state.delta, frozen, batch, method=method)
+      total = part if total is None else step_lib.add(total, part)
+    state, metrics = step_lib.update(state, total, tx=tx)
     metrics = {k: float(v) for k, v in metrics.items()}
     check_finite(metrics, step, saved)
     writer.step(step, data.tokens(step - 1), **metrics, lr=float(schedule(step - 1)))
@@ -174,7 +81,7 @@ def check_finite(metrics, step, saved):
 def learn_delta(frozen, data, method, config, workdir, mesh):
   """Learns from where `workdir` left off; returns the newest delta, or the best."""
   tx, schedule = optim.make(config, len(data.steps))
-  state = init_state(config, frozen, tx, mesh)
+  state = step_lib.init_state(config, frozen, tx, mesh)
   say(f"{tree.size(frozen):,} parameters frozen, {tree.size(state.delta):,} learnt "
       f"({config.delta.kind}), {len(data.steps)} steps of {config.batch_size} examples")
   with resume.open_checkpoints(workdir / "checkpoints") as saved:
@@ -209,8 +116,9 @@ def write_shadow(directory, delta, data, method, config, mesh, like):
   method = dataclasses.replace(
       method, model=model.clone(dtype=method.model.dtype, backend=config.attention))
   def measured(params):
-    batches = on_devices(data.valid_batches(), mesh)
-    return mean_loss({"delta": {}}, params, batches, method=method) if data.valid else None
+    batches = step_lib.on_devices(data.valid_batches(), mesh)
+    if data.valid:
+      return step_lib.mean_loss({"delta": {}}, params, batches, method=method)
   before = measured(instruct)
   shadow, leaves = graft.graft(instruct, delta, scale=method.scale, match=config.graft.match)
   after = measured(shadow)
@@ -256,8 +164,8 @@ def train(config, workdir):
         folders[config.learn_on], dtype=jnp.dtype(config.dtype), mesh=mesh,
         backend=config.attention, remat=config.remat)
     check_tokens(data, model, config)
-    method = Method(model, objectives.OBJECTIVES[config.objective],
-                    delta_lib.scale_of(config.delta), config.loss_chunk)
+    method = step_lib.Method(model, objectives.OBJECTIVES[config.objective],
+                             delta_lib.scale_of(config.delta), config.loss_chunk)
     check_graft(frozen, folders["instruct"], config)
     delta = learn_delta(frozen, data, method, config, workdir, mesh)
     del frozen                                         # room for W_I

@@ -13,6 +13,7 @@ LAYERS = (
     {"errors"},
     {"tree", "models", "attention", "layers"},
     {"port", "sharding", "lora", "delta", "objectives", "loss", "optim", "presets"},
+    {"step"},
     {"folder", "safetensors_file", "delta_file", "delta_stream", "checkpoint", "stream",
      "graft_plan", "gap", "pairs", "pair_folder", "pair_check", "resume", "log", "report", "data",
      "generate"},
@@ -23,8 +24,8 @@ LAYERS = (
 HEIGHT = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 # Outside packages that only some modules may import.
 ONLY = {
-    "flax": {"models", "train"},
-    "optax": {"optim", "train"},
+    "flax": {"models", "step", "train"},
+    "optax": {"optim", "step"},
     "orbax": {"resume"},
     "transformers": {"data"},
     "ml_collections": {"command", "presets"},

@@ -16,7 +16,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from shadowft_jax import checkpoint, generate, log, resume, train
+from shadowft_jax import checkpoint, generate, log, resume, step, train
 from tests import runs
 
 TOKENS = np.random.default_rng(0).integers(0, 96, (2, 24))
@@ -171,9 +171,9 @@ def stop_after(monkeypatch, step):
 @pytest.mark.parametrize("stops", [(5,), (3,), (4, 9)])
 def test_a_run_taken_up_again_gives_the_same_delta_bit_for_bit(
     pair, lora_run, tmp_path, monkeypatch, stops):
-  for step in stops:
+  for stop in stops:
     with monkeypatch.context() as patch:
-      stop_after(patch, step)
+      stop_after(patch, stop)
       with pytest.raises(Stop):
         train.train(runs.config_of(pair), tmp_path / "run")
   records = train.train(runs.config_of(pair), tmp_path / "run")
@@ -233,12 +233,12 @@ def test_the_best_checkpoint_can_be_grafted(pair, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     pair, tmp_path, monkeypatch):
-  real, calls = train.update, []
+  real, calls = step.update, []
   def poisoned(state, total, *, tx):
     calls.append(1)
     state, metrics = real(state, total, tx=tx)
     return state, {**metrics, "loss": jnp.float32("nan")} if len(calls) == 6 else metrics
-  monkeypatch.setattr(train, "update", poisoned)
+  monkeypatch.setattr(step, "update", poisoned)
   with pytest.raises(FloatingPointError, match="not finite at step 6.*checkpoint of step 4 stays"):
     train.train(runs.config_of(pair), tmp_path / "run")
   assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["4"]

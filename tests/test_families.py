@@ -13,7 +13,7 @@ import transformers
 
 from shadowft_jax import (
     checkpoint, delta, generate, graft, loss, models, objectives, pair_check, port,
-    safetensors_file, sharding, train, tree)
+    safetensors_file, sharding, step, train, tree)
 from shadowft_jax.data import packing
 from shadowft_jax.data.chat import Example
 from shadowft_jax.errors import InputError
@@ -220,7 +220,7 @@ def test_windows_and_ropes_stay_within_a_packed_example(name):
   rng = np.random.default_rng(0)
   data = [Example(token=rng.integers(1, 96, n).astype(np.int32), answer=np.ones(n, np.int32), cut=0)
           for n in (9, 17, 12, 20)]
-  method = train.Method(model, objectives.sft, 1.0, 8)
+  method = step.Method(model, objectives.sft, 1.0, 8)
   def total(rows, length, per_row):
     batches = packing.microbatches(packing.Step([0, 1, 2, 3], rows), data, rows=per_row,
                                    row_length=length)
@@ -254,7 +254,7 @@ def test_the_loss_of_training_is_that_of_transformers(name):
   ones_BT = jnp.ones_like(token_BT)
   batch = {"token": token_BT, "segment": ones_BT, "answer": ones_BT,
            "position": jnp.tile(jnp.arange(24), (2, 1))}
-  sums = train.Method(model, objectives.sft, 1.0, 8).sums({"delta": {}}, params, batch)
+  sums = step.Method(model, objectives.sft, 1.0, 8).sums({"delta": {}}, params, batch)
   assert float(sums["loss"] / sums["count"]) == pytest.approx(want, rel=1e-5)
 
 

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from shadowft_jax import (
-    delta, graft, lora, loss, models, objectives, optim, port, sharding, train, tree)
+    delta, graft, lora, loss, models, objectives, optim, port, sharding, step, tree)
 from shadowft_jax.data import packing
 from shadowft_jax.data.chat import Example
 from shadowft_jax.errors import InputError
@@ -199,10 +199,10 @@ def test_full_logits_never_exist_in_training():
   shapes = models.abstract_params(model)
   batch = {k: jax.ShapeDtypeStruct((4, 512), jnp.int32)
            for k in ("token", "segment", "position", "answer")}
-  method = train.Method(model, objectives.sft, 1.0, 16)
+  method = step.Method(model, objectives.sft, 1.0, 16)
   adapter = jax.eval_shape(
       lambda: {"lora": lora.init(jax.random.key(0), shapes, rank=2, match="_proj")})
-  memory = train.gradients.lower(adapter, shapes, batch, method=method).compile().memory_analysis()
+  memory = step.gradients.lower(adapter, shapes, batch, method=method).compile().memory_analysis()
   assert memory.temp_size_in_bytes < 0.25 * 4 * 512 * 50_000 * 4
 
 
@@ -220,13 +220,13 @@ def examples(count=12, seed=0):
 
 
 def step_gradients(batches, params, adapter, model, mesh=None):
-  method = train.Method(model, objectives.sft, 2.0, 8)
+  method = step.Method(model, objectives.sft, 2.0, 8)
   total = None
   for batch in batches:
     if mesh is not None:
       batch = jax.device_put(batch, jax.sharding.NamedSharding(mesh, sharding.BATCH))
-    part = train.gradients({"lora": adapter}, params, batch, method=method)
-    total = part if total is None else train.add(total, part)
+    part = step.gradients({"lora": adapter}, params, batch, method=method)
+    total = part if total is None else step.add(total, part)
   grads, sums = total
   return sums["loss"] / sums["count"], jax.tree.map(lambda g: g / sums["count"], grads)
 
@@ -240,8 +240,8 @@ def assert_step_equal(got, want):
 
 def padded(data):
   """One example a row, padded: what an ordinary trainer sees."""
-  step = packing.Step(list(range(len(data))), [[i] for i in range(len(data))])
-  return packing.microbatches(step, data, rows=len(data), row_length=20)
+  planned = packing.Step(list(range(len(data))), [[i] for i in range(len(data))])
+  return packing.microbatches(planned, data, rows=len(data), row_length=20)
 
 
 @functools.cache
@@ -300,7 +300,7 @@ def test_a_label_stands_in_for_the_token_that_is_predicted():
   [batch] = packing.microbatches(
       packing.Step([0], [[0]]), [dataclasses.replace(example, answer=answer, label=label)],
       rows=1, row_length=len(label), labelled=True)
-  method = train.Method(model, objectives.sft, 1.0, 8)
+  method = step.Method(model, objectives.sft, 1.0, 8)
   sums = method.sums({"delta": {}}, base, batch)
   logits = model.apply({"params": base}, jnp.array(example.token)[None])[0, 3]
   np.testing.assert_allclose(sums["loss"], -jax.nn.log_softmax(logits)[7], rtol=1e-5)
@@ -332,9 +332,9 @@ def test_another_number_of_microbatches_compiles_nothing():
     step_gradients(batches, base, adapter, model)
     return len(batches)
   first = run(12)
-  compiled = train.gradients._cache_size(), train.add._cache_size()
+  compiled = step.gradients._cache_size(), step.add._cache_size()
   assert run(24) > first
-  assert (train.gradients._cache_size(), train.add._cache_size()) == compiled
+  assert (step.gradients._cache_size(), step.add._cache_size()) == compiled
 
 
 def test_training_the_delta_is_training_the_model():
@@ -342,9 +342,9 @@ def test_training_the_delta_is_training_the_model():
   config = ml_collections.ConfigDict(dict(
       lr=1e-3, warmup_ratio=0.1, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, grad_clip_norm=1.0))
   tx, _ = optim.make(config, 8)
-  method = train.Method(model, objectives.sft, 1.0, 8)
+  method = step.Method(model, objectives.sft, 1.0, 8)
   zero = {"delta": jax.tree.map(jnp.zeros_like, base)}
-  state = train.TrainState(jnp.int32(0), zero, tx.init(zero))
+  state = step.TrainState(jnp.int32(0), zero, tx.init(zero))
   params, opt = base, tx.init(base)
   def plain(params, batch):
     sums = objectives.sft(method.logprobs({"params": params}), None, batch)
@@ -352,7 +352,7 @@ def test_training_the_delta_is_training_the_model():
   gradient = jax.jit(jax.grad(plain))
   for seed in range(8):
     [batch] = padded(examples(seed=seed))
-    state, _ = train.update(state, train.gradients(state.delta, base, batch, method=method), tx=tx)
+    state, _ = step.update(state, step.gradients(state.delta, base, batch, method=method), tx=tx)
     updates, opt = tx.update(gradient(params, batch), opt, params)
     params = optax.apply_updates(params, updates)
   learnt, want = state.delta["delta"], jax.tree.map(jnp.subtract, params, base)

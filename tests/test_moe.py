@@ -14,8 +14,8 @@ import torch
 import transformers
 
 from shadowft_jax import (
-    checkpoint, delta, generate, graft, lora, models, objectives, pair_check, port, sharding, train,
-    tree)
+    checkpoint, delta, generate, graft, lora, models, objectives, pair_check, port, sharding, step,
+    train, tree)
 from shadowft_jax.data import packing
 from shadowft_jax.data.chat import Example
 from shadowft_jax.errors import InputError
@@ -200,7 +200,7 @@ def test_packing_and_padding_change_no_loss():
   rng = np.random.default_rng(0)
   data = [Example(token=rng.integers(1, 96, n).astype(np.int32), answer=np.ones(n, np.int32), cut=0)
           for n in (9, 17, 12, 20)]
-  method = train.Method(model, objectives.sft, 1.0, 8)
+  method = step.Method(model, objectives.sft, 1.0, 8)
   def total(rows, length, per_row):
     batches = packing.microbatches(packing.Step([0, 1, 2, 3], rows), data, rows=per_row,
                                    row_length=length)
@@ -220,12 +220,12 @@ def test_a_step_on_eight_devices_is_that_on_one(kind, shape):
            "segment": np.tile([1] * 5 + [2] * 5 + [0] * 2, (8, 1)),
            "position": np.tile([*range(5), *range(5), 0, 0], (8, 1))}
   batch = {k: v.astype(np.int32) for k, v in batch.items()}
-  method = train.Method(model, objectives.sft, 0.5, 8)
-  want, sums = train.gradients(learnt, params, batch, method=method)
+  method = step.Method(model, objectives.sft, 0.5, 8)
+  want, sums = step.gradients(learnt, params, batch, method=method)
   mesh = sharding.make_mesh(shape)
   with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATIONS):
     placed = (jax.device_put(x, sharding.of(x, mesh)) for x in (learnt, params))
-    got, got_sums = train.gradients(
+    got, got_sums = step.gradients(
         *placed, jax.device_put(batch, NamedSharding(mesh, sharding.BATCH)), method=method)
   np.testing.assert_allclose(got_sums["loss"], sums["loss"], rtol=1e-5)
   for (name, a), b in zip(tree.names(got).items(), jax.tree.leaves(want), strict=True):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, get_cosine_schedule_with_warmup
 
-from shadowft_jax import checkpoint, delta, optim, port, sharding, train, tree
+from shadowft_jax import checkpoint, delta, optim, port, sharding, step as step_lib, train, tree
 from shadowft_jax.data import dataset
 from tests import runs
 
@@ -73,7 +73,7 @@ def initial_delta(config):
   mesh = sharding.make_mesh(config.mesh)
   with jax.set_mesh(mesh):
     _, frozen = checkpoint.load_model(config.base, dtype=jnp.float32, mesh=mesh)
-    return train.init_state(config, frozen, optim.make(config, 20)[0], mesh).delta
+    return step_lib.init_state(config, frozen, optim.make(config, 20)[0], mesh).delta
 
 
 def test_lora_agrees_with_peft_over_twenty_steps(config, tmp_path):

@@ -1,0 +1,106 @@
+"""The training step: what is computed on a batch, and how a step's micro-batches become one update.
+
+Given arrays and functions alone; train.py brings the data, and the folders.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+from collections.abc import Callable
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+import optax
+
+from shadowft_jax import delta as delta_lib, loss, sharding
+
+
+@flax.struct.dataclass
+class TrainState:
+  """What a checkpoint holds: all that changes while training."""
+  step: jax.Array
+  delta: Any           # see delta.py
+  opt: optax.OptState
+
+
+def init_state(config, frozen, tx, mesh):
+  """The state of step 0, born sharded as `sharding.RULES` say."""
+  def init(key):
+    delta = delta_lib.zeros(key, frozen, config.delta)
+    return TrainState(jnp.int32(0), delta, tx.init(delta))
+  key = jax.random.key(config.seed)
+  return jax.jit(init, out_shardings=sharding.of(jax.eval_shape(init, key), mesh))(key)
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """What is computed on a batch; hashable, so that equal runs share compiled programs."""
+  model: nn.Module
+  objective: Callable
+  scale: float         # of an adapter: alpha / rank
+  chunk: int           # positions whose logits exist at a time
+
+  def sums(self, delta, base, batch):
+    """The objective's sums for W_B + delta; its reference is W_B."""
+    policy = delta_lib.variables(base, delta, self.scale)
+    return self.objective(self.logprobs(policy), self.logprobs({"params": base}), batch)
+
+  def logprobs(self, variables):
+    """A function from a batch to log p(token t+1 | tokens up to t), float32 [B, T].
+
+    Where the batch has a "label", it stands in for the token that is predicted.
+    """
+    def of(batch):
+      h_BTD, head_DV = self.model.apply(
+          variables, batch["token"], batch["segment"], batch["position"],
+          method="hidden_and_head")
+      label_BT = batch.get("label", batch["token"])
+      return loss.token_logprobs(h_BTD, head_DV, label_BT, self.chunk,
+                                 self.model.cfg.final_logit_softcapping)
+    return of
+
+
+@functools.partial(jax.jit, static_argnames="method")
+def gradients(delta, base, batch, *, method):
+  """(d loss sum / d delta, sums) of one micro-batch."""
+  def summed(delta):
+    sums = method.sums(delta, base, batch)
+    return sums["loss"], sums
+  return jax.grad(summed, has_aux=True)(delta)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def add(total, part):
+  return jax.tree.map(jnp.add, total, part)
+
+
+@functools.partial(jax.jit, static_argnames="tx", donate_argnums=0)
+def update(state, total, *, tx):
+  """One optimizer step on the mean over everything that counted in its micro-batches."""
+  grads, sums = total
+  grads = jax.tree.map(lambda g: g / sums["count"], grads)
+  updates, opt = tx.update(grads, state.opt, state.delta)
+  state = TrainState(state.step + 1, optax.apply_updates(state.delta, updates), opt)
+  means = {k: v / sums["count"] for k, v in sums.items() if k != "count"}
+  return state, {**means, "grad_norm": optax.tree.norm(grads)}
+
+
+@functools.partial(jax.jit, static_argnames="method")
+def measure(delta, base, batch, *, method):
+  return method.sums(delta, base, batch)
+
+
+def mean_loss(delta, base, batches, *, method):
+  """The objective over `batches` as one mean."""
+  parts = [measure(delta, base, batch, method=method) for batch in batches]
+  total = jax.tree.map(lambda *x: sum(map(float, x)), *parts)
+  return total["loss"] / total["count"]
+
+
+def on_devices(batches, mesh):
+  """Puts each batch where the mesh wants it."""
+  for batch in batches:
+    yield jax.device_put(batch, NamedSharding(mesh, sharding.BATCH))
