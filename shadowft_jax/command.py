@@ -8,6 +8,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from shadowft_jax import hosts
 from shadowft_jax.errors import InputError, nearest
 
 DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
@@ -56,7 +57,7 @@ def _fail(error):
   if "--debug" in sys.argv:
     raise error
   print(f"error: {error}", file=sys.stderr)
-  sys.exit(2)
+  hosts.leave(2)
 
 
 def define_config():

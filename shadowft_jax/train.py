@@ -199,6 +199,7 @@ def main():
     raise InputError("--workdir is not given; name the run's folder, or look at the data first "
                      "with --preview=3")
   else:
+    hosts.start()
     train(CONFIG.value, WORKDIR.value)
 
 

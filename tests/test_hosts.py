@@ -1,0 +1,157 @@
+"""Several processes become one program, and one that dies ends the others."""
+
+import signal
+import time
+
+import pytest
+
+from shadowft_jax import hosts
+from shadowft_jax.errors import InputError
+from tests import several
+
+SUM = """
+import jax, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from shadowft_jax import hosts
+hosts.start()
+mesh = Mesh(jax.devices(), "n")
+own = np.full(1, 10.0 ** jax.process_index(), np.float32)
+x = jax.make_array_from_process_local_data(NamedSharding(mesh, P("n")), own)
+print("sum", int(jax.jit(lambda x: x.sum(), out_shardings=NamedSharding(mesh, P()))(x)),
+      hosts.is_first(), flush=True)
+"""
+# Sums for ever; the process named by DIES fails as FAILS tells.
+FAIL = SUM + """
+import os, signal, sys, time
+total = jax.jit(lambda x: x.sum(), out_shardings=NamedSharding(mesh, P()))
+def fail():
+  match os.environ["FAILS"]:
+    case "killed": os.kill(os.getpid(), signal.SIGKILL)
+    case "raises": raise KeyError("of its own")
+    case "leaves": hosts.leave(2)
+    case "stopped": os.kill(os.getpid(), signal.SIGTERM)
+for i in range(1000):
+  total(x).block_until_ready()
+  if i == 5 and os.environ["DIES"] in ("all", str(jax.process_index())):
+    fail()
+  time.sleep(0.2)
+"""
+SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[1-2]", "SLURM_NTASKS": "2",
+         "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_NODES": "2"}
+EXPLICIT = {"JAX_COORDINATOR_ADDRESS": "h:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
+
+
+@pytest.mark.parametrize("env", [
+    {},
+    {**SLURM, "SLURM_NTASKS": "1"},                                   # a step of one task
+    {k: v for k, v in SLURM.items() if k != "SLURM_STEP_NODELIST"},   # a batch script, no srun
+    {**EXPLICIT, "JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"},
+    {"TPU_WORKER_HOSTNAMES": "localhost"},
+    {"KUBERNETES_SERVICE_HOST": "10.0.0.1"},
+], ids=["plain", "one task", "no step", "one process", "one TPU host", "a pod"])
+def test_one_process_starts_nothing(env):
+  assert hosts._found(env) is None
+
+
+def test_explicit_variables_come_before_a_scheduler():
+  assert hosts._found({**SLURM, **EXPLICIT}) == {
+      "coordinator_address": "h:1", "num_processes": 2, "process_id": 1,
+      "cluster_detection_method": "deactivate"}
+
+
+@pytest.mark.parametrize("more, devices", [
+    ({}, []),                                                         # one task a node
+    ({"SLURM_STEP_NUM_NODES": "1"}, None),
+    ({"SLURM_STEP_NUM_NODES": "1", "CUDA_VISIBLE_DEVICES": "0,1"}, None),
+    ({"SLURM_STEP_NUM_NODES": "1", "CUDA_VISIBLE_DEVICES": "0"}, []),  # bound by Slurm
+])
+def test_a_slurm_task_gets_the_devices_of_its_node_or_its_own(more, devices):
+  assert hosts._found({**SLURM, **more}) == {
+      "cluster_detection_method": "slurm", "local_device_ids": devices}
+
+
+def test_a_tpu_of_several_hosts_is_left_to_jax():
+  assert hosts._found({"TPU_WORKER_HOSTNAMES": "a,b"}) == {}
+  assert hosts._found({"SHADOWFT_CLUSTER": "gcetpu"}) == {"cluster_detection_method": "gcetpu"}
+
+
+@pytest.mark.parametrize("env", [
+    {"JAX_PROCESS_ID": "1"}, {"JAX_COORDINATOR_ADDRESS": "h:1"},
+    {**EXPLICIT, "JAX_PROCESS_ID": "one"}, {**EXPLICIT, "JAX_PROCESS_ID": "2"},
+    {**EXPLICIT, "JAX_COORDINATOR_ADDRESS": "h"}], ids=str)
+def test_variables_that_make_no_sense_are_named(env):
+  with pytest.raises(InputError, match="JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_"):
+    hosts._found(env)
+
+
+def read(folder, n):
+  return (folder / f"{n}.txt").read_text()
+
+
+def check_sum(folder, count):
+  codes = several.wait(several.start(SUM, count, folder), 120)
+  told = [read(folder, n) for n in range(count)]
+  assert codes == [0] * count, told
+  total = int("1" * count)
+  for n, text in enumerate(told):
+    assert f"process {n} of {count}" in text and f"1 of {count} cpu devices" in text
+    assert f"sum {total} {n == 0}\n" in text
+    assert "ended early" not in text
+
+
+def test_two_processes_sum(tmp_path):
+  check_sum(tmp_path, 2)
+
+
+@pytest.mark.slow
+def test_four_processes_sum(tmp_path):
+  check_sum(tmp_path, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dies", [0, 1])
+@pytest.mark.parametrize("fails, code", [
+    ("killed", -signal.SIGKILL), ("stopped", -signal.SIGTERM), ("raises", 1), ("leaves", 2)])
+def test_a_process_that_dies_ends_the_others_within_a_minute(tmp_path, fails, code, dies):
+  processes = several.start(FAIL, 2, tmp_path, FAILS=fails, DIES=str(dies))
+  while processes[dies].poll() is None:
+    time.sleep(0.05)
+  codes = several.wait(processes, 60)
+  assert codes[dies] == code and codes[1 - dies] != 0
+  for n in range(2):
+    last = read(tmp_path, n).splitlines()[-1]
+    assert (f"process {n} of 2 (counted from 0) ended early" in last) != (n == dies and code == 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dies", [0, 1])
+def test_one_that_dies_ends_others_that_are_not_waiting_for_it(tmp_path, dies):
+  alone = FAIL.replace("total(x).block_until_ready()", "i == 6 and time.sleep(100)")
+  processes = several.start(alone, 2, tmp_path, FAILS="killed", DIES=str(dies))
+  while processes[dies].poll() is None:
+    time.sleep(0.05)
+  codes = several.wait(processes, 60)
+  assert codes[dies] == -signal.SIGKILL and codes[1 - dies] == -signal.SIGABRT
+  assert f"process {1 - dies} of 2" in read(tmp_path, 1 - dies).splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_processes_that_fail_alike_say_so_and_no_more(tmp_path):
+  codes = several.wait(several.start(FAIL, 2, tmp_path, FAILS="leaves", DIES="all"), 60)
+  assert codes == [2, 2]
+  assert "Check failure" not in read(tmp_path, 0) + read(tmp_path, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("own", ["0", "1"])
+def test_a_process_that_never_comes_is_waited_for_and_missed(tmp_path, own):
+  program = "from shadowft_jax import hosts; hosts.JOIN_S = 3; hosts.start()"
+  processes = several.start(program, 1, tmp_path, JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=own)
+  assert several.wait(processes, 60) != [0]
+  assert "did not all come within 3 s" in read(tmp_path, 0).splitlines()[-1]
+
+
+def test_a_cluster_that_is_not_there_is_named(monkeypatch):
+  monkeypatch.setenv("SHADOWFT_CLUSTER", "nonsense")
+  with pytest.raises(InputError, match="cannot be joined by .*nonsense"):
+    hosts.start()
