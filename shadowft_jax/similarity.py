@@ -255,6 +255,8 @@ def _compare(fresh):
     write(fresh, rows, found, " and ".join(str(n).rstrip("/") for n in names))
     if viewed:
       draw(*sides, viewed, fresh / "weights.png")
+    else:
+      say("no weights.png: the models share no matrix")
 
 
 if __name__ == "__main__":
