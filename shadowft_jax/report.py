@@ -3,13 +3,24 @@
 import concurrent.futures
 import hashlib
 import importlib.metadata
+import json
 import os
 import pathlib
 
 import numpy as np
 
+from shadowft_jax import survival
+
 PACKAGES = ("shadowft_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers",
             "safetensors", "numpy")
+# Of a graft's picture: the key of survival.MEANING, the label, the colours, their range.
+PANELS = (
+    ("delta_norm", "norm of the delta $\\Delta$", "viridis", 0, None),
+    ("gap_cosine", "cosine of $\\Delta$ and $W_I - W_B$", "RdBu", -1, 1),
+    ("gap_ratio", "gap ratio $\\sigma$ of the pair", "viridis", 0, None),
+    ("cosine", f"survival cosine ($\\times$: below {survival.TURNED})", "viridis", 0, 1),
+    ("unchanged", "share of elements unchanged", "viridis_r", 0, 1))
+FACTOR = 10              # by which the difference of weights is enlarged in their picture
 
 
 def _pyplot():
@@ -117,4 +128,73 @@ def plot_gap(cells, layers, readings, title, path):
   figure.align_ylabels()
   figure.legend(loc="outside lower center", ncols=2)
   figure.savefig(path, dpi=150)
+  plt.close(figure)
+
+
+def write_graft(directory, rows, settings, title, *, rounding="nearest"):
+  """Writes graft_report.json and, if a row is in a layer, graft_report.png.
+
+  Args:
+    directory: the folder.
+    rows: see survival.py.
+    settings: {name: value}, for the JSON file.
+    title: of the picture.
+    rounding: see survival.warnings.
+  """
+  directory = pathlib.Path(directory)
+  found = survival.record(rows, settings, rounding=rounding)
+  (directory / "graft_report.json").write_text(json.dumps(found, indent=2) + "\n")
+  if cells := survival.cells(rows):
+    plot_survival(cells, title, directory / "graft_report.png")
+
+
+def plot_survival(cells, title, path):
+  """Draws PANELS by layer and module type as PNG; `cells` are those of survival.cells."""
+  plt = _pyplot()
+  modules, layers = list(dict.fromkeys(m for m, _ in cells)), sorted({n for _, n in cells})
+  panels = [p for p in PANELS if any(p[0] in found for found in cells.values())]
+  width, height = max(7, min(14, 3 + 0.2 * len(layers))), 0.6 + 0.25 * len(modules)
+  figure, axes = plt.subplots(len(panels), sharex=True, layout="constrained",
+                              figsize=(width, 1 + len(panels) * height))
+  for ax, (key, label, colours, low, high) in zip(axes, panels, strict=True):
+    grid = np.array([[cells.get((m, n), {}).get(key) for n in layers] for m in modules], float)
+    image = ax.pcolormesh(np.arange(len(layers) + 1) - 0.5, np.arange(len(modules) + 1) - 0.5, grid,
+                          cmap=colours, vmin=low, vmax=high)
+    ax.set_facecolor("lightgray")           # where there is no such tensor, or no delta
+    ax.set_yticks(range(len(modules)), modules)
+    ax.invert_yaxis()
+    ax.set_title(label, fontsize="medium", loc="left")
+    figure.colorbar(image, ax=ax, aspect=2.5 * len(modules))
+    if key == "cosine":
+      y, x = np.nonzero(grid < survival.TURNED)
+      ax.plot(x, y, "x", color="red", markersize=4)
+  step = -(-len(layers) // 32)
+  axes[-1].set_xticks(range(0, len(layers), step), layers[::step])
+  axes[-1].set(xlabel="layer")
+  figure.suptitle(title, wrap=True)
+  figure.savefig(path, dpi=110)
+  plt.close(figure)
+
+
+def plot_weights(base, instruct, title, path):
+  """Draws two matrices and FACTOR times their difference as surfaces, all by magnitude, as PNG.
+
+  Args:
+    base, instruct: [rows, columns], of one tensor's rows and columns from the first.
+  """
+  plt = _pyplot()
+  drawn = {"$|W_B|$": base, "$|W_I|$": instruct,
+           f"{FACTOR} $\\times$ $|W_I - W_B|$": FACTOR * (instruct - base)}
+  drawn = {name: np.abs(x) for name, x in drawn.items()}
+  top = max(x.max() for x in drawn.values()) or 1.0
+  y, x = np.indices(base.shape)
+  figure, axes = plt.subplots(1, len(drawn), figsize=(15, 5.2), layout="constrained",
+                              subplot_kw={"projection": "3d"})
+  for ax, (name, z) in zip(axes, drawn.items(), strict=True):
+    ax.plot_surface(x, y, z, cmap="viridis", vmin=0, vmax=top, rcount=len(z), ccount=len(z[0]),
+                    linewidth=0, antialiased=False)
+    ax.set(title=name, xlabel="column", ylabel="row", zlim=(0, top))
+    ax.invert_yaxis()
+  figure.suptitle(title, wrap=True)
+  figure.savefig(path, dpi=110)
   plt.close(figure)

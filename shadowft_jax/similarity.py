@@ -11,16 +11,22 @@ nearest first.
 import collections
 import contextlib
 import csv
+import difflib
 import hashlib
 import math
 import re
 
 from absl import flags
+import numpy as np
 from tqdm import tqdm
 
-from shadowft_jax import command, folder, gap, pair_check, pair_folder, pairs, report
-from shadowft_jax.errors import InputError
+from shadowft_jax import (
+    command, folder, gap, pair_check, pair_folder, pairs, report, safetensors_file, survival)
+from shadowft_jax.errors import InputError, listing
 from shadowft_jax.log import say, write_json
+
+
+VIEWED = 64               # rows and columns that weights.png shows
 
 
 def check(base_dir, instruct_dir):
@@ -52,9 +58,7 @@ def table(rows):
     sums = gap.total(r.sums for r in part)
     lines.append((module, f"{len(part):,}", f"{sums.size:,}", f"{sums.ratio:.6f}",
                   f"{sums.unchanged:.2%}"))
-  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-  return "\n".join("  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(
-      zip(line, widths, strict=True))) for line in lines)
+  return survival.aligned(lines)
 
 
 def summary(rows, left_out, pair=None):
@@ -119,6 +123,50 @@ def write(out, rows, found, title):
                     gap.readings(rows), title, out / "similarity.png")
 
 
+def pick(base, instruct, pattern=None):
+  """The name of the matrix that weights.png shows, or None where none can be compared.
+
+  Args:
+    base: pair_folder.Side.
+    instruct: another.
+    pattern: a regex over names; by default a q_proj, else any matrix, of the first layer.
+
+  Raises:
+    InputError: `pattern` is no regex, or finds no matrix that both have.
+  """
+  names, left_out = gap.comparable(base, instruct)
+  matrices = [n for n in names if len(base.tensors[n].shape) == 2 and all(base.tensors[n].shape)]
+  layer = lambda n: math.inf if gap.layer_of(n) is None else gap.layer_of(n)
+  matrices.sort(key=lambda n: (layer(n), n))
+  if pattern is None:
+    queries = (n for n in matrices if gap.module_of(n) == "attention q")
+    return next(queries, matrices[0] if matrices else None)
+  try:
+    found = next((n for n in matrices if re.search(pattern, n)), None)
+  except re.error as error:
+    raise InputError(f"--view {pattern!r} is no regular expression: {error}") from error
+  if found is None:
+    why = [f"{n}: {left_out.get(n, 'no matrix')}" for n in {*names, *left_out}
+           if re.search(pattern, n)]
+    near = difflib.get_close_matches(pattern, matrices, n=5, cutoff=0) or matrices
+    raise InputError(f"--view {pattern!r} finds no matrix that both models have; "
+                     + (f"it finds{listing(why)}" if why else f"the nearest names are"
+                        f"{listing(near)}"))
+  return found
+
+
+def draw(base, instruct, name, path):
+  """Writes weights.png: the first VIEWED rows and columns of a tensor of both models."""
+  def corner(tensor):
+    rows = safetensors_file.rows(tensor, 0, min(VIEWED, tensor.shape[0]))
+    return np.concatenate([part[:, :VIEWED].astype(np.float32) for _, part in rows])
+  blocks = [corner(side.tensors[name]) for side in (base, instruct)]
+  size = " x ".join(map(str, blocks[0].shape))
+  report.plot_weights(*blocks, f"{name}: the first {size} weights of {base.directory} and "
+                      f"{instruct.directory}; the difference is enlarged {report.FACTOR} times",
+                      path)
+
+
 def rank(candidates, instruct_dir):
   """Prints the candidates by their gap to an Instruct, nearest first; returns the records.
 
@@ -168,6 +216,9 @@ def choose(base, instruct, pair):
 
 
 def main():
+  if VIEW.value is not None and (not OUT.value or CHECK_ONLY.value or CANDIDATES.value):
+    raise InputError("--view needs --out, where it writes weights.png, and takes no --check_only "
+                     "or --candidates")
   out = contextlib.nullcontext()
   if OUT.value and not CHECK_ONLY.value:
     out = folder.atomic(OUT.value, OVERWRITE.value)
@@ -196,11 +247,16 @@ def _compare(fresh):
   if CHECK_ONLY.value:
     return
   sides = [pair_folder.read(d) for d in dirs]
+  viewed = pick(*sides, VIEW.value)
   rows, left_out = measure(*sides)
   print(summary(rows, left_out, PAIR.value))
   if fresh:
     found = record(*sides, rows, left_out, findings, PAIR.value)
     write(fresh, rows, found, " and ".join(str(n).rstrip("/") for n in names))
+    if viewed:
+      draw(*sides, viewed, fresh / "weights.png")
+    else:
+      say("no weights.png: the models share no matrix")
 
 
 if __name__ == "__main__":
@@ -210,7 +266,9 @@ if __name__ == "__main__":
   CANDIDATES = flags.DEFINE_multi_string("candidates", [], "Ranks these Bases for --instruct.")
   CHECK_ONLY = flags.DEFINE_bool("check_only", False, "Only the pair check: reads headers, small "
                                  "files and some rows of the tables.")
-  OUT = flags.DEFINE_string("out", None, "A folder for similarity.json, .csv and .png "
-                            "(candidates.json with --candidates).")
+  OUT = flags.DEFINE_string("out", None, "A folder for similarity.json, .csv and .png, and "
+                            "weights.png (candidates.json with --candidates).")
+  VIEW = flags.DEFINE_string("view", None, "The first matrix that this regex finds is drawn in "
+                             "weights.png; by default q_proj of the first layer.")
   OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace --out if it exists.")
   command.run(main)

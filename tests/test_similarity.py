@@ -14,11 +14,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from mpl_toolkits.mplot3d import Axes3D
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_torch
 
 import shadowft_jax
-from shadowft_jax import gap, pair_folder, pairs, similarity
+from shadowft_jax import gap, pair_folder, pairs, report, safetensors_file, similarity
 from shadowft_jax.errors import InputError
 from tests import pico, runs
 
@@ -353,7 +354,8 @@ def test_the_command(tmp_path):
           for t in table] == [(r.name, r.module, "x".join(map(str, r.shape)), r.sums.ratio,
                                r.sums.diff) for r in rows]
   assert {t["layer"] for t in table} == {"", "0", "1", "2", "3", "4"}
-  assert (out / "similarity.png").read_bytes().startswith(b"\x89PNG")
+  for name in ("similarity.png", "weights.png"):
+    assert (out / name).read_bytes().startswith(b"\x89PNG")
   again = run(*flags, f"--out={out}")
   assert again.returncode == 2 and "gap ratio" not in again.stdout
   assert again.stderr == f"error: {out} exists; name another folder, or pass --overwrite\n"
@@ -395,6 +397,87 @@ def test_a_picture_of_equal_models(tmp_path):
   rows, left_out = compare(TINY / "base", TINY / "base")
   similarity.write(tmp_path, rows, {}, "a title")
   assert (tmp_path / "similarity.png").exists()
+
+
+# The weights as surfaces.
+
+
+@pytest.fixture(scope="module")
+def matrices(tmp_path_factory):
+  """Two sides with 12 layers, matrices of 70 x 100 and others, and what is no matrix."""
+  x = np.arange(7000, dtype=np.float32).reshape(70, 100)
+  names = [f"model.layers.{n}.{m}.weight" for n in range(12) for m in ("mlp.up_proj",
+                                                                      "self_attn.q_proj")]
+  tensors = {"model.a_table": x[:3], "model.norm.weight": x[0], **dict.fromkeys(names, x)}
+  folder = tmp_path_factory.mktemp("matrices")
+  base = write(folder / "b", {**tensors, "model.only": x})
+  instruct = write(folder / "i", {n: t + 1 for n, t in tensors.items()})
+  return pair_folder.read(base), pair_folder.read(instruct)
+
+
+@pytest.mark.parametrize("pattern, name", [
+    (None, "layers.0.self_attn.q_proj.weight"), ("up_proj", "layers.0.mlp.up_proj.weight"),
+    (r"layers\.(2|10|11)\.", "layers.2.mlp.up_proj.weight"), ("table", "a_table"),
+    ("layers.11.self_attn.q_proj.weight", "layers.11.self_attn.q_proj.weight")])
+def test_which_matrix_is_drawn(matrices, pattern, name):
+  assert similarity.pick(*matrices, pattern) == name
+
+
+def test_without_queries_the_first_layer_is_drawn_and_without_matrices_nothing(tmp_path):
+  x = np.ones((2, 2), np.float32)
+  one = pair_folder.read(write(tmp_path / "x", {
+      "model.a": x, "model.layers.10.b": x, "model.layers.9.z": x, "model.layers.0.n": x[0]}))
+  none = pair_folder.read(write(tmp_path / "y", {"model.layers.0.n": x[0]}))
+  assert similarity.pick(one, one) == "layers.9.z"
+  assert similarity.pick(none, none) is None
+  with pytest.raises(InputError, match="finds no matrix that both models have"):
+    similarity.pick(none, none, "b")
+
+
+@pytest.mark.parametrize("pattern, message", [
+    ("(", "--view '\\(' is no regular expression"),
+    ("^norm", "finds no matrix.*it finds\n  norm.weight: no matrix"),
+    ("only", "finds no matrix.*it finds\n  only: only the Base has it"),
+    ("layers.3.self_atn.q_proj", "finds no matrix.*nearest names are(\n  layers.*){5}$")])
+def test_what_cannot_be_drawn_is_said(matrices, pattern, message):
+  with pytest.raises(InputError, match=message) as error:
+    similarity.pick(*matrices, pattern)
+  assert "self_atn" not in pattern or "\n  layers.3.self_attn.q_proj" in str(error.value)
+
+
+def test_what_is_drawn(matrices, tmp_path, monkeypatch):
+  """The first 64 rows and columns, and a difference of 1 ten times as high, on one axis."""
+  drawn, read = [], []
+  monkeypatch.setattr(Axes3D, "plot_surface", lambda self, x, y, z, **_: drawn.append((self, z)))
+  seen = safetensors_file.read_at
+  monkeypatch.setattr(safetensors_file, "read_at", lambda file, part, offset: (
+      read.append(len(part)), seen(file, part, offset)))
+  similarity.draw(*matrices, "layers.3.mlp.up_proj.weight", tmp_path / "weights.png")
+  x = np.arange(7000).reshape(70, 100)[:64, :64]
+  for (_, got), want in zip(drawn, (x, x + 1, np.full((64, 64), 10)), strict=True):
+    np.testing.assert_array_equal(got, want)
+  assert {axes.get_zlim() for axes, _ in drawn} == {(0, x[-1, -1] + 1)}
+  assert sum(read) == 2 * 64 * 100 * 4
+  assert (tmp_path / "weights.png").exists()
+
+
+def test_a_small_matrix_is_drawn_whole(matrices, tmp_path, monkeypatch):
+  drawn = []
+  monkeypatch.setattr(report, "plot_weights", lambda *args: drawn.append(args))
+  similarity.draw(*matrices, "a_table", tmp_path / "weights.png")
+  [(base, instruct, title, _)] = drawn
+  assert base.shape == instruct.shape == (3, 64)
+  assert title.startswith("a_table: the first 3 x 64 weights of ") and "10 times" in title
+
+
+def test_a_view_that_finds_nothing_fails_before_the_work(tmp_path):
+  out = tmp_path / "out"
+  flags = [f"--base={TINY / 'base'}", f"--instruct={TINY / 'instruct'}", "--view=nothing"]
+  result = run(*flags, f"--out={out}")
+  assert result.returncode == 2 and not out.exists() and "gap ratio" not in result.stdout
+  assert result.stderr.startswith("error: --view 'nothing' finds no matrix")
+  result = run(*flags)
+  assert result.returncode == 2 and "--view needs --out" in result.stderr
 
 
 def test_candidates_are_ranked(pair, tmp_path, capsys):
