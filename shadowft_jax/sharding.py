@@ -11,7 +11,7 @@ from shadowft_jax.errors import InputError, listing
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))
-ACTIVATIONS = (("batch", ("data", "fsdp")),)     # the names models/ gives to its axes
+ACTIVATIONS = (("batch", ("data", "fsdp")), ("heads", "tensor"))   # names models/ gives to axes
 RULES = (
     (r"embedding$", P("tensor", "fsdp")),
     (r"experts/down_proj/(kernel|a)$", P(None, "fsdp", "tensor")),
