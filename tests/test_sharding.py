@@ -20,7 +20,7 @@ CONFIG = ml_collections.ConfigDict(dict(
     seed=0, lr=1e-2, warmup_ratio=0.0, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0,
     grad_clip_norm=1.0, delta=dict(kind="lora", match="projections", rank=4, alpha=8.0)))
 MESHES = {"data": dict(data=8), "fsdp": dict(fsdp=8), "all three": dict(data=2, fsdp=2, tensor=2),
-          "tensor": dict(data=4, tensor=2)}
+          "tensor": dict(data=4, tensor=2), "context": dict(fsdp=2, context=4)}
 
 
 def config_of(kind):
