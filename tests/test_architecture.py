@@ -15,7 +15,7 @@ LAYERS = (
     {"port", "sharding", "lora", "delta", "objectives", "loss", "optim", "presets"},
     {"folder", "safetensors_file", "delta_file", "delta_stream", "checkpoint", "stream",
      "graft_plan", "gap", "pairs", "pair_folder", "pair_check", "resume", "log", "report", "data",
-     "generate"},
+     "generate", "outputs", "summed", "factored", "extract"},
     {"command"},
     {"graft", "select", "similarity"},
     {"train"},
