@@ -21,11 +21,12 @@ def check(plan, is_cut):
       not told how much of it is kept.
   """
   if bad := [t for t in summed.targets(plan) if not module(plan, t)]:
+    listed = listing((f"{t.name} {t.tensor.shape}" for t in bad), limit=len(bad))
     ends = sorted({re.sub(r"^(.*\.\d+)?\.", "", t.name) for t in bad})
     raise InputError(
         "an adapter holds weights of the text model's linear layers alone, no biases, norms and "
         f"embeddings; leave these out by --exclude='({'|'.join(map(re.escape, ends))})$', or write "
-        f"them all by --output=delta:{listing(f'{t.name} {t.tensor.shape}' for t in bad)}")
+        f"them all by --output=delta:{listed}")
   if not is_cut and not all(isinstance(p, LowRank) for t in plan.targets for p in t.parts):
     raise InputError(
         "to make an adapter of a dense delta, tell how much of each tensor it keeps: --rank (how "

@@ -5,6 +5,7 @@ back, and an adapter is what PEFT and vLLM serve on the Instruct.
 """
 
 import concurrent.futures
+import functools
 import json
 import math
 import os
@@ -111,8 +112,8 @@ def run(plan, out, form, *, made=None, overwrite=False, verify=True):
     inputs = {}
     if verify:
       folder.forget(fresh)
-      for piece in pieces:
-        _read_back(out, piece)
+      with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(functools.partial(_read_back, out), pieces))
       for role, paths in (pair for d in plan.deltas for pair in d.paths.items()):
         inputs.setdefault(role, []).extend(paths)
       inputs |= {"instruct": [plan.instruct.directory / "config.json"], "output": [fresh]}
