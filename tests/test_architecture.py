@@ -13,7 +13,7 @@ LAYERS = (
     {"errors"},
     {"tree", "models", "attention", "layers"},
     {"port", "sharding", "lora", "delta", "objectives", "loss", "optim", "presets"},
-    {"folder", "safetensors_file", "delta_file", "delta_stream", "checkpoint", "stream",
+    {"folder", "safetensors_file", "delta_file", "delta_stream", "checkpoint", "stream", "measure",
      "graft_plan", "gap", "pairs", "pair_folder", "pair_check", "resume", "log", "report", "data",
      "generate"},
     {"command"},
