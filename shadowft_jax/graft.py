@@ -92,10 +92,10 @@ def _weighted(text):
 
 def _deltas():
   """The deltas that the flags name, each with its weight."""
-  if bool(BASE.value) != bool(TUNED.value):
-    raise InputError("--base and --tuned are given together: what was learnt is their difference")
+  if TUNED.value and not BASE.value:
+    raise InputError("--tuned needs --base: what was learnt is their difference")
   found = []
-  if BASE.value:
+  if TUNED.value:
     found.append(delta_stream.difference(BASE.value, TUNED.value, ALPHA.value))
   for folder, weight in map(_weighted, DELTA.value or ()):
     found.append(delta_stream.stored(folder, ALPHA.value * weight))
@@ -180,7 +180,8 @@ def main():
   deltas = _deltas()
   wanted = graft_plan.scope(instruct.kind, SCOPE.value, match=MATCH.value, include=INCLUDE.value,
                             exclude=EXCLUDE.value)
-  plan = graft_plan.plan(instruct, deltas, wanted=wanted, vocab=VOCAB.value)
+  base = delta_stream.read_checkpoint(BASE.value) if BASE.value else None
+  plan = graft_plan.plan(instruct, deltas, wanted=wanted, vocab=VOCAB.value, base=base)
   if form:
     _write_learnt(plan, form)
     return
@@ -201,7 +202,8 @@ def main():
 
 
 if __name__ == "__main__":
-  BASE = flags.DEFINE_string("base", None, "The Base model's folder; with --tuned.")
+  BASE = flags.DEFINE_string("base", None, "The Base model's folder: with --tuned, what "
+                             "the delta is taken from; the result is measured against it.")
   TUNED = flags.DEFINE_string("tuned", None, "The tuned Base model's folder.")
   DELTA = flags.DEFINE_multi_string(
       "delta", None, "A delta folder, such as RUN/delta, or FOLDER:WEIGHT; may be repeated.")
