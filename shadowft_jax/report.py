@@ -156,7 +156,7 @@ def plot_survival(cells, title, path):
   panels = [p for p in PANELS if any(p[0] in found for found in cells.values())]
   # In inches; layout="constrained" would take as long to find the margins as all the rest does.
   width, panel, between = max(7, min(14, 3 + 0.2 * len(layers))), 0.4 + 0.2 * len(modules), 0.45
-  heading = textwrap.wrap(title, int(12 * width))
+  heading = textwrap.wrap(title, int(12 * width), break_on_hyphens=False)
   top = 0.5 + 0.2 * len(heading)
   height = 0.6 + top + len(panels) * (panel + between) - between
   figure, axes = plt.subplots(len(panels), sharex=True, figsize=(width, height))
