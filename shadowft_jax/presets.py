@@ -11,7 +11,7 @@ from shadowft_jax.objectives import OBJECTIVES
 CHOICES = {
     "learn_on": ("base", "instruct"),
     "dtype": ("bfloat16", "float32"),
-    "attention": tuple(BACKENDS),
+    "attention": ("auto", *BACKENDS),
     "remat": tuple(REMAT),
     "objective": tuple(OBJECTIVES),
     "delta.kind": KINDS,
@@ -39,7 +39,7 @@ def sft():
   c.seed = 42
 
   c.dtype = "bfloat16"       # of the frozen weights and of matrix products while training
-  c.attention = "xla"        # a name in models/attention.py
+  c.attention = "auto"       # auto, or a name in models/attention.py; checked before it is used
   c.remat = "full"           # none, dots, full: what is computed again in the backward pass
   c.mesh = dict(data=1, fsdp=-1, tensor=1)    # devices on each axis; -1 takes what is left
 

@@ -17,7 +17,7 @@ LAYERS = (
     {"step"},
     {"folder", "safetensors_file", "delta_file", "delta_stream", "checkpoint", "stream",
      "graft_plan", "measure", "gap", "survival", "pairs", "pair_folder", "pair_check", "resume",
-     "log", "report", "data", "generate", "outputs", "summed", "factored", "extract"},
+     "log", "report", "data", "generate", "outputs", "summed", "factored", "extract", "backends"},
     {"command"},
     {"graft", "select", "similarity"},
     {"train"},
