@@ -143,7 +143,7 @@ class Block(nn.Module):
     rope = layer.get("rope", 0)
     rows = {**rows, "sin": rows["sin"][rope], "cos": rows["cos"][rope],
             "window": layer.get("window", 0)}
-    x_BTD = nn.with_logical_constraint(x_BTD, ("batch", None, None))
+    x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "context", None))
     h_BTD = Attention(cfg, self.backend, name="self_attn")(before_attn(x_BTD), rows)
     x_BTD += after_attn(h_BTD)
     mlp = (moe.MoE if cfg.num_experts else MLP)(cfg, name="mlp")
