@@ -125,7 +125,7 @@ until_true() {    # until_true SECONDS WHAT COMMAND...
 }
 state_is() { [ "$(field JobState)" = "$1" ]; }
 at_step() { [ "$(cat "$done" 2>/dev/null || echo 0)" -ge "$1" ]; }
-tells() { grep -qF -- "$1" "$dir/$job.out"; }
+tells() { grep -qsF -- "$1" "$dir/$job.out"; }
 proved() { echo "proved in $((SECONDS - began)) s: $1"; began=$SECONDS; }
 began=$SECONDS
 
@@ -176,10 +176,15 @@ sleep 5
 until_true 1 "it stays so" state_is CANCELLED
 proved "a job that is cancelled stays so"
 
-submit "$python" -- --config configs/quickstart.py --config.max_steps=2 --workdir "$dir/run"
-until_true 600 "the training completes" state_is COMPLETED
+submit "$python" -- --config configs/quickstart.py --config.max_steps=30 --config.eval_every=5 \
+  --workdir "$dir/run"
+until_true 300 "the training has a checkpoint" tells "step 10 of 30"
+scancel --batch --signal=USR1 "$job"
+until_true 300 "the training completes" state_is COMPLETED
 until_true 1 "both tasks took part" tells "process 1 of 2 (counted from 0)"
+until_true 1 "it was resumed" tells "taking up $dir/run after step"
+step=$(sed -n 's/.*taking up .* after step \([0-9]*\).*/\1/p' "$dir/$job.out" | head -n 1)
 [ -f "$dir/run/shadow/model.safetensors" ]
-proved "the tiny pair is trained on two tasks and grafted"
+proved "the tiny pair is trained on two tasks, stopped, resumed after step $step, and grafted"
 passed=1
 echo "all proved, with $(sinfo --version)"

@@ -15,15 +15,19 @@
 #SBATCH --requeue
 #SBATCH --signal=B:USR1@120
 
-trap 'scancel --signal=TERM "$SLURM_JOB_ID"' USR1         # to the tasks, not to this shell
-trap : TERM                                               # which Slurm sends to the tasks itself
+trap 'again=1; scancel --signal=TERM "$SLURM_JOB_ID"' USR1   # to the tasks, not to this shell
+trap 'again=1' TERM                                          # the tasks get it from Slurm, too
 
 # No --kill-on-bad-exit: a failure would look like a preemption. The tasks end each other.
 srun "${PYTHON:-python}" -m shadowft_jax.train "$@" &
-until wait $!; do
+again=1
+while [ "$again" ]; do                                       # a trap ends the wait
+  again=
+  wait $!
   status=$?
-  kill -0 $! 2>/dev/null && continue                      # a trap ended the wait, not the task
-  state=$(squeue --noheader --format=%T --jobs="$SLURM_JOB_ID")
-  [ "$status/$state" = 143/RUNNING ] && scontrol requeue "$SLURM_JOB_ID"     # not by scancel
-  exit "$status"
 done
+state=$(squeue --noheader --format=%T --jobs="$SLURM_JOB_ID")
+if [ "$status/$state" = 143/RUNNING ]; then                  # ended by SIGTERM, not by scancel
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$status"
