@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test test-slow test-all lint
+.PHONY: quickstart test test-slow test-all test-aot plan-env lint
 
 quickstart: $(VENV)/installed
 	$(BIN)/python -m lab.quickstart --workdir runs/quickstart
@@ -17,6 +17,15 @@ test-slow: $(VENV)/installed-test
 
 test-all: test test-slow
 
+# Compilers for GPUs and TPUs that are not there: 5 GB, so in an environment of its own.
+AOT_VENV ?= .venv-aot
+AOT = JAX_PLATFORMS=cpu $(AOT_VENV)/bin/python
+
+plan-env: $(AOT_VENV)/installed
+
+test-aot: plan-env
+	$(AOT) -m pytest tests/aot -v
+
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 
@@ -27,4 +36,10 @@ $(VENV)/installed: setup.py constraints.txt
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(PIP) -e '.[test]'
+	touch $@
+
+$(AOT_VENV)/installed: setup.py constraints.txt
+	$(PYTHON) -m venv $(AOT_VENV)
+	$(AOT_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -c constraints.txt -e '.[cuda13]' libtpu pytest
 	touch $@

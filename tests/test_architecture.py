@@ -12,7 +12,8 @@ PACKAGE = ROOT / "shadowft_jax"
 LAYERS = (
     {"errors"},
     {"tree", "models", "attention", "layers"},
-    {"port", "sharding", "lora", "delta", "objectives", "loss", "optim", "presets"},
+    {"topologies", "port", "sharding", "lora", "delta", "objectives", "loss", "optim",
+     "presets"},
     {"step"},
     {"folder", "safetensors_file", "delta_file", "delta_stream", "checkpoint", "stream",
      "graft_plan", "gap", "pairs", "pair_folder", "pair_check", "resume", "log", "report", "data",
