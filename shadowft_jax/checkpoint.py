@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from shadowft_jax import delta, folder, models, port, safetensors_file, tree
+from shadowft_jax import delta, folder, hosts, models, port, safetensors_file, tree
 from shadowft_jax.delta_file import load_delta, save_adapter, save_dense
 from shadowft_jax.errors import InputError, listing
 from shadowft_jax.safetensors_file import WEIGHTS
@@ -131,7 +131,7 @@ def export(directory, named, *, like, overwrite=False, card=None):
     card: text of the new README.md; that of `like` stays, as README.instruct.md.
 
   Returns:
-    The files and folders of `like` that were left out, sorted.
+    The files and folders of `like` that were left out, sorted; the first process alone knows.
 
   Raises:
     InputError: a leaf does not fit `like`, or `directory` exists.  Nothing is written then.
@@ -140,6 +140,9 @@ def export(directory, named, *, like, overwrite=False, card=None):
   model, abstract, tensors = _open(like, None, {})
   _check_export(named, tree.names(abstract), like)
   folder.check_apart(directory, like)
+  if not hosts.is_first():
+    port.take_part(tree.nest(named))
+    return []
   with folder.atomic(directory, overwrite) as fresh:
     shards = {t.path.name for t in safetensors_file.find(like).values()}
     left_out = folder.copy_with_card(like, fresh, shards, card)

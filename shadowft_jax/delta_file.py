@@ -12,7 +12,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 
-from shadowft_jax import folder, port, safetensors_file, tree
+from shadowft_jax import folder, hosts, port, safetensors_file, tree
 from shadowft_jax.errors import InputError, listing
 
 PREFIX = "base_model.model."
@@ -58,6 +58,9 @@ def save_adapter(directory, lora_tree, *, rank, alpha, base_model, like=None, ov
   if kind in port.BESIDE:       # a vision tower has modules of the same names
     config["exclude_modules"] = port.BESIDE[kind]
   rename = lambda name: PREFIX + port.served_name(name, kind)
+  if not hosts.is_first():
+    port.take_part(lora_tree)
+    return
   with folder.atomic(directory, overwrite) as fresh:
     _write(fresh, "adapter_model", lora_tree, rename, {"format": "pt"}, math.inf)
     (fresh / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -69,6 +72,9 @@ def save_dense(directory, dense_tree, *, overwrite=False):
   Raises:
     InputError: `directory` exists.
   """
+  if not hosts.is_first():
+    port.take_part(dense_tree)
+    return
   with folder.atomic(directory, overwrite) as fresh:
     _write(fresh, "delta", dense_tree, str, {"format": "pt", "shadowft": "delta"}, MAX_SHARD)
 

@@ -7,6 +7,7 @@ import time
 
 from tqdm import tqdm
 
+from shadowft_jax import hosts
 from shadowft_jax.errors import InputError, listing
 from shadowft_jax.presets import flat
 
@@ -37,14 +38,15 @@ def claim(workdir, config):
   elif workdir.is_dir() and not path.exists() and any(workdir.iterdir()):
     raise InputError(f"--workdir {workdir} is not empty and not a run's folder (it has no "
                      "config.json); choose another")
-  else:
+  elif hosts.is_first():
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(path, mine)
 
 
 def say(text):
-  """Prints a line of progress to stderr, above the bar if there is one."""
-  tqdm.write(text, file=sys.stderr)
+  """Prints a line of progress to stderr, above the bar if there is one; once for all processes."""
+  if hosts.is_first():
+    tqdm.write(text, file=sys.stderr)
 
 
 def read_metrics(workdir):
@@ -77,21 +79,26 @@ class Log:
   """Writes the metrics of a run that has done `step` of its `steps`.
 
   A run that is taken up at a checkpoint repeats the steps after it, so the records that a
-  first time left of them are dropped.
+  first time left of them are dropped.  Of several processes, the first one writes.
   """
 
   def __init__(self, workdir, step, steps):
+    self._last = time.monotonic()
+    self._bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True,
+                     disable=None if hosts.is_first() else True)
+    if not hosts.is_first():
+      self._file = self._board = None
+      return
     _rewrite(workdir, [r for r in read_metrics(workdir) if step and r["step"] <= step])
     self._file = open(workdir / "metrics.jsonl", "a")
     # Here, since it imports torch where that is installed, for which a graft need not wait.
     from tensorboardX import SummaryWriter
     self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
-    self._bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True,
-                     disable=None)
-    self._last = time.monotonic()
 
   def write(self, step, **metrics):
     """Appends one record of numbers; what is None was not measured, and is left out."""
+    if self._file is None:
+      return
     metrics = {k: v for k, v in metrics.items() if v is not None}
     self._file.write(json.dumps({"step": step, **metrics}) + "\n")
     self._file.flush()
@@ -122,5 +129,6 @@ class Log:
 
   def __exit__(self, *_):
     self._bar.close()
-    self._board.close()
-    self._file.close()
+    if self._file is not None:
+      self._board.close()
+      self._file.close()

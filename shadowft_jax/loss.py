@@ -18,15 +18,18 @@ def _logits(h_BCD, head_DV, cap):
 
 
 def _chunks(x_BT, size):
-  """[B, T, ...] -> [T / size, B, size, ...]: the batch axis stays whole, and sharded."""
+  """[B, T, ...] -> [T / size, B, size, ...]: every chunk has places of all of T.
+
+  So each chunk is spread over the devices as the whole is, by rows and by places.
+  """
   B, T = x_BT.shape[:2]
-  return jnp.moveaxis(x_BT.reshape(B, T // size, size, *x_BT.shape[2:]), 1, 0)
+  return jnp.moveaxis(x_BT.reshape(B, size, T // size, *x_BT.shape[2:]), 2, 0)
 
 
 def _joined(x_nBC):
   """The inverse of `_chunks`."""
   n, B, C = x_nBC.shape[:3]
-  return jnp.moveaxis(x_nBC, 0, 1).reshape(B, n * C, *x_nBC.shape[3:])
+  return jnp.moveaxis(x_nBC, 0, 2).reshape(B, C * n, *x_nBC.shape[3:])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))

@@ -8,10 +8,9 @@ Kernels and adapter factors are transposed.
 import itertools
 import re
 
-import jax
 import numpy as np
 
-from shadowft_jax import tree
+from shadowft_jax import sharding, tree
 from shadowft_jax.errors import InputError, listing
 
 # The last part of a leaf's path -> the last part of the tensor's name.
@@ -172,8 +171,17 @@ def load(read, abstract):
 
 
 def export(params):
-  """Yields (tensor name, np.ndarray) one tensor at a time: the inverse of `load`."""
+  """Yields (tensor name, np.ndarray) one tensor at a time: the inverse of `load`.
+
+  Of several processes, each must take all of them: what lies elsewhere is fetched for all.
+  """
   named = tree.names(params)
   for hf_name, name, index in tensors(named):
-    part = np.asarray(jax.device_get(named[name][index]))
+    part = sharding.whole(named[name][index])
     yield hf_name, np.ascontiguousarray(part.T if is_transposed(name) else part)
+
+
+def take_part(params):
+  """What a process does while the first one writes what `export` yields."""
+  for _ in export(params):
+    pass

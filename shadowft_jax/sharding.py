@@ -5,35 +5,41 @@ import re
 
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+import numpy as np
 
 from shadowft_jax import tree
 from shadowft_jax.errors import InputError, listing
 
-AXES = ("data", "fsdp", "tensor")
-BATCH = P(("data", "fsdp"))
-ACTIVATIONS = (("batch", ("data", "fsdp")),)     # the names models/ gives to its axes
+# data: copies of the model; fsdp: each holds a share of it; tensor: each computes a share of every
+# product; context: each has a share of every row's tokens.
+AXES = ("data", "fsdp", "tensor", "context")
+BATCH = P(("data", "fsdp"), "context")
+# What models/ names the axes of its activations.
+ACTIVATIONS = (("batch", ("data", "fsdp")), ("context", "context"), ("heads", "tensor"),
+               ("kv_heads", "tensor"))
 RULES = (
     (r"embedding$", P("tensor", "fsdp")),
     (r"experts/down_proj/(kernel|a)$", P(None, "fsdp", "tensor")),
     (r"experts/(gate|up)_proj/(kernel|b)$", P(None, "fsdp", None, "tensor")),
     (r"experts/", P(None, "fsdp")),
     (r"layers/.*(o_proj|down_proj)/kernel$", P(None, "tensor", "fsdp")),
-    (r"layers/.*(o_proj|down_proj)/a$", P(None, "tensor", None)),
+    (r"layers/.*(o_proj|down_proj)/a$", P(None, ("tensor", "fsdp"))),
     (r"layers/.*(o_proj|down_proj)/b$", P(None, None, "fsdp")),
     (r"layers/.*kernel$", P(None, "fsdp", "tensor")),
-    (r"layers/.*/a$", P(None, "fsdp", None)),
-    (r"layers/.*/b$", P(None, None, "tensor")),
+    (r"layers/.*/a$", P(None, "fsdp")),
+    (r"layers/.*/b$", P(None, None, ("tensor", "fsdp"))),
     (r"lm_head/kernel$", P("fsdp", "tensor")),
-    (r".*", P()),
+    (r".*", P()),            # norms and biases: a vector a layer
 )
 
 
-def make_mesh(shape=None):
+def make_mesh(shape=None, devices=None):
   """A mesh over all devices.
 
   Args:
-    shape: {"data", "fsdp", "tensor": size}; an axis left out is 1, one may be -1 for all that
-      is left.  None: every device on fsdp.
+    shape: {axis of AXES: size}; an axis left out is 1, one may be -1 for all that is left.  None:
+      every device on fsdp.
+    devices: in the place of all that this run has.
 
   Raises:
     InputError: an unknown axis, or sizes whose product is not the number of devices.
@@ -41,22 +47,26 @@ def make_mesh(shape=None):
   shape = dict(shape or {"fsdp": -1})
   if unknown := sorted(set(shape) - set(AXES)):
     raise InputError(f"mesh has axes {', '.join(AXES)}; got {', '.join(unknown)}")
-  sizes, count = [shape.get(axis, 1) for axis in AXES], jax.device_count()
+  sizes = [shape.get(axis, 1) for axis in AXES]
+  count = jax.device_count() if devices is None else len(devices)
   if sizes.count(-1) == 1:
     rest = -math.prod(sizes)
     sizes[sizes.index(-1)] = max(1, count // rest)
   if math.prod(sizes) != count or min(sizes) < 1:
     raise InputError(f"mesh {shape} does not make {count} devices; set config.mesh so that "
                      f"the product of {', '.join(AXES)} is {count}")
-  return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+  return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
-def check_batch(rows, mesh):
-  """Raises InputError where a batch of `rows` rows does not divide over the mesh."""
+def check_batch(rows, length, mesh):
+  """Raises InputError where a batch of `rows` rows of `length` tokens does not divide."""
   ways = math.prod(mesh.shape[axis] for axis in BATCH[0])
   if rows % ways:
     raise InputError(f"config.rows is {rows}; it must be a multiple of {ways}, the devices on "
                      f"the mesh axes {' and '.join(BATCH[0])}")
+  if length % mesh.shape["context"]:
+    raise InputError(f"config.data.max_length is {length}; it must be a multiple of "
+                     f"{mesh.shape['context']}, the devices on the mesh axis context")
 
 
 def of(tree_, mesh):
@@ -65,7 +75,7 @@ def of(tree_, mesh):
   Raises:
     InputError: lists every leaf with a dimension that its axes do not divide.
   """
-  bad = []
+  bad, fault = [], {}
   def leaf(name, x):
     spec = next(s for pattern, s in RULES if re.search(pattern, name))
     for size, axes in zip(x.shape, spec, strict=False):     # a spec may end early
@@ -73,8 +83,43 @@ def of(tree_, mesh):
       ways = math.prod(mesh.shape[a] for a in names)
       if size % ways:
         bad.append(f"{name}: {size} is not divisible by {ways} ({' x '.join(names)})")
+        fault.setdefault(names, []).append(size)
     return NamedSharding(mesh, spec)
   out = tree.map_named(leaf, tree_)
   if bad:
-    raise InputError("the mesh does not divide these leaves; change config.mesh:" + listing(bad))
+    advice = " and ".join(
+        f"{' x '.join(f'config.mesh.{a}' for a in names if mesh.shape[a] > 1)} divides "
+        f"{math.gcd(*sizes)}" for names, sizes in fault.items())
+    raise InputError(f"the mesh does not divide these leaves; choose sizes so that {advice}:"
+                     + listing(bad))
   return out
+
+
+def my_share(mesh):
+  """(first, stop, of): this process has a part of rows first / of to stop / of of every batch."""
+  of = math.prod(mesh.shape[axis] for axis in BATCH[0])
+  where = NamedSharding(mesh, P(BATCH[0])).addressable_devices_indices_map((of,))
+  bounds = [rows.indices(of)[:2] for rows, in where.values()]
+  return min(first for first, _ in bounds), max(stop for _, stop in bounds), of
+
+
+def place_rows(rows, mesh):
+  """A batch over the mesh; `rows` is np.ndarray [rows of `my_share`, T]."""
+  first, stop, of = my_share(mesh)
+  count = len(rows) * of // (stop - first)
+  skipped = count * first // of
+  def part(index):
+    low, high, _ = index[0].indices(count)
+    return rows[low - skipped:high - skipped, index[1]]
+  return jax.make_array_from_callback((count, *rows.shape[1:]), NamedSharding(mesh, BATCH), part)
+
+
+def whole(x):
+  """A np.ndarray of all of x on every process; each of them must ask for it."""
+  if not x.is_fully_addressable and not x.is_fully_replicated:
+    x = _replicated(x, NamedSharding(x.sharding.mesh, P()))
+  return np.asarray(jax.device_get(x))
+
+
+def _replicated(x, where):
+  return jax.jit(lambda y: y, out_shardings=where)(x)

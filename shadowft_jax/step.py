@@ -12,7 +12,6 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
 import optax
 
 from shadowft_jax import delta as delta_lib, loss, sharding
@@ -101,6 +100,6 @@ def mean_loss(delta, base, batches, *, method):
 
 
 def on_devices(batches, mesh):
-  """Puts each batch where the mesh wants it."""
+  """Puts each batch, of this process's share of rows, where the mesh wants it."""
   for batch in batches:
-    yield jax.device_put(batch, NamedSharding(mesh, sharding.BATCH))
+    yield {k: sharding.place_rows(x, mesh) for k, x in batch.items()}

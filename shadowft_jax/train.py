@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from shadowft_jax import (
-    checkpoint, command, delta as delta_lib, graft, log, objectives, optim, pair_check, pairs,
-    presets, report, resume, sharding, step as step_lib, tree)
+    checkpoint, command, delta as delta_lib, graft, hosts, log, objectives, optim, pair_check,
+    pairs, presets, report, resume, sharding, step as step_lib, tree)
 from shadowft_jax.data import dataset, preview, sets
 from shadowft_jax.errors import InputError
 from shadowft_jax.log import say
@@ -42,9 +42,9 @@ def learn(state, frozen, data, *, method, tx, schedule, config, saved, writer, m
   Raises:
     FloatingPointError: a loss or gradient is not finite; the last good checkpoint stays.
   """
-  last = len(data.steps)
+  last, share = len(data.steps), sharding.my_share(mesh)
   def validate():
-    batches = step_lib.on_devices(data.valid_batches(), mesh)
+    batches = step_lib.on_devices(data.valid_batches(share), mesh)
     if data.valid:
       return step_lib.mean_loss(state.delta, frozen, batches, method=method)
 
@@ -52,7 +52,7 @@ def learn(state, frozen, data, *, method, tx, schedule, config, saved, writer, m
     writer.write(0, valid_loss=validate())
   for step in range(int(state.step) + 1, last + 1):
     total = None
-    for batch in step_lib.on_devices(data.batches(step - 1), mesh):
+    for batch in step_lib.on_devices(data.batches(step - 1, share), mesh):
       part = step_lib.gradients(state.delta, frozen, batch, method=method)
       total = part if total is None else step_lib.add(total, part)
     state, metrics = step_lib.update(state, total, tx=tx)
@@ -116,7 +116,7 @@ def write_shadow(directory, delta, data, method, config, mesh, like):
   method = dataclasses.replace(
       method, model=model.clone(dtype=method.model.dtype, backend=config.attention))
   def measured(params):
-    batches = step_lib.on_devices(data.valid_batches(), mesh)
+    batches = step_lib.on_devices(data.valid_batches(sharding.my_share(mesh)), mesh)
     if data.valid:
       return step_lib.mean_loss({"delta": {}}, params, batches, method=method)
   before = measured(instruct)
@@ -124,7 +124,8 @@ def write_shadow(directory, delta, data, method, config, mesh, like):
   after = measured(shadow)
   card = report.model_card(base=config.base, instruct=config.instruct, match=config.graft.match,
                            learn_on=config.learn_on, kind=config.delta.kind)
-  (directory.parent / "README.md").write_text(card)
+  if hosts.is_first():
+    (directory.parent / "README.md").write_text(card)
   graft.write(directory, shadow, leaves, like=like, card=card, overwrite=True)
   return {"instruct_valid_loss": before, "shadow_valid_loss": after}
 
@@ -148,8 +149,9 @@ def train(config, workdir):
   sets.resolve(config)
   presets.check(config)
   mesh = sharding.make_mesh(config.mesh)
-  sharding.check_batch(config.rows, mesh)
+  sharding.check_batch(config.rows, config.data.max_length, mesh)
   log.claim(workdir, config)
+  hosts.wait("the run's folder is made")
   if (workdir / "provenance.json").exists():          # written last
     say(f"{workdir} is complete; its grafted model is {workdir / 'shadow'}")
     return log.read_metrics(workdir)
@@ -178,15 +180,16 @@ def train(config, workdir):
 
 def wrap_up(config, workdir, losses, inputs):
   """Writes the picture and the provenance of a finished run; returns its metrics."""
-  records = log.append(workdir, losses)
-  report.plot_loss(records, workdir / "loss.png")
-  log.write_json(workdir / "provenance.json", report.provenance(inputs, seed=config.seed))
+  if hosts.is_first():
+    report.plot_loss(log.append(workdir, losses), workdir / "loss.png")
+    log.write_json(workdir / "provenance.json", report.provenance(inputs, seed=config.seed))
+  hosts.wait("the run is complete")
   for name, loss_ in losses.items():
     if loss_ is not None:
       say(f"{name.replace('_', ' ')} {loss_:.4f}")
   for name in ("delta", "shadow", "loss.png"):
     say(f"written: {workdir / name}")
-  return records
+  return log.read_metrics(workdir)
 
 
 def main():

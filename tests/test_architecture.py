@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "shadowft_jax"
 # From low to high: a module imports only modules of lower layers, or of its own.
 LAYERS = (
-    {"errors"},
+    {"errors", "hosts"},
     {"tree", "models", "attention", "layers"},
     {"topologies", "port", "sharding", "lora", "delta", "objectives", "loss", "optim",
      "presets"},

@@ -219,12 +219,10 @@ def examples(count=12, seed=0):
   return out
 
 
-def step_gradients(batches, params, adapter, model, mesh=None):
+def step_gradients(batches, params, adapter, model):
   method = step.Method(model, objectives.sft, 2.0, 8)
   total = None
   for batch in batches:
-    if mesh is not None:
-      batch = jax.device_put(batch, jax.sharding.NamedSharding(mesh, sharding.BATCH))
     part = step.gradients({"lora": adapter}, params, batch, method=method)
     total = part if total is None else step.add(total, part)
   grads, sums = total
@@ -307,21 +305,6 @@ def test_a_label_stands_in_for_the_token_that_is_predicted():
   assert sums["count"] == 1 and example.token[4] != 7
 
 
-@pytest.mark.parametrize("shape", [dict(fsdp=8), dict(data=8), dict(data=2, fsdp=2, tensor=2),
-                                   dict(data=4, tensor=2)])
-def test_the_mesh_changes_neither_loss_nor_gradients(shape):
-  model, base, adapter, want = reference_step()
-  data = examples()
-  [packed] = packing.plan([len(e.token) for e in data], batch_size=len(data), epochs=1,
-                          row_length=32, seed=3)
-  mesh = sharding.make_mesh(shape)
-  with jax.set_mesh(mesh):
-    placed = lambda t: jax.device_put(t, sharding.of(t, mesh))
-    batches = packing.microbatches(packed, data, row_length=32, rows=8)
-    got = step_gradients(batches, placed(base), placed(adapter), model, mesh)
-    assert_step_equal(jax.device_get(got), want)
-
-
 def test_another_number_of_microbatches_compiles_nothing():
   model, base, adapter, _ = reference_step()
   data = examples(24)
@@ -387,20 +370,3 @@ def test_export_is_the_inverse_of_load(name):
   model, params, _, _ = setup(name)
   back = port.load(dict(port.export(params)).__getitem__, params)
   assert_bits_equal(back, params)
-
-
-@pytest.mark.parametrize("wrong, message", [
-    (dict(fsdp=3), "does not make 8 devices"),
-    (dict(model=8), "mesh has axes data, fsdp, tensor; got model"),
-])
-def test_a_mesh_that_cannot_be_is_refused(wrong, message):
-  with pytest.raises(InputError, match=message):
-    sharding.make_mesh(wrong)
-
-
-def test_leaves_that_the_mesh_does_not_divide_are_all_listed():
-  mesh = sharding.make_mesh(dict(fsdp=8))
-  shapes = {"embed_tokens": {"embedding": jax.ShapeDtypeStruct((96, 30), jnp.float32)},
-            "lm_head": {"kernel": jax.ShapeDtypeStruct((30, 96), jnp.float32)}}
-  with pytest.raises(InputError, match=r"(?s)30 is not divisible by 8 \(fsdp\).*lm_head/kernel"):
-    sharding.of(shapes, mesh)

@@ -25,24 +25,25 @@ class Dataset:
   labelled: bool           # some example is to predict other tokens than its own
   inputs: dict             # {"train", "validation": the files read, or ids of the hub}
 
-  def batches(self, step):
-    """The micro-batches of optimizer step `step`, counted from 0, on the host."""
+  def batches(self, step, share=(0, 1, 1)):
+    """The micro-batches of optimizer step `step`, counted from 0; `share` as in `packing`."""
     step = self.steps[step]
     weight = packing.rank_weights(step, self.train, *self.ranks) if self.ranks else None
-    return self._batches(step, self.train, weight)
+    return self._batches(step, self.train, weight, share)
 
-  def valid_batches(self):
-    """The micro-batches of the whole validation split, on the host."""
+  def valid_batches(self, share=(0, 1, 1)):
+    """The micro-batches of the whole validation split."""
     for step in self.valid_steps:
-      yield from self._batches(step, self.valid, None)
+      yield from self._batches(step, self.valid, None, share)
 
   def tokens(self, step):
     """How many tokens step `step` has, without padding."""
     return sum(len(self.train[i].token) for i in self.steps[step].examples)
 
-  def _batches(self, step, examples, weight):
+  def _batches(self, step, examples, weight, share):
     return packing.microbatches(step, examples, row_length=self.row_length, rows=self.rows,
-                                layout=self.layout, weight=weight, labelled=self.labelled)
+                                layout=self.layout, weight=weight, labelled=self.labelled,
+                                share=share)
 
 
 def read(config):

@@ -129,8 +129,10 @@ def _packed(chosen, lengths, row_length):
 
 
 def microbatches(step, examples, *, row_length, rows, layout="packed", weight=None,
-                 labelled=False):
+                 labelled=False, share=(0, 1, 1)):
   """Yields the batches of a step, see `collate`; what is left of the last is filled up with 0.
+
+  Of each, only rows first / of to stop / of are laid out, (first, stop, of) being `share`.
 
   Packed ones are of `rows` rows of `row_length` tokens.  Bucketed ones are of `row_length` halved
   as often as the examples allow, with twice as many rows each time: a few shapes in all, which
@@ -138,8 +140,9 @@ def microbatches(step, examples, *, row_length, rows, layout="packed", weight=No
   """
   lengths = [len(examples[i].token) for i in step.examples]
   for some, (count, length) in _groups(step.rows, lengths, row_length, rows, layout):
-    yield collate(some, step, examples, row_length=length, row_count=count, weight=weight,
-                  labelled=labelled)
+    low, high = (count * part // share[2] for part in share[:2])
+    yield collate(some[low:high], step, examples, row_length=length, row_count=high - low,
+                  weight=weight, labelled=labelled)
 
 
 def shapes(step, lengths, *, row_length, rows, layout="packed") -> list[tuple[int, int]]:

@@ -1,0 +1,134 @@
+"""Makes one program of the processes that a launcher started, on one machine or many.
+
+The engine is JAX's own: every process runs the same command and `jax.distributed` joins them.
+"""
+
+import atexit
+import os
+import subprocess
+import sys
+
+import jax
+from jax._src import distributed
+from jax.experimental import multihost_utils
+
+from shadowft_jax.errors import InputError
+
+EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+JOIN_S = 300         # for the slowest host to start
+HEARTBEAT_S = 30     # of silence, after which a process counts as dead
+FINISH_S = 3600      # for the first that is done, while another is still writing
+LEAVE_S = 5          # for processes that fail alike to say so, before one ends the others
+_hush = lambda: None                              # calls the last words off
+
+
+def start():
+  """Joins this process with the others of its run, if there are any; before any array is made.
+
+  They are found by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, by
+  SHADOWFT_CLUSTER (how jax.distributed is to detect them: gcetpu, gketpu, k8s, ompi or mpi4py),
+  by Slurm's variables in a step of several tasks, or by a TPU's list of several hosts.  A process
+  that dies ends the others within a minute, each with a last line that says so.
+
+  Raises:
+    InputError: the variables make no sense, or the processes cannot be joined.
+  """
+  global _hush
+  found = _found(os.environ)
+  if found is None or jax.distributed.is_initialized():
+    return
+  # The service would swallow SIGTERM, on which nothing acts: the process has to end by it.
+  jax.config.update("jax_enable_preemption_service", False)
+  jax.config.update("jax_cpu_collectives_implementation", "gloo")
+  _hush = _last_words(f"The processes of this run did not all come within {JOIN_S} s. Start one on "
+                      "every host, with the coordinator's port open between them.")
+  try:
+    jax.distributed.initialize(**found, initialization_timeout=JOIN_S,
+                               heartbeat_timeout_seconds=HEARTBEAT_S,
+                               shutdown_timeout_seconds=FINISH_S)
+  except (RuntimeError, ValueError) as error:
+    raise InputError(f"the processes of this run cannot be joined by {found}: {error}") from error
+  finally:
+    _hush()
+  name = f"process {jax.process_index()} of {jax.process_count()} (counted from 0)"
+  print(f"{name}: {jax.local_device_count()} of {jax.device_count()} {jax.default_backend()} "
+        f"devices; coordinator {distributed.global_state.coordinator_address}", file=sys.stderr)
+  _hush = _last_words(f"{name} ended early: it failed or was stopped, or another was first. "
+                      "Start the same command again on every host: it goes on from its last "
+                      "checkpoint.")
+  atexit.register(_end)
+
+
+def is_first():
+  """Whether this process writes what all share, and speaks for all.
+
+  Asks no device where it is alone: a command that computes nothing leaves accelerators be.
+  """
+  return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def wait(name):
+  """Returns once every process has come here; `name` tells the places apart."""
+  if jax.distributed.is_initialized():
+    multihost_utils.sync_global_devices(name)
+
+
+def leave(code):
+  """Ends this process, which has said why, with `code`; waits for no other for long."""
+  if jax.distributed.is_initialized():
+    _hush()
+    _depart(code)
+  sys.exit(code)
+
+
+def _depart(code):
+  """Ends this process though others may wait for it; where all fail alike, all get to say so."""
+  sys.stdout.flush()
+  sys.stderr.flush()
+  try:
+    distributed.global_state.client.wait_at_barrier("depart", 1000 * LEAVE_S)
+  except jax.errors.JaxRuntimeError:
+    pass
+  os._exit(code)
+
+
+def _end():
+  """At the end of Python: waits for the others, unless an error ended this one."""
+  if getattr(sys, "last_value", None) is not None:
+    _depart(1)
+  jax.distributed.shutdown()
+  _hush()
+
+
+def _last_words(text):
+  """Has `text` printed once this process is gone; returns a function that calls it off.
+
+  Only another process can say it last: JAX aborts this one from C++, with pages of log.
+  """
+  shell = subprocess.Popen(["sh", "-c", 'trap "" HUP INT TERM USR1 USR2; '
+                            'read -r done || echo "$0" >&2', text], stdin=subprocess.PIPE)
+  return lambda: shell.communicate(b"done\n")
+
+
+def _found(env):
+  """Arguments of jax.distributed.initialize; None where this process is the only one."""
+  if any(name in env for name in EXPLICIT):
+    address, count, own = (env.get(name, "") for name in EXPLICIT)
+    if not (":" in address and count.isdigit() and own.isdigit() and int(own) < int(count)):
+      raise InputError(f"the variables {', '.join(EXPLICIT)} are {address!r}, {count!r}, {own!r}; "
+                       "expected host:port, a number of processes, and one's own, from 0; set all "
+                       "three or none")
+    return None if int(count) == 1 else {
+        "coordinator_address": address, "num_processes": int(count), "process_id": int(own),
+        "cluster_detection_method": "deactivate"}
+  if "SHADOWFT_CLUSTER" in env:
+    return {"cluster_detection_method": env["SHADOWFT_CLUSTER"]}
+  if all(name in env for name in SLURM) and env["SLURM_NTASKS"] != "1":
+    # JAX gives the n-th task of a node its n-th device.  One task a node has all of them, and
+    # one that Slurm has bound to a device sees that alone.
+    alone = env["SLURM_NTASKS"] == env.get("SLURM_STEP_NUM_NODES")
+    bound = "," not in env.get("CUDA_VISIBLE_DEVICES", ",")
+    return {"cluster_detection_method": "slurm", "local_device_ids": [] if alone or bound else None}
+  hosts = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES") or ""
+  return {} if "," in hosts or env.get("MEGASCALE_NUM_SLICES", "1") != "1" else None

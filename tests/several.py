@@ -1,0 +1,36 @@
+"""Starts a Python program as several processes that find each other on this machine."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def free_port():
+  with socket.socket() as s:
+    s.bind(("127.0.0.1", 0))
+    return s.getsockname()[1]
+
+
+def start(program, count, folder, **env):
+  """Starts `program` (source text) `count` times; process n writes to folder/n.txt."""
+  address = f"127.0.0.1:{free_port()}"
+  def one(n):
+    env_n = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu",
+             "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count),
+             "JAX_PROCESS_ID": str(n), **env}
+    with open(folder / f"{n}.txt", "w") as out:
+      return subprocess.Popen([sys.executable, "-c", program], stdout=out, stderr=out, env=env_n)
+  return [one(n) for n in range(count)]
+
+
+def wait(processes, timeout):
+  """The exit codes of `processes`; kills what runs for longer than `timeout` seconds."""
+  try:
+    return [p.wait(timeout) for p in processes]
+  finally:
+    for p in processes:
+      p.kill()

@@ -1,0 +1,96 @@
+"""A run of several processes learns, writes and resumes as one of one process does."""
+
+import json
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from tests import runs, several
+
+# Trains on a pair as one of several processes; STOP is the step after which the run is killed.
+PROGRAM = """
+import json, os, pathlib
+from shadowft_jax import hosts
+hosts.start()
+import jax
+jax.config.update("jax_cpu_enable_async_dispatch", False)
+from shadowft_jax import resume, train
+from tests import runs
+config = runs.config_of(pathlib.Path(os.environ["PAIR"]), **json.loads(os.environ["FIELDS"]))
+save = resume.save
+def save_and_stop(checkpoints, state, step, loss):
+  save(checkpoints, state, step, loss)
+  if step == int(os.environ.get("STOP", -1)):
+    checkpoints.close()
+    hosts.wait("killed")
+    os._exit(9)
+resume.save = save_and_stop
+train.train(config, os.environ["RUN"])
+"""
+FIELDS = {"epochs": 1, "eval_every": 2}
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+  return runs.make_pair(tmp_path_factory.mktemp("pair"))
+
+
+def train(pair, run, processes, *, devices=4, code=0, env=(), **fields):
+  """Runs PROGRAM on `devices` devices in all; returns (records, delta, bytes of what it wrote)."""
+  logs = run.with_name(f"{run.name}-{processes}-log")
+  logs.mkdir(exist_ok=True)
+  fields = json.dumps({**FIELDS, **fields})
+  started = several.start(
+      PROGRAM, processes, logs, PAIR=str(pair), RUN=str(run), FIELDS=fields,
+      XLA_FLAGS=f"--xla_force_host_platform_device_count={devices // processes}", **dict(env))
+  codes = several.wait(started, 400)
+  told = [(logs / f"{n}.txt").read_text() for n in range(processes)]
+  assert codes == [code] * processes, "\n".join(told)
+  assert all("written:" not in text for text in told[1:])
+  if code:
+    return None
+  records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+  [stored] = (run / "delta").glob("*.safetensors")
+  written = {p.name: p.read_bytes() for d in ("delta", "shadow")
+             for p in (run / d).glob("*.safetensors")}
+  return records, safetensors.numpy.load_file(stored), written
+
+
+def assert_alike(got, want):
+  """Other sums in another order: losses to 1e-5, the delta to 1e-3."""
+  keys = ("step", "loss", "valid_loss", "instruct_valid_loss", "shadow_valid_loss")
+  numbers = lambda records: [[r[k] for k in keys if k in r] for r in records]
+  for ours, theirs in zip(numbers(got[0]), numbers(want[0]), strict=True):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+  assert got[1].keys() == want[1].keys()
+  norm = lambda named: np.sqrt(sum(np.sum(x.astype(np.float64)**2) for x in named.values()))
+  assert norm(want[1]) > 0
+  assert norm({n: got[1][n] - x for n, x in want[1].items()}) <= 1e-3 * norm(want[1])
+
+
+def test_two_processes_learn_what_one_does(pair, tmp_path):
+  assert_alike(train(pair, tmp_path / "two", 2), train(pair, tmp_path / "one", 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fields", [
+    {"delta.kind": "lora"},
+    {"delta.kind": "full", "mesh.data": 2},
+    {"delta.kind": "full", "delta.match": "all", "graft.match": "all", "mesh.tensor": 2},
+    {"delta.kind": "lora", "mesh.context": 2, "data.layout": "bucketed"},
+], ids=str)
+def test_two_and_four_processes_write_the_same_bytes(pair, tmp_path, fields):
+  one, two, four = (train(pair, tmp_path / str(n), n, **fields) for n in (1, 2, 4))
+  assert four[2] == two[2]
+  assert_alike(two, one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first, second", [(2, 4), (4, 1), (1, 2)])
+def test_a_run_is_taken_up_by_another_number_of_processes(pair, tmp_path, first, second):
+  whole = train(pair, tmp_path / "whole", second)
+  train(pair, tmp_path / "run", first, code=9, env={"STOP": "2"})
+  resumed = train(pair, tmp_path / "run", second)
+  assert [r["step"] for r in resumed[0]] == [r["step"] for r in whole[0]]
+  assert_alike(resumed, whole)
