@@ -11,6 +11,8 @@ from shadowft_jax.objectives import OBJECTIVES
 CHOICES = {
     "learn_on": ("base", "instruct"),
     "dtype": ("bfloat16", "float32"),
+    "gradient_dtype": ("float32", "bfloat16"),
+    "moment_dtype": ("float32", "bfloat16"),
     "attention": tuple(BACKENDS),
     "remat": tuple(REMAT),
     "objective": tuple(OBJECTIVES),
@@ -39,6 +41,8 @@ def sft():
   c.seed = 42
 
   c.dtype = "bfloat16"       # of the frozen weights and of matrix products while training
+  c.gradient_dtype = "float32"    # bfloat16: of a full tuning's gradients, summed over a step
+  c.moment_dtype = "float32"      # of Adam's first moment; the second one's is float32
   c.attention = "xla"        # a name in models/attention.py
   c.remat = "full"           # none, dots, full: what is computed again in the backward pass
   c.mesh = dict(data=1, fsdp=-1, tensor=1)    # devices on each axis; -1 takes what is left
@@ -137,3 +141,8 @@ def check(config):
   for name in POSITIVE:
     if not fields[name] > 0:
       raise InputError(f"config.{name} must be above 0; got {fields[name]}")
+  if config.gradient_dtype == "bfloat16" and (config.delta.kind, config.dtype) != (
+      "full", "bfloat16"):
+    raise InputError("config.gradient_dtype=bfloat16 needs config.delta.kind=full and "
+                     f"config.dtype=bfloat16; got {config.delta.kind} and {config.dtype}; leave "
+                     "it at float32")

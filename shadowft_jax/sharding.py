@@ -22,8 +22,8 @@ RULES = (
     (r"experts/down_proj/(kernel|a)$", P(None, "fsdp", "tensor")),
     (r"experts/(gate|up)_proj/(kernel|b)$", P(None, "fsdp", None, "tensor")),
     (r"experts/", P(None, "fsdp")),
-    (r"layers/.*(o_proj|down_proj)/kernel$", P(None, "tensor", "fsdp")),
-    (r"layers/.*(o_proj|down_proj)/a$", P(None, ("tensor", "fsdp"))),
+    # By rows, as all kernels: where columns are gathered, a compiler first turns all layers around.
+    (r"layers/.*(o_proj|down_proj)/(kernel|a)$", P(None, ("tensor", "fsdp"))),
     (r"layers/.*(o_proj|down_proj)/b$", P(None, None, "fsdp")),
     (r"layers/.*kernel$", P(None, "fsdp", "tensor")),
     (r"layers/.*/a$", P(None, "fsdp")),
