@@ -13,7 +13,7 @@ CHOICES = {
     "dtype": ("bfloat16", "float32"),
     "gradient_dtype": ("float32", "bfloat16"),
     "moment_dtype": ("float32", "bfloat16"),
-    "attention": tuple(BACKENDS),
+    "attention": ("auto", *BACKENDS),
     "remat": tuple(REMAT),
     "objective": tuple(OBJECTIVES),
     "delta.kind": KINDS,
@@ -43,7 +43,7 @@ def sft():
   c.dtype = "bfloat16"       # of the frozen weights and of matrix products while training
   c.gradient_dtype = "float32"    # bfloat16: of a full tuning's gradients, summed over a step
   c.moment_dtype = "float32"      # of Adam's first moment; the second one's is float32
-  c.attention = "xla"        # a name in models/attention.py
+  c.attention = "auto"       # auto, or a name in models/attention.py; checked before it is used
   c.remat = "full"           # none, dots, full: what is computed again in the backward pass
   c.mesh = dict(data=1, fsdp=-1, tensor=1)    # devices on each axis; -1 takes what is left
 

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from shadowft_jax import (
-    checkpoint, command, delta as delta_lib, graft, hosts, log, objectives, optim, pair_check,
-    pairs, presets, report, resume, sharding, step as step_lib, tree)
+    backends, checkpoint, command, delta as delta_lib, graft, hosts, log, objectives, optim,
+    pair_check, pairs, presets, report, resume, sharding, step as step_lib, tree)
 from shadowft_jax.data import dataset, preview, sets
 from shadowft_jax.errors import InputError
 from shadowft_jax.log import say
@@ -159,6 +159,8 @@ def train(config, workdir):
   findings = pair_check.check(folders["base"], folders["instruct"])
   pair_check.raise_errors(findings)
   say(pair_check.report(findings))
+  cfg = checkpoint.abstract_model(folders[config.learn_on])[0].cfg
+  config.attention = backends.choose(config.attention, cfg, config.dtype)
   with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATIONS):
     data = dataset.read(config)                        # the Instruct's template renders it
     model, frozen = checkpoint.load_model(             # W_B: never written again
@@ -173,8 +175,7 @@ def train(config, workdir):
     write_delta(workdir / "delta", delta, config, folders["instruct"])
     losses = write_shadow(workdir / "shadow", delta, data, method, config, mesh,
                           folders["instruct"])
-  inputs = {**{name: [path] for name, path in folders.items()}, **data.inputs}
-  return wrap_up(config, workdir, losses, inputs)
+  return wrap_up(config, workdir, losses, {**{n: [p] for n, p in folders.items()}, **data.inputs})
 
 
 def wrap_up(config, workdir, losses, inputs):
@@ -186,8 +187,7 @@ def wrap_up(config, workdir, losses, inputs):
   for name, loss_ in losses.items():
     if loss_ is not None:
       say(f"{name.replace('_', ' ')} {loss_:.4f}")
-  for name in ("delta", "shadow", "loss.png"):
-    say(f"written: {workdir / name}")
+  say("\n".join(f"written: {workdir / name}" for name in ("delta", "shadow", "loss.png")))
   return log.read_metrics(workdir)
 
 

@@ -17,7 +17,7 @@ LAYERS = (
     {"step"},
     {"folder", "safetensors_file", "delta_file", "delta_stream", "checkpoint", "stream",
      "graft_plan", "gap", "pairs", "pair_folder", "pair_check", "resume", "log", "report", "data",
-     "generate"},
+     "generate", "backends"},
     {"command"},
     {"graft", "select", "similarity"},
     {"train"},

@@ -1,15 +1,33 @@
-"""Attention backends: one function each, chosen by name.
+"""Attention backends: one entry each in BACKENDS, chosen by name.
 
-Every backend takes q_BTNH, k_BSKH, v_BSKH, and for queries and keys a segment (0 is padding)
-and a position.  A query sees the keys of its own segment at positions up to its own, the last
-`window` of them.  As positions restart with each segment, this is causal attention within
-packed examples; with a cache it is causal attention over what has been written so far.
+A query sees the keys of its own segment (0 is padding) at positions up to its own, the last
+`window` of them.  As positions restart with each segment, this is causal attention within packed
+examples.  In such rows a segment is a run of neighbours and positions go up by one, so that what
+a query sees is a run of keys, first .. last: that is all that most backends are told.
 """
 
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
-from shadowft_jax.models import layers
+from shadowft_jax.errors import InputError
+from shadowft_jax.models import chunked, flash, layers, splash
+
+
+class Rows(NamedTuple):
+  """What is known of queries and keys: int32 [B, T] and [B, S]."""
+  segment_BT: jax.Array
+  segment_BS: jax.Array
+  position_BT: jax.Array
+  position_BS: jax.Array
+  index_BT: jax.Array      # where a query's own key lies among the keys
 
 
 def visible(segment_BT, segment_BS, position_BT, position_BS, window=None):
@@ -20,12 +38,17 @@ def visible(segment_BT, segment_BS, position_BT, position_BS, window=None):
   return same & near & (segment_BS > 0)[:, None, :]
 
 
-def xla(q_BTNH, k_BSKH, v_BSKH, segments, positions, *, scale, window=None, softcap=None):
-  """The reference: all logits at once, softmax in float32.
+def first_visible(rows, window=None):
+  """int32 [B, T]: the first key that a query sees in a packed row; a padding query sees itself."""
+  behind_BT = rows.position_BT if window is None else jnp.minimum(rows.position_BT, window - 1)
+  return rows.index_BT - jnp.where(rows.segment_BT > 0, behind_BT, 0)
+
+
+def reference(q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window=None, softcap=None):
+  """All logits at once, softmax in float32; the only one that needs no packed rows.
 
   Args:
-    segments: (segment_BT of the queries, segment_BS of the keys), int32.
-    positions: (position_BT, position_BS), int32.
+    rows: `Rows`; its index is not used.
     scale: what the logits are multiplied by.
     window: keys a query sees, itself included, an int or traced; None: all before it.
     softcap: what the size of the logits is kept below (`layers.softcap`), or None.
@@ -35,15 +58,145 @@ def xla(q_BTNH, k_BSKH, v_BSKH, segments, positions, *, scale, window=None, soft
   """
   B, T, N, H = q_BTNH.shape
   K = k_BSKH.shape[2]
-  q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
-  logit_BKGTS = scale * jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH,
+  # Heads before positions: each product is then one plain matrix product a head.
+  q_BKGTH = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
+  k_BKSH, v_BKSH = (x.transpose(0, 2, 1, 3) for x in (k_BSKH, v_BSKH))
+  logit_BKGTS = scale * jnp.einsum("BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH,
                                    preferred_element_type=jnp.float32)
   logit_BKGTS = layers.softcap(logit_BKGTS, softcap)
-  mask_BTS = visible(*segments, *positions, window)
+  mask_BTS = visible(*rows[:4], window)
   # A finite floor: a padding query sees no key, and must not become NaN.
   logit_BKGTS = jnp.where(mask_BTS[:, None, None], logit_BKGTS, -1e30)
   weight_BKGTS = jax.nn.softmax(logit_BKGTS, axis=-1).astype(q_BTNH.dtype)
-  return jnp.einsum("BKGTS,BSKH->BTKGH", weight_BKGTS, v_BSKH).reshape(B, T, N, H)
+  out_BKGTH = jnp.einsum("BKGTS,BKSH->BKGTH", weight_BKGTS, v_BKSH)
+  return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 
-BACKENDS = {"xla": xla}
+def _by_blocks(attend, q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window, softcap):
+  return attend(q_BTNH, k_BSKH, v_BSKH, first_visible(rows, window), rows.index_BT, scale=scale,
+                softcap=softcap)
+
+
+def _splash(q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window, softcap):
+  return splash.attend(q_BTNH, k_BSKH, v_BSKH, rows.segment_BT, scale=scale, window=window,
+                       softcap=softcap)
+
+
+def _cudnn(q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window, softcap):
+  """cuDNN's fused attention: by lengths where every row is one example, else by a mask.
+
+  The mask is [B, 1, T, S], made for each layer: 32 MiB a row of 4096 tokens in bfloat16.
+  """
+  assert softcap is None
+  attend = functools.partial(
+      jax.nn.dot_product_attention, q_BTNH, k_BSKH, v_BSKH, scale=scale, is_causal=True,
+      local_window_size=window and (window - 1, 0), implementation="cudnn")
+  def by_lengths():
+    length_B = jnp.sum(rows.segment_BT > 0, axis=1, dtype=jnp.int32)
+    return attend(query_seq_lengths=length_B, key_value_seq_lengths=length_B)
+  def by_mask():
+    index_11S = jnp.arange(k_BSKH.shape[1])[None, None]
+    mask_BTS = ((first_visible(rows, window)[:, :, None] <= index_11S)
+                & (index_11S <= rows.index_BT[:, :, None]))
+    return attend(mask=mask_BTS[:, None])
+  return jax.lax.cond(jnp.max(rows.segment_BT) <= 1, by_lengths, by_mask)
+
+
+@dataclasses.dataclass(frozen=True)
+class Backend:
+  """A function (q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window, softcap) -> out_BTNH, and what it
+  can do.
+
+  Attributes:
+    platforms: of jax, where it runs; empty: all.
+    dtypes: of its arguments; empty: all.
+    traced_window: the window may be traced; else it is an int or None.
+    softcap: it caps logits.
+    shards_rows: the queries it is given may be a part of their row.
+  """
+  attend: Callable
+  platforms: tuple[str, ...] = ()
+  dtypes: tuple[str, ...] = ()
+  traced_window: bool = True
+  softcap: bool = True
+  shards_rows: bool = True
+
+
+HALF = ("bfloat16", "float16")
+BACKENDS = {
+    "xla": Backend(reference),
+    "chunked": Backend(functools.partial(_by_blocks, chunked.attend)),
+    "cudnn": Backend(_cudnn, platforms=("gpu",), dtypes=HALF, traced_window=False, softcap=False,
+                     shards_rows=False),
+    "flash": Backend(functools.partial(_by_blocks, flash.attend), platforms=("gpu",)),
+    "splash": Backend(_splash, platforms=("tpu",), traced_window=False, shards_rows=False),
+}
+
+
+def attend(name, q_BTNH, k_BTKH, v_BTKH, segment_BT, position_BT, *, scale, windows, kind=0,
+           softcap=None):
+  """Attention of packed rows by the backend of that name; padding is 0, with no gradient.
+
+  On a mesh each device takes its own rows, heads and, of the queries, its own part of a row.
+
+  Args:
+    windows: the different windows of a model's layers, each an int or None.
+    kind: which of them is this layer's, an int or traced.
+
+  Raises:
+    InputError: the mesh divides rows, and the backend cannot.
+  """
+  index_BT = jnp.broadcast_to(jnp.arange(segment_BT.shape[1])[None], segment_BT.shape)
+  rows = Rows(segment_BT, segment_BT, position_BT, position_BT, index_BT)
+  def given(window, q, k, v, rows):     # what a device does with its part
+    out_BTNH = BACKENDS[name].attend(q, k, v, rows, scale=scale, window=window, softcap=softcap)
+    return jnp.where(rows.segment_BT[:, :, None, None] > 0, out_BTNH, 0)
+  if BACKENDS[name].traced_window:
+    return _on_own_part(name, given, window_of(windows, kind), q_BTNH, k_BTKH, v_BTKH, rows)
+  def switched(kind, *args):
+    return jax.lax.switch(kind, [functools.partial(given, w) for w in windows], *args)
+  return _on_own_part(name, switched, kind, q_BTNH, k_BTKH, v_BTKH, rows)
+
+
+def window_of(windows, kind):
+  """The window of that kind: as it is where there is but one, else an array."""
+  if len(windows) == 1:
+    return windows[0]
+  far = jnp.iinfo(jnp.int32).max
+  return jnp.array([far if w is None else w for w in windows], jnp.int32)[kind]
+
+
+def _mesh_axes(name, size):
+  """The mesh axes that the activation axis `name` lies on, and how many ways they divide it."""
+  mesh = jax.sharding.get_abstract_mesh()
+  axes = nn.logical_to_mesh_axes((name,))[0] or ()
+  axes = tuple(a for a in ((axes,) if isinstance(axes, str) else axes) if a in mesh.shape)
+  ways = math.prod(mesh.shape[a] for a in axes)
+  return (axes, ways) if ways > 1 and size % ways == 0 else (None, 1)
+
+
+def _on_own_part(name, fn, window, q_BTNH, k_BTKH, v_BTKH, rows):
+  """fn(window, q, k, v, rows), where each device of the mesh is given its own part.
+
+  A compiler cannot divide a kernel, so it is told here: rows of the batch and heads are each
+  other's strangers, and queries need all keys of their row.
+  """
+  (B, T, N, _), K = q_BTNH.shape, k_BTKH.shape[2]
+  (batch, b), (context, c), (heads, h) = (
+      _mesh_axes(*x) for x in (("batch", B), ("context", T), ("heads", N)))
+  if c > 1 and not BACKENDS[name].shards_rows:
+    able = ", ".join(n for n, backend in BACKENDS.items() if backend.shards_rows)
+    raise InputError(f"config.attention={name} cannot share a row among devices, and the mesh "
+                     f"axis {' x '.join(context)} is {c}; set it to 1, or attention to one of "
+                     f"{able}")
+  if b * c * h == 1:
+    return fn(window, q_BTNH, k_BTKH, v_BTKH, rows)
+  # Where there are fewer key heads than devices, each device's queries get a copy of theirs.
+  copies = h // math.gcd(K, h)
+  k_BTKH, v_BTKH = (jnp.repeat(x, copies, axis=2) if copies > 1 else x for x in (k_BTKH, v_BTKH))
+  own, all_ = P(batch, context), P(batch)
+  rows_spec = Rows(own, all_, own, all_, own)
+  of_keys = P(batch, None, heads)
+  return jax.shard_map(
+      fn, in_specs=(P(), P(batch, context, heads), of_keys, of_keys, rows_spec),
+      out_specs=P(batch, context, heads), check_vma=False)(window, q_BTNH, k_BTKH, v_BTKH, rows)

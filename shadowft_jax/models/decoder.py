@@ -74,21 +74,27 @@ class Attention(nn.Module):
     cfg = self.cfg
     B, T, D = x_BTD.shape
     N, K, H = cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim
-    q_BTNH, k_BSKH = (self.heads(n, x_BTD, count, cfg.qk_norm) for n, count in (("q", N), ("k", K)))
-    v_BSKH = self.heads("v", x_BTD, K, None)
-    q_BTNH, k_BSKH = (apply_rope(x, rows["sin"], rows["cos"], cfg.rope_interleaved)
-                      for x in (q_BTNH, k_BSKH))
-    segment_BT, position_BT = rows["segment"], rows["position"]
-    segment_BS, position_BS = segment_BT, position_BT
-    if self.has_variable("cache", "k"):
-      k_BSKH, v_BSKH = (self.cached(n, x, position_BT) for n, x in (("k", k_BSKH), ("v", v_BSKH)))
-      segment_BS = jnp.ones(k_BSKH.shape[:2], jnp.int32)
-      position_BS = jnp.broadcast_to(jnp.arange(k_BSKH.shape[1])[None], k_BSKH.shape[:2])
-    out_BTNH = attention.BACKENDS[self.backend](
-        q_BTNH, k_BSKH, v_BSKH, (segment_BT, segment_BS), (position_BT, position_BS),
-        scale=(cfg.query_pre_attn_scalar or H)**-0.5, window=rows["window"],
-        softcap=cfg.attn_logit_softcapping)
+    q_BTNH, k_BTKH = (self.heads(n, x_BTD, count, cfg.qk_norm) for n, count in (("q", N), ("k", K)))
+    v_BTKH = self.heads("v", x_BTD, K, None)
+    q_BTNH, k_BTKH = (apply_rope(x, rows["sin"], rows["cos"], cfg.rope_interleaved)
+                      for x in (q_BTNH, k_BTKH))
+    out_BTNH = self.attend(q_BTNH, k_BTKH, v_BTKH, rows)
     return Linear(D, cfg.o_bias, name="o_proj")(out_BTNH.reshape(B, T, N * H))
+
+  def attend(self, q_BTNH, k_BTKH, v_BTKH, rows):
+    """Attention among the rows themselves or, where there is a cache, over what it holds."""
+    segment_BT, position_BT, windows = rows["segment"], rows["position"], distinct(self.cfg.windows)
+    options = dict(scale=(self.cfg.query_pre_attn_scalar or self.cfg.head_dim)**-0.5,
+                   softcap=self.cfg.attn_logit_softcapping)
+    if not self.has_variable("cache", "k"):
+      return attention.attend(self.backend, q_BTNH, k_BTKH, v_BTKH, segment_BT, position_BT,
+                              windows=windows, kind=rows["window"], **options)
+    k_BSKH, v_BSKH = (self.cached(n, x, position_BT) for n, x in (("k", k_BTKH), ("v", v_BTKH)))
+    segment_BS = jnp.ones(k_BSKH.shape[:2], jnp.int32)
+    position_BS = jnp.broadcast_to(jnp.arange(k_BSKH.shape[1])[None], k_BSKH.shape[:2])
+    seen = attention.Rows(segment_BT, segment_BS, position_BT, position_BS, position_BT)
+    return attention.reference(q_BTNH, k_BSKH, v_BSKH, seen, window=attention.window_of(
+        windows, rows["window"]), **options)
 
   def heads(self, name, x_BTD, count, normed):
     """Projects to `count` heads, [B, T, count, H], each or all together `normed`."""
@@ -136,7 +142,7 @@ class Block(nn.Module):
     before_attn, after_attn, before_mlp, after_mlp = (norm(cfg, name) for name in cfg.norms)
     rope = layer.get("rope", 0)
     rows = {**rows, "sin": rows["sin"][rope], "cos": rows["cos"][rope],
-            "window": layer.get("window", cfg.windows[0])}
+            "window": layer.get("window", 0)}
     x_BTD = nn.with_logical_constraint(x_BTD, ("batch", None, None))
     h_BTD = Attention(cfg, self.backend, name="self_attn")(before_attn(x_BTD), rows)
     x_BTD += after_attn(h_BTD)
@@ -147,13 +153,16 @@ class Block(nn.Module):
 def by_layer(cfg):
   """{"window", "rope": int32[L]}: what differs by layer, and only that.
 
-  "rope" is an index into the different ones of `cfg.ropes`, in their order.
+  Each is an index into the `distinct` ones of `cfg.windows` or `cfg.ropes`.
   """
-  tables = list(dict.fromkeys(cfg.ropes))
-  far = jnp.iinfo(jnp.int32).max
-  values = {"window": [far if w is None else w for w in cfg.windows],
-            "rope": [tables.index(r) for r in cfg.ropes]}
+  values = {name: [distinct(all_).index(x) for x in all_]
+            for name, all_ in (("window", cfg.windows), ("rope", cfg.ropes))}
   return {k: jnp.array(v, jnp.int32) for k, v in values.items() if len(set(v)) > 1}
+
+
+def distinct(values):
+  """The different values, in the order they first come."""
+  return tuple(dict.fromkeys(values))
 
 
 class Backbone(nn.Module):
@@ -179,7 +188,7 @@ class Backbone(nn.Module):
   def __call__(self, token_BT, segment_BT, position_BT):
     x_BTD = self.embed_tokens(token_BT).astype(self.dtype)
     x_BTD *= jnp.asarray(self.cfg.embedding_scale, self.dtype)
-    angles = [rope_angles(position_BT, self.cfg.head_dim, r) for r in dict.fromkeys(self.cfg.ropes)]
+    angles = [rope_angles(position_BT, self.cfg.head_dim, r) for r in distinct(self.cfg.ropes)]
     sin, cos = (jnp.stack(x) for x in zip(*angles, strict=True))
     rows = {"segment": segment_BT, "position": position_BT, "sin": sin, "cos": cos}
     x_BTD, _ = self.layers(x_BTD, by_layer(self.cfg), rows)
