@@ -25,13 +25,18 @@ class TrainState:
   opt: optax.OptState
 
 
+def start(config, frozen, tx):
+  """The state of step 0."""
+  delta = delta_lib.zeros(jax.random.key(config.seed), frozen, config.delta)
+  return TrainState(jnp.int32(0), delta, tx.init(delta))
+
+
 def init_state(config, frozen, tx, mesh):
   """The state of step 0, born sharded as `sharding.RULES` say."""
-  def init(key):
-    delta = delta_lib.zeros(key, frozen, config.delta)
-    return TrainState(jnp.int32(0), delta, tx.init(delta))
-  key = jax.random.key(config.seed)
-  return jax.jit(init, out_shardings=sharding.of(jax.eval_shape(init, key), mesh))(key)
+  shapes = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, w.dtype), frozen)
+  def init():
+    return start(config, shapes, tx)
+  return jax.jit(init, out_shardings=sharding.of(jax.eval_shape(init), mesh))()
 
 
 @dataclasses.dataclass(frozen=True)
