@@ -75,15 +75,13 @@ def ours(options):
   data = [Example(token, answer, 0) for token, answer in make_examples(options.examples)]
   [planned] = packing.plan([len(e.token) for e in data], batch_size=len(data), epochs=1,
                            row_length=ROW, seed=0)
-  def step():
+  def one_step():
     nonlocal state
-    total = None
-    for batch in packing.microbatches(planned, data, row_length=ROW, rows=ROWS):
-      part = step.gradients(state.delta, params, batch, method=method)
-      total = part if total is None else step.add(total, part)
-    state, metrics = step.update(state, total, tx=tx)
+    batches = packing.microbatches(planned, data, row_length=ROW, rows=ROWS)
+    grads, sums = step.gradients(state.delta, params, batches, method=method)
+    state, metrics = step.update(state, grads, sums, tx=tx)
     float(metrics["loss"])
-  seconds = timed(step, options.steps)
+  seconds = timed(one_step, options.steps)
   return seconds, memory() - before
 
 

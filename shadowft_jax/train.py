@@ -51,11 +51,10 @@ def learn(state, frozen, data, *, method, tx, schedule, config, saved, writer, m
   if state.step == 0:
     writer.write(0, valid_loss=validate())
   for step in range(int(state.step) + 1, last + 1):
-    total = None
-    for batch in step_lib.on_devices(data.batches(step - 1, share), mesh):
-      part = step_lib.gradients(state.delta, frozen, batch, method=method)
-      total = part if total is None else step_lib.add(total, part)
-    state, metrics = step_lib.update(state, total, tx=tx)
+    batches = step_lib.on_devices(data.batches(step - 1, share), mesh)
+    # No name is given to the gradients: they go before those of the next step are begun.
+    state, metrics = step_lib.update(state, *step_lib.gradients(
+        state.delta, frozen, batches, method=method, dtype=config.gradient_dtype), tx=tx)
     metrics = {k: float(v) for k, v in metrics.items()}
     check_finite(metrics, step, saved)
     writer.step(step, data.tokens(step - 1), **metrics, lr=float(schedule(step - 1)))
