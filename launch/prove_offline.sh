@@ -17,6 +17,7 @@ echo "proved: shellcheck finds nothing in $(echo launch/*.sh)"
 
 $tools/bin/python - <<'PYTHON'
 import sky, yaml
+from sky.utils import schemas
 from kubeflow_trainer_api.models import JobsetV1alpha2JobSet as JobSet
 
 written = yaml.safe_load(open("launch/jobset.yaml"))
@@ -27,10 +28,15 @@ print("proved: the JobSet API (v1alpha2, with its jobs and pods) knows every fie
 task = sky.Task.from_yaml_config(yaml.safe_load(open("launch/sky.yaml")),
                                  env_overrides=[("ARGS", "--workdir /shared/a"), ("BUCKET", "b")])
 assert task.num_nodes == 2 and task.use_spot
+[resources] = task.resources
+[known] = [kind["properties"] for kind in
+           schemas.get_resources_schema()["properties"]["job_recovery"]["anyOf"]
+           if "properties" in kind]                # SkyPilot reads other names, and ignores them
+assert resources.job_recovery.keys() <= known.keys(), resources.job_recovery
 print(f"proved: SkyPilot {sky.__version__} reads sky.yaml")
 PYTHON
 
 command -v gcloud > /dev/null || { echo "left out: gcloud is not installed"; exit; }
-told=$(CLOUDSDK_CONFIG=$(mktemp -d) TPU=t ZONE=us-east5-b bash launch/tpu_vm.sh --config x 2>&1) || true
+told=$(CLOUDSDK_CONFIG=$PWD/$tools/gcloud TPU=t ZONE=us-east5-b bash launch/tpu_vm.sh --config x 2>&1) || true
 grep -q "active account" <<< "$told" || { echo "gcloud: $told"; exit 1; }
 echo "proved: gcloud takes tpu_vm.sh's options, and asks for an account"
