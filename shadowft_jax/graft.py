@@ -16,8 +16,8 @@ from absl import flags
 import jax
 
 from shadowft_jax import (
-    checkpoint, command, delta as delta_lib, delta_stream, graft_plan, models, report, sharding,
-    stream, tree)
+    checkpoint, combine, command, delta as delta_lib, delta_stream, graft_plan, models, report,
+    sharding, stream, tree)
 from shadowft_jax.errors import InputError
 from shadowft_jax.log import say
 
@@ -113,6 +113,11 @@ def _settings(deltas):
           "deltas": [{"what": d.what, "weight": d.weight} for d in deltas]}
 
 
+def _recipe():
+  return combine.Recipe(COMBINE.value, DENSITY.value, DROP_RATE.value, ROUNDING.value, DTYPE.value,
+                        SEED.value)
+
+
 def _scope_text():
   parts = [f"match {MATCH.value}" if MATCH.value is not None else f"scope {SCOPE.value}"]
   parts += [f"include {INCLUDE.value}"] * bool(INCLUDE.value)
@@ -150,7 +155,8 @@ def main():
   wanted = graft_plan.scope(instruct.kind, SCOPE.value, match=MATCH.value, include=INCLUDE.value,
                             exclude=EXCLUDE.value)
   base = delta_stream.read_checkpoint(BASE.value) if BASE.value else None
-  plan = graft_plan.plan(instruct, deltas, wanted=wanted, vocab=VOCAB.value, base=base)
+  plan = graft_plan.plan(instruct, deltas, wanted=wanted, vocab=VOCAB.value, base=base,
+                         recipe=_recipe())
   say("\n  ".join(graft_plan.lines(plan, OUT.value, stream.need(plan), stream.free(OUT.value))))
   if DRY_RUN.value:
     stream.check_room(plan, OUT.value)
@@ -158,7 +164,7 @@ def main():
   card = report.model_card(
       base=BASE.value or ", ".join(d.what for d in deltas), instruct=INSTRUCT.value,
       learn_on="base", kind="lora" if all(d.kind == "lora" for d in deltas) else "full",
-      match=_scope_text())
+      match=_scope_text(), dtype=DTYPE.value)
   done = stream.run(plan, OUT.value, card=card, made=_settings(deltas), overwrite=OVERWRITE.value,
                     verify=not NO_VERIFY.value)
   for line in stream.lines(plan, done):
@@ -187,6 +193,16 @@ if __name__ == "__main__":
   EXCLUDE = flags.DEFINE_string("exclude", None, "Of the scope, not these tensors: a regex.")
   VOCAB = flags.DEFINE_enum("vocab", "refuse", ["refuse", "common"],
                             "Tables of different length: common grafts the rows that all have.")
+  COMBINE = flags.DEFINE_enum("combine", "sum", ["sum", "ties"], "How several deltas become one.")
+  DENSITY = flags.DEFINE_float("density", 1.0, "Of --combine=ties: the share of each delta's "
+                               "numbers, the largest in every tensor, that is kept.")
+  DROP_RATE = flags.DEFINE_float("drop-rate", 0.0, "DARE: the probability p that a number of a "
+                                 "delta is dropped; the others are divided by 1 - p.")
+  ROUNDING = flags.DEFINE_enum("rounding", "nearest", ["nearest", "stochastic"], "How sums are "
+                               "rounded to the Instruct's dtype; stochastic: right on average.")
+  DTYPE = flags.DEFINE_enum("dtype", None, ["float32"], "Of all weights written, and then of "
+                            "config.json; by default each keeps the Instruct's.")
+  SEED = flags.DEFINE_integer("seed", 0, "Of --drop-rate and --rounding=stochastic.")
   DRY_RUN = flags.DEFINE_bool("dry-run", False, "Print what would be done, and stop.")
   NO_VERIFY = flags.DEFINE_bool("no-verify", False, "Neither read the result back nor hash files.")
   OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace --out if it exists.")

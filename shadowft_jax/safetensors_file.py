@@ -258,6 +258,13 @@ def write_at(path, offset, array):
       done += os.pwrite(file.fileno(), data[done:], offset + done)
 
 
+def encode(fields):
+  """The first bytes of a file: its header and that one's length."""
+  text = json.dumps(fields, separators=(",", ":")).encode()
+  text += b" " * (-len(text) % 8)     # the buffer begins at a multiple of 8
+  return len(text).to_bytes(8, "little") + text
+
+
 def write(path, shapes, tensors, metadata):
   """Writes a float32 file, one tensor in memory at a time.
 
@@ -271,10 +278,8 @@ def write(path, shapes, tensors, metadata):
   for name, shape in shapes.items():
     begin, end = end, end + 4 * math.prod(shape)
     fields[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
-  text = json.dumps(fields, separators=(",", ":")).encode()
-  text += b" " * (-len(text) % 8)     # the buffer begins at a multiple of 8
   with open(path, "wb") as file:
-    file.write(len(text).to_bytes(8, "little") + text)
+    file.write(encode(fields))
     for (name, array), (want, shape) in zip(tensors, shapes.items(), strict=True):
       assert (name, array.shape) == (want, tuple(shape)), (name, array.shape, want, shape)
       file.write(np.ascontiguousarray(array, np.float32).reshape(-1).view(np.uint8))

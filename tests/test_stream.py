@@ -16,7 +16,8 @@ import safetensors.torch
 import torch
 import transformers
 
-from shadowft_jax import checkpoint, delta_stream, graft, graft_plan, lora, report, stream, tree
+from shadowft_jax import (
+    checkpoint, delta_stream, graft, graft_plan, layout, lora, report, stream, tree)
 from shadowft_jax.errors import InputError
 from tests import pico, runs
 
@@ -282,7 +283,7 @@ def test_tensors_of_any_shape_are_cut_and_put_together(tmp_path, monkeypatch, sh
   want = (i[names[0]].float() + (b[names[0]].float() - a[names[0]].float())).to(dtype)
   assert torch.equal(got[names[0]], want) and torch.equal(got[names[1]], i[names[1]])
   assert done.changed == (got[names[0]] != i[names[0]]).sum()
-  covered = sorted((c.offset, c.offset + c.nbytes) for c in stream.chunks(plan))
+  covered = sorted((c.offset, c.offset + c.nbytes) for c in layout.chunks(plan))
   assert covered[0][0] == 0 and covered[-1][1] == (tmp_path / "out" / WEIGHTS).stat().st_size
   assert all(x[1] == y[0] for x, y in zip(covered, covered[1:], strict=False))
 
@@ -309,7 +310,6 @@ def same_numbers(got, want):
 
 def test_what_survives_is_summed_per_tensor(bf16, tmp_path, monkeypatch):
   monkeypatch.setattr(delta_stream, "CHUNK", 1024)
-  monkeypatch.setattr(stream, "CHUNK", 1024)
   base, tuned, instruct = sides(bf16)
   plan, done = full(tmp_path / "out", base, tuned, instruct, verify=False)
   b, t, w, shadow = (load(d) for d in [*sides(bf16), tmp_path / "out"])
