@@ -10,7 +10,9 @@ A Delta is one of two trees, told apart by the collection it lives in:
 
 import re
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from shadowft_jax import lora, tree
 from shadowft_jax.errors import InputError
@@ -54,12 +56,36 @@ def scale_of(config):
   return config.alpha / config.rank if config.kind == "lora" else 1.0
 
 
-def add(w, d):
-  """W + delta: summed in float32, in the dtype of W; where delta is 0, W keeps its bits.
+def add(w, d, dtype=None, random=None):
+  """W + delta: summed in float32; where delta is 0, W keeps its bits.
 
   A float32 sum alone would flush subnormal weights to zero and turn -0.0 into 0.0.
+
+  Args:
+    w, d: arrays of one shape, d in float32.
+    dtype: of the result; None for that of W.
+    random: uint32 like d, for rounding by chance to either neighbour, right on average; None rounds
+      to the nearest.
   """
-  return jnp.where(d == 0, w, (w.astype(jnp.float32) + d).astype(w.dtype))
+  dtype = jnp.dtype(dtype or w.dtype)
+  total = w.astype(jnp.float32) + d
+  rounded = total if random is None else _by_chance(total, dtype, random)
+  return jnp.where(d == 0, w.astype(dtype), rounded.astype(dtype))
+
+
+def _by_chance(x, dtype, random):
+  """x, or the number of `dtype` next to it on either side: the nearer, the more probable."""
+  info = jnp.finfo(dtype)
+  below = np.uint32((1 << (23 - info.nmant)) - 1)     # what `dtype` lacks of a float32's bits
+  bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + (random & below)
+  out = jax.lax.bitcast_convert_type(bits & ~below, jnp.float32)
+  if dtype != jnp.float16:
+    return out
+  # The subnormal numbers of float16 are normal ones of float32: their steps are all alike.
+  step = np.float32(info.smallest_subnormal)
+  count = jnp.floor(x / step)
+  up = (random >> 8).astype(jnp.float32) * np.float32(2**-24) < x / step - count
+  return jnp.where(abs(x) < info.tiny, (count + up) * step, out)
 
 
 def difference(tuned, base):

@@ -7,6 +7,7 @@ arrays from which `dense` makes elements [first, stop) of it, so that no tensor 
 import math
 import pathlib
 import re
+import threading
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from shadowft_jax.safetensors_file import WEIGHTS, Tensor
 
 # Elements a step.  Tensors of two axes are cut between rows, which an adapter's product needs.
 CHUNK = 1 << 20
+COPIED = 4 * CHUNK       # bytes a step where nothing is added
 # Settings of an adapter that would change what it computes, and the values that do not.  Of the
 # ways to begin, pissa, olora, corda, loftq and lora_ga change the model itself.
 # Source: peft 0.21, tuners/lora/config.py and layer.py.
@@ -112,6 +114,33 @@ class Delta(NamedTuple):
   weight: float
   complete: bool         # whether every tensor in the scope must have a part
   base: Checkpoint | None = None    # of a difference
+
+
+class _Scratch(threading.local):
+  """A thread's buffers, of COPIED bytes each, used again for every chunk."""
+
+  def __init__(self):
+    self.buffers, self.used = [], 0
+
+  def take(self):
+    if self.used == len(self.buffers):
+      raw = np.zeros(COPIED + 64, np.uint8)
+      start = -raw.ctypes.data % 64       # where XLA reads in place
+      self.buffers.append(raw[start:start + COPIED])
+    self.used += 1
+    return self.buffers[self.used - 1]
+
+
+SCRATCH = _Scratch()
+
+
+def ranges(shape, count):
+  """Yields (first, stop) over the first `count` elements of a tensor: whole rows of a matrix."""
+  step = CHUNK
+  if len(shape) == 2 and 0 < shape[1] <= CHUNK:
+    step = CHUNK // shape[1] * shape[1]
+  for first in range(0, count, step):
+    yield first, min(first + step, count)
 
 
 def elements(tensor, first, stop, buffer):

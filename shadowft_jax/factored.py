@@ -17,8 +17,8 @@ def check(plan, is_cut):
     is_cut: whether a rank or an energy is told to which the sum is cut.
 
   Raises:
-    InputError: tensors are in the scope that no adapter can hold; or a delta is dense, and it is
-      not told how much of it is kept.
+    InputError: tensors are in the scope that no adapter can hold; or the sum is not one of
+      adapters, and it is not told how much of it is kept.
   """
   if bad := [t for t in summed.targets(plan) if not module(plan, t)]:
     listed = listing((f"{t.name} {t.tensor.shape}" for t in bad), limit=len(bad))
@@ -27,9 +27,11 @@ def check(plan, is_cut):
         "an adapter holds weights of the text model's linear layers alone, no biases, norms and "
         f"embeddings; leave these out by --exclude='({'|'.join(map(re.escape, ends))})$', or write "
         f"them all by --output=delta:{listed}")
-  if not is_cut and not all(isinstance(p, LowRank) for t in plan.targets for p in t.parts):
+  is_joined = plan.recipe.combine == "sum" and not plan.recipe.drop_rate and all(
+      isinstance(p, LowRank) for t in plan.targets for p in t.parts)
+  if not is_cut and not is_joined:
     raise InputError(
-        "to make an adapter of a dense delta, tell how much of each tensor it keeps: --rank (how "
+        "to make an adapter of a dense delta, or of what TIES or DARE leaves, tell how much of each tensor it keeps: --rank (how "
         "many singular values) or --energy (which share of their squares)")
 
 
@@ -77,7 +79,7 @@ def factors(plan, *, rank=None, energy=None):
     pieces.setdefault(chunk.target.name, []).append(chunk)
   for target in summed.targets(plan):
     if rank or energy:
-      matrix = summed.matrix(target, pieces[target.name])
+      matrix = summed.matrix(target, pieces[target.name], plan.recipe)
       yield target, extract.truncated(matrix, rank=rank, energy=energy)
       continue
     out = extract.joined([(summed.whole(p.a), summed.whole(p.b), w * p.scale)

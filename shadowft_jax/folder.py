@@ -47,6 +47,20 @@ def read_json(path):
   return out
 
 
+def check_new(directory, overwrite=False):
+  """The real path of a folder that can be made, and its parent made.
+
+  Raises:
+    InputError: it exists and may not be overwritten.
+  """
+  directory = pathlib.Path(os.path.realpath(directory))
+  if directory.exists() and not (overwrite and directory.is_dir()):
+    raise InputError(f"{directory} exists; name another folder, or pass --overwrite"
+                     if directory.is_dir() else f"{directory} is a file; name another folder")
+  directory.parent.mkdir(parents=True, exist_ok=True)
+  return directory
+
+
 @contextlib.contextmanager
 def atomic(directory, overwrite=False):
   """Yields a temporary folder beside `directory`, which takes its name if all goes well.
@@ -54,25 +68,29 @@ def atomic(directory, overwrite=False):
   Raises:
     InputError: `directory` exists and may not be overwritten.
   """
-  directory = pathlib.Path(os.path.realpath(directory))
-  if directory.exists() and not (overwrite and directory.is_dir()):
-    raise InputError(f"{directory} exists; name another folder, or pass --overwrite"
-                     if directory.is_dir() else f"{directory} is a file; name another folder")
-  directory.parent.mkdir(parents=True, exist_ok=True)
-  fresh, old = (directory.with_name(f"{directory.name}.{kind}-{os.getpid()}")
-                for kind in ("tmp", "old"))
+  directory = check_new(directory, overwrite)
+  fresh = directory.with_name(f"{directory.name}.tmp-{os.getpid()}")
   shutil.rmtree(fresh, ignore_errors=True)
   try:
     fresh.mkdir()
     yield fresh
     sync(fresh)
-    if overwrite and directory.exists():
+    move(fresh, directory)
+  except BaseException:
+    shutil.rmtree(fresh, ignore_errors=True)
+    raise
+
+
+def move(fresh, directory):
+  """Gives a folder the name of another, which is removed once that is done."""
+  old = directory.with_name(f"{directory.name}.old-{os.getpid()}")
+  try:
+    if directory.exists():
       os.rename(directory, old)
     os.rename(fresh, directory)
   except BaseException:
     if old.exists() and not directory.exists():
       os.rename(old, directory)
-    shutil.rmtree(fresh, ignore_errors=True)
     raise
   sync(directory.parent, deep=False)
   shutil.rmtree(old, ignore_errors=True)

@@ -17,8 +17,7 @@ from absl import flags
 import jax
 
 from shadowft_jax import (
-    checkpoint, command, delta as delta_lib, delta_stream, graft_plan, models, outputs, report,
-    sharding, stream, tree)
+    combine, command, delta as delta_lib, delta_stream, graft_plan, outputs, report, stream, tree)
 from shadowft_jax.errors import InputError
 from shadowft_jax.log import say
 
@@ -70,13 +69,33 @@ def graft(instruct, delta, *, scale=1.0, match="projections"):
   return tree.nest(named), chosen
 
 
-def write(out, shadow, leaves, *, like, card, overwrite=False):
-  """Writes the grafted leaves of `shadow` into a copy of the folder `like`."""
-  named = tree.names(shadow)
-  left_out = checkpoint.export(out, {n: named[n] for n in leaves}, like=like, card=card,
-                               overwrite=overwrite)
-  if left_out:
-    say(f"not copied from {like}: {', '.join(left_out)}")
+def write(out, delta, *, instruct, base, match, card):
+  """Writes the folder `instruct` with a stored delta grafted, in the place of any that is there.
+
+  Args:
+    out: the folder to make.
+    delta: a folder that train.py wrote.
+    instruct, base: folders; the result is measured against `base`.
+    match: as of `graft`.
+    card: text of its README.md.
+
+  Raises:
+    InputError: see `graft_plan.plan` and `stream.run`.
+  """
+  target = delta_stream.read_checkpoint(instruct)
+  plan = graft_plan.plan(target, [delta_stream.stored(delta)],
+                         wanted=graft_plan.scope(target.kind, match=match),
+                         base=delta_stream.read_checkpoint(base))
+  _run(plan, out, card=card, made={"match": match}, overwrite=True)
+
+
+def _run(plan, out, **options):
+  """Grafts as planned, and says what became of it."""
+  what = " and ".join(d.what for d in plan.deltas)
+  done = stream.run(plan, out, title=f"{what}, grafted onto {plan.instruct.directory}", **options)
+  for line in stream.lines(plan, done):
+    say(line)
+  say(f"grafted {len(plan.targets)} tensors of {what} onto {plan.instruct.directory}: {out}")
 
 
 def _weighted(text):
@@ -114,6 +133,11 @@ def _settings(deltas):
           "deltas": [{"what": d.what, "weight": d.weight} for d in deltas]}
 
 
+def _recipe():
+  return combine.Recipe(COMBINE.value, DENSITY.value, DROP_RATE.value, ROUNDING.value, DTYPE.value,
+                        SEED.value)
+
+
 def _scope_text():
   parts = [f"match {MATCH.value}" if MATCH.value is not None else f"scope {SCOPE.value}"]
   parts += [f"include {INCLUDE.value}"] * bool(INCLUDE.value)
@@ -130,6 +154,9 @@ def _form():
     raise InputError("--rank and --energy both tell how much an adapter keeps; give one")
   if OUTPUT.value == "shadow":
     return None
+  if ROUNDING.value != "nearest" or DTYPE.value:
+    raise InputError("--rounding and --dtype are for --output=shadow, where a sum is stored; got "
+                     f"--output={OUTPUT.value}")
   return outputs.Form(OUTPUT.value, DELTA_DTYPE.value, RANK.value, ENERGY.value)
 
 
@@ -148,40 +175,15 @@ def _write_learnt(plan, form):
   say(f"wrote the {form.name} of {len(plan.targets)} tensors for {INSTRUCT.value}: {out}")
 
 
-def _is_plain(kind):
-  """Whether the flags ask for what train.py does at its end, on a family that it trains."""
-  given = {n for n in flags.FLAGS if flags.FLAGS[n].present}
-  # A delta or an adapter that this command made may be of some layers only.
-  return (given <= {"delta", "instruct", "out", "match", "overwrite", "debug"}
-          and len(DELTA.value or ()) == 1 and _weighted(DELTA.value[0])[0] == DELTA.value[0]
-          and not (pathlib.Path(DELTA.value[0]) / "provenance.json").exists()
-          and kind in models.FAMILIES)
-
-
-def _graft_in_memory(folder):
-  """As train.py does, to the last bit."""
-  mesh = sharding.make_mesh()
-  delta, scale = checkpoint.load_delta(folder, mesh=mesh)
-  _, instruct = checkpoint.load_model(INSTRUCT.value, mesh=mesh)
-  match = MATCH.value or "projections"
-  shadow, leaves = graft(instruct, delta, scale=scale, match=match)
-  card = report.model_card(base=f"the delta {folder}", instruct=INSTRUCT.value, learn_on="base",
-                           kind="lora" if "lora" in delta else "full", match=match)
-  write(OUT.value, shadow, leaves, like=INSTRUCT.value, card=card, overwrite=OVERWRITE.value)
-  say(f"grafted {len(leaves)} leaves of {folder} onto {INSTRUCT.value}: {OUT.value}")
-
-
 def main():
   form = _form()
   instruct = delta_stream.read_checkpoint(INSTRUCT.value)
-  if _is_plain(instruct.kind):
-    _graft_in_memory(DELTA.value[0])
-    return
   deltas = _deltas()
   wanted = graft_plan.scope(instruct.kind, SCOPE.value, match=MATCH.value, include=INCLUDE.value,
                             exclude=EXCLUDE.value)
   base = delta_stream.read_checkpoint(BASE.value) if BASE.value else None
-  plan = graft_plan.plan(instruct, deltas, wanted=wanted, vocab=VOCAB.value, base=base)
+  plan = graft_plan.plan(instruct, deltas, wanted=wanted, vocab=VOCAB.value, base=base,
+                         recipe=_recipe())
   if form:
     _write_learnt(plan, form)
     return
@@ -192,13 +194,9 @@ def main():
   card = report.model_card(
       base=BASE.value or ", ".join(d.what for d in deltas), instruct=INSTRUCT.value,
       learn_on="base", kind="lora" if all(d.kind == "lora" for d in deltas) else "full",
-      match=_scope_text())
-  done = stream.run(plan, OUT.value, card=card, made=_settings(deltas), overwrite=OVERWRITE.value,
-                    verify=not NO_VERIFY.value)
-  for line in stream.lines(plan, done):
-    say(line)
-  say(f"grafted {len(plan.targets)} tensors of {' and '.join(d.what for d in deltas)} onto "
-      f"{INSTRUCT.value}: {OUT.value}")
+      match=_scope_text(), dtype=DTYPE.value)
+  _run(plan, OUT.value, card=card, made=_settings(deltas), overwrite=OVERWRITE.value,
+       verify=not NO_VERIFY.value)
 
 
 if __name__ == "__main__":
@@ -230,7 +228,18 @@ if __name__ == "__main__":
   EXCLUDE = flags.DEFINE_string("exclude", None, "Of the scope, not these tensors: a regex.")
   VOCAB = flags.DEFINE_enum("vocab", "refuse", ["refuse", "common"],
                             "Tables of different length: common grafts the rows that all have.")
+  COMBINE = flags.DEFINE_enum("combine", "sum", ["sum", "ties"], "How several deltas become one.")
+  DENSITY = flags.DEFINE_float("density", 1.0, "Of --combine=ties: the share of each delta's "
+                               "numbers, the largest in every tensor, that is kept.")
+  DROP_RATE = flags.DEFINE_float("drop-rate", 0.0, "DARE: the probability p that a number of a "
+                                 "delta is dropped; the others are divided by 1 - p.")
+  ROUNDING = flags.DEFINE_enum("rounding", "nearest", ["nearest", "stochastic"], "How sums are "
+                               "rounded to the Instruct's dtype; stochastic: right on average.")
+  DTYPE = flags.DEFINE_enum("dtype", None, ["float32"], "Of all weights written, and then of "
+                            "config.json; by default each keeps the Instruct's.")
+  SEED = flags.DEFINE_integer("seed", 0, "Of --drop-rate and --rounding=stochastic.")
   DRY_RUN = flags.DEFINE_bool("dry-run", False, "Print what would be done, and stop.")
   NO_VERIFY = flags.DEFINE_bool("no-verify", False, "Neither read the result back nor hash files.")
   OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace --out if it exists.")
+  jax.config.update("jax_platforms", "cpu")       # from disk to disk: no accelerator is taken
   command.run(main)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shadowft_jax import delta, delta_stream, pair_check, pairs, port
+from shadowft_jax import combine, delta, delta_stream, pair_check, pairs, port
 from shadowft_jax.delta_stream import HEAD, TABLE
 from shadowft_jax.errors import InputError, listing
 from shadowft_jax.safetensors_file import WEIGHTS, Tensor
@@ -22,6 +22,8 @@ class Target(NamedTuple):
   parts: tuple           # what is added: Difference, Dense or LowRank
   weights: tuple         # the factor of each
   count: int             # how many elements change, from the first
+  short: str             # its name without a prefix, by which chance is drawn
+  order: tuple           # of each part, which of the deltas it is of
   base: Tensor | None = None    # what W_I is measured against
 
   @property
@@ -39,7 +41,8 @@ class Plan(NamedTuple):
   beyond: list           # the deltas' tensors outside the scope, as they spell them
   mapped: list           # lines on prefixes that differ
   shards: list           # the Instruct's weight files
-  base: delta_stream.Checkpoint | None = None    # what the result is measured against
+  base: delta_stream.Checkpoint | None    # what the result is measured against
+  recipe: combine.Recipe
 
 
 def scope(kind, name="paper", *, match=None, include=None, exclude=None):
@@ -73,7 +76,8 @@ def scope(kind, name="paper", *, match=None, include=None, exclude=None):
   return wanted
 
 
-def plan(instruct, deltas, *, wanted, vocab="refuse", base=None):
+def plan(instruct, deltas, *, wanted, vocab="refuse", base=None,
+         recipe=combine.PLAIN):
   """Matches deltas with an Instruct, by names without prefixes.
 
   Args:
@@ -83,13 +87,15 @@ def plan(instruct, deltas, *, wanted, vocab="refuse", base=None):
     vocab: "refuse", or "common" to graft only the rows that tables of different length share.
     base: the Base's Checkpoint, which the result is measured against; otherwise that of the first
       difference.
+    recipe: how the deltas are combined and the sum is stored.
 
   Raises:
     InputError: within the scope, a name is on one side only, or shapes or dtypes do not fit (all
       are listed); nothing matches; or `base` has none of the tensors.
   """
+  combine.check(recipe)
   targets, beyond, bad, rows_differ = {}, set(), {}, set()
-  for learnt in deltas:
+  for i, learnt in enumerate(deltas):
     names = {**(dict.fromkeys(instruct.tensors) if learnt.complete else {}), **learnt.parts}
     for short, part in names.items():
       tensor = instruct.tensors.get(short)
@@ -108,9 +114,11 @@ def plan(instruct, deltas, *, wanted, vocab="refuse", base=None):
         if _is_table(short, shapes):
           rows_differ.add(name)
       else:
-        target = targets.setdefault(short, Target(name, tensor, (), (), count))
+        target = targets.setdefault(short, Target(
+            name, tensor, (), (), count, short, ()))
         targets[short] = target._replace(parts=(*target.parts, part), count=min(
-            target.count, count), weights=(*target.weights, np.float32(learnt.weight)))
+            target.count, count), weights=(*target.weights, np.float32(learnt.weight)),
+            order=(*target.order, i))
   _refuse(bad, rows_differ)
   if not targets:
     raise InputError(_nothing(instruct, deltas, beyond))
@@ -121,7 +129,7 @@ def plan(instruct, deltas, *, wanted, vocab="refuse", base=None):
   _check_dtypes(targets.values())
   shards = sorted({t.path for t in (*instruct.tensors.values(), *filter(None, [instruct.twin]))})
   return Plan(instruct, deltas, list(targets.values()), sorted(beyond), _mapped(instruct, deltas),
-              shards, base)
+              shards, base, recipe)
 
 
 def _measure(targets, base):
@@ -218,6 +226,7 @@ def lines(plan_, out, need, free):
          "the others stay the Instruct's")
   yield (f"reads {need['read'] / 1e9:.2f} GB, writes {need['write'] / 1e9:.2f} GB to {out} "
          f"({free / 1e9:.1f} GB free), takes about {need['memory'] / 1e9:.1f} GB of memory")
+  yield from combine.lines(plan_.recipe)
   yield from plan_.mapped
   if plan_.beyond:
     alike = sorted({re.sub(r"\.\d+\.", ".*.", n) for n in plan_.beyond})

@@ -151,7 +151,8 @@ def _write_delta(plan, fresh, form):
                                        WEIGHTS[dtype].itemsize).items():
     places |= safetensors_file.create(fresh / file, shard, delta_file.DENSE_METADATA, dtype)
   def write(chunk):
-    return _put(places[chunk.target.name], chunk.target.name, summed.read(chunk), chunk.first)
+    return _put(places[chunk.target.name], chunk.target.name, summed.read(chunk, plan.recipe),
+                chunk.first)
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     return list(pool.map(write, summed.chunks(plan))), {}
 

@@ -258,12 +258,17 @@ def write_at(path, offset, array):
       done += os.pwrite(file.fileno(), data[done:], offset + done)
 
 
+def encode(fields):
+  """The first bytes of a file: its header, to a multiple of 8, and that one's length."""
+  text = json.dumps(fields, separators=(",", ":")).encode()
+  text += b" " * (-len(text) % 8)
+  return len(text).to_bytes(8, "little") + text
+
+
 def create(path, shapes, metadata, dtype="F32"):
   """Makes a file whose numbers are all 0; `write_at` puts others in their place.
 
   Args:
-    path: the file.
-    shapes: {name: shape}.
     metadata: {str: str}; readers expect "format": "pt".
     dtype: a name in WEIGHTS.
 
@@ -274,11 +279,10 @@ def create(path, shapes, metadata, dtype="F32"):
   for name, shape in shapes.items():
     begin, end = end, end + WEIGHTS[dtype].itemsize * math.prod(shape)
     fields[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
-  text = json.dumps(fields, separators=(",", ":")).encode()
-  text += b" " * (-len(text) % 8)     # the buffer begins at a multiple of 8
+  start = encode(fields)
   with open(path, "wb") as file:
-    file.write(len(text).to_bytes(8, "little") + text)
-    file.truncate(8 + len(text) + end)
+    file.write(start)
+    file.truncate(len(start) + end)
   return header(path)
 
 
@@ -286,7 +290,6 @@ def write(path, shapes, tensors, metadata):
   """Writes a float32 file, one tensor in memory at a time.
 
   Args:
-    path: the file.
     shapes: {name: shape}, in the order in which they will come.
     tensors: iterable of (name, array).
     metadata: see `create`.

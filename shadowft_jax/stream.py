@@ -5,36 +5,27 @@ The Instruct folder is the contract: every byte that no grafted tensor takes is 
 
 import concurrent.futures
 import functools
+import hashlib
 import json
 import os
 import pathlib
 import shutil
-import threading
 import zlib
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from shadowft_jax import delta, delta_stream, folder, measure, report, safetensors_file
-from shadowft_jax.delta_stream import CHUNK
+from shadowft_jax import (
+    combine, delta_stream, folder, journal, layout, measure, report, safetensors_file,
+    survival)
+from shadowft_jax.delta_stream import SCRATCH
 from shadowft_jax.errors import InputError
-from shadowft_jax.graft_plan import Target
 from shadowft_jax.safetensors_file import WEIGHTS
 
-COPIED = 4 * CHUNK       # bytes a step where nothing is added
 BESIDE = 100 << 20       # bytes to spare for what is not weights: tokenizer, configuration, cards
 JAX_MEMORY = 400 << 20   # bytes of a process that has only imported jax, about
-
-
-class Chunk(NamedTuple):
-  """A range of bytes of a weight file: elements [first, stop) of a target, or a copy."""
-  path: pathlib.Path
-  offset: int
-  nbytes: int
-  target: Target | None = None
-  first: int = 0
-  stop: int = 0
+KEPT = 64                # chunks between two lines of the journal
 
 
 class Outcome(NamedTuple):
@@ -48,61 +39,7 @@ class Outcome(NamedTuple):
     return sum(s.size - s.unchanged for s in self.survival)
 
 
-def chunks(plan):
-  """Every byte of the Instruct's weight files, once."""
-  for path in plan.shards:
-    at = 0
-    inside = [t for t in plan.targets if t.tensor.path == path]
-    for target in sorted(inside, key=lambda t: t.tensor.offset):
-      begin, width = target.tensor.offset, WEIGHTS[target.tensor.dtype].itemsize
-      yield from _copies(path, at, begin)
-      step = _step(target.tensor.shape)
-      for first in range(0, target.count, step):
-        stop = min(first + step, target.count)
-        yield Chunk(path, begin + first * width, (stop - first) * width, target, first, stop)
-      at = begin + target.count * width
-    yield from _copies(path, at, os.path.getsize(path))
-
-
-def _copies(path, start, stop):
-  for at in range(start, stop, COPIED):
-    yield Chunk(path, at, min(COPIED, stop - at))
-
-
-def _step(shape):
-  """Elements a step: whole rows of a matrix."""
-  if len(shape) == 2 and 0 < shape[1] <= CHUNK:
-    return CHUNK // shape[1] * shape[1]
-  return CHUNK
-
-
-class _Scratch(threading.local):
-  """A thread's buffers, of COPIED bytes each, used again for every chunk."""
-
-  def __init__(self):
-    self.buffers, self.used = [], 0
-
-  def take(self):
-    if self.used == len(self.buffers):
-      raw = np.zeros(COPIED + 64, np.uint8)
-      start = -raw.ctypes.data % 64       # where XLA reads in place
-      self.buffers.append(raw[start:start + COPIED])
-    self.used += 1
-    return self.buffers[self.used - 1]
-
-
-SCRATCH = _Scratch()
-
-
-@jax.jit
-def _graft(w, parts, weights, base):
-  """(W_I + the weighted deltas, what `measure.sums` gives)."""
-  d = sum(delta_stream.dense(part, weight) for part, weight in zip(parts, weights, strict=True))
-  shadow = delta.add(w, d)
-  return shadow, measure.sums(w, d, shadow, base)
-
-
-def _compute(chunk):
+def _compute(recipe, floors, chunk):
   """(the bytes of a chunk, what `measure.total` gives); good until the thread's next."""
   SCRATCH.used = 0
   target = chunk.target
@@ -110,15 +47,21 @@ def _compute(chunk):
     out = SCRATCH.take()[:chunk.nbytes]
     with open(chunk.path, "rb", buffering=0) as file:
       safetensors_file.read_at(file, out, chunk.offset)
+    if chunk.dtype:
+      out = out.view(WEIGHTS[chunk.dtype]).astype(np.float32).view(np.uint8)
     return out, None
   first, stop = chunk.first, chunk.stop
   w = delta_stream.elements(target.tensor, first, stop, SCRATCH.take())
   parts = [p.read(first, stop, SCRATCH.take) for p in target.parts]
-  shadow, sums = _graft(w, parts, target.weights, _base(target, parts, first, stop))
+  with jax.default_device(jax.local_devices(backend="cpu")[0]):    # where the bytes are
+    shadow, sums = combine.graft(
+        w, parts, target.weights, _base(target, parts, first, stop),
+        keys=combine.keys(recipe, target), floors=floors[target.name],
+        first=combine.place_of(first), recipe=recipe.static)
   found = measure.total(sums, len(w) - (stop - first))
   if not np.isfinite(found).all():
-    _blame(target)
-  return np.asarray(shadow)[:stop - first].view(np.uint8), found
+    _blame(target, recipe.dtype)
+  return np.asarray(shadow)[:stop - first].view(np.uint8), found.tolist()
 
 
 def _base(target, parts, first, stop):
@@ -129,7 +72,7 @@ def _base(target, parts, first, stop):
   return target.base and delta_stream.elements(target.base, first, stop, SCRATCH.take())
 
 
-def _blame(target):
+def _blame(target, dtype):
   """Raises InputError that names the tensor from which a sum that is not finite comes."""
   inputs = [("Instruct", target.tensor)]
   inputs += [source for part in target.parts for source in part.sources.items()]
@@ -139,44 +82,101 @@ def _blame(target):
       if not np.isfinite(part.astype(np.float32)).all():
         raise InputError(f"{target.name} of the {role} has NaN or infinity in {tensor.path}; it "
                          "is broken, and nothing was written: save or download it again")
-  raise InputError(f"{target.name}: the sum is beyond the range of {target.tensor.dtype}, in which "
-                   "the Instruct stores it; use a smaller --alpha or a bfloat16 Instruct")
+  stored = "F32" if dtype else target.tensor.dtype
+  raise InputError(f"{target.name}: the sum is beyond the range of {stored}, in which it is to be "
+                   "stored; use a smaller --alpha, a bfloat16 Instruct or --dtype=float32")
 
 
-def _write(fresh, is_checked, chunk):
+def _write(fresh, is_checked, recipe, floors, chunk):
   """Writes a chunk; (its checksum, what was measured)."""
-  data, found = _compute(chunk)
-  safetensors_file.write_at(fresh / chunk.path.name, chunk.offset, data)
+  data, found = _compute(recipe, floors, chunk)
+  safetensors_file.write_at(fresh / chunk.path.name, chunk.place, data)
   return zlib.crc32(data) if is_checked else 0, found
 
 
-def _forget(fresh):
-  """Lets go of the cached pages, so that what is read back comes from the disk."""
-  for path in fresh.glob("*.safetensors") if hasattr(os, "posix_fadvise") else ():
-    with open(path, "rb") as file:
+def _begin(plan, fresh, card):
+  """Copies what is not weights and makes the weight files, still empty; what was left out."""
+  weights = {p.name for p in plan.shards}
+  for path in fresh.iterdir():           # what a killed run has copied may have changed since
+    if path.name not in {*weights, journal.NAME}:
+      shutil.rmtree(path) if path.is_dir() else path.unlink()
+  left_out = folder.copy_with_card(plan.instruct.directory, fresh, (), card)
+  for path in plan.shards:
+    header, _ = layout.spans(path, plan.recipe.dtype)
+    (fresh / path.name).touch()
+    os.truncate(fresh / path.name, layout.size(path, plan.recipe.dtype))
+    safetensors_file.write_at(fresh / path.name, 0, np.frombuffer(header, np.uint8))
+  if plan.recipe.dtype:
+    layout.tell_dtype(fresh, plan.recipe.dtype)
+  folder.sync(fresh, deep=False)
+  return [p for p in left_out if p not in weights]
+
+
+def _fill(plan, log, work, pool, keeper, is_checked):
+  """Writes all chunks that are not done, and meanwhile sends them to disk and into the journal.
+
+  Returns:
+    [(checksum, what was measured)] of all chunks, in order; futures of what is on its way to disk.
+  """
+  found = [tuple(x) for x in log.done]
+  left = work[len(found):]
+  targets = list({c.target.name: c.target for c in left if c.target}.values())
+  floors = pool.map(functools.partial(combine.floors, recipe=plan.recipe), targets)
+  floors = {t.name: f for t, f in zip(targets, floors, strict=True)}
+  write = functools.partial(_write, log.directory, is_checked, plan.recipe, floors)
+  kept, group = [], []
+  for chunk, result in zip(left, pool.map(write, left), strict=True):
+    group.append((chunk, result))
+    found.append(result)
+    if len(group) == KEPT or len(found) == len(work):
+      paths = {log.directory / c.path.name for c, _ in group}
+      kept.append(keeper.submit(log.add, [r for _, r in group], paths))
+      group = []
+  return found, kept
+
+
+def _read_back(fresh, out, dtype, path, chunks):
+  """(a weight file's name, its sha256), read from the disk and compared with what was written."""
+  header, _ = layout.spans(path, dtype)
+  fail = (f"{out}: {path.name} reads back other bytes than were written (%s); the disk or the "
+          "memory is faulty, and nothing was kept")
+  buffer = SCRATCH.buffers[0] if SCRATCH.buffers else SCRATCH.take()
+  with open(fresh / path.name, "rb", buffering=0) as file:
+    if hasattr(os, "posix_fadvise"):     # what is cached is let go, so that the disk is read
       os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if file.read(len(header)) != header:
+      raise InputError(fail % "its header")
+    digest = hashlib.sha256(header)
+    for chunk, checksum in chunks:
+      data = buffer[:chunk.written]
+      safetensors_file.read_at(file, data, chunk.place)
+      digest.update(data)
+      if zlib.crc32(data) != checksum:
+        what = chunk.target.name if chunk.target else "what was copied"
+        raise InputError(fail % f"{what}, byte {chunk.place}")
+  return path.name, digest.hexdigest()
 
 
-def _read_back(fresh, out, chunk, checksum):
-  """Raises InputError where a chunk on disk is not what was written."""
-  data = SCRATCH.buffers[0] if SCRATCH.buffers else SCRATCH.take()
-  path = fresh / chunk.path.name
-  with open(path, "rb", buffering=0) as file:
-    safetensors_file.read_at(file, data[:chunk.nbytes], chunk.offset)
-  if zlib.crc32(data[:chunk.nbytes]) != checksum:
-    what = chunk.target.name if chunk.target else "what was copied"
-    raise InputError(f"{out}: {path.name} reads back other bytes than were written ({what}, byte "
-                     f"{chunk.offset}); the disk or the memory is faulty, and nothing was kept")
+def _verify(plan, fresh, out, work, found, pool):
+  """{file of the result: its sha256}, once the weights have been read back."""
+  inside = {path: [] for path in plan.shards}
+  for chunk, (checksum, _) in zip(work, found, strict=True):
+    inside[chunk.path].append((chunk, checksum))
+  read = functools.partial(_read_back, fresh, out, plan.recipe.dtype)
+  digests = dict(pool.map(read, inside, inside.values()))
+  return {p.name: digests.get(p.name) or report.sha256(p) for p in sorted(fresh.iterdir())
+          if p.is_file() and p.name != journal.NAME}
 
 
 def need(plan):
   """{"read", "write", "memory"}: bytes a graft takes."""
-  written = sum(map(os.path.getsize, plan.shards))
+  written = sum(layout.size(p, plan.recipe.dtype) for p in plan.shards)
   extra = sum(t.nbytes * target.count // max(1, _size(target)) for target in plan.targets
               for t in target.sources)
   buffers = 1 + max(len(t.sources) for t in plan.targets)
-  memory = JAX_MEMORY + os.cpu_count() * (buffers + 2) * COPIED
-  return {"read": written + extra, "write": written, "memory": memory}
+  memory = JAX_MEMORY + os.cpu_count() * (buffers + 2) * delta_stream.COPIED
+  read = sum(map(os.path.getsize, plan.shards)) + extra
+  return {"read": read, "write": written, "memory": memory}
 
 
 def _size(target):
@@ -200,14 +200,16 @@ def check_room(plan, out):
   sides = [f for d in plan.deltas for f in d.folders.values()]
   for directory in [plan.instruct.directory, *sides, *([plan.base.directory] if plan.base else [])]:
     folder.check_apart(out, directory)
-  want, have = need(plan)["write"] + BESIDE, free(out)
+  left = journal.place(out).glob("*.safetensors")      # is gone on with, or removed
+  want = need(plan)["write"] + BESIDE
+  have = free(out) + sum(512 * p.stat().st_blocks for p in left)
   if have < want:
     raise InputError(f"{out} needs {want / 1e9:.1f} GB, and its disk has {have / 1e9:.1f} GB "
                      "free; make room, or name a folder on another disk")
 
 
-def run(plan, out, *, card=None, made=None, overwrite=False, verify=True):
-  """Writes the grafted folder, whole or not at all.
+def run(plan, out, *, card=None, made=None, overwrite=False, verify=True, title=""):
+  """Writes the grafted folder, whole or not at all; goes on where the same call was killed.
 
   Args:
     plan: of `graft_plan.plan`.
@@ -216,33 +218,41 @@ def run(plan, out, *, card=None, made=None, overwrite=False, verify=True):
     made: {setting: value} for provenance.json.
     overwrite: replaces an existing folder, once the new one is complete.
     verify: reads back what was written, and hashes all files into provenance.json.
+    title: of the report's picture.
 
   Raises:
     InputError: see `check_room`; `out` exists; a sum is not finite; or the disk gives back other
       bytes than were written.  No folder is made then.
   """
   check_room(plan, out)
-  like = plan.instruct.directory
-  with (folder.atomic(out, overwrite) as fresh,
-        concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool):
-    names = {p.name for p in plan.shards}
-    left_out = [p for p in folder.copy_with_card(like, fresh, (), card) if p not in names]
-    for path in plan.shards:
-      with open(fresh / path.name, "wb") as file:
-        file.truncate(os.path.getsize(path))
-    work = list(chunks(plan))
-    sums, found = zip(*pool.map(functools.partial(_write, fresh, verify), work), strict=True)
+  made = {"seed": plan.recipe.seed if plan.recipe.is_random else None, **(made or {}),
+          **{k: v for k, v in plan.recipe._asdict().items() if k != "seed"}}
+  with (journal.resumable(out, _key(plan, made, verify), overwrite) as log,
+        concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
+        concurrent.futures.ThreadPoolExecutor(1) as keeper):
+    left_out = _begin(plan, log.directory, card)
+    work = list(layout.chunks(plan))
+    found, kept = _fill(plan, log, work, pool, keeper, verify)
     inputs = _inputs(plan, left_out) if verify else {}
-    syncing = pool.submit(folder.sync, fresh)        # while the inputs are hashed
-    record = {**report.provenance(inputs, seed=None), **(made or {})}
-    syncing.result()
+    hashing = pool.submit(report.provenance, inputs, seed=None)    # while the disk writes
+    survived = _survivals(plan, work, [sums for _, sums in found])
+    report.write_graft(log.directory, survived, made, title, rounding=plan.recipe.rounding)
+    for future in kept:
+      future.result()
+    output = _verify(plan, log.directory, out, work, found, pool) if verify else {}
+    record = {**hashing.result(), **made}
     if verify:
-      _forget(fresh)
-      list(pool.map(functools.partial(_read_back, fresh, out), work, sums))
-      made_of = report.provenance({"output": [fresh]}, seed=None)["sha256"]["output"]
-      record["sha256"]["output"] = {pathlib.Path(p).name: x for p, x in made_of.items()}
-    (fresh / "provenance.json").write_text(json.dumps(record, indent=2) + "\n")
-  return Outcome(left_out, _survivals(plan, work, found))
+      record["sha256"]["output"] = output
+    (log.directory / "provenance.json").write_text(json.dumps(record, indent=2) + "\n")
+  return Outcome(left_out, survived)
+
+
+def _key(plan, made, verify):
+  """What a killed run's bytes depend on: inputs, by place, size and time, and settings."""
+  paths = {*plan.shards, *(t.path for target in plan.targets for t in target.sources)}
+  files = [(os.path.realpath(p), os.stat(p).st_size, os.stat(p).st_mtime_ns) for p in sorted(paths)]
+  text = repr((files, plan.targets, plan.recipe, made, verify, delta_stream.CHUNK, jax.__version__))
+  return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _survivals(plan, work, found):
@@ -255,6 +265,8 @@ def _survivals(plan, work, found):
 
 def lines(plan, outcome):
   """What was done, for a terminal."""
+  yield survival.table(outcome.survival)
+  yield from survival.warnings(outcome.survival, rounding=plan.recipe.rounding)
   if outcome.left_out:
     yield f"not copied from {plan.instruct.directory}: {', '.join(outcome.left_out)}"
   total = sum(t.count for t in plan.targets)
@@ -262,7 +274,8 @@ def lines(plan, outcome):
     yield (f"{outcome.changed / total:.1%} of {total} numbers changed; for the others the delta is "
            "0, or less than the stored dtype can tell")
   else:
-    yield "warning: no number changed; the result is the Instruct, byte for byte"
+    how = f"in {plan.recipe.dtype}" if plan.recipe.dtype else "byte for byte"
+    yield f"warning: no number changed; the result is the Instruct, {how}"
 
 
 def _inputs(plan, left_out):

@@ -1,4 +1,4 @@
-"""The weighted sum of a plan's deltas, range by range: what is added, without the Instruct."""
+"""What a plan's deltas add up to, range by range, without the Instruct."""
 
 import functools
 import math
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from shadowft_jax import delta_stream, safetensors_file, stream
+from shadowft_jax import combine, layout, safetensors_file
 from shadowft_jax.delta_stream import CHUNK
 from shadowft_jax.errors import InputError
 from shadowft_jax.safetensors_file import WEIGHTS
@@ -18,18 +18,23 @@ def targets(plan):
   return [t for t in plan.targets if t.tensor is not plan.instruct.twin]
 
 
-@jax.jit
-def _sum(parts, weights):
-  """(the weighted sum of deltas, whether it is finite)."""
-  d = sum(delta_stream.dense(part, weight) for part, weight in zip(parts, weights, strict=True))
+@functools.partial(jax.jit, static_argnames="recipe")
+def _sum(parts, weights, **options):
+  """(the deltas combined, whether that is finite)."""
+  d = combine.combined(parts, weights, **options)
   return d, jnp.isfinite(d).all()
 
 
-def read(chunk):
+_floors = functools.lru_cache(maxsize=None)(combine.floors)
+
+
+def read(chunk, recipe):
   """What is added to elements [first, stop) of a chunk's target: float32."""
-  room = functools.partial(np.empty, 4 * CHUNK, np.uint8)
-  parts = [p.read(chunk.first, chunk.stop, room) for p in chunk.target.parts]
-  learnt, is_finite = _sum(parts, chunk.target.weights)
+  target, room = chunk.target, functools.partial(np.empty, 4 * CHUNK, np.uint8)
+  parts = [p.read(chunk.first, chunk.stop, room) for p in target.parts]
+  learnt, is_finite = _sum(
+      parts, target.weights, keys=combine.keys(recipe, target), floors=_floors(target, recipe),
+      first=combine.place_of(chunk.first), recipe=recipe.static)
   if not is_finite:
     blame(chunk.target)
   return np.asarray(learnt)[:chunk.stop - chunk.first]
@@ -49,14 +54,14 @@ def blame(target):
 
 def chunks(plan):
   """The ranges of elements that change, as a graft would take them."""
-  return [c for c in stream.chunks(plan) if c.target and c.target.tensor is not plan.instruct.twin]
+  return [c for c in layout.chunks(plan) if c.target and c.target.tensor is not plan.instruct.twin]
 
 
-def matrix(target, chunks_):
+def matrix(target, chunks_, recipe):
   """The whole sum for a target, float32; rows of a table that the deltas lack are 0."""
   out = np.zeros(math.prod(target.tensor.shape), np.float32)
   for chunk in chunks_:
-    out[chunk.first:chunk.stop] = read(chunk)
+    out[chunk.first:chunk.stop] = read(chunk, recipe)
   return out.reshape(target.tensor.shape)
 
 

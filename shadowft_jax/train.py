@@ -104,29 +104,33 @@ def write_delta(directory, delta, config, like):
     checkpoint.save_dense(directory, delta["delta"], overwrite=True)
 
 
-def write_shadow(directory, delta, data, method, config, mesh, like):
-  """Grafts the delta onto the Instruct model in `like`, measures it on the validation split, and
-  writes it.
+def measure_shadow(delta, data, method, config, mesh, like):
+  """Grafts the delta onto the Instruct model in `like`, and measures it on the validation split.
 
   Returns:
     {"instruct_valid_loss", "shadow_valid_loss"}: before and after; None without a split.
   """
+  if not data.valid:
+    return {"instruct_valid_loss": None, "shadow_valid_loss": None}
   model, instruct = checkpoint.load_model(like, mesh=mesh)
   method = dataclasses.replace(
       method, model=model.clone(dtype=method.model.dtype, backend=config.attention))
   def measured(params):
     batches = step_lib.on_devices(data.valid_batches(sharding.my_share(mesh)), mesh)
-    if data.valid:
-      return step_lib.mean_loss({"delta": {}}, params, batches, method=method)
+    return step_lib.mean_loss({"delta": {}}, params, batches, method=method)
   before = measured(instruct)
-  shadow, leaves = graft.graft(instruct, delta, scale=method.scale, match=config.graft.match)
-  after = measured(shadow)
+  shadow, _ = graft.graft(instruct, delta, scale=method.scale, match=config.graft.match)
+  return {"instruct_valid_loss": before, "shadow_valid_loss": measured(shadow)}
+
+
+def write_shadow(workdir, config, folders):
+  """Grafts the delta onto the Instruct's files, from disk to disk."""
+  if not hosts.is_first():
+    return
   card = report.model_card(base=config.base, instruct=config.instruct, match=config.graft.match,
                            learn_on=config.learn_on, kind=config.delta.kind)
-  if hosts.is_first():
-    (directory.parent / "README.md").write_text(card)
-  graft.write(directory, shadow, leaves, like=like, card=card, overwrite=True)
-  return {"instruct_valid_loss": before, "shadow_valid_loss": after}
+  (workdir / "README.md").write_text(card)
+  graft.write(workdir / "shadow", workdir / "delta", match=config.graft.match, card=card, **folders)
 
 
 def train(config, workdir):
@@ -173,8 +177,8 @@ def train(config, workdir):
     delta = learn_delta(frozen, data, method, config, workdir, mesh)
     del frozen                                         # room for W_I
     write_delta(workdir / "delta", delta, config, folders["instruct"])
-    losses = write_shadow(workdir / "shadow", delta, data, method, config, mesh,
-                          folders["instruct"])
+    losses = measure_shadow(delta, data, method, config, mesh, folders["instruct"])
+  write_shadow(workdir, config, folders)
   return wrap_up(config, workdir, losses, {**{n: [p] for n, p in folders.items()}, **data.inputs})
 
 

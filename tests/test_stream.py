@@ -16,7 +16,8 @@ import safetensors.torch
 import torch
 import transformers
 
-from shadowft_jax import checkpoint, delta_stream, graft, graft_plan, lora, report, stream, tree
+from shadowft_jax import (
+    checkpoint, delta_stream, graft, graft_plan, layout, lora, report, stream, tree)
 from shadowft_jax.errors import InputError
 from tests import pico, runs
 
@@ -140,8 +141,9 @@ def test_it_equals_the_graft_in_memory(tmp_path):
     run(tmp_path / f"stream {scope}", pair / "instruct", [delta_stream.stored(tmp_path / "delta")],
         "paper" if scope == "projections" else "all")
     _, fresh = checkpoint.load_model(pair / "instruct")
-    graft.write(tmp_path / f"memory {scope}", *graft.graft(fresh, {"delta": learnt}, match=scope),
-                like=pair / "instruct", card="card")
+    shadow, leaves = graft.graft(fresh, {"delta": learnt}, match=scope)
+    checkpoint.export(tmp_path / f"memory {scope}", {n: tree.names(shadow)[n] for n in leaves},
+                      like=pair / "instruct", card="card")
     run(tmp_path / f"match {scope}", pair / "instruct", [delta_stream.stored(
         tmp_path / "delta")], match=scope)
     a, b, c = ((tmp_path / f"{x} {scope}" / WEIGHTS).read_bytes()
@@ -159,8 +161,7 @@ def test_our_adapter_equals_the_graft_in_memory(tmp_path):
                           base_model=str(pair / "instruct"))
   run(tmp_path / "out", pair / "instruct", [delta_stream.stored(tmp_path / "adapter")])
   shadow, _ = graft.graft(params, {"lora": adapter}, scale=2.0)
-  graft.write(tmp_path / "memory", shadow, list(tree.names(shadow)), like=pair / "instruct",
-              card="card")
+  checkpoint.export(tmp_path / "memory", tree.names(shadow), like=pair / "instruct", card="card")
   a, b = load(tmp_path / "out"), load(tmp_path / "memory")
   for n in a:
     torch.testing.assert_close(a[n], b[n], rtol=1e-6, atol=1e-6)
@@ -282,7 +283,7 @@ def test_tensors_of_any_shape_are_cut_and_put_together(tmp_path, monkeypatch, sh
   want = (i[names[0]].float() + (b[names[0]].float() - a[names[0]].float())).to(dtype)
   assert torch.equal(got[names[0]], want) and torch.equal(got[names[1]], i[names[1]])
   assert done.changed == (got[names[0]] != i[names[0]]).sum()
-  covered = sorted((c.offset, c.offset + c.nbytes) for c in stream.chunks(plan))
+  covered = sorted((c.offset, c.offset + c.nbytes) for c in layout.chunks(plan))
   assert covered[0][0] == 0 and covered[-1][1] == (tmp_path / "out" / WEIGHTS).stat().st_size
   assert all(x[1] == y[0] for x, y in zip(covered, covered[1:], strict=False))
 
@@ -309,7 +310,6 @@ def same_numbers(got, want):
 
 def test_what_survives_is_summed_per_tensor(bf16, tmp_path, monkeypatch):
   monkeypatch.setattr(delta_stream, "CHUNK", 1024)
-  monkeypatch.setattr(stream, "CHUNK", 1024)
   base, tuned, instruct = sides(bf16)
   plan, done = full(tmp_path / "out", base, tuned, instruct, verify=False)
   b, t, w, shadow = (load(d) for d in [*sides(bf16), tmp_path / "out"])
