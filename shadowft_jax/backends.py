@@ -16,15 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from shadowft_jax import hosts
 from shadowft_jax.errors import InputError, listing
-from shadowft_jax.log import say, write_json
+from shadowft_jax.log import say
 from shadowft_jax.models import attention, chunked, flash, splash
 from shadowft_jax.models.decoder import DecoderConfig, distinct
 
 # What "auto" tries, in this order; the reference itself always works.
 PREFERRED = {"cpu": ("chunked",), "gpu": ("flash", "cudnn", "chunked"),
              "tpu": ("splash", "chunked")}
+SHORT = 128      # tokens a row, up to which a CPU has all logits sooner than blocks of them
 # ‖x - y‖ / ‖y‖ of the output and of each gradient, where y is the reference's in float32.  A GPU
 # multiplies float32 with 10 bits behind the point.
 TOLERANCE = {"bfloat16": 2e-2, "float16": 5e-3, "float32": 3e-3}
@@ -59,24 +59,28 @@ VERIFIED = (
 )
 
 
-def choose(name, cfg: DecoderConfig, dtype):
+def choose(name, cfg: DecoderConfig, dtype, length):
   """The backend to use on the devices that are here: `name`, or the first that agrees for "auto".
 
   Args:
     name: "auto", or a name in `attention.BACKENDS`.
     dtype: of activations.
+    length: tokens a row.
 
   Raises:
     InputError: the named backend does not work here; says why, and lists those that do.
   """
   platform = jax.default_backend()
-  order = (*PREFERRED.get(platform, ("chunked",)), "xla") if name == "auto" else (name,)
+  preferred = PREFERRED.get(platform, ("chunked",))
+  if platform == "cpu" and length <= SHORT:
+    preferred = ()
+  order = (*preferred, "xla") if name == "auto" else (name,)
   passed_over = []
   for candidate in order:
     reason = refusal(candidate, cfg, dtype)
     if reason is None:
       not_others = "".join(f"; not {other}: {why}" for other, why in passed_over)
-      say(f"attention: {candidate} on {jax.devices()[0].device_kind}{not_others}")
+      say(f"attention: {candidate} on {jax.local_devices()[0].device_kind}{not_others}")
       return candidate
     passed_over.append((candidate, reason))
   works = [other for other in attention.BACKENDS if other != name
@@ -131,9 +135,7 @@ def refusal(name, cfg, dtype):
     return (f"it disagrees with the reference by {_percent(error)}, where {tolerance:.1%} is "
             "allowed")
   say(f"attention: {name} agrees with the reference within {max(error.values()):.2%}")
-  if hosts.is_first():
-    known.parent.mkdir(parents=True, exist_ok=True)
-    write_json(known, {**_read(known), key: error})
+  _write(known, {**_read(known), key: error})
   return None
 
 
@@ -201,15 +203,23 @@ def _read(path):
     return {}
 
 
+def _write(path, value):
+  """Writes the file whole; several processes of a machine may do so at once."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_name(f"{path.name}.{os.getpid()}")
+  partial.write_text(json.dumps(value, indent=2) + "\n")
+  os.replace(partial, path)
+
+
 def _key(name, cfg, dtype):
   """What an agreement holds for."""
   code = b"".join(pathlib.Path(module.__file__).read_bytes()
                   for module in (attention, chunked, flash, splash))
-  client = jax.devices()[0].client
+  client = jax.local_devices()[0].client
   case = (name, jnp.dtype(dtype).name, cfg.num_attention_heads, cfg.num_key_value_heads,
           cfg.head_dim, distinct(cfg.windows), cfg.query_pre_attn_scalar,
           cfg.attn_logit_softcapping)
   return "; ".join(map(str, (
-      *case, jax.devices()[0].device_kind, client.platform_version.replace("\n", " "),
+      *case, jax.local_devices()[0].device_kind, client.platform_version.replace("\n", " "),
       f"jax {jax.__version__}", f"jaxlib {importlib.metadata.version('jaxlib')}",
       hashlib.sha256(code).hexdigest()[:16])))

@@ -31,9 +31,9 @@ def check(plan, is_cut):
       isinstance(p, LowRank) for t in plan.targets for p in t.parts)
   if not is_cut and not is_joined:
     raise InputError(
-        "to make an adapter of a dense delta, or of what TIES or DARE leaves, tell how much of each "
-        "tensor it keeps: --rank (how many singular values) or --energy (which share of their "
-        "squares)")
+        "to make an adapter of a dense delta, or of what TIES or DARE leaves, tell how much of "
+        "each tensor it keeps: --rank (how many singular values) or --energy (which share of "
+        "their squares)")
 
 
 def module(plan, target):

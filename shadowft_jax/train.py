@@ -164,7 +164,7 @@ def train(config, workdir):
   pair_check.raise_errors(findings)
   say(pair_check.report(findings))
   cfg = checkpoint.abstract_model(folders[config.learn_on])[0].cfg
-  config.attention = backends.choose(config.attention, cfg, config.dtype)
+  config.attention = backends.choose(config.attention, cfg, config.dtype, config.data.max_length)
   with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATIONS):
     data = dataset.read(config)                        # the Instruct's template renders it
     model, frozen = checkpoint.load_model(             # W_B: never written again

@@ -9,7 +9,7 @@ import pytest
 
 from shadowft_jax import backends
 from shadowft_jax.errors import InputError
-from shadowft_jax.models import attention
+from shadowft_jax.models import attention, chunked
 from shadowft_jax.models.decoder import DecoderConfig
 from shadowft_jax.models.layers import Rope
 
@@ -58,8 +58,8 @@ def test_a_backend_that_is_wrong_is_not_used(monkeypatch, cache, fault, dtype):
   cfg = dataclasses.replace(CFG, attn_logit_softcapping=1.0)
   with pytest.raises(InputError, match=r"attention=chunked does not work here: it disagrees with "
                      r"the reference by \d.*\(output\), .*\(dq\).*; set it to auto.*\n  xla"):
-    backends.choose("chunked", cfg, dtype)
-  assert backends.choose("auto", cfg, dtype) == "xla"
+    backends.choose("chunked", cfg, dtype, 512)
+  assert backends.choose("auto", cfg, dtype, 512) == "xla"
   assert not cache.exists()
 
 
@@ -78,23 +78,25 @@ def test_a_nan_is_no_agreement(monkeypatch):
 
 
 def test_what_agreed_is_not_run_again(monkeypatch, cache, capfd):
-  assert backends.choose("auto", CFG, "float32") == "chunked"
+  assert backends.choose("auto", CFG, "float32", 512) == "chunked"
   assert "chunked agrees with the reference within 0.00%" in capfd.readouterr().err
   [(key, error)] = json.loads(cache.read_text()).items()
   assert "jax 0." in key and "cpu" in key and max(error.values()) < 1e-5
   def forbidden(*args):
     raise AssertionError("it was run again")
   monkeypatch.setattr(backends, "disagreement", forbidden)
-  assert backends.choose("chunked", CFG, "float32") == "chunked"
+  assert backends.choose("chunked", CFG, "float32", 512) == "chunked"
   other = dataclasses.replace(CFG, head_dim=16)
   assert "it was run again" in backends.refusal("chunked", other, "float32")
   assert "it was run again" in backends.refusal("chunked", CFG, "bfloat16")
+  monkeypatch.setattr(chunked, "__file__", __file__)      # other code
+  assert "it was run again" in backends.refusal("chunked", CFG, "float32")
 
 
 def test_a_broken_cache_is_made_anew(cache):
   cache.parent.mkdir()
   cache.write_text('{"chunked')
-  assert backends.choose("auto", CFG, "float32") == "chunked"
+  assert backends.choose("auto", CFG, "float32", 512) == "chunked"
   assert len(json.loads(cache.read_text())) == 1
 
 
@@ -105,7 +107,7 @@ def test_a_broken_cache_is_made_anew(cache):
 def test_a_backend_of_another_platform_is_refused_by_name(name, dtype, message):
   with pytest.raises(InputError, match=f"config.attention={name} does not work here: {message}; "
                      "set it to auto, or to one that does:\n  chunked\n  xla"):
-    backends.choose(name, CFG, dtype)
+    backends.choose(name, CFG, dtype, 512)
 
 
 def test_what_a_backend_lacks_is_named():
@@ -121,9 +123,15 @@ def test_a_failure_to_compile_is_a_reason_not_a_crash(monkeypatch, capfd):
   def fails(*args, **options):
     raise NotImplementedError("no such kernel\nat all")
   replaced(monkeypatch, "chunked", attend=fails)
-  assert backends.choose("auto", CFG, "float32") == "xla"
+  assert backends.choose("auto", CFG, "float32", 512) == "xla"
   assert "attention: xla on cpu; not chunked: NotImplementedError: no such kernel\n" in (
       capfd.readouterr().err)
+
+
+def test_short_rows_on_a_cpu_take_the_reference_unchecked(monkeypatch, cache):
+  monkeypatch.setattr(backends, "disagreement", None)
+  assert backends.choose("auto", CFG, "float32", 64) == "xla"
+  assert not cache.exists()
 
 
 @pytest.mark.parametrize("kind, platform, backend, said", [
