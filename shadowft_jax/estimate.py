@@ -81,6 +81,11 @@ def _widths(run):
   return inner / _ways(run, "tensor"), cfg.vocab_size / _ways(run, "tensor")
 
 
+def _head_learns(run):
+  tied = run.method.model.cfg.tie_word_embeddings
+  return (TABLE if tied else "lm_head/kernel") in ahead.learnt_names(run)
+
+
 def activations(run):
   """Bytes a device that the forward pass keeps for the backward pass."""
   model = run.method.model
@@ -98,8 +103,7 @@ def temporaries(run):
   rows, length = run.batch["token"].sharding.shard_shape(run.batch["token"].shape)
   inner, vocabulary = _widths(run)
   head = cfg.hidden_size * vocabulary
-  head_learnt = TABLE in learnt or "lm_head/kernel" in learnt
-  loss = (head * (size + 4 * head_learnt)
+  loss = (head * (size + 4 * _head_learns(run))
           + 2.5 * 4 * rows * min(method.chunk, length) * vocabulary)
   block = {n: x.size / x.shape[0] / _ways(run, "tensor") for n, x in tree.names(run.base).items()
            if "/layers/" in n}
@@ -175,7 +179,7 @@ def _sent(run):
   head, chunks = model.cfg.hidden_size * vocabulary, math.ceil(length / run.method.chunk)
   trained = any("/layers/" in n for n in learnt)
   sent = apart("fsdp") * (size * _block_weights(run) * (2 + trained)
-                          + chunks * head * (2 * size + 4 * ("lm_head/kernel" in learnt)))
+                          + chunks * head * (2 * size + 4 * _head_learns(run)))
   sums = 2 * size * rows * length * model.cfg.hidden_size * model.cfg.num_hidden_layers
   sent += apart("tensor") * sums * (4 + 2 * (model.remat == "full"))
   sent += apart("data") * 2 * ahead.bytes_a_device(run.grads)

@@ -17,7 +17,6 @@ from shadowft_jax import (
     command, estimate, folder, pairs, planning, presets, topologies, tree)
 from shadowft_jax.data import dataset, sets
 from shadowft_jax.errors import InputError
-from shadowft_jax.log import say
 
 GIB = 2**30
 NAMED = {"products": "matrix products", "memory": "device memory", "links": "links"}
@@ -132,16 +131,16 @@ def main():
   hf = read_model(model)
   if SEARCH.value:
     tried = planning.search(config, hf, TOPOLOGY.value)
-    say("\n".join(table_of(tried)))
+    print("\n".join(table_of(tried)))
     plan = tried[-1]
   else:
     plan = planning.make(config, hf, TOPOLOGY.value)
-  say("\n".join(describe(plan, hf, rows_of(config, TOKENS.value)) + memory_table(plan)))
+  print("\n".join(describe(plan, hf, rows_of(config, TOKENS.value)) + memory_table(plan)))
   if not plan.fits:
     raise too_big(plan, hf, TOPOLOGY.value)
-  say("fits" + ("" if plan.compiled else ", by estimate"))
+  print("fits" + ("" if plan.compiled else ", by estimate"))
   if SEARCH.value:
-    say("the fastest that fits: " + " ".join(planning.flags_of(plan)))
+    print("the fastest that fits: " + " ".join(planning.flags_of(plan)))
 
 
 if __name__ == "__main__":

@@ -77,6 +77,9 @@ KNOWN = {
     "v5p": Accelerator("TPU v5", "tpu", 95 * GIB, 459e12, 2.765e12, 1200e9),
     "v6e": Accelerator("TPU v6 lite", "tpu", 32 * GIB, 918e12, 1.64e12, 800e9),
 }
+# What libtpu asks of the machine that it would run on.
+TPU_ABSENT = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5e-4",
+              "TPU_WORKER_HOSTNAMES": "localhost"}
 # The module that has a platform's compiler.
 COMPILER = {"cuda": ("jax_cuda13_plugin", "jax_cuda12_plugin"), "tpu": ("libtpu",)}
 
@@ -121,7 +124,8 @@ def mesh_devices(topology):
                      "`make plan-env` makes .venv-aot, an environment that has it")
   # There is no device to ask for its limits, nor a server that knows the TPU.
   os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
-  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+  for name, value in TPU_ABSENT.items():
+    os.environ.setdefault(name, value)
   name = topology.partition(":")[0]
   try:
     if found.platform == "tpu":

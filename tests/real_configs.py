@@ -7,11 +7,6 @@ hub; fields that say nothing of the model (dtype, version, cache) are left out.
 import copy
 import functools
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
-
-from tests import pico
-
 
 def _pair(common, base, instruct):
   return ({**copy.deepcopy(common), **base}, {**copy.deepcopy(common), **instruct})
@@ -206,6 +201,11 @@ LORA = {
 
 def on_meta(hf):
   """{tensor name: shape} of the model transformers builds from a config, without memory."""
+  # Here, so that the configs can be read where there is no torch.
+  import torch
+  from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+  from tests import pico
   auto = AutoModelForImageTextToText if "vision_config" in hf else AutoModelForCausalLM
   fields = dict(hf)
   with torch.device("meta"):

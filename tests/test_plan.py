@@ -1,0 +1,206 @@
+"""Plans without a compiler: bytes, products, what would fit, and what the command says."""
+
+import json
+import math
+import subprocess
+import sys
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+
+from shadowft_jax import (
+    ahead, checkpoint, estimate, optim, plan, planning, presets, sharding, step, topologies, tree)
+from shadowft_jax.errors import InputError
+from tests import pico, runs
+from tests.real_configs import CONFIGS
+
+GIB = 2**30
+LLAMA = CONFIGS["llama-3.1-8b"][0]
+
+
+@pytest.fixture(autouse=True)
+def no_compiler(monkeypatch):
+  monkeypatch.setattr(topologies, "has_compiler", lambda accelerator: False)
+
+
+def config_of(kind="lora", **fields):
+  c = presets.sft()
+  c.delta.kind = kind
+  c.delta.match = "all" if kind == "full" else "projections"
+  c.update_from_flattened_dict({"attention": "xla", **fields})
+  return c
+
+
+def abstract(hf, config, count=1):
+  return ahead.abstract_run(config, hf, sharding.abstract_mesh(config.mesh, count))
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_bytes_a_device_are_those_of_real_arrays(tmp_path, kind):
+  pair = runs.make_pair(tmp_path, "qwen3_tied")
+  fields = {"delta.kind": kind, "delta.match": "all", "mesh.fsdp": 4, "mesh.tensor": 2,
+            "moment_dtype": "bfloat16", "dtype": "bfloat16", "attention": "xla"}
+  if kind == "lora":
+    fields["delta.match"] = "projections"
+  config = runs.config_of(pair, **fields)
+  mesh = sharding.make_mesh(config.mesh)
+  with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATIONS):
+    _, base = checkpoint.load_model(pair / "base", dtype=jnp.bfloat16, mesh=mesh)
+    state = step.init_state(config, base, optim.make(config, 2)[0], mesh)
+  run = abstract(json.loads((pair / "base" / "config.json").read_text()), config, 8)
+  for shapes, arrays in ((run.base, base), (run.state, state)):
+    assert tree.names(shapes).keys() == tree.names(arrays).keys()
+    want = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(arrays))
+    assert ahead.bytes_a_device(shapes) == want
+
+
+@pytest.mark.parametrize("kind, remat, passes, head_passes, wanted", [
+    ("full", "full", 4, 4, 3), ("full", "none", 3, 4, 3), ("lora", "full", 3, 3, 2)])
+def test_operations_are_those_counted_by_hand(kind, remat, passes, head_passes, wanted):
+  """Llama-3.1-8B: its parameters but for the table and the norms, and causal attention."""
+  run = abstract(LLAMA, config_of(kind, remat=remat, rows=1))
+  table, norms = 128256 * 4096, 65 * 4096
+  head = table
+  blocks = 8_030_261_248 - table - norms - head
+  adapter = 128 * 2_621_440 if kind == "lora" else 0
+  attention = 32 * 4 * 32 * 128 * 2048
+  work = estimate.work(run)
+  again = remat == "full"
+  assert work.useful == 2 * (wanted * (blocks + head) + 3 * adapter) + 3 * attention
+  assert work.executed == (2 * (passes * blocks + head_passes * head + (3 + again) * adapter)
+                           + (3.5 + again) * attention)
+
+
+def test_operations_are_those_the_compiler_counts():
+  """One block and one chunk, so that no loop hides any; the chunk's logits are then kept, and the
+  reference computes all of attention, masked or not."""
+  hf = {**pico.CONFIGS["qwen3"], "hidden_size": 256, "intermediate_size": 1024,
+        "vocab_size": 2048, "head_dim": 64, "num_hidden_layers": 1}
+  config = config_of("full", **{"remat": "none", "dtype": "float32", "rows": 1,
+                                "data.max_length": 128, "loss_chunk": 128})
+  run = ahead.abstract_run(config, hf, sharding.make_mesh({}, jax.devices()[:1]))
+  with jax.set_mesh(run.mesh):
+    compiled = step.accumulate.lower(run.grads, run.state.delta, run.base, run.batch,
+                                     method=run.method).compile()
+  half = estimate.attention_flops(run.method.model.cfg, 128)
+  want = 128 * (estimate.work(run).executed - 2 * 256 * 2048 + 3 * 2 * half - 3.5 * half)
+  assert compiled.cost_analysis()["flops"] == pytest.approx(want, rel=0.02)
+
+
+def test_a_window_bounds_what_attention_computes():
+  _, base = CONFIGS["gemma-2-2b"]
+  cfg = abstract(base, config_of(rows=1)).method.model.cfg
+  seen = sum(min(t, w or t) for w in cfg.windows for t in range(1, 8193)) / 8192
+  got = estimate.attention_flops(cfg, 8192) / (4 * cfg.num_attention_heads * cfg.head_dim)
+  assert got == pytest.approx(seen, rel=1e-3)
+
+
+def test_the_step_that_a_plan_is_for_is_the_one_that_trains():
+  """Experts count by those a token is given to."""
+  run = abstract(CONFIGS["qwen3-30b-a3b"][0], config_of(rows=1))
+  experts = [w for n, w in estimate.multiplied(run).items() if n.endswith("kernel")
+             and "/experts/" in n]
+  assert sum(experts) == 48 * 8 * 3 * 2048 * 768
+
+
+def test_one_device_sends_nothing_and_more_share_the_products():
+  accelerator = topologies.KNOWN["a100-80gb"]
+  one, eight = (planning.make(config_of(rows=8), LLAMA, f"a100-80gb:{n}") for n in (1, 8))
+  assert one.seconds.links == 0 < eight.seconds.links
+  assert one.seconds.products == pytest.approx(8 * eight.seconds.products)
+  two_hosts = planning.make(config_of(rows=16), LLAMA, "a100-80gb:2x8")
+  assert two_hosts.seconds.links > eight.seconds.links * accelerator.link / 2 / 100e9
+  assert eight.seconds.microbatch == max(eight.seconds.products, eight.seconds.memory,
+                                         eight.seconds.links)
+
+
+@pytest.mark.parametrize("fields, remedy", [
+    ({"rows": 512}, "--config.rows=8 "),
+    ({"remat": "none", "rows": 32}, "--config.remat=full "),
+    ({"mesh.data": 8, "mesh.fsdp": 1, "delta.kind": "full", "delta.match": "all"},
+     "--config.mesh.data=1 --config.mesh.fsdp=8 ")])
+def test_a_plan_that_does_not_fit_says_by_how_much_and_what_would(fields, remedy):
+  made = planning.make(config_of(**fields), LLAMA, "a100-80gb:8")
+  assert not made.fits
+  message = str(plan.too_big(made, LLAMA, "a100-80gb:8"))
+  assert f"{made.total / GIB:.2f} of 77.10 GiB a device" in message
+  assert f"{(made.total - made.capacity) / GIB:.2f} too many" in message
+  assert remedy in message
+  flags = dict(f.removeprefix("--config.").split("=") for f in remedy.split())
+  fixed = planning.changed(made.config, **{k: int(v) if v.isdigit() else v
+                                           for k, v in flags.items()})
+  assert planning.make(fixed, LLAMA, "a100-80gb:8").fits
+
+
+def test_more_devices_are_the_last_remedy():
+  made = planning.make(config_of("full", rows=1), LLAMA, "a100-80gb:1")
+  [remedy] = planning.remedies(made, LLAMA, "a100-80gb:1")
+  assert remedy == "2 such devices or more"
+  assert planning.make(config_of("full", rows=2), LLAMA, "a100-80gb:2").fits
+
+
+def test_a_search_ends_with_the_fastest_that_fits():
+  config = config_of("full", **{"delta.match": "all"})
+  [found] = planning.search(config, LLAMA, "a100-80gb:4")
+  assert found.fits
+  others = [planning.make(c, LLAMA, "a100-80gb:4") for c in planning.candidates(config, 4)]
+  assert any(not other.fits for other in others)
+  assert found.seconds_a_row == min(o.seconds_a_row for o in others if o.fits)
+  again = {f.removeprefix("--config.").split("=")[0] for f in planning.flags_of(found)}
+  assert again == set(planning.FIELDS)
+
+
+def test_candidates_use_every_device_and_only_whole_micro_batches():
+  for c in planning.candidates(config_of(), 8):
+    assert math.prod(c.mesh.values()) == 8
+    assert c.rows % (c.mesh.data * c.mesh.fsdp) == 0
+
+
+def test_a_mesh_that_divides_no_model_is_an_error():
+  with pytest.raises(InputError, match="no mesh of 7 devices divides the model"):
+    planning.search(config_of(), LLAMA, "a100-80gb:7")
+
+
+def test_the_compiler_s_refusal_is_read():
+  error = ahead.DoesNotFit("RESOURCE_EXHAUSTED: Used 120.50G of 95.74G hbm. Exceeded by 24.8G.")
+  assert error.bytes == int(120.5 * GIB)
+  assert ahead.DoesNotFit("RESOURCE_EXHAUSTED: no number").bytes is None
+
+
+def test_a_model_is_read_without_its_weights(tmp_path):
+  (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+  assert plan.read_model(tmp_path / "config.json") == plan.read_model(tmp_path) == LLAMA
+
+
+def run_plan(*args):
+  done = subprocess.run([sys.executable, "-m", "shadowft_jax.plan", *args], capture_output=True,
+                        text=True, timeout=300)
+  return done.returncode, done.stdout, done.stderr
+
+
+def test_the_command_estimates_and_says_so(tmp_path):
+  (tmp_path / "config.json").write_text(json.dumps(pico.CONFIGS["qwen3"]))
+  code, out, err = run_plan("--config", "configs/lora.py", "--topology", "v5e:2x4",
+                            "--model", str(tmp_path), "--tokens", "40960000")
+  assert code == 0, err
+  for said in ("qwen3 of", "8 x TPU v5 lite", "FLOPs a step", "assumed: 55% of 197 TFLOP/s",
+               "--tokens=40960000", "disk: Base", "of 15.50", "fits"):
+    assert said in out
+  for part in ("Base", "delta", "optimizer", "gradients", "activations", "temporaries"):
+    assert f"\n  {part} " in out
+
+
+@pytest.mark.parametrize("args, message", [
+    (("--topology", "b300:8"), "known are\n  a100-80gb\n"),
+    (("--topology", "a100-80gb:8"), "error: there is no model; give --model=FILE"),
+    (("--topology", "a100-80gb:8", "--config.remat=half", "--model", "x"), "config.remat is one"),
+    (("--topology", "a100-80gb:1", "--model"), "error: the plan does not fit a100-80gb:1: ")])
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, args, message):
+  (tmp_path / "config.json").write_text(json.dumps(CONFIGS["qwen2.5-32b"][0]))
+  if args[-1] == "--model":
+    args = (*args, str(tmp_path))
+  code, _, err = run_plan("--config", "configs/full.py", *args)
+  assert code == 2
+  assert message in err and "Traceback" not in err
