@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from shadowft_jax import delta as delta_lib, loss, sharding
+from shadowft_jax import delta as delta_lib, loss, objectives, sharding
 
 
 @flax.struct.dataclass
@@ -25,13 +25,15 @@ class TrainState:
   opt: optax.OptState
 
 
-def init_state(config, frozen, tx, mesh):
-  """The state of step 0, born sharded as `sharding.RULES` say."""
-  def init(key):
-    delta = delta_lib.zeros(key, frozen, config.delta)
+def init_state(config, frozen, tx, mesh, start=None):
+  """The state of step 0, born sharded as `sharding.RULES` say; it has a copy of `start`, the delta
+  that learning starts from, if there is one."""
+  def init(key, start):
+    delta = (delta_lib.zeros(key, frozen, config.delta) if start is None
+             else jax.tree.map(jnp.copy, start))
     return TrainState(jnp.int32(0), delta, tx.init(delta))
-  key = jax.random.key(config.seed)
-  return jax.jit(init, out_shardings=sharding.of(jax.eval_shape(init, key), mesh))(key)
+  args = jax.random.key(config.seed), start
+  return jax.jit(init, out_shardings=sharding.of(jax.eval_shape(init, *args), mesh))(*args)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +44,19 @@ class Method:
   scale: float         # of an adapter: alpha / rank
   chunk: int           # positions whose logits exist at a time
 
-  def sums(self, delta, base, batch):
-    """The objective's sums for W_B + delta; its reference is W_B."""
+  def sums(self, delta, base, batch, start=None):
+    """The objective's sums for W_B + delta.
+
+    Its reference is W_B + start, or W_B, or what the batch has from it: "reference", which stands
+    at one counted place of an answer for all of it.
+    """
+    if "reference" in batch:
+      reference = lambda batch: batch["reference"]
+    else:
+      reference = self.logprobs({"params": base} if start is None else
+                                delta_lib.variables(base, start, self.scale))
     policy = delta_lib.variables(base, delta, self.scale)
-    return self.objective(self.logprobs(policy), self.logprobs({"params": base}), batch)
+    return self.objective(self.logprobs(policy), reference, batch)
 
   def logprobs(self, variables):
     """A function from a batch to log p(token t+1 | tokens up to t), float32 [B, T].
@@ -63,10 +74,10 @@ class Method:
 
 
 @functools.partial(jax.jit, static_argnames="method")
-def gradients(delta, base, batch, *, method):
+def gradients(delta, base, batch, start=None, *, method):
   """(d loss sum / d delta, sums) of one micro-batch."""
   def summed(delta):
-    sums = method.sums(delta, base, batch)
+    sums = method.sums(delta, base, batch, start)
     return sums["loss"], sums
   return jax.grad(summed, has_aux=True)(delta)
 
@@ -88,15 +99,22 @@ def update(state, total, *, tx):
 
 
 @functools.partial(jax.jit, static_argnames="method")
-def measure(delta, base, batch, *, method):
-  return method.sums(delta, base, batch)
+def measure(delta, base, batch, start=None, *, method):
+  return method.sums(delta, base, batch, start)
 
 
-def mean_loss(delta, base, batches, *, method):
-  """The objective over `batches` as one mean."""
-  parts = [measure(delta, base, batch, method=method) for batch in batches]
+def means(delta, base, batches, start=None, *, method):
+  """{"loss", ...}: the objective's sums over all `batches`, each divided by their count."""
+  parts = [measure(delta, base, batch, start, method=method) for batch in batches]
   total = jax.tree.map(lambda *x: sum(map(float, x)), *parts)
-  return total["loss"] / total["count"]
+  return {k: v / total["count"] for k, v in total.items() if k != "count"}
+
+
+@functools.partial(jax.jit, static_argnames="method")
+def answer_logprobs(delta, base, batch, *, method):
+  """log p of the two answers of each pair by W_B + delta, as `objectives.by_answer` has them."""
+  logp_BT = method.logprobs(delta_lib.variables(base, delta, method.scale))(batch)
+  return objectives.by_answer(logp_BT * objectives.answer_weight(batch), batch["segment"])
 
 
 def on_devices(batches, mesh):
