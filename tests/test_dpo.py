@@ -228,12 +228,12 @@ def test_neither_full_logits_nor_a_mask_of_all_answers_exist():
 # ---- whole runs
 
 
-def write_pairs(path, count=20):
-  """Pairs whose chosen answer repeats the words asked for, and whose rejected one does not."""
+def write_pairs(path, count=30):
+  """Pairs whose chosen answer repeats the words asked for, and whose rejected one shouts others."""
   words = runs.WORDS
   rows = [{"prompt": f"Say {' '.join(words[(i + k) % 10] for k in range(1 + i % 3))} again.",
            "chosen": " ".join(words[(i + k) % 10] for k in range(1 + i % 3)),
-           "rejected": " ".join(words[(i + 5 - k) % 10] for k in range(1 + i % 2))}
+           "rejected": " ".join(words[(i + 5 - k) % 10] for k in range(1 + i % 2)).upper()}
           for i in range(count)]
   path.write_text("".join(json.dumps(r) + "\n" for r in rows))
 
@@ -248,7 +248,7 @@ def folder(tmp_path_factory):
 def config_of(folder, **fields):
   return runs.config_of(folder, **{
       "objective": "dpo", "data.train": str(folder / "pairs.jsonl"), "data.max_length": 192,
-      "data.val_ratio": 0.2, "batch_size": 8, "epochs": 2, "lr": 2e-3, **fields})
+      "data.val_ratio": 0.2, "batch_size": 8, "epochs": 3, "lr": 5e-3, **fields})
 
 
 def steps_of(records):
@@ -361,7 +361,7 @@ logprobs = reference.logprobs
 
 
 def test_full_parameter_dpo_grafts_too(folder, tmp_path):
-  config = config_of(folder, **{"delta.kind": "full", "delta.match": "all", "lr": 3e-4})
+  config = config_of(folder, **{"delta.kind": "full", "delta.match": "all", "lr": 1e-3})
   records = train.train(config, tmp_path / "run")
   np.testing.assert_allclose(steps_of(records)[0]["loss"], math.log(2), rtol=1e-4)
   assert records[-1]["shadow_valid_loss"] < math.log(2) - 0.01

@@ -1,6 +1,7 @@
 """Runs DPO by trl on given batches and adapter, and writes the loss of every step.
 
-  python -m venv trl && trl/bin/pip install torch==2.13.0 transformers==5.23.0 peft==0.21.2 trl==1.16.0
+  python -m venv trl
+  trl/bin/pip install torch==2.13.0 transformers==5.23.0 peft==0.21.2 trl==1.16.0
   trl/bin/python third_party/trl_dpo.py GIVEN.json LOSSES.json
 
 GIVEN.json: {"base": folder with a tokenizer, "adapter": PEFT folder, "precompute": bool, "beta",
