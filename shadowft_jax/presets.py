@@ -64,8 +64,7 @@ def sft():
   c.loss_mean = "token"      # token: over all that a step learns; rank: as the paper's trainer
   c.ranks, c.rank_examples = 8, 2    # of loss_mean=rank: devices, and what each takes at a time
 
-  c.lr = 2e-4
-  c.warmup_ratio = 0.1
+  c.lr, c.warmup_ratio = 2e-4, 0.1
   c.b1, c.b2, c.eps = 0.9, 0.999, 1e-8
   c.weight_decay, c.grad_clip_norm = 0.0, 1.0
 

@@ -367,26 +367,36 @@ def test_full_parameter_dpo_grafts_too(folder, tmp_path):
   assert records[-1]["shadow_valid_loss"] < math.log(2) - 0.01
 
 
+@pytest.fixture(scope="module")
+def learnt(folder, tmp_path_factory):
+  """The delta of a run of sft."""
+  workdir = tmp_path_factory.mktemp("runs") / "sft"
+  train.train(runs.config_of(folder, max_steps=4), workdir)
+  return workdir / "delta"
+
+
 @pytest.mark.parametrize("how", ["precomputed", "on_the_fly"])
-def test_dpo_after_sft_starts_at_log_2_and_goes_on_with_the_same_factors(folder, tmp_path, how):
-  sft = runs.config_of(folder, max_steps=4)
-  train.train(sft, tmp_path / "sft")
-  config = config_of(folder, **{"delta.init": str(tmp_path / "sft" / "delta"), "max_steps": 2,
+def test_dpo_after_sft_starts_at_log_2_and_goes_on_with_the_same_factors(
+    folder, learnt, tmp_path, how):
+  config = config_of(folder, **{"delta.init": str(learnt), "max_steps": 2, "lr": 2e-3,
                                 "dpo.reference": how})
   records = train.train(config, tmp_path / "dpo")
   np.testing.assert_allclose(steps_of(records)[0]["loss"], math.log(2), rtol=1e-4)
-  before, after = (checkpoint.load_delta(tmp_path / n / "delta")[0] for n in ("sft", "dpo"))
+  before, after = (checkpoint.load_delta(f)[0] for f in (learnt, tmp_path / "dpo" / "delta"))
   distance = norm(jax.tree.map(jnp.subtract, after, before))
   assert 0 < distance < 0.2 * norm(before)
   digests = json.loads((tmp_path / "dpo" / "provenance.json").read_text())["sha256"]
   assert list(digests["delta.init"])
-  if how == "precomputed":
-    for field, value, said in (("delta.rank", 8, "rank 8"), ("delta.alpha", 4.0, "scale 1,"),
-                               ("delta.kind", "full", "of kind full")):
-      config.update_from_flattened_dict({field: value})
-      with pytest.raises(InputError, match=f"delta.init=.* holds a delta of lora.*{said}"):
-        train.train(config, tmp_path / field)
-      config = config_of(folder, **{"delta.init": config.delta.init})
+
+
+@pytest.mark.parametrize("field, value, said", [
+    ("delta.rank", 8, "rank 8"), ("delta.alpha", 4.0, "makes a delta of lora, scale 1,"),
+    ("delta.kind", "full", "of kind full"), ("delta.match", "q_proj", "match q_proj")])
+def test_a_delta_of_another_form_is_no_start(folder, learnt, field, value, said):
+  base, _, _, mesh = parts(folder)
+  config = config_of(folder, **{"delta.init": str(learnt), field: value})
+  with pytest.raises(InputError, match=f"delta.init=.* holds a delta of lora, scale 2, .*{said}"):
+    train.load_start(config, base, mesh)
 
 
 # ---- the same in torch
@@ -450,8 +460,8 @@ def peft_model(config, adapter_folder):
   return peft.PeftModel.from_pretrained(model, adapter_folder, is_trainable=True)
 
 
-@pytest.mark.parametrize("options", [{}, {"dpo.label_smoothing": 0.1, "dpo.ftx": 0.5}], ids=str)
-def test_losses_agree_with_plain_torch(folder, tmp_path, options):
+def test_losses_agree_with_plain_torch(folder, tmp_path):
+  options = {"dpo.label_smoothing": 0.1, "dpo.ftx": 0.5}
   config = config_of(folder, **{"max_steps": 5, **options})
   records = train.train(config, tmp_path / "run")
   model = peft_model(config, start_of(config, tmp_path / "start"))

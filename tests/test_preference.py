@@ -114,10 +114,10 @@ def test_a_long_prompt_loses_its_beginning_and_a_long_answer_its_end(folder, rec
   assert example.cut == 0 and len(example.token) < 60
   assert example.prompt_cut == len(whole.token) - len(example.token) > 0
 
-  row = {"prompt": "q", "chosen": "a" * 50, "rejected": "b"}
-  example = encode(row, folder, 80, **options)
+  row = {"prompt": "q", "chosen": "a" * 90, "rejected": "b"}
+  example = encode(row, folder, 160, **options)
   whole = encode(row, folder, 1000, **options)
-  assert example.second == 40 and example.prompt_cut == 0
+  assert example.second == 80 and example.prompt_cut == 0
   assert text_of(example, folder, learnt=True)[1] == "b<|im_end|>\n"
   assert set(text_of(example, folder, learnt=True)[0]) == {"a"}
   assert example.cut == len(whole.token) - len(example.token) > 0
