@@ -125,7 +125,7 @@ def place_rows(rows, mesh):
 
 def whole(x):
   """A np.ndarray of all of x on every process; each of them must ask for it."""
-  if not x.is_fully_addressable and not x.is_fully_replicated:
+  if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
     x = _replicated(x, NamedSharding(x.sharding.mesh, P()))
   return np.asarray(jax.device_get(x))
 
