@@ -17,7 +17,7 @@ import torch
 import transformers
 
 from shadowft_jax import (
-    checkpoint, delta_stream, graft, graft_plan, layout, lora, report, stream, tree)
+    buffers, checkpoint, delta_stream, graft, graft_plan, layout, lora, report, stream, tree)
 from shadowft_jax.errors import InputError
 from tests import pico, runs
 
@@ -309,7 +309,7 @@ def same_numbers(got, want):
 
 
 def test_what_survives_is_summed_per_tensor(bf16, tmp_path, monkeypatch):
-  monkeypatch.setattr(delta_stream, "CHUNK", 1024)
+  monkeypatch.setattr(buffers, "CHUNK", 1024)
   base, tuned, instruct = sides(bf16)
   plan, done = full(tmp_path / "out", base, tuned, instruct, verify=False)
   b, t, w, shadow = (load(d) for d in [*sides(bf16), tmp_path / "out"])
