@@ -49,7 +49,7 @@ def abstract_run(config, hf, mesh):
                         shapes, sharding.of(shapes, mesh))
   base = placed(models.abstract_params(model), config.dtype)
   tx, _ = optim.make(config, 2)
-  state = placed(jax.eval_shape(lambda: step.start(config, base, tx)))
+  state = placed(jax.eval_shape(lambda: step.begin(config, base, tx)))
   where = NamedSharding(mesh, sharding.BATCH)
   batch = {name: jax.ShapeDtypeStruct((config.rows, config.data.max_length), jnp.int32,
                                       sharding=where)

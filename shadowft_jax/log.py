@@ -114,10 +114,11 @@ class Log:
     self._bar.set_postfix(loss=f"{metrics['loss']:.4f}", tok_s=f"{rate:,.0f}", refresh=False)
     self._bar.update(1)
 
-  def validated(self, step, loss, valid_loss):
+  def validated(self, step, loss, measured):
     """Records a validation, and says where the run is: a log file shows no bar."""
-    self.write(step, valid_loss=valid_loss)
-    told = "" if valid_loss is None else f", validation {valid_loss:.4f}"
+    self.write(step, **measured)
+    told = "".join(f", {what} {measured[key]:.4f}" for what, key in (
+        ("validation", "valid_loss"), ("its accuracy", "valid_accuracy")) if key in measured)
     say(f"step {step} of {self._bar.total}: loss {loss:.4f}{told}")
 
   def restart_clock(self):

@@ -6,6 +6,9 @@ An objective returns sums and a "count", so that micro-batches add up exactly: t
 step is sum(loss) / sum(count), however its examples were packed.
 """
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 
 
@@ -29,4 +32,101 @@ def sft(policy, reference, batch):
   return {"loss": -jnp.sum(policy(batch) * weight_BT), "count": jnp.sum(weight_BT)}
 
 
-OBJECTIVES = {"sft": sft}
+def by_answer(x_BT, segment_BT):
+  """Sums over the tokens of each answer: [B, T // 4, 2], a row's pairs in order, 0 after them.
+
+  The segments of pair p, from 1, are 2p - 1 (chosen) and 2p (rejected); each has at least two
+  tokens.  A sum over comparisons: it never lies in memory, and adds in one order.
+  """
+  places = max(1, x_BT.shape[1] // 4)
+  def one(segment):
+    return jnp.sum(jnp.where(segment_BT[:, None] == segment, x_BT[:, None], 0.0), -1)
+  number = 1 + 2 * jnp.arange(places)[None, :, None]
+  return jnp.stack([one(number), one(number + 1)], -1)
+
+
+def sigmoid(h, options):
+  """-(1 - e) log sigmoid(b h) - e log sigmoid(-b h), with b beta and e the label smoothing.
+
+  Source: DPO, arXiv 2305.18290, equation 7; smoothed as in its author's cDPO note
+  (ericmitchell.ai/cdpo.pdf, equation 3).
+  """
+  e = options.label_smoothing
+  return -(1 - e) * jax.nn.log_sigmoid(options.beta * h) - e * jax.nn.log_sigmoid(-options.beta * h)
+
+
+def ipo(h, options):
+  """(h - 1 / (2 b))^2.  Its authors, and trl, take h by the token: dpo.length_normalised.
+
+  Source: IPO, arXiv 2310.12036, equation 17.
+  """
+  return (h - 1 / (2 * options.beta)) ** 2
+
+
+def hinge(h, options):
+  """max(0, 1 - b h).
+
+  Source: SLiC-HF, arXiv 2305.10425, on DPO's ratios as in RSO, arXiv 2309.06657, section 3.
+  """
+  return jax.nn.relu(1 - options.beta * h)
+
+
+LOSSES = {"sigmoid": sigmoid, "ipo": ipo, "hinge": hinge}
+
+
+@dataclasses.dataclass(frozen=True)
+class Dpo:
+  """Direct preference optimisation of pairs, each counted once: (policy, reference, batch) -> sums.
+
+  With r(y) = log policy(y) - log reference(y) of an answer's tokens, summed, the loss of a pair is
+  a function of h = r(chosen) - r(rejected), see LOSSES.  The sums beside it, a pair:
+    reward_chosen, reward_rejected   b r(y); margin: their difference
+    accuracy            the margin is above 0; a tie counts half
+    ranking_accuracy    the policy alone finds the chosen answer the more likely; likewise
+    logp_chosen, logp_rejected       log policy(y), nats
+    kl                  r(y)^2 / 2, the mean of both answers, nats: an estimate of the divergence
+                        from the reference, as far as the policy would give such answers
+
+  Source: DPO, arXiv 2305.18290, section 4; kl: J. Schulman, "Approximating KL divergence" (2020),
+  estimator k2.
+  """
+  beta: float = 0.1
+  loss: str = "sigmoid"            # a name in LOSSES
+  label_smoothing: float = 0.0     # the share of pairs that are held to be the wrong way round
+  length_normalised: bool = False  # h and the rewards of means over an answer's tokens
+  # What the chosen answer's cross-entropy, a mean over its tokens, is added with.  Source:
+  # LLaMA-Factory 0.9.3, pref_ftx in train/dpo/trainer.py.
+  ftx: float = 0.0
+
+  def __call__(self, policy, reference, batch):
+    weight_BT, segment_BT = answer_weight(batch), batch["segment"]
+    length = by_answer(weight_BT, segment_BT)
+    logp, logp_ref = (by_answer(of(batch) * weight_BT, segment_BT) for of in (policy, reference))
+    ratio = logp - logp_ref
+    r = ratio / jnp.maximum(length, 1) if self.length_normalised else ratio
+    h = r[..., 0] - r[..., 1]
+    loss = LOSSES[self.loss](h, self)
+    measured = {
+        "reward_chosen": self.beta * r[..., 0], "reward_rejected": self.beta * r[..., 1],
+        "margin": self.beta * h, "accuracy": (1 + jnp.sign(h)) / 2,
+        "ranking_accuracy": (1 + jnp.sign(logp[..., 0] - logp[..., 1])) / 2,
+        "logp_chosen": logp[..., 0], "logp_rejected": logp[..., 1],
+        "kl": jnp.mean(ratio**2, -1) / 2}
+    if self.ftx:
+      measured["ftx_loss"] = -logp[..., 0] / jnp.maximum(length[..., 0], 1)
+      loss = loss + self.ftx * measured["ftx_loss"]
+    there = length[..., 0] > 0
+    sums = {name: jnp.sum(jnp.where(there, x, 0.0))
+            for name, x in {"loss": loss, **measured}.items()}
+    return {**sums, "count": jnp.sum(there.astype(jnp.float32))}
+
+
+def dpo(config):
+  """The Dpo of config.dpo."""
+  c = config.dpo
+  return Dpo(c.beta, c.loss, c.label_smoothing, c.length_normalised, c.ftx)
+
+
+# Name -> what makes the objective from a config, see presets.py.
+OBJECTIVES = {"sft": lambda config: sft, "dpo": dpo}
+PAIRED = ("dpo",)            # those that learn from pairs

@@ -6,7 +6,7 @@ from shadowft_jax.delta import KINDS
 from shadowft_jax.errors import InputError
 from shadowft_jax.models.attention import BACKENDS
 from shadowft_jax.models.decoder import REMAT
-from shadowft_jax.objectives import OBJECTIVES
+from shadowft_jax.objectives import LOSSES, OBJECTIVES
 
 CHOICES = {
     "learn_on": ("base", "instruct"),
@@ -16,6 +16,8 @@ CHOICES = {
     "attention": ("auto", *BACKENDS),
     "remat": tuple(REMAT),
     "objective": tuple(OBJECTIVES),
+    "dpo.loss": tuple(LOSSES),
+    "dpo.reference": ("precomputed", "on_the_fly"),
     "delta.kind": KINDS,
     "graft.checkpoint": ("newest", "best"),
     "loss_mean": ("token", "rank"),
@@ -28,7 +30,7 @@ CHOICES = {
 GIVEN = {"base": "FOLDER (or --config.pair=NAME)", "instruct": "FOLDER (or --config.pair=NAME)",
          "data.train": "FILE"}
 POSITIVE = ("lr", "batch_size", "rows", "epochs", "loss_chunk", "delta.rank", "data.max_length",
-            "ranks", "rank_examples")
+            "ranks", "rank_examples", "dpo.beta")
 
 
 def sft():
@@ -44,19 +46,19 @@ def sft():
   c.gradient_dtype, c.moment_dtype = "float32", "float32"   # of full tuning; of Adam's first
   c.attention = "auto"       # auto, or a name in models/attention.py; checked before it is used
   c.remat = "full"           # none, dots, full: what is computed again in the backward pass
-  c.mesh = dict(data=1, fsdp=-1, tensor=1)    # devices on each axis; -1 takes what is left
+  c.mesh = dict(data=1, fsdp=-1, tensor=1, context=1)   # devices on each; -1 takes what is left
 
   c.delta = ml_collections.ConfigDict(dict(
       kind="lora",           # lora, full
       match="projections",   # projections, all, or a regex over leaf names: what is trained
       rank=128,
-      alpha=256.0))          # the adapter's product is multiplied by alpha / rank
+      alpha=256.0,           # the adapter's product is multiplied by alpha / rank
+      init=""))              # a delta of this form to start from, such as RUN/delta; empty: none
 
-  c.objective = "sft"        # a name in objectives.py
-  c.data = _data()
+  c.objective = "sft"        # a name in objectives.py: sft, or dpo, which learns from pairs
+  c.dpo, c.data = _dpo(), _data()
 
-  c.epochs = 1
-  c.max_steps = 0            # ends, and decays the learning rate, by then; 0: by epochs
+  c.epochs, c.max_steps = 1, 0       # by the latter it ends, the learning rate too; 0: by epochs
   c.batch_size = 256         # examples an optimizer step, over all devices
   c.rows = 8                 # packed rows a micro-batch, over all devices; sets the memory
   c.loss_chunk = 512         # positions whose logits exist at a time
@@ -73,6 +75,17 @@ def sft():
       match="projections",   # projections, all, or a regex: which trained leaves are grafted
       checkpoint="newest"))  # newest, or best: the lowest validation loss
   return c
+
+
+def _dpo():
+  """Direct preference optimisation; objectives.Dpo has the equations."""
+  return ml_collections.ConfigDict(dict(
+      beta=0.1,              # what the reference holds back: a low one lets the policy go far
+      loss="sigmoid",        # sigmoid, ipo, hinge
+      label_smoothing=0.0,   # of sigmoid: the share of pairs held to be the wrong way round
+      length_normalised=False,   # log-probabilities as means over an answer's tokens, not sums
+      ftx=0.0,               # the chosen answer's cross-entropy is added this many times
+      reference="precomputed"))  # precomputed, on_the_fly: its log-probabilities
 
 
 def _data():
@@ -119,6 +132,23 @@ def paper():
   return c
 
 
+def dpo():
+  """`sft` with preference pairs in the place of answers (arXiv 2505.12716, section 5.3).
+
+  The paper gives the ranks, 8 and 128, and 1000 pairs.  The rest is LLaMA-Factory's example of DPO
+  by LoRA (examples/train_lora/llama3_lora_dpo.yaml), with its 8 pairs on each of 8 devices.
+  """
+  c = sft()
+  c.objective = "dpo"
+  c.delta.rank, c.delta.alpha = 8, 16.0
+  c.data.max_length = 4096   # half of it for each side of a pair
+  c.lr = 5e-6
+  c.epochs = 3
+  c.batch_size = 64          # pairs
+  c.warmup_ratio = 0.1
+  return c
+
+
 def flat(value, name=""):
   """{"a": {"b": 1}} -> {"a.b": 1}."""
   if not isinstance(value, dict):
@@ -150,3 +180,19 @@ def check_values(config):
     raise InputError("config.gradient_dtype=bfloat16 needs config.delta.kind=full and "
                      f"config.dtype=bfloat16; got {config.delta.kind} and {config.dtype}; leave "
                      "it at float32")
+  if config.objective == "dpo":
+    _check_dpo(config)
+
+
+def _check_dpo(config):
+  c = config.dpo
+  if not 0 <= c.label_smoothing < 0.5:
+    raise InputError(f"config.dpo.label_smoothing is at least 0 and below 0.5; got "
+                     f"{c.label_smoothing}")
+  if c.label_smoothing and c.loss != "sigmoid":
+    raise InputError(f"config.dpo.label_smoothing is of dpo.loss=sigmoid; {c.loss} has none")
+  if not c.ftx >= 0:
+    raise InputError(f"config.dpo.ftx must be at least 0; got {c.ftx}")
+  if config.loss_mean != "token":
+    raise InputError("config.loss_mean=rank is a mean over tokens, of objective=sft; dpo counts "
+                     "each pair once: set --config.loss_mean=token")

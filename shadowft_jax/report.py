@@ -32,8 +32,9 @@ def _pyplot():
   return plt
 
 
-def plot_loss(records, path):
-  """Draws training and validation loss over the steps of `records` (metrics.jsonl) as PNG."""
+def plot_loss(records, path, unit="answer token"):
+  """Draws training and validation loss over the steps of `records` (metrics.jsonl) as PNG; `unit`
+  is what the loss is a mean over."""
   plt = _pyplot()
   figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
   for key, label, style in (("loss", "training", "-"), ("valid_loss", "validation", "o--"),
@@ -42,7 +43,7 @@ def plot_loss(records, path):
     if points:
       size = 10 if style == "*" else 4
       axes.plot(*zip(*points, strict=True), style, label=label, markersize=size)
-  axes.set(xlabel="optimizer step", ylabel="loss per answer token (nats)")
+  axes.set(xlabel="optimizer step", ylabel=f"loss per {unit} (nats)")
   axes.grid(alpha=0.3)
   axes.legend()
   figure.savefig(path, dpi=150)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from shadowft_jax import delta as delta_lib, loss, sharding, tree
+from shadowft_jax import delta as delta_lib, loss, objectives, sharding, tree
 
 
 @flax.struct.dataclass
@@ -25,18 +25,19 @@ class TrainState:
   opt: optax.OptState
 
 
-def start(config, frozen, tx):
-  """The state of step 0."""
-  delta = delta_lib.zeros(jax.random.key(config.seed), frozen, config.delta)
+def begin(config, frozen, tx, start=None):
+  """The state of step 0; it has a copy of `start`, the delta that learning starts from, if any."""
+  delta = (delta_lib.zeros(jax.random.key(config.seed), frozen, config.delta) if start is None
+           else jax.tree.map(jnp.copy, start))
   return TrainState(jnp.int32(0), delta, tx.init(delta))
 
 
-def init_state(config, frozen, tx, mesh):
-  """The state of step 0, born sharded as `sharding.RULES` say."""
+def init_state(config, frozen, tx, mesh, start=None):
+  """As `begin`, born sharded as `sharding.RULES` say."""
   shapes = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, w.dtype), frozen)
-  def init():
-    return start(config, shapes, tx)
-  return jax.jit(init, out_shardings=sharding.of(jax.eval_shape(init), mesh))()
+  def init(start):
+    return begin(config, shapes, tx, start)
+  return jax.jit(init, out_shardings=sharding.of(jax.eval_shape(init, start), mesh))(start)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,11 +48,20 @@ class Method:
   scale: float         # of an adapter: alpha / rank
   chunk: int           # positions whose logits exist at a time
 
-  def sums(self, delta, base, batch):
-    """The objective's sums for W_B + delta; its reference is W_B."""
+  def sums(self, delta, base, batch, start=None):
+    """The objective's sums for W_B + delta.
+
+    Its reference is W_B + start, or W_B, or what the batch has from it: "reference", which stands
+    at one counted place of an answer for all of it.
+    """
+    if "reference" in batch:
+      reference = lambda batch: batch["reference"]
+    else:
+      base_ = jax.lax.stop_gradient(base)
+      reference = self.logprobs({"params": base_} if start is None else
+                                delta_lib.variables(base_, start, self.scale))
     policy = delta_lib.variables(base, delta, self.scale)
-    reference = {"params": jax.lax.stop_gradient(base)}
-    return self.objective(self.logprobs(policy), self.logprobs(reference), batch)
+    return self.objective(self.logprobs(policy), reference, batch)
 
   def logprobs(self, variables):
     """A function from a batch to log p(token t+1 | tokens up to t), float32 [B, T].
@@ -68,23 +78,23 @@ class Method:
     return of
 
 
-def gradients(delta, base, batches, *, method, dtype=None):
+def gradients(delta, base, batches, start=None, *, method, dtype=None):
   """(d loss sum / d delta, sums) over a step's micro-batches, the gradients in `dtype` if given."""
   grads = jax.tree.map(
       lambda x: jnp.zeros(x.shape, dtype or x.dtype, device=x.sharding), delta)
   sums = None
   for batch in batches:
-    grads, part = accumulate(grads, delta, base, batch, method=method)
+    grads, part = accumulate(grads, delta, base, batch, start, method=method)
     sums = part if sums is None else add(sums, part)
   return grads, sums
 
 
 @functools.partial(jax.jit, static_argnames="method", donate_argnums=0)
-def accumulate(grads, delta, base, batch, *, method):
+def accumulate(grads, delta, base, batch, start=None, *, method):
   """(grads + d loss sum / d delta, sums) of one micro-batch; `grads` is used up."""
   at, whole = _differentiated(grads, delta, base)
   def summed(at):
-    sums = method.sums(*whole(at), batch)
+    sums = method.sums(*whole(at), batch, start)
     return sums["loss"], sums
   _, pullback, sums = jax.vjp(summed, at, has_aux=True)
   if "lora" in delta:
@@ -124,15 +134,22 @@ def update(state, grads, sums, *, tx):
 
 
 @functools.partial(jax.jit, static_argnames="method")
-def measure(delta, base, batch, *, method):
-  return method.sums(delta, base, batch)
+def measure(delta, base, batch, start=None, *, method):
+  return method.sums(delta, base, batch, start)
 
 
-def mean_loss(delta, base, batches, *, method):
-  """The objective over `batches` as one mean."""
-  parts = [measure(delta, base, batch, method=method) for batch in batches]
+def means(delta, base, batches, start=None, *, method):
+  """{"loss", ...}: the objective's sums over all `batches`, each divided by their count."""
+  parts = [measure(delta, base, batch, start, method=method) for batch in batches]
   total = jax.tree.map(lambda *x: sum(map(float, x)), *parts)
-  return total["loss"] / total["count"]
+  return {k: v / total["count"] for k, v in total.items() if k != "count"}
+
+
+@functools.partial(jax.jit, static_argnames="method")
+def answer_logprobs(delta, base, batch, *, method):
+  """log p of the two answers of each pair by W_B + delta, as `objectives.by_answer` has them."""
+  logp_BT = method.logprobs(delta_lib.variables(base, delta, method.scale))(batch)
+  return objectives.by_answer(logp_BT * objectives.answer_weight(batch), batch["segment"])
 
 
 def on_devices(batches, mesh):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from shadowft_jax import (
     backends, checkpoint, command, delta as delta_lib, graft, hosts, log, objectives, optim,
-    pair_check, pairs, presets, report, resume, sharding, step as step_lib, tree)
+    pair_check, pairs, presets, reference, report, resume, sharding, step as step_lib, tree)
 from shadowft_jax.data import dataset, preview, sets
 from shadowft_jax.errors import InputError
 from shadowft_jax.log import say
@@ -36,33 +36,59 @@ def check_graft(frozen, instruct, config):
   graft.select(delta, checkpoint.abstract_model(instruct)[1], config.graft.match)
 
 
-def learn(state, frozen, data, *, method, tx, schedule, config, saved, writer, mesh):
+def load_start(config, frozen, mesh):
+  """The delta of config.delta.init, in the form that the run learns; None if none is given.
+
+  Raises:
+    InputError: it has another kind, rank, alpha or leaves than the config says.
+  """
+  c = config.delta
+  if not c.init:
+    return None
+  start, scale = checkpoint.load_delta(c.init, mesh=mesh)
+  want = jax.eval_shape(lambda: delta_lib.zeros(jax.random.key(0), frozen, c))
+  forms = [f"a delta of {', '.join(d)}, scale {s:g}, {tree.size(d):,} parameters"
+           for d, s in ((start, scale), (want, delta_lib.scale_of(c)))]
+  if forms[0] != forms[1]:
+    raise InputError(f"config.delta.init={c.init} holds {forms[0]}; config.delta, of kind "
+                     f"{c.kind}, match {c.match}, rank {c.rank} and alpha {c.alpha:g}, makes "
+                     f"{forms[1]}; set them as in the run that made it")
+  tree.check_fits(start, want, part_is=f"config.delta.init={c.init}", whole_is="the Base")
+  return start
+
+
+def learn(state, frozen, data, *, start, method, tx, schedule, config, saved, writer, mesh):
   """Runs the optimizer from `state` to the last step; returns the last state.
+
+  Args:
+    start: the delta of the reference, where it is not W_B and not in the data.
 
   Raises:
     FloatingPointError: a loss or gradient is not finite; the last good checkpoint stays.
   """
   last, share = len(data.steps), sharding.my_share(mesh)
   def validate():
+    if not data.valid:
+      return {}
     batches = step_lib.on_devices(data.valid_batches(share), mesh)
-    if data.valid:
-      return step_lib.mean_loss(state.delta, frozen, batches, method=method)
+    found = step_lib.means(state.delta, frozen, batches, start, method=method)
+    return {f"valid_{k}": v for k, v in found.items()}
 
   if state.step == 0:
-    writer.write(0, valid_loss=validate())
+    writer.write(0, **validate())
   for step in range(int(state.step) + 1, last + 1):
     batches = step_lib.on_devices(data.batches(step - 1, share), mesh)
     # No name is given to the gradients: they go before those of the next step are begun.
     state, metrics = step_lib.update(state, *step_lib.gradients(
-        state.delta, frozen, batches, method=method, dtype=config.gradient_dtype), tx=tx)
+        state.delta, frozen, batches, start, method=method, dtype=config.gradient_dtype), tx=tx)
     metrics = {k: float(v) for k, v in metrics.items()}
     check_finite(metrics, step, saved)
     writer.step(step, data.tokens(step - 1), **metrics, lr=float(schedule(step - 1)))
     if step == last or config.eval_every and step % config.eval_every == 0:
-      valid_loss = validate()
-      check_finite({"valid_loss": valid_loss or 0.0}, step, saved)
-      writer.validated(step, metrics["loss"], valid_loss)
-      resume.save(saved, state, step, valid_loss)
+      found = validate()
+      check_finite(found, step, saved)
+      writer.validated(step, metrics["loss"], found)
+      resume.save(saved, state, step, found.get("valid_loss"))
       writer.restart_clock()
   return state
 
@@ -80,7 +106,14 @@ def check_finite(metrics, step, saved):
 def learn_delta(frozen, data, method, config, workdir, mesh):
   """Learns from where `workdir` left off; returns the newest delta, or the best."""
   tx, schedule = optim.make(config, len(data.steps))
-  state = step_lib.init_state(config, frozen, tx, mesh)
+  start = load_start(config, frozen, mesh)
+  state = step_lib.init_state(config, frozen, tx, mesh, start)
+  paired = config.objective in objectives.PAIRED
+  on_the_fly = paired and config.dpo.reference == "on_the_fly"
+  if paired and not on_the_fly:
+    folders = filter(None, [pairs.locate(config[config.learn_on]), config.delta.init])
+    data = reference.kept(start, frozen, data, folders, method=method, mesh=mesh, workdir=workdir)
+  start = start if on_the_fly else None
   say(f"{tree.size(frozen):,} parameters frozen, {tree.size(state.delta):,} learnt "
       f"({config.delta.kind}), {len(data.steps)} steps of {config.batch_size} examples")
   with resume.open_checkpoints(workdir / "checkpoints") as saved:
@@ -88,8 +121,8 @@ def learn_delta(frozen, data, method, config, workdir, mesh):
       state = resume.restore(saved, state)
       say(f"taking up {workdir} after step {saved.latest.step}")
     with log.Log(workdir, int(state.step), len(data.steps)) as writer:
-      state = learn(state, frozen, data, method=method, tx=tx, schedule=schedule, config=config,
-                    saved=saved, writer=writer, mesh=mesh)
+      state = learn(state, frozen, data, start=start, method=method, tx=tx, schedule=schedule,
+                    config=config, saved=saved, writer=writer, mesh=mesh)
     if config.graft.checkpoint == "best":
       state = resume.restore(saved, state, resume.best_step(saved))
   return state.delta
@@ -107,20 +140,26 @@ def write_delta(directory, delta, config, like):
 def measure_shadow(delta, data, method, config, mesh, like):
   """Grafts the delta onto the Instruct model in `like`, and measures it on the validation split.
 
+  The reference of preference pairs is then the Instruct, as it was before.
+
   Returns:
-    {"instruct_valid_loss", "shadow_valid_loss"}: before and after; None without a split.
+    {"instruct_valid_loss", "shadow_valid_loss", ...}: before and after; {} without a split.
   """
   if not data.valid:
-    return {"instruct_valid_loss": None, "shadow_valid_loss": None}
+    return {}
   model, instruct = checkpoint.load_model(like, mesh=mesh)
   method = dataclasses.replace(
       method, model=model.clone(dtype=method.model.dtype, backend=config.attention))
-  def measured(params):
+  if config.objective in objectives.PAIRED:
+    data = dataclasses.replace(data, train=[])         # which nothing is measured on
+    data = reference.measured(None, instruct, data, method=method, mesh=mesh)
+  def measured(name, params):
     batches = step_lib.on_devices(data.valid_batches(sharding.my_share(mesh)), mesh)
-    return step_lib.mean_loss({"delta": {}}, params, batches, method=method)
-  before = measured(instruct)
+    found = step_lib.means({"delta": {}}, params, batches, method=method)
+    return {f"{name}_valid_{k}": v for k, v in found.items()}
+  before = measured("instruct", instruct)
   shadow, _ = graft.graft(instruct, delta, scale=method.scale, match=config.graft.match)
-  return {"instruct_valid_loss": before, "shadow_valid_loss": measured(shadow)}
+  return {**before, **measured("shadow", shadow)}
 
 
 def write_shadow(workdir, config, folders):
@@ -171,7 +210,7 @@ def train(config, workdir):
         folders[config.learn_on], dtype=jnp.dtype(config.dtype), mesh=mesh,
         backend=config.attention, remat=config.remat)
     check_tokens(data, model, config)
-    method = step_lib.Method(model, objectives.OBJECTIVES[config.objective],
+    method = step_lib.Method(model, objectives.OBJECTIVES[config.objective](config),
                              delta_lib.scale_of(config.delta), config.loss_chunk)
     check_graft(frozen, folders["instruct"], config)
     delta = learn_delta(frozen, data, method, config, workdir, mesh)
@@ -179,18 +218,21 @@ def train(config, workdir):
     write_delta(workdir / "delta", delta, config, folders["instruct"])
     losses = measure_shadow(delta, data, method, config, mesh, folders["instruct"])
   write_shadow(workdir, config, folders)
-  return wrap_up(config, workdir, losses, {**{n: [p] for n, p in folders.items()}, **data.inputs})
+  inputs = {**{name: [path] for name, path in folders.items()}, **data.inputs}
+  if config.delta.init:
+    inputs["delta.init"] = [config.delta.init]
+  return wrap_up(config, workdir, losses, inputs)
 
 
 def wrap_up(config, workdir, losses, inputs):
   """Writes the picture and the provenance of a finished run; returns its metrics."""
   if hosts.is_first():
-    report.plot_loss(log.append(workdir, losses), workdir / "loss.png")
+    unit = "pair" if config.objective in objectives.PAIRED else "answer token"
+    report.plot_loss(log.append(workdir, losses), workdir / "loss.png", unit)
     log.write_json(workdir / "provenance.json", report.provenance(inputs, seed=config.seed))
   hosts.wait("the run is complete")
-  for name, loss_ in losses.items():
-    if loss_ is not None:
-      say(f"{name.replace('_', ' ')} {loss_:.4f}")
+  for name, value in losses.items():
+    say(f"{name.replace('_', ' ')} {value:.4f}")
   say("\n".join(f"written: {workdir / name}" for name in ("delta", "shadow", "loss.png")))
   return log.read_metrics(workdir)
 

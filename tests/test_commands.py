@@ -85,7 +85,7 @@ def fails(config, workdir, match):
     ("learn_on", "both", "config.learn_on is one of base, instruct; got 'both'"),
     ("delta.kind", "dora", "config.delta.kind is one of lora, full; got 'dora'"),
     ("objective", "kto", "config.objective is one of"),
-    ("attention", "flash", "config.attention is one of"),
+    ("attention", "fast", "config.attention is one of"),
     ("dtype", "float8", "config.dtype is one of bfloat16, float32; got 'float8'"),
     ("lr", 0.0, "config.lr must be above 0"),
     ("delta.rank", 0, "config.delta.rank must be above 0"),

@@ -28,6 +28,10 @@ class Example:
   altered: bool = False        # the template left out, or changed, a part of what it was given
   label: np.ndarray | None = None    # int32 [T]: what is to be predicted, if not `token`
   where: str = ""              # "FILE row N"
+  # Of a preference pair, whose chosen conversation comes first:
+  second: int = 0              # where the rejected one begins
+  prompt_cut: int = 0          # tokens of prompts cut away, at their beginning
+  reference: tuple | None = None   # log p of the two answers by what training starts from
 
   @property
   def learnt(self):

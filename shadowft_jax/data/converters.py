@@ -1,6 +1,7 @@
 """One row of each format -> the fields of a formats.Row.  A new format is one entry of FORMATS."""
 
 import collections
+import itertools
 import reprlib
 
 from shadowft_jax.data import turns
@@ -25,6 +26,9 @@ def format_of(fields, where) -> str:
   found = [name for name, form in FORMATS.items() if form.detect(fields)]
   if len(found) == 1:
     return found[0]
+  if not found and ("chosen" in fields) != ("rejected" in fields):
+    has, lacks = sorted(("chosen", "rejected"), key=lambda key: key not in fields)
+    raise InputError(f"{where} has {has} and no {lacks}; expected both, a preference pair")
   raise InputError(
       f"{where} is of {' and '.join(found) or 'no'} format; its keys:{listing(fields)}\n"
       f"expected exactly one of the formats:{listing(FORMATS)}\nor name the keys to use: "
@@ -132,24 +136,35 @@ def _preference(row, where):
       raise InputError(f"{where}: {key} ends with no turn of the assistant; expected its answer")
   if chosen[0]["role"] == rejected[0]["role"] == "assistant":
     prompt = _prompt(row, _one_of(row, PROMPTS, where), where, images)
+    chosen, rejected = [*prompt, *chosen], [*prompt, *rejected]
   else:
-    prompt, chosen, rejected = _shared(row, chosen, rejected, where)
+    _check_whole(row, chosen, rejected, where)
   if chosen == rejected:
     raise InputError(f"{where}: chosen and rejected are the same; remove the row")
-  return _with_common(row, where, [*prompt, *chosen], [*prompt, *rejected], [*images, *more])
+  # The turns that they share are the prompt; from where they part, it can be several.
+  prompt = [_unlearnt(message) for message in _shared(chosen, rejected)]
+  return _with_common(row, where, *([*prompt, *messages[len(prompt):]]
+                                    for messages in (chosen, rejected)), [*images, *more])
 
 
-def _shared(row, chosen, rejected, where):
-  """(prompt, chosen answer, rejected answer) of two whole conversations."""
-  if chosen[:-1] != rejected[:-1]:
-    raise InputError(f"{where}: chosen and rejected differ before their last turn; expected two "
-                     "answers to the same turns")
+def _shared(chosen, rejected):
+  """The turns that both conversations begin with, but for the last of either."""
+  both = itertools.takewhile(lambda pair: pair[0] == pair[1],
+                             zip(chosen[:-1], rejected[:-1], strict=False))
+  return [turn for turn, _ in both]
+
+
+def _check_whole(row, chosen, rejected, where):
+  """Checks that two whole conversations answer one prompt."""
+  prompt = _shared(chosen, rejected)
+  if not prompt:
+    raise InputError(f"{where}: chosen and rejected differ from their first turn on; expected "
+                     "answers to the same prompt")
   # Some sets repeat the first question in a column of its own.
   asked = row.get("prompt")
-  if isinstance(asked, str) and all(asked != message["content"] for message in chosen[:-1]):
+  if isinstance(asked, str) and all(asked != message["content"] for message in prompt):
     raise InputError(f"{where}: chosen is a whole conversation, and prompt is none of its turns; "
                      "expected answers to the prompt, or no prompt")
-  return [_unlearnt(message) for message in chosen[:-1]], chosen[-1:], rejected[-1:]
 
 
 def _text(row, where):

@@ -4,8 +4,8 @@ import dataclasses
 
 import numpy as np
 
-from shadowft_jax import pairs
-from shadowft_jax.data import formats, packing, paper, sources
+from shadowft_jax import objectives, pairs
+from shadowft_jax.data import formats, packing, paper, preference, sources
 from shadowft_jax.data.tokenise import tokenise
 from shadowft_jax.errors import InputError, listing
 from shadowft_jax.log import say
@@ -36,6 +36,23 @@ class Dataset:
     for step in self.valid_steps:
       yield from self._batches(step, self.valid, None, share)
 
+  def once(self, examples, share=(0, 1, 1)):
+    """Yields the batches that hold each of `examples` once, with which are in each of its rows."""
+    shape = dict(row_length=self.row_length, layout=self.layout)
+    sizes = lengths(examples)
+    for step in packing.plan(sizes, batch_size=len(sizes), epochs=1, seed=0, **shape):
+      groups = packing.groups(step.rows, [sizes[i] for i in step.examples], rows=self.rows, **shape)
+      for batch, (rows, _) in zip(self._batches(step, examples, None, share), groups, strict=True):
+        yield batch, [[step.examples[place] for place in row] for row in rows]
+
+  def with_reference(self, train, valid):
+    """The dataset with log p of both answers of each pair by a model, float32 [pairs, 2]."""
+    def given(examples, logps):
+      return [dataclasses.replace(e, reference=tuple(logp))
+              for e, logp in zip(examples, logps.tolist(), strict=True)]
+    return dataclasses.replace(self, train=given(self.train, train),
+                               valid=given(self.valid, valid))
+
   def tokens(self, step):
     """How many tokens step `step` has, without padding."""
     return sum(len(self.train[i].token) for i in self.steps[step].examples)
@@ -43,6 +60,7 @@ class Dataset:
   def _batches(self, step, examples, weight, share):
     return packing.microbatches(step, examples, row_length=self.row_length, rows=self.rows,
                                 layout=self.layout, weight=weight, labelled=self.labelled,
+                                referenced=all(e.reference is not None for e in examples),
                                 share=share)
 
 
@@ -50,8 +68,8 @@ def read(config):
   """Reads, converts and tokenises the training and validation rows, and plans every step.
 
   Args:
-    config: see presets.py; reads data, base, instruct, seed, epochs, max_steps, batch_size, rows
-      and the fields of loss_mean.
+    config: see presets.py; reads data, base, instruct, objective, seed, epochs, max_steps,
+      batch_size, rows and the fields of loss_mean.
 
   Raises:
     InputError: see `sources.read`, `formats.convert` and `chat.encode_rows`.
@@ -110,13 +128,15 @@ def _source(source, config, bad, limit):
     source = dataclasses.replace(source, rows=[source.rows[i] for i in _chosen(
         len(source.rows), limit, c.select, config.seed)])
   columns = {k: v for k, v in c.columns.items() if v}
-  kind, rows = formats.convert(source, columns, bad)
+  paired = config.objective in objectives.PAIRED
+  kind, rows = formats.convert(source, columns, bad, paired)
   rows = _without_images(rows, c.images, bad)
   template = c.template or paper.name_of(config.base) if c.recipe == "paper" else ""
   settings = formats.Settings(c.max_length, c.recipe, template, c.think)
   encoded = []
   tokenizer = pairs.locate(config.instruct, weights=False)
-  for entry in tokenise(rows, tokenizer, settings, c.cache):
+  encode = preference.encode if paired else tokenise
+  for entry in encode(rows, tokenizer, settings, c.cache):
     if isinstance(entry, InputError):
       bad.add(entry)
     else:
@@ -152,12 +172,15 @@ def _without_images(rows, policy, bad):
 
 
 def _told(examples, dropped):
-  cut = sum(e.cut > 0 for e in examples)
+  cut, prompts = sum(e.cut > 0 for e in examples), sum(e.prompt_cut > 0 for e in examples)
+  what = "pairs" if examples[0].second else "examples"
   altered = sum(e.altered for e in examples)
   tokens, learnt = sum(lengths(examples)), sum(e.learnt for e in examples)
   return "; ".join([
-      f"{len(examples):,} examples, {tokens:,} tokens, {learnt:,} of them learnt",
+      f"{len(examples):,} {what}, {tokens:,} tokens, {learnt:,} of them learnt",
       *([f"{dropped:,} dropped (their answers lie beyond data.max_length)"] if dropped else []),
       *([f"{cut:,} cut at data.max_length"] if cut else []),
+      *([f"{prompts:,} without the beginning of their prompt, for data.max_length"]
+        if prompts else []),
       *([f"of {altered:,} the chat template leaves out a part, such as earlier thoughts"]
         if altered else [])])

@@ -46,7 +46,7 @@ class BadRows:
     self.errors.append(str(error))
 
 
-def convert(source, columns, bad) -> tuple[str, list[Row]]:
+def convert(source, columns, bad, pairs=None) -> tuple[str, list[Row]]:
   """Converts the rows of a source, which are all of one format: that of the first that has one.
 
   Args:
@@ -54,6 +54,7 @@ def convert(source, columns, bad) -> tuple[str, list[Row]]:
     columns: {"prompt": "Question", ...}: what the rows call a key; if there are any, the other
       keys of the rows are not looked at.
     bad: takes the errors of rows, which begin with "FILE row N".
+    pairs: whether they are to be preference pairs; None: they may be.
 
   Returns:
     (the format's name with the keys that are not used, rows in order).
@@ -67,6 +68,8 @@ def convert(source, columns, bad) -> tuple[str, list[Row]]:
     try:
       fields = _fields(row, columns, seen, where)
       name = format_of(fields, where)
+      if pairs is not None:
+        _check_kind(name, fields, pairs, where)
       if first is None:
         first = where, name
         keys = FORMATS[name].keys
@@ -113,6 +116,21 @@ def _fields(row, columns, seen, where):
                        f"columns are:{listing(row)}")
   pairs = ((name, row.get(column)) for name, column in columns.items()) if columns else row.items()
   return {key: value for key, value in pairs if value is not None}
+
+
+def _check_kind(name, fields, pairs, where):
+  """Raises InputError for a row that is no preference pair, or is one, unlike `pairs`."""
+  if pairs and name == "labelled":
+    raise InputError(f"{where} has one answer that is marked as good or bad, as KTO learns from; "
+                     "config.objective=dpo learns from pairs: a chosen and a rejected answer")
+  if pairs and name != "preference":
+    lacks = " and ".join(key for key in ("chosen", "rejected") if key not in fields)
+    raise InputError(f"{where} is in the {name} format and has no {lacks}; config.objective=dpo "
+                     "learns from pairs of both; config.objective=sft learns from such a row")
+  if not pairs and name == "preference":
+    raise InputError(f"{where} is a preference pair; config.objective=dpo learns from pairs; to "
+                     "learn the chosen answers alone, set --config.data.columns.prompt=KEY "
+                     "--config.data.columns.response=chosen")
 
 
 def _checked(row):

@@ -129,7 +129,7 @@ def _packed(chosen, lengths, row_length):
 
 
 def microbatches(step, examples, *, row_length, rows, layout="packed", weight=None,
-                 labelled=False, share=(0, 1, 1)):
+                 labelled=False, referenced=False, share=(0, 1, 1)):
   """Yields the batches of a step, see `collate`; what is left of the last is filled up with 0.
 
   Of each, only rows first / of to stop / of are laid out, (first, stop, of) being `share`.
@@ -139,19 +139,19 @@ def microbatches(step, examples, *, row_length, rows, layout="packed", weight=No
   take the same memory, and whose numbers of rows are multiples of `rows`.
   """
   lengths = [len(examples[i].token) for i in step.examples]
-  for some, (count, length) in _groups(step.rows, lengths, row_length, rows, layout):
+  for some, (count, length) in groups(step.rows, lengths, row_length, rows, layout):
     low, high = (count * part // share[2] for part in share[:2])
     yield collate(some[low:high], step, examples, row_length=length, row_count=high - low,
-                  weight=weight, labelled=labelled)
+                  weight=weight, labelled=labelled, referenced=referenced)
 
 
 def shapes(step, lengths, *, row_length, rows, layout="packed") -> list[tuple[int, int]]:
   """(rows, tokens a row) of each of a step's micro-batches; `lengths` are tokens an example."""
   lengths = [lengths[i] for i in step.examples]
-  return [shape for _, shape in _groups(step.rows, lengths, row_length, rows, layout)]
+  return [shape for _, shape in groups(step.rows, lengths, row_length, rows, layout)]
 
 
-def _groups(all_rows, lengths, row_length, rows, layout):
+def groups(all_rows, lengths, row_length, rows, layout="packed"):
   """Yields (rows of one micro-batch, its shape); `lengths` are tokens a place of the step."""
   if layout == "packed":
     for start in range(0, len(all_rows), rows):
@@ -167,18 +167,21 @@ def _groups(all_rows, lengths, row_length, rows, layout):
     left = left[rows << half:]
 
 
-def collate(rows, step, examples, *, row_length, row_count, weight=None, labelled=False):
+def collate(rows, step, examples, *, row_length, row_count, weight=None, labelled=False,
+            referenced=False):
   """Lays out rows of a step as one batch.
 
   Args:
     weight: what each of step.examples counts in the loss, see `rank_weights`.
     labelled: the batch has a "label", as some example of the run has one.
+    referenced: the batch has a "reference", as all examples of the run have one.
 
   Returns:
-    {"token", "segment", "position", "answer", and "label" if labelled}: int32, and "weight" if
-    given: float32, each [row_count, row_length], 0 where nothing is.  Segments count from 1 in
-    each row, positions from 0 in each example; an example's first token is never an answer,
-    since nothing in the example predicts it.
+    {"token", "segment", "position", "answer", and "label" if labelled}: int32, and "weight" and
+    "reference", if asked for: float32, each [row_count, row_length], 0 where nothing is.  Segments
+    count from 1 in each row, positions from 0 in each; a segment is an example, or one of the two
+    conversations of a pair.  Its first token is never an answer, since nothing in it predicts it.
+    The reference of an answer stands where its first token is predicted.
 
   Raises:
     InputError: there are more rows, or more tokens in a row, than asked for.
@@ -187,27 +190,39 @@ def collate(rows, step, examples, *, row_length, row_count, weight=None, labelle
     raise InputError(f"{len(rows)} rows do not fit in a batch of {row_count}")
   names = ("token", "segment", "position", "answer", *["label"] * labelled)
   batch = {k: np.zeros((row_count, row_length), np.int32) for k in names}
-  if weight is not None:
-    batch["weight"] = np.zeros((row_count, row_length), np.float32)
+  for name, asked in (("weight", weight is not None), ("reference", referenced)):
+    if asked:
+      batch[name] = np.zeros((row_count, row_length), np.float32)
   for r, row in enumerate(rows):
-    start = 0
-    for segment, place in enumerate(row, 1):
+    start = segment = 0
+    for place in row:
       example = examples[step.examples[place]]
       here = slice(start, start + len(example.token))
       if here.stop > row_length:
         raise InputError(f"examples {[step.examples[p] for p in row]} do not fit in a row of "
                          f"{row_length} tokens")
       batch["token"][r, here] = example.token
-      batch["segment"][r, here] = segment
-      batch["position"][r, here] = np.arange(here.stop - start)
       batch["answer"][r, here] = example.answer
-      batch["answer"][r, start] = 0
       if labelled:
         batch["label"][r, here] = example.token if example.label is None else example.label
       if weight is not None:
         batch["weight"][r, here] = weight[place]
+      for number, part in enumerate(_segments(example, start)):
+        segment += 1
+        batch["segment"][r, part] = segment
+        batch["position"][r, part] = np.arange(part.stop - part.start)
+        batch["answer"][r, part.start] = 0
+        if referenced:
+          first = part.start + np.flatnonzero(batch["answer"][r, part])[0]
+          batch["reference"][r, first - 1] = example.reference[number]
       start = here.stop
   return batch
+
+
+def _segments(example, start):
+  """Where each conversation of an example stands that is laid out from `start`."""
+  bounds = [start, *[start + example.second] * bool(example.second), start + len(example.token)]
+  return [slice(*bound) for bound in itertools.pairwise(bounds)]
 
 
 def rank_weights(step, examples, ranks, rank_examples) -> list[float]:

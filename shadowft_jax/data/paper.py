@@ -189,7 +189,7 @@ def _example(turns, eos, max_length, where):
   room = max_length - (eos is not None)
   token, label, answer, cut = [], [], [], 0
   for i, (source, target) in enumerate(turns):
-    asked, said = _kept(len(source), len(target), room - len(token))
+    asked, said = kept(len(source), len(target), room - len(token))
     token += source[:asked] + target[:said]
     label += source[:asked] + target[:said]
     answer += [0] * asked + [1] * said
@@ -203,8 +203,8 @@ def _example(turns, eos, max_length, where):
   return Example(token, answer, cut, label=label if eos is not None else None, where=where)
 
 
-def _kept(source, target, room):
-  """How many of a turn's prompt and answer tokens are kept: their first ones."""
+def kept(source, target, room):
+  """How many of a turn's prompt and answer tokens there is room for."""
   if 2 * target < room:
     most = room
   elif 2 * source < room:

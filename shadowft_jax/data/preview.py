@@ -44,20 +44,25 @@ def text(data, tokenizer, count, *, ids=False, colour=True) -> str:
 def _example(number, example, tokenizer, ids, colour):
   head = (f"--- example {number}: {example.where}: {len(example.token):,} tokens, "
           f"{example.learnt:,} learnt" + (f", {example.cut:,} cut away" if example.cut else ""))
-  runs = "".join(_run(tokens, labels, is_learnt, tokenizer, ids, colour)
-                 for tokens, labels, is_learnt in _runs(example))
-  return f"{head}\n{runs}\n"
+  head += f", {example.prompt_cut:,} of the prompts cut away" if example.prompt_cut else ""
+  every = np.arange(len(example.token))
+  sides = {"": every}
+  if example.second:
+    sides = {"chosen:\n": every[:example.second], "\nrejected:\n": every[example.second:]}
+  text = "".join(name + "".join(_run(*run, tokenizer, ids, colour) for run in _runs(example, side))
+                 for name, side in sides.items())
+  return f"{head}\n{text}\n"
 
 
-def _runs(example):
-  """Yields (tokens, labels, whether they are learnt) of the runs of an example."""
-  learnt = example.answer > 0
+def _runs(example, side):
+  """Yields (tokens, labels, whether they are learnt) of the runs of an example's tokens `side`."""
+  learnt = example.answer[side] > 0
   learnt[:1] = False         # nothing predicts a first token
   edges = np.flatnonzero(np.diff(learnt)) + 1
   labels = example.token if example.label is None else example.label
-  for part in np.split(np.arange(len(learnt)), edges):
+  for part in np.split(side, edges):
     if len(part):
-      yield example.token[part], labels[part], learnt[part[0]]
+      yield example.token[part], labels[part], learnt[part[0] - side[0]]
 
 
 def _run(tokens, labels, is_learnt, tokenizer, ids, colour):

@@ -1,0 +1,91 @@
+"""Preference pairs as tokens: both conversations of a pair as one example, the chosen one first.
+
+A pair shares a row and a step as any example does; objectives tell its two sides apart by their
+segments.  What the conversations share is the prompt; the answers are what is learnt after it.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from shadowft_jax.data import paper
+from shadowft_jax.data.chat import Example
+from shadowft_jax.data.tokenise import tokenise
+from shadowft_jax.errors import InputError
+
+WHOLE = 1 << 30              # tokens: more than any conversation has
+
+
+def encode(rows, tokenizer_dir, settings, cache_dir="") -> list:
+  """Encodes rows that are pairs; each side gets at most half of `settings.max_length` tokens.
+
+  A prompt that is too long loses its beginning, an answer its end, by the rule of `paper.kept` for
+  the longer answer: the two sides keep as much of their prompt.
+
+  Returns:
+    As `tokenise`: an entry a row, a list of its one Example, or what is wrong with the row.
+
+  Raises:
+    InputError, RuntimeError: see `tokenise`.
+  """
+  # Cut once both sides are known.
+  whole = dataclasses.replace(settings, max_length=WHOLE)
+  sides = [side for row in rows for side in _sides(row, settings.recipe)]
+  entries = tokenise(sides, tokenizer_dir, whole, cache_dir)
+  out = []
+  for row, *pair in zip(rows, entries[::2], entries[1::2], strict=True):
+    bad = [entry for entry in pair if isinstance(entry, InputError)]
+    if settings.recipe == "paper" and row.messages[:-1] != row.rejected[:-1]:
+      bad = [InputError(f"{row.where}: chosen and rejected part before their last turn, which "
+                        "data.recipe=paper does not frame; --config.data.recipe=chat does")]
+    if not bad:
+      example = _pair([_split(side, settings.recipe) for [side] in pair],
+                      settings.max_length // 2, row.where)
+      if _same(example):
+        bad = [InputError(f"{row.where}: chosen and rejected are the same within half of "
+                          f"data.max_length={settings.max_length}; raise it, or leave such rows "
+                          "out by --config.data.skip_bad_rows")]
+    out.append(bad[0] if bad else [example])
+  return out
+
+
+def _sides(row, recipe):
+  """The two conversations as rows of their own."""
+  for messages in (row.messages, row.rejected):
+    if recipe == "paper":    # which learns every turn; all but the last are unlearnt afterwards
+      messages = [{k: v for k, v in m.items() if k != "weight"} for m in messages]
+    yield dataclasses.replace(row, messages=messages, rejected=None)
+
+
+def _split(side, recipe):
+  """(Example, how many tokens its prompt has): what comes before the first token that counts."""
+  learnt = side.answer > 0
+  if recipe == "paper":
+    return side, int(np.flatnonzero(~learnt)[-1]) + 1
+  return side, int(learnt.argmax())
+
+
+def _pair(sides, room, where):
+  """One Example of two sides (Example, prompt tokens), each cut to `room` tokens."""
+  prompts = [prompt for _, prompt in sides]
+  answers = [len(side.token) - prompt for side, prompt in sides]
+  asked, said = paper.kept(max(prompts), max(answers), room)
+  parts = [slice(max(0, prompt - asked), prompt + said) for prompt in prompts]
+  def joined(arrays):
+    return np.concatenate([x[part] for x, part in zip(arrays, parts, strict=True)])
+  answer = [np.where(np.arange(len(side.token)) < prompt, 0, side.answer)
+            for side, prompt in sides]
+  chosen, rejected = kept = [x[part] for x, part in zip(answer, parts, strict=True)]
+  count = np.concatenate(kept) * (chosen.any() and rejected.any())
+  examples = [side for side, _ in sides]
+  labels = [e.label for e in examples if e.label is not None]
+  return Example(
+      joined([e.token for e in examples]), count.astype(np.int32),
+      cut=sum(int(x[part.stop:].sum()) for x, part in zip(answer, parts, strict=True)),
+      altered=any(e.altered for e in examples), label=joined(labels) if labels else None,
+      where=where, second=len(chosen), prompt_cut=sum(part.start for part in parts))
+
+
+def _same(example):
+  """Whether the two sides have the same tokens."""
+  return np.array_equal(example.token[:example.second], example.token[example.second:])

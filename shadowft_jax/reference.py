@@ -1,0 +1,90 @@
+"""What preference tuning is measured against: log p of every answer by the model that it starts
+from, computed once before training and kept in the run's folder."""
+
+import hashlib
+import os
+import pathlib
+
+import numpy as np
+
+from shadowft_jax import hosts, sharding, step as step_lib
+from shadowft_jax.log import say
+
+NAME = "reference.npz"       # in a run's folder
+
+
+def logprobs(delta, base, data, examples, *, method, mesh):
+  """log p of both answers of each pair by W_B + delta: float32 [pairs, 2].
+
+  Args:
+    delta: None for W_B alone.
+    data: the dataset.Dataset that `examples` are of.
+  """
+  delta = {"delta": {}} if delta is None else delta
+  out = np.zeros((len(examples), 2), np.float32)
+  if not examples:
+    return out
+  for batch, rows in data.once(examples, sharding.my_share(mesh)):
+    [batch] = step_lib.on_devices([batch], mesh)
+    found = sharding.whole(step_lib.answer_logprobs(delta, base, batch, method=method))
+    for row, pairs in enumerate(rows):
+      out[pairs] = found[row, :len(pairs)]
+  return out
+
+
+def measured(delta, base, data, *, method, mesh):
+  """`data` with the log-probabilities of all its pairs by W_B + delta."""
+  return data.with_reference(*(logprobs(delta, base, data, some, method=method, mesh=mesh)
+                               for some in (data.train, data.valid)))
+
+
+def kept(delta, base, data, folders, *, method, mesh, workdir):
+  """As `measured`, but taken from the run's folder where they were computed before.
+
+  Args:
+    folders: those of the model and of the delta; a file that changes there, or any token of the
+      data, has them computed again.
+  """
+  path, key = pathlib.Path(workdir, NAME), _key(folders, data, str(method.model.dtype))
+  found = _load(path, key)
+  if found is None:
+    say(f"the reference: log-probabilities of {len(data.train) + len(data.valid):,} pairs")
+    found = [logprobs(delta, base, data, some, method=method, mesh=mesh)
+             for some in (data.train, data.valid)]
+    if hosts.is_first():
+      partial = path.with_name(NAME + ".tmp")
+      with open(partial, "wb") as file:
+        np.savez(file, key=key, train=found[0], valid=found[1])
+      os.replace(partial, path)
+  else:
+    say(f"the reference: as computed before, {path}")
+  return data.with_reference(*found)
+
+
+def _key(folders, data, *more):
+  """A digest of all that decides the log-probabilities, but for rounding."""
+  digest = hashlib.sha256(repr(more).encode())
+  for folder in folders:
+    for path in sorted(pathlib.Path(folder).iterdir()):
+      # Not their bytes: those of a large model take minutes to read.
+      stat = path.stat()
+      digest.update(repr((path.name, stat.st_size, stat.st_mtime_ns)).encode())
+  for example in (*data.train, *data.valid):
+    digest.update(repr((len(example.token), example.second)).encode())
+    for array in (example.token, example.answer, example.label):
+      digest.update(b"" if array is None else array.tobytes())
+  return digest.hexdigest()
+
+
+def _load(path, key):
+  """(train, valid) of `kept`; None where there is none of this key, or none that can be read.
+
+  All processes read it before one of them may write it anew.
+  """
+  try:
+    with np.load(path, allow_pickle=False) as file:
+      found = (file["train"], file["valid"]) if str(file["key"]) == key else None
+  except Exception:            # Many types, by which byte is wrong.
+    found = None
+  hosts.wait("the reference is read")
+  return found
