@@ -26,7 +26,7 @@ import jax.extend.random
 import jax.numpy as jnp
 import numpy as np
 
-from shadowft_jax import delta, delta_stream, measure
+from shadowft_jax import buffers, delta, delta_stream, measure
 from shadowft_jax.errors import InputError
 
 NOTHING = np.uint32(2**32 - 1)      # above the bits of every magnitude, NaN included
@@ -83,6 +83,11 @@ def lines(recipe):
     yield f"all weights are written in {recipe.dtype}, and config.json says so"
 
 
+def record(recipe):
+  """What provenance.json says of it; the seed is None where nothing is drawn."""
+  return {**recipe._asdict(), "seed": recipe.seed if recipe.is_random else None}
+
+
 def keys(recipe, target):
   """uint32 [parts + 1, 2]: a key for each part of a target, and one for rounding."""
   def key(what):
@@ -98,9 +103,10 @@ def draw(key, first, count):
   return jax.extend.random.threefry_2x32(key, jnp.concatenate([high, low]))[:count]
 
 
-def learnt(parts, weights, keys, first, recipe):
-  """The d_i after DARE: a list of float32 [CHUNK]; to be jitted."""
-  out = [delta_stream.dense(part, weight) for part, weight in zip(parts, weights, strict=True)]
+def _learnt(parts, weights, keys, first, count, recipe):
+  """The d_i after DARE: a list of float32 [count]."""
+  out = [delta_stream.dense(part, weight, count)
+         for part, weight in zip(parts, weights, strict=True)]
   if not recipe.drop_rate:
     return out
   limit = np.uint32(recipe.drop_rate * 2**32)
@@ -125,9 +131,10 @@ def ties(ds, floors):
   return jnp.where(jnp.isfinite(total), mean, total)
 
 
-def combined(parts, weights, *, keys, floors, first, recipe):
-  """float32 [CHUNK]: what is added to the Instruct; arguments as of `graft`."""
-  ds = learnt(parts, weights, keys, first, recipe)
+@functools.partial(jax.jit, static_argnames=("count", "recipe"))
+def combined(parts, weights, *, keys, floors, first, count, recipe):
+  """d of one chunk, float32 [count]; see `graft`."""
+  ds = _learnt(parts, weights, keys, first, count, recipe)
   return ties(ds, floors) if recipe.combine == "ties" else sum(ds)
 
 
@@ -136,20 +143,20 @@ def graft(w, parts, weights, base, *, keys, floors, first, recipe):
   """(W_I + the combined deltas as they are stored, what `measure.sums` gives) of one chunk.
 
   Args:
-    w: [CHUNK] of the Instruct; base: the same of the Base, or None.
+    w: [count] of the Instruct, as `buffers.elements` reads it; base: the same of the Base, or None.
     parts, weights: what the parts have read, and their factors.
     keys: of `keys`; floors: uint32 [parts]; first: see `draw`.
     recipe: a Recipe.
   """
-  d = combined(parts, weights, keys=keys, floors=floors, first=first, recipe=recipe)
+  d = combined(parts, weights, keys=keys, floors=floors, first=first, count=w.size, recipe=recipe)
   random = draw(keys[-1], first, w.size) if recipe.rounding == "stochastic" else None
   shadow = delta.add(w, d, dtype=recipe.dtype, random=random)
   return shadow, measure.sums(w, d, shadow, base)
 
 
-@functools.partial(jax.jit, static_argnames="recipe")
-def _magnitudes(parts, weights, *, keys, first, recipe):
-  return [magnitude(d) for d in learnt(parts, weights, keys, first, recipe)]
+@functools.partial(jax.jit, static_argnames=("count", "recipe"))
+def _magnitudes(parts, weights, *, keys, first, count, recipe):
+  return [magnitude(d) for d in _learnt(parts, weights, keys, first, count, recipe)]
 
 
 def place_of(first):
@@ -175,14 +182,21 @@ def floors(target, recipe):
                    for (high, rest), counts in zip(found, lower, strict=True)], np.uint32)
 
 
+def all_floors(targets, recipe, pool):
+  """{name of a target: `floors` of it}, the targets shared among the threads of a pool."""
+  targets = list({t.name: t for t in targets}.values())
+  found = pool.map(functools.partial(floors, recipe=recipe), targets)
+  return {t.name: x for t, x in zip(targets, found, strict=True)}
+
+
 def _histograms(target, recipe, halves):
   """int64 [parts, 2^16]: how often each value of `halves(bits of a magnitude, part)` comes."""
   counts = np.zeros((len(target.parts), 1 << 16), np.int64)
-  for first, stop in delta_stream.ranges(target.tensor.shape, target.count):
-    delta_stream.SCRATCH.used = 0
-    parts = [p.read(first, stop, delta_stream.SCRATCH.take) for p in target.parts]
+  for first, stop in buffers.ranges(target.tensor.shape, target.count):
+    buffers.SCRATCH.used = 0
+    parts = [p.read(first, stop, buffers.SCRATCH.take) for p in target.parts]
     found = _magnitudes(parts, target.weights, keys=keys(recipe, target), first=place_of(first),
-                        recipe=recipe.static)
+                        count=buffers.size(stop - first), recipe=recipe.static)
     for i, bits in enumerate(found):
       counts[i] += np.bincount(halves(np.asarray(bits)[:stop - first], i), minlength=1 << 16)
   return counts

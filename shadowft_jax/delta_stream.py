@@ -7,20 +7,16 @@ arrays from which `dense` makes elements [first, stop) of it, so that no tensor 
 import math
 import pathlib
 import re
-import threading
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from shadowft_jax import delta, folder, pair_folder, safetensors_file
+from shadowft_jax import buffers, delta, folder, pair_folder, safetensors_file
 from shadowft_jax.delta_file import PORTED, PREFIX
 from shadowft_jax.errors import InputError, listing
 from shadowft_jax.safetensors_file import WEIGHTS, Tensor
 
-# Elements a step.  Tensors of two axes are cut between rows, which an adapter's product needs.
-CHUNK = 1 << 20
-COPIED = 4 * CHUNK       # bytes a step where nothing is added
 # Settings of an adapter that would change what it computes, and the values that do not.  Of the
 # ways to begin, pissa, olora, corda, loftq and lora_ga change the model itself.
 # Source: peft 0.21, tuners/lora/config.py and layer.py.
@@ -50,8 +46,8 @@ class Difference(NamedTuple):
   base: Tensor
 
   def read(self, first, stop, take):
-    return {"tuned": elements(self.tuned, first, stop, take()),
-            "base": elements(self.base, first, stop, take())}
+    return {"tuned": buffers.elements(self.tuned, first, stop, take()),
+            "base": buffers.elements(self.base, first, stop, take())}
 
   @property
   def shapes(self):
@@ -67,7 +63,7 @@ class Dense(NamedTuple):
   tensor: Tensor
 
   def read(self, first, stop, take):
-    return {"delta": elements(self.tensor, first, stop, take())}
+    return {"delta": buffers.elements(self.tensor, first, stop, take())}
 
   @property
   def shapes(self):
@@ -86,12 +82,12 @@ class LowRank(NamedTuple):
 
   def read(self, first, stop, take):
     rank, width = self.a.shape
-    rows = min(self.b.shape[0], CHUNK // width)
+    rows = min(self.b.shape[0], buffers.CHUNK // width)
     assert first % width == stop % width == 0 and stop - first <= rows * width, (first, stop)
     b = np.zeros((rows, rank), WEIGHTS[self.b.dtype])      # always of one shape: compiled once
-    _fill(self.b, first // width * rank, b[:(stop - first) // width])
+    buffers.fill(self.b, first // width * rank, b[:(stop - first) // width])
     a = np.empty((rank, width), WEIGHTS[self.a.dtype])
-    _fill(self.a, 0, a)
+    buffers.fill(self.a, 0, a)
     return {"lora": {"kernel": {"a": a.T, "b": b.T}}, "scale": np.float32(self.scale)}
 
   @property
@@ -116,56 +112,18 @@ class Delta(NamedTuple):
   base: Checkpoint | None = None    # of a difference
 
 
-class _Scratch(threading.local):
-  """A thread's buffers, of COPIED bytes each, used again for every chunk."""
+def dense(part, weight, count):
+  """`count` elements of weight x delta, float32, from what a part has read; to be jitted.
 
-  def __init__(self):
-    self.buffers, self.used = [], 0
-
-  def take(self):
-    if self.used == len(self.buffers):
-      raw = np.zeros(COPIED + 64, np.uint8)
-      start = -raw.ctypes.data % 64       # where XLA reads in place
-      self.buffers.append(raw[start:start + COPIED])
-    self.used += 1
-    return self.buffers[self.used - 1]
-
-
-SCRATCH = _Scratch()
-
-
-def ranges(shape, count):
-  """Yields (first, stop) over the first `count` elements of a tensor: whole rows of a matrix."""
-  step = CHUNK
-  if len(shape) == 2 and 0 < shape[1] <= CHUNK:
-    step = CHUNK // shape[1] * shape[1]
-  for first in range(0, count, step):
-    yield first, min(first + step, count)
-
-
-def elements(tensor, first, stop, buffer):
-  """Elements [first, stop) of a tensor at the beginning of CHUNK elements; the rest is 0."""
-  out = buffer[:CHUNK * WEIGHTS[tensor.dtype].itemsize].view(WEIGHTS[tensor.dtype])
-  _fill(tensor, first, out[:stop - first])
-  out[stop - first:] = 0
-  return out
-
-
-def _fill(tensor, first, out):
-  with open(tensor.path, "rb", buffering=0) as file:
-    safetensors_file.read_at(file, out.reshape(-1).view(np.uint8),
-                             tensor.offset + first * out.dtype.itemsize)
-
-
-def dense(part, weight):
-  """CHUNK elements of weight x delta, float32, from what a part has read; to be jitted."""
+  `count` is how many the arrays have that `buffers.elements` reads for the same range.
+  """
   if "tuned" in part:
     return weight * delta.difference(part["tuned"], part["base"])
   if "delta" in part:
     return weight * part["delta"].astype(jnp.float32)
   lora = {k: x.astype(jnp.float32) for k, x in part["lora"]["kernel"].items()}
   rows = delta.densify({"lora": {"m": lora}}, weight * part["scale"])["m/kernel"].T.reshape(-1)
-  return jnp.pad(rows, (0, CHUNK - rows.size))
+  return jnp.pad(rows[:count], (0, max(0, count - rows.size)))
 
 
 def read_checkpoint(directory):

@@ -75,12 +75,12 @@ def factors(plan, *, rank=None, energy=None):
   Raises:
     InputError: a sum is not finite.
   """
-  pieces = {}
+  pieces, read = {}, summed.reader(plan)
   for chunk in summed.chunks(plan):
     pieces.setdefault(chunk.target.name, []).append(chunk)
   for target in summed.targets(plan):
     if rank or energy:
-      matrix = summed.matrix(target, pieces[target.name], plan.recipe)
+      matrix = summed.matrix(read, target, pieces[target.name])
       yield target, extract.truncated(matrix, rank=rank, energy=energy)
       continue
     out = extract.joined([(summed.whole(p.a), summed.whole(p.b), w * p.scale)

@@ -10,7 +10,7 @@ import os
 import pathlib
 from typing import NamedTuple
 
-from shadowft_jax import delta_stream, folder, safetensors_file
+from shadowft_jax import buffers, folder, safetensors_file
 from shadowft_jax.graft_plan import Target
 from shadowft_jax.safetensors_file import WEIGHTS
 
@@ -84,7 +84,7 @@ def chunks(plan):
         target = inside.popleft()
         begin, width = target.tensor.offset, WEIGHTS[target.tensor.dtype].itemsize
         yield from _copies(path, span, at, begin)
-        for first, stop in delta_stream.ranges(target.tensor.shape, target.count):
+        for first, stop in buffers.ranges(target.tensor.shape, target.count):
           offset = begin + first * width
           yield Chunk(path, offset, (stop - first) * width, span.at(offset), span.dtype, target,
                       first, stop)
@@ -93,7 +93,7 @@ def chunks(plan):
 
 
 def _copies(path, span, start, stop):
-  step = delta_stream.COPIED // widening(span.dtype)
+  step = buffers.COPIED // widening(span.dtype)
   for at in range(start, stop, step):
     yield Chunk(path, at, min(step, stop - at), span.at(at), span.dtype)
 

@@ -1,6 +1,6 @@
 """What a graft can leave in the place of a whole model: the delta, or an adapter for the Instruct.
 
-Either holds the weighted sum of the plan's deltas under the Instruct's names; graft.py reads them
+Either holds what the plan's deltas add up to, under the Instruct's names; graft.py reads them
 back, and an adapter is what PEFT and vLLM serve on the Instruct.
 """
 
@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 from shadowft_jax import (
-    delta_file, extract, factored, folder, report, safetensors_file, stream, summed)
-from shadowft_jax.delta_stream import CHUNK
+    combine, delta_file, extract, factored, folder, report, safetensors_file, stream, summed)
+from shadowft_jax.buffers import CHUNK
 from shadowft_jax.errors import InputError
 from shadowft_jax.safetensors_file import WEIGHTS
 
@@ -117,7 +117,8 @@ def run(plan, out, form, *, made=None, overwrite=False, verify=True):
       for role, paths in (pair for d in plan.deltas for pair in d.paths.items()):
         inputs.setdefault(role, []).extend(paths)
       inputs |= {"instruct": [plan.instruct.directory / "config.json"], "output": [fresh]}
-    record = {**report.provenance(inputs, seed=None), **(made or {}), **told}
+    record = {**report.provenance(inputs, seed=None), **combine.record(plan.recipe),
+              **(made or {}), **told}
     if verify:
       made_of = record["sha256"]["output"]
       record["sha256"]["output"] = {pathlib.Path(p).name: x for p, x in made_of.items()}
@@ -150,9 +151,9 @@ def _write_delta(plan, fresh, form):
   for file, shard in delta_file.shards(fresh, "delta", shapes, delta_file.MAX_SHARD,
                                        WEIGHTS[dtype].itemsize).items():
     places |= safetensors_file.create(fresh / file, shard, delta_file.DENSE_METADATA, dtype)
+  read = summed.reader(plan)
   def write(chunk):
-    return _put(places[chunk.target.name], chunk.target.name, summed.read(chunk, plan.recipe),
-                chunk.first)
+    return _put(places[chunk.target.name], chunk.target.name, read(chunk), chunk.first)
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     return list(pool.map(write, summed.chunks(plan))), {}
 

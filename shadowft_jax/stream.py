@@ -17,9 +17,9 @@ import jax
 import numpy as np
 
 from shadowft_jax import (
-    combine, delta_stream, folder, journal, layout, measure, report, safetensors_file,
+    buffers, combine, delta_stream, folder, journal, layout, measure, report, safetensors_file,
     survival)
-from shadowft_jax.delta_stream import SCRATCH
+from shadowft_jax.buffers import SCRATCH
 from shadowft_jax.errors import InputError
 from shadowft_jax.safetensors_file import WEIGHTS
 
@@ -51,7 +51,7 @@ def _compute(recipe, floors, chunk):
       out = out.view(WEIGHTS[chunk.dtype]).astype(np.float32).view(np.uint8)
     return out, None
   first, stop = chunk.first, chunk.stop
-  w = delta_stream.elements(target.tensor, first, stop, SCRATCH.take())
+  w = buffers.elements(target.tensor, first, stop, SCRATCH.take())
   parts = [p.read(first, stop, SCRATCH.take) for p in target.parts]
   with jax.default_device(jax.local_devices(backend="cpu")[0]):    # where the bytes are
     shadow, sums = combine.graft(
@@ -69,7 +69,7 @@ def _base(target, parts, first, stop):
   for part, arrays in zip(target.parts, parts, strict=True):
     if target.base and getattr(part, "base", None) == target.base:
       return arrays["base"]
-  return target.base and delta_stream.elements(target.base, first, stop, SCRATCH.take())
+  return target.base and buffers.elements(target.base, first, stop, SCRATCH.take())
 
 
 def _blame(target, dtype):
@@ -120,9 +120,7 @@ def _fill(plan, log, work, pool, keeper, is_checked):
   """
   found = [tuple(x) for x in log.done]
   left = work[len(found):]
-  targets = list({c.target.name: c.target for c in left if c.target}.values())
-  floors = pool.map(functools.partial(combine.floors, recipe=plan.recipe), targets)
-  floors = {t.name: f for t, f in zip(targets, floors, strict=True)}
+  floors = combine.all_floors((c.target for c in left if c.target), plan.recipe, pool)
   write = functools.partial(_write, log.directory, is_checked, plan.recipe, floors)
   kept, group = [], []
   for chunk, result in zip(left, pool.map(write, left), strict=True):
@@ -173,8 +171,8 @@ def need(plan):
   written = sum(layout.size(p, plan.recipe.dtype) for p in plan.shards)
   extra = sum(t.nbytes * target.count // max(1, _size(target)) for target in plan.targets
               for t in target.sources)
-  buffers = 1 + max(len(t.sources) for t in plan.targets)
-  memory = JAX_MEMORY + os.cpu_count() * (buffers + 2) * delta_stream.COPIED
+  held = 3 + max(len(t.sources) for t in plan.targets)
+  memory = JAX_MEMORY + os.cpu_count() * held * buffers.COPIED
   read = sum(map(os.path.getsize, plan.shards)) + extra
   return {"read": read, "write": written, "memory": memory}
 
@@ -225,8 +223,7 @@ def run(plan, out, *, card=None, made=None, overwrite=False, verify=True, title=
       bytes than were written.  No folder is made then.
   """
   check_room(plan, out)
-  made = {"seed": plan.recipe.seed if plan.recipe.is_random else None, **(made or {}),
-          **{k: v for k, v in plan.recipe._asdict().items() if k != "seed"}}
+  made = {**(made or {}), **combine.record(plan.recipe)}
   with (journal.resumable(out, _key(plan, made, verify), overwrite) as log,
         concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
         concurrent.futures.ThreadPoolExecutor(1) as keeper):
@@ -251,7 +248,7 @@ def _key(plan, made, verify):
   """What a killed run's bytes depend on: inputs, by place, size and time, and settings."""
   paths = {*plan.shards, *(t.path for target in plan.targets for t in target.sources)}
   files = [(os.path.realpath(p), os.stat(p).st_size, os.stat(p).st_mtime_ns) for p in sorted(paths)]
-  text = repr((files, plan.targets, plan.recipe, made, verify, delta_stream.CHUNK, jax.__version__))
+  text = repr((files, plan.targets, plan.recipe, made, verify, buffers.CHUNK, jax.__version__))
   return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -1,14 +1,14 @@
 """What a plan's deltas add up to, range by range, without the Instruct."""
 
+import concurrent.futures
 import functools
 import math
+import os
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from shadowft_jax import combine, layout, safetensors_file
-from shadowft_jax.delta_stream import CHUNK
+from shadowft_jax import buffers, combine, layout, safetensors_file
+from shadowft_jax.buffers import SCRATCH
 from shadowft_jax.errors import InputError
 from shadowft_jax.safetensors_file import WEIGHTS
 
@@ -18,26 +18,23 @@ def targets(plan):
   return [t for t in plan.targets if t.tensor is not plan.instruct.twin]
 
 
-@functools.partial(jax.jit, static_argnames="recipe")
-def _sum(parts, weights, **options):
-  """(the deltas combined, whether that is finite)."""
-  d = combine.combined(parts, weights, **options)
-  return d, jnp.isfinite(d).all()
+def reader(plan):
+  """A function of a Chunk that gives what is added to its target's elements: float32."""
+  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    floors = combine.all_floors(targets(plan), plan.recipe, pool)
+  return functools.partial(_read, plan.recipe, floors)
 
 
-_floors = functools.lru_cache(maxsize=None)(combine.floors)
-
-
-def read(chunk, recipe):
-  """What is added to elements [first, stop) of a chunk's target: float32."""
-  target, room = chunk.target, functools.partial(np.empty, 4 * CHUNK, np.uint8)
-  parts = [p.read(chunk.first, chunk.stop, room) for p in target.parts]
-  learnt, is_finite = _sum(
-      parts, target.weights, keys=combine.keys(recipe, target), floors=_floors(target, recipe),
-      first=combine.place_of(chunk.first), recipe=recipe.static)
-  if not is_finite:
-    blame(chunk.target)
-  return np.asarray(learnt)[:chunk.stop - chunk.first]
+def _read(recipe, floors, chunk):
+  SCRATCH.used, target, first = 0, chunk.target, chunk.first
+  parts = [p.read(first, chunk.stop, SCRATCH.take) for p in target.parts]
+  learnt = np.asarray(combine.combined(
+      parts, target.weights, keys=combine.keys(recipe, target), floors=floors[target.name],
+      first=combine.place_of(first), count=buffers.size(chunk.stop - first), recipe=recipe.static))
+  learnt = learnt[:chunk.stop - first]
+  if not np.isfinite(learnt).all():
+    blame(target)
+  return learnt
 
 
 def blame(target):
@@ -57,11 +54,11 @@ def chunks(plan):
   return [c for c in layout.chunks(plan) if c.target and c.target.tensor is not plan.instruct.twin]
 
 
-def matrix(target, chunks_, recipe):
-  """The whole sum for a target, float32; rows of a table that the deltas lack are 0."""
+def matrix(read, target, chunks_):
+  """By a `reader`, all of a target's sum, float32; rows of a table that the deltas lack are 0."""
   out = np.zeros(math.prod(target.tensor.shape), np.float32)
   for chunk in chunks_:
-    out[chunk.first:chunk.stop] = read(chunk, recipe)
+    out[chunk.first:chunk.stop] = read(chunk)
   return out.reshape(target.tensor.shape)
 
 

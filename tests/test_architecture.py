@@ -15,7 +15,7 @@ LAYERS = (
     {"topologies", "port", "sharding", "lora", "delta", "objectives", "loss", "optim",
      "presets"},
     {"step", "ahead", "estimate"},
-    {"folder", "safetensors_file", "delta_file", "delta_stream", "checkpoint", "stream",
+    {"folder", "safetensors_file", "delta_file", "delta_stream", "buffers", "checkpoint", "stream",
      "graft_plan", "measure", "combine", "layout", "journal", "gap", "survival", "pairs",
      "pair_folder", "pair_check", "reference", "resume", "log", "report", "data", "generate",
      "outputs", "summed", "factored", "extract", "backends", "planning"},

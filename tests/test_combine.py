@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 import transformers
 
-from shadowft_jax import combine, delta, delta_stream, graft_plan, stream
+from shadowft_jax import buffers, combine, delta, delta_stream, graft_plan, outputs, stream
 from shadowft_jax.combine import Recipe
 from shadowft_jax.errors import InputError
 from tests.test_stream import (
@@ -84,7 +84,7 @@ def test_signs_are_elected_by_hand():
 @pytest.mark.parametrize("chunk", [1024, 1 << 20])
 @pytest.mark.parametrize("density", [0.0, 1e-9, 0.05, 0.5, 0.99, 1.0])
 def test_ties_is_the_algorithm_of_the_paper(made, tmp_path, monkeypatch, density, chunk):
-  monkeypatch.setattr(delta_stream, "CHUNK", chunk)
+  monkeypatch.setattr(buffers, "CHUNK", chunk)
   weights = (1.0, 0.5, -2.0)
   named = list(zip(map(made.joinpath, "abc"), weights, strict=True))
   run(tmp_path / "out", made / "instruct", named, combine="ties", density=density,
@@ -103,7 +103,7 @@ def test_ties_is_the_algorithm_of_the_paper(made, tmp_path, monkeypatch, density
     ids=["zeros", "ones", "range", "repeated", "one", "scales", "last bits", "normal", "bfloat16"])
 @pytest.mark.parametrize("density", [1e-4, 0.2, 0.5, 0.9999])
 def test_the_least_magnitude_kept_is_exact(tmp_path, monkeypatch, d, density):
-  monkeypatch.setattr(delta_stream, "CHUNK", 1024)
+  monkeypatch.setattr(buffers, "CHUNK", 1024)
   d = np.asarray(d, np.float32)
   instruct = model(tmp_path / "i", {NAME: np.zeros(d.shape)})
   plan = graft_plan.plan(
@@ -209,7 +209,7 @@ def test_bytes_are_the_same_for_any_chunks_and_threads(made, tmp_path, monkeypat
   deltas = [(made / "a", 0.7), (made / "b", 0.4)]
   found = []
   for chunk, threads in ((1 << 20, 2), (1024, 1), (3072, 5)):
-    monkeypatch.setattr(delta_stream, "CHUNK", chunk)
+    monkeypatch.setattr(buffers, "CHUNK", chunk)
     monkeypatch.setattr(os, "cpu_count", lambda n=threads: n)
     run(tmp_path / f"{chunk}", made / "instruct", deltas, **recipe)
     found.append((tmp_path / f"{chunk}" / WEIGHTS).read_bytes())
@@ -303,8 +303,8 @@ def test_a_result_in_float32_holds_the_sum_itself(tmp_path):
 
 
 def test_float32_leaves_what_is_no_weight_and_what_is_not_grafted_as_it_is(tmp_path, monkeypatch):
-  monkeypatch.setattr(delta_stream, "CHUNK", 1024)
-  monkeypatch.setattr(delta_stream, "COPIED", 4096)
+  monkeypatch.setattr(buffers, "CHUNK", 1024)
+  monkeypatch.setattr(buffers, "COPIED", 4096)
   tensors = {"a.mask": torch.tensor([True, False, True]), NAME: random(60, 50).half(),
              "model.b.weight": random(70, 50).bfloat16(), "z.position": torch.arange(9),
              "model.norm.weight": torch.tensor([-0.0, 1e-40, 1e-7, torch.inf]).bfloat16(),
@@ -366,3 +366,62 @@ def test_an_adapter_that_was_trained_again_is_read_anew(tmp_path):
     found.append(load(tmp_path / f"{i}")["model.layers.0.self_attn.q_proj.weight"])
   w = load(instruct)["model.layers.0.self_attn.q_proj.weight"].float()
   torch.testing.assert_close(found[1] - w, 4 * (found[0] - w))
+
+
+@pytest.mark.parametrize("rows", [3, 32, 40, 48, 49])
+def test_an_adapter_is_multiplied_in_steps_of_either_size(tmp_path, monkeypatch, rows):
+  monkeypatch.setattr(buffers, "CHUNK", 1 << 15)
+  name = "model.layers.0.self_attn.q_proj.weight"
+  instruct = model(tmp_path / "i", {name: random(rows, 1024)}, torch.float32)
+  module = "base_model.model." + name.removesuffix(".weight")
+  pair = {f"{module}.lora_A.weight": random(4, 1024, seed=1),
+          f"{module}.lora_B.weight": random(rows, 4, seed=2)}
+  run(tmp_path / "out", instruct, [(adapter(tmp_path / "low", pair), 1.0)])
+  a, b = pair.values()
+  torch.testing.assert_close(load(tmp_path / "out")[name], load(instruct)[name] + 2 * (b @ a))
+
+
+# In the place of a whole model.
+
+@pytest.mark.parametrize("recipe", [{"combine": "ties", "density": 0.3}, {"drop_rate": 0.4},
+                                    {"combine": "ties", "density": 0.7, "drop_rate": 0.5}], ids=str)
+def test_the_delta_or_the_adapter_of_a_recipe_grafts_to_the_same(made, tmp_path, recipe):
+  found = [delta_stream.stored(made / n) for n in "abc"]
+  plan = graft_plan.plan(delta_stream.read_checkpoint(made / "instruct"), found,
+                         wanted=graft_plan.scope("llama"), recipe=Recipe(**recipe))
+  stream.run(plan, tmp_path / "direct")
+  outputs.run(plan, tmp_path / "delta", outputs.Form("delta"))
+  outputs.run(plan, tmp_path / "adapter", outputs.Form("adapter", energy=1.0))
+  by = {}
+  for name in ("delta", "adapter"):
+    told = json.loads((tmp_path / name / "provenance.json").read_text())
+    assert told["combine"] == recipe.get("combine", "sum") and told["drop_rate"] == recipe.get(
+        "drop_rate", 0)
+    once = graft_plan.plan(plan.instruct, [delta_stream.stored(tmp_path / name)],
+                           wanted=graft_plan.scope("llama"))
+    stream.run(once, tmp_path / f"by {name}")
+    by[name] = load(tmp_path / f"by {name}")[NAME]
+  want = load(tmp_path / "direct")[NAME]
+  assert torch.equal(by["delta"], want) and not torch.equal(want, load(made / "instruct")[NAME])
+  torch.testing.assert_close(by["adapter"], want, rtol=8e-3, atol=1e-4)
+
+
+def test_adapters_are_not_joined_where_numbers_are_dropped(made, tmp_path):
+  module = "base_model.model." + NAME.removesuffix(".weight")
+  low = adapter(tmp_path / "low", factors(d_in=70, d_out=90, module=module))
+  for recipe in ({"combine": "ties"}, {"drop_rate": 0.1}, {}):
+    plan = graft_plan.plan(
+        delta_stream.read_checkpoint(made / "instruct"), [delta_stream.stored(low)],
+        wanted=graft_plan.scope("llama"), recipe=Recipe(**recipe))
+    if recipe:
+      with pytest.raises(InputError, match="of what TIES or DARE leaves, tell how much"):
+        outputs.check(plan, tmp_path / "out", outputs.Form("adapter"))
+    outputs.check(plan, tmp_path / "out", outputs.Form("adapter", rank=4) if recipe else
+                  outputs.Form("adapter"))
+
+
+def test_how_sums_are_stored_is_for_whole_models(made, tmp_path):
+  for flag in ("--rounding=stochastic", "--dtype=float32"):
+    told = command(f"--delta={made / 'a'}", f"--instruct={made / 'instruct'}", "--output=delta",
+                   f"--out={tmp_path / 'out'}", flag)
+    assert told.returncode == 2 and "are for --output=shadow" in told.stderr

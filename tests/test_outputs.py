@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from shadowft_jax import (
-    delta_file, delta_stream, extract, graft_plan, outputs, safetensors_file, stream)
+    delta_file, delta_stream, extract, graft_plan, layout, outputs, safetensors_file)
 from shadowft_jax.errors import InputError
 from tests import pico
 from tests.test_stream import adapter, command, load, near, raw, run, sides, trio
@@ -494,4 +494,4 @@ def test_every_number_that_changes_is_read_once(bf16):
   for chunk in outputs.summed.chunks(plan):
     counts[chunk.target.name] = counts.get(chunk.target.name, 0) + chunk.stop - chunk.first
   assert counts == {t.name: t.count for t in plan.targets}
-  assert sum(counts.values()) == sum(c.stop - c.first for c in stream.chunks(plan) if c.target)
+  assert sum(counts.values()) == sum(c.stop - c.first for c in layout.chunks(plan) if c.target)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import peft
 import pytest
@@ -17,7 +18,7 @@ import torch
 import transformers
 
 from shadowft_jax import (
-    checkpoint, delta_stream, graft, graft_plan, layout, lora, report, stream, tree)
+    buffers, checkpoint, delta_stream, graft, graft_plan, layout, lora, report, stream, tree)
 from shadowft_jax.errors import InputError
 from tests import pico, runs
 
@@ -135,7 +136,7 @@ def test_it_equals_the_graft_in_memory(tmp_path):
   pair = runs.make_pair(tmp_path / "pair", dtype=torch.bfloat16)
   _, params = checkpoint.load_model(pair / "instruct")
   noise = np.random.default_rng(0)
-  learnt = tree.map_named(lambda _, w: noise.normal(0, 0.02, w.shape).astype(np.float32), params)
+  learnt = tree.map_named(lambda _, w: jnp.float32(noise.normal(0, 0.02, w.shape)), params)
   checkpoint.save_dense(tmp_path / "delta", learnt)
   for scope in ("projections", "all"):
     run(tmp_path / f"stream {scope}", pair / "instruct", [delta_stream.stored(tmp_path / "delta")],
@@ -156,7 +157,7 @@ def test_our_adapter_equals_the_graft_in_memory(tmp_path):
   _, params = checkpoint.load_model(pair / "instruct")
   noise = np.random.default_rng(0)
   shape = lora.init(np.array([0, 1], np.uint32), params, rank=4, match="_proj/")
-  adapter = tree.map_named(lambda _, w: noise.normal(0, 0.1, w.shape).astype(np.float32), shape)
+  adapter = tree.map_named(lambda _, w: jnp.float32(noise.normal(0, 0.1, w.shape)), shape)
   checkpoint.save_adapter(tmp_path / "adapter", adapter, rank=4, alpha=8.0,
                           base_model=str(pair / "instruct"))
   run(tmp_path / "out", pair / "instruct", [delta_stream.stored(tmp_path / "adapter")])
@@ -309,7 +310,7 @@ def same_numbers(got, want):
 
 
 def test_what_survives_is_summed_per_tensor(bf16, tmp_path, monkeypatch):
-  monkeypatch.setattr(delta_stream, "CHUNK", 1024)
+  monkeypatch.setattr(buffers, "CHUNK", 1024)
   base, tuned, instruct = sides(bf16)
   plan, done = full(tmp_path / "out", base, tuned, instruct, verify=False)
   b, t, w, shadow = (load(d) for d in [*sides(bf16), tmp_path / "out"])
@@ -351,7 +352,8 @@ def test_shards_and_files_stay_but_for_what_was_grafted(tmp_path):
   plan, done = full(tmp_path / "out", *sides(folder))
   assert len(plan.shards) > 2 and done.left_out == ["pytorch_model.bin.index.json"]
   mine, theirs = ({p.name: p for p in d.iterdir()} for d in (tmp_path / "out", instruct))
-  assert mine.keys() - theirs.keys() == {"README.instruct.md", "provenance.json"}
+  assert mine.keys() - theirs.keys() == {
+      "README.instruct.md", "provenance.json", "graft_report.json", "graft_report.png"}
   assert theirs.keys() - mine.keys() == {"pytorch_model.bin.index.json"}
   for name in theirs.keys() & mine.keys() - {"README.md"}:
     a, b = theirs[name].read_bytes(), mine[name].read_bytes()
