@@ -31,32 +31,54 @@ class Run:
     return self.batch["token"].sharding.mesh
 
 
-def abstract_run(config, hf, mesh):
+@dataclasses.dataclass(frozen=True)
+class Shapes:
+  """What a run's arrays are whatever the mesh and the micro-batch."""
+  tx: Any
+  base: Any
+  state: step.TrainState
+
+
+def shapes_of(config, hf):
+  """The Shapes of a config; `hf` is config.json of the model that learns.
+
+  Raises:
+    InputError: the model is not ported.
+  """
+  base = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(config.dtype)),
+                      models.abstract_params(models.from_config(hf)))
+  tx, _ = optim.make(config, 2)
+  return Shapes(tx, base, jax.eval_shape(lambda: step.begin(config, base, tx)))
+
+
+def abstract_run(config, hf, mesh, shapes=None):
   """The run of a config.
 
   Args:
     config: see presets.py; `attention` names a backend.
     hf: config.json of the model that learns.
     mesh: a Mesh or an AbstractMesh.
+    shapes: `shapes_of` the config, where they are known.
 
   Raises:
     InputError: the model is not ported, or the mesh does not divide it.
   """
+  shapes = shapes or shapes_of(config, hf)
   model = models.from_config(hf, dtype=jnp.dtype(config.dtype), backend=config.attention,
                              remat=config.remat, combine=delta_lib.combine)
-  def placed(shapes, dtype=None):
+  def placed(tree_, dtype=None):
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, dtype or x.dtype, sharding=s),
-                        shapes, sharding.of(shapes, mesh))
-  base = placed(models.abstract_params(model), config.dtype)
-  tx, _ = optim.make(config, 2)
-  state = placed(jax.eval_shape(lambda: step.begin(config, base, tx)))
-  where = NamedSharding(mesh, sharding.BATCH)
-  batch = {name: jax.ShapeDtypeStruct((config.rows, config.data.max_length), jnp.int32,
-                                      sharding=where)
-           for name in ("token", "segment", "position", "answer")}
-  method = step.Method(model, objectives.OBJECTIVES[config.objective],
+                        tree_, sharding.of(tree_, mesh))
+  names = dict.fromkeys(("token", "segment", "position", "answer"), jnp.int32)
+  if config.objective in objectives.PAIRED and config.dpo.reference == "precomputed":
+    names["reference"] = jnp.float32
+  batch = {name: jax.ShapeDtypeStruct((config.rows, config.data.max_length), dtype,
+                                      sharding=NamedSharding(mesh, sharding.BATCH))
+           for name, dtype in names.items()}
+  method = step.Method(model, objectives.OBJECTIVES[config.objective](config),
                        delta_lib.scale_of(config.delta), config.loss_chunk)
-  return Run(method, tx, base, state, placed(state.delta, config.gradient_dtype), batch)
+  return Run(method, shapes.tx, placed(shapes.base), placed(shapes.state),
+             placed(shapes.state.delta, config.gradient_dtype), batch)
 
 
 def bytes_a_device(shapes):

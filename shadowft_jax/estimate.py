@@ -125,15 +125,21 @@ def memory(run, compiled=None):
 
 @dataclasses.dataclass(frozen=True)
 class Seconds:
-  """Of one micro-batch by what bounds it, and of the update."""
+  """Of one micro-batch by what bounds it, and of the update.
+
+  Attributes:
+    links: weights and gradients sent while something else is computed.
+    waits: sums over the mesh axis tensor and keys over context, which the next product needs.
+  """
   products: float
   memory: float
   links: float
+  waits: float
   update: float
 
   @property
   def microbatch(self):
-    return max(self.products, self.memory, self.links)
+    return max(self.products, self.memory, self.links) + self.waits
 
   @property
   def bound(self):
@@ -148,7 +154,7 @@ def seconds(run, accelerator, link):
   state = 2 * ahead.bytes_a_device(run.state) + ahead.bytes_a_device(run.grads)
   return Seconds(products / EFFICIENCY["products"],
                  _read(run) / accelerator.bandwidth / EFFICIENCY["memory"],
-                 _sent(run) / link / EFFICIENCY["links"],
+                 *(sent / link / EFFICIENCY["links"] for sent in _sent(run)),
                  state / accelerator.bandwidth / EFFICIENCY["memory"])
 
 
@@ -170,22 +176,22 @@ def _read(run):
 
 
 def _sent(run):
-  """Bytes that a device sends for a micro-batch: weights, gradients, partial sums."""
+  """Bytes that a device sends for a micro-batch: (weights and gradients, partial sums and keys)."""
   model, learnt, size = run.method.model, ahead.learnt_names(run), run.method.model.dtype.itemsize
+  cfg, mesh = model.cfg, run.mesh.shape
   rows, length = run.batch["token"].sharding.shard_shape(run.batch["token"].shape)
   def apart(axis):
-    return (run.mesh.shape[axis] - 1) / run.mesh.shape[axis]
+    return (mesh[axis] - 1) / mesh[axis]
   _, vocabulary = _widths(run)
-  head, chunks = model.cfg.hidden_size * vocabulary, math.ceil(length / run.method.chunk)
+  head, chunks = cfg.hidden_size * vocabulary, math.ceil(length / run.method.chunk)
   trained = any("/layers/" in n for n in learnt)
   sent = apart("fsdp") * (size * _block_weights(run) * (2 + trained)
                           + chunks * head * (2 * size + 4 * _head_learns(run)))
-  sums = 2 * size * rows * length * model.cfg.hidden_size * model.cfg.num_hidden_layers
-  sent += apart("tensor") * sums * (4 + 2 * (model.remat == "full"))
   sent += apart("data") * 2 * ahead.bytes_a_device(run.grads)
-  keys = 2 * size * rows * length * run.mesh.shape["context"] * model.cfg.num_hidden_layers * (
-      model.cfg.num_key_value_heads * model.cfg.head_dim)
-  return sent + apart("context") * keys * 3
+  token = size * rows * length * cfg.num_hidden_layers       # one number a token and layer
+  sums = 2 * cfg.hidden_size * (4 + 2 * (model.remat == "full"))
+  keys = 2 * cfg.num_key_value_heads * cfg.head_dim * mesh["context"] * 3
+  return sent, token * (apart("tensor") * sums + apart("context") * keys)
 
 
 def disk(run):

@@ -68,13 +68,13 @@ def describe(plan, hf, rows):
       f"{config.moment_dtype}, remat {config.remat}, attention {config.attention}",
       f"FLOPs a step: {work.useful * tokens:.3e} useful, {work.executed * tokens:.3e} executed",
       f"time a step: {step:.1f} s; {NAMED[time.bound]} take longest (a micro-batch: products "
-      f"{time.products:.2f} s, device memory {time.memory:.2f} s, links {time.links:.2f} s; "
-      f"update {time.update:.2f} s)",
+      f"{time.products:.2f} s, device memory {time.memory:.2f} s, links {time.links:.2f} s, "
+      f"waits {time.waits:.2f} s; update {time.update:.2f} s)",
       f"an epoch: {epoch / 3600:.2f} h ({known})",
       f"  assumed: {e['products']:.0%} of {plan.accelerator.flops / 1e12:.0f} TFLOP/s, "
       f"{e['memory']:.0%} of {plan.accelerator.bandwidth / 1e12:.2f} TB/s, {e['links']:.0%} of "
-      f"{plan.link / 1e9:.0f} GB/s a direction; the slowest of the three alone; every example as "
-      "long as its row",
+      f"{plan.link / 1e9:.0f} GB/s a direction; the slowest of the three, the others beside it; "
+      "waits are sums over tensor; every example as long as its row",
       "disk: " + ", ".join(f"{name} {size / 1e9:.1f}" for name, size in disk.items())
       + f": {sum(disk.values()) / 1e9:.1f} GB (three checkpoints while one is written)"]
 

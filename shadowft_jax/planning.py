@@ -59,11 +59,12 @@ class Plan:
     return self.seconds.microbatch / self.config.rows
 
 
-def make(config, hf, topology, *, compile=True):
+def make(config, hf, topology, *, compile=True, shapes=None):
   """The Plan of a config for the model of config.json `hf`.
 
   Args:
     compile: asks the compiler, where this environment has one.
+    shapes: `ahead.shapes_of` the config, where they are known.
 
   Raises:
     InputError: the topology, model or mesh cannot be.
@@ -79,7 +80,7 @@ def make(config, hf, topology, *, compile=True):
   mesh = (sharding.make_mesh(config.mesh, topologies.mesh_devices(topology)) if compile
           else sharding.abstract_mesh(config.mesh, math.prod(shape)))
   sharding.check_batch(config.rows, config.data.max_length, mesh)
-  run = ahead.abstract_run(config, hf, mesh)
+  run = ahead.abstract_run(config, hf, mesh, shapes)
   plan = Plan(config, accelerator, hosts, run, estimate.memory(run))
   if not compile:
     return plan
@@ -148,10 +149,10 @@ def search(config, hf, topology):
   All candidates are estimated, and those that may fit compiled in the order of their speed.
   """
   accelerator, shape = topologies.parse(topology)
-  plans = []
+  plans, shapes = [], ahead.shapes_of(config, hf)
   for candidate in candidates(config, math.prod(shape)):
     try:
-      plans.append(make(candidate, hf, topology, compile=False))
+      plans.append(make(candidate, hf, topology, compile=False, shapes=shapes))
     except InputError:     # a mesh that does not divide the model
       continue
   if not plans:

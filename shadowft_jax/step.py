@@ -80,13 +80,20 @@ class Method:
 
 def gradients(delta, base, batches, start=None, *, method, dtype=None):
   """(d loss sum / d delta, sums) over a step's micro-batches, the gradients in `dtype` if given."""
-  grads = jax.tree.map(
-      lambda x: jnp.zeros(x.shape, dtype or x.dtype, device=x.sharding), delta)
-  sums = None
+  leaves, tree_ = jax.tree.flatten(delta)
+  zeros = _zeros(tuple((x.shape, jnp.dtype(dtype or x.dtype), x.sharding) for x in leaves))
+  grads, sums = jax.tree.unflatten(tree_, zeros()), None
   for batch in batches:
     grads, part = accumulate(grads, delta, base, batch, start, method=method)
     sums = part if sums is None else add(sums, part)
   return grads, sums
+
+
+@functools.cache
+def _zeros(kinds):
+  """A compiled function that makes zeros of each (shape, dtype, sharding), each in its place."""
+  return jax.jit(lambda: [jnp.zeros(shape, dtype) for shape, dtype, _ in kinds],
+                 out_shardings=[sharding for *_, sharding in kinds])
 
 
 @functools.partial(jax.jit, static_argnames="method", donate_argnums=0)
@@ -111,7 +118,7 @@ def _differentiated(grads, delta, base):
 
   A sum's gradient is that of either summand: W's comes in the dtype of W.
   """
-  if jax.tree.map(jnp.dtype, grads) == jax.tree.map(jnp.dtype, delta):
+  if all(g.dtype == d.dtype for g, d in zip(*map(jax.tree.leaves, (grads, delta)), strict=True)):
     return delta, lambda x: (x, base)
   named, learnt = tree.names(base), tree.names(delta["delta"])
   return ({"delta": tree.nest({n: named[n] for n in learnt})},

@@ -112,8 +112,12 @@ def test_one_device_sends_nothing_and_more_share_the_products():
   assert one.seconds.products == pytest.approx(8 * eight.seconds.products)
   two_hosts = planning.make(config_of(rows=16), LLAMA, "a100-80gb:2x8")
   assert two_hosts.seconds.links > eight.seconds.links * accelerator.link / 2 / 100e9
+  assert eight.seconds.waits == 0
   assert eight.seconds.microbatch == max(eight.seconds.products, eight.seconds.memory,
                                          eight.seconds.links)
+  tensor = planning.make(config_of(rows=4, **{"mesh.tensor": 2}), LLAMA, "a100-80gb:8").seconds
+  assert tensor.waits > 0
+  assert tensor.microbatch == tensor.waits + max(tensor.products, tensor.memory, tensor.links)
 
 
 @pytest.mark.parametrize("fields, remedy", [
