@@ -182,7 +182,7 @@ class Backbone(nn.Module):
     self.layers = nn.scan(
         block, variable_axes={c: 0 for c in ("params", "delta", "lora", "cache")},
         split_rngs={"params": True}, in_axes=(0, nn.broadcast),
-        length=cfg.num_hidden_layers)(cfg, self.backend)
+        length=cfg.num_hidden_layers, unroll=int(__import__("os").environ.get("UNROLL", "1")))(cfg, self.backend)
     self.norm = self.mapped(RMSNorm)(cfg.rms_norm_eps, cfg.norm_offset)
 
   def __call__(self, token_BT, segment_BT, position_BT):
