@@ -1,12 +1,14 @@
-"""Seconds and memory of a full graft, beside ten plain lines of torch that load three models.
+"""Seconds and memory of a full graft, beside what else does it: plain torch, the authors, mergekit.
 
   python benchmarks/graft.py [--billions 1.2] [--repeats 3] [--folder DIR] [--python PYTHON]
+                             [--mergekit PYTHON]
 
 Writes three checkpoints of Llama's shape (bfloat16, random; 2 GB a billion each, and as much for
-each result) and grafts them in processes of their own, start-up included, in turn: the plain lines,
-ours with --no-verify, ours.  Prints one JSON line: the fastest of each, in seconds; memory is the
-peak of what is not file cache (anonymous pages), in GB.  The plain lines do not wait until their
-result is on disk; ours does.
+each result) and grafts them in processes of their own, start-up included, in turn: mergekit's
+task_arithmetic if the Python of an environment that has it is told (third_party/README.md), the
+authors' method, ten plain lines of torch that load three models, ours with --no-verify, ours.
+Prints one JSON line: the fastest of each, in seconds; memory is the peak of what is not file cache
+(anonymous pages), in GB.  The others do not wait until their result is on disk; ours does.
 """
 
 import argparse
@@ -44,10 +46,27 @@ def shapes(billions):
   return {**out, "model.norm.weight": (D,)}
 
 
+def config_of(named):
+  """config.json of such a model."""
+  rows, D = named["model.embed_tokens.weight"]
+  return {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "dtype": "bfloat16",
+          "tie_word_embeddings": True, "vocab_size": rows, "hidden_size": D,
+          "intermediate_size": 4 * D, "num_attention_heads": D // 16, "head_dim": 16,
+          "num_key_value_heads": D // 64,
+          "num_hidden_layers": sum(n.endswith("up_proj.weight") for n in named)}
+
+
+def recipe(base, tuned, instruct):
+  """mergekit's configuration of the same sum: Base + 1 (Instruct - Base) + 1 (tuned - Base)."""
+  models = [{"model": str(m), "parameters": {"weight": 1.0}} for m in (instruct, tuned)]
+  return {"merge_method": "task_arithmetic", "base_model": str(base), "models": models,
+          "dtype": "bfloat16"}
+
+
 def write_model(folder, named, seed):
   """One file of random numbers; a seed shifts them, so that the three differ a little."""
   folder.mkdir()
-  (folder / "config.json").write_text('{"model_type": "llama", "tie_word_embeddings": true}')
+  (folder / "config.json").write_text(json.dumps(config_of(named)))
   fields, end = {}, 0
   for name, shape in named.items():
     begin, end = end, end + 2 * math.prod(shape)
@@ -67,7 +86,7 @@ def measure(command):
   """(seconds, peak bytes of anonymous memory) of a process."""
   start, peak = time.time(), 0
   process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT),
-                                                     "JAX_PLATFORMS": "cpu"},
+                                                     "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"},
                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
   told = []
   reader = threading.Thread(target=lambda: told.append(process.stderr.read()))
@@ -90,7 +109,9 @@ def main():
   parser.add_argument("--billions", type=float, default=0.1)
   parser.add_argument("--repeats", type=int, default=3)
   parser.add_argument("--folder", help="where the models are written and removed")
-  parser.add_argument("--python", default=sys.executable, help="one that has torch")
+  parser.add_argument("--python", default=sys.executable,
+                      help="one that has torch and huggingface_hub")
+  parser.add_argument("--mergekit", help="a Python that has mergekit; without it, not measured")
   args = parser.parse_args()
   named = shapes(args.billions)
   with tempfile.TemporaryDirectory(dir=args.folder) as folder:
@@ -98,23 +119,30 @@ def main():
     sides = [folder / n for n in ("base", "tuned", "instruct")]
     for seed, side in enumerate(sides):
       write_model(side, named, seed)
-    ours = [sys.executable, "-m", "shadowft_jax.graft", f"--out={folder / 'out'}",
+    out = folder / "out"
+    ours = [sys.executable, "-m", "shadowft_jax.graft", f"--out={out}",
             *(f"--{s.name}={s}" for s in sides)]
-    plain = [args.python, ROOT / "third_party" / "plain_graft.py", *sides, folder / "out"]
-    commands = {"plain": plain, "no_verify": [*ours, "--no-verify"], "ours": ours}
+    commands = {}
+    if args.mergekit:
+      (folder / "recipe.yaml").write_text(json.dumps(recipe(*sides)))      # JSON is YAML
+      commands["mergekit"] = [args.mergekit, "-m", "mergekit.scripts.run_yaml", "--quiet",
+                              "--no-copy-tokenizer", folder / "recipe.yaml", out]
+    for peer in ("authors", "plain"):
+      commands[peer] = [args.python, ROOT / "third_party" / f"{peer}_graft.py", *sides, out]
+    commands |= {"no_verify": [*ours, "--no-verify"], "ours": ours}
     found = {n: [] for n in commands}
     for _ in range(args.repeats):
       for name, command in commands.items():
         found[name].append(measure(command))
-        shutil.rmtree(folder / "out")
+        shutil.rmtree(out)
         os.sync()
   best = {n: min(x) for n, x in found.items()}
   print(json.dumps({
       "benchmark": "graft", "parameters": sum(map(math.prod, named.values())),
       "cores": os.cpu_count(), "seconds": {n: round(s, 2) for n, (s, _) in best.items()},
       "memory_gb": {n: round(max(p for _, p in x) / 1e9, 2) for n, x in found.items()},
-      "plain_over_no_verify": round(best["plain"][0] / best["no_verify"][0], 2),
-      "ours_over_no_verify": round(best["ours"][0] / best["no_verify"][0], 2)}))
+      **{f"{n}_over_no_verify": round(s / best["no_verify"][0], 2)
+         for n, (s, _) in best.items() if n != "no_verify"}}))
 
 
 if __name__ == "__main__":

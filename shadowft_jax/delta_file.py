@@ -26,6 +26,7 @@ PORTED = {"peft_type": ("LORA",), "bias": ("none",), "use_rslora": (False,),
 ADAPTER = ("a", "b")           # the leaves of either kind
 DENSE = ("kernel", "bias", "scale", "embedding")
 MAX_SHARD = 5_000_000_000      # bytes
+DENSE_METADATA = {"format": "pt", "shadowft": "delta"}
 
 
 def save_adapter(directory, lora_tree, *, rank, alpha, base_model, like=None, overwrite=False):
@@ -49,6 +50,18 @@ def save_adapter(directory, lora_tree, *, rank, alpha, base_model, like=None, ov
   modules = sorted({name.split("/")[-2] for name in named})
   model_config = pathlib.Path(like or base_model) / "config.json"
   kind = folder.read_json(model_config).get("model_type") if model_config.exists() else None
+  config = adapter_config(modules, rank=rank, alpha=alpha, base_model=base_model, kind=kind)
+  rename = lambda name: PREFIX + port.served_name(name, kind)
+  if not hosts.is_first():
+    port.take_part(lora_tree)
+    return
+  with folder.atomic(directory, overwrite) as fresh:
+    _write(fresh, "adapter_model", lora_tree, rename, {"format": "pt"}, math.inf)
+    (fresh / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def adapter_config(modules, *, rank, alpha, base_model, kind=None):
+  """What adapter_config.json says; `kind` is the model_type of the model that it is for."""
   config = {
       "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(base_model),
       "r": rank, "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
@@ -57,13 +70,7 @@ def save_adapter(directory, lora_tree, *, rank, alpha, base_model, like=None, ov
       "fan_in_fan_out": False, "inference_mode": True}
   if kind in port.BESIDE:       # a vision tower has modules of the same names
     config["exclude_modules"] = port.BESIDE[kind]
-  rename = lambda name: PREFIX + port.served_name(name, kind)
-  if not hosts.is_first():
-    port.take_part(lora_tree)
-    return
-  with folder.atomic(directory, overwrite) as fresh:
-    _write(fresh, "adapter_model", lora_tree, rename, {"format": "pt"}, math.inf)
-    (fresh / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+  return config
 
 
 def save_dense(directory, dense_tree, *, overwrite=False):
@@ -76,32 +83,35 @@ def save_dense(directory, dense_tree, *, overwrite=False):
     port.take_part(dense_tree)
     return
   with folder.atomic(directory, overwrite) as fresh:
-    _write(fresh, "delta", dense_tree, str, {"format": "pt", "shadowft": "delta"}, MAX_SHARD)
+    _write(fresh, "delta", dense_tree, str, DENSE_METADATA, MAX_SHARD)
 
 
 def _write(directory, stem, part, rename, metadata, max_shard):
   """Writes a tree to one file, or to several and their index; `rename` is told each name."""
-  named = tree.names(part)
-  shapes = {rename(n): shape for n, shape in port.file_shapes(named).items()}
-  shards, room = [], 0
-  for name, shape in shapes.items():
-    nbytes = 4 * math.prod(shape)
-    if nbytes > room:
-      shards.append({})
-      room = max_shard
-    shards[-1][name] = shape
-    room -= nbytes
+  shapes = {rename(n): shape for n, shape in port.file_shapes(tree.names(part)).items()}
   stream = ((rename(name), x) for name, x in port.export(part))
-  files = [f"{stem}.safetensors"]
-  if len(shards) > 1:
-    files = [f"{stem}-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
-    places = {n: f for f, shard in zip(files, shards, strict=True) for n in shard}
-    index = {"metadata": {"total_size": 4 * sum(map(math.prod, shapes.values()))},
-             "weight_map": places}
-    (directory / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-  for file, shard in zip(files, shards, strict=True):
+  for file, shard in shards(directory, stem, shapes, max_shard).items():
     safetensors_file.write(directory / file, shard, itertools.islice(stream, len(shard)),
                            metadata)
+
+
+def shards(directory, stem, shapes, max_shard, itemsize=4):
+  """{file name: {name: shape}}, each of at most `max_shard` bytes; several get their index."""
+  parts, room = [], 0
+  for name, shape in shapes.items():
+    nbytes = itemsize * math.prod(shape)
+    if nbytes > room:
+      parts.append({})
+      room = max_shard
+    parts[-1][name] = shape
+    room -= nbytes
+  if len(parts) == 1:
+    return {f"{stem}.safetensors": parts[0]}
+  out = {f"{stem}-{i:05}-of-{len(parts):05}.safetensors": p for i, p in enumerate(parts, 1)}
+  index = {"metadata": {"total_size": itemsize * sum(map(math.prod, shapes.values()))},
+           "weight_map": {n: file for file, part in out.items() for n in part}}
+  (directory / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+  return out
 
 
 def load_delta(directory, *, mesh=None):

@@ -111,6 +111,7 @@ class Delta(NamedTuple):
   paths: dict            # {role: files that are read}
   weight: float
   complete: bool         # whether every tensor in the scope must have a part
+  base: Checkpoint | None = None    # of a difference
 
 
 def elements(tensor, first, stop, buffer):
@@ -169,11 +170,11 @@ def difference(base_dir, tuned_dir, weight=1.0):
   sides = {"base": base, "tuned": tuned}
   return Delta(f"{tuned_dir} - {base_dir}", "full", parts, {**base.names, **tuned.names},
                {r: s.directory for r, s in sides.items()},
-               {r: _files(s.directory, s.tensors) for r, s in sides.items()}, weight, True)
+               {r: files(s.directory, s.tensors) for r, s in sides.items()}, weight, True, base)
 
 
-def _files(directory, tensors):
-  """What was read of a folder."""
+def files(directory, tensors):
+  """What is read of a folder for these tensors."""
   beside = [p for n in ("config.json", "adapter_config.json", "*.safetensors.index.json")
             for p in directory.glob(n)]
   return sorted({*beside, *(t.path for t in tensors.values())})
@@ -193,7 +194,7 @@ def stored(directory, weight=1.0):
   _check_dtypes(directory, found)
   names, _ = pair_folder.canonical(directory, found)
   return Delta(f"the delta {directory}", "full", {s: Dense(found[n]) for s, n in names.items()},
-               names, {"delta": directory}, {"delta": _files(directory, found)}, weight, False)
+               names, {"delta": directory}, {"delta": files(directory, found)}, weight, False)
 
 
 def _check_dtypes(directory, tensors):
@@ -223,7 +224,7 @@ def _adapter(directory, weight):
   parts = _low_rank(directory, found, config)
   names, _ = pair_folder.canonical(directory, parts)
   return Delta(f"the adapter {directory}", "lora", {s: parts[n] for s, n in names.items()}, names,
-               {"adapter": directory}, {"adapter": _files(directory, found)}, weight, False)
+               {"adapter": directory}, {"adapter": files(directory, found)}, weight, False)
 
 
 def _is_size(x):

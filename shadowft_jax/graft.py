@@ -6,7 +6,8 @@
 
 W_I' = W_I + (W_B' - W_B): Shadow-FT, arXiv 2505.12716, equation 3.  The bracket is the delta that
 train.py wrote, a LoRA adapter of PEFT, or the difference of two checkpoints of any tool and family.
---out is a Hugging Face folder like --instruct.
+--out is a Hugging Face folder like --instruct; or, by --output=adapter or delta, only what is added
+to it.
 """
 
 import pathlib
@@ -16,8 +17,8 @@ from absl import flags
 import jax
 
 from shadowft_jax import (
-    checkpoint, command, delta as delta_lib, delta_stream, graft_plan, models, report, sharding,
-    stream, tree)
+    checkpoint, command, delta as delta_lib, delta_stream, graft_plan, models, outputs, report,
+    sharding, stream, tree)
 from shadowft_jax.errors import InputError
 from shadowft_jax.log import say
 
@@ -91,10 +92,10 @@ def _weighted(text):
 
 def _deltas():
   """The deltas that the flags name, each with its weight."""
-  if bool(BASE.value) != bool(TUNED.value):
-    raise InputError("--base and --tuned are given together: what was learnt is their difference")
+  if TUNED.value and not BASE.value:
+    raise InputError("--tuned needs --base: what was learnt is their difference")
   found = []
-  if BASE.value:
+  if TUNED.value:
     found.append(delta_stream.difference(BASE.value, TUNED.value, ALPHA.value))
   for folder, weight in map(_weighted, DELTA.value or ()):
     found.append(delta_stream.stored(folder, ALPHA.value * weight))
@@ -120,11 +121,40 @@ def _scope_text():
   return ", ".join(parts)
 
 
+def _form():
+  """The form that the flags ask for; None for a whole model."""
+  only = {"delta-dtype": "delta", "rank": "adapter", "energy": "adapter"}
+  if bad := [f for f, kind in only.items() if flags.FLAGS[f].present and OUTPUT.value != kind]:
+    raise InputError(f"--{bad[0]} is for --output={only[bad[0]]}; got --output={OUTPUT.value}")
+  if RANK.value is not None and ENERGY.value is not None:
+    raise InputError("--rank and --energy both tell how much an adapter keeps; give one")
+  if OUTPUT.value == "shadow":
+    return None
+  return outputs.Form(OUTPUT.value, DELTA_DTYPE.value, RANK.value, ENERGY.value)
+
+
+def _write_learnt(plan, form):
+  """What is added to the Instruct, in the place of the sum."""
+  out = OUT.value
+  outputs.check(plan, out, form)
+  say("\n  ".join(graft_plan.lines(plan, out, outputs.need(plan, form), stream.free(out))))
+  if DRY_RUN.value:
+    return
+  made = {**_settings(plan.deltas), "output": form._asdict()}
+  told = outputs.run(plan, out, form, made=made, overwrite=OVERWRITE.value,
+                     verify=not NO_VERIFY.value)
+  for line in outputs.lines(form, told):
+    say(line)
+  say(f"wrote the {form.name} of {len(plan.targets)} tensors for {INSTRUCT.value}: {out}")
+
+
 def _is_plain(kind):
   """Whether the flags ask for what train.py does at its end, on a family that it trains."""
   given = {n for n in flags.FLAGS if flags.FLAGS[n].present}
+  # A delta or an adapter that this command made may be of some layers only.
   return (given <= {"delta", "instruct", "out", "match", "overwrite", "debug"}
           and len(DELTA.value or ()) == 1 and _weighted(DELTA.value[0])[0] == DELTA.value[0]
+          and not (pathlib.Path(DELTA.value[0]) / "provenance.json").exists()
           and kind in models.FAMILIES)
 
 
@@ -142,6 +172,7 @@ def _graft_in_memory(folder):
 
 
 def main():
+  form = _form()
   instruct = delta_stream.read_checkpoint(INSTRUCT.value)
   if _is_plain(instruct.kind):
     _graft_in_memory(DELTA.value[0])
@@ -149,7 +180,11 @@ def main():
   deltas = _deltas()
   wanted = graft_plan.scope(instruct.kind, SCOPE.value, match=MATCH.value, include=INCLUDE.value,
                             exclude=EXCLUDE.value)
-  plan = graft_plan.plan(instruct, deltas, wanted=wanted, vocab=VOCAB.value)
+  base = delta_stream.read_checkpoint(BASE.value) if BASE.value else None
+  plan = graft_plan.plan(instruct, deltas, wanted=wanted, vocab=VOCAB.value, base=base)
+  if form:
+    _write_learnt(plan, form)
+    return
   say("\n  ".join(graft_plan.lines(plan, OUT.value, stream.need(plan), stream.free(OUT.value))))
   if DRY_RUN.value:
     stream.check_room(plan, OUT.value)
@@ -167,14 +202,24 @@ def main():
 
 
 if __name__ == "__main__":
-  BASE = flags.DEFINE_string("base", None, "The Base model's folder; with --tuned.")
+  BASE = flags.DEFINE_string("base", None, "The Base model's folder: with --tuned, what "
+                             "the delta is taken from; the result is measured against it.")
   TUNED = flags.DEFINE_string("tuned", None, "The tuned Base model's folder.")
   DELTA = flags.DEFINE_multi_string(
       "delta", None, "A delta folder, such as RUN/delta, or FOLDER:WEIGHT; may be repeated.")
   ADAPTER = flags.DEFINE_multi_string(
       "adapter", None, "A LoRA adapter of PEFT, or FOLDER:WEIGHT; may be repeated.")
   INSTRUCT = flags.DEFINE_string("instruct", None, "The Instruct model's folder.", required=True)
-  OUT = flags.DEFINE_string("out", None, "Where the grafted model goes.", required=True)
+  OUT = flags.DEFINE_string("out", None, "The folder to make.", required=True)
+  OUTPUT = flags.DEFINE_enum(
+      "output", "shadow", ["shadow", "adapter", "delta"], "shadow: the grafted model; adapter: one "
+      "adapter to serve on the Instruct; delta: what is added to it, as it is.")
+  DELTA_DTYPE = flags.DEFINE_enum("delta-dtype", "float32", sorted(outputs.DTYPES, reverse=True),
+                                  "In which --output=delta stores its numbers.")
+  RANK = flags.DEFINE_integer("rank", None, "Of --output=adapter: how many singular values are "
+                              "kept of each tensor.", lower_bound=1)
+  ENERGY = flags.DEFINE_float("energy", None, "In its place: the share of the squared singular "
+                              "values that is kept of each tensor, as 0.9.", 1e-9, 1.0)
   ALPHA = flags.DEFINE_float("alpha", 1.0, "What every delta is multiplied by.")
   SCOPE = flags.DEFINE_enum("scope", "paper", ["paper", "all"],
                             "paper: the projections of the layers; all: all that the models share.")

@@ -22,6 +22,13 @@ class Target(NamedTuple):
   parts: tuple           # what is added: Difference, Dense or LowRank
   weights: tuple         # the factor of each
   count: int             # how many elements change, from the first
+  base: Tensor | None = None    # what W_I is measured against
+
+  @property
+  def sources(self):
+    """All tensors that are read beside the Instruct's, once each."""
+    found = [t for part in self.parts for t in part.sources.values()]
+    return [*dict.fromkeys([*found, *filter(None, [self.base])])]
 
 
 class Plan(NamedTuple):
@@ -32,6 +39,7 @@ class Plan(NamedTuple):
   beyond: list           # the deltas' tensors outside the scope, as they spell them
   mapped: list           # lines on prefixes that differ
   shards: list           # the Instruct's weight files
+  base: delta_stream.Checkpoint | None = None    # what the result is measured against
 
 
 def scope(kind, name="paper", *, match=None, include=None, exclude=None):
@@ -65,7 +73,7 @@ def scope(kind, name="paper", *, match=None, include=None, exclude=None):
   return wanted
 
 
-def plan(instruct, deltas, *, wanted, vocab="refuse"):
+def plan(instruct, deltas, *, wanted, vocab="refuse", base=None):
   """Matches deltas with an Instruct, by names without prefixes.
 
   Args:
@@ -73,10 +81,12 @@ def plan(instruct, deltas, *, wanted, vocab="refuse"):
     deltas: list of Delta.
     wanted: the scope, a function of (tensor name as the Instruct spells it, axes).
     vocab: "refuse", or "common" to graft only the rows that tables of different length share.
+    base: the Base's Checkpoint, which the result is measured against; otherwise that of the first
+      difference.
 
   Raises:
     InputError: within the scope, a name is on one side only, or shapes or dtypes do not fit (all
-      are listed); or nothing matches.
+      are listed); nothing matches; or `base` has none of the tensors.
   """
   targets, beyond, bad, rows_differ = {}, set(), {}, set()
   for learnt in deltas:
@@ -104,12 +114,28 @@ def plan(instruct, deltas, *, wanted, vocab="refuse"):
   _refuse(bad, rows_differ)
   if not targets:
     raise InputError(_nothing(instruct, deltas, beyond))
+  base = base or next((d.base for d in deltas if d.base), None)
+  _measure(targets, base)
   if TABLE in targets and instruct.twin:
     targets[HEAD] = targets[TABLE]._replace(name=instruct.names[HEAD], tensor=instruct.twin)
   _check_dtypes(targets.values())
   shards = sorted({t.path for t in (*instruct.tensors.values(), *filter(None, [instruct.twin]))})
   return Plan(instruct, deltas, list(targets.values()), sorted(beyond), _mapped(instruct, deltas),
-              shards)
+              shards, base)
+
+
+def _measure(targets, base):
+  """Gives each target the Base's tensor, where that has at least its elements."""
+  if base is None:
+    return
+  for short, target in targets.items():
+    found = base.tensors.get(short)
+    if found and found.shape[1:] == target.tensor.shape[1:] and (
+        math.prod(found.shape) >= target.count):
+      targets[short] = target._replace(base=found)
+  if not any(t.base for t in targets.values()):
+    raise InputError(f"{base.directory} has none of the tensors that change, in their shapes; "
+                     "give the Base of this Instruct, or no --base")
 
 
 def _is_buffer(tensor):
@@ -164,7 +190,7 @@ def _nothing(instruct, deltas, beyond):
 
 def _check_dtypes(targets):
   bad = [f"{tensor.path}: {target.name} is {tensor.dtype}" for target in targets
-         for tensor in (target.tensor, *(t for p in target.parts for t in p.sources.values()))
+         for tensor in (target.tensor, *target.sources)
          if tensor.dtype not in WEIGHTS]
   if bad:
     raise InputError(f"weights are read in {', '.join(WEIGHTS)}; choose unquantised models:"

@@ -9,7 +9,7 @@ def make(config, steps):
   """AdamW under a clip of the global norm, cosine to zero after a linear warm-up.
 
   Args:
-    config: lr, warmup_ratio, b1, b2, eps, weight_decay, grad_clip_norm.
+    config: lr, warmup_ratio, b1, b2, eps, moment_dtype, weight_decay, grad_clip_norm.
     steps: optimizer steps in all.
 
   Returns:
@@ -24,6 +24,8 @@ def make(config, steps):
       0.0 if warmup else config.lr, config.lr, warmup, max(steps, warmup + 1))
   return optax.chain(
       optax.clip_by_global_norm(config.grad_clip_norm),
-      optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+      # The second moment stays in float32: with b2 = 0.999 what a step adds is lost in bfloat16.
+      optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps,
+                          mu_dtype=config.moment_dtype),
       optax.add_decayed_weights(config.weight_decay),
       optax.scale_by_learning_rate(schedule)), schedule

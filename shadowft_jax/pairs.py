@@ -22,7 +22,7 @@ WHY_NOT_TRAIN = {kind: (f"{kind} models bring their own code (remote code), whic
 # The paper's scope over tensor names (the authors' src/shadow/apply_diff.py), and the same
 # projections where a family names or fuses them otherwise.
 PROJECTIONS = {
-    "default": r"^(?!.*vision).*\blayers\.\d+\..*\b(q|k|v|o|gate|up|gate_up|down)_proj\.",
+    "default": r"^(?!.*vision).*\blayers\.\d+\..*\b(q|k|v|o|qkv|gate|up|gate_up|down)_proj\.",
     "internlm2": r"\blayers\.\d+\.(attention\.(wqkv|wo)|feed_forward\.(w1|w2|w3))\.",
     "baichuan": r"\blayers\.\d+\.(self_attn\.(W_pack|o_proj)|mlp\.(gate|up|down)_proj)\.",
 }

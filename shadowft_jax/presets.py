@@ -11,7 +11,9 @@ from shadowft_jax.objectives import OBJECTIVES
 CHOICES = {
     "learn_on": ("base", "instruct"),
     "dtype": ("bfloat16", "float32"),
-    "attention": tuple(BACKENDS),
+    "gradient_dtype": ("float32", "bfloat16"),
+    "moment_dtype": ("float32", "bfloat16"),
+    "attention": ("auto", *BACKENDS),
     "remat": tuple(REMAT),
     "objective": tuple(OBJECTIVES),
     "delta.kind": KINDS,
@@ -39,7 +41,8 @@ def sft():
   c.seed = 42
 
   c.dtype = "bfloat16"       # of the frozen weights and of matrix products while training
-  c.attention = "xla"        # a name in models/attention.py
+  c.gradient_dtype, c.moment_dtype = "float32", "float32"   # of full tuning; of Adam's first
+  c.attention = "auto"       # auto, or a name in models/attention.py; checked before it is used
   c.remat = "full"           # none, dots, full: what is computed again in the backward pass
   c.mesh = dict(data=1, fsdp=-1, tensor=1)    # devices on each axis; -1 takes what is left
 
@@ -61,8 +64,7 @@ def sft():
   c.loss_mean = "token"      # token: over all that a step learns; rank: as the paper's trainer
   c.ranks, c.rank_examples = 8, 2    # of loss_mean=rank: devices, and what each takes at a time
 
-  c.lr = 2e-4
-  c.warmup_ratio = 0.1
+  c.lr, c.warmup_ratio = 2e-4, 0.1
   c.b1, c.b2, c.eps = 0.9, 0.999, 1e-8
   c.weight_decay, c.grad_clip_norm = 0.0, 1.0
 
@@ -131,9 +133,20 @@ def check(config):
   for name in GIVEN:
     if not fields[name]:
       raise InputError(f"config.{name} is empty; set --config.{name}={GIVEN[name]}")
+  check_values(config)
+
+
+def check_values(config):
+  """`check`, but for what must be given."""
+  fields = flat(config.to_dict())
   for name, known in CHOICES.items():
     if fields[name] not in known:
       raise InputError(f"config.{name} is one of {', '.join(known)}; got {fields[name]!r}")
   for name in POSITIVE:
     if not fields[name] > 0:
       raise InputError(f"config.{name} must be above 0; got {fields[name]}")
+  if config.gradient_dtype == "bfloat16" and (config.delta.kind, config.dtype) != (
+      "full", "bfloat16"):
+    raise InputError("config.gradient_dtype=bfloat16 needs config.delta.kind=full and "
+                     f"config.dtype=bfloat16; got {config.delta.kind} and {config.dtype}; leave "
+                     "it at float32")

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import pathlib
+import textwrap
 
 import numpy as np
 
@@ -153,9 +154,14 @@ def plot_survival(cells, title, path):
   plt = _pyplot()
   modules, layers = list(dict.fromkeys(m for m, _ in cells)), sorted({n for _, n in cells})
   panels = [p for p in PANELS if any(p[0] in found for found in cells.values())]
-  width, height = max(7, min(14, 3 + 0.2 * len(layers))), 0.6 + 0.25 * len(modules)
-  figure, axes = plt.subplots(len(panels), sharex=True, layout="constrained",
-                              figsize=(width, 1 + len(panels) * height))
+  # In inches; layout="constrained" would take as long to find the margins as all the rest does.
+  width, panel, between = max(7, min(14, 3 + 0.2 * len(layers))), 0.4 + 0.2 * len(modules), 0.45
+  heading = textwrap.wrap(title, int(12 * width), break_on_hyphens=False)
+  top = 0.5 + 0.2 * len(heading)
+  height = 0.6 + top + len(panels) * (panel + between) - between
+  figure, axes = plt.subplots(len(panels), sharex=True, figsize=(width, height))
+  figure.subplots_adjust(left=1.4 / width, right=1 - 0.1 / width, bottom=0.6 / height,
+                         top=1 - top / height, hspace=between / panel)
   for ax, (key, label, colours, low, high) in zip(axes, panels, strict=True):
     grid = np.array([[cells.get((m, n), {}).get(key) for n in layers] for m in modules], float)
     image = ax.pcolormesh(np.arange(len(layers) + 1) - 0.5, np.arange(len(modules) + 1) - 0.5, grid,
@@ -164,14 +170,14 @@ def plot_survival(cells, title, path):
     ax.set_yticks(range(len(modules)), modules)
     ax.invert_yaxis()
     ax.set_title(label, fontsize="medium", loc="left")
-    figure.colorbar(image, ax=ax, aspect=2.5 * len(modules))
+    figure.colorbar(image, ax=ax, fraction=1 / width, pad=0.2 / width, aspect=10 * panel)
     if key == "cosine":
       y, x = np.nonzero(grid < survival.TURNED)
       ax.plot(x, y, "x", color="red", markersize=4)
-  step = -(-len(layers) // 32)
+  step = -(-len(layers) // 24)
   axes[-1].set_xticks(range(0, len(layers), step), layers[::step])
   axes[-1].set(xlabel="layer")
-  figure.suptitle(title, wrap=True)
+  figure.suptitle("\n".join(heading), y=1 - 0.1 / height, fontsize="medium")
   figure.savefig(path, dpi=110)
   plt.close(figure)
 

@@ -258,6 +258,30 @@ def write_at(path, offset, array):
       done += os.pwrite(file.fileno(), data[done:], offset + done)
 
 
+def create(path, shapes, metadata, dtype="F32"):
+  """Makes a file whose numbers are all 0; `write_at` puts others in their place.
+
+  Args:
+    path: the file.
+    shapes: {name: shape}.
+    metadata: {str: str}; readers expect "format": "pt".
+    dtype: a name in WEIGHTS.
+
+  Returns:
+    {name: Tensor}.
+  """
+  fields, end = {"__metadata__": metadata}, 0
+  for name, shape in shapes.items():
+    begin, end = end, end + WEIGHTS[dtype].itemsize * math.prod(shape)
+    fields[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+  text = json.dumps(fields, separators=(",", ":")).encode()
+  text += b" " * (-len(text) % 8)     # the buffer begins at a multiple of 8
+  with open(path, "wb") as file:
+    file.write(len(text).to_bytes(8, "little") + text)
+    file.truncate(8 + len(text) + end)
+  return header(path)
+
+
 def write(path, shapes, tensors, metadata):
   """Writes a float32 file, one tensor in memory at a time.
 
@@ -265,16 +289,9 @@ def write(path, shapes, tensors, metadata):
     path: the file.
     shapes: {name: shape}, in the order in which they will come.
     tensors: iterable of (name, array).
-    metadata: {str: str}; readers expect "format": "pt".
+    metadata: see `create`.
   """
-  fields, end = {"__metadata__": metadata}, 0
-  for name, shape in shapes.items():
-    begin, end = end, end + 4 * math.prod(shape)
-    fields[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
-  text = json.dumps(fields, separators=(",", ":")).encode()
-  text += b" " * (-len(text) % 8)     # the buffer begins at a multiple of 8
-  with open(path, "wb") as file:
-    file.write(len(text).to_bytes(8, "little") + text)
-    for (name, array), (want, shape) in zip(tensors, shapes.items(), strict=True):
-      assert (name, array.shape) == (want, tuple(shape)), (name, array.shape, want, shape)
-      file.write(np.ascontiguousarray(array, np.float32).reshape(-1).view(np.uint8))
+  places = create(path, shapes, metadata)
+  for (name, array), (want, place) in zip(tensors, places.items(), strict=True):
+    assert (name, array.shape) == (want, place.shape), (name, array.shape, want, place.shape)
+    write_at(path, place.offset, np.asarray(array, np.float32))

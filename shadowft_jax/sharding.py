@@ -4,7 +4,7 @@ import math
 import re
 
 import jax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec as P
 import numpy as np
 
 from shadowft_jax import tree
@@ -21,8 +21,8 @@ RULES = (
     (r"experts/down_proj/(kernel|a)$", P(None, "fsdp", "tensor")),
     (r"experts/(gate|up)_proj/(kernel|b)$", P(None, "fsdp", None, "tensor")),
     (r"experts/", P(None, "fsdp")),
-    (r"layers/.*(o_proj|down_proj)/kernel$", P(None, "tensor", "fsdp")),
-    (r"layers/.*(o_proj|down_proj)/a$", P(None, ("tensor", "fsdp"))),
+    # By rows, as all kernels: where columns are gathered, a compiler first turns all layers around.
+    (r"layers/.*(o_proj|down_proj)/(kernel|a)$", P(None, ("tensor", "fsdp"))),
     (r"layers/.*(o_proj|down_proj)/b$", P(None, None, "fsdp")),
     (r"layers/.*kernel$", P(None, "fsdp", "tensor")),
     (r"layers/.*/a$", P(None, "fsdp")),
@@ -43,18 +43,28 @@ def make_mesh(shape=None, devices=None):
   Raises:
     InputError: an unknown axis, or sizes whose product is not the number of devices.
   """
+  sizes = mesh_sizes(shape, jax.device_count() if devices is None else len(devices))
+  return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def abstract_mesh(shape, count):
+  """`make_mesh` for `count` devices that are not there."""
+  return AbstractMesh(mesh_sizes(shape, count), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def mesh_sizes(shape, count):
+  """The size of every axis of AXES; `shape` and what is raised as in `make_mesh`."""
   shape = dict(shape or {"fsdp": -1})
   if unknown := sorted(set(shape) - set(AXES)):
     raise InputError(f"mesh has axes {', '.join(AXES)}; got {', '.join(unknown)}")
   sizes = [shape.get(axis, 1) for axis in AXES]
-  count = jax.device_count() if devices is None else len(devices)
   if sizes.count(-1) == 1:
     rest = -math.prod(sizes)
     sizes[sizes.index(-1)] = max(1, count // rest)
   if math.prod(sizes) != count or min(sizes) < 1:
     raise InputError(f"mesh {shape} does not make {count} devices; set config.mesh so that "
                      f"the product of {', '.join(AXES)} is {count}")
-  return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+  return tuple(sizes)
 
 
 def check_batch(rows, length, mesh):

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from shadowft_jax import delta as delta_lib, loss, sharding
+from shadowft_jax import delta as delta_lib, loss, sharding, tree
 
 
 @flax.struct.dataclass
@@ -25,13 +25,18 @@ class TrainState:
   opt: optax.OptState
 
 
+def start(config, frozen, tx):
+  """The state of step 0."""
+  delta = delta_lib.zeros(jax.random.key(config.seed), frozen, config.delta)
+  return TrainState(jnp.int32(0), delta, tx.init(delta))
+
+
 def init_state(config, frozen, tx, mesh):
   """The state of step 0, born sharded as `sharding.RULES` say."""
-  def init(key):
-    delta = delta_lib.zeros(key, frozen, config.delta)
-    return TrainState(jnp.int32(0), delta, tx.init(delta))
-  key = jax.random.key(config.seed)
-  return jax.jit(init, out_shardings=sharding.of(jax.eval_shape(init, key), mesh))(key)
+  shapes = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, w.dtype), frozen)
+  def init():
+    return start(config, shapes, tx)
+  return jax.jit(init, out_shardings=sharding.of(jax.eval_shape(init), mesh))()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +50,8 @@ class Method:
   def sums(self, delta, base, batch):
     """The objective's sums for W_B + delta; its reference is W_B."""
     policy = delta_lib.variables(base, delta, self.scale)
-    return self.objective(self.logprobs(policy), self.logprobs({"params": base}), batch)
+    reference = {"params": jax.lax.stop_gradient(base)}
+    return self.objective(self.logprobs(policy), self.logprobs(reference), batch)
 
   def logprobs(self, variables):
     """A function from a batch to log p(token t+1 | tokens up to t), float32 [B, T].
@@ -62,24 +68,54 @@ class Method:
     return of
 
 
-@functools.partial(jax.jit, static_argnames="method")
-def gradients(delta, base, batch, *, method):
-  """(d loss sum / d delta, sums) of one micro-batch."""
-  def summed(delta):
-    sums = method.sums(delta, base, batch)
+def gradients(delta, base, batches, *, method, dtype=None):
+  """(d loss sum / d delta, sums) over a step's micro-batches, the gradients in `dtype` if given."""
+  grads = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, dtype or x.dtype, device=x.sharding), delta)
+  sums = None
+  for batch in batches:
+    grads, part = accumulate(grads, delta, base, batch, method=method)
+    sums = part if sums is None else add(sums, part)
+  return grads, sums
+
+
+@functools.partial(jax.jit, static_argnames="method", donate_argnums=0)
+def accumulate(grads, delta, base, batch, *, method):
+  """(grads + d loss sum / d delta, sums) of one micro-batch; `grads` is used up."""
+  at, whole = _differentiated(grads, delta, base)
+  def summed(at):
+    sums = method.sums(*whole(at), batch)
     return sums["loss"], sums
-  return jax.grad(summed, has_aux=True)(delta)
+  _, pullback, sums = jax.vjp(summed, at, has_aux=True)
+  if "lora" in delta:
+    return jax.tree.map(jnp.add, grads, pullback(jnp.float32(1))[0]), sums
+  # Each layer's are added as the backward pass over the layers makes them: those of a whole
+  # micro-batch never exist beside the total.
+  refs = jax.tree.map(jax.new_ref, grads)
+  pullback.with_refs(refs)(jnp.float32(1))
+  return jax.tree.map(jax.freeze, refs), sums
 
 
-@functools.partial(jax.jit, donate_argnums=0)
+def _differentiated(grads, delta, base):
+  """(x, f) where f(x) is (delta, base), and the gradient at x is that of delta, in grads' dtype.
+
+  A sum's gradient is that of either summand: W's comes in the dtype of W.
+  """
+  if jax.tree.map(jnp.dtype, grads) == jax.tree.map(jnp.dtype, delta):
+    return delta, lambda x: (x, base)
+  named, learnt = tree.names(base), tree.names(delta["delta"])
+  return ({"delta": tree.nest({n: named[n] for n in learnt})},
+          lambda x: (delta, tree.nest({**named, **tree.names(x["delta"])})))
+
+
+@jax.jit
 def add(total, part):
   return jax.tree.map(jnp.add, total, part)
 
 
 @functools.partial(jax.jit, static_argnames="tx", donate_argnums=0)
-def update(state, total, *, tx):
+def update(state, grads, sums, *, tx):
   """One optimizer step on the mean over everything that counted in its micro-batches."""
-  grads, sums = total
   grads = jax.tree.map(lambda g: g / sums["count"], grads)
   updates, opt = tx.update(grads, state.opt, state.delta)
   state = TrainState(state.step + 1, optax.apply_updates(state.delta, updates), opt)

@@ -14,10 +14,9 @@ import zlib
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from shadowft_jax import delta, delta_stream, folder, report, safetensors_file
+from shadowft_jax import delta, delta_stream, folder, measure, report, safetensors_file
 from shadowft_jax.delta_stream import CHUNK
 from shadowft_jax.errors import InputError
 from shadowft_jax.graft_plan import Target
@@ -41,7 +40,12 @@ class Chunk(NamedTuple):
 class Outcome(NamedTuple):
   """What a graft did."""
   left_out: list         # files of the Instruct's folder that were not copied
-  changed: int           # numbers that are others than before, as they are stored
+  survival: list         # measure.Survival of each target, in the plan's order
+
+  @property
+  def changed(self):
+    """How many numbers are others than before, as they are stored."""
+    return sum(s.size - s.unchanged for s in self.survival)
 
 
 def chunks(plan):
@@ -91,37 +95,45 @@ SCRATCH = _Scratch()
 
 
 @jax.jit
-def _graft(w, parts, weights):
-  """(W_I + the weighted deltas, whether it is finite)."""
+def _graft(w, parts, weights, base):
+  """(W_I + the weighted deltas, what `measure.sums` gives)."""
   d = sum(delta_stream.dense(part, weight) for part, weight in zip(parts, weights, strict=True))
   shadow = delta.add(w, d)
-  return shadow, jnp.isfinite(shadow).all()
+  return shadow, measure.sums(w, d, shadow, base)
 
 
 def _compute(chunk):
-  """(the bytes of a chunk, how many numbers changed); good until the thread's next."""
+  """(the bytes of a chunk, what `measure.total` gives); good until the thread's next."""
   SCRATCH.used = 0
   target = chunk.target
   if target is None:
     out = SCRATCH.take()[:chunk.nbytes]
     with open(chunk.path, "rb", buffering=0) as file:
       safetensors_file.read_at(file, out, chunk.offset)
-    return out, 0
+    return out, None
   first, stop = chunk.first, chunk.stop
   w = delta_stream.elements(target.tensor, first, stop, SCRATCH.take())
   parts = [p.read(first, stop, SCRATCH.take) for p in target.parts]
-  shadow, is_finite = _graft(w, parts, target.weights)
-  if not is_finite:
+  shadow, sums = _graft(w, parts, target.weights, _base(target, parts, first, stop))
+  found = measure.total(sums, len(w) - (stop - first))
+  if not np.isfinite(found).all():
     _blame(target)
-  shadow = np.asarray(shadow)[:stop - first]
-  changed = safetensors_file.bits(shadow) != safetensors_file.bits(w[:stop - first])
-  return shadow.view(np.uint8), np.count_nonzero(changed)
+  return np.asarray(shadow)[:stop - first].view(np.uint8), found
+
+
+def _base(target, parts, first, stop):
+  """The Base's elements, which a difference has read already; None where it is not known."""
+  for part, arrays in zip(target.parts, parts, strict=True):
+    if target.base and getattr(part, "base", None) == target.base:
+      return arrays["base"]
+  return target.base and delta_stream.elements(target.base, first, stop, SCRATCH.take())
 
 
 def _blame(target):
   """Raises InputError that names the tensor from which a sum that is not finite comes."""
   inputs = [("Instruct", target.tensor)]
   inputs += [source for part in target.parts for source in part.sources.items()]
+  inputs += [("Base", target.base)] * bool(target.base)
   for role, tensor in inputs:
     for _, part in safetensors_file.rows(tensor) if tensor.shape else ():
       if not np.isfinite(part.astype(np.float32)).all():
@@ -132,10 +144,10 @@ def _blame(target):
 
 
 def _write(fresh, is_checked, chunk):
-  """Writes a chunk; (its checksum, how many numbers changed)."""
-  data, changed = _compute(chunk)
+  """Writes a chunk; (its checksum, what was measured)."""
+  data, found = _compute(chunk)
   safetensors_file.write_at(fresh / chunk.path.name, chunk.offset, data)
-  return zlib.crc32(data) if is_checked else 0, changed
+  return zlib.crc32(data) if is_checked else 0, found
 
 
 def _forget(fresh):
@@ -161,8 +173,8 @@ def need(plan):
   """{"read", "write", "memory"}: bytes a graft takes."""
   written = sum(map(os.path.getsize, plan.shards))
   extra = sum(t.nbytes * target.count // max(1, _size(target)) for target in plan.targets
-              for part in target.parts for t in part.sources.values())
-  buffers = 1 + max(len(p.sources) for t in plan.targets for p in [*t.parts])
+              for t in target.sources)
+  buffers = 1 + max(len(t.sources) for t in plan.targets)
   memory = JAX_MEMORY + os.cpu_count() * (buffers + 2) * COPIED
   return {"read": written + extra, "write": written, "memory": memory}
 
@@ -185,7 +197,8 @@ def check_room(plan, out):
   Raises:
     InputError: the disk has too little room, or `out` and an input lie in one another.
   """
-  for directory in [plan.instruct.directory, *(f for d in plan.deltas for f in d.folders.values())]:
+  sides = [f for d in plan.deltas for f in d.folders.values()]
+  for directory in [plan.instruct.directory, *sides, *([plan.base.directory] if plan.base else [])]:
     folder.check_apart(out, directory)
   want, have = need(plan)["write"] + BESIDE, free(out)
   if have < want:
@@ -218,7 +231,7 @@ def run(plan, out, *, card=None, made=None, overwrite=False, verify=True):
       with open(fresh / path.name, "wb") as file:
         file.truncate(os.path.getsize(path))
     work = list(chunks(plan))
-    sums, changed = zip(*pool.map(functools.partial(_write, fresh, verify), work), strict=True)
+    sums, found = zip(*pool.map(functools.partial(_write, fresh, verify), work), strict=True)
     inputs = _inputs(plan, left_out) if verify else {}
     syncing = pool.submit(folder.sync, fresh)        # while the inputs are hashed
     record = {**report.provenance(inputs, seed=None), **(made or {})}
@@ -229,7 +242,15 @@ def run(plan, out, *, card=None, made=None, overwrite=False, verify=True):
       made_of = report.provenance({"output": [fresh]}, seed=None)["sha256"]["output"]
       record["sha256"]["output"] = {pathlib.Path(p).name: x for p, x in made_of.items()}
     (fresh / "provenance.json").write_text(json.dumps(record, indent=2) + "\n")
-  return Outcome(left_out, sum(changed))
+  return Outcome(left_out, _survivals(plan, work, found))
+
+
+def _survivals(plan, work, found):
+  chunks = {t.name: [] for t in plan.targets}
+  for chunk, sums in zip(work, found, strict=True):
+    if chunk.target:
+      chunks[chunk.target.name].append(sums)
+  return [measure.survival(t, chunks[t.name]) for t in plan.targets]
 
 
 def lines(plan, outcome):
@@ -250,5 +271,7 @@ def _inputs(plan, left_out):
   for d in plan.deltas:
     for role, paths in d.paths.items():
       files.setdefault(role, []).extend(paths)
+  if plan.base:
+    files.setdefault("base", delta_stream.files(plan.base.directory, plan.base.tensors))
   here = [p for p in plan.instruct.directory.iterdir() if p.is_file() and p.name not in left_out]
   return {**files, "instruct": sorted(here)}

@@ -152,7 +152,7 @@ def warnings(rows, *, rounding="nearest"):
     if turned:
       worst = min(turned, key=turned.get)
       where = f" in {len(turned)} of {len(layers)} layers, lowest in layer {worst}"
-      lines.append(f"warning: {module}: survival cosine {turned[worst]:.3f}, below {TURNED}"
+      lines.append(f"warning: {module}: survival cosine {turned[worst]:.4f}, below {TURNED}"
                    + where * (worst is not None))
   if lines:
     lines.append("there the stored dtype changed the direction of the delta; to keep it, keep the "

@@ -100,6 +100,11 @@ def parse(topology):
   return found, sizes
 
 
+def has_compiler(accelerator):
+  """Whether this environment can compile for it."""
+  return any(importlib.util.find_spec(module) for module in COMPILER[accelerator.platform])
+
+
 def mesh_devices(topology):
   """The abstract devices of a topology, such as "a100-80gb:8", "v5p:2x2x1", in a list.
 
@@ -110,7 +115,7 @@ def mesh_devices(topology):
       is not installed.
   """
   found, sizes = parse(topology)
-  if not any(importlib.util.find_spec(module) for module in COMPILER[found.platform]):
+  if not has_compiler(found):
     raise InputError(f"topology {topology!r} needs the compiler in "
                      f"{' or '.join(COMPILER[found.platform])}, which is not installed; "
                      "`make plan-env` makes .venv-aot, an environment that has it")

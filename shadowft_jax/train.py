@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from shadowft_jax import (
-    checkpoint, command, delta as delta_lib, graft, hosts, log, objectives, optim, pair_check,
-    pairs, presets, report, resume, sharding, step as step_lib, tree)
+    backends, checkpoint, command, delta as delta_lib, graft, hosts, log, objectives, optim,
+    pair_check, pairs, presets, report, resume, sharding, step as step_lib, tree)
 from shadowft_jax.data import dataset, preview, sets
 from shadowft_jax.errors import InputError
 from shadowft_jax.log import say
@@ -51,11 +51,10 @@ def learn(state, frozen, data, *, method, tx, schedule, config, saved, writer, m
   if state.step == 0:
     writer.write(0, valid_loss=validate())
   for step in range(int(state.step) + 1, last + 1):
-    total = None
-    for batch in step_lib.on_devices(data.batches(step - 1, share), mesh):
-      part = step_lib.gradients(state.delta, frozen, batch, method=method)
-      total = part if total is None else step_lib.add(total, part)
-    state, metrics = step_lib.update(state, total, tx=tx)
+    batches = step_lib.on_devices(data.batches(step - 1, share), mesh)
+    # No name is given to the gradients: they go before those of the next step are begun.
+    state, metrics = step_lib.update(state, *step_lib.gradients(
+        state.delta, frozen, batches, method=method, dtype=config.gradient_dtype), tx=tx)
     metrics = {k: float(v) for k, v in metrics.items()}
     check_finite(metrics, step, saved)
     writer.step(step, data.tokens(step - 1), **metrics, lr=float(schedule(step - 1)))
@@ -160,6 +159,8 @@ def train(config, workdir):
   findings = pair_check.check(folders["base"], folders["instruct"])
   pair_check.raise_errors(findings)
   say(pair_check.report(findings))
+  cfg = checkpoint.abstract_model(folders[config.learn_on])[0].cfg
+  config.attention = backends.choose(config.attention, cfg, config.dtype)
   with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATIONS):
     data = dataset.read(config)                        # the Instruct's template renders it
     model, frozen = checkpoint.load_model(             # W_B: never written again
@@ -174,8 +175,7 @@ def train(config, workdir):
     write_delta(workdir / "delta", delta, config, folders["instruct"])
     losses = write_shadow(workdir / "shadow", delta, data, method, config, mesh,
                           folders["instruct"])
-  inputs = {**{name: [path] for name, path in folders.items()}, **data.inputs}
-  return wrap_up(config, workdir, losses, inputs)
+  return wrap_up(config, workdir, losses, {**{n: [p] for n, p in folders.items()}, **data.inputs})
 
 
 def wrap_up(config, workdir, losses, inputs):
@@ -187,8 +187,7 @@ def wrap_up(config, workdir, losses, inputs):
   for name, loss_ in losses.items():
     if loss_ is not None:
       say(f"{name.replace('_', ' ')} {loss_:.4f}")
-  for name in ("delta", "shadow", "loss.png"):
-    say(f"written: {workdir / name}")
+  say("\n".join(f"written: {workdir / name}" for name in ("delta", "shadow", "loss.png")))
   return log.read_metrics(workdir)
 
 

@@ -14,24 +14,25 @@ LAYERS = (
     {"tree", "models", "attention", "layers"},
     {"topologies", "port", "sharding", "lora", "delta", "objectives", "loss", "optim",
      "presets"},
-    {"step"},
+    {"step", "ahead", "estimate"},
     {"folder", "safetensors_file", "delta_file", "delta_stream", "checkpoint", "stream",
-     "graft_plan", "gap", "survival", "pairs", "pair_folder", "pair_check", "resume", "log",
-     "report", "data", "generate"},
+     "graft_plan", "measure", "gap", "survival", "pairs", "pair_folder", "pair_check", "resume",
+     "log", "report", "data", "generate", "outputs", "summed", "factored", "extract", "backends",
+     "planning"},
     {"command"},
     {"graft", "select", "similarity"},
-    {"train"},
+    {"train", "plan"},
 )
 HEIGHT = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 # Outside packages that only some modules may import.
 ONLY = {
-    "flax": {"models", "step", "train"},
+    "flax": {"models", "step", "train", "ahead"},
     "optax": {"optim", "step"},
     "orbax": {"resume"},
     "transformers": {"data"},
     "ml_collections": {"command", "presets"},
     "matplotlib": {"report"},
-    "absl": {"command", "graft", "select", "similarity", "train"},
+    "absl": {"command", "graft", "plan", "select", "similarity", "train"},
     "torch": set(), "peft": set(), "lab": set(), "tests": set(), "configs": set(),
 }
 BUDGET = 300

@@ -43,15 +43,20 @@ def case(examples=SHORT, *, heads=(4, 2), head_dim=16, dtype=jnp.float32, length
   return q, k, v, g, jnp.array(segment_BT), jnp.array(position_BT)
 
 
-def outputs(name, case_, *, windows=(None,), kind=0, softcap=None):
-  """(out, dq, dk, dv) of a backend."""
-  *qkv, g, segment_BT, position_BT = case_
-  def both(kind, *qkv):
+@functools.cache
+def compiled(name, windows, softcap, _blocks):
+  @jax.jit
+  def both(kind, q, k, v, g, segment_BT, position_BT):
     out, vjp = jax.vjp(lambda *qkv: attention.attend(
         name, *qkv, segment_BT, position_BT, scale=0.3, windows=windows, kind=kind,
-        softcap=softcap), *qkv)
+        softcap=softcap), q, k, v)
     return out, *vjp(g)
-  return jax.jit(both)(kind, *qkv)
+  return both
+
+
+def outputs(name, case_, *, windows=(None,), kind=0, softcap=None):
+  """(out, dq, dk, dv) of a backend."""
+  return compiled(name, windows, softcap, chunked.BLOCK)(jnp.int32(kind), *case_)
 
 
 def assert_close(got, want, tolerance):
@@ -116,26 +121,26 @@ def test_chunked_agrees_over_many_blocks(monkeypatch, blocks, examples):
     assert_close(*(outputs(n, case(examples), **options) for n in ("chunked", "xla")), 1e-5)
 
 
-@pytest.mark.parametrize("name", KERNELS)
-@pytest.mark.parametrize("kind", [0, 1, 2])
-def test_a_window_may_be_the_layers_own(name, kind):
+@pytest.mark.parametrize("name", ("xla", *KERNELS))
+def test_a_window_may_be_the_layers_own(name):
   """Traced, as in a scan over layers, it does what it does alone."""
-  windows = (None, 9, 30)
-  got = outputs(name, case(), windows=windows, kind=jnp.int32(kind))
-  assert_close(got, outputs("xla", case(), windows=(windows[kind],)), 1e-5)
+  windows = (None, 7)
+  for kind, window in enumerate(windows):
+    got = outputs(name, case(), windows=windows, kind=kind)
+    assert_close(got, outputs("xla", case(), windows=(window,)), 1e-5)
 
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_bfloat16_stays_within_its_rounding(name):
   want = outputs("xla", case())
-  got = outputs(name, case(dtype=jnp.bfloat16), softcap=None)
+  got = outputs(name, case(dtype=jnp.bfloat16))
   assert all(x.dtype == jnp.bfloat16 for x in got)
   assert_close(got, want, 2e-2)
 
 
 @pytest.mark.parametrize("name", ("xla", *KERNELS))
 def test_padding_is_zero_and_has_no_gradient(name):
-  case_ = case(((20,), (9, 3)), length=40)
+  case_ = case()
   out, *grads = outputs(name, case_)
   padded_BT = np.asarray(case_[4]) == 0
   for x in (out, *grads):
@@ -145,12 +150,12 @@ def test_padding_is_zero_and_has_no_gradient(name):
 
 @pytest.mark.parametrize("name", ("xla", *KERNELS))
 def test_an_example_does_not_see_its_neighbours(name):
-  q, k, v, g, segment_BT, position_BT = case(((20, 30),))
-  other = [x.at[:, :20].multiply(-3.0) for x in (q, k, v)]
+  q, k, v, g, segment_BT, position_BT = case(SHORT)
+  other = [x.at[:, :30].multiply(-3.0) for x in (q, k, v)]
   out, changed = (outputs(name, (*qkv, g, segment_BT, position_BT))[0]
                   for qkv in ((q, k, v), other))
-  np.testing.assert_array_equal(out[:, 20:], changed[:, 20:])
-  assert not np.allclose(out[:, :20], changed[:, :20])
+  np.testing.assert_array_equal(out[0, 30:], changed[0, 30:])
+  assert not np.allclose(out[0, :30], changed[0, :30])
 
 
 def temporaries(name, length):
@@ -165,7 +170,7 @@ def temporaries(name, length):
 
 
 def test_memory_of_chunked_grows_with_the_length_and_of_the_reference_with_its_square():
-  growth = {name: temporaries(name, 8192) / temporaries(name, 2048) for name in ("chunked", "xla")}
+  growth = {name: temporaries(name, 4096) / temporaries(name, 1024) for name in ("chunked", "xla")}
   assert growth["chunked"] < 4.1
   assert growth["xla"] > 12
 
@@ -177,15 +182,16 @@ def on_mesh(shape, name, case_, **options):
     return outputs(name, case_, **options)
 
 
-@pytest.mark.parametrize("name", ("xla", *KERNELS))
-@pytest.mark.parametrize("shape, heads", [
-    (dict(data=2, fsdp=2, tensor=2), (4, 2)),
-    (dict(fsdp=2, tensor=4), (8, 2)),          # fewer key heads than devices
-    (dict(fsdp=2, tensor=4), (3, 1)),          # heads that no mesh divides
+@pytest.mark.parametrize("name, shape, heads", [
+    ("xla", dict(data=2, fsdp=2, tensor=2), (4, 2)),
+    ("flash", dict(data=2, fsdp=2, tensor=2), (4, 2)),
+    ("splash", dict(data=2, fsdp=2, tensor=2), (4, 2)),
+    ("chunked", dict(fsdp=2, tensor=4), (8, 2)),          # fewer key heads than devices
+    ("chunked", dict(fsdp=2, tensor=4), (3, 1)),          # heads that no mesh divides
 ])
 def test_a_mesh_changes_nothing(name, shape, heads):
   case_ = case(SHORT * 2, heads=heads)
-  options = dict(windows=(None, 9), kind=jnp.int32(1))
+  options = dict(windows=(None, 7), kind=1)
   assert_close(on_mesh(shape, name, case_, **options), outputs("xla", case_, **options), 1e-5)
 
 

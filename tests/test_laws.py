@@ -202,7 +202,8 @@ def test_full_logits_never_exist_in_training():
   method = step.Method(model, objectives.sft, 1.0, 16)
   adapter = jax.eval_shape(
       lambda: {"lora": lora.init(jax.random.key(0), shapes, rank=2, match="_proj")})
-  memory = step.gradients.lower(adapter, shapes, batch, method=method).compile().memory_analysis()
+  compiled = step.accumulate.lower(adapter, adapter, shapes, batch, method=method).compile()
+  memory = compiled.memory_analysis()
   assert memory.temp_size_in_bytes < 0.25 * 4 * 512 * 50_000 * 4
 
 
@@ -221,11 +222,7 @@ def examples(count=12, seed=0):
 
 def step_gradients(batches, params, adapter, model):
   method = step.Method(model, objectives.sft, 2.0, 8)
-  total = None
-  for batch in batches:
-    part = step.gradients({"lora": adapter}, params, batch, method=method)
-    total = part if total is None else step.add(total, part)
-  grads, sums = total
+  grads, sums = step.gradients({"lora": adapter}, params, batches, method=method)
   return sums["loss"] / sums["count"], jax.tree.map(lambda g: g / sums["count"], grads)
 
 
@@ -315,15 +312,16 @@ def test_another_number_of_microbatches_compiles_nothing():
     step_gradients(batches, base, adapter, model)
     return len(batches)
   first = run(12)
-  compiled = step.gradients._cache_size(), step.add._cache_size()
+  compiled = step.accumulate._cache_size(), step.add._cache_size()
   assert run(24) > first
-  assert (step.gradients._cache_size(), step.add._cache_size()) == compiled
+  assert (step.accumulate._cache_size(), step.add._cache_size()) == compiled
 
 
 def test_training_the_delta_is_training_the_model():
   model, base, _, _ = setup()
   config = ml_collections.ConfigDict(dict(
-      lr=1e-3, warmup_ratio=0.1, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, grad_clip_norm=1.0))
+      lr=1e-3, warmup_ratio=0.1, b1=0.9, b2=0.999, eps=1e-8, moment_dtype="float32",
+      weight_decay=0.0, grad_clip_norm=1.0))
   tx, _ = optim.make(config, 8)
   method = step.Method(model, objectives.sft, 1.0, 8)
   zero = {"delta": jax.tree.map(jnp.zeros_like, base)}
@@ -335,7 +333,8 @@ def test_training_the_delta_is_training_the_model():
   gradient = jax.jit(jax.grad(plain))
   for seed in range(8):
     [batch] = padded(examples(seed=seed))
-    state, _ = step.update(state, step.gradients(state.delta, base, batch, method=method), tx=tx)
+    grads, sums = step.gradients(state.delta, base, [batch], method=method)
+    state, _ = step.update(state, grads, sums, tx=tx)
     updates, opt = tx.update(gradient(params, batch), opt, params)
     params = optax.apply_updates(params, updates)
   learnt, want = state.delta["delta"], jax.tree.map(jnp.subtract, params, base)

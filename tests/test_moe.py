@@ -221,12 +221,12 @@ def test_a_step_on_eight_devices_is_that_on_one(kind, shape):
            "position": np.tile([*range(5), *range(5), 0, 0], (8, 1))}
   batch = {k: v.astype(np.int32) for k, v in batch.items()}
   method = step.Method(model, objectives.sft, 0.5, 8)
-  want, sums = step.gradients(learnt, params, batch, method=method)
+  want, sums = step.gradients(learnt, params, [batch], method=method)
   mesh = sharding.make_mesh(shape)
   with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATIONS):
-    placed = (jax.device_put(x, sharding.of(x, mesh)) for x in (learnt, params))
+    learnt, params = (jax.device_put(x, sharding.of(x, mesh)) for x in (learnt, params))
     got, got_sums = step.gradients(
-        *placed, jax.device_put(batch, NamedSharding(mesh, sharding.BATCH)), method=method)
+        learnt, params, [jax.device_put(batch, NamedSharding(mesh, sharding.BATCH))], method=method)
   np.testing.assert_allclose(got_sums["loss"], sums["loss"], rtol=1e-5)
   for (name, a), b in zip(tree.names(got).items(), jax.tree.leaves(want), strict=True):
     assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b), name

@@ -30,9 +30,11 @@ def tokens(shape, seed=0):
   return np.random.default_rng(seed).integers(0, 96, shape)
 
 
-@pytest.mark.parametrize("name", pico.CONFIGS)
-def test_logits_and_gradients_agree_with_transformers(name):
+@pytest.mark.parametrize("name, backend", [
+    *((name, "xla") for name in pico.CONFIGS), ("gemma2", "chunked"), ("gemma3", "chunked")])
+def test_logits_and_gradients_agree_with_transformers(name, backend):
   hf, model, params = both(name)
+  model = model.clone(backend=backend)
   token_BT = tokens((2, 40))
   out = hf(torch.tensor(token_BT), labels=torch.tensor(token_BT))
   want = out.logits.detach().numpy()

@@ -18,7 +18,8 @@ from tests import pico
 
 CONFIG = ml_collections.ConfigDict(dict(
     seed=0, lr=1e-2, warmup_ratio=0.0, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0,
-    grad_clip_norm=1.0, delta=dict(kind="lora", match="projections", rank=4, alpha=8.0)))
+    moment_dtype="float32", grad_clip_norm=1.0,
+    delta=dict(kind="lora", match="projections", rank=4, alpha=8.0)))
 MESHES = {"data": dict(data=8), "fsdp": dict(fsdp=8), "all three": dict(data=2, fsdp=2, tensor=2),
           "tensor": dict(data=4, tensor=2), "context": dict(fsdp=2, context=4)}
 
@@ -59,13 +60,10 @@ def learn(mesh, kind, steps=5):
       data = examples(30)
       [planned] = packing.plan([len(e.token) for e in data], batch_size=len(data), epochs=1,
                                row_length=32, seed=0)
-      total = None
-      for batch in step.on_devices(
-          packing.microbatches(planned, data, row_length=32, rows=8), mesh):
-        part = step.gradients(state.delta, base, batch, method=method)
-        total = part if total is None else step.add(total, part)
-      first = first or jax.device_get(total[0])
-      state, metrics = step.update(state, total, tx=tx)
+      batches = step.on_devices(packing.microbatches(planned, data, row_length=32, rows=8), mesh)
+      grads, sums = step.gradients(state.delta, base, batches, method=method)
+      first = first or jax.device_get(grads)
+      state, metrics = step.update(state, grads, sums, tx=tx)
       losses.append(float(metrics["loss"]))
   return losses, first, jax.device_get(state.delta)
 

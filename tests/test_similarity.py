@@ -405,13 +405,13 @@ def test_a_picture_of_equal_models(tmp_path):
 @pytest.fixture(scope="module")
 def matrices(tmp_path_factory):
   """Two sides with 12 layers, matrices of 70 x 100 and others, and what is no matrix."""
-  x = np.arange(7000, dtype=np.float32).reshape(70, 100)
+  x = 3000 - np.arange(7000, dtype=np.float32).reshape(70, 100)
   names = [f"model.layers.{n}.{m}.weight" for n in range(12) for m in ("mlp.up_proj",
                                                                       "self_attn.q_proj")]
   tensors = {"model.a_table": x[:3], "model.norm.weight": x[0], **dict.fromkeys(names, x)}
   folder = tmp_path_factory.mktemp("matrices")
   base = write(folder / "b", {**tensors, "model.only": x})
-  instruct = write(folder / "i", {n: t + 1 for n, t in tensors.items()})
+  instruct = write(folder / "i", {n: t - 1 for n, t in tensors.items()})
   return pair_folder.read(base), pair_folder.read(instruct)
 
 
@@ -453,10 +453,10 @@ def test_what_is_drawn(matrices, tmp_path, monkeypatch):
   monkeypatch.setattr(safetensors_file, "read_at", lambda file, part, offset: (
       read.append(len(part)), seen(file, part, offset)))
   similarity.draw(*matrices, "layers.3.mlp.up_proj.weight", tmp_path / "weights.png")
-  x = np.arange(7000).reshape(70, 100)[:64, :64]
-  for (_, got), want in zip(drawn, (x, x + 1, np.full((64, 64), 10)), strict=True):
+  x = 3000 - np.arange(7000).reshape(70, 100)[:64, :64]
+  for (_, got), want in zip(drawn, (abs(x), abs(x - 1), np.full((64, 64), 10)), strict=True):
     np.testing.assert_array_equal(got, want)
-  assert {axes.get_zlim() for axes, _ in drawn} == {(0, x[-1, -1] + 1)}
+  assert {axes.get_zlim() for axes, _ in drawn} == {(0, 1 - x[-1, -1])}
   assert sum(read) == 2 * 64 * 100 * 4
   assert (tmp_path / "weights.png").exists()
 

@@ -287,6 +287,62 @@ def test_tensors_of_any_shape_are_cut_and_put_together(tmp_path, monkeypatch, sh
   assert all(x[1] == y[0] for x, y in zip(covered, covered[1:], strict=False))
 
 
+def want_survival(name, d, w, shadow, base=None):
+  """In float64, by torch."""
+  d, e = d.double(), shadow.double() - w.double()
+  same = shadow == w
+  out = [name, w.numel(), same.sum(), (same & (d != 0)).sum(), d.square().sum(), e.square().sum(),
+         (d * e).sum()]
+  if base is None:
+    return [*out, *[None] * 5]
+  g = w.double() - base.double()
+  return [*out, g.square().sum(), (d * g).sum(), base.double().abs().sum(),
+          w.double().abs().sum(), g.abs().sum()]
+
+
+def same_numbers(got, want):
+  assert (got[0], *map(type, got[1:4])) == (want[0], int, int, int)
+  assert [x is None for x in got] == [x is None for x in want]
+  known = [(float(a), float(b)) for a, b in zip(got[1:], want[1:], strict=True) if a is not None]
+  np.testing.assert_allclose(*np.array(known).T, rtol=1e-5, atol=1e-9)
+
+
+def test_what_survives_is_summed_per_tensor(bf16, tmp_path, monkeypatch):
+  monkeypatch.setattr(delta_stream, "CHUNK", 1024)
+  monkeypatch.setattr(stream, "CHUNK", 1024)
+  base, tuned, instruct = sides(bf16)
+  plan, done = full(tmp_path / "out", base, tuned, instruct, verify=False)
+  b, t, w, shadow = (load(d) for d in [*sides(bf16), tmp_path / "out"])
+  assert [s.name for s in done.survival] == [t.name for t in plan.targets]
+  assert any(s.size > 1024 for s in done.survival) and any(s.size % 1024 for s in done.survival)
+  for got in done.survival:
+    n = got.name
+    same_numbers(got, want_survival(n, t[n].float() - b[n].float(), w[n], shadow[n], b[n]))
+    assert got.lost <= got.unchanged < got.size
+  assert 0 < sum(s.lost for s in done.survival) < sum(s.unchanged for s in done.survival)
+
+
+def test_without_a_base_the_gap_is_unknown_and_with_one_it_is_measured(bf16, tmp_path):
+  base, _, instruct = sides(bf16)
+  one = "model.layers.0.self_attn.q_proj.weight"
+  low = delta_stream.stored(adapter(tmp_path / "adapter", factors(), r=4, lora_alpha=1e-4))
+  w = load(instruct)[one]
+  d = torch.full(w.shape, 1e-4)
+  for against in (None, base):
+    target = delta_stream.read_checkpoint(instruct)
+    known = against and delta_stream.read_checkpoint(against)
+    plan = graft_plan.plan(target, [low], wanted=graft_plan.scope("qwen2"), base=known)
+    out = tmp_path / f"out {against is None}"
+    got, = stream.run(plan, out).survival
+    b = load(base)[one] if against else None
+    same_numbers(got, want_survival(one, d, w, load(out)[one], b))
+    record = json.loads((out / "provenance.json").read_text())["sha256"]
+    assert ("base" in record) == bool(against)
+  with pytest.raises(InputError, match="has none of the tensors that change, in their shapes"):
+    graft_plan.plan(target, [low], wanted=graft_plan.scope("qwen2"),
+                    base=delta_stream.read_checkpoint(raw(tmp_path / "x", internlm(0))))
+
+
 def test_shards_and_files_stay_but_for_what_was_grafted(tmp_path):
   folder = trio(tmp_path, "qwen3_tied", max_shard_size="20KB")
   instruct = folder / "instruct"
@@ -520,6 +576,6 @@ def test_the_command(float32, tmp_path):
   record = json.loads((tmp_path / "out" / "provenance.json").read_text())
   assert (record["sha256"], record["alpha"]) == ({}, 0.5)
   assert [d["weight"] for d in record["deltas"]] == [0.5, 0.25]
-  wrong = command(f"--base={base}", f"--instruct={instruct}", f"--out={tmp_path / 'x'}")
+  wrong = command(f"--tuned={tuned}", f"--instruct={instruct}", f"--out={tmp_path / 'x'}")
   assert (wrong.returncode, wrong.stderr) == (
-      2, "error: --base and --tuned are given together: what was learnt is their difference\n")
+      2, "error: --tuned needs --base: what was learnt is their difference\n")

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 
 from shadowft_jax import gap, report, survival
 
@@ -194,14 +195,18 @@ def test_the_table(rows):
 
 def test_the_warning_says_where_and_what_to_do(rows):
   told, advice = survival.warnings(rows)
-  assert told == ("warning: attention q: survival cosine 0.000, below 0.95 in 1 of 3 layers, "
+  assert told == ("warning: attention q: survival cosine 0.0000, below 0.95 in 1 of 3 layers, "
                   "lowest in layer 2")
+  worse = Row(Q.format(3), 1, 0, 0, 1.0, 1.0, -0.5)
+  assert survival.warnings([*rows, worse])[0] == (
+      "warning: attention q: survival cosine -0.5000, below 0.95 in 2 of 4 layers, lowest in "
+      "layer 3")
   for flag in ("--output adapter", "--output delta", "--dtype float32", "--rounding stochastic"):
     assert flag in advice
   assert "stochastic" not in survival.warnings(rows, rounding="stochastic")[1]
   table = row("model.embed_tokens.weight", np.ones(8), np.full(8, 2.0 ** -10))
   assert survival.warnings([table])[0] == (
-      "warning: embedding: survival cosine 0.000, below 0.95")
+      "warning: embedding: survival cosine 0.0000, below 0.95")
 
 
 def test_the_warning_begins_below_its_limit():
@@ -227,6 +232,27 @@ def test_the_files(rows, tmp_path, with_base):
       (Q.format(1), 1, "attention q"), (Q.format(2), 2, "attention q"),
       ("model.language_model.embed_tokens.weight", None, "embedding")]
   assert found["tensors"][0].items() >= survival.numbers(rows[:1]).items()
+
+
+def test_the_picture_shows_the_numbers(rows, tmp_path, monkeypatch):
+  drawn = {}
+  draw = Axes.pcolormesh
+  def spy(self, x, y, grid, **options):
+    drawn[self] = grid, options
+    return draw(self, x, y, grid, **options)
+  monkeypatch.setattr(Axes, "pcolormesh", spy)
+  cells = survival.cells(rows)
+  report.plot_survival(cells, "a title", tmp_path / "x.png")
+  drawn = {axes: x for axes, x in drawn.items() if axes.get_title("left")}   # no colour bars
+  panels = [p for p in report.PANELS if not p[0].startswith("gap")]
+  assert [axes.get_title("left") for axes in drawn] == [p[1] for p in panels]
+  for (key, _, _, low, high), (grid, options) in zip(panels, drawn.values(), strict=True):
+    want = [[cells[m, n][key] if (m, n) in cells else None for n in range(3)]
+            for m in ("attention q", "mlp up", "norms")]
+    np.testing.assert_array_equal(grid, np.array(want, float))
+    assert (options["vmin"], options["vmax"]) == (low, high)
+  marked = [line.get_xydata().tolist() for axes in drawn for line in axes.lines]
+  assert marked == [[[2, 0]]]            # layer 2 of attention q
 
 
 def test_without_layers_there_is_no_picture(tmp_path):

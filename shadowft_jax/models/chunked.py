@@ -9,7 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-BLOCK = 128     # queries, and keys, a block
+BLOCK = 256     # queries, and keys, a block
 FLOOR = -1e30   # of masked logits: finite, so that a row that sees nothing makes no NaN
 
 

@@ -1,0 +1,215 @@
+"""Which attention backend a run takes: by name or "auto", and none that disagrees here.
+
+A backend is used after its output and gradients agreed with the reference on a small case with
+the model's own heads, windows and softcap, on the very device.  What agreed is kept in a file, by
+device, versions and code.  For a device that is absent, `expected` reads VERIFIED instead.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from shadowft_jax import hosts
+from shadowft_jax.errors import InputError, listing
+from shadowft_jax.log import say, write_json
+from shadowft_jax.models import attention, chunked, flash, splash
+from shadowft_jax.models.decoder import DecoderConfig, distinct
+
+# What "auto" tries, in this order; the reference itself always works.
+PREFERRED = {"cpu": ("chunked",), "gpu": ("flash", "cudnn", "chunked"),
+             "tpu": ("splash", "chunked")}
+# ‖x - y‖ / ‖y‖ of the output and of each gradient, where y is the reference's in float32.  A GPU
+# multiplies float32 with 10 bits behind the point.
+TOLERANCE = {"bfloat16": 2e-2, "float16": 5e-3, "float32": 3e-3}
+EXAMPLES = ((100, 57, 130), (259,))     # tokens of each, a row; the last row has padding
+LENGTH = 300
+
+
+@dataclasses.dataclass(frozen=True)
+class Verified:
+  """What is known of a backend on a kind of device.
+
+  Attributes:
+    kind: jax's `device_kind`.
+    how: "run" where output and gradients agreed on such a device; "compiled" where forward and
+      backward pass compile for it ahead of time, and agree when run step by step on a CPU.
+    when: date and versions.
+  """
+  kind: str
+  backend: str
+  how: str
+  when: str
+
+
+_AOT = "2026-11-21, jax 0.10.2, libtpu 0.0.52, CUDA 13"
+VERIFIED = (
+    Verified("cpu", "chunked", "run", "2026-11-21, jax 0.10.2"),
+    *(Verified(kind, backend, "compiled", _AOT)
+      for kind in ("NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3", "NVIDIA H200")
+      for backend in ("flash", "chunked")),
+    *(Verified(kind, backend, "compiled", _AOT)
+      for kind in ("TPU v5 lite", "TPU v5", "TPU v6 lite") for backend in ("splash", "chunked")),
+)
+
+
+def choose(name, cfg: DecoderConfig, dtype):
+  """The backend to use on the devices that are here: `name`, or the first that agrees for "auto".
+
+  Args:
+    name: "auto", or a name in `attention.BACKENDS`.
+    dtype: of activations.
+
+  Raises:
+    InputError: the named backend does not work here; says why, and lists those that do.
+  """
+  platform = jax.default_backend()
+  order = (*PREFERRED.get(platform, ("chunked",)), "xla") if name == "auto" else (name,)
+  passed_over = []
+  for candidate in order:
+    reason = refusal(candidate, cfg, dtype)
+    if reason is None:
+      not_others = "".join(f"; not {other}: {why}" for other, why in passed_over)
+      say(f"attention: {candidate} on {jax.devices()[0].device_kind}{not_others}")
+      return candidate
+    passed_over.append((candidate, reason))
+  works = [other for other in attention.BACKENDS if other != name
+           and refusal(other, cfg, dtype) is None]
+  raise InputError(f"config.attention={name} does not work here: {reason}; set it to auto, or to "
+                   f"one that does:{listing(works)}")
+
+
+def expected(kind, platform, cfg, dtype):
+  """(backend, a sentence that says what is known of it) for a device that is absent.
+
+  Args:
+    kind: jax's `device_kind`.
+    platform: "gpu" or "tpu".
+  """
+  for row in VERIFIED:
+    if row.kind == kind and unsuited(row.backend, cfg, dtype, platform) is None:
+      how = {"run": "forward and gradient agreed there",
+             "compiled": "it compiles for it, and was never run there"}[row.how]
+      return row.backend, f"attention: {row.backend} on {kind}: {how} ({row.when})"
+  return "chunked", f"attention: chunked on {kind}: of which nothing was verified"
+
+
+def unsuited(name, cfg, dtype, platform):
+  """Why a backend is not for this model or platform, or None."""
+  backend, dtype = attention.BACKENDS[name], jnp.dtype(dtype).name
+  if backend.platforms and platform not in backend.platforms:
+    return f"it runs on {' and '.join(backend.platforms)}, and this is {platform}"
+  if backend.dtypes and dtype not in backend.dtypes:
+    return f"it takes {' and '.join(backend.dtypes)}, and config.dtype is {dtype}"
+  if cfg.attn_logit_softcapping is not None and not backend.softcap:
+    return f"it has no softcap, and the model's is {cfg.attn_logit_softcapping}"
+  return None
+
+
+def refusal(name, cfg, dtype):
+  """Why a backend cannot be used here, in a line, or None; what agreed once is not run again."""
+  if reason := unsuited(name, cfg, dtype, jax.default_backend()):
+    return reason
+  if name == "xla":
+    return None
+  known, key = _cache(), _key(name, cfg, dtype)
+  if key in _read(known):
+    return None
+  try:
+    error = disagreement(name, cfg, dtype)
+  except Exception as failure:     # a compiler may fail in any way
+    return f"{type(failure).__name__}: {(str(failure).strip() or '-').splitlines()[0]}"
+  tolerance = TOLERANCE[jnp.dtype(dtype).name]
+  # Written so that a NaN is no agreement.
+  if not max(error.values()) <= tolerance:
+    return (f"it disagrees with the reference by {_percent(error)}, where {tolerance:.1%} is "
+            "allowed")
+  say(f"attention: {name} agrees with the reference within {max(error.values()):.2%}")
+  if hosts.is_first():
+    known.parent.mkdir(parents=True, exist_ok=True)
+    write_json(known, {**_read(known), key: error})
+  return None
+
+
+def _percent(error):
+  return ", ".join(f"{x:.2%} ({what})" for what, x in error.items())
+
+
+def disagreement(name, cfg, dtype):
+  """{"output", "dq", "dk", "dv": ‖x - y‖ / ‖y‖}, the worst of the model's windows.
+
+  Windows are cut to a part of the case, or none of its queries would feel them.
+  """
+  arrays, rows = _case(cfg)
+  windows = distinct(w and min(w, LENGTH // 4) for w in cfg.windows)
+  worst = {}
+  options = dict(windows=windows, softcap=cfg.attn_logit_softcapping,
+                 scale=(cfg.query_pre_attn_scalar or cfg.head_dim)**-0.5)
+  ours, reference = (_outputs(n, rows, options) for n in (name, "xla"))
+  for kind in range(len(windows)):
+    with jax.default_matmul_precision("highest"):
+      want = reference(jnp.int32(kind), *(x.astype(jnp.float32) for x in arrays))
+    got = ours(jnp.int32(kind), *(x.astype(dtype) for x in arrays))
+    for what, x, y in zip(("output", "dq", "dk", "dv"), got, want, strict=True):
+      x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+      worst[what] = np.fmax(worst.get(what, 0.0), np.linalg.norm(x - y) / np.linalg.norm(y))
+      if np.isnan(x).any():
+        worst[what] = np.nan
+  return {what: float(x) for what, x in worst.items()}
+
+
+def _case(cfg):
+  """[q, k, v, gradient of the output] and (segment_BT, position_BT) of packed rows."""
+  random = np.random.default_rng(0)
+  N, K, H = cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim
+  # Rounded to bfloat16 first, so that every dtype and the reference begin from the same values.
+  arrays = [jnp.array(random.normal(size=(len(EXAMPLES), LENGTH, n, H)), jnp.bfloat16)
+            for n in (N, K, K, N)]
+  segment_BT, position_BT = np.zeros((2, len(EXAMPLES), LENGTH), np.int32)
+  for b, row in enumerate(EXAMPLES):
+    for i, (end, size) in enumerate(zip(np.cumsum(row), row, strict=True), 1):
+      segment_BT[b, end - size:end], position_BT[b, end - size:end] = i, np.arange(size)
+  return arrays, (segment_BT, position_BT)
+
+
+def _outputs(name, rows, options):
+  """A function (kind, q, k, v, g) -> (output, dq, dk, dv); the kind of window is traced, as it is
+  in a model whose layers differ."""
+  @jax.jit
+  def outputs(kind, q, k, v, g):
+    out, vjp = jax.vjp(
+        lambda *qkv: attention.attend(name, *qkv, *rows, kind=kind, **options), q, k, v)
+    return out, *vjp(g)
+  return outputs
+
+
+def _cache():
+  return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "shadowft_jax",
+                      "attention.json").expanduser()
+
+
+def _read(path):
+  try:
+    return json.loads(path.read_text())
+  except (FileNotFoundError, json.JSONDecodeError):
+    return {}
+
+
+def _key(name, cfg, dtype):
+  """What an agreement holds for."""
+  code = b"".join(pathlib.Path(module.__file__).read_bytes()
+                  for module in (attention, chunked, flash, splash))
+  client = jax.devices()[0].client
+  case = (name, jnp.dtype(dtype).name, cfg.num_attention_heads, cfg.num_key_value_heads,
+          cfg.head_dim, distinct(cfg.windows), cfg.query_pre_attn_scalar,
+          cfg.attn_logit_softcapping)
+  return "; ".join(map(str, (
+      *case, jax.devices()[0].device_kind, client.platform_version.replace("\n", " "),
+      f"jax {jax.__version__}", f"jaxlib {importlib.metadata.version('jaxlib')}",
+      hashlib.sha256(code).hexdigest()[:16])))

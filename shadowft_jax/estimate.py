@@ -1,0 +1,195 @@
+"""What a training step costs, by arithmetic: bytes a device, products, bytes moved, seconds.
+
+The bytes of Base, delta, optimizer and gradients are exact; the rest is an estimate.
+"""
+
+import dataclasses
+import math
+import re
+
+import jax
+
+from shadowft_jax import ahead, tree
+
+TABLE = "model/embed_tokens/embedding"     # a tied model's head, too
+# What good kernels reach, of an accelerator's peak: of products, of its memory, of its links.
+EFFICIENCY = {"products": 0.55, "memory": 0.8, "links": 0.7}
+HOST_LINK = 50e9          # bytes a second and device between hosts: 400 Gb/s each
+# What is not the program's: a driver's context, the buffers of collectives, fragments.
+RESERVED = {"cuda": 2 * 2**30, "tpu": 2**29}
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """Floating-point operations of a token, a multiply-add counted as two.
+
+  Attributes:
+    useful: what the method asks for: forward, and the gradients that are wanted.
+    executed: what is computed: with what the backward pass computes again.
+  """
+  useful: float
+  executed: float
+
+
+def multiplied(run):
+  """{leaf name: weights that a token is multiplied with}, of the frozen model and the adapter.
+
+  Of experts, those that a token is given to.
+  """
+  cfg = run.method.model.cfg
+  def weights(name, x):
+    return x.size * (cfg.num_experts_per_tok / cfg.num_experts if "/experts/" in name else 1)
+  named = {**tree.names(run.base), **tree.names(run.state.delta.get("lora", {}))}
+  return {n: weights(n, x) for n, x in named.items()
+          if re.search(r"/(kernel|a|b)$", n) or n == TABLE and cfg.tie_word_embeddings}
+
+
+def attention_flops(cfg, length):
+  """Operations of a token's attention, forward: every example as long as its row."""
+  seen = [length / 2 if w is None or w >= length else w * (1 - w / (2 * length))
+          for w in cfg.windows]
+  return 4 * cfg.num_attention_heads * cfg.head_dim * sum(seen)
+
+
+def work(run):
+  """The Work of a token."""
+  model, learnt = run.method.model, ahead.learnt_names(run)
+  again = model.remat == "full"
+  useful = executed = 0
+  for name, weights in multiplied(run).items():
+    passes = 2 + (name in learnt or not name.endswith("kernel") and name != TABLE)
+    useful += 2 * weights * passes
+    # The logits are made again in the backward pass whatever is kept of the blocks.
+    executed += 2 * weights * (passes + (again or "/layers/" not in name))
+  attention = attention_flops(model.cfg, run.batch["token"].shape[1])
+  # Backward: five products to the forward pass's two, one of them made again.
+  return Work(useful + 3 * attention, executed + (3.5 + (model.remat != "none")) * attention)
+
+
+def _ways(run, *axes):
+  return math.prod(run.mesh.shape[a] for a in axes)
+
+
+def _widths(run):
+  """Features of a token: (those that every block's products give, of which a device has a share,
+  and the head's)."""
+  names = {n: x for n, x in {**tree.names(run.base), **tree.names(
+      run.state.delta.get("lora", {}))}.items() if re.search(r"layers/.*/(kernel|a|b)$", n)}
+  cfg = run.method.model.cfg
+  chosen = cfg.num_experts_per_tok or 1
+  inner = sum(x.shape[-1] * (chosen if "/experts/" in n else 1) for n, x in names.items())
+  return inner / _ways(run, "tensor"), cfg.vocab_size / _ways(run, "tensor")
+
+
+def activations(run):
+  """Bytes a device that the forward pass keeps for the backward pass."""
+  model = run.method.model
+  tokens = math.prod(run.batch["token"].sharding.shard_shape(run.batch["token"].shape))
+  inner, _ = _widths(run)
+  kept = {"full": model.cfg.hidden_size, "dots": model.cfg.hidden_size + inner,
+          "none": 6 * model.cfg.hidden_size + 3 * inner}[model.remat]
+  return kept * tokens * model.cfg.num_hidden_layers * model.dtype.itemsize
+
+
+def temporaries(run):
+  """Bytes a device beside what is kept: the most of the loss's chunk and of a block."""
+  model, method, learnt = run.method.model, run.method, ahead.learnt_names(run)
+  cfg, size = model.cfg, model.dtype.itemsize
+  rows, length = run.batch["token"].sharding.shard_shape(run.batch["token"].shape)
+  inner, vocabulary = _widths(run)
+  head = cfg.hidden_size * vocabulary
+  head_learnt = TABLE in learnt or "lm_head/kernel" in learnt
+  loss = (head * (size + 4 * head_learnt)
+          + 2.5 * 4 * rows * min(method.chunk, length) * vocabulary)
+  block = {n: x.size / x.shape[0] / _ways(run, "tensor") for n, x in tree.names(run.base).items()
+           if "/layers/" in n}
+  gathered = sum(block.values()) * (2 + bool(learnt)) * size
+  return max(loss, gathered + (6 * cfg.hidden_size + 3 * inner) * rows * length * size)
+
+
+def memory(run, compiled=None):
+  """{part: bytes a device}; what is beside the arrays by `ahead.compiled`, or estimated."""
+  parts = {"Base": run.base, "delta": run.state.delta, "optimizer": run.state.opt,
+           "gradients": run.grads}
+  out = {name: ahead.bytes_a_device(x) for name, x in parts.items()}
+  if compiled is None:
+    return {**out, "activations": activations(run), "temporaries": temporaries(run)}
+  most = max(compiled.gradients, compiled.update) + compiled.unshared
+  kept = min(activations(run), most)
+  return {**out, "activations": kept, "temporaries": most - kept}
+
+
+@dataclasses.dataclass(frozen=True)
+class Seconds:
+  """Of one micro-batch by what bounds it, and of the update."""
+  products: float
+  memory: float
+  links: float
+  update: float
+
+  @property
+  def microbatch(self):
+    return max(self.products, self.memory, self.links)
+
+  @property
+  def bound(self):
+    """The name of what takes longest."""
+    return max(("products", "memory", "links"), key=lambda n: getattr(self, n))
+
+
+def seconds(run, accelerator, link):
+  """The roofline of a step on `accelerator`; `link`: bytes a second to others, in one direction."""
+  tokens = run.batch["token"].size
+  products = work(run).executed * tokens / run.mesh.size / accelerator.flops
+  state = 2 * ahead.bytes_a_device(run.state) + ahead.bytes_a_device(run.grads)
+  return Seconds(products / EFFICIENCY["products"],
+                 _read(run) / accelerator.bandwidth / EFFICIENCY["memory"],
+                 _sent(run) / link / EFFICIENCY["links"],
+                 state / accelerator.bandwidth / EFFICIENCY["memory"])
+
+
+def _block_weights(run):
+  """Weights of all blocks that a device multiplies with."""
+  return sum(x.size for n, x in tree.names(run.base).items()
+             if "/layers/" in n) / _ways(run, "tensor")
+
+
+def _read(run):
+  """Bytes that a micro-batch moves between a device and its memory."""
+  model = run.method.model
+  tokens = math.prod(run.batch["token"].sharding.shard_shape(run.batch["token"].shape))
+  passes = 2 + (model.remat == "full")
+  inner, _ = _widths(run)
+  features = 2 * (8 * model.cfg.hidden_size + 2 * inner) * model.cfg.num_hidden_layers
+  return model.dtype.itemsize * passes * (2 * _block_weights(run) + features * tokens) + (
+      2 * ahead.bytes_a_device(run.grads))
+
+
+def _sent(run):
+  """Bytes that a device sends for a micro-batch: weights, gradients, partial sums."""
+  model, learnt, size = run.method.model, ahead.learnt_names(run), run.method.model.dtype.itemsize
+  rows, length = run.batch["token"].sharding.shard_shape(run.batch["token"].shape)
+  def apart(axis):
+    return (run.mesh.shape[axis] - 1) / run.mesh.shape[axis]
+  _, vocabulary = _widths(run)
+  head, chunks = model.cfg.hidden_size * vocabulary, math.ceil(length / run.method.chunk)
+  trained = any("/layers/" in n for n in learnt)
+  sent = apart("fsdp") * (size * _block_weights(run) * (2 + trained)
+                          + chunks * head * (2 * size + 4 * ("lm_head/kernel" in learnt)))
+  sums = 2 * size * rows * length * model.cfg.hidden_size * model.cfg.num_hidden_layers
+  sent += apart("tensor") * sums * (4 + 2 * (model.remat == "full"))
+  sent += apart("data") * 2 * ahead.bytes_a_device(run.grads)
+  keys = 2 * size * rows * length * run.mesh.shape["context"] * model.cfg.num_hidden_layers * (
+      model.cfg.num_key_value_heads * model.cfg.head_dim)
+  return sent + apart("context") * keys * 3
+
+
+def disk(run):
+  """{what: bytes} that a run needs on disk; released weights have two bytes each."""
+  weights = 2 * tree.size(run.base)
+  state, delta = (sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+                  for shapes in (run.state, run.state.delta))
+  # While a third is written, the newest and the best lie there.
+  return {"Base": weights, "Instruct": weights, "checkpoints": 3 * state, "delta": delta,
+          "grafted model": weights}
+

@@ -1,0 +1,176 @@
+"""Plans: a configuration on a topology, what would make one fit, and the fastest that does."""
+
+import dataclasses
+import itertools
+import math
+
+from shadowft_jax import ahead, backends, estimate, models, presets, sharding, topologies
+from shadowft_jax.errors import InputError
+from shadowft_jax.models.decoder import REMAT
+
+COMPILED_AT_MOST = 6       # configurations of a search
+NEAR = 1.15                # of the capacity: an estimate within it is worth compiling
+FIELDS = ("rows", "remat", "mesh.data", "mesh.fsdp", "mesh.tensor")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """One configuration on one topology.
+
+  Attributes:
+    memory: {part: bytes a device}.
+    compiled: whether `memory` is by a compiler.
+    refused: what a compiler said that found too little memory, or "".
+  """
+  config: object
+  accelerator: topologies.Accelerator
+  hosts: int
+  run: ahead.Run
+  memory: dict
+  compiled: bool = False
+  refused: str = ""
+
+  @property
+  def total(self):
+    """Bytes a device."""
+    return sum(self.memory.values())
+
+  @property
+  def capacity(self):
+    """Bytes a device that a run may take."""
+    return self.accelerator.memory - estimate.RESERVED[self.accelerator.platform]
+
+  @property
+  def fits(self):
+    return not self.refused and self.total <= self.capacity
+
+  @property
+  def link(self):
+    """Bytes a second to other devices, in one direction."""
+    return estimate.HOST_LINK if self.hosts > 1 else self.accelerator.link / 2
+
+  @property
+  def seconds(self):
+    """See `estimate.Seconds`."""
+    return estimate.seconds(self.run, self.accelerator, self.link)
+
+  @property
+  def seconds_a_row(self):
+    return self.seconds.microbatch / self.config.rows
+
+
+def make(config, hf, topology, *, compile=True):
+  """The Plan of a config for the model of config.json `hf`.
+
+  Args:
+    compile: asks the compiler, where this environment has one.
+
+  Raises:
+    InputError: the topology, model or mesh cannot be.
+  """
+  accelerator, shape = topologies.parse(topology)
+  hosts = shape[0] if accelerator.platform == "cuda" and len(shape) == 2 else 1
+  config = config.copy_and_resolve_references()
+  if config.attention == "auto":
+    platform = {"cuda": "gpu"}.get(accelerator.platform, accelerator.platform)
+    cfg = models.from_config(hf).cfg
+    config.attention, _ = backends.expected(accelerator.kind, platform, cfg, config.dtype)
+  compile = compile and topologies.has_compiler(accelerator)
+  mesh = (sharding.make_mesh(config.mesh, topologies.mesh_devices(topology)) if compile
+          else sharding.abstract_mesh(config.mesh, math.prod(shape)))
+  sharding.check_batch(config.rows, config.data.max_length, mesh)
+  run = ahead.abstract_run(config, hf, mesh)
+  plan = Plan(config, accelerator, hosts, run, estimate.memory(run))
+  if not compile:
+    return plan
+  try:
+    memory = estimate.memory(run, ahead.compiled(run))
+    return dataclasses.replace(plan, memory=memory, compiled=True)
+  except ahead.DoesNotFit as error:
+    memory = dict(plan.memory)
+    if error.bytes:     # the program's own arrays included, which are all but the optimizer's
+      memory["temporaries"] = max(
+          0, error.bytes - sum(memory.values()) + memory["temporaries"] + memory["optimizer"])
+    return dataclasses.replace(plan, memory=memory, compiled=True, refused=str(error))
+
+
+def changed(config, **fields):
+  """A copy of a config with `fields`, by their dotted names, set."""
+  config = config.copy_and_resolve_references()
+  config.update_from_flattened_dict(fields)
+  return config
+
+
+def remedies(plan, hf, topology):
+  """What would make a plan fit, by estimate: the fewest changes of the config, or more devices."""
+  mesh, now = plan.run.mesh.shape, presets.flat(plan.config.to_dict())
+  ways = mesh["data"] * mesh["fsdp"]
+  changes = [{"remat": "full"}, {"rows": ways}, {"mesh.data": 1, "mesh.fsdp": ways},
+             {"moment_dtype": "bfloat16"}]
+  if plan.config.delta.kind == "full" and plan.config.dtype == "bfloat16":
+    changes.append({"gradient_dtype": "bfloat16"})
+  changes = [c for c in changes if any(now[k] != v for k, v in c.items())]
+  def estimated(config):
+    return make(config, hf, topology, compile=False).total
+  unseen = plan.total - estimated(plan.config)     # what the estimate does not know
+  for count in range(1, len(changes) + 1):
+    found = []
+    for chosen in itertools.combinations(changes, count):
+      fields = {k: v for change in chosen for k, v in change.items()}
+      total = estimated(changed(plan.config, **fields)) + unseen
+      if total <= plan.capacity:
+        flags = " ".join(f"--config.{k}={v}" for k, v in fields.items())
+        found.append(f"{flags} ({total / 2**30:.1f} GiB)")
+    if found:
+      return found
+  arrays = sum(plan.memory[n] for n in ("Base", "delta", "optimizer", "gradients"))
+  room = plan.capacity - plan.total + arrays
+  if room <= 0:
+    return ["shorter rows (config.data.max_length), or devices with more memory"]
+  return [f"{math.ceil(plan.run.mesh.size * arrays / room)} such devices or more"]
+
+
+def candidates(config, count):
+  """Configs of other micro-batches, remat policies and mesh shapes for `count` devices."""
+  context = config.mesh.get("context", 1)
+  for tensor, data in itertools.product((1, 2, 4, 8), (1, 2, 4, 8)):
+    if count % (tensor * data * context):
+      continue
+    fsdp = count // (tensor * data * context)
+    for rows, remat in itertools.product((1, 2, 4, 8), REMAT):
+      yield changed(config, **{"rows": rows * data * fsdp, "remat": remat, "mesh.data": data,
+                               "mesh.fsdp": fsdp, "mesh.tensor": tensor})
+
+
+def search(config, hf, topology):
+  """Plans tried, the last of them the fastest that fits, if any does.
+
+  All candidates are estimated, and those that may fit compiled in the order of their speed.
+  """
+  accelerator, shape = topologies.parse(topology)
+  plans = []
+  for candidate in candidates(config, math.prod(shape)):
+    try:
+      plans.append(make(candidate, hf, topology, compile=False))
+    except InputError:     # a mesh that does not divide the model
+      continue
+  if not plans:
+    raise InputError(f"no mesh of {math.prod(shape)} devices divides the model; choose another "
+                     "--topology")
+  can = topologies.has_compiler(accelerator)
+  likely = [p for p in plans if p.total <= p.capacity * (NEAR if can else 1)]
+  likely = sorted(likely, key=lambda p: p.seconds_a_row) or [min(plans, key=lambda p: p.total)]
+  if not can:
+    return likely[:1]
+  tried = []
+  for plan in likely[:COMPILED_AT_MOST]:
+    tried.append(make(plan.config, hf, topology))
+    if tried[-1].fits:
+      break
+  return tried
+
+
+def flags_of(plan):
+  """The flags that set what a search tries."""
+  now = presets.flat(plan.config.to_dict())
+  return [f"--config.{name}={now[name]}" for name in FIELDS]

@@ -1,0 +1,176 @@
+"""launch/ starts the command with its arguments whole; the schedulers are stood in for by fakes.
+
+What is proved on the schedulers themselves: launch/README.md.
+"""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from shadowft_jax import hosts
+
+LAUNCH = pathlib.Path(__file__).parents[1] / "launch"
+ARGS = ["--config", "configs/full.py", "--config.data.train", "two words", "it's",
+        '"$HOME" * \\', ""]
+# Stands for python and writes what it was given; STATUS is its exit code.
+PYTHON = f"""#!{sys.executable}
+import json, os, sys
+names = [n for n in os.environ if n.startswith(("JAX_", "SHADOWFT_"))]
+with open(os.environ["TOLD"], "a") as told:
+  told.write(json.dumps([sys.argv[1:], os.getcwd(), {{n: os.environ[n] for n in names}}]) + "\\n")
+sys.exit(int(os.environ.get("STATUS", "0")))
+"""
+
+
+@pytest.fixture
+def fakes(tmp_path, monkeypatch):
+  """Puts programs on PATH; calls(name) are the argument lists that a fake was called with."""
+  folder = tmp_path / "bin"
+  folder.mkdir()
+  monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+  monkeypatch.setenv("TOLD", str(tmp_path / "told"))
+  for name in hosts.EXPLICIT:
+    monkeypatch.delenv(name, raising=False)
+  def put(name, script):
+    (folder / name).write_text(script)
+    (folder / name).chmod(0o755)
+  put("python", PYTHON)
+  return put
+
+
+def told(tmp_path):
+  return [json.loads(line) for line in (tmp_path / "told").read_text().splitlines()]
+
+
+def logged(tmp_path, then=""):
+  return f'#!/bin/bash\nprintf "%s\\n" "$(basename "$0") $*" >> {tmp_path}/log\n{then}\n'
+
+
+@pytest.mark.parametrize("path", sorted(LAUNCH.glob("*.sh")), ids=lambda p: p.name)
+def test_scripts_parse(path):
+  subprocess.run(["bash", "-n", path], check=True)
+
+
+def test_no_file_sets_a_field_of_an_experiment():
+  for path in (LAUNCH / "slurm.sh", LAUNCH / "tpu_vm.sh", LAUNCH / "jobset.yaml",
+               LAUNCH / "sky.yaml"):
+    text = path.read_text()
+    assert "shadowft_jax.train" in text and "--config." not in text
+
+
+@pytest.mark.parametrize("status, state, requeued", [
+    (0, "RUNNING", False), (1, "RUNNING", False), (137, "RUNNING", False),
+    (143, "RUNNING", True), (143, "COMPLETING", False)])
+def test_slurm_passes_arguments_and_requeues_what_sigterm_ended(
+    fakes, tmp_path, status, state, requeued):
+  fakes("srun", '#!/bin/bash\n"$@"')
+  fakes("squeue", f"#!/bin/bash\necho {state}")
+  fakes("scontrol", logged(tmp_path))
+  env = {**os.environ, "SLURM_JOB_ID": "7", "STATUS": str(status)}
+  assert subprocess.run(["bash", LAUNCH / "slurm.sh", *ARGS], env=env).returncode == status
+  assert told(tmp_path)[0][0] == ["-m", "shadowft_jax.train", *ARGS]
+  assert (tmp_path / "log").exists() == requeued
+  if requeued:
+    assert (tmp_path / "log").read_text() == "scontrol requeue 7\n"
+
+
+def test_slurm_passes_the_signal_on_and_waits_for_the_tasks(fakes, tmp_path):
+  fakes("srun", f"#!/bin/bash\ntouch {tmp_path}/runs\n"
+        f"until [ -e {tmp_path}/stop ]; do sleep 0.05; done; sleep 0.3; exit 143")
+  fakes("scancel", logged(tmp_path, f"touch {tmp_path}/stop"))
+  fakes("squeue", "#!/bin/bash\necho RUNNING")
+  fakes("scontrol", logged(tmp_path))
+  script = subprocess.Popen(["bash", LAUNCH / "slurm.sh"], env={**os.environ, "SLURM_JOB_ID": "7"})
+  while not (tmp_path / "runs").exists():
+    time.sleep(0.02)
+  script.send_signal(signal.SIGUSR1)
+  assert script.wait(20) == 143
+  assert (tmp_path / "log").read_text() == "scancel --signal=TERM 7\nscontrol requeue 7\n"
+
+
+# Runs the command in a shell of its own once for each worker, as ssh does.
+GCLOUD = """#!/bin/bash
+for last; do :; done
+case "$last" in --command=*) ;; *) exit 9;; esac
+for worker in 0 1; do (cd "$FAR" && exec bash -c "${last#--command=}") || exit; done
+"""
+
+
+@pytest.mark.parametrize("args", [ARGS, []], ids=["args", "none"])
+def test_tpu_vm_starts_the_command_on_every_worker(fakes, tmp_path, args):
+  fakes("gcloud", GCLOUD)
+  (tmp_path / "far" / "a folder").mkdir(parents=True)
+  env = {**os.environ, "TPU": "t", "ZONE": "z", "DIR": "a folder", "PYTHON": "python",
+         "FAR": str(tmp_path / "far")}
+  subprocess.run(["bash", LAUNCH / "tpu_vm.sh", *args], env=env, check=True)
+  for got, folder, variables in told(tmp_path):
+    assert got == ["-m", "shadowft_jax.train", *args]
+    assert folder == str(tmp_path / "far" / "a folder")
+    assert hosts._found(variables) == {"cluster_detection_method": "gcetpu"}
+  assert len(told(tmp_path)) == 2
+
+
+def test_tpu_vm_gives_back_the_exit_code_and_names_what_is_not_set(fakes, tmp_path):
+  fakes("gcloud", "#!/bin/bash\nexit 3")
+  env = {**os.environ, "TPU": "t", "ZONE": "z"}
+  assert subprocess.run(["bash", LAUNCH / "tpu_vm.sh"], env=env).returncode == 3
+  del env["TPU"]
+  ran = subprocess.run(["bash", LAUNCH / "tpu_vm.sh"], env=env, capture_output=True, text=True)
+  assert ran.returncode != 0 and "the name of the TPU" in ran.stderr
+
+
+def test_tpu_vm_passes_a_signal_on(fakes, tmp_path):
+  fakes("gcloud", f'#!/bin/bash\ncase "$*" in *pkill*) echo "$*" > {tmp_path}/stop;; *) '
+        f"touch {tmp_path}/runs; until [ -e {tmp_path}/stop ]; do sleep 0.05; done; exit 15;; esac")
+  script = subprocess.Popen(["bash", LAUNCH / "tpu_vm.sh"],
+                            env={**os.environ, "TPU": "t", "ZONE": "z"})
+  while not (tmp_path / "runs").exists():
+    time.sleep(0.02)
+  script.send_signal(signal.SIGTERM)
+  assert script.wait(20) == 15
+  assert "--worker=all" in (tmp_path / "stop").read_text()
+  assert "pkill -TERM" in (tmp_path / "stop").read_text()
+
+
+def test_the_jobset_agrees_with_itself():
+  jobset = yaml.safe_load((LAUNCH / "jobset.yaml").read_text())
+  spec = jobset["spec"]
+  [job] = spec["replicatedJobs"]
+  batch = job["template"]["spec"]
+  pod = batch["template"]["spec"]
+  [container] = pod["containers"]
+  env = {e["name"]: e.get("value", "0") for e in container["env"]}
+  found = hosts._found(env)
+  assert found["num_processes"] == batch["parallelism"] == batch["completions"]
+  host, port = found["coordinator_address"].split(":")
+  assert host == f"{jobset['metadata']['name']}-{job['name']}-0-0.{spec['network']['subdomain']}"
+  assert port.isdigit()
+  assert container["command"] == ["python", "-m", "shadowft_jax.train"]
+  assert pod["restartPolicy"] == "Never" and pod["shareProcessNamespace"]
+  assert batch["completionMode"] == "Indexed" and batch["backoffLimit"] == 0
+  mounts = {m["name"] for m in container["volumeMounts"]}
+  assert mounts == {v["name"] for v in pod["volumes"]}
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_sky_tells_each_node_who_it_is(fakes, tmp_path, rank):
+  task = yaml.safe_load((LAUNCH / "sky.yaml").read_text())
+  (tmp_path / "shadowft" / "bin").mkdir(parents=True)
+  (tmp_path / "shadowft" / "bin" / "python").symlink_to(tmp_path / "bin" / "python")
+  env = {**os.environ, "HOME": str(tmp_path), "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2",
+         "SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": str(rank),
+         "ARGS": "--config c.py --workdir '/shared/two words'"}
+  subprocess.run(["bash", "-c", task["run"]], env=env, check=True)
+  [[args, _, variables]] = told(tmp_path)
+  assert args == ["-m", "shadowft_jax.train", "--config", "c.py", "--workdir", "/shared/two words"]
+  found = hosts._found(variables)
+  assert found["process_id"] == rank and found["num_processes"] == 2
+  assert re.fullmatch(r"10\.0\.0\.1:\d+", found["coordinator_address"])
