@@ -33,7 +33,7 @@ CONFIG = dict(
 LENGTH, EXAMPLES, MICRO, RANK, ALPHA = 512, 32, 2, 128, 256
 PROJECTIONS = [f"{x}_proj" for x in ("q", "k", "v", "o", "gate", "up", "down")]
 OPTIMIZER = dict(lr=2e-4, warmup_ratio=0.1, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0,
-                 grad_clip_norm=1.0)
+                 grad_clip_norm=1.0, moment_dtype="float32")
 ROWS, CHUNK = 1, 512         # ours: rows a micro-batch, positions whose logits exist at a time
 
 
@@ -133,13 +133,10 @@ def ours(folder, options):
       chosen = data[i * EXAMPLES:(i + 1) * EXAMPLES]
       [planned] = packing.plan([len(e.token) for e in chosen], batch_size=EXAMPLES, epochs=1,
                                row_length=LENGTH, seed=0)
-      total, computed = None, 0
-      for batch in step_lib.on_devices(
-          packing.microbatches(planned, chosen, row_length=LENGTH, rows=options.rows), mesh):
-        part = step_lib.gradients(state.delta, frozen, batch, method=method)
-        total = part if total is None else step_lib.add(total, part)
-        computed += batch["token"].size
-      state, metrics = step_lib.update(state, total, tx=tx)
+      batches = packing.microbatches(planned, chosen, row_length=LENGTH, rows=options.rows)
+      state, metrics = step_lib.update(state, *step_lib.gradients(
+          state.delta, frozen, step_lib.on_devices(batches, mesh), method=method), tx=tx)
+      computed = -(-len(planned.rows) // options.rows) * options.rows * LENGTH
       return float(metrics["loss"]), computed
     return measured(step, options.steps, before)
 

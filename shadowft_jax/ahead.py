@@ -42,8 +42,9 @@ def abstract_run(config, hf, mesh):
   Raises:
     InputError: the model is not ported, or the mesh does not divide it.
   """
+  platform = mesh.devices.flat[0].platform if isinstance(mesh, jax.sharding.Mesh) else None
   model = models.from_config(hf, dtype=jnp.dtype(config.dtype), backend=config.attention,
-                             remat=config.remat, combine=delta_lib.combine)
+                             remat=config.remat, platform=platform, combine=delta_lib.combine)
   def placed(shapes, dtype=None):
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, dtype or x.dtype, sharding=s),
                         shapes, sharding.of(shapes, mesh))
