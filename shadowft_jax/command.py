@@ -1,7 +1,10 @@
 """What every command does alike: parse its flags, run, and say in one line what is wrong."""
 
+import hashlib
 import itertools
+import os
 import pathlib
+import platform
 import sys
 
 import jax
@@ -19,7 +22,31 @@ def run(main):
   logging.set_verbosity(logging.WARNING)      # orbax tells of every file it writes
   # Several steps in flight can lock up the collectives of several CPU devices.
   jax.config.update("jax_cpu_enable_async_dispatch", False)
+  keep_compiled()
   app.run(lambda _: _guarded(main), flags_parser=_parse)
+
+
+def keep_compiled():
+  """Has jax keep compiled programs in the user's cache folder, for the next start.
+
+  JAX_COMPILATION_CACHE_DIR names another folder; JAX_ENABLE_COMPILATION_CACHE=0 keeps none.
+  """
+  if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    # A program for a CPU uses what that CPU has; others may share the folder.
+    folder = home / "shadowft_jax" / "xla" / hashlib.sha256(_cpu().encode()).hexdigest()[:16]
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+  if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _cpu():
+  """What kind of processor this is, in words."""
+  try:
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+  except OSError:
+    return platform.machine() + platform.processor()
+  return next((x for x in lines if x.startswith(("flags", "Features"))), platform.machine())
 
 
 def _guarded(call):

@@ -51,17 +51,17 @@ def attention_flops(cfg, length):
   return 4 * cfg.num_attention_heads * cfg.head_dim * sum(seen)
 
 
-def work(run):
-  """The Work of a token."""
+def work(run, length=None):
+  """The Work of a token of an example of `length` tokens; None: as long as a row."""
   model, learnt = run.method.model, ahead.learnt_names(run)
   again = model.remat == "full"
   useful = executed = 0
   for name, weights in multiplied(run).items():
     passes = 2 + (name in learnt or not name.endswith("kernel") and name != TABLE)
     useful += 2 * weights * passes
-    # The logits are made again in the backward pass whatever is kept of the blocks.
-    executed += 2 * weights * (passes + (again or "/layers/" not in name))
-  attention = attention_flops(model.cfg, run.batch["token"].shape[1])
+    # Whatever is kept of the blocks, the logits are made again for the gradient of the head.
+    executed += 2 * weights * (passes + (again if "/layers/" in name else name in learnt))
+  attention = attention_flops(model.cfg, length or run.batch["token"].shape[1])
   # Backward: five products to the forward pass's two, one of them made again.
   return Work(useful + 3 * attention, executed + (3.5 + (model.remat != "none")) * attention)
 

@@ -1,7 +1,7 @@
 """Log-probabilities over the vocabulary, a chunk of positions at a time.
 
-Logits [B, T, V] never exist: each chunk's are made, reduced and dropped, and made again
-in the backward pass from the saved log-sum-exp.
+Logits [B, T, V] never exist: each chunk's are made, reduced to its log-probabilities and their
+gradient by h, and dropped; a head that is learnt has them made again in the backward pass.
 """
 
 import functools
@@ -34,37 +34,55 @@ def _joined(x_nBC):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _logprobs(h_BTD, head_DV, target_BT, size, cap):
-  return _forward(h_BTD, head_DV, target_BT, size, cap)[0]
+  def one(_, chunk):
+    return None, _chosen(_logits(chunk[0], head_DV, cap), chunk[1])[0]
+  _, logp = jax.lax.scan(one, None, (_chunks(h_BTD, size), _chunks(target_BT, size)))
+  return _joined(logp)
+
+
+def _chosen(logit_BCV, target_BC):
+  """(log p of each target, log-sum-exp)."""
+  lse_BC = jax.nn.logsumexp(logit_BCV, axis=-1)
+  chosen_BC = jnp.take_along_axis(logit_BCV, target_BC[..., None], axis=-1)[..., 0]
+  return chosen_BC - lse_BC, lse_BC
+
+
+def _slope(logit_BCV, lse_BC, target_BC, cap):
+  """d log p / d (h head), float32."""
+  hot_BCV = jax.nn.one_hot(target_BC, logit_BCV.shape[-1], dtype=logit_BCV.dtype)
+  slope_BCV = hot_BCV - jnp.exp(logit_BCV - lse_BC[..., None])
+  # d cap tanh(x / cap) / dx = 1 - tanh(x / cap)^2
+  return slope_BCV if cap is None else slope_BCV * (1 - (logit_BCV / cap) ** 2)
 
 
 def _forward(h_BTD, head_DV, target_BT, size, cap):
   def one(_, chunk):
     h_BCD, target_BC = chunk
     logit_BCV = _logits(h_BCD, head_DV, cap)
-    lse_BC = jax.nn.logsumexp(logit_BCV, axis=-1)
-    chosen_BC = jnp.take_along_axis(logit_BCV, target_BC[..., None], axis=-1)[..., 0]
-    return None, (chosen_BC - lse_BC, lse_BC)
-  _, (logp, lse) = jax.lax.scan(one, None, (_chunks(h_BTD, size), _chunks(target_BT, size)))
-  return _joined(logp), (h_BTD, head_DV, target_BT, lse)
+    logp_BC, lse_BC = _chosen(logit_BCV, target_BC)
+    slope_BCV = _slope(logit_BCV, lse_BC, target_BC, cap).astype(h_BCD.dtype)
+    # What the backward pass multiplies by one number a position: made while the logits are here.
+    pull_BCD = jnp.einsum("BCV,DV->BCD", slope_BCV, head_DV)
+    return None, (logp_BC, lse_BC, pull_BCD)
+  _, (logp, lse, pull) = jax.lax.scan(
+      one, None, (_chunks(h_BTD, size), _chunks(target_BT, size)))
+  return _joined(logp), (h_BTD, head_DV, target_BT, lse, _joined(pull))
 
 
 def _backward(size, cap, saved, g_BT):
-  h_BTD, head_DV, target_BT, lse = saved
+  h_BTD, head_DV, target_BT, lse, pull_BTD = saved
   def one(head_grad_DV, chunk):
     h_BCD, target_BC, lse_BC, g_BC = chunk
-    logit_BCV = _logits(h_BCD, head_DV, cap)
-    p_BCV = jnp.exp(logit_BCV - lse_BC[..., None])
-    hot_BCV = jax.nn.one_hot(target_BC, head_DV.shape[1], dtype=p_BCV.dtype)
-    # d cap tanh(x / cap) / dx = 1 - tanh(x / cap)^2
-    slope_BCV = 1.0 if cap is None else 1 - (logit_BCV / cap) ** 2
-    d_BCV = ((hot_BCV - p_BCV) * slope_BCV * g_BC[..., None]).astype(h_BCD.dtype)
-    head_grad_DV += jnp.einsum("BCD,BCV->DV", h_BCD, d_BCV, preferred_element_type=jnp.float32)
-    return head_grad_DV, jnp.einsum("BCV,DV->BCD", d_BCV, head_DV)
-  start = jnp.zeros(head_DV.shape, jnp.float32)
-  # Where the head is frozen, its gradient is unused and the compiler removes the sum.
-  head_grad_DV, h_grad = jax.lax.scan(
-      one, start, (_chunks(h_BTD, size), _chunks(target_BT, size), lse, _chunks(g_BT, size)))
-  return _joined(h_grad), head_grad_DV.astype(head_DV.dtype), None
+    slope_BCV = _slope(_logits(h_BCD, head_DV, cap), lse_BC, target_BC, cap)
+    d_BCV = (slope_BCV * g_BC[..., None]).astype(h_BCD.dtype)
+    return head_grad_DV + jnp.einsum("BCD,BCV->DV", h_BCD, d_BCV,
+                                     preferred_element_type=jnp.float32), None
+  # Where the head is frozen, its gradient is unused and the compiler removes the loop.
+  head_grad_DV, _ = jax.lax.scan(
+      one, jnp.zeros(head_DV.shape, jnp.float32),
+      (_chunks(h_BTD, size), _chunks(target_BT, size), lse, _chunks(g_BT, size)))
+  h_grad_BTD = (g_BT[..., None] * pull_BTD).astype(h_BTD.dtype)
+  return h_grad_BTD, head_grad_DV.astype(head_DV.dtype), None
 
 
 _logprobs.defvjp(_forward, _backward)

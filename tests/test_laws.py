@@ -177,6 +177,33 @@ def test_the_sum_of_weights_and_delta_never_exists_for_the_whole_model():
   assert memory.temp_size_in_bytes < 0.25 * 4 * tree.size(params)
 
 
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_a_program_for_an_accelerator_does_not_grow_with_depth(kind):
+  def products(layers, platform):
+    model = models.from_config(dict(pico.CONFIGS["qwen3"], num_hidden_layers=layers),
+                               dtype=jnp.float32, combine=delta.combine, platform=platform)
+    shapes = models.abstract_params(model)
+    batch = {k: jax.ShapeDtypeStruct((1, 8), jnp.int32)
+             for k in ("token", "segment", "position", "answer")}
+    learnt = jax.eval_shape(lambda: {"lora": lora.init(
+        jax.random.key(0), shapes, rank=2, match="_proj")}) if kind == "lora" else {"delta": shapes}
+    method = step.Method(model, objectives.sft, 1.0, 8)
+    text = step.accumulate.lower(learnt, learnt, shapes, batch, method=method).as_text()
+    return text.count("dot_general")
+  assert products(4, "gpu") == products(32, "gpu")
+  # On a CPU, the layers are written out.
+  assert products(4, "gpu") < products(4, "cpu") < products(8, "cpu")
+
+
+def test_a_frozen_head_is_multiplied_twice_a_learnt_one_four_times():
+  h, w = jax.ShapeDtypeStruct((1, 8, 16), "float32"), jax.ShapeDtypeStruct((16, 50), "float32")
+  token_BT = jnp.zeros((1, 8), jnp.int32)
+  def products(argnums):
+    f = jax.grad(lambda h, w: loss.token_logprobs(h, w, token_BT, 4).sum(), argnums)
+    return jax.jit(f).lower(h, w).compile().as_text().count("dot(")
+  assert (products(0), products((0, 1))) == (2, 4)
+
+
 @pytest.mark.parametrize("chunk", [3, 8, 64])
 def test_the_chunked_loss_is_the_plain_loss(chunk):
   key = jax.random.split(jax.random.key(0), 3)

@@ -1,0 +1,70 @@
+"""benchmarks/gpu.py at a small size on a CPU, on a machine that has but what it asks for."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+# What a bare machine lacks of our requirements.
+ABSENT = ("clu", "datasets", "grain", "matplotlib", "ml_collections", "pyarrow",
+          "tensorboardX")
+BLOCK = f"""
+import sys
+class Absent:
+  def find_spec(self, name, path=None, target=None):
+    if name.split(".")[0] in {ABSENT}:
+      raise ModuleNotFoundError(f"No module named {{name!r}}")
+sys.meta_path.insert(0, Absent())
+"""
+
+
+def run(tmp_path, *flags):
+  """The JSON lines of gpu.py --tiny where ABSENT cannot be imported."""
+  (tmp_path / "sitecustomize.py").write_text(BLOCK)
+  result = subprocess.run(
+      [sys.executable, ROOT / "benchmarks" / "gpu.py", "--tiny", "--steps", "2", *flags],
+      env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, timeout=600)
+  assert result.returncode == 0, result.stderr
+  return [json.loads(x) for x in result.stdout.splitlines() if x.startswith("{")]
+
+
+@pytest.mark.parametrize("side", ["lora_ours", "full_ours"])
+def test_ours_learns_on_a_bare_machine(tmp_path, side):
+  [out] = run(tmp_path, "--side", side, "--attention", "chunked")
+  assert len(out["losses"]) == 3 and out["losses"][-1] < out["losses"][0]
+  assert 0 < out["useful_flops"] < out["executed_flops"]
+  assert out["real_tokens"] < out["computed_tokens"]
+
+
+@pytest.mark.slow
+def test_every_section_runs(tmp_path):
+  lines = run(tmp_path)
+  assert [(x["section"], x.get("side")) for x in lines] == [
+      ("attention", None), *((kind, side) for kind in ("lora", "full")
+                             for side in ("ours", "peer", "peer_full_rows"))]
+  assert not any("failed" in x for x in lines)
+  for case in lines[0]["cases"].values():
+    assert case["chunked"]["error"] < 1e-4
+  # The same tokens are learnt from by both sides, in the same number of steps.
+  assert len({len(x["losses"]) for x in lines[1:]}) == 1
+
+
+def test_a_backend_that_disagrees_or_fails_is_told_of():
+  sys.path.insert(0, str(ROOT / "benchmarks"))
+  import gpu
+  lines = [{"section": "attention", "cases": {"llama": {
+      "xla": {"both_ms": 2.0, "error": 0.0}, "flash": {"both_ms": 0.5, "error": 0.5},
+      "chunked": {"both_ms": 1.0, "error": 1e-3}, "cudnn": "FAILED X: y",
+      "splash": "runs on tpu"}}},
+      {"section": "lora", "side": "ours", "losses": [float("nan")]},
+      {"section": "full", "side": "peer", "failed": "out of memory"}]
+  assert gpu.best_backend(lines[0]) == "chunked"
+  told = list(gpu.wrong(lines))
+  assert len(told) == 4
+  for words in ("flash: differs", "cudnn: FAILED", "lora ours: losses", "out of memory"):
+    assert any(words in x for x in told)
+  assert gpu.best_backend({"failed": "no time left"}) == "chunked"
