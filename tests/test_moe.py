@@ -229,7 +229,7 @@ def test_a_step_on_eight_devices_is_that_on_one(kind, shape):
         learnt, params, [jax.device_put(batch, NamedSharding(mesh, sharding.BATCH))], method=method)
   np.testing.assert_allclose(got_sums["loss"], sums["loss"], rtol=1e-5)
   for (name, a), b in zip(tree.names(got).items(), jax.tree.leaves(want), strict=True):
-    assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b), name
+    assert np.linalg.norm(np.asarray(a) - np.asarray(b)) <= 1e-5 * np.linalg.norm(b), name
 
 
 def test_experts_are_sharded_whole():
