@@ -17,7 +17,8 @@ from absl import flags
 import jax
 
 from shadowft_jax import (
-    combine, command, delta as delta_lib, delta_stream, graft_plan, outputs, report, stream, tree)
+    combine, command, delta as delta_lib, delta_stream, folder, graft_plan, outputs, report,
+    stream, tree)
 from shadowft_jax.errors import InputError
 from shadowft_jax.log import say
 
@@ -116,12 +117,12 @@ def _deltas():
   found = []
   if TUNED.value:
     found.append(delta_stream.difference(BASE.value, TUNED.value, ALPHA.value))
-  for folder, weight in map(_weighted, DELTA.value or ()):
-    found.append(delta_stream.stored(folder, ALPHA.value * weight))
-  for folder, weight in map(_weighted, ADAPTER.value or ()):
-    if not (pathlib.Path(folder) / "adapter_config.json").exists():
-      raise InputError(f"--adapter {folder} has no adapter_config.json; expected a PEFT adapter")
-    found.append(delta_stream.stored(folder, ALPHA.value * weight))
+  for place, weight in map(_weighted, DELTA.value or ()):
+    found.append(delta_stream.stored(place, ALPHA.value * weight))
+  for place, weight in map(_weighted, ADAPTER.value or ()):
+    if not (pathlib.Path(place) / "adapter_config.json").exists():
+      raise InputError(f"--adapter {place} has no adapter_config.json; expected a PEFT adapter")
+    found.append(delta_stream.stored(place, ALPHA.value * weight))
   if not found:
     raise InputError("nothing to graft: give --delta, --adapter, or --base and --tuned")
   return found
@@ -177,6 +178,8 @@ def _write_learnt(plan, form):
 
 def main():
   form = _form()
+  if not DRY_RUN.value:
+    folder.check_new(OUT.value, OVERWRITE.value)
   instruct = delta_stream.read_checkpoint(INSTRUCT.value)
   deltas = _deltas()
   wanted = graft_plan.scope(instruct.kind, SCOPE.value, match=MATCH.value, include=INCLUDE.value,

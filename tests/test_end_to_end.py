@@ -234,9 +234,9 @@ def test_the_best_checkpoint_can_be_grafted(pair, tmp_path):
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     pair, tmp_path, monkeypatch):
   real, calls = step.update, []
-  def poisoned(state, total, *, tx):
+  def poisoned(state, grads, sums, *, tx):
     calls.append(1)
-    state, metrics = real(state, total, tx=tx)
+    state, metrics = real(state, grads, sums, tx=tx)
     return state, {**metrics, "loss": jnp.float32("nan")} if len(calls) == 6 else metrics
   monkeypatch.setattr(step, "update", poisoned)
   with pytest.raises(FloatingPointError, match="not finite at step 6.*checkpoint of step 4 stays"):

@@ -291,10 +291,13 @@ def test_a_graft_that_dies_leaves_no_folder_that_counts_as_done(bf16, tmp_path, 
     if len(calls) == 9:
       raise KeyboardInterrupt
     real(*args)
-  monkeypatch.setattr(stream.safetensors_file, "write_at", dies)
-  with pytest.raises(KeyboardInterrupt):
-    full(tmp_path / "out", *sides(bf16))
-  assert not list(tmp_path.iterdir())
+  with monkeypatch.context() as patch:
+    patch.setattr(stream.safetensors_file, "write_at", dies)
+    with pytest.raises(KeyboardInterrupt):
+      full(tmp_path / "out", *sides(bf16))
+  assert [p.name for p in tmp_path.iterdir()] == ["out.part"]
+  full(tmp_path / "out", *sides(bf16))
+  assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
 # As a new user would.
