@@ -64,9 +64,8 @@ def abstract_run(config, hf, mesh, shapes=None):
     InputError: the model is not ported, or the mesh does not divide it.
   """
   shapes = shapes or shapes_of(config, hf)
-  platform = mesh.devices.flat[0].platform if isinstance(mesh, jax.sharding.Mesh) else None
   model = models.from_config(hf, dtype=jnp.dtype(config.dtype), backend=config.attention,
-                             remat=config.remat, platform=platform, combine=delta_lib.combine)
+                             remat=config.remat, combine=delta_lib.combine)
   def placed(tree_, dtype=None):
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, dtype or x.dtype, sharding=s),
                         tree_, sharding.of(tree_, mesh))

@@ -23,9 +23,6 @@ REMAT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "none": None,
 }
-# How many layers of the stack are written out one after another, by platform; else one, so that
-# compile time does not grow with depth.
-UNROLL = {"cpu": 32}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +171,6 @@ class Backbone(nn.Module):
   dtype: Any
   backend: str
   remat: str
-  unroll: int
   mapped: Callable
 
   def setup(self):
@@ -186,7 +182,7 @@ class Backbone(nn.Module):
     self.layers = nn.scan(
         block, variable_axes={c: 0 for c in ("params", "delta", "lora", "cache")},
         split_rngs={"params": True}, in_axes=(0, nn.broadcast),
-        length=cfg.num_hidden_layers, unroll=self.unroll)(cfg, self.backend)
+        length=cfg.num_hidden_layers)(cfg, self.backend)
     self.norm = self.mapped(RMSNorm)(cfg.rms_norm_eps, cfg.norm_offset)
 
   def __call__(self, token_BT, segment_BT, position_BT):
@@ -206,7 +202,6 @@ class Decoder(nn.Module):
     dtype: of activations and matrix products; parameters keep their own.
     backend: a name in `attention.BACKENDS`.
     remat: a name in `REMAT`.
-    platform: of jax, where it is to run; None: the default one.
     combine: {"params", "delta"} -> {"params"}, applied to one layer's slices at a time, so
       that the sum of weights and a dense delta never exists for the whole model.
   """
@@ -214,13 +209,10 @@ class Decoder(nn.Module):
   dtype: Any = jnp.bfloat16
   backend: str = "xla"
   remat: str = "none"
-  platform: str | None = None
   combine: Callable | None = None
 
   def setup(self):
-    unroll = min(self.cfg.num_hidden_layers,
-                 UNROLL.get(self.platform or jax.default_backend(), 1))
-    self.model = Backbone(self.cfg, self.dtype, self.backend, self.remat, unroll, self.mapped)
+    self.model = Backbone(self.cfg, self.dtype, self.backend, self.remat, self.mapped)
     if not self.cfg.tie_word_embeddings:
       self.lm_head = self.mapped(Head)(self.cfg.hidden_size, self.cfg.vocab_size)
 
