@@ -72,7 +72,8 @@ def examples(options, vocabulary):
   lengths = np.interp(at, np.linspace(0, 1, len(LENGTHS)), LENGTHS)
   lengths = np.maximum(lengths * options.length / 4096, 4).astype(int)
   return [SimpleNamespace(token=rng.integers(3, vocabulary, n).astype(np.int32), label=None,
-                          answer=(np.arange(n) >= n // 2).astype(np.int32)) for n in lengths]
+                          answer=(np.arange(n) >= n // 2).astype(np.int32), second=0)
+          for n in lengths]
 
 
 def settings(kind, remat, rows, options):

@@ -277,6 +277,7 @@ def test_a_run_learns_to_prefer_and_grafts_it(run):
   assert (workdir / "delta" / "adapter_model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_the_reference_on_the_fly_gives_the_same_losses(run, folder, tmp_path):
   config = config_of(folder, **{"dpo.reference": "on_the_fly"})
   records = train.train(config, tmp_path / "run")
@@ -296,7 +297,7 @@ def parts(folder):
   return base, dataset.read(config), step.Method(model, objectives.Dpo(), 2.0, 32), mesh
 
 
-@pytest.mark.parametrize("layout", ["packed", "bucketed"])
+@pytest.mark.parametrize("layout", ["packed", pytest.param("bucketed", marks=pytest.mark.slow)])
 def test_the_reference_of_each_pair_is_its_own(folder, layout):
   base, data, method, mesh = parts(folder)
   data = dataclasses.replace(data, layout=layout)
@@ -333,6 +334,7 @@ def test_the_reference_is_computed_once_and_again_when_its_inputs_change(folder,
   assert kept(data, [like]) == (first, True)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_with_the_reference_that_it_has(run, folder, tmp_path, monkeypatch):
   class Stop(Exception):
     pass
@@ -375,7 +377,8 @@ def learnt(folder, tmp_path_factory):
   return workdir / "delta"
 
 
-@pytest.mark.parametrize("how", ["precomputed", "on_the_fly"])
+@pytest.mark.parametrize("how", [
+    "precomputed", pytest.param("on_the_fly", marks=pytest.mark.slow)])
 def test_dpo_after_sft_starts_at_log_2_and_goes_on_with_the_same_factors(
     folder, learnt, tmp_path, how):
   config = config_of(folder, **{"delta.init": str(learnt), "max_steps": 2, "lr": 2e-3,

@@ -111,7 +111,7 @@ def test_generation_agrees_with_transformers(lora_run):
   assert got[1] == want
 
 
-@pytest.mark.parametrize("name", ["llama3", "qwen2"])
+@pytest.mark.parametrize("name", [pytest.param("llama3", marks=pytest.mark.slow), "qwen2"])
 def test_full_tuning_of_another_family(name, tmp_path):
   pair = runs.make_pair(tmp_path / "pair", name)
   config = runs.config_of(pair, **{"delta.kind": "full", "lr": 1e-3, "remat": "none"})
@@ -168,7 +168,8 @@ def stop_after(monkeypatch, step):
   monkeypatch.setattr(log.Log, "step", stopping)
 
 
-@pytest.mark.parametrize("stops", [(5,), (3,), (4, 9)])
+@pytest.mark.parametrize("stops", [*(pytest.param(s, marks=pytest.mark.slow)
+                                     for s in ((5,), (3,))), (4, 9)])
 def test_a_run_taken_up_again_gives_the_same_delta_bit_for_bit(
     pair, lora_run, tmp_path, monkeypatch, stops):
   for stop in stops:
