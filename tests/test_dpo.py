@@ -66,11 +66,7 @@ def computed(batches, change, objective, start=None):
   """(mean loss and metrics, gradients of the mean loss) over all batches."""
   model, base, _, _ = setup()
   method = step.Method(model, objective, 2.0, 8)
-  total = None
-  for batch in batches:
-    part = step.gradients(change, base, batch, start, method=method)
-    total = part if total is None else step.add(total, part)
-  grads, sums = total
+  grads, sums = step.gradients(change, base, batches, start, method=method)
   return ({k: float(v / sums["count"]) for k, v in sums.items() if k != "count"},
           jax.tree.map(lambda g: g / sums["count"], grads))
 
@@ -215,8 +211,8 @@ def test_neither_full_logits_nor_a_mask_of_all_answers_exist():
       lambda: {"lora": lora.init(jax.random.key(0), shapes, rank=2, match="_proj")})
   def memory(objective, start=None, **more):
     method = step.Method(model, objective, 1.0, 16)
-    compiled = step.gradients.lower(small, shapes, {**batch, **more}, start,
-                                    method=method).compile()
+    compiled = step.accumulate.lower(small, small, shapes, {**batch, **more}, start,
+                                     method=method).compile()
     return compiled.memory_analysis().temp_size_in_bytes
   sft = memory(objectives.sft)
   there = jax.ShapeDtypeStruct((4, 512), jnp.float32)
