@@ -8,6 +8,7 @@ import threading
 import numpy as np
 
 from shadowft_jax import safetensors_file
+from shadowft_jax.errors import InputError
 from shadowft_jax.safetensors_file import WEIGHTS
 
 # Elements a step.  Tensors of two axes are cut between rows, which an adapter's product needs.
@@ -62,3 +63,13 @@ def fill(tensor, first, out):
   with open(tensor.path, "rb", buffering=0) as file:
     safetensors_file.read_at(file, out.reshape(-1).view(np.uint8),
                              tensor.offset + first * out.dtype.itemsize)
+
+
+def blame(name, inputs):
+  """Raises InputError for the first of `inputs`, (role, tensor), that is not finite; `name` is what
+  was made of them."""
+  for role, tensor in inputs:
+    for _, part in safetensors_file.rows(tensor) if tensor.shape else ():
+      if not np.isfinite(part.astype(np.float32)).all():
+        raise InputError(f"{name} of the {role} has NaN or infinity in {tensor.path}; it "
+                         "is broken, and nothing was written: save or download it again")

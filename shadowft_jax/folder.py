@@ -106,9 +106,9 @@ def sync(folder, deep=True):
       os.close(handle)
 
 
-def forget(folder):
-  """Lets go of the cached pages of its safetensors: what is read again comes from the disk."""
-  for path in folder.glob("*.safetensors") if hasattr(os, "posix_fadvise") else ():
+def forget(path):
+  """Lets go of a file's cached pages: what is read again comes from the disk."""
+  if hasattr(os, "posix_fadvise"):
     with open(path, "rb") as file:
       os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 

@@ -75,14 +75,7 @@ def check(plan, out, form):
     factored.check(plan, form.is_cut)
   for directory in [plan.instruct.directory, *(f for d in plan.deltas for f in d.folders.values())]:
     folder.check_apart(out, directory)
-  _check_free(out, need(plan, form)["write"])
-
-
-def _check_free(out, nbytes):
-  want, have = nbytes + stream.BESIDE, stream.free(out)
-  if have < want:
-    raise InputError(f"{out} needs {want / 1e9:.1f} GB, and its disk has {have / 1e9:.1f} GB "
-                     "free; make room, or name a folder on another disk")
+  stream.check_free(out, need(plan, form)["write"])
 
 
 def run(plan, out, form, *, made=None, overwrite=False, verify=True):
@@ -111,7 +104,8 @@ def run(plan, out, form, *, made=None, overwrite=False, verify=True):
     folder.sync(fresh)
     inputs = {}
     if verify:
-      folder.forget(fresh)
+      for path in fresh.glob("*.safetensors"):
+        folder.forget(path)
       with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(functools.partial(_read_back, out), pieces))
       for role, paths in (pair for d in plan.deltas for pair in d.paths.items()):
@@ -188,7 +182,7 @@ def _join(plan, fresh, rank):
   for target in summed.targets(plan):
     rows, columns = target.tensor.shape
     shapes |= zip(names[target.name], ((rank, columns), (rows, rank)), strict=True)
-  _check_free(fresh, 4 * sum(map(math.prod, shapes.values())))
+  stream.check_free(fresh, 4 * sum(map(math.prod, shapes.values())))
   places = safetensors_file.create(fresh / "adapter_model.safetensors", shapes, {"format": "pt"})
   pieces = []
   for tensor, pair in names.items():

@@ -39,6 +39,15 @@ class Outcome(NamedTuple):
     return sum(s.size - s.unchanged for s in self.survival)
 
 
+@functools.cache
+def _cpu():
+  """Where the bytes are; None, the usual device, where jax was told to have no CPU."""
+  try:
+    return jax.local_devices(backend="cpu")[0]
+  except RuntimeError:
+    return None
+
+
 def _compute(recipe, floors, chunk):
   """(the bytes of a chunk, what `measure.total` gives); good until the thread's next."""
   SCRATCH.used = 0
@@ -53,7 +62,7 @@ def _compute(recipe, floors, chunk):
   first, stop = chunk.first, chunk.stop
   w = buffers.elements(target.tensor, first, stop, SCRATCH.take())
   parts = [p.read(first, stop, SCRATCH.take) for p in target.parts]
-  with jax.default_device(jax.local_devices(backend="cpu")[0]):    # where the bytes are
+  with jax.default_device(_cpu()):
     shadow, sums = combine.graft(
         w, parts, target.weights, _base(target, parts, first, stop),
         keys=combine.keys(recipe, target), floors=floors[target.name],
@@ -77,11 +86,7 @@ def _blame(target, dtype):
   inputs = [("Instruct", target.tensor)]
   inputs += [source for part in target.parts for source in part.sources.items()]
   inputs += [("Base", target.base)] * bool(target.base)
-  for role, tensor in inputs:
-    for _, part in safetensors_file.rows(tensor) if tensor.shape else ():
-      if not np.isfinite(part.astype(np.float32)).all():
-        raise InputError(f"{target.name} of the {role} has NaN or infinity in {tensor.path}; it "
-                         "is broken, and nothing was written: save or download it again")
+  buffers.blame(target.name, inputs)
   stored = "F32" if dtype else target.tensor.dtype
   raise InputError(f"{target.name}: the sum is beyond the range of {stored}, in which it is to be "
                    "stored; use a smaller --alpha, a bfloat16 Instruct or --dtype=float32")
@@ -139,9 +144,8 @@ def _read_back(fresh, out, dtype, path, chunks):
   fail = (f"{out}: {path.name} reads back other bytes than were written (%s); the disk or the "
           "memory is faulty, and nothing was kept")
   buffer = SCRATCH.buffers[0] if SCRATCH.buffers else SCRATCH.take()
+  folder.forget(fresh / path.name)
   with open(fresh / path.name, "rb", buffering=0) as file:
-    if hasattr(os, "posix_fadvise"):     # what is cached is let go, so that the disk is read
-      os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     if file.read(len(header)) != header:
       raise InputError(fail % "its header")
     digest = hashlib.sha256(header)
@@ -199,8 +203,13 @@ def check_room(plan, out):
   for directory in [plan.instruct.directory, *sides, *([plan.base.directory] if plan.base else [])]:
     folder.check_apart(out, directory)
   left = journal.place(out).glob("*.safetensors")      # is gone on with, or removed
-  want = need(plan)["write"] + BESIDE
-  have = free(out) + sum(512 * p.stat().st_blocks for p in left)
+  check_free(out, need(plan)["write"], left=sum(512 * p.stat().st_blocks for p in left))
+
+
+def check_free(out, nbytes, left=0):
+  """Raises InputError where the disk of `out` has no room for so many bytes and what lies beside
+  them; `left` are taken already, and used again."""
+  want, have = nbytes + BESIDE, free(out) + left
   if have < want:
     raise InputError(f"{out} needs {want / 1e9:.1f} GB, and its disk has {have / 1e9:.1f} GB "
                      "free; make room, or name a folder on another disk")

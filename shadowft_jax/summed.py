@@ -7,7 +7,7 @@ import os
 
 import numpy as np
 
-from shadowft_jax import buffers, combine, layout, safetensors_file
+from shadowft_jax import buffers, combine, layout
 from shadowft_jax.buffers import SCRATCH
 from shadowft_jax.errors import InputError
 from shadowft_jax.safetensors_file import WEIGHTS
@@ -39,12 +39,7 @@ def _read(recipe, floors, chunk):
 
 def blame(target):
   """Raises InputError that names the tensor from which a sum that is not finite comes."""
-  for part in target.parts:
-    for role, tensor in part.sources.items():
-      for _, rows in safetensors_file.rows(tensor) if tensor.shape else ():
-        if not np.isfinite(rows.astype(np.float32)).all():
-          raise InputError(f"{target.name} of the {role} has NaN or infinity in {tensor.path}; it "
-                           "is broken, and nothing was written: save or download it again")
+  buffers.blame(target.name, (x for part in target.parts for x in part.sources.items()))
   raise InputError(f"{target.name}: the delta is beyond the range of float32; use a smaller "
                    "--alpha")
 
@@ -65,6 +60,5 @@ def matrix(read, target, chunks_):
 def whole(tensor):
   """A tensor as it is stored."""
   out = np.empty(tensor.shape, WEIGHTS[tensor.dtype])
-  with open(tensor.path, "rb", buffering=0) as file:
-    safetensors_file.read_at(file, out.reshape(-1).view(np.uint8), tensor.offset)
+  buffers.fill(tensor, 0, out)
   return out
