@@ -211,8 +211,8 @@ def test_generation_with_a_cache_agrees_with_transformers(name):
     assert len(set(answer)) > 3
 
 
-@pytest.mark.parametrize("name", ["gemma2", "gemma3", "olmo3_yarn"])
-def test_windows_and_ropes_stay_within_a_packed_example(name):
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "olmo3_yarn", "qwen3_moe"])
+def test_windows_ropes_and_experts_stay_within_a_packed_example(name):
   model = models.from_config(pico.CONFIGS[name], dtype=jnp.float32)
   keys = iter(jax.random.split(jax.random.key(0), 64))
   params = jax.tree.map(lambda x: 0.3 * jax.random.normal(next(keys), x.shape),

@@ -16,8 +16,6 @@ import transformers
 from shadowft_jax import (
     checkpoint, delta, generate, graft, lora, models, objectives, pair_check, port, sharding, step,
     train, tree)
-from shadowft_jax.data import packing
-from shadowft_jax.data.chat import Example
 from shadowft_jax.errors import InputError
 from shadowft_jax.models import moe
 from tests import pico, real_configs, runs
@@ -193,20 +191,6 @@ def test_bfloat16_is_as_near_to_float32_as_that_of_transformers(name):
   # Over four seeds: at most 0.018 from float32, and 1.25 times transformers' error.
   assert 0 < np.median(errors(ours)) <= 0.025
   assert np.median(errors(ours)) <= 1.4 * np.median(errors(theirs))
-
-
-def test_packing_and_padding_change_no_loss():
-  _, model, params = both("qwen3_moe")
-  rng = np.random.default_rng(0)
-  data = [Example(token=rng.integers(1, 96, n).astype(np.int32), answer=np.ones(n, np.int32), cut=0)
-          for n in (9, 17, 12, 20)]
-  method = step.Method(model, objectives.sft, 1.0, 8)
-  def total(rows, length, per_row):
-    batches = packing.microbatches(packing.Step([0, 1, 2, 3], rows), data, rows=per_row,
-                                   row_length=length)
-    return sum(float(method.sums({"delta": {}}, params, b)["loss"]) for b in batches)
-  np.testing.assert_allclose(total([[0, 1, 2, 3]], 64, 1), total([[0], [1], [2], [3]], 20, 4),
-                             rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind, shape", [
