@@ -13,7 +13,7 @@ test: $(VENV)/installed-test lint
 	$(BIN)/python -m pytest -n 2
 
 test-slow: $(VENV)/installed-test
-	$(BIN)/python -m pytest -m slow --slow -v
+	$(BIN)/python -m pytest -m slow --slow -vv
 
 test-all: test test-slow
 

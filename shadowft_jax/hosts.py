@@ -7,6 +7,7 @@ import atexit
 import os
 import subprocess
 import sys
+import time
 
 import jax
 from jax._src import distributed
@@ -88,6 +89,8 @@ def _depart(code):
   sys.stderr.flush()
   try:
     distributed.global_state.client.wait_at_barrier("depart", 1000 * LEAVE_S)
+    if distributed.global_state.service:
+      time.sleep(1)            # the others still have to hear from here that all have come
   except jax.errors.JaxRuntimeError:
     pass
   os._exit(code)

@@ -18,6 +18,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 CACHE = tempfile.TemporaryDirectory()
 os.environ["XDG_CACHE_HOME"] = CACHE.name
 
+import jax  # noqa: E402
 import pytest  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -40,6 +41,12 @@ def pytest_collection_modifyitems(config, items):
   slow = [item for item in items if item.get_closest_marker("slow")]
   config.hook.pytest_deselected(items=slow)
   items[:] = [item for item in items if not item.get_closest_marker("slow")]
+
+
+def pytest_runtest_teardown(item, nextitem):
+  """Lets go of compiled programs: each has its mappings of memory, and Linux allows 65,530."""
+  if nextitem is None or item.path != nextitem.path or item.get_closest_marker("slow"):
+    jax.clear_caches()
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -23,14 +23,22 @@ def start(program, count, folder, **env):
              "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count),
              "JAX_PROCESS_ID": str(n), **env}
     with open(folder / f"{n}.txt", "w") as out:
-      return subprocess.Popen([sys.executable, "-c", program], stdout=out, stderr=out, env=env_n)
+      # Ends once nobody writes any more: last words come from another process than n.
+      log = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=out)
+    with log.stdin as out:
+      process = subprocess.Popen([sys.executable, "-c", program], stdout=out, stderr=out,
+                                 env=env_n)
+    return process, log
   return [one(n) for n in range(count)]
 
 
 def wait(processes, timeout):
   """The exit codes of `processes`; kills what runs for longer than `timeout` seconds."""
   try:
-    return [p.wait(timeout) for p in processes]
+    codes = [process.wait(timeout) for process, _ in processes]
+    for _, log in processes:
+      log.wait(timeout)
+    return codes
   finally:
-    for p in processes:
-      p.kill()
+    for process, _ in processes:
+      process.kill()

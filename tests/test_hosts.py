@@ -114,7 +114,7 @@ def test_four_processes_sum(tmp_path):
     ("killed", -signal.SIGKILL), ("stopped", -signal.SIGTERM), ("raises", 1), ("leaves", 2)])
 def test_a_process_that_dies_ends_the_others_within_a_minute(tmp_path, fails, code, dies):
   processes = several.start(FAIL, 2, tmp_path, FAILS=fails, DIES=str(dies))
-  while processes[dies].poll() is None:
+  while processes[dies][0].poll() is None:
     time.sleep(0.05)
   codes = several.wait(processes, 60)
   assert codes[dies] == code and codes[1 - dies] != 0
@@ -128,7 +128,7 @@ def test_a_process_that_dies_ends_the_others_within_a_minute(tmp_path, fails, co
 def test_one_that_dies_ends_others_that_are_not_waiting_for_it(tmp_path, dies):
   alone = FAIL.replace("total(x).block_until_ready()", "i == 6 and time.sleep(100)")
   processes = several.start(alone, 2, tmp_path, FAILS="killed", DIES=str(dies))
-  while processes[dies].poll() is None:
+  while processes[dies][0].poll() is None:
     time.sleep(0.05)
   codes = several.wait(processes, 60)
   assert codes[dies] == -signal.SIGKILL and codes[1 - dies] == -signal.SIGABRT
