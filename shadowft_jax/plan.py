@@ -90,8 +90,6 @@ def memory_table(plan):
   lines.append(f"  {'total':<14}{plan.total / GIB:8.2f} of {plan.capacity / GIB:.2f}: the device "
                f"has {plan.accelerator.memory / GIB:.2f}, {spare / GIB:.2f} are left to driver and "
                "collectives")
-  if plan.accelerator.platform == "cuda" and plan.total > 0.75 * plan.accelerator.memory:
-    lines.append("  set XLA_PYTHON_CLIENT_MEM_FRACTION=0.97: JAX takes 0.75 of a GPU by default")
   return lines
 
 

@@ -90,6 +90,7 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(kind):
     ("olmo3", dict(rope_scaling=dict(pico.YARN, mscale=2.0)), "mscale is 2.0"),
     ("olmo3", dict(rope_scaling=dict(pico.YARN, truncate=False)), "truncate is False"),
     ("olmo3", dict(num_hidden_layers=None), "lacks\n  num_hidden_layers"),
+    ("llama3", dict(num_attention_heads=3), "num_attention_heads 3 is no multiple of .*_heads 2"),
     ("smollm3", dict(use_sliding_window=True), "use_sliding_window is True"),
     ("smollm3", dict(no_rope_layers=[1, 0]), "a 0 or 1 for each of 6 layers; got .1, 0."),
     ("glm4", dict(hidden_act="gelu"), "hidden_act is 'gelu'"),

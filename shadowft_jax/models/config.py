@@ -121,6 +121,10 @@ def read(hf, **options):
   _check_required(hf)
   refuse(hf, **{n: v for n, v in PORTED.items() if n not in options})
   count, heads = hf["num_hidden_layers"], hf["num_attention_heads"]
+  kv_heads = hf.get("num_key_value_heads") or heads
+  if heads % kv_heads:
+    raise InputError(f"config.json: num_attention_heads {heads} is no multiple of "
+                     f"num_key_value_heads {kv_heads}")
   if "windows" not in options:
     options["windows"] = (None,) * count
     if any(kind != "full_attention" for kind in hf.get("layer_types") or ()):
@@ -129,7 +133,7 @@ def read(hf, **options):
     options["ropes"] = (read_rope(hf),) * count
   return DecoderConfig(
       **{n: hf[n] for n in REQUIRED},
-      num_key_value_heads=hf.get("num_key_value_heads") or heads,
+      num_key_value_heads=kv_heads,
       head_dim=hf.get("head_dim") or hf["hidden_size"] // heads,
       rms_norm_eps=hf.get("rms_norm_eps", 1e-6),
       tie_word_embeddings=bool(hf.get("tie_word_embeddings", False)),

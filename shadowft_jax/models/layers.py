@@ -21,6 +21,26 @@ def _as_row(x, ndim):
   return jnp.expand_dims(x, range(ndim - 1))
 
 
+@jax.custom_vjp
+def product(x, w):
+  """x w, for x [..., D] and w [D, F]."""
+  return x @ w
+
+
+def _product_forward(x, w):
+  return x @ w, (x, w)
+
+
+def _product_backward(saved, g):
+  """As autodiff has it, but d w = x' g straight away: autodiff makes g' x and turns it round."""
+  x, w = saved
+  rows = tuple(range(x.ndim - 1))
+  return g @ w.T, jax.lax.dot_general(x, g, ((rows, rows), ((), ())))
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
 class Linear(nn.Module):
   """y = x W [+ b] [+ x A B, where the `lora` collection holds A and a B already scaled]."""
   features: int
@@ -29,13 +49,13 @@ class Linear(nn.Module):
   @nn.compact
   def __call__(self, x):
     kernel = self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features))
-    y = x @ kernel.astype(x.dtype)
+    y = product(x, kernel.astype(x.dtype))
     if self.use_bias:
       bias = self.param("bias", nn.initializers.zeros, (self.features,))
       y += _as_row(bias.astype(x.dtype), x.ndim)
     if self.has_variable("lora", "a"):
       a, b = self.get_variable("lora", "a"), self.get_variable("lora", "b")
-      y += (x @ a.astype(x.dtype)) @ b.astype(x.dtype)
+      y += product(product(x, a.astype(x.dtype)), b.astype(x.dtype))
     return y
 
 
