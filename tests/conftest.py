@@ -72,6 +72,14 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket.socket, name, guarded(getattr(socket.socket, name)))
 
 
+@pytest.fixture(scope="module")
+def quick_compiles():
+  """Programs are compiled fast, not to be fast: for modules of many small ones."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="session")
 def shared_data():
   """shared_data(name): a folder of real data that does not come with the repository.

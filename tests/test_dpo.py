@@ -26,6 +26,8 @@ from shadowft_jax.errors import InputError
 from tests import pico, runs
 from tests.test_laws import random_adapter, setup
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 
@@ -136,7 +138,8 @@ def test_for_small_beta_the_gradient_is_that_of_half_the_margin():
   assert errors[2] < 1e-2
 
 
-@pytest.mark.parametrize("row_length, rows", [(32, 1), (48, 3), (256, 8)])
+@pytest.mark.parametrize("row_length, rows", [
+    (32, 1), pytest.param(48, 3, marks=pytest.mark.slow), (256, 8)])
 @pytest.mark.parametrize("options", [
     {"label_smoothing": 0.1, "ftx": 0.3}, {"loss": "ipo", "length_normalised": True}], ids=str)
 def test_packing_changes_nothing(row_length, rows, options):
@@ -358,6 +361,7 @@ def test_a_stopped_run_goes_on_with_the_reference_that_it_has(run, folder, tmp_p
 logprobs = reference.logprobs
 
 
+@pytest.mark.slow
 def test_full_parameter_dpo_grafts_too(folder, tmp_path):
   config = config_of(folder, **{"delta.kind": "full", "delta.match": "all", "lr": 1e-3})
   records = train.train(config, tmp_path / "run")

@@ -121,6 +121,7 @@ def test_full_tuning_of_another_family(name, tmp_path):
   assert_close(torch_logits(tmp_path / "run" / "shadow"), our_logits(tmp_path / "run" / "shadow"))
 
 
+@pytest.mark.slow
 def test_a_bf16_pair(tmp_path):
   """The folder agrees within bf16; the adapter kept apart is the more exact one."""
   pair = runs.make_pair(tmp_path / "pair", dtype=torch.bfloat16)
@@ -214,6 +215,7 @@ def test_a_killed_process_is_taken_up(pair, lora_run, tmp_path):
   assert (tmp_path / "run" / name).read_bytes() == (lora_run[0] / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_can_be_grafted(pair, tmp_path):
   # Answers unlike those that are learnt: what is learnt makes them less likely, in the end.
   valid = tmp_path / "valid.jsonl"

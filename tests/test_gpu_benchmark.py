@@ -26,7 +26,8 @@ def run(tmp_path, *flags):
   return [json.loads(x) for x in result.stdout.splitlines() if x.startswith("{")]
 
 
-@pytest.mark.parametrize("side", ["lora_ours", pytest.param("full_ours", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("side", ["lora_ours", "full_ours"])
 def test_ours_learns_on_a_bare_machine(tmp_path, side):
   [out] = run(tmp_path, "--side", side, "--attention", "chunked")
   assert len(out["losses"]) == 3 and out["losses"][-1] < out["losses"][0]

@@ -18,6 +18,8 @@ from shadowft_jax.data.chat import Example
 from shadowft_jax.errors import InputError
 from tests import pico
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 
 def random_params(model, seed, scale=0.3):
   keys = iter(jax.random.split(jax.random.key(seed), 64))

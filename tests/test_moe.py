@@ -20,6 +20,8 @@ from shadowft_jax.errors import InputError
 from shadowft_jax.models import moe
 from tests import pico, real_configs, runs
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 NAMES = ("qwen3_moe", "qwen3_moe_unnormed")
 TOKENS = np.random.default_rng(0).integers(0, 96, (2, 24))
 FILE = "model.safetensors"
@@ -161,6 +163,7 @@ def test_every_expert_is_used_and_learns():
       assert np.all(np.linalg.norm(g, axis=1) > 0), name
 
 
+@pytest.mark.slow
 def test_rematerialisation_changes_no_gradient():
   _, model, params = both("qwen3_moe")
   adapter = random_adapter(params, WITH_ROUTER)
@@ -194,7 +197,8 @@ def test_bfloat16_is_as_near_to_float32_as_that_of_transformers(name):
 
 
 @pytest.mark.parametrize("kind, shape", [
-    ("lora", {"data": 2, "fsdp": 2, "tensor": 2}), ("full", {"fsdp": 8})])
+    pytest.param("lora", {"data": 2, "fsdp": 2, "tensor": 2}, marks=pytest.mark.slow),
+    ("full", {"fsdp": 8})])
 def test_a_step_on_eight_devices_is_that_on_one(kind, shape):
   _, model, params = both("qwen3_moe")
   learnt = {"lora": random_adapter(params, WITH_ROUTER),

@@ -16,6 +16,8 @@ from shadowft_jax.data.chat import Example
 from shadowft_jax.errors import InputError
 from tests import pico
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 CONFIG = ml_collections.ConfigDict(dict(
     seed=0, lr=1e-2, warmup_ratio=0.0, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0,
     moment_dtype="float32", grad_clip_norm=1.0,
