@@ -120,7 +120,8 @@ def main():
   config = CONFIG.value
   if not MODEL.value:
     pairs.resolve(config)
-  sets.resolve(config)
+  if config.data.train:      # a plan needs no data
+    sets.resolve(config)
   model = MODEL.value or config[config.learn_on]
   if not model:
     raise InputError("there is no model; give --model=FILE (a config.json or its folder), or "
