@@ -116,6 +116,8 @@ def table_of(tried):
 
 def main():
   jax.config.update("jax_platforms", "cpu")     # a device that is here is not asked
+  # What is compiled for an absent device cannot be read back.
+  jax.config.update("jax_enable_compilation_cache", False)
   topologies.parse(TOPOLOGY.value)
   config = CONFIG.value
   if not MODEL.value:

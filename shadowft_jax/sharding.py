@@ -15,7 +15,8 @@ from shadowft_jax.errors import InputError, listing
 AXES = ("data", "fsdp", "tensor", "context")
 BATCH = P(("data", "fsdp"), "context")
 # What models/ names the axes of its activations.
-ACTIVATIONS = (("batch", ("data", "fsdp")), ("context", "context"), ("heads", "tensor"))
+ACTIVATIONS = (("batch", ("data", "fsdp")), ("context", "context"), ("heads", "tensor"),
+               ("mlp", "tensor"))
 RULES = (
     (r"embedding$", P("tensor", "fsdp")),
     (r"experts/down_proj/(kernel|a)$", P(None, "fsdp", "tensor")),

@@ -128,7 +128,8 @@ class MLP(nn.Module):
     else:
       gate_BTF, up_BTF = (Linear(F, bias, name=f"{n}_proj")(x_BTD) for n in ("gate", "up"))
     act = ACTIVATIONS[self.cfg.hidden_act]
-    return Linear(x_BTD.shape[-1], bias, name="down_proj")(act(gate_BTF) * up_BTF)
+    h_BTF = nn.with_logical_constraint(act(gate_BTF) * up_BTF, ("batch", "context", "mlp"))
+    return Linear(x_BTD.shape[-1], bias, name="down_proj")(h_BTF)
 
 
 class Block(nn.Module):

@@ -34,8 +34,9 @@ def _product_forward(x, w):
 def _product_backward(saved, g):
   """As autodiff has it, but d w = x' g straight away: autodiff makes g' x and turns it round."""
   x, w = saved
-  rows = tuple(range(x.ndim - 1))
-  return g @ w.T, jax.lax.dot_general(x, g, ((rows, rows), ((), ())))
+  *rows, last = range(x.ndim)
+  return (jax.lax.dot_general(g, w, (((last,), (1,)), ((), ()))),
+          jax.lax.dot_general(x, g, ((rows, rows), ((), ()))))
 
 
 product.defvjp(_product_forward, _product_backward)
