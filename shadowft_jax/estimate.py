@@ -107,7 +107,7 @@ def temporaries(run):
           + 2.5 * 4 * rows * min(method.chunk, length) * vocabulary)
   block = {n: x.size / x.shape[0] / _ways(run, "tensor") for n, x in tree.names(run.base).items()
            if "/layers/" in n}
-  gathered = sum(block.values()) * (2 + bool(learnt)) * size
+  gathered = sum(block.values()) * (3 if learnt else 1) * size
   return max(loss, gathered + (6 * cfg.hidden_size + 3 * inner) * rows * length * size)
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from shadowft_jax import backends, models, sharding, topologies, tree
 from shadowft_jax.models import attention, flash
@@ -119,8 +119,7 @@ GEMMA3 = dict(
     ("a100-80gb:8", "flash"), ("h200:8", "flash"), ("v5e:2x4", "splash")])
 def test_a_model_compiles_on_a_mesh(topology, backend):
   """Gradients of a small Gemma 3, its windows by layer, on fsdp 4 and tensor 2."""
-  devices = np.array(topologies.mesh_devices(topology)).reshape(1, 4, 2)
-  mesh = Mesh(devices, sharding.AXES[:3], axis_types=(AxisType.Auto,) * 3)
+  mesh = sharding.make_mesh({"fsdp": 4, "tensor": 2}, topologies.mesh_devices(topology))
   model = models.from_config(GEMMA3, backend=backend, remat="full")
   params = tree.map_named(lambda name, x: x, models.abstract_params(model))
   params = jax.tree.map(

@@ -30,7 +30,7 @@ def planned(name, kind, topology, rows=8, **fields):
 def test_llama_8b_by_lora_needs_six_gib_a_gpu():
   plan = planned("llama-3.1-8b", "lora", "a100-80gb:8")
   assert plan.total <= 6 * GIB
-  assert plan.total == pytest.approx(sum(estimate.memory(plan.run).values()), rel=0.2)
+  assert plan.total == pytest.approx(sum(estimate.memory(plan.run).values()), rel=0.25)
 
 
 def test_qwen_32b_by_full_tuning_fits_eight_a100():
@@ -41,6 +41,13 @@ def test_qwen_32b_by_full_tuning_fits_eight_a100():
   less = planned("qwen2.5-32b", "full", "a100-80gb:8", gradient_dtype="bfloat16",
                  moment_dtype="bfloat16")
   assert less.total < plan.total - 14 * GIB
+
+
+def test_no_device_has_the_hidden_features_of_all_rows():
+  """Where they lie is said to the compiler; left to itself, it gathers them: 3.9 GiB."""
+  plan = planned("llama-3.1-8b", "full", "a100-80gb:8", 2, remat="dots",
+                 **{"mesh.fsdp": 2, "mesh.tensor": 4})
+  assert plan.memory["temporaries"] < 2 * GIB
 
 
 def test_weights_are_gathered_and_gradients_scattered_in_bfloat16():
