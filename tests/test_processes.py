@@ -82,7 +82,8 @@ def test_two_processes_learn_what_one_does(pair, tmp_path):
 ], ids=str)
 def test_two_and_four_processes_write_the_same_bytes(pair, tmp_path, fields):
   one, two, four = (train(pair, tmp_path / str(n), n, **fields) for n in (1, 2, 4))
-  assert four[2] == two[2]
+  assert four[2].keys() == two[2].keys()
+  assert not [name for name, written in two[2].items() if four[2][name] != written]
   assert_alike(two, one)
 
 
