@@ -1,9 +1,9 @@
 """Preference-tunes the tiny pair both ways: python -m lab.preference --workdir runs/preference
 
 DPO tunes the Instruct itself; Shadow-DPO tunes the Base and grafts the delta onto the Instruct.
-Each pair is a question of lab/questions.py with its right answer and one that is plausible and
-wrong.  Both arms get the same pairs, steps and learning rate; no question is in two of the three
-sets: trained on, validated on, asked.
+Each pair is a question of the new skill, which neither model knows, with its right answer and one
+that is plausible and wrong.  Both arms get the same pairs, steps and learning rate; no question is
+in two of the three sets: trained on, validated on, asked.
 """
 
 import argparse
@@ -25,37 +25,23 @@ from shadowft_jax import train
 ARMS = {"DPO": "instruct", "Shadow-DPO": "base"}
 RANKS = (8, 128)
 SEEDS = (1, 2, 3)
-PAIRS, HELD_OUT = 80, 20     # of each skill: to train on, and to validate on
-LR = 5e-4
+PAIRS, HELD_OUT = 1000, 260     # to train on, and to validate on
+LR = 1e-3
 
 
-def wrong(question, answer, rng):
-  """A plausible answer that is not right: of the same kind, or with two of its parts swapped."""
-  if answer in ("yes", "no"):
-    return "no" if answer == "yes" else "yes"
-  parts = answer.split()
-  if len(parts) > 1:
-    places = [i for i in range(len(parts) - 1) if parts[i] != parts[i + 1]]
-    if not places:           # the same part again and again
-      return " ".join(parts[:-1])
-    i = rng.choice(places)
-    return " ".join([*parts[:i], parts[i + 1], parts[i], *parts[i + 2:]])
-  if answer.isdigit():
-    step = 10 if len(answer) > 1 and rng.random() < 0.5 else 1
-    return str(int(answer) + (step if int(answer) < step or rng.random() < 0.5 else -step))
-  kind = next((pool for pool in (questions.NAMES, questions.WORDS) if answer in pool), None)
-  words = "".join(c if c.isalnum() else " " for c in question).split()
-  others = sorted({w for w in words if w != answer and (w in kind if kind else len(w) == 1)})
-  return rng.choice(others or ["x" if answer != "x" else "y"])
+def wrong(answer, rng):
+  """A plausible answer that is not right: two neighbours among its letters are swapped."""
+  letters = answer.split()
+  i = rng.choice([i for i in range(len(letters) - 1) if letters[i] != letters[i + 1]])
+  return " ".join([*letters[:i], letters[i + 1], letters[i], *letters[i + 2:]])
 
 
 def pairs(count, seed, held_out):
-  """`count` rows {"prompt", "chosen", "rejected"} of each skill."""
+  """`count` rows {"prompt", "chosen", "rejected"} of the new skill."""
   rng = random.Random(f"pairs {seed} {held_out}")
   return [{"prompt": e["question"], "chosen": e["answer"],
-           "rejected": wrong(e["question"], e["answer"], rng)}
-          for skill in questions.SKILLS
-          for e in questions.examples(skill, count, f"pairs {seed}", held_out)]
+           "rejected": wrong(e["answer"], rng)}
+          for e in questions.examples(questions.NEW_SKILL, count, f"pairs {seed}", held_out)]
 
 
 def write_pairs(folder, asked, seed):

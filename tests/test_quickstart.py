@@ -11,7 +11,7 @@ import time
 import jax.numpy as jnp
 import pytest
 
-from lab import measure, questions, quickstart
+from lab import measure, preference, questions, quickstart
 from shadowft_jax import checkpoint, pair_check, train
 from tests import pico, runs
 from tests.test_end_to_end import assert_close, our_logits, torch_logits
@@ -65,6 +65,26 @@ def test_the_quickstart_compares_both_arms(tmp_path, monkeypatch):
   result = json.loads((tmp_path / "result.json").read_text())
   new = {row["model"]: row["new"][0] / row["new"][1] for row in result["rows"]}
   assert new["Instruct"] < 0.1 < 0.3 < min(new["FT"], new["Shadow-FT"])
+
+
+def test_a_wrong_answer_has_the_letters_of_the_right_one():
+  learnt, held_out = (preference.pairs(50, 1, held_out) for held_out in (False, True))
+  assert len(learnt) == len(held_out) == 50
+  assert all(questions.held_out(row["prompt"]) for row in held_out)
+  assert not any(questions.held_out(row["prompt"]) for row in learnt)
+  for row in learnt + held_out:
+    assert row["chosen"] != row["rejected"]
+    assert sorted(row["chosen"].split()) == sorted(row["rejected"].split())
+
+
+@pytest.mark.slow
+def test_preferences_are_learnt_by_both_arms(tmp_path):
+  preference.compare(tmp_path, seeds=[1], ranks=[8])
+  rows = json.loads((tmp_path / "result.json").read_text())
+  assert [row["model"] for row in rows] == ["Instruct", "DPO", "Shadow-DPO"]
+  for row in rows[1:]:
+    for before, after in (row["tuned"], row["shadow"]):
+      assert after >= before + 0.1
 
 
 @pytest.mark.slow
