@@ -338,7 +338,7 @@ def in_process(side, deadline, *flags):
     result = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--side", side, *flags],
                             capture_output=True, text=True, timeout=left,
                             # JAX takes three quarters of a GPU unless it is told otherwise.
-                            env={"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.93", **os.environ})
+                            env={"XLA_CLIENT_MEM_FRACTION": "0.93", **os.environ})
   except subprocess.TimeoutExpired:
     return {"failed": f"not done in the {left:.0f} s that were left"}
   if result.returncode:

@@ -23,7 +23,8 @@ def run(main):
   # Several steps in flight can lock up the collectives of several CPU devices.
   jax.config.update("jax_cpu_enable_async_dispatch", False)
   # JAX takes 0.75 of a GPU unless told otherwise; what a plan counts on is this.
-  os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.975")
+  if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:     # its older name; JAX refuses both
+    os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", "0.975")
   keep_compiled()
   app.run(lambda _: _guarded(main), flags_parser=_parse)
 

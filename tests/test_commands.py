@@ -9,8 +9,9 @@ import sys
 
 import pytest
 import torch
+from jaxlib import xla_client
 
-from shadowft_jax import train
+from shadowft_jax import command as command_lib, train
 from shadowft_jax.errors import InputError
 from tests import pico, runs
 
@@ -179,3 +180,15 @@ def test_a_workdir_that_is_no_run(pair, tmp_path):
   with pytest.raises(InputError, match="not a run's folder"):
     train.train(runs.config_of(pair), tmp_path)
   assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("given, share", [
+    ({}, 0.975), ({"XLA_CLIENT_MEM_FRACTION": "0.5"}, 0.5),
+    ({"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.5"}, 0.5)], ids=str)
+def test_a_command_may_use_what_a_plan_counts_on_unless_told_otherwise(monkeypatch, given, share):
+  """As JAX itself reads the variables when it looks for a GPU."""
+  monkeypatch.setattr(os, "environ", dict(given))
+  monkeypatch.setattr(command_lib, "keep_compiled", lambda: None)
+  monkeypatch.setattr(command_lib.app, "run", lambda *args, **more: None)
+  command_lib.run(lambda: None)
+  assert xla_client.generate_pjrt_gpu_plugin_options()["memory_fraction"] == share
