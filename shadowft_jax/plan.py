@@ -122,8 +122,7 @@ def main():
   config = CONFIG.value
   if not MODEL.value:
     pairs.resolve(config)
-  if config.data.train:      # a plan needs no data
-    sets.resolve(config)
+  sets.resolve(config, needed=False)
   model = MODEL.value or config[config.learn_on]
   if not model:
     raise InputError("there is no model; give --model=FILE (a config.json or its folder), or "

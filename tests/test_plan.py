@@ -201,6 +201,8 @@ def test_the_command_estimates_and_says_so(tmp_path):
     (("--topology", "b300:8"), "known are\n  a100-80gb\n"),
     (("--topology", "a100-80gb:8"), "error: there is no model; give --model=FILE"),
     (("--topology", "a100-80gb:8", "--config.remat=half", "--model", "x"), "config.remat is one"),
+    (("--topology", "a100-80gb:8", "--config.data.set=baai", "--model", "x"),
+     "did you mean baai-2k"),
     (("--topology", "a100-80gb:1", "--model"), "error: the plan does not fit a100-80gb:1: ")])
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, args, message):
   (tmp_path / "config.json").write_text(json.dumps(CONFIGS["qwen2.5-32b"][0]))

@@ -60,11 +60,14 @@ SETS = {
 }
 
 
-def resolve(config):
+def resolve(config, needed=True):
   """Fills config.data from the set that config.data.set names, where it was left empty.
 
   `columns` is filled as a whole or not at all; a data.train of the user's is a copy of the
   set.  Says what is used and what is not known of the set.
+
+  Args:
+    needed: whether a set that is on no hub, and not given, is an error.
 
   Returns:
     `config`, changed in place; as it was where data.set is empty.
@@ -82,6 +85,8 @@ def resolve(config):
   known = SETS[c.set]
   c.train = c.train or known.source
   if not c.train:
+    if not needed:
+      return config
     raise InputError(f"config.data.set {c.set} is on no hub; set --config.data.train to your "
                      f"copy of it: {known.note}")
   if not any(c.columns.values()):
