@@ -30,7 +30,7 @@ def planned(name, kind, topology, rows=8, **fields):
 def test_llama_8b_by_lora_needs_six_gib_a_gpu():
   plan = planned("llama-3.1-8b", "lora", "a100-80gb:8")
   assert plan.total <= 6 * GIB
-  assert plan.total == pytest.approx(sum(estimate.memory(plan.run).values()), rel=0.25)
+  assert plan.total == pytest.approx(sum(estimate.memory(plan.run).values()), rel=0.2)
 
 
 def test_qwen_32b_by_full_tuning_fits_eight_a100():
