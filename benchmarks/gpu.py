@@ -77,14 +77,18 @@ def examples(options, vocabulary):
 
 
 def settings(kind, remat, rows, options):
-  """The fields of presets.py that a step needs."""
-  return SimpleNamespace(
-      dtype="float32" if options.tiny else "bfloat16", gradient_dtype="float32",
-      moment_dtype="float32", attention=options.attention, remat=remat, objective="sft", seed=0,
-      delta=SimpleNamespace(kind=kind, match="all" if kind == "full" else "projections",
-                            rank=4 if options.tiny else RANK, alpha=ALPHA),
-      rows=rows, data=SimpleNamespace(max_length=options.length), loss_chunk=512, lr=1e-5,
-      warmup_ratio=0.0, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, grad_clip_norm=1.0)
+  """The config of presets.py, without ml_collections, which a bare machine lacks."""
+  from shadowft_jax import presets
+  def nested(value):
+    return (SimpleNamespace(**{k: nested(v) for k, v in value.items()})
+            if isinstance(value, dict) else value)
+  c = nested(presets.defaults())
+  c.dtype = "float32" if options.tiny else "bfloat16"
+  c.attention, c.remat, c.rows, c.data.max_length = options.attention, remat, rows, options.length
+  c.delta.kind, c.delta.match = kind, "all" if kind == "full" else "projections"
+  c.delta.rank, c.delta.alpha = 4 if options.tiny else RANK, ALPHA
+  c.seed, c.lr, c.warmup_ratio = 0, 1e-5, 0.0
+  return c
 
 
 def flops(run, lengths):

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from shadowft_jax import delta as delta_lib, models, objectives, optim, sharding, step, tree
+from shadowft_jax import (
+    delta as delta_lib, models, objectives, optim, presets, sharding, step, tree)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,7 @@ def abstract_run(config, hf, mesh, shapes=None):
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, dtype or x.dtype, sharding=s),
                         tree_, sharding.of(tree_, mesh))
   names = dict.fromkeys(("token", "segment", "position", "answer"), jnp.int32)
-  if config.objective in objectives.PAIRED and config.dpo.reference == "precomputed":
+  if presets.is_paired(config) and config.dpo.reference == "precomputed":
     names["reference"] = jnp.float32
   batch = {name: jax.ShapeDtypeStruct((config.rows, config.data.max_length), dtype,
                                       sharding=NamedSharding(mesh, sharding.BATCH))

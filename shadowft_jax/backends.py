@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from shadowft_jax.errors import InputError, listing
-from shadowft_jax.log import say
+from shadowft_jax.progress import say
 from shadowft_jax.models import attention, chunked, flash, splash
-from shadowft_jax.models.decoder import DecoderConfig, distinct
+from shadowft_jax.models.config import DecoderConfig
+from shadowft_jax.models.decoder import distinct
 
 # What "auto" tries, in this order; the reference itself always works.
 PREFERRED = {"cpu": ("chunked",), "gpu": ("flash", "cudnn", "chunked"),

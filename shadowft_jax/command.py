@@ -11,7 +11,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from shadowft_jax import hosts
+from shadowft_jax import hosts, presets
 from shadowft_jax.errors import InputError, nearest
 
 DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
@@ -88,6 +88,12 @@ def _fail(error):
     raise error
   print(f"error: {error}", file=sys.stderr)
   hosts.leave(2)
+
+
+def check(config, *, complete=True):
+  """Raises InputError for the first of `presets.faults`."""
+  for fault in presets.faults(config, complete=complete):
+    raise InputError(fault)
 
 
 def define_config():

@@ -20,7 +20,7 @@ from shadowft_jax import (
     combine, command, delta as delta_lib, delta_stream, folder, graft_plan, outputs, report,
     stream, tree)
 from shadowft_jax.errors import InputError
-from shadowft_jax.log import say
+from shadowft_jax.progress import say
 
 
 def _add(weights, delta, scale):

@@ -13,6 +13,7 @@ import jax
 from jax._src import distributed
 from jax.experimental import multihost_utils
 
+from shadowft_jax import progress
 from shadowft_jax.errors import InputError
 
 EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -52,6 +53,8 @@ def start():
     raise InputError(f"the processes of this run cannot be joined by {found}: {error}") from error
   finally:
     _hush()
+  if not is_first():
+    progress.silence()
   name = f"process {jax.process_index()} of {jax.process_count()} (counted from 0)"
   print(f"{name}: {jax.local_device_count()} of {jax.device_count()} {jax.default_backend()} "
         f"devices; coordinator {distributed.global_state.coordinator_address}", file=sys.stderr)

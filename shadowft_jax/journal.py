@@ -13,7 +13,7 @@ import shutil
 
 from shadowft_jax import folder
 from shadowft_jax.errors import InputError
-from shadowft_jax.log import say
+from shadowft_jax.progress import say
 
 NAME = ".journal"
 

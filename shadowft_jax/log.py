@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 import time
 
 from tqdm import tqdm
@@ -10,6 +9,7 @@ from tqdm import tqdm
 from shadowft_jax import hosts
 from shadowft_jax.errors import InputError, listing
 from shadowft_jax.presets import flat
+from shadowft_jax.progress import say
 
 
 def write_json(path, value):
@@ -41,12 +41,6 @@ def claim(workdir, config):
   elif hosts.is_first():
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(path, mine)
-
-
-def say(text):
-  """Prints a line of progress to stderr, above the bar if there is one; once for all processes."""
-  if hosts.is_first():
-    tqdm.write(text, file=sys.stderr)
 
 
 def read_metrics(workdir):

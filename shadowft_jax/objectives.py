@@ -129,4 +129,3 @@ def dpo(config):
 
 # Name -> what makes the objective from a config, see presets.py.
 OBJECTIVES = {"sft": lambda config: sft, "dpo": dpo}
-PAIRED = ("dpo",)            # those that learn from pairs

@@ -14,7 +14,7 @@ from absl import flags
 import jax
 
 from shadowft_jax import (
-    command, estimate, folder, pairs, planning, presets, topologies, tree)
+    command, estimate, folder, pairs, planning, topologies, tree)
 from shadowft_jax.data import dataset, sets
 from shadowft_jax.errors import InputError
 
@@ -40,7 +40,7 @@ def rows_of(config, tokens):
   if tokens:
     return config.batch_size, math.ceil(tokens / length), f"--tokens={tokens}, in full rows"
   if pathlib.Path(config.data.train).is_file() and pathlib.Path(config.instruct).is_dir():
-    data = dataset.read(config)
+    data = dataset.read(config, config.instruct)
     rows = sum(len(step.rows) for step in data.steps)
     return rows / len(data.steps), rows / config.epochs, "the rows of config.data.train"
   return config.batch_size, 1000, (f"1,000 rows of {length} tokens: config.data.train is not here, "
@@ -127,7 +127,7 @@ def main():
   if not model:
     raise InputError("there is no model; give --model=FILE (a config.json or its folder), or "
                      "--config.base or --config.pair")
-  presets.check_values(config)
+  command.check(config, complete=False)
   hf = read_model(model)
   if SEARCH.value:
     tried = planning.search(config, hf, TOPOLOGY.value)

@@ -1,119 +1,190 @@
-"""The fields of an experiment, with the paper's values; a config changes a few of them."""
+"""Every field of an experiment: its default, meaning and range; and the paper's presets.
 
-import ml_collections
+A config (configs/, or --config.field=value) changes a few of them.  This module imports nothing of
+ours, so that a config loads fast; a test holds the choices to the registries they name.
+"""
 
-from shadowft_jax.delta import KINDS
-from shadowft_jax.errors import InputError
-from shadowft_jax.models.attention import BACKENDS
-from shadowft_jax.models.decoder import REMAT
-from shadowft_jax.objectives import LOSSES, OBJECTIVES
+import dataclasses
+import math
+import re
+from typing import TYPE_CHECKING, Any
 
-CHOICES = {
-    "learn_on": ("base", "instruct"),
-    "dtype": ("bfloat16", "float32"),
-    "gradient_dtype": ("float32", "bfloat16"),
-    "moment_dtype": ("float32", "bfloat16"),
-    "attention": ("auto", *BACKENDS),
-    "remat": tuple(REMAT),
-    "objective": tuple(OBJECTIVES),
-    "dpo.loss": tuple(LOSSES),
-    "dpo.reference": ("precomputed", "on_the_fly"),
-    "delta.kind": KINDS,
-    "graft.checkpoint": ("newest", "best"),
-    "loss_mean": ("token", "rank"),
-    "data.images": ("refuse", "ignore"),
-    "data.select": ("first", "uniform"),
-    "data.recipe": ("chat", "paper"),
-    "data.think": ("learnt", "masked"),
-    "data.layout": ("packed", "bucketed"),
+if TYPE_CHECKING:
+  import ml_collections
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+  """One field of the config.
+
+  Attributes:
+    default: of `sft`.
+    meaning: one line, for --help and the docs.
+    choices: all values that are allowed, if there are a few.
+    above, least, below, most: bounds of a number; `above` and `below` are exclusive.
+    is_regex: the value is a regular expression.
+    hint: what to set, where an empty value is an error.
+  """
+  default: Any
+  meaning: str
+  choices: tuple = ()
+  above: float | None = None
+  least: float | None = None
+  below: float | None = None
+  most: float | None = None
+  is_regex: bool = False
+  hint: str = ""
+
+  @property
+  def range(self) -> str:
+    """The bounds in words; "" where there are none."""
+    bounds = {"above": self.above, "at least": self.least, "below": self.below,
+              "at most": self.most}
+    return " and ".join(f"{name} {x:g}" for name, x in bounds.items() if x is not None)
+
+  def contains(self, value: float) -> bool:
+    """Whether a number is finite and within the bounds."""
+    return (math.isfinite(value) and (self.above is None or value > self.above)
+            and (self.least is None or value >= self.least)
+            and (self.below is None or value < self.below)
+            and (self.most is None or value <= self.most))
+
+
+def _share(default, meaning):
+  return Field(default, meaning, least=0, below=1)
+
+
+def _count(default, meaning):
+  return Field(default, meaning, above=0)
+
+
+def _axis(default, meaning):
+  return Field(default, f"{meaning}; -1: all devices that are left", least=-1)
+
+
+SCOPE = "projections (of the layers), all, or a regex over leaf names"
+# Supervised tuning by LoRA of rank 128.  Source: arXiv 2505.12716, section 4.1 and its code.
+FIELDS: dict[str, Field] = {
+    "pair": Field("", "name of a released pair: fills base and instruct where they are empty"),
+    "base": Field("", "the Base model: a Hugging Face folder, or its id on the hub",
+                  hint="FOLDER (or --config.pair=NAME)"),
+    "instruct": Field("", "the Instruct model, which is grafted and whose chat template is used",
+                      hint="FOLDER (or --config.pair=NAME)"),
+    "learn_on": Field("base", "the model to train; base: Shadow-FT, instruct: plain fine-tuning, "
+                      "for comparison", ("base", "instruct")),
+    "seed": Field(42, "seed of the data order and of the adapter", least=0),
+    "dtype": Field("bfloat16", "dtype of the frozen weights and of matrix products in training",
+                   ("bfloat16", "float32")),
+    "gradient_dtype": Field("float32", "dtype of accumulated gradients; bfloat16 for full tuning "
+                            "only", ("float32", "bfloat16")),
+    "moment_dtype": Field("float32", "dtype of Adam's first moment", ("float32", "bfloat16")),
+    "attention": Field("auto", "attention backend; auto takes the first that agrees with the "
+                       "reference on this device",
+                       ("auto", "xla", "chunked", "cudnn", "flash", "splash")),
+    "remat": Field("full", "what the backward pass computes again: full, dots or none",
+                   ("full", "dots", "none")),
+    "mesh.data": _axis(1, "devices that hold copies of the model"),
+    "mesh.fsdp": _axis(-1, "devices that each hold a share of the model"),
+    "mesh.tensor": _axis(1, "devices that each compute a share of every product"),
+    "mesh.context": _axis(1, "devices that each take a share of every row's tokens"),
+
+    "delta.kind": Field("lora", "lora: low-rank adapter; full: all weights", ("lora", "full")),
+    "delta.match": Field("projections", f"which leaves are trained: {SCOPE}", is_regex=True),
+    "delta.rank": _count(128, "rank of the adapter"),
+    "delta.alpha": _count(256.0, "the adapter's product is multiplied by alpha / rank"),
+    "delta.init": Field("", "delta to start from, such as RUN/delta, of the same kind and rank; "
+                        "empty: none"),
+
+    "objective": Field("sft", "sft: supervised tuning; dpo: preference pairs", ("sft", "dpo")),
+    "dpo.beta": _count(0.1, "strength of the KL penalty; smaller lets the policy move further "
+                       "from the reference"),
+    "dpo.loss": Field("sigmoid", "loss of a preference pair", ("sigmoid", "ipo", "hinge")),
+    "dpo.label_smoothing": Field(0.0, "assumed share of swapped pairs, for dpo.loss=sigmoid",
+                                 least=0, below=0.5),
+    "dpo.length_normalised": Field(False, "log-probabilities as means over an answer's tokens "
+                                   "instead of sums"),
+    "dpo.ftx": Field(0.0, "weight of the chosen answer's cross-entropy in the loss", least=0),
+    "dpo.reference": Field("precomputed", "when the reference's log-probabilities are computed: "
+                           "once before training, or at every step",
+                           ("precomputed", "on_the_fly")),
+
+    "data.set": Field("", "name of one of the paper's data sets; fills the data fields that are "
+                      "empty"),
+    "data.train": Field("", "file, folder or hub id ORG/NAME[:SUBSET][@REVISION]; several as "
+                        "A*2,B*0.5, with how often each is passed in an epoch", hint="FILE"),
+    "data.validation": Field("", "likewise; empty: val_ratio of the training rows"),
+    "data.split": Field("train", "split to train on, of a hub id or a folder whose files name "
+                        "splits"),
+    "data.validation_split": Field("validation", "split to validate on, likewise"),
+    **{f"data.columns.{name}": Field("", f"column of the {name}; all empty: found by looking at "
+                                     "the rows")
+       for name in ("prompt", "response", "system", "messages", "chosen", "rejected", "text",
+                    "images", "tools")},
+    "data.skip_bad_rows": Field(False, "leave bad rows out, counted and listed, instead of ending "
+                                "the run"),
+    "data.images": Field("refuse", "rows with images: refuse them, or ignore the images and train "
+                         "on the text", ("refuse", "ignore")),
+    "data.val_ratio": _share(0.01, "share of the training rows used for validation"),
+    "data.max_examples": Field(0, "training rows to use, before any shuffling; 0 or -1: all",
+                               least=-1),
+    "data.select": Field("first", "which of them: first or uniform", ("first", "uniform")),
+    "data.recipe": Field("chat", "chat: the Instruct's own template; paper: the authors' framing",
+                         ("chat", "paper")),
+    "data.template": Field("", "template of the paper's recipe; empty: by the Base's name"),
+    "data.think": Field("learnt", "loss on the paper's empty thinking block for Qwen3: learnt or "
+                        "masked", ("learnt", "masked")),
+    "data.max_length": _count(4096, "tokens of an example at most, and of a packed row"),
+    "data.layout": Field("packed", "packed: examples share rows; bucketed: one example a row, "
+                         "padded to a few lengths", ("packed", "bucketed")),
+    "data.cache": Field("", "folder of cached tokens; empty: ~/.cache/shadowft_jax"),
+
+    "epochs": _count(1, "passes over the training data"),
+    "max_steps": Field(0, "optimizer steps, over as many epochs as that takes; 0 or -1: by epochs",
+                       least=-1),
+    "batch_size": _count(256, "examples per optimizer step, over all devices"),
+    "rows": _count(8, "packed rows per micro-batch, over all devices; sets the memory"),
+    "loss_chunk": _count(512, "positions whose logits exist at a time"),
+    "loss_mean": Field("token", "mean of the loss: over a step's tokens, or over ranks as in the "
+                       "paper's trainer", ("token", "rank")),
+    "ranks": _count(8, "loss_mean=rank: number of devices"),
+    "rank_examples": _count(2, "loss_mean=rank: examples a device takes at a time"),
+
+    "lr": _count(2e-4, "peak learning rate"),
+    "warmup_ratio": Field(0.1, "share of the steps with linear warm-up", least=0, most=1),
+    "b1": _share(0.9, "Adam's beta1"),
+    "b2": _share(0.999, "Adam's beta2"),
+    "eps": _count(1e-8, "Adam's epsilon"),
+    "weight_decay": Field(0.0, "AdamW's weight decay", least=0),
+    "grad_clip_norm": Field(1.0, "clip gradients to this global norm; 0: off", least=0),
+    "eval_every": Field(10, "steps between validations, each with a checkpoint; 0: at the end "
+                        "only", least=0),
+    "graft.match": Field("projections", f"which trained leaves are grafted: {SCOPE}",
+                         is_regex=True),
+    "graft.checkpoint": Field("newest", "checkpoint to graft: newest, or best by validation loss",
+                              ("newest", "best")),
 }
-GIVEN = {"base": "FOLDER (or --config.pair=NAME)", "instruct": "FOLDER (or --config.pair=NAME)",
-         "data.train": "FILE"}
-POSITIVE = ("lr", "batch_size", "rows", "epochs", "loss_chunk", "delta.rank", "data.max_length",
-            "ranks", "rank_examples", "dpo.beta")
+PAIRED = ("dpo",)            # objectives that train on preference pairs
 
 
-def sft():
-  """Supervised tuning by LoRA of rank 128 (arXiv 2505.12716, section 4.1 and its code)."""
-  c = ml_collections.ConfigDict()
-  c.pair = ""                # a name in pairs.py: fills what is empty of base and instruct
-  c.base = ""                # the Base model: a Hugging Face folder, or its id on the hub
-  c.instruct = ""            # the Instruct model: it is grafted, and it renders the chat
-  c.learn_on = "base"        # base: Shadow-FT; instruct: the usual fine-tuning, for comparison
-  c.seed = 42
-
-  c.dtype = "bfloat16"       # of the frozen weights and of matrix products while training
-  c.gradient_dtype, c.moment_dtype = "float32", "float32"   # of full tuning; of Adam's first
-  c.attention = "auto"       # auto, or a name in models/attention.py; checked before it is used
-  c.remat = "full"           # none, dots, full: what is computed again in the backward pass
-  c.mesh = dict(data=1, fsdp=-1, tensor=1, context=1)   # devices on each; -1 takes what is left
-
-  c.delta = ml_collections.ConfigDict(dict(
-      kind="lora",           # lora, full
-      match="projections",   # projections, all, or a regex over leaf names: what is trained
-      rank=128,
-      alpha=256.0,           # the adapter's product is multiplied by alpha / rank
-      init=""))              # a delta of this form to start from, such as RUN/delta; empty: none
-
-  c.objective = "sft"        # a name in objectives.py: sft, or dpo, which learns from pairs
-  c.dpo, c.data = _dpo(), _data()
-
-  c.epochs, c.max_steps = 1, 0       # by the latter it ends, the learning rate too; 0: by epochs
-  c.batch_size = 256         # examples an optimizer step, over all devices
-  c.rows = 8                 # packed rows a micro-batch, over all devices; sets the memory
-  c.loss_chunk = 512         # positions whose logits exist at a time
-
-  c.loss_mean = "token"      # token: over all that a step learns; rank: as the paper's trainer
-  c.ranks, c.rank_examples = 8, 2    # of loss_mean=rank: devices, and what each takes at a time
-
-  c.lr, c.warmup_ratio = 2e-4, 0.1
-  c.b1, c.b2, c.eps = 0.9, 0.999, 1e-8
-  c.weight_decay, c.grad_clip_norm = 0.0, 1.0
-
-  c.eval_every = 10          # steps between validations, each with a checkpoint; 0: at the end
-  c.graft = ml_collections.ConfigDict(dict(
-      match="projections",   # projections, all, or a regex: which trained leaves are grafted
-      checkpoint="newest"))  # newest, or best: the lowest validation loss
-  return c
+def defaults() -> dict[str, Any]:
+  """The defaults of FIELDS, nested."""
+  config: dict[str, Any] = {}
+  for name, field in FIELDS.items():
+    *groups, last = name.split(".")
+    node = config
+    for group in groups:
+      node = node.setdefault(group, {})
+    node[last] = field.default
+  return config
 
 
-def _dpo():
-  """Direct preference optimisation; objectives.Dpo has the equations."""
-  return ml_collections.ConfigDict(dict(
-      beta=0.1,              # what the reference holds back: a low one lets the policy go far
-      loss="sigmoid",        # sigmoid, ipo, hinge
-      label_smoothing=0.0,   # of sigmoid: the share of pairs held to be the wrong way round
-      length_normalised=False,   # log-probabilities as means over an answer's tokens, not sums
-      ftx=0.0,               # the chosen answer's cross-entropy is added this many times
-      reference="precomputed"))  # precomputed, on_the_fly: its log-probabilities
+def sft() -> "ml_collections.ConfigDict":
+  """Supervised tuning by LoRA of rank 128: the defaults."""
+  import ml_collections     # A bare machine, which benchmarks a step, has none.
+  return ml_collections.ConfigDict(defaults())
 
 
-def _data():
-  """What is learnt, and how it becomes rows of tokens."""
-  return ml_collections.ConfigDict(dict(
-      set="",                # a name in data/sets.py: the paper's data; fills what is empty below
-      train="",              # file, folder or hub id ORG/NAME[:SUBSET][@REVISION]; A*2,B*0.5:
-      #                        several, each with how often it is passed in an epoch
-      validation="",         # likewise; empty: val_ratio of the training rows
-      split="train",         # of a hub id, or of a folder whose files name splits
-      validation_split="validation",
-      columns=dict(          # what the rows call these; all empty: found by looking at the rows
-          prompt="", response="", system="", messages="", chosen="", rejected="", text="",
-          images="", tools=""),
-      skip_bad_rows=False,   # leave them out, counted and listed, where they would end the run
-      images="refuse",       # refuse, ignore: of rows with images, learn the text alone
-      val_ratio=0.01,
-      max_examples=0,        # of the training rows, before any shuffling; 0: all
-      select="first",        # first, uniform: which of them
-      recipe="chat",         # chat: the Instruct's own template; paper: the authors' framing
-      template="",           # of the paper's recipe: a name in data/paper.py; empty: by the Base
-      think="learnt",        # learnt, masked: the paper's empty block of thoughts for qwen3
-      max_length=4096,       # tokens an example at most, and tokens a packed row
-      layout="packed",       # packed, bucketed: one example a row, padded to a few lengths
-      cache=""))             # folder of tokens made before; empty: ~/.cache/shadowft_jax
-
-
-def paper():
+def paper() -> "ml_collections.ConfigDict":
   """`sft` with the framing of the authors' text and the means and steps of their trainer.
 
   configs/README.md lists what still differs from their code, and why.
@@ -132,7 +203,7 @@ def paper():
   return c
 
 
-def dpo():
+def dpo() -> "ml_collections.ConfigDict":
   """`sft` with preference pairs in the place of answers (arXiv 2505.12716, section 5.3).
 
   The paper gives the ranks, 8 and 128, and 1000 pairs.  The rest is LLaMA-Factory's example of DPO
@@ -149,7 +220,12 @@ def dpo():
   return c
 
 
-def flat(value, name=""):
+def is_paired(config: Any) -> bool:
+  """Whether the objective trains on preference pairs."""
+  return config.objective in PAIRED
+
+
+def flat(value: Any, name: str = "") -> dict[str, Any]:
   """{"a": {"b": 1}} -> {"a.b": 1}."""
   if not isinstance(value, dict):
     return {name: value}
@@ -157,42 +233,49 @@ def flat(value, name=""):
           for k, v in flat(part, f"{name}.{key}" if name else key).items()}
 
 
-def check(config):
-  """Raises InputError for a field whose value cannot be right."""
+def faults(config: Any, *, complete: bool = True) -> list[str]:
+  """What is wrong with the values of a config, a line each; [] if nothing is.
+
+  Args:
+    config: of `sft` and its like.
+    complete: whether the models and the data must be named.
+  """
   fields = flat(config.to_dict())
-  for name in GIVEN:
-    if not fields[name]:
-      raise InputError(f"config.{name} is empty; set --config.{name}={GIVEN[name]}")
-  check_values(config)
+  out = [f"config.{name} is empty; set --config.{name}={field.hint}"
+         for name, field in FIELDS.items() if complete and field.hint and not fields[name]]
+  for name, field in FIELDS.items():
+    if name in fields and (fault := _fault(field, fields[name])):
+      out.append(f"config.{name} {fault}; got {fields[name]!r}")
+  return out + _contradictions(config)
 
 
-def check_values(config):
-  """`check`, but for what must be given."""
-  fields = flat(config.to_dict())
-  for name, known in CHOICES.items():
-    if fields[name] not in known:
-      raise InputError(f"config.{name} is one of {', '.join(known)}; got {fields[name]!r}")
-  for name in POSITIVE:
-    if not fields[name] > 0:
-      raise InputError(f"config.{name} must be above 0; got {fields[name]}")
+def _fault(field, value):
+  """What a value must be and is not; "" if it is right."""
+  if field.choices:
+    return "" if value in field.choices else f"is one of {', '.join(map(str, field.choices))}"
+  if field.is_regex:
+    try:
+      re.compile(value)
+    except re.error as error:
+      return f"is not a regular expression ({error})"
+  elif field.range and not field.contains(value):
+    return f"must be {field.range}"
+  return ""
+
+
+def _contradictions(config):
+  """Values that are right by themselves and do not go together."""
+  out = []
   if config.gradient_dtype == "bfloat16" and (config.delta.kind, config.dtype) != (
       "full", "bfloat16"):
-    raise InputError("config.gradient_dtype=bfloat16 needs config.delta.kind=full and "
-                     f"config.dtype=bfloat16; got {config.delta.kind} and {config.dtype}; leave "
-                     "it at float32")
-  if config.objective == "dpo":
-    _check_dpo(config)
-
-
-def _check_dpo(config):
-  c = config.dpo
-  if not 0 <= c.label_smoothing < 0.5:
-    raise InputError(f"config.dpo.label_smoothing is at least 0 and below 0.5; got "
-                     f"{c.label_smoothing}")
-  if c.label_smoothing and c.loss != "sigmoid":
-    raise InputError(f"config.dpo.label_smoothing is of dpo.loss=sigmoid; {c.loss} has none")
-  if not c.ftx >= 0:
-    raise InputError(f"config.dpo.ftx must be at least 0; got {c.ftx}")
-  if config.loss_mean != "token":
-    raise InputError("config.loss_mean=rank is a mean over tokens, of objective=sft; dpo counts "
-                     "each pair once: set --config.loss_mean=token")
+    out.append("config.gradient_dtype=bfloat16 needs config.delta.kind=full and "
+               f"config.dtype=bfloat16; got {config.delta.kind} and {config.dtype}; leave it at "
+               "float32")
+  if is_paired(config):
+    c = config.dpo
+    if c.label_smoothing and c.loss != "sigmoid":
+      out.append(f"config.dpo.label_smoothing is for dpo.loss=sigmoid; {c.loss} has none")
+    if config.loss_mean != "token":
+      out.append("config.loss_mean=rank is a mean over tokens, for objective=sft; dpo counts each "
+                 "pair once: set --config.loss_mean=token")
+  return out

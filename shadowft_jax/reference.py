@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 
 from shadowft_jax import hosts, sharding, step as step_lib
-from shadowft_jax.log import say
+from shadowft_jax.progress import say
 
 NAME = "reference.npz"       # in a run's folder
 

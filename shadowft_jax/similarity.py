@@ -23,7 +23,8 @@ from tqdm import tqdm
 from shadowft_jax import (
     command, folder, gap, pair_check, pair_folder, pairs, report, safetensors_file, survival)
 from shadowft_jax.errors import InputError, listing
-from shadowft_jax.log import say, write_json
+from shadowft_jax.log import write_json
+from shadowft_jax.progress import say
 
 
 VIEWED = 64               # rows and columns that weights.png shows

@@ -7,7 +7,9 @@ Shadow-FT, arXiv 2505.12716.  A run that was stopped is taken up by the same com
 
 import dataclasses
 import math
+import os
 import pathlib
+import sys
 
 from absl import flags
 import flax.linen as nn
@@ -18,8 +20,9 @@ from shadowft_jax import (
     backends, checkpoint, command, delta as delta_lib, graft, hosts, log, objectives, optim,
     pair_check, pairs, presets, reference, report, resume, sharding, step as step_lib, tree)
 from shadowft_jax.data import dataset, preview, sets
+from shadowft_jax.data.tokenizer import load_tokenizer
 from shadowft_jax.errors import InputError
-from shadowft_jax.log import say
+from shadowft_jax.progress import say
 
 
 def check_tokens(data, model, config):
@@ -108,7 +111,7 @@ def learn_delta(frozen, data, method, config, workdir, mesh):
   tx, schedule = optim.make(config, len(data.steps))
   start = load_start(config, frozen, mesh)
   state = step_lib.init_state(config, frozen, tx, mesh, start)
-  paired = config.objective in objectives.PAIRED
+  paired = presets.is_paired(config)
   on_the_fly = paired and config.dpo.reference == "on_the_fly"
   if paired and not on_the_fly:
     folders = filter(None, [pairs.locate(config[config.learn_on]), config.delta.init])
@@ -150,7 +153,7 @@ def measure_shadow(delta, data, method, config, mesh, like):
   model, instruct = checkpoint.load_model(like, mesh=mesh)
   method = dataclasses.replace(
       method, model=model.clone(dtype=method.model.dtype, backend=config.attention))
-  if config.objective in objectives.PAIRED:
+  if presets.is_paired(config):
     data = dataclasses.replace(data, train=[])         # which nothing is measured on
     data = reference.measured(None, instruct, data, method=method, mesh=mesh)
   def measured(name, params):
@@ -189,7 +192,7 @@ def train(config, workdir):
   workdir = pathlib.Path(workdir)
   pairs.resolve(config)
   sets.resolve(config)
-  presets.check(config)
+  command.check(config)
   mesh = sharding.make_mesh(config.mesh)
   sharding.check_batch(config.rows, config.data.max_length, mesh)
   log.claim(workdir, config)
@@ -205,7 +208,7 @@ def train(config, workdir):
   cfg = checkpoint.abstract_model(folders[config.learn_on])[0].cfg
   config.attention = backends.choose(config.attention, cfg, config.dtype, config.data.max_length)
   with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATIONS):
-    data = dataset.read(config)                        # the Instruct's template renders it
+    data = dataset.read(config, folders["instruct"])
     model, frozen = checkpoint.load_model(             # W_B: never written again
         folders[config.learn_on], dtype=jnp.dtype(config.dtype), mesh=mesh,
         backend=config.attention, remat=config.remat)
@@ -227,7 +230,7 @@ def train(config, workdir):
 def wrap_up(config, workdir, losses, inputs):
   """Writes the picture and the provenance of a finished run; returns its metrics."""
   if hosts.is_first():
-    unit = "pair" if config.objective in objectives.PAIRED else "answer token"
+    unit = "pair" if presets.is_paired(config) else "answer token"
     report.plot_loss(log.append(workdir, losses), workdir / "loss.png", unit)
     log.write_json(workdir / "provenance.json", report.provenance(inputs, seed=config.seed))
   hosts.wait("the run is complete")
@@ -237,9 +240,23 @@ def wrap_up(config, workdir, losses, inputs):
   return log.read_metrics(workdir)
 
 
+def show(config, count, *, ids=False):
+  """Prints what a run of `config` would train on; loads no weights and needs no accelerator.
+
+  Raises:
+    InputError: as `dataset.read`.
+  """
+  pairs.resolve(config)
+  sets.resolve(config)
+  command.check(config)
+  folder = pairs.locate(config.instruct, weights=False)
+  print(preview.text(dataset.read(config, folder), load_tokenizer(folder), count, ids=ids,
+                     colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ))
+
+
 def main():
   if PREVIEW.value is not None:
-    preview.show(CONFIG.value, PREVIEW.value, ids=PREVIEW_IDS.value)
+    show(CONFIG.value, PREVIEW.value, ids=PREVIEW_IDS.value)
   elif WORKDIR.value is None:
     raise InputError("--workdir is not given; name the run's folder, or look at the data first "
                      "with --preview=3")

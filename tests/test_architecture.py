@@ -10,10 +10,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "shadowft_jax"
 # From low to high: a module imports only modules of lower layers, or of its own.
 LAYERS = (
-    {"errors", "hosts"},
+    {"errors", "hosts", "progress", "presets"},
     {"tree", "models", "attention", "layers"},
-    {"topologies", "port", "sharding", "lora", "delta", "objectives", "loss", "optim",
-     "presets"},
+    {"topologies", "port", "sharding", "lora", "delta", "objectives", "loss", "optim"},
     {"step", "ahead", "estimate"},
     {"folder", "safetensors_file", "delta_file", "delta_stream", "buffers", "checkpoint", "stream",
      "graft_plan", "measure", "combine", "layout", "journal", "gap", "survival", "pairs",

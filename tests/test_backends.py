@@ -10,7 +10,7 @@ import pytest
 from shadowft_jax import backends
 from shadowft_jax.errors import InputError
 from shadowft_jax.models import attention, chunked
-from shadowft_jax.models.decoder import DecoderConfig
+from shadowft_jax.models.config import DecoderConfig
 from shadowft_jax.models.layers import Rope
 
 CFG = DecoderConfig(

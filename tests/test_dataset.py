@@ -55,23 +55,24 @@ def epoch(data, config, number=0):
 
 def test_the_first_rows_are_taken_or_any(config):
   config.data.max_examples = 5
-  first = dataset.read(config)
+  first = dataset.read(config, config.instruct)
   assert answers(first.train, config.instruct) == ["a00", "a01", "a02", "a03", "a04"]
   config.data.select = "uniform"
-  some = answers(dataset.read(config).train, config.instruct)
-  assert some == answers(dataset.read(config).train, config.instruct) == sorted(set(some))
+  some = answers(dataset.read(config, config.instruct).train, config.instruct)
+  again = answers(dataset.read(config, config.instruct).train, config.instruct)
+  assert some == again == sorted(set(some))
   assert len(some) == 5 and some != answers(first.train, config.instruct)
   config.seed = 1
-  assert answers(dataset.read(config).train, config.instruct) != some
+  assert answers(dataset.read(config, config.instruct).train, config.instruct) != some
   config.data.max_examples = 99
-  assert len(dataset.read(config).train) == 20
+  assert len(dataset.read(config, config.instruct).train) == 20
 
 
 def test_sources_are_passed_by_their_weights(config, tmp_path):
   write(tmp_path / "b.jsonl", [f"b{i:02}" for i in range(10)])
   config.data.train = f"{tmp_path}/a.jsonl*0.5,{tmp_path}/b.jsonl*2"
   config.epochs = 2
-  data = dataset.read(config)
+  data = dataset.read(config, config.instruct)
   for number in (0, 1):
     count = epoch(data, config, number)
     assert sum(n for k, n in count.items() if k[0] == "a") == 10
@@ -83,7 +84,7 @@ def test_a_split_keeps_each_source_at_its_weight(config, tmp_path):
   write(tmp_path / "b.jsonl", [f"b{i:02}" for i in range(10)])
   config.data.train = f"{tmp_path}/a.jsonl,{tmp_path}/b.jsonl*3"
   config.data.val_ratio = 0.3
-  data = dataset.read(config)
+  data = dataset.read(config, config.instruct)
   held_out = answers(data.valid, config.instruct)
   assert len(held_out) == 9 and {k[0] for k in held_out} == {"a", "b"}
   for said, n in epoch(data, config).items():
@@ -93,7 +94,7 @@ def test_a_split_keeps_each_source_at_its_weight(config, tmp_path):
 def test_the_papers_split_is_that_of_datasets(config):
   config.data.recipe, config.data.template = "paper", "qwen"
   config.data.val_ratio = 0.1
-  data = dataset.read(config)
+  data = dataset.read(config, config.instruct)
   rows = datasets.Dataset.from_dict({"i": [f"a{i:02}" for i in range(20)]})
   want = rows.train_test_split(test_size=0.1, seed=42)
   assert answers(data.valid, config.instruct) == want["test"]["i"]
@@ -104,9 +105,9 @@ def test_bad_rows_end_the_run_or_are_left_out_and_listed(config, tmp_path, capsy
   path = tmp_path / "a.jsonl"
   path.write_text(path.read_text() + '{"instruction": "q", "output": ""}\nnot json\n')
   with pytest.raises(InputError, match="a.jsonl row 21"):
-    dataset.read(config)
+    dataset.read(config, config.instruct)
   config.data.skip_bad_rows = True
-  assert len(dataset.read(config).train) == 20
+  assert len(dataset.read(config, config.instruct).train) == 20
   said = capsys.readouterr().err
   assert "2 bad rows left out:" in said and "row 21" in said and "row 22 is not JSON" in said
 
@@ -114,31 +115,31 @@ def test_bad_rows_end_the_run_or_are_left_out_and_listed(config, tmp_path, capsy
 def test_rows_with_images_are_refused_or_learnt_as_text(config, tmp_path):
   write(tmp_path / "a.jsonl", ["<image>two", "one<image>"], images=["1.png"])
   with pytest.raises(InputError, match=r"a.jsonl row 1 has 1 images.*data.images=ignore"):
-    dataset.read(config)
+    dataset.read(config, config.instruct)
   config.data.images = "ignore"
-  assert answers(dataset.read(config).train, config.instruct) == ["two", "one"]
+  assert answers(dataset.read(config, config.instruct).train, config.instruct) == ["two", "one"]
 
 
 def test_what_is_cut_and_dropped_is_said(config, tmp_path, capsys):
   write(tmp_path / "a.jsonl", ["x" * 10, "x" * 200, "y"])
-  dataset.read(config)
+  dataset.read(config, config.instruct)
   assert "alpaca" in capsys.readouterr().err
   with (tmp_path / "a.jsonl").open("a") as f:
     f.write(json.dumps({"instruction": "q" * 300, "output": "a"}) + "\n")
-  data = dataset.read(config)
+  data = dataset.read(config, config.instruct)
   said = capsys.readouterr().err
   assert "3 examples" in said and "1 dropped" in said and "1 cut at data.max_length" in said
   assert [e.cut > 0 for e in data.train] == [False, True, False]
   write(tmp_path / "a.jsonl", ["a"], input="q" * 300)
   with pytest.raises(InputError, match="none of 1 examples has an answer .*raise data.max_length"):
-    dataset.read(config)
+    dataset.read(config, config.instruct)
 
 
 def test_max_steps_ends_a_run_early_or_passes_over_the_data_again(config):
-  assert len(dataset.read(config).steps) == 3
+  assert len(dataset.read(config, config.instruct).steps) == 3
   for steps in (2, 7):
     config.max_steps = steps
-    data = dataset.read(config)
+    data = dataset.read(config, config.instruct)
     assert len(data.steps) == steps
     assert [len(s.examples) for s in data.steps] == [8, 8, 4, 8, 8, 4, 8][:steps]
 
@@ -148,7 +149,7 @@ def test_the_batches_of_all_steps_hold_every_example(config, layout):
   config.data.layout = layout
   config.loss_mean = "rank"
   config.ranks = 2
-  data = dataset.read(config)
+  data = dataset.read(config, config.instruct)
   rows = [b for i in range(len(data.steps)) for b in data.batches(i)]
   assert sum(int((b["position"] == 0)[b["segment"] > 0].sum()) for b in rows) == 20
   # Each rank's learnt tokens weigh 1 in all.

@@ -18,7 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, get_cosine_schedule_with_warmup
 
 from shadowft_jax import (
-    checkpoint, delta, log, lora, models, objectives, presets, reference, sharding, step,
+    checkpoint, command, delta, log, lora, models, objectives, reference, sharding, step,
     train)
 from shadowft_jax.data import dataset, packing
 from shadowft_jax.data.chat import Example
@@ -293,7 +293,8 @@ def parts(folder):
   mesh = sharding.make_mesh(config.mesh)
   with jax.set_mesh(mesh):
     model, base = checkpoint.load_model(folder / "base", dtype=jnp.float32, mesh=mesh)
-  return base, dataset.read(config), step.Method(model, objectives.Dpo(), 2.0, 32), mesh
+  data = dataset.read(config, config.instruct)
+  return base, data, step.Method(model, objectives.Dpo(), 2.0, 32), mesh
 
 
 @pytest.mark.parametrize("layout", ["packed", pytest.param("bucketed", marks=pytest.mark.slow)])
@@ -468,7 +469,7 @@ def test_losses_agree_with_plain_torch(folder, tmp_path):
   config = config_of(folder, **{"max_steps": 5, **options})
   records = train.train(config, tmp_path / "run")
   model = peft_model(config, start_of(config, tmp_path / "start"))
-  want = torch_losses(model, dataset.read(config), config, options)
+  want = torch_losses(model, dataset.read(config, config.instruct), config, options)
   np.testing.assert_allclose([r["loss"] for r in steps_of(records)], want, rtol=1e-4)
   assert want[-1] < 0.98 * want[0]
 
@@ -480,7 +481,7 @@ def test_losses_agree_with_plain_torch(folder, tmp_path):
 def test_twenty_steps_agree_with_trl(folder, tmp_path, how):
   config = config_of(folder, **{"max_steps": 20, "dpo.reference": how})
   records = train.train(config, tmp_path / "run")
-  data = dataset.read(config)
+  data = dataset.read(config, config.instruct)
   rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
   number = lambda example: int(example.where.rsplit(" ", 1)[1]) - 1
   given = {"base": config.base, "adapter": str(start_of(config, tmp_path / "start")),
@@ -502,15 +503,15 @@ def test_twenty_steps_agree_with_trl(folder, tmp_path, how):
     ({"dpo.beta": 0.0}, "config.dpo.beta must be above 0; got 0.0"),
     ({"dpo.beta": -0.1}, "config.dpo.beta must be above 0"),
     ({"dpo.loss": "kto"}, "config.dpo.loss is one of sigmoid, ipo, hinge; got 'kto'"),
-    ({"dpo.label_smoothing": 0.5}, "label_smoothing is at least 0 and below 0.5; got 0.5"),
-    ({"dpo.label_smoothing": 0.1, "dpo.loss": "ipo"}, "label_smoothing is of dpo.loss=sigmoid"),
+    ({"dpo.label_smoothing": 0.5}, "label_smoothing must be at least 0 and below 0.5; got 0.5"),
+    ({"dpo.label_smoothing": 0.1, "dpo.loss": "ipo"}, "label_smoothing is for dpo.loss=sigmoid"),
     ({"dpo.ftx": -1.0}, "config.dpo.ftx must be at least 0"),
-    ({"loss_mean": "rank"}, "loss_mean=rank is a mean over tokens, of objective=sft"),
+    ({"loss_mean": "rank"}, "loss_mean=rank is a mean over tokens, for objective=sft"),
     ({"dpo.reference": "later"}, "dpo.reference is one of precomputed, on_the_fly"),
 ])
 def test_a_config_that_cannot_be_is_refused(folder, fields, said):
   with pytest.raises(InputError, match=said):
-    presets.check(config_of(folder, **fields))
+    command.check(config_of(folder, **fields))
 
 
 def test_the_command_says_in_one_line_what_is_wrong(folder, tmp_path):

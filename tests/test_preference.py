@@ -172,7 +172,7 @@ def pairs(count):
 def test_both_sides_of_a_pair_lie_in_one_row_with_segments_of_their_own(config, layout):
   config.data.layout = layout
   write(config, pairs(10))
-  data = dataset.read(config)
+  data = dataset.read(config, config.instruct)
   data = data.with_reference(-1.0 - np.arange(20.0).reshape(10, 2), np.zeros((0, 2)))
   assert [len(s.examples) for s in data.steps[:3]] == [4, 4, 2]
   found = []
@@ -199,7 +199,7 @@ def test_both_sides_of_a_pair_lie_in_one_row_with_segments_of_their_own(config, 
 def test_a_pass_over_all_says_which_pair_is_where(config, layout, share):
   config.data.layout = layout
   write(config, pairs(9))
-  data = dataset.read(config)
+  data = dataset.read(config, config.instruct)
   seen = []
   for batch, rows in data.once(data.train, share):
     mine = rows[share[0] * len(batch["token"]):]       # shares of one part of the rows each
@@ -216,9 +216,9 @@ def test_what_is_cut_refused_and_dropped_is_said(config, capsys):
                  {"prompt": "q", "chosen": "a" * 90, "rejected": "b"},
                  {"prompt": "q", "chosen": "a" * 90 + "x", "rejected": "a" * 90}])
   with pytest.raises(InputError, match="row 6: chosen and rejected are the same within half"):
-    dataset.read(config)
+    dataset.read(config, config.instruct)
   config.data.skip_bad_rows = True
-  assert len(dataset.read(config).train) == 5
+  assert len(dataset.read(config, config.instruct).train) == 5
   told = capsys.readouterr().err
   assert "preference: 5 pairs" in told and "1 bad rows left out" in told and "row 6" in told
   assert "1 cut at data.max_length" in told
@@ -239,21 +239,22 @@ def test_data_of_another_objective_is_refused(config, objective, row, said_):
   config.objective = objective
   write(config, [row])
   with pytest.raises(InputError, match=said_):
-    dataset.read(config)
+    dataset.read(config, config.instruct)
 
 
 def test_the_chosen_answers_alone_can_be_learnt_by_naming_them(config, folder):
   config.objective = "sft"
   config.data.columns.update(prompt="prompt", response="chosen")
   write(config, pairs(1))
-  [example] = dataset.read(config).train
+  [example] = dataset.read(config, config.instruct).train
   assert example.second == 0
   assert load_tokenizer(folder).decode(example.token[example.answer > 0]) == "a<|im_end|>\n"
 
 
 def test_the_preview_shows_both_answers(config, folder):
   write(config, pairs(2))
-  shown = preview.text(dataset.read(config), load_tokenizer(folder), 1, colour=False)
+  data = dataset.read(config, config.instruct)
+  shown = preview.text(data, load_tokenizer(folder), 1, colour=False)
   assert "chosen:\n" in shown and "rejected:\n" in shown
   assert "⟦a<|im_end|>⏎\n⟧" in shown and "⟦b<|im_end|>⏎\n⟧" in shown
 
@@ -262,7 +263,7 @@ def test_a_real_file_of_pairs(shared_data, config):
   config.data.train = str(shared_data("llamafactory_demo") / "dpo_en_demo.json")
   config.data.max_length = 600
   config.data.max_examples, config.data.skip_bad_rows = 40, True
-  data = dataset.read(config)
+  data = dataset.read(config, config.instruct)
   assert len(data.train) > 30
   for e in data.train:
     assert 0 < e.second < len(e.token) <= 600

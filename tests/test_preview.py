@@ -21,7 +21,7 @@ def folder(tmp_path_factory):
 
 def shown(folder, count=2, ids=False, colour=False, **fields):
   config = runs.config_of(folder, **fields)
-  data = dataset.read(config)
+  data = dataset.read(config, config.instruct)
   tokenizer = load_tokenizer(config.instruct)
   return data, tokenizer, preview.text(data, tokenizer, count, ids=ids, colour=colour)
 

@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from shadowft_jax import presets
+from shadowft_jax import command, presets
 from shadowft_jax.data import formats, sets
 from shadowft_jax.data.sets import SETS
 from shadowft_jax.data.sources import Source
@@ -144,7 +144,7 @@ def test_the_papers_configs_are_whole_but_for_paths(name, kind, lr):
     assert (c.delta.match, c.graft.match) == ("all", "projections")
   c.base, c.instruct, c.data.train = "base", "instruct", "rows"
   sets.resolve(c)
-  presets.check(c)
+  command.check(c)
 
 
 @pytest.mark.parametrize("name, count", [

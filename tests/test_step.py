@@ -7,8 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from shadowft_jax import delta as delta_lib, lora, models, objectives, optim, presets, sharding
-from shadowft_jax import step, tree
+from shadowft_jax import command, delta as delta_lib, lora, models, objectives, optim, presets
+from shadowft_jax import sharding, step, tree
 from shadowft_jax.errors import InputError
 from tests import pico
 
@@ -116,4 +116,4 @@ def test_gradients_in_bfloat16_are_refused_where_they_are_not_made(fields):
   config.base = config.instruct = config.data.train = "somewhere"
   config.update_from_flattened_dict({"gradient_dtype": "bfloat16", **fields})
   with pytest.raises(InputError, match="gradient_dtype=bfloat16 needs config.delta.kind=full"):
-    presets.check(config)
+    command.check(config)

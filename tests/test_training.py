@@ -84,7 +84,7 @@ def test_lora_agrees_with_peft_over_twenty_steps(config, tmp_path):
 
   model = AutoModelForCausalLM.from_pretrained(config.base, dtype=torch.float32)
   model = peft.PeftModel.from_pretrained(model, tmp_path / "start", is_trainable=True)
-  losses, norms = torch_steps(model, dataset.read(config), config)
+  losses, norms = torch_steps(model, dataset.read(config, config.instruct), config)
   assert losses[-1] < 0.9 * losses[0]
   assert_steps_equal(records, losses, norms)
 
@@ -101,7 +101,7 @@ def test_full_tuning_agrees_with_transformers_over_twenty_steps(config, tmp_path
 
   model = AutoModelForCausalLM.from_pretrained(config.base, dtype=torch.float32)
   before = {n: p.detach().numpy().copy() for n, p in model.named_parameters()}
-  assert_steps_equal(records, *torch_steps(model, dataset.read(config), config))
+  assert_steps_equal(records, *torch_steps(model, dataset.read(config, config.instruct), config))
 
   want = {n: p.detach().numpy() - before[n] for n, p in model.named_parameters()}
   learnt, scale = checkpoint.load_delta(tmp_path / "run" / "delta")

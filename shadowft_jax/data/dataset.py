@@ -4,11 +4,11 @@ import dataclasses
 
 import numpy as np
 
-from shadowft_jax import objectives, pairs
+from shadowft_jax import presets
 from shadowft_jax.data import formats, packing, paper, preference, sources
 from shadowft_jax.data.tokenise import tokenise
 from shadowft_jax.errors import InputError, listing
-from shadowft_jax.log import say
+from shadowft_jax.progress import say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,12 +64,13 @@ class Dataset:
                                 share=share)
 
 
-def read(config):
+def read(config, tokenizer):
   """Reads, converts and tokenises the training and validation rows, and plans every step.
 
   Args:
-    config: see presets.py; reads data, base, instruct, objective, seed, epochs, max_steps,
-      batch_size, rows and the fields of loss_mean.
+    config: see presets.py; reads data, base, objective, seed, epochs, max_steps, batch_size, rows
+      and the fields of loss_mean.
+    tokenizer: the Instruct's folder, which has the tokenizer and the chat template.
 
   Raises:
     InputError: see `sources.read`, `formats.convert` and `chat.encode_rows`.
@@ -77,9 +78,11 @@ def read(config):
   c = config.data
   bad = formats.BadRows(c.skip_bad_rows)
   inputs = {}
-  train, parts, inputs["train"] = _encoded(c.train, c.split, config, bad, limit=c.max_examples)
+  train, parts, inputs["train"] = _encoded(
+      c.train, c.split, config, tokenizer, bad, limit=max(0, c.max_examples))
   if c.validation:
-    valid, _, inputs["validation"] = _encoded(c.validation, c.validation_split, config, bad)
+    valid, _, inputs["validation"] = _encoded(
+        c.validation, c.validation_split, config, tokenizer, bad)
   else:
     train_ids, valid_ids = (
         paper.split(len(train), c.val_ratio, config.seed) if c.recipe == "paper"
@@ -97,7 +100,7 @@ def read(config):
   return Dataset(
       train, valid,
       packing.plan(lengths(train), batch_size=config.batch_size, epochs=config.epochs,
-                   max_steps=config.max_steps, sources=parts, **shape),
+                   max_steps=max(0, config.max_steps), sources=parts, **shape),
       packing.plan(lengths(valid), batch_size=len(valid), epochs=1, **shape) if valid else [],
       c.layout, c.max_length, config.rows,
       (config.ranks, config.rank_examples) if config.loss_mean == "rank" else None,
@@ -109,32 +112,31 @@ def lengths(examples):
   return [len(e.token) for e in examples]
 
 
-def _encoded(spec, split, config, bad, limit=0):
+def _encoded(spec, split, config, tokenizer, bad, limit=0):
   """(examples of all the sources that `spec` names, [(number of them, weight) a source], the
   files read)."""
   examples, parts, inputs = [], [], []
   for source in sources.read(spec, split):
-    found = _source(source, config, bad, limit)
+    found = _source(source, config, tokenizer, bad, limit)
     examples += found
     parts.append((len(found), source.weight))
     inputs += source.files or [source.name]
   return examples, parts, inputs
 
 
-def _source(source, config, bad, limit):
+def _source(source, config, tokenizer, bad, limit):
   """The examples of one source; says what it holds and what becomes of it."""
   c = config.data
   if limit and limit < len(source.rows):
     source = dataclasses.replace(source, rows=[source.rows[i] for i in _chosen(
         len(source.rows), limit, c.select, config.seed)])
   columns = {k: v for k, v in c.columns.items() if v}
-  paired = config.objective in objectives.PAIRED
+  paired = presets.is_paired(config)
   kind, rows = formats.convert(source, columns, bad, paired)
   rows = _without_images(rows, c.images, bad)
   template = c.template or paper.name_of(config.base) if c.recipe == "paper" else ""
   settings = formats.Settings(c.max_length, c.recipe, template, c.think)
   encoded = []
-  tokenizer = pairs.locate(config.instruct, weights=False)
   encode = preference.encode if paired else tokenise
   for entry in encode(rows, tokenizer, settings, c.cache):
     if isinstance(entry, InputError):

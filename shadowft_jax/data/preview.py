@@ -1,32 +1,13 @@
 """What a run would learn, as text: examples with the learnt tokens marked, lengths, steps."""
 
 import math
-import os
-import sys
 
 import numpy as np
 
-from shadowft_jax import pairs, presets
-from shadowft_jax.data import dataset, packing, sets
-from shadowft_jax.data.tokenizer import load_tokenizer
+from shadowft_jax.data import dataset, packing
 
 LEARNT, PLAIN, END = "\x1b[1;32m", "\x1b[2m", "\x1b[0m"
 BAR = 40                     # characters of the longest bar
-
-
-def show(config, count, *, ids=False):
-  """Prints what a run of `config` would learn; loads no weights and needs no accelerator.
-
-  Raises:
-    InputError: as `dataset.read`.
-  """
-  pairs.resolve(config)
-  sets.resolve(config)
-  presets.check(config)
-  data = dataset.read(config)
-  colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-  tokenizer = load_tokenizer(pairs.locate(config.instruct, weights=False))
-  print(text(data, tokenizer, count, ids=ids, colour=colour))
 
 
 def text(data, tokenizer, count, *, ids=False, colour=True) -> str:

@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 
 from shadowft_jax.errors import InputError
-from shadowft_jax.log import say
+from shadowft_jax.progress import say
 
 INFO = "data/dataset_info.json of the authors' repository"
 

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from shadowft_jax.data import chat, formats, paper, tokenizer as tokenizers
 from shadowft_jax.errors import InputError
+from shadowft_jax.progress import say
 
 RECIPES = {"chat": chat.encode_rows, "paper": paper.encode_rows}
 CHUNK = 500_000              # characters of rows that are encoded at a time
@@ -69,11 +70,6 @@ def tokenise(rows, tokenizer_dir, settings, cache_dir="") -> list:
   return _entries(flat, rows, folder)
 
 
-def _say(text):
-  from shadowft_jax.log import say     # It imports jax, which no worker does.
-  say(text)
-
-
 def _key(rows, folder, settings):
   """(a digest of all that decides the result, characters of each row)."""
   digest = hashlib.sha256()
@@ -104,7 +100,7 @@ def _encoded(rows, sizes, folder, settings):
       parts.append(part)
       bar.update(len(part["count"]))
     if count > 1:
-      _say(f"tokenising {len(rows):,} rows in {count} processes")
+      say(f"tokenising {len(rows):,} rows in {count} processes")
       _in_processes(chunks, count, folder, settings, done)
     else:
       tokenizer = tokenizers.load_tokenizer(folder)
@@ -244,7 +240,7 @@ def _load(path):
     with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
       return dict(file)      # Read whole, which checks its checksums.
   except Exception as error:   # Many types, by which byte is wrong.
-    _say(f"{path} cannot be read ({error}); its rows are tokenised again")
+    say(f"{path} cannot be read ({error}); its rows are tokenised again")
     return None
 
 
@@ -260,5 +256,5 @@ def _save(path, flat):
     finally:
       partial.unlink(missing_ok=True)
   except OSError as error:
-    _say(f"tokens are not kept for the next run: {error}; --config.data.cache=FOLDER names another "
+    say(f"tokens are not kept for the next run: {error}; --config.data.cache=FOLDER names another "
          "place")

@@ -5,7 +5,6 @@ model/layers/self_attn/q_proj/kernel, [L, D, N*H], holds the transposes of
 model.layers.{0..L-1}.self_attn.q_proj.weight.  See `port.py`.
 """
 
-import dataclasses
 from typing import Any
 from collections.abc import Callable
 
@@ -14,8 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from shadowft_jax.models import attention, moe
+from shadowft_jax.models.config import DecoderConfig
 from shadowft_jax.models.layers import (
-    ACTIVATIONS, Embed, Head, Linear, RMSNorm, Rope, apply_rope, rope_angles, softcap)
+    ACTIVATIONS, Embed, Head, Linear, RMSNorm, apply_rope, rope_angles, softcap)
 
 # What a rematerialised block keeps for its backward pass, by the name the config gives.
 REMAT = {
@@ -23,41 +23,6 @@ REMAT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "none": None,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class DecoderConfig:
-  """Shape and options; fields keep their config.json names where one exists."""
-  vocab_size: int
-  hidden_size: int
-  intermediate_size: int
-  num_hidden_layers: int
-  num_attention_heads: int
-  num_key_value_heads: int
-  head_dim: int
-  rms_norm_eps: float
-  # One entry a layer: the keys a query sees, itself included (None: all), and the rope.
-  windows: tuple[int | None, ...]
-  ropes: tuple[Rope, ...]
-  rope_interleaved: bool = False  # GLM-4
-  tie_word_embeddings: bool = False
-  qkv_bias: bool = False          # Qwen2; Llama, Qwen3, … with attention_bias
-  o_bias: bool = False            # Llama, Qwen3, … with attention_bias
-  mlp_bias: bool = False          # Llama and SmolLM3 with mlp_bias
-  qk_norm: str | None = None      # of each "head" (Qwen3, Gemma 3), or of the "whole" (OLMo 2)
-  fused_gate_up: bool = False     # GLM-4
-  num_experts: int = 0            # Qwen3-MoE: in the place of the MLP
-  num_experts_per_tok: int = 0
-  moe_intermediate_size: int = 0
-  norm_topk_prob: bool = False
-  hidden_act: str = "silu"
-  # The norms before and after attention, before and after the MLP.
-  norms: tuple[str | None, ...] = ("input_layernorm", None, "post_attention_layernorm", None)
-  norm_offset: float = 0.0        # Gemma: 1
-  embedding_scale: float = 1.0    # Gemma: sqrt(hidden_size)
-  query_pre_attn_scalar: float | None = None     # Gemma; head_dim where None
-  attn_logit_softcapping: float | None = None    # Gemma 2
-  final_logit_softcapping: float | None = None   # Gemma 2
 
 
 def norm(cfg, name):

@@ -1,0 +1,60 @@
+"""The table of fields: its choices are the registries', its ranges hold, its presets are right."""
+
+import math
+
+import pytest
+
+from shadowft_jax import command, delta, objectives, presets
+from shadowft_jax.errors import InputError
+from shadowft_jax.models import attention, decoder
+
+
+def test_choices_are_those_of_the_registries():
+  fields = presets.FIELDS
+  assert set(fields["attention"].choices) == {"auto", *attention.BACKENDS}
+  assert set(fields["remat"].choices) == set(decoder.REMAT)
+  assert set(fields["objective"].choices) == set(objectives.OBJECTIVES)
+  assert set(fields["dpo.loss"].choices) == set(objectives.LOSSES)
+  assert set(fields["delta.kind"].choices) == set(delta.KINDS)
+  assert set(presets.PAIRED) <= set(objectives.OBJECTIVES)
+
+
+@pytest.mark.parametrize("make", [presets.sft, presets.paper, presets.dpo])
+def test_a_preset_has_every_field_and_keeps_the_ranges(make):
+  config = make()
+  assert presets.flat(config.to_dict()).keys() == presets.FIELDS.keys()
+  assert not presets.faults(config, complete=False)
+
+
+@pytest.mark.parametrize("name", presets.FIELDS)
+def test_every_field_says_what_it_means_and_every_number_has_a_range(name):
+  field = presets.FIELDS[name]
+  assert field.meaning and len(field.meaning) < 120
+  is_number = isinstance(field.default, int | float) and not isinstance(field.default, bool)
+  assert is_number == bool(field.range)
+  if is_number:
+    for bad in (math.nan, math.inf, -math.inf, -2.0):
+      assert not field.contains(bad)
+
+
+@pytest.mark.parametrize("name, bad, message", [
+    ("warmup_ratio", -0.5, "must be at least 0 and at most 1; got -0.5"),
+    ("warmup_ratio", 3.0, "at most 1"), ("eval_every", -1, "must be at least 0; got -1"),
+    ("delta.alpha", 0.0, "must be above 0; got 0.0"), ("b2", 1.0, "below 1; got 1.0"),
+    ("eps", -1.0, "above 0"), ("weight_decay", -1.0, "at least 0"), ("lr", math.inf, "got inf"),
+    ("lr", math.nan, "got nan"), ("max_steps", -2, "at least -1"), ("seed", -1, "at least 0"),
+    ("mesh.fsdp", -2, "at least -1"), ("delta.match", "(", "is not a regular expression"),
+    ("graft.match", "*", "is not a regular expression"),
+    ("data.select", "best", "is one of first, uniform; got 'best'")])
+def test_a_value_that_cannot_be_right_is_refused(name, bad, message):
+  config = presets.sft()
+  config.update_from_flattened_dict({name: bad})
+  [fault] = presets.faults(config, complete=False)
+  assert fault.startswith(f"config.{name} ") and message in fault
+  with pytest.raises(InputError, match=f"config.{name} "):
+    command.check(config, complete=False)
+
+
+def test_what_must_be_given_is_named():
+  assert [f.split()[0] for f in presets.faults(presets.sft())] == [
+      "config.base", "config.instruct", "config.data.train"]
