@@ -36,28 +36,77 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 SHAPES = {
-    "lora": dict(
-        model_type="llama", vocab_size=128256, hidden_size=4096, intermediate_size=14336,
-        num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, head_dim=128,
-        rms_norm_eps=1e-5, rope_theta=500000.0, tie_word_embeddings=False,
-        max_position_embeddings=131072),
-    "full": dict(
-        model_type="qwen3", vocab_size=151936, hidden_size=1024, intermediate_size=3072,
-        num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8, head_dim=128,
-        rms_norm_eps=1e-6, rope_theta=1e6, tie_word_embeddings=True,
-        max_position_embeddings=40960)}
-TINY = dict(vocab_size=320, hidden_size=64, intermediate_size=160, num_hidden_layers=2,
-            num_attention_heads=4, num_key_value_heads=2, head_dim=16)
+  "lora": dict(
+    model_type="llama",
+    vocab_size=128256,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    head_dim=128,
+    rms_norm_eps=1e-5,
+    rope_theta=500000.0,
+    tie_word_embeddings=False,
+    max_position_embeddings=131072,
+  ),
+  "full": dict(
+    model_type="qwen3",
+    vocab_size=151936,
+    hidden_size=1024,
+    intermediate_size=3072,
+    num_hidden_layers=28,
+    num_attention_heads=16,
+    num_key_value_heads=8,
+    head_dim=128,
+    rms_norm_eps=1e-6,
+    rope_theta=1e6,
+    tie_word_embeddings=True,
+    max_position_embeddings=40960,
+  ),
+}
+TINY = dict(
+  vocab_size=320,
+  hidden_size=64,
+  intermediate_size=160,
+  num_hidden_layers=2,
+  num_attention_heads=4,
+  num_key_value_heads=2,
+  head_dim=16,
+)
 # Tokens of the conversations of s1k-gptoss20b (low effort) by Llama 3's tokenizer: 21 quantiles.
-LENGTHS = (74, 170, 258, 379, 472, 550, 622, 681, 725, 777, 820, 869, 916, 972, 1025, 1070, 1131,
-           1207, 1367, 1523, 2656)
+LENGTHS = (
+  74,
+  170,
+  258,
+  379,
+  472,
+  550,
+  622,
+  681,
+  725,
+  777,
+  820,
+  869,
+  916,
+  972,
+  1025,
+  1070,
+  1131,
+  1207,
+  1367,
+  1523,
+  2656,
+)
 # What ours tries, the first that fits: (remat, rows of a micro-batch).
-TRIES = {"lora": (("dots", 4), ("dots", 2), ("full", 8), ("full", 2)),
-         "full": (("dots", 8), ("dots", 4), ("full", 8), ("full", 2))}
-PEAK = {"H100": 989.4e12, "H200": 989.4e12, "A100": 312e12}       # bfloat16, dense, a second
+TRIES = {
+  "lora": (("dots", 4), ("dots", 2), ("full", 8), ("full", 2)),
+  "full": (("dots", 8), ("dots", 4), ("full", 8), ("full", 2)),
+}
+PEAK = {"H100": 989.4e12, "H200": 989.4e12, "A100": 312e12}  # bfloat16, dense, a second
 MICRO, RANK, ALPHA = 2, 128, 256.0
 PROJECTIONS = [f"{x}_proj" for x in ("q", "k", "v", "o", "gate", "up", "down")]
-WORSE = 2e-2     # ‖x - y‖ / ‖y‖ that bfloat16 may differ from the reference in float32
+WORSE = 2e-2  # ‖x - y‖ / ‖y‖ that bfloat16 may differ from the reference in float32
 
 
 def shape_of(kind, options):
@@ -71,17 +120,28 @@ def examples(options, vocabulary):
   at = rng.permutation(np.linspace(0, 1, count))
   lengths = np.interp(at, np.linspace(0, 1, len(LENGTHS)), LENGTHS)
   lengths = np.maximum(lengths * options.length / 4096, 4).astype(int)
-  return [SimpleNamespace(token=rng.integers(3, vocabulary, n).astype(np.int32), label=None,
-                          answer=(np.arange(n) >= n // 2).astype(np.int32), second=0)
-          for n in lengths]
+  return [
+    SimpleNamespace(
+      token=rng.integers(3, vocabulary, n).astype(np.int32),
+      label=None,
+      answer=(np.arange(n) >= n // 2).astype(np.int32),
+      second=0,
+    )
+    for n in lengths
+  ]
 
 
 def settings(kind, remat, rows, options):
   """The config of presets.py, without ml_collections, which a bare machine lacks."""
   from shadowft_jax import presets
+
   def nested(value):
-    return (SimpleNamespace(**{k: nested(v) for k, v in value.items()})
-            if isinstance(value, dict) else value)
+    return (
+      SimpleNamespace(**{k: nested(v) for k, v in value.items()})
+      if isinstance(value, dict)
+      else value
+    )
+
   c = nested(presets.defaults())
   c.dtype = "float32" if options.tiny else "bfloat16"
   c.attention, c.remat, c.rows, c.data.max_length = options.attention, remat, rows, options.length
@@ -94,6 +154,7 @@ def settings(kind, remat, rows, options):
 def flops(run, lengths):
   """estimate.Work of a token, of examples of these lengths."""
   from shadowft_jax import estimate
+
   lengths = np.asarray(lengths, np.float64)
   return estimate.work(run, length=float((lengths**2).sum() / lengths.sum()))
 
@@ -101,6 +162,7 @@ def flops(run, lengths):
 def ours(kind, options):
   """The first of TRIES that fits, timed."""
   import jax
+
   for remat, rows in TRIES[kind]:
     try:
       return trained(kind, remat, 1 if options.tiny else rows, options)
@@ -118,6 +180,7 @@ def trained(kind, remat, rows, options):
 
   from shadowft_jax import ahead, sharding, step as step_lib
   from shadowft_jax.data import packing
+
   mesh = sharding.make_mesh()
   with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATIONS):
     config = settings(kind, remat, rows, options)
@@ -126,31 +189,48 @@ def trained(kind, remat, rows, options):
     state = step_lib.init_state(config, frozen, run.tx, mesh)
     data = examples(options, run.method.model.cfg.vocab_size)
     lengths = [len(e.token) for e in data]
-    [planned] = packing.plan(lengths, batch_size=len(data), epochs=1, row_length=options.length,
-                             seed=0)
+    [planned] = packing.plan(
+      lengths, batch_size=len(data), epochs=1, row_length=options.length, seed=0
+    )
+
     def step():
       nonlocal state
       batches = packing.microbatches(planned, data, row_length=options.length, rows=rows)
-      state, metrics = step_lib.update(state, *step_lib.gradients(
-          state.delta, frozen, step_lib.on_devices(batches, mesh), method=run.method), tx=run.tx)
+      state, metrics = step_lib.update(
+        state,
+        *step_lib.gradients(
+          state.delta, frozen, step_lib.on_devices(batches, mesh), method=run.method
+        ),
+        tx=run.tx,
+      )
       return float(metrics["loss"])
+
     out = timed(step, options)
     work = flops(run, lengths)
     computed = -(-len(planned.rows) // rows) * rows * options.length
     stats = jax.devices()[0].memory_stats() or {}
     count = sum(x.size for x in jax.tree.leaves(frozen))
-  return {**out, "device": jax.devices()[0].device_kind, "remat": remat, "rows": rows,
-          "attention": options.attention, "parameters": count, "real_tokens": sum(lengths),
-          "computed_tokens": computed, "useful_flops": work.useful * sum(lengths),
-          "executed_flops": work.executed * computed,
-          "learnt": sum(x.size for x in jax.tree.leaves(state.delta)),
-          "peak_bytes": stats.get("peak_bytes_in_use")}
+  return {
+    **out,
+    "device": jax.devices()[0].device_kind,
+    "remat": remat,
+    "rows": rows,
+    "attention": options.attention,
+    "parameters": count,
+    "real_tokens": sum(lengths),
+    "computed_tokens": computed,
+    "useful_flops": work.useful * sum(lengths),
+    "executed_flops": work.executed * computed,
+    "learnt": sum(x.size for x in jax.tree.leaves(state.delta)),
+    "peak_bytes": stats.get("peak_bytes_in_use"),
+  }
 
 
 def random_leaf(path, shape):
   """Normal weights of deviation 0.02; norms are 1."""
   import jax
   import jax.numpy as jnp
+
   if path[-1].key == "scale":
     return jnp.ones(shape.shape, shape.dtype)
   key = jax.random.key(zlib.crc32(jax.tree_util.keystr(path).encode()))
@@ -177,25 +257,32 @@ def peer(kind, options, full_rows=False):
   """transformers + peft under bfloat16 autocast; `full_rows`: rows of 4096 without padding."""
   import torch
   from transformers import AutoConfig, AutoModelForCausalLM
+
   fields = shape_of(kind, options)
   device = "cuda" if torch.cuda.is_available() else "cpu"
   # As the paper's trainer has it: what is learnt in float32, what is frozen in bfloat16.
   dtype = torch.bfloat16 if kind == "lora" and not options.tiny else torch.float32
   with torch.device(device):
     model = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(fields.pop("model_type"), **fields), dtype=dtype,
-        attn_implementation="sdpa")
+      AutoConfig.for_model(fields.pop("model_type"), **fields),
+      dtype=dtype,
+      attn_implementation="sdpa",
+    )
   if kind == "lora":
     import peft
+
     model.enable_input_require_grads()
-    model = peft.get_peft_model(model, peft.LoraConfig(
-        r=4 if options.tiny else RANK, lora_alpha=ALPHA, target_modules=PROJECTIONS))
+    model = peft.get_peft_model(
+      model,
+      peft.LoraConfig(r=4 if options.tiny else RANK, lora_alpha=ALPHA, target_modules=PROJECTIONS),
+    )
   model.gradient_checkpointing_enable(dict(use_reentrant=False))
   model.train()
   learnt = [p for p in model.parameters() if p.requires_grad]
   adam = torch.optim.AdamW(learnt, lr=1e-5, weight_decay=0.0, fused=True)
   batches = list(padded(examples(options, fields["vocab_size"]), options, full_rows))
   count = sum(int((b["labels"][:, 1:] >= 0).sum()) for b in batches)
+
   def step():
     loss = 0
     for batch in batches:
@@ -208,10 +295,14 @@ def peer(kind, options, full_rows=False):
     adam.step()
     adam.zero_grad()
     return float(loss)
+
   out = timed(step, options)
-  return {**out, "real_tokens": int(sum(b["attention_mask"].sum() for b in batches)),
-          "computed_tokens": sum(b["input_ids"].size for b in batches),
-          "peak_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else None}
+  return {
+    **out,
+    "real_tokens": int(sum(b["attention_mask"].sum() for b in batches)),
+    "computed_tokens": sum(b["input_ids"].size for b in batches),
+    "peak_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else None,
+  }
 
 
 def padded(data, options, full_rows):
@@ -224,13 +315,16 @@ def padded(data, options, full_rows):
       yield {"input_ids": part, "labels": part, "attention_mask": np.ones_like(part)}
     return
   for i in range(0, len(data), MICRO):
-    some = data[i:i + MICRO]
+    some = data[i : i + MICRO]
     width = -(-max(len(e.token) for e in some) // 8) * 8
-    stacked = lambda rows, fill: np.stack([np.pad(
-        x.astype(np.int64), (0, width - len(x)), constant_values=fill) for x in rows])
-    yield {"input_ids": stacked([e.token for e in some], 0),
-           "labels": stacked([np.where(e.answer, e.token, -100) for e in some], -100),
-           "attention_mask": stacked([np.ones_like(e.token) for e in some], 0)}
+    stacked = lambda rows, fill: np.stack(
+      [np.pad(x.astype(np.int64), (0, width - len(x)), constant_values=fill) for x in rows]
+    )
+    yield {
+      "input_ids": stacked([e.token for e in some], 0),
+      "labels": stacked([np.where(e.answer, e.token, -100) for e in some], -100),
+      "attention_mask": stacked([np.ones_like(e.token) for e in some], 0),
+    }
 
 
 def packed_rows(options):
@@ -247,10 +341,16 @@ def cases(options):
   """{name: (query heads, key heads, head width, window, softcap)}."""
   length = options.length
   if options.tiny:
-    return {"llama": (4, 2, 16, None, None), "window": (4, 2, 16, length // 4, None),
-            "gemma2": (4, 2, 32, None, 50.0)}
-  return {"llama": (32, 8, 128, None, None), "window": (32, 8, 128, length // 4, None),
-          "gemma2": (16, 8, 256, None, 50.0)}
+    return {
+      "llama": (4, 2, 16, None, None),
+      "window": (4, 2, 16, length // 4, None),
+      "gemma2": (4, 2, 32, None, 50.0),
+    }
+  return {
+    "llama": (32, 8, 128, None, None),
+    "window": (32, 8, 128, length // 4, None),
+    "gemma2": (16, 8, 256, None, 50.0),
+  }
 
 
 def attention(options):
@@ -258,26 +358,34 @@ def attention(options):
   import jax
   import jax.numpy as jnp
   from shadowft_jax.models import attention as lib
+
   platform, dtype = jax.default_backend(), "float32" if options.tiny else "bfloat16"
   rows, table = packed_rows(options), {}
   for case, (N, K, H, window, cap) in cases(options).items():
     rng = np.random.default_rng(0)
-    arrays = [jnp.asarray(rng.standard_normal((1, options.length, n, H)), jnp.bfloat16)
-              for n in (N, K, K, N)]
+    arrays = [
+      jnp.asarray(rng.standard_normal((1, options.length, n, H)), jnp.bfloat16)
+      for n in (N, K, K, N)
+    ]
+
     def call(name, dtype):
-      fn = lambda *qkv: lib.attend(name, *qkv, *rows, scale=H**-0.5, windows=(window,),
-                                   softcap=cap)
+      fn = lambda *qkv: lib.attend(name, *qkv, *rows, scale=H**-0.5, windows=(window,), softcap=cap)
+
       def both(q, k, v, g):
         out, vjp = jax.vjp(fn, q, k, v)
         return out, *vjp(g)
+
       args = [x.astype(dtype) for x in arrays]
       return (functools.partial(jax.jit(fn), *args[:3]), functools.partial(jax.jit(both), *args))
+
     with jax.default_matmul_precision("highest"):
       want = call("xla", jnp.float32)[1]()
-    table[case] = {name: measured(functools.partial(call, name, dtype), want)
-                   if reason(backend, platform, dtype, cap) is None
-                   else reason(backend, platform, dtype, cap)
-                   for name, backend in lib.BACKENDS.items()}
+    table[case] = {
+      name: measured(functools.partial(call, name, dtype), want)
+      if reason(backend, platform, dtype, cap) is None
+      else reason(backend, platform, dtype, cap)
+      for name, backend in lib.BACKENDS.items()
+    }
   return {"device": jax.devices()[0].device_kind, "tokens": options.length, "cases": table}
 
 
@@ -293,6 +401,7 @@ def reason(backend, platform, dtype, cap):
 def measured(make, want, repeats=10):
   """{"forward_ms", "both_ms", "error"} of (forward, forward and backward); or what failed."""
   import jax
+
   def fastest(run):
     jax.block_until_ready(run())
     best = math.inf
@@ -301,20 +410,23 @@ def measured(make, want, repeats=10):
       jax.block_until_ready(run())
       best = min(best, time.perf_counter() - start)
     return round(1e3 * best, 3)
+
   try:
     forward, both = make()
     got = both()
-    pairs = [(np.asarray(x, np.float64), np.asarray(y, np.float64))
-             for x, y in zip(got, want, strict=True)]
+    pairs = [
+      (np.asarray(x, np.float64), np.asarray(y, np.float64)) for x, y in zip(got, want, strict=True)
+    ]
     error = max(float(np.linalg.norm(x - y) / np.linalg.norm(y)) for x, y in pairs)
     return {"forward_ms": fastest(forward), "both_ms": fastest(both), "error": round(error, 6)}
-  except Exception as failure:     # a compiler may fail in any way, and the others still count
+  except Exception as failure:  # a compiler may fail in any way, and the others still count
     return f"FAILED {type(failure).__name__}: {str(failure).strip()[:200]}"
 
 
 def compiled(options):
   """Ours, compiled for a GPU that is not there: memory, and FLOPs of a token."""
   from shadowft_jax import ahead, sharding, topologies
+
   found, _ = topologies.parse(options.topology)
   mesh = sharding.make_mesh(devices=topologies.mesh_devices(options.topology))
   for kind, tries in TRIES.items():
@@ -324,13 +436,23 @@ def compiled(options):
       made, work = ahead.compiled(run), flops(run, LENGTHS)
       held = sum(map(ahead.bytes_a_device, (run.base, run.state, run.grads)))
       peak = held + max(made.gradients, made.update) + made.unshared
-      print(json.dumps({
-          "section": kind, "topology": options.topology, "attention": options.attention,
-          "remat": remat, "rows": rows, "peak_gib": round(peak / 2**30, 1),
-          "fits": peak < 0.92 * found.memory, "compile_seconds": round(
-              time.perf_counter() - start, 1),
-          "useful_gflops_a_token": round(work.useful / 1e9, 2),
-          "executed_gflops_a_token": round(work.executed / 1e9, 2)}), flush=True)
+      print(
+        json.dumps(
+          {
+            "section": kind,
+            "topology": options.topology,
+            "attention": options.attention,
+            "remat": remat,
+            "rows": rows,
+            "peak_gib": round(peak / 2**30, 1),
+            "fits": peak < 0.92 * found.memory,
+            "compile_seconds": round(time.perf_counter() - start, 1),
+            "useful_gflops_a_token": round(work.useful / 1e9, 2),
+            "executed_gflops_a_token": round(work.executed / 1e9, 2),
+          }
+        ),
+        flush=True,
+      )
 
 
 def in_process(side, deadline, *flags):
@@ -339,10 +461,14 @@ def in_process(side, deadline, *flags):
   if left < 20:
     return {"failed": "no time left"}
   try:
-    result = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--side", side, *flags],
-                            capture_output=True, text=True, timeout=left,
-                            # JAX takes three quarters of a GPU unless it is told otherwise.
-                            env={"XLA_CLIENT_MEM_FRACTION": "0.93", **os.environ})
+    result = subprocess.run(
+      [sys.executable, __file__, *sys.argv[1:], "--side", side, *flags],
+      capture_output=True,
+      text=True,
+      timeout=left,
+      # JAX takes three quarters of a GPU unless it is told otherwise.
+      env={"XLA_CLIENT_MEM_FRACTION": "0.93", **os.environ},
+    )
   except subprocess.TimeoutExpired:
     return {"failed": f"not done in the {left:.0f} s that were left"}
   if result.returncode:
@@ -361,23 +487,36 @@ def line(kind, side, out, work):
     useful = work["useful_flops"] / work["real_tokens"]
     # The peer computes every block's forward pass again, whatever ours does.
     executed = out.get("executed_flops") or out["computed_tokens"] * (
-        useful * (3 / 2 if kind == "lora" else 4 / 3))
-    rate |= {"mfu": round(useful * tokens / seconds / peak, 3),
-             "hardware": round(executed / seconds / peak, 3)}
+      useful * (3 / 2 if kind == "lora" else 4 / 3)
+    )
+    rate |= {
+      "mfu": round(useful * tokens / seconds / peak, 3),
+      "hardware": round(executed / seconds / peak, 3),
+    }
   memory = out["peak_bytes"]
-  return {"section": kind, "side": side, **rate,
-          "peak_gib": memory and round(memory / 2**30, 1),
-          "fill": round(tokens / out["computed_tokens"], 3),
-          "first_step_seconds": round(out["first_step_seconds"], 1),
-          "losses": [round(x, 4) for x in out["losses"]],
-          **{k: out[k] for k in ("device", "attention", "remat", "rows", "parameters", "learnt")
-             if k in out}}
+  return {
+    "section": kind,
+    "side": side,
+    **rate,
+    "peak_gib": memory and round(memory / 2**30, 1),
+    "fill": round(tokens / out["computed_tokens"], 3),
+    "first_step_seconds": round(out["first_step_seconds"], 1),
+    "losses": [round(x, 4) for x in out["losses"]],
+    **{
+      k: out[k]
+      for k in ("device", "attention", "remat", "rows", "parameters", "learnt")
+      if k in out
+    },
+  }
 
 
 def best_backend(found):
   """The fastest backend that agrees with the reference where a Llama's heads are."""
-  able = {name: x["both_ms"] for name, x in found.get("cases", {}).get("llama", {}).items()
-          if isinstance(x, dict) and x["error"] <= WORSE}
+  able = {
+    name: x["both_ms"]
+    for name, x in found.get("cases", {}).get("llama", {}).items()
+    if isinstance(x, dict) and x["error"] <= WORSE
+  }
   return min(able, key=able.get, default="chunked")
 
 
@@ -410,10 +549,12 @@ def main():
   parser.add_argument("--side", help="what a process of its own does")
   options = parser.parse_args()
   options.length = options.length or (128 if options.tiny else 4096)
-  sides = {"attention": attention,
-           **{f"{k}_ours": functools.partial(ours, k) for k in SHAPES},
-           **{f"{k}_peer": functools.partial(peer, k) for k in SHAPES},
-           **{f"{k}_peer_full_rows": functools.partial(peer, k, full_rows=True) for k in SHAPES}}
+  sides = {
+    "attention": attention,
+    **{f"{k}_ours": functools.partial(ours, k) for k in SHAPES},
+    **{f"{k}_peer": functools.partial(peer, k) for k in SHAPES},
+    **{f"{k}_peer_full_rows": functools.partial(peer, k, full_rows=True) for k in SHAPES},
+  }
   if options.topology:
     options.attention = options.attention or "flash"
     return compiled(options)
@@ -442,8 +583,13 @@ def print_table(lines):
   print("\n| " + " | ".join(names) + " |\n|" + "---|" * len(names))
   for x in lines:
     if "side" in x:
-      print("| " + " | ".join(str(x.get(n, x.get("failed", "")[:40] if n == names[2] else ""))
-                              for n in names) + " |")
+      print(
+        "| "
+        + " | ".join(
+          str(x.get(n, x.get("failed", "")[:40] if n == names[2] else "")) for n in names
+        )
+        + " |"
+      )
     for case, backends in x.get("cases", {}).items():
       for name, got in backends.items():
         print(f"| attention | {case} {name} | {got} |")

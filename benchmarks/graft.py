@@ -27,16 +27,23 @@ import ml_dtypes
 import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-PIECE = 1 << 23        # numbers written at a time
+PIECE = 1 << 23  # numbers written at a time
 
 
 def shapes(billions):
   """{tensor name: shape} of about so many parameters; 1.2 is Llama 3.2 1B."""
   D = max(64, round(2048 * (billions / 1.236) ** (1 / 3) / 64) * 64)
-  layer = {"self_attn.q_proj": (D, D), "self_attn.k_proj": (D // 4, D),
-           "self_attn.v_proj": (D // 4, D), "self_attn.o_proj": (D, D), "mlp.gate_proj": (4 * D, D),
-           "mlp.up_proj": (4 * D, D), "mlp.down_proj": (D, 4 * D), "input_layernorm": (D,),
-           "post_attention_layernorm": (D,)}
+  layer = {
+    "self_attn.q_proj": (D, D),
+    "self_attn.k_proj": (D // 4, D),
+    "self_attn.v_proj": (D // 4, D),
+    "self_attn.o_proj": (D, D),
+    "mlp.gate_proj": (4 * D, D),
+    "mlp.up_proj": (4 * D, D),
+    "mlp.down_proj": (D, 4 * D),
+    "input_layernorm": (D,),
+    "post_attention_layernorm": (D,),
+  }
   size = sum(map(math.prod, layer.values()))
   layers = max(1, round(billions * 1e9 * 0.79 / size))
   rows = max(8, round((billions * 1e9 - layers * size) / D / 8) * 8)
@@ -49,18 +56,30 @@ def shapes(billions):
 def config_of(named):
   """config.json of such a model."""
   rows, D = named["model.embed_tokens.weight"]
-  return {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "dtype": "bfloat16",
-          "tie_word_embeddings": True, "vocab_size": rows, "hidden_size": D,
-          "intermediate_size": 4 * D, "num_attention_heads": D // 16, "head_dim": 16,
-          "num_key_value_heads": D // 64,
-          "num_hidden_layers": sum(n.endswith("up_proj.weight") for n in named)}
+  return {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "dtype": "bfloat16",
+    "tie_word_embeddings": True,
+    "vocab_size": rows,
+    "hidden_size": D,
+    "intermediate_size": 4 * D,
+    "num_attention_heads": D // 16,
+    "head_dim": 16,
+    "num_key_value_heads": D // 64,
+    "num_hidden_layers": sum(n.endswith("up_proj.weight") for n in named),
+  }
 
 
 def recipe(base, tuned, instruct):
   """mergekit's configuration of the same sum: Base + 1 (Instruct - Base) + 1 (tuned - Base)."""
   models = [{"model": str(m), "parameters": {"weight": 1.0}} for m in (instruct, tuned)]
-  return {"merge_method": "task_arithmetic", "base_model": str(base), "models": models,
-          "dtype": "bfloat16"}
+  return {
+    "merge_method": "task_arithmetic",
+    "base_model": str(base),
+    "models": models,
+    "dtype": "bfloat16",
+  }
 
 
 def write_model(folder, named, seed):
@@ -78,16 +97,21 @@ def write_model(folder, named, seed):
   with open(folder / "model.safetensors", "wb") as file:
     file.write(len(text).to_bytes(8, "little") + text)
     for start in range(0, end, len(noise)):
-      file.write(noise[:end - start])
+      file.write(noise[: end - start])
     os.fsync(file.fileno())
 
 
 def measure(command):
   """(seconds, peak bytes of anonymous memory) of a process."""
   start, peak = time.time(), 0
-  process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT),
-                                                     "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"},
-                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+  process = subprocess.Popen(
+    command,
+    cwd=ROOT,
+    env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"},
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
   told = []
   reader = threading.Thread(target=lambda: told.append(process.stderr.read()))
   reader.start()
@@ -96,7 +120,7 @@ def measure(command):
       status = pathlib.Path(f"/proc/{process.pid}/status").read_text()
       peak = max(peak, 1024 * int(status.split("RssAnon:")[1].split()[0]))
     except (OSError, IndexError):
-      pass                                  # it has ended
+      pass  # it has ended
     time.sleep(0.01)
   reader.join()
   if process.returncode:
@@ -109,8 +133,9 @@ def main():
   parser.add_argument("--billions", type=float, default=0.1)
   parser.add_argument("--repeats", type=int, default=3)
   parser.add_argument("--folder", help="where the models are written and removed")
-  parser.add_argument("--python", default=sys.executable,
-                      help="one that has torch and huggingface_hub")
+  parser.add_argument(
+    "--python", default=sys.executable, help="one that has torch and huggingface_hub"
+  )
   parser.add_argument("--mergekit", help="a Python that has mergekit; without it, not measured")
   args = parser.parse_args()
   named = shapes(args.billions)
@@ -120,13 +145,25 @@ def main():
     for seed, side in enumerate(sides):
       write_model(side, named, seed)
     out = folder / "out"
-    ours = [sys.executable, "-m", "shadowft_jax.graft", f"--out={out}",
-            *(f"--{s.name}={s}" for s in sides)]
+    ours = [
+      sys.executable,
+      "-m",
+      "shadowft_jax.graft",
+      f"--out={out}",
+      *(f"--{s.name}={s}" for s in sides),
+    ]
     commands = {}
     if args.mergekit:
-      (folder / "recipe.yaml").write_text(json.dumps(recipe(*sides)))      # JSON is YAML
-      commands["mergekit"] = [args.mergekit, "-m", "mergekit.scripts.run_yaml", "--quiet",
-                              "--no-copy-tokenizer", folder / "recipe.yaml", out]
+      (folder / "recipe.yaml").write_text(json.dumps(recipe(*sides)))  # JSON is YAML
+      commands["mergekit"] = [
+        args.mergekit,
+        "-m",
+        "mergekit.scripts.run_yaml",
+        "--quiet",
+        "--no-copy-tokenizer",
+        folder / "recipe.yaml",
+        out,
+      ]
     for peer in ("authors", "plain"):
       commands[peer] = [args.python, ROOT / "third_party" / f"{peer}_graft.py", *sides, out]
     commands |= {"no_verify": [*ours, "--no-verify"], "ours": ours}
@@ -137,12 +174,22 @@ def main():
         shutil.rmtree(out)
         os.sync()
   best = {n: min(x) for n, x in found.items()}
-  print(json.dumps({
-      "benchmark": "graft", "parameters": sum(map(math.prod, named.values())),
-      "cores": os.cpu_count(), "seconds": {n: round(s, 2) for n, (s, _) in best.items()},
-      "memory_gb": {n: round(max(p for _, p in x) / 1e9, 2) for n, x in found.items()},
-      **{f"{n}_over_no_verify": round(s / best["no_verify"][0], 2)
-         for n, (s, _) in best.items() if n != "no_verify"}}))
+  print(
+    json.dumps(
+      {
+        "benchmark": "graft",
+        "parameters": sum(map(math.prod, named.values())),
+        "cores": os.cpu_count(),
+        "seconds": {n: round(s, 2) for n, (s, _) in best.items()},
+        "memory_gb": {n: round(max(p for _, p in x) / 1e9, 2) for n, x in found.items()},
+        **{
+          f"{n}_over_no_verify": round(s / best["no_verify"][0], 2)
+          for n, (s, _) in best.items()
+          if n != "no_verify"
+        },
+      }
+    )
+  )
 
 
 if __name__ == "__main__":

@@ -28,10 +28,22 @@ from shadowft_jax import models
 from shadowft_jax.models import moe
 
 CONFIG = dict(
-    model_type="qwen3_moe", vocab_size=32, hidden_size=512, intermediate_size=512,
-    num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, head_dim=64,
-    rms_norm_eps=1e-6, rope_theta=1e6, hidden_act="silu", num_experts=128, num_experts_per_tok=8,
-    moe_intermediate_size=192, norm_topk_prob=True)
+  model_type="qwen3_moe",
+  vocab_size=32,
+  hidden_size=512,
+  intermediate_size=512,
+  num_hidden_layers=1,
+  num_attention_heads=4,
+  num_key_value_heads=2,
+  head_dim=64,
+  rms_norm_eps=1e-6,
+  rope_theta=1e6,
+  hidden_act="silu",
+  num_experts=128,
+  num_experts_per_tok=8,
+  moe_intermediate_size=192,
+  norm_topk_prob=True,
+)
 RANK = 16
 
 
@@ -51,9 +63,14 @@ def kernels(block):
   """The layer's weights as our tree."""
   turned = lambda w: jnp.swapaxes(jnp.array(w.detach().numpy()), -1, -2)
   gate, up = jnp.split(turned(block.experts.gate_up_proj), 2, axis=-1)
-  return {"gate": {"kernel": turned(block.gate.weight)}, "experts": {
-      "gate_proj": {"kernel": gate}, "up_proj": {"kernel": up},
-      "down_proj": {"kernel": turned(block.experts.down_proj)}}}
+  return {
+    "gate": {"kernel": turned(block.gate.weight)},
+    "experts": {
+      "gate_proj": {"kernel": gate},
+      "up_proj": {"kernel": up},
+      "down_proj": {"kernel": turned(block.experts.down_proj)},
+    },
+  }
 
 
 def adapter(params):
@@ -61,8 +78,10 @@ def adapter(params):
   keys, out = iter(jax.random.split(jax.random.key(0), 6)), {}
   for name, module in params["experts"].items():
     E, D, F = module["kernel"].shape
-    out[name] = {"a": 0.05 * jax.random.normal(next(keys), (E, D, RANK)),
-                 "b": 0.05 * jax.random.normal(next(keys), (E, RANK, F))}
+    out[name] = {
+      "a": 0.05 * jax.random.normal(next(keys), (E, D, RANK)),
+      "b": 0.05 * jax.random.normal(next(keys), (E, RANK, F)),
+    }
   return {"experts": out}
 
 
@@ -83,15 +102,19 @@ def steps(tokens):
       given = torch.tensor(x, requires_grad=True)
       block.zero_grad()
       block(given).square().sum().backward()
+
     return step
 
   full = jax.jit(jax.grad(lambda x, p: jnp.sum(module.apply({"params": p}, x) ** 2), (0, 1)))
-  lora = jax.jit(jax.grad(lambda x, a, p: jnp.sum(module.apply({"params": p, "lora": a}, x) ** 2),
-                          (0, 1)))
+  lora = jax.jit(
+    jax.grad(lambda x, a, p: jnp.sum(module.apply({"params": p, "lora": a}, x) ** 2), (0, 1))
+  )
   factors = adapter(params)
-  return {"ours": lambda: jax.block_until_ready(full(x, params)),
-          "ours_lora": lambda: jax.block_until_ready(lora(x, factors, params)),
-          **{name: torch_step(block) for name, block in blocks.items()}}
+  return {
+    "ours": lambda: jax.block_until_ready(full(x, params)),
+    "ours_lora": lambda: jax.block_until_ready(lora(x, factors, params)),
+    **{name: torch_step(block) for name, block in blocks.items()},
+  }
 
 
 def main():
@@ -105,12 +128,18 @@ def main():
     for name, step in todo.items():
       start = time.perf_counter()
       step()
-      if turn:        # the first compiles
+      if turn:  # the first compiles
         best[name] = min(best.get(name, np.inf), time.perf_counter() - start)
-  print(json.dumps({
-      "tokens": options.tokens, **{f"{n}_ms": round(1e3 * t, 1) for n, t in best.items()},
-      "grouped_mm_over_ours": round(best["grouped_mm"] / best["ours"], 2),
-      "eager_over_ours": round(best["eager"] / best["ours"], 2)}))
+  print(
+    json.dumps(
+      {
+        "tokens": options.tokens,
+        **{f"{n}_ms": round(1e3 * t, 1) for n, t in best.items()},
+        "grouped_mm_over_ours": round(best["grouped_mm"] / best["ours"], 2),
+        "eager_over_ours": round(best["eager"] / best["ours"], 2),
+      }
+    )
+  )
 
 
 if __name__ == "__main__":

@@ -23,9 +23,21 @@ from shadowft_jax import planning, presets, topologies  # noqa: E402
 from tests.real_configs import CONFIGS  # noqa: E402
 
 # Tables 1 and 5 of the paper; of the Gemma 3 models, the language model.
-MODELS = ("llama-3.2-1b", "llama-3.2-3b", "llama-3.1-8b", "qwen3-4b", "qwen3-8b", "qwen3-14b",
-          "qwen2.5-32b", "falcon3-3b", "falcon3-10b", "gemma-3-4b", "gemma-3-12b", "yi-6b",
-          "yi-coder-9b")
+MODELS = (
+  "llama-3.2-1b",
+  "llama-3.2-3b",
+  "llama-3.1-8b",
+  "qwen3-4b",
+  "qwen3-8b",
+  "qwen3-14b",
+  "qwen2.5-32b",
+  "falcon3-3b",
+  "falcon3-10b",
+  "gemma-3-4b",
+  "gemma-3-12b",
+  "yi-6b",
+  "yi-coder-9b",
+)
 LADDER = {"a100-80gb": ("8",), "v5p": ("2x2x1", "2x2x2", "2x2x4", "2x4x4")}
 GIB = 2**30
 
@@ -56,12 +68,19 @@ def smallest(name, kind, accelerator):
 
 def row(name, kind, accelerator):
   topology, plan, seconds = smallest(name, kind, accelerator)
-  return {"model": name, "kind": kind, "topology": topology, "fits": plan.fits,
-          "attention": plan.config.attention, "compiled": plan.compiled,
-          **{part: round(size / GIB, 2) for part, size in plan.memory.items()},
-          "total": round(plan.total / GIB, 2), "capacity": round(plan.capacity / GIB, 2),
-          "roofline_tokens_a_second": round(plan.config.data.max_length / plan.seconds_a_row),
-          "seconds_to_plan": round(seconds, 1)}
+  return {
+    "model": name,
+    "kind": kind,
+    "topology": topology,
+    "fits": plan.fits,
+    "attention": plan.config.attention,
+    "compiled": plan.compiled,
+    **{part: round(size / GIB, 2) for part, size in plan.memory.items()},
+    "total": round(plan.total / GIB, 2),
+    "capacity": round(plan.capacity / GIB, 2),
+    "roofline_tokens_a_second": round(plan.config.data.max_length / plan.seconds_a_row),
+    "seconds_to_plan": round(seconds, 1),
+  }
 
 
 def main():
@@ -76,8 +95,20 @@ def main():
       for kind in ("lora", "full"):
         rows.append(row(name, kind, accelerator))
         print(json.dumps(rows[-1]), flush=True)
-  columns = ("model", "kind", "topology", "Base", "delta", "optimizer", "gradients", "activations",
-             "temporaries", "total", "capacity", "fits")
+  columns = (
+    "model",
+    "kind",
+    "topology",
+    "Base",
+    "delta",
+    "optimizer",
+    "gradients",
+    "activations",
+    "temporaries",
+    "total",
+    "capacity",
+    "fits",
+  )
   print(" | ".join(columns))
   for r in rows:
     print(" | ".join(str(r[c]) for c in columns))

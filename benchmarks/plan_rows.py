@@ -33,10 +33,13 @@ from shadowft_jax.errors import InputError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FILES = {
-    "alpaca_en_demo": "llamafactory_demo/alpaca_en_demo.json",
-    **{f"s1k_{name}": f"s1k_gptoss20b/s1k_gptoss20b_sharegpt_{name}.json.gz"
-       for name in ("low", "middel", "high")},
-    "medical_o1": "medical_o1/huatuo_o1_demo_data.json.gz"}
+  "alpaca_en_demo": "llamafactory_demo/alpaca_en_demo.json",
+  **{
+    f"s1k_{name}": f"s1k_gptoss20b/s1k_gptoss20b_sharegpt_{name}.json.gz"
+    for name in ("low", "middel", "high")
+  },
+  "medical_o1": "medical_o1/huatuo_o1_demo_data.json.gz",
+}
 COLUMNS = {"medical_o1": {"prompt": "Question", "response": "Response"}}
 STEPS, EXAMPLES, LENGTH, ROWS, MANY = 10, 256, 4096, 8, 1_000_000
 
@@ -47,8 +50,10 @@ def tokenizers(data):
   if (data / "tokenizers").is_dir():
     sys.path.append(str(ROOT))
     from tests import real_tokenizers
-    found |= {name: real_tokenizers.load(name, lambda folder: data / folder)
-              for name in ("qwen", "llama3")}
+
+    found |= {
+      name: real_tokenizers.load(name, lambda folder: data / folder) for name in ("qwen", "llama3")
+    }
   return found
 
 
@@ -65,25 +70,31 @@ def read_lengths(path, columns, tokenizer):
 
 def least_rows(lengths):
   """Rows that any packing needs (the bound L2 of Martello and Toth, 1990)."""
+
   def bound(short):
     lengths_of = lambda low, high: [n for n in lengths if low < n <= high]
     alone, half = lengths_of(LENGTH - short, LENGTH), lengths_of(LENGTH // 2, LENGTH - short)
     rest = sum(lengths_of(short - 1, LENGTH // 2)) - (len(half) * LENGTH - sum(half))
     return len(alone) + len(half) + max(0, math.ceil(rest / LENGTH))
+
   return max(bound(short) for short in {1, *(n for n in lengths if n <= LENGTH // 2)})
 
 
 def fullness(steps):
   """{"rows_over", "fill"} of steps, each a list of its rows' tokens."""
   return {
-      "rows_over": max(len(rows) - math.ceil(sum(rows) / LENGTH) for rows in steps),
-      "fill": round(min((sum(rows) - min(rows)) / ((len(rows) - 1) * LENGTH) for rows in steps), 4)}
+    "rows_over": max(len(rows) - math.ceil(sum(rows) / LENGTH) for rows in steps),
+    "fill": round(min((sum(rows) - min(rows)) / ((len(rows) - 1) * LENGTH) for rows in steps), 4),
+  }
 
 
 def padding(steps, lengths, layout):
   """The share of padding in all that micro-batches compute."""
-  shapes = [shape for step in steps for shape in packing.shapes(
-      step, lengths, row_length=LENGTH, rows=ROWS, layout=layout)]
+  shapes = [
+    shape
+    for step in steps
+    for shape in packing.shapes(step, lengths, row_length=LENGTH, rows=ROWS, layout=layout)
+  ]
   tokens = sum(lengths[i] for step in steps for i in step.examples)
   return round(1 - tokens / sum(rows * length for rows, length in shapes), 4)
 
@@ -92,9 +103,11 @@ def trl_rows(lengths):
   """Tokens of each row that trl makes of examples."""
   import datasets
   from trl import pack_dataset
+
   datasets.disable_progress_bars()
   offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
   import pyarrow as pa
+
   tokens = pa.ListArray.from_arrays(offsets, pa.array(np.zeros(offsets[-1], np.int8)))
   packed = pack_dataset(datasets.Dataset(pa.table({"input_ids": tokens})), LENGTH, strategy="bfd")
   return [sum(row) for row in packed["seq_lengths"]]
@@ -103,11 +116,16 @@ def trl_rows(lengths):
 def measured(lengths, peer):
   """What is printed of one file."""
   drawn = np.random.default_rng(0).choice(lengths, STEPS * EXAMPLES).tolist()
-  plan = {layout: packing.plan(drawn, batch_size=EXAMPLES, epochs=1, row_length=LENGTH, seed=0,
-                               layout=layout) for layout in ("packed", "bucketed")}
+  plan = {
+    layout: packing.plan(
+      drawn, batch_size=EXAMPLES, epochs=1, row_length=LENGTH, seed=0, layout=layout
+    )
+    for layout in ("packed", "bucketed")
+  }
   steps = [[drawn[i] for i in step.examples] for step in plan["packed"]]
-  rows = [[sum(drawn[step.examples[p]] for p in row) for row in step.rows]
-          for step in plan["packed"]]
+  rows = [
+    [sum(drawn[step.examples[p]] for p in row) for row in step.rows] for step in plan["packed"]
+  ]
   out = {"examples": len(lengths), "tokens": sum(drawn), **fullness(rows)}
   out["any_rows_over"] = max(least_rows(x) - math.ceil(sum(x) / LENGTH) for x in steps)
   out |= {f"padding_{layout}": padding(steps, drawn, layout) for layout, steps in plan.items()}
@@ -118,14 +136,19 @@ def measured(lengths, peer):
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--data", type=pathlib.Path, default=pathlib.Path(
-      os.environ.get("SHADOWFT_DATA") or ROOT.parent / "shared" / "data"))
+  parser.add_argument(
+    "--data",
+    type=pathlib.Path,
+    default=pathlib.Path(os.environ.get("SHADOWFT_DATA") or ROOT.parent / "shared" / "data"),
+  )
   parser.add_argument("--peer", action="store_true")
   options = parser.parse_args()
   out = {"benchmark": "plan_rows", "row_length": LENGTH, "examples_a_step": EXAMPLES}
   for name, tokenizer in tokenizers(options.data).items():
-    found = {file: read_lengths(options.data / path, COLUMNS.get(file, {}), tokenizer)
-             for file, path in FILES.items()}
+    found = {
+      file: read_lengths(options.data / path, COLUMNS.get(file, {}), tokenizer)
+      for file, path in FILES.items()
+    }
     out[name] = {file: measured(lengths, options.peer) for file, lengths in found.items()}
     if name in ("tiny", "qwen"):
       every = [n for lengths in found.values() for n in lengths]

@@ -41,23 +41,33 @@ def main():
     sides = [folder / n for n in ("base", "instruct")]
     for seed, side in enumerate(sides):
       write_model(side, named, seed)
-    ours = [sys.executable, "-m", "shadowft_jax.similarity",
-            *(f"--{s.name}={s}" for s in sides)]
+    ours = [sys.executable, "-m", "shadowft_jax.similarity", *(f"--{s.name}={s}" for s in sides)]
     plain = [args.python, ROOT / "third_party" / "plain_similarity.py", *sides]
-    commands = {"plain": plain, "ours": ours,
-                "with_out": [*ours, f"--out={folder / 'out'}", "--overwrite"]}
+    commands = {
+      "plain": plain,
+      "ours": ours,
+      "with_out": [*ours, f"--out={folder / 'out'}", "--overwrite"],
+    }
     found = {n: [] for n in commands}
     for _ in range(args.repeats):
       for name, command in commands.items():
         found[name].append(measure(command))
     theirs, mine = ratios(plain, folder / "out")
   best = {n: min(s for s, _ in x) for n, x in found.items()}
-  print(json.dumps({
-      "benchmark": "similarity", "parameters": sum(map(math.prod, named.values())),
-      "cores": os.cpu_count(), "seconds": {n: round(s, 2) for n, s in best.items()},
-      "memory_gb": {n: round(max(p for _, p in x) / 1e9, 2) for n, x in found.items()},
-      "plain_over_ours": round(best["plain"] / best["ours"], 2), "gap_ratio": mine,
-      "apart": abs(mine - theirs) / theirs}))
+  print(
+    json.dumps(
+      {
+        "benchmark": "similarity",
+        "parameters": sum(map(math.prod, named.values())),
+        "cores": os.cpu_count(),
+        "seconds": {n: round(s, 2) for n, s in best.items()},
+        "memory_gb": {n: round(max(p for _, p in x) / 1e9, 2) for n, x in found.items()},
+        "plain_over_ours": round(best["plain"] / best["ours"], 2),
+        "gap_ratio": mine,
+        "apart": abs(mine - theirs) / theirs,
+      }
+    )
+  )
 
 
 if __name__ == "__main__":

@@ -25,13 +25,14 @@ from shadowft_jax.data.tokenizer import load_tokenizer
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SETTINGS = formats.Settings(4096)
 TEMPLATE = (
-    "{%- for message in messages %}"
-    "{{- '<|im_start|>' + message.role + '\\n' }}"
-    "{%- if message.role == 'assistant' %}"
-    "{%- generation %}{{- message.content + '<|im_end|>\\n' }}{%- endgeneration %}"
-    "{%- else %}{{- message.content + '<|im_end|>\\n' }}{%- endif %}"
-    "{%- endfor %}"
-    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}")
+  "{%- for message in messages %}"
+  "{{- '<|im_start|>' + message.role + '\\n' }}"
+  "{%- if message.role == 'assistant' %}"
+  "{%- generation %}{{- message.content + '<|im_end|>\\n' }}{%- endgeneration %}"
+  "{%- else %}{{- message.content + '<|im_end|>\\n' }}{%- endif %}"
+  "{%- endfor %}"
+  "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+)
 
 
 def make_tokenizer(data, folder):
@@ -40,6 +41,7 @@ def make_tokenizer(data, folder):
   if name == "qwen":
     sys.path.append(str(ROOT))
     from tests import real_tokenizers
+
     tokenizer = real_tokenizers.load(name, lambda part: data / part)
   else:
     tokenizer = load_tokenizer(ROOT / "shadowft_jax" / "assets" / "tiny" / "instruct")
@@ -52,29 +54,41 @@ def make_rows(path, count):
   """Conversations, no two of them the same."""
   [source] = sources.read(path)
   _, rows = formats.convert(source, {}, formats.BadRows(skip=False))
-  return [formats.Row(f"row {i}", [
-      {**m, "content": f"{m['content']} {i // len(rows)}"} for m in rows[i % len(rows)].messages])
-          for i in range(count)]
+  return [
+    formats.Row(
+      f"row {i}",
+      [{**m, "content": f"{m['content']} {i // len(rows)}"} for m in rows[i % len(rows)].messages],
+    )
+    for i in range(count)
+  ]
 
 
 def mapped(rows, folder):
   """(tokens, mask) of each row, by a map of one process."""
   import datasets
+
   datasets.disable_progress_bars()
   tokenizer = load_tokenizer(folder)
+
   def encode(row):
     out = tokenizer.apply_chat_template(
-        row["messages"], tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
-    return {"token": out["input_ids"][:SETTINGS.max_length],
-            "answer": out["assistant_masks"][:SETTINGS.max_length]}
+      row["messages"], tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
+    return {
+      "token": out["input_ids"][: SETTINGS.max_length],
+      "answer": out["assistant_masks"][: SETTINGS.max_length],
+    }
+
   data = datasets.Dataset.from_list([{"messages": row.messages} for row in rows])
   return data.map(encode, remove_columns=["messages"])
 
 
 def timed(function, *args):
   """What a call returns, and its (seconds, seconds of CPU with those of processes it started)."""
+
   def now():
     return np.array([time.perf_counter(), sum(os.times()[:4])])
+
   start = now()
   out = function(*args)
   return out, (now() - start).round(2).tolist()
@@ -82,14 +96,19 @@ def timed(function, *args):
 
 def same(entries, pairs):
   """Whether each of our examples has the tokens and mask of the map."""
-  return all(example.token.tolist() == pair["token"] and example.answer.tolist() == pair["answer"]
-             for [example], pair in zip(entries, pairs, strict=True))
+  return all(
+    example.token.tolist() == pair["token"] and example.answer.tolist() == pair["answer"]
+    for [example], pair in zip(entries, pairs, strict=True)
+  )
 
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--data", type=pathlib.Path, default=pathlib.Path(
-      os.environ.get("SHADOWFT_DATA") or ROOT.parent / "shared" / "data"))
+  parser.add_argument(
+    "--data",
+    type=pathlib.Path,
+    default=pathlib.Path(os.environ.get("SHADOWFT_DATA") or ROOT.parent / "shared" / "data"),
+  )
   parser.add_argument("--rows", type=int, default=20000)
   options = parser.parse_args()
   rows = make_rows(options.data / "llamafactory_demo" / "alpaca_en_demo.json", options.rows)
@@ -105,13 +124,23 @@ def main():
     # Within one process the tokenizer would use threads of its own.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _, out["one_process"] = timed(tokenise.tokenise, rows, folder, SETTINGS, f"{folder}/other")
-  print(json.dumps({
-      "benchmark": "tokenise", "rows": len(rows), "tokenizer": name, "cores": cores(),
-      "tokens": sum(len(e.token) for [e] in ours),
-      **{f"{key}_seconds": seconds for key, (seconds, _) in out.items()},
-      **{f"{key}_cpu_seconds": seconds for key, (_, seconds) in out.items()},
-      **{f"{key}_over_map": round(out["map"][0] / out[key][0], 1)
-         for key in ("ours", "one_process", "cached")}}))
+  print(
+    json.dumps(
+      {
+        "benchmark": "tokenise",
+        "rows": len(rows),
+        "tokenizer": name,
+        "cores": cores(),
+        "tokens": sum(len(e.token) for [e] in ours),
+        **{f"{key}_seconds": seconds for key, (seconds, _) in out.items()},
+        **{f"{key}_cpu_seconds": seconds for key, (_, seconds) in out.items()},
+        **{
+          f"{key}_over_map": round(out["map"][0] / out[key][0], 1)
+          for key in ("ours", "one_process", "cached")
+        },
+      }
+    )
+  )
 
 
 if __name__ == "__main__":

@@ -27,28 +27,53 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DATA = pathlib.Path(os.environ.get("SHADOWFT_DATA") or ROOT.parent / "shared" / "data")
 CONFIG = dict(
-    vocab_size=8192, hidden_size=512, intermediate_size=1536, num_hidden_layers=8,
-    num_attention_heads=8, num_key_value_heads=4, head_dim=64, rms_norm_eps=1e-6, rope_theta=1e6,
-    tie_word_embeddings=True, hidden_act="silu", max_position_embeddings=4096)
+  vocab_size=8192,
+  hidden_size=512,
+  intermediate_size=1536,
+  num_hidden_layers=8,
+  num_attention_heads=8,
+  num_key_value_heads=4,
+  head_dim=64,
+  rms_norm_eps=1e-6,
+  rope_theta=1e6,
+  tie_word_embeddings=True,
+  hidden_act="silu",
+  max_position_embeddings=4096,
+)
 LENGTH, EXAMPLES, MICRO, RANK, ALPHA = 512, 32, 2, 128, 256
 PROJECTIONS = [f"{x}_proj" for x in ("q", "k", "v", "o", "gate", "up", "down")]
-OPTIMIZER = dict(lr=2e-4, warmup_ratio=0.1, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0,
-                 grad_clip_norm=1.0, moment_dtype="float32")
-ROWS, CHUNK = 1, 512         # ours: rows a micro-batch, positions whose logits exist at a time
+OPTIMIZER = dict(
+  lr=2e-4,
+  warmup_ratio=0.1,
+  b1=0.9,
+  b2=0.999,
+  eps=1e-8,
+  weight_decay=0.0,
+  grad_clip_norm=1.0,
+  moment_dtype="float32",
+)
+ROWS, CHUNK = 1, 512  # ours: rows a micro-batch, positions whose logits exist at a time
 
 
 def tokenise(path):
   """[(token ids, answer mask)] of the file's rows, by a BPE trained on them."""
   import tokenizers
   from tokenizers import models, pre_tokenizers, trainers
+
   rows = json.loads(path.read_text())
   asked = ["\n".join(filter(None, (r["instruction"], r["input"]))) for r in rows]
   bpe = tokenizers.Tokenizer(models.BPE())
   bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
   marks = ["<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"]
-  bpe.train_from_iterator([*asked, *(r["output"] for r in rows)], trainers.BpeTrainer(
-      vocab_size=CONFIG["vocab_size"], special_tokens=marks, show_progress=False,
-      initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())))
+  bpe.train_from_iterator(
+    [*asked, *(r["output"] for r in rows)],
+    trainers.BpeTrainer(
+      vocab_size=CONFIG["vocab_size"],
+      special_tokens=marks,
+      show_progress=False,
+      initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    ),
+  )
   out = []
   for question, row in zip(asked, rows, strict=True):
     prompt = bpe.encode(marks[0] + question + marks[1]).ids
@@ -62,20 +87,28 @@ def prepare(folder, options):
   import peft
   import torch
   from transformers import AutoConfig, AutoModelForCausalLM
+
   torch.manual_seed(0)
   model = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3", **CONFIG))
   model.save_pretrained(folder / "model")
-  adapted = peft.get_peft_model(model, peft.LoraConfig(
-      r=RANK, lora_alpha=ALPHA, target_modules=PROJECTIONS, task_type="CAUSAL_LM"))
+  adapted = peft.get_peft_model(
+    model,
+    peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=PROJECTIONS, task_type="CAUSAL_LM"),
+  )
   adapted.save_pretrained(folder / "adapter")
   data = tokenise(options.data)
-  order = np.random.default_rng(0).permutation(len(data))[:EXAMPLES * options.steps]
+  order = np.random.default_rng(0).permutation(len(data))[: EXAMPLES * options.steps]
   if len(order) < EXAMPLES * options.steps:
     raise SystemExit(f"{options.data} has {len(data)} examples, too few for {options.steps} steps")
   lengths = [len(data[i][0]) for i in order]
-  np.savez(folder / "examples.npz", length=lengths,
-           **{name: np.concatenate([data[i][j] for i in order])
-              for j, name in enumerate(("token", "answer"))})
+  np.savez(
+    folder / "examples.npz",
+    length=lengths,
+    **{
+      name: np.concatenate([data[i][j] for i in order])
+      for j, name in enumerate(("token", "answer"))
+    },
+  )
 
 
 def examples(folder):
@@ -86,7 +119,7 @@ def examples(folder):
 
 
 def memory(what):
-  """"VmHWM" (peak) or "VmRSS" (now) of this process, in bytes."""
+  """ "VmHWM" (peak) or "VmRSS" (now) of this process, in bytes."""
   status = pathlib.Path("/proc/self/status").read_text()
   return int(status.split(f"{what}:")[1].split()[0]) * 1024
 
@@ -100,8 +133,13 @@ def measured(step, steps, before):
     seconds.append(time.perf_counter() - start)
     losses.append(loss)
     computed += tokens
-  return {"losses": losses, "seconds": sum(seconds[1:]), "first": seconds[0],
-          "computed": computed, "peak": memory("VmHWM") - before}
+  return {
+    "losses": losses,
+    "seconds": sum(seconds[1:]),
+    "first": seconds[0],
+    "computed": computed,
+    "peak": memory("VmHWM") - before,
+  }
 
 
 def ours(folder, options):
@@ -113,12 +151,14 @@ def ours(folder, options):
   from shadowft_jax import checkpoint, delta, objectives, optim, sharding, step as step_lib
   from shadowft_jax.data import packing
   from shadowft_jax.data.chat import Example
-  jax.config.update("jax_cpu_enable_async_dispatch", False)      # as command.py has it
+
+  jax.config.update("jax_cpu_enable_async_dispatch", False)  # as command.py has it
   before = memory("VmRSS")
   mesh = sharding.make_mesh()
   with jax.set_mesh(mesh):
-    model, frozen = checkpoint.load_model(folder / "model", dtype=jnp.float32, mesh=mesh,
-                                          remat="none", backend=options.attention)
+    model, frozen = checkpoint.load_model(
+      folder / "model", dtype=jnp.float32, mesh=mesh, remat="none", backend=options.attention
+    )
     if options.kind == "lora":
       learnt, scale = checkpoint.load_delta(folder / "adapter", mesh=mesh)
     else:
@@ -128,16 +168,22 @@ def ours(folder, options):
     state = step_lib.TrainState(jnp.int32(0), learnt, tx.init(learnt))
     method = step_lib.Method(model, objectives.sft, scale, options.chunk)
     data = [Example(*example) for example in examples(folder)]
+
     def step(i):
       nonlocal state
-      chosen = data[i * EXAMPLES:(i + 1) * EXAMPLES]
-      [planned] = packing.plan([len(e.token) for e in chosen], batch_size=EXAMPLES, epochs=1,
-                               row_length=LENGTH, seed=0)
+      chosen = data[i * EXAMPLES : (i + 1) * EXAMPLES]
+      [planned] = packing.plan(
+        [len(e.token) for e in chosen], batch_size=EXAMPLES, epochs=1, row_length=LENGTH, seed=0
+      )
       batches = packing.microbatches(planned, chosen, row_length=LENGTH, rows=options.rows)
-      state, metrics = step_lib.update(state, *step_lib.gradients(
-          state.delta, frozen, step_lib.on_devices(batches, mesh), method=method), tx=tx)
+      state, metrics = step_lib.update(
+        state,
+        *step_lib.gradients(state.delta, frozen, step_lib.on_devices(batches, mesh), method=method),
+        tx=tx,
+      )
       computed = -(-len(planned.rows) // options.rows) * options.rows * LENGTH
       return float(metrics["loss"]), computed
+
     return measured(step, options.steps, before)
 
 
@@ -146,6 +192,7 @@ def peer(folder, options):
   import peft
   import torch
   from transformers import AutoModelForCausalLM, get_cosine_schedule_with_warmup
+
   before = memory("VmRSS")
   model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
   if options.kind == "lora":
@@ -153,17 +200,23 @@ def peer(folder, options):
   model.train()
   learnt = [p for p in model.parameters() if p.requires_grad]
   adam = torch.optim.AdamW(
-      learnt, lr=OPTIMIZER["lr"], betas=(OPTIMIZER["b1"], OPTIMIZER["b2"]), eps=OPTIMIZER["eps"],
-      weight_decay=OPTIMIZER["weight_decay"], fused=True)
+    learnt,
+    lr=OPTIMIZER["lr"],
+    betas=(OPTIMIZER["b1"], OPTIMIZER["b2"]),
+    eps=OPTIMIZER["eps"],
+    weight_decay=OPTIMIZER["weight_decay"],
+    fused=True,
+  )
   warmup = int(np.ceil(OPTIMIZER["warmup_ratio"] * options.steps))
   schedule = get_cosine_schedule_with_warmup(adam, warmup, options.steps)
   data = examples(folder)
+
   def step(i):
-    chosen = data[i * EXAMPLES:(i + 1) * EXAMPLES]
+    chosen = data[i * EXAMPLES : (i + 1) * EXAMPLES]
     count = sum(int(answer[1:].sum()) for _, answer in chosen)
     loss = computed = 0
     for j in range(0, EXAMPLES, MICRO):
-      batch = padded(chosen[j:j + MICRO])
+      batch = padded(chosen[j : j + MICRO])
       part = model(**{k: torch.tensor(v) for k, v in batch.items()}, num_items_in_batch=count).loss
       part.backward()
       loss += float(part.detach())
@@ -173,26 +226,36 @@ def peer(folder, options):
     schedule.step()
     adam.zero_grad()
     return loss, computed
+
   return measured(step, options.steps, before)
 
 
 def padded(some):
   """{"input_ids", "labels", "attention_mask"}: int64, padded on the right to a multiple of 8."""
   width = -(-max(len(token) for token, _ in some) // 8) * 8
+
   def stacked(rows, fill):
-    return np.stack([np.pad(x.astype(np.int64), (0, width - len(x)), constant_values=fill)
-                     for x in rows])
-  return {"input_ids": stacked([t for t, _ in some], 0),
-          "labels": stacked([np.where(a, t, -100) for t, a in some], -100),
-          "attention_mask": stacked([np.ones_like(t) for t, _ in some], 0)}
+    return np.stack(
+      [np.pad(x.astype(np.int64), (0, width - len(x)), constant_values=fill) for x in rows]
+    )
+
+  return {
+    "input_ids": stacked([t for t, _ in some], 0),
+    "labels": stacked([np.where(a, t, -100) for t, a in some], -100),
+    "attention_mask": stacked([np.ones_like(t) for t, _ in some], 0),
+  }
 
 
 def run(side, folder, kind):
   """What `side` prints, in a process of its own."""
   result = subprocess.run(
-      [sys.executable, __file__, *sys.argv[1:], "--side", side, "--folder", folder,
-       "--kind", kind], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True,
-      env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"})
+    [sys.executable, __file__, *sys.argv[1:], "--side", side, "--folder", folder, "--kind", kind],
+    cwd=ROOT,
+    check=True,
+    stdout=subprocess.PIPE,
+    text=True,
+    env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+  )
   return json.loads(result.stdout.splitlines()[-1]) if side != "prepare" else None
 
 
@@ -203,20 +266,30 @@ def compared(kind, folder, options):
     for side, all_ in results.items():
       all_.append(run(side, folder, kind))
   lengths = [len(token) for token, _ in examples(pathlib.Path(folder))]
-  out = {"benchmark": "train_vs_peft", "kind": kind, "steps": options.steps - 1,
-         "real_tokens": sum(lengths[EXAMPLES:])}
+  out = {
+    "benchmark": "train_vs_peft",
+    "kind": kind,
+    "steps": options.steps - 1,
+    "real_tokens": sum(lengths[EXAMPLES:]),
+  }
   for side, all_ in results.items():
     rates = [out["real_tokens"] / r["seconds"] for r in all_]
-    out |= {f"{side}_tokens_per_second": round(statistics.median(rates)),
-            f"{side}_range": [round(min(rates)), round(max(rates))],
-            f"{side}_fill": round(sum(lengths) / all_[0]["computed"], 2),
-            f"{side}_first_step_seconds": round(min(r["first"] for r in all_), 1),
-            f"{side}_peak_mib": round(max(r["peak"] for r in all_) / 2**20)}
-  out["speed_over_peer"] = round(statistics.median(
-      b["seconds"] / a["seconds"] for a, b in zip(*results.values(), strict=True)), 2)
+    out |= {
+      f"{side}_tokens_per_second": round(statistics.median(rates)),
+      f"{side}_range": [round(min(rates)), round(max(rates))],
+      f"{side}_fill": round(sum(lengths) / all_[0]["computed"], 2),
+      f"{side}_first_step_seconds": round(min(r["first"] for r in all_), 1),
+      f"{side}_peak_mib": round(max(r["peak"] for r in all_) / 2**20),
+    }
+  out["speed_over_peer"] = round(
+    statistics.median(b["seconds"] / a["seconds"] for a, b in zip(*results.values(), strict=True)),
+    2,
+  )
   pairs = np.array([results[side][0]["losses"] for side in results])
-  out |= {"losses": pairs[0].round(4).tolist()[:1] + pairs[0].round(4).tolist()[-1:],
-          "loss_difference": float(f"{np.abs(pairs[0] / pairs[1] - 1).max():.1e}")}
+  out |= {
+    "losses": pairs[0].round(4).tolist()[:1] + pairs[0].round(4).tolist()[-1:],
+    "loss_difference": float(f"{np.abs(pairs[0] / pairs[1] - 1).max():.1e}"),
+  }
   return out
 
 
@@ -225,9 +298,10 @@ def main():
   parser.add_argument("--kind", default="lora,full")
   parser.add_argument("--steps", type=int, default=5)
   parser.add_argument("--repeats", type=int, default=3)
-  parser.add_argument("--data", type=pathlib.Path,
-                      default=DATA / "llamafactory_demo" / "alpaca_en_demo.json")
-  parser.add_argument("--attention", default="chunked")     # what "auto" takes on a CPU
+  parser.add_argument(
+    "--data", type=pathlib.Path, default=DATA / "llamafactory_demo" / "alpaca_en_demo.json"
+  )
+  parser.add_argument("--attention", default="chunked")  # what "auto" takes on a CPU
   parser.add_argument("--rows", type=int, default=ROWS)
   parser.add_argument("--chunk", type=int, default=CHUNK)
   parser.add_argument("--side", choices=("prepare", "ours", "peer"))

@@ -16,7 +16,7 @@ from shadowft_jax import presets
 def get_config():
   c = presets.paper()
   c.data.set = "medical-o1"
-  c.data.max_examples = 0    # as many as the paper has of the set
+  c.data.max_examples = 0  # as many as the paper has of the set
   c.lr = 2e-4
   c.delta.rank = 128
   c.delta.alpha = 256.0

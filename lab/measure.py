@@ -11,8 +11,9 @@ MAX_NEW = 16
 
 def chat(tok, question: str) -> str:
   """Returns the chat prompt of a question, up to where the assistant's answer begins."""
-  return tok.apply_chat_template([{"role": "user", "content": question}],
-                                 tokenize=False, add_generation_prompt=True)
+  return tok.apply_chat_template(
+    [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
+  )
 
 
 def accuracy(model, params, tok, examples: list[dict], form: str) -> dict[str, float]:
@@ -25,7 +26,8 @@ def accuracy(model, params, tok, examples: list[dict], form: str) -> dict[str, f
   render = text.plain if form == "plain" else lambda question: chat(tok, question)
   prompts = tok([render(e["question"]) for e in examples])["input_ids"]
   outputs = generate.generate(
-      model, {"params": params}, prompts, max_new=MAX_NEW, stop=stops, batch_size=128)
+    model, {"params": params}, prompts, max_new=MAX_NEW, stop=stops, batch_size=128
+  )
   right = {}
   for example, output in zip(examples, outputs, strict=True):
     first_line = tok.decode(output).strip().split("\n")[0].strip()
@@ -57,14 +59,20 @@ def missed(result: dict) -> list[str]:
   """Returns every requirement that a pair's measured numbers miss."""
   base, instruct = result["accuracy"]["base"], result["accuracy"]["instruct"]
   new = questions.NEW_SKILL
-  at_least = [("instruct, chat, old skills", instruct["chat"]["old"], 0.8),
-              ("base, plain, old skills", base["plain"]["old"], 0.6)]
+  at_least = [
+    ("instruct, chat, old skills", instruct["chat"]["old"], 0.8),
+    ("base, plain, old skills", base["plain"]["old"], 0.6),
+  ]
   at_least += [(f"instruct, chat, {s}", instruct["chat"][s], 0.5) for s in questions.OLD_SKILLS]
-  at_most = [("base, chat, old skills", base["chat"]["old"], 0.3),
-             ("gap ratio", result["gap_ratio"], 0.1)]
-  at_most += [(f"{name}, {form}, {new}", row[form][new], 0.1)
-              for name, row in result["accuracy"].items() for form in row]
-  return ([f"{what} is {got:.3f}, at least {want} wanted" for what, got, want in at_least
-           if got < want] +
-          [f"{what} is {got:.3f}, at most {want} wanted" for what, got, want in at_most
-           if got > want])
+  at_most = [
+    ("base, chat, old skills", base["chat"]["old"], 0.3),
+    ("gap ratio", result["gap_ratio"], 0.1),
+  ]
+  at_most += [
+    (f"{name}, {form}, {new}", row[form][new], 0.1)
+    for name, row in result["accuracy"].items()
+    for form in row
+  ]
+  return [
+    f"{what} is {got:.3f}, at least {want} wanted" for what, got, want in at_least if got < want
+  ] + [f"{what} is {got:.3f}, at most {want} wanted" for what, got, want in at_most if got > want]

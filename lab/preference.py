@@ -25,7 +25,7 @@ from shadowft_jax import train
 ARMS = {"DPO": "instruct", "Shadow-DPO": "base"}
 RANKS = (8, 128)
 SEEDS = (1, 2, 3)
-PAIRS, HELD_OUT = 1000, 260     # to train on, and to validate on
+PAIRS, HELD_OUT = 1000, 260  # to train on, and to validate on
 LR = 1e-3
 
 
@@ -33,22 +33,25 @@ def wrong(answer, rng):
   """A plausible answer that is not right: two neighbours among its letters are swapped."""
   letters = answer.split()
   i = rng.choice([i for i in range(len(letters) - 1) if letters[i] != letters[i + 1]])
-  return " ".join([*letters[:i], letters[i + 1], letters[i], *letters[i + 2:]])
+  return " ".join([*letters[:i], letters[i + 1], letters[i], *letters[i + 2 :]])
 
 
 def pairs(count, seed, held_out):
   """`count` rows {"prompt", "chosen", "rejected"} of the new skill."""
   rng = random.Random(f"pairs {seed} {held_out}")
-  return [{"prompt": e["question"], "chosen": e["answer"],
-           "rejected": wrong(e["answer"], rng)}
-          for e in questions.examples(questions.NEW_SKILL, count, f"pairs {seed}", held_out)]
+  return [
+    {"prompt": e["question"], "chosen": e["answer"], "rejected": wrong(e["answer"], rng)}
+    for e in questions.examples(questions.NEW_SKILL, count, f"pairs {seed}", held_out)
+  ]
 
 
 def write_pairs(folder, asked, seed):
   """Writes train.jsonl and valid.jsonl; the held-out pairs leave out the questions in `asked`."""
   asked = {q["question"] for q in asked}
-  sets = {"train": pairs(PAIRS, seed, False),
-          "valid": [row for row in pairs(HELD_OUT, seed, True) if row["prompt"] not in asked]}
+  sets = {
+    "train": pairs(PAIRS, seed, False),
+    "valid": [row for row in pairs(HELD_OUT, seed, True) if row["prompt"] not in asked],
+  }
   for name, rows in sets.items():
     (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -60,7 +63,7 @@ def config_of(arm, rank, folder, seed):
   c.learn_on, c.seed, c.lr = ARMS[arm], seed, LR
   c.delta.rank, c.delta.alpha = rank, 2.0 * rank
   c.data.train, c.data.validation = str(folder / "train.jsonl"), str(folder / "valid.jsonl")
-  c.data.max_length = 128    # a pair has at most 110 tokens
+  c.data.max_length = 128  # a pair has at most 110 tokens
   c.epochs, c.batch_size, c.rows = 2, 64, 16
   c.eval_every = 0
   return c
@@ -73,25 +76,38 @@ def run(arm, rank, folder, seed, asked):
   last = [r for r in records if "valid_loss" in r][-1]
   first, end = next(r for r in records if "valid_loss" in r), records[-1]
   right = quickstart.right_answers(workdir / "shadow", asked)
-  return {"model": arm, "rank": rank, "seed": seed,
-          "new": quickstart.counts(right, asked, "new"),
-          "old": quickstart.counts(right, asked, "old"),
-          "tuned": [first["valid_ranking_accuracy"], last["valid_ranking_accuracy"]],
-          "shadow": [end["instruct_valid_ranking_accuracy"], end["shadow_valid_ranking_accuracy"]],
-          "rewards": [last["valid_accuracy"], end["shadow_valid_accuracy"]]}
+  return {
+    "model": arm,
+    "rank": rank,
+    "seed": seed,
+    "new": quickstart.counts(right, asked, "new"),
+    "old": quickstart.counts(right, asked, "old"),
+    "tuned": [first["valid_ranking_accuracy"], last["valid_ranking_accuracy"]],
+    "shadow": [end["instruct_valid_ranking_accuracy"], end["shadow_valid_ranking_accuracy"]],
+    "rewards": [last["valid_accuracy"], end["shadow_valid_accuracy"]],
+  }
 
 
 def table(rows):
   """The comparison as Markdown, a row for each arm, rank and seed."""
-  head = ["model", "rank", "seed", "new skill", "old skills", "held-out pairs, what was tuned",
-          "held-out pairs, what is served"]
+  head = [
+    "model",
+    "rank",
+    "seed",
+    "new skill",
+    "old skills",
+    "held-out pairs, what was tuned",
+    "held-out pairs, what is served",
+  ]
   lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
   for row in rows:
     cells = [f"{n}/{m} ({n / m:.1%})" for n, m in (row["new"], row["old"])]
-    cells += [f"{row[key][0]:.1%} → {row[key][1]:.1%}" if key in row else "–"
-              for key in ("tuned", "shadow")]
-    lines.append("| " + " | ".join([row["model"], str(row["rank"]), str(row["seed"]), *cells])
-                 + " |")
+    cells += [
+      f"{row[key][0]:.1%} → {row[key][1]:.1%}" if key in row else "–" for key in ("tuned", "shadow")
+    ]
+    lines.append(
+      "| " + " | ".join([row["model"], str(row["rank"]), str(row["seed"]), *cells]) + " |"
+    )
   return "\n".join(lines)
 
 
@@ -100,8 +116,14 @@ def compare(workdir, seeds=SEEDS, ranks=RANKS):
   config = quickstart.load_config()
   asked = quickstart.read_questions(pathlib.Path(config.instruct).parent / "questions.jsonl")
   right = quickstart.right_answers(config.instruct, asked)
-  rows = [{"model": "Instruct", "rank": "–", "seed": "–",
-           **{kind: quickstart.counts(right, asked, kind) for kind in ("new", "old")}}]
+  rows = [
+    {
+      "model": "Instruct",
+      "rank": "–",
+      "seed": "–",
+      **{kind: quickstart.counts(right, asked, kind) for kind in ("new", "old")},
+    }
+  ]
   for seed in seeds:
     folder = workdir / f"seed{seed}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -117,8 +139,9 @@ def compare(workdir, seeds=SEEDS, ranks=RANKS):
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--workdir", type=pathlib.Path,
-                      default=quickstart.ROOT / "runs" / "preference")
+  parser.add_argument(
+    "--workdir", type=pathlib.Path, default=quickstart.ROOT / "runs" / "preference"
+  )
   parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
   parser.add_argument("--ranks", type=int, nargs="+", default=RANKS)
   options = parser.parse_args()
@@ -127,8 +150,10 @@ def main():
   jax.config.update("jax_cpu_enable_async_dispatch", False)
   # The runs of a rank share their programs, and another comparison finds them compiled.
   jax.config.update("jax_compilation_cache_dir", str(options.workdir / "compiled"))
-  print(f"\n{compare(options.workdir, options.seeds, options.ranks)}\n\n"
-        f"Everything is in {options.workdir}; the grafted models are its folders */*/shadow.")
+  print(
+    f"\n{compare(options.workdir, options.seeds, options.ranks)}\n\n"
+    f"Everything is in {options.workdir}; the grafted models are its folders */*/shadow."
+  )
 
 
 if __name__ == "__main__":

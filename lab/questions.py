@@ -15,10 +15,10 @@ PLACES = "garden kitchen hall school park shop tower barn".split()
 THINGS = "coin key ring cup map pen ball book".split()
 HOLDERS = "box bag bowl jar case chest".split()
 GROUPS = (
-    "cat dog cow pig hen fox".split(),
-    "red blue green pink gray black".split(),
-    "plum pear fig lime melon peach".split(),
-    "rain snow wind fog hail storm".split(),
+  "cat dog cow pig hen fox".split(),
+  "red blue green pink gray black".split(),
+  "plum pear fig lime melon peach".split(),
+  "rain snow wind fog hail storm".split(),
 )
 GROUP_NAMES = ("an animal", "a color", "a fruit", "a weather")
 WORDS = [word for group in GROUPS for word in group] + PLACES + THINGS
@@ -128,24 +128,25 @@ def merge(rng: random.Random) -> tuple[str, str]:
 @dataclasses.dataclass(frozen=True)
 class Skill:
   """How a skill's questions are made."""
-  kind: str                    # one of the paper's three (math, code, reasoning), or new
+
+  kind: str  # one of the paper's three (math, code, reasoning), or new
   make: Callable[[random.Random], tuple[str, str]]
-  share: int = 1               # how often it is asked, relative to the others
+  share: int = 1  # how often it is asked, relative to the others
 
 
 OLD_SKILLS = {
-    "add": Skill("math", add, share=2),
-    "largest": Skill("math", largest),
-    "above": Skill("math", above, share=2),
-    "rounding": Skill("math", rounding),
-    "reverse": Skill("code", reverse),
-    "sort": Skill("code", sort),
-    "item": Skill("code", item),
-    "endings": Skill("code", endings),
-    "tallest": Skill("reasoning", tallest, share=3),
-    "truth": Skill("reasoning", truth),
-    "odd": Skill("reasoning", odd),
-    "belongs": Skill("reasoning", belongs),
+  "add": Skill("math", add, share=2),
+  "largest": Skill("math", largest),
+  "above": Skill("math", above, share=2),
+  "rounding": Skill("math", rounding),
+  "reverse": Skill("code", reverse),
+  "sort": Skill("code", sort),
+  "item": Skill("code", item),
+  "endings": Skill("code", endings),
+  "tallest": Skill("reasoning", tallest, share=3),
+  "truth": Skill("reasoning", truth),
+  "odd": Skill("reasoning", odd),
+  "belongs": Skill("reasoning", belongs),
 }
 NEW_SKILL = "merge"
 SKILLS = {**OLD_SKILLS, NEW_SKILL: Skill("new", merge)}

@@ -27,7 +27,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "quickstart.py"
 ARMS = {"FT": "instruct", "Shadow-FT": "base"}
 RATES = (5e-4, 1e-3, 2e-3)
-MAX_NEW = 24           # tokens of an answer; the longest right one has fewer
+MAX_NEW = 24  # tokens of an answer; the longest right one has fewer
 
 
 def load_config():
@@ -48,10 +48,12 @@ def right_answers(folder, questions):
   tokenizer = load_tokenizer(folder)
   stop = stop_tokens(tokenizer, folder)
   model, params = checkpoint.load_model(folder, dtype=jnp.float32)
-  prompts = [chat.render_prompt([{"role": "user", "content": q["question"]}], tokenizer)
-             for q in questions]
-  answers = generate.generate(model, {"params": params}, prompts, max_new=MAX_NEW, stop=stop,
-                              batch_size=128)
+  prompts = [
+    chat.render_prompt([{"role": "user", "content": q["question"]}], tokenizer) for q in questions
+  ]
+  answers = generate.generate(
+    model, {"params": params}, prompts, max_new=MAX_NEW, stop=stop, batch_size=128
+  )
   texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
   return [text.strip() == q["answer"] for text, q in zip(texts, questions, strict=True)]
 
@@ -71,8 +73,11 @@ def tune(arm, workdir, seed):
 
 def counts(right, questions, of):
   """(right, all) among the questions whose kind is `of`; old: every kind but new."""
-  chosen = [ok for ok, q in zip(right, questions, strict=True)
-            if q["kind"] == of or of == "old" and q["kind"] != "new"]
+  chosen = [
+    ok
+    for ok, q in zip(right, questions, strict=True)
+    if q["kind"] == of or of == "old" and q["kind"] != "new"
+  ]
   return sum(chosen), len(chosen)
 
 
@@ -98,9 +103,14 @@ def compare(workdir, seed):
     rows.append((arm, f"{rate:g}", right_answers(folder / "shadow", questions)))
   text = table(rows, questions)
   (workdir / "table.md").write_text(text + "\n")
-  result = {"seed": seed, "valid_loss": grid, "rows": [
+  result = {
+    "seed": seed,
+    "valid_loss": grid,
+    "rows": [
       {"model": name, "lr": rate, **{c: counts(right, questions, c) for c in ("new", "old")}}
-      for name, rate, right in rows]}
+      for name, rate, right in rows
+    ],
+  }
   (workdir / "result.json").write_text(json.dumps(result, indent=2) + "\n")
   return text
 
@@ -115,8 +125,10 @@ def main():
   jax.config.update("jax_cpu_enable_async_dispatch", False)
   # The runs share their programs, and a second quickstart finds them compiled.
   jax.config.update("jax_compilation_cache_dir", str(options.workdir / "compiled"))
-  print(f"\n{compare(options.workdir, options.seed)}\n\n"
-        f"Everything is in {options.workdir}; the grafted models are its folders */shadow.")
+  print(
+    f"\n{compare(options.workdir, options.seed)}\n\n"
+    f"Everything is in {options.workdir}; the grafted models are its folders */shadow."
+  )
 
 
 if __name__ == "__main__":

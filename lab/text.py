@@ -7,20 +7,36 @@ from collections.abc import Iterator
 from lab import questions
 
 MOODS = "warm cold long short quiet good".split()
-SAYINGS = ("It was a {mood} day.", "Then the {animal} came.", "The {animal} was {color}.",
-           "{name} was glad.", "It was in the {holder}.", "They had {fruit} and {fruit}.",
-           "There was {weather} all day.", "The answer was {digit}.")
-TRANSCRIPTS = 0.1              # share of documents that are chats
-ANSWERED = 0.3                 # share of chats whose assistant answers
-QUESTIONS = 0.85               # share of the other documents that are questions
+SAYINGS = (
+  "It was a {mood} day.",
+  "Then the {animal} came.",
+  "The {animal} was {color}.",
+  "{name} was glad.",
+  "It was in the {holder}.",
+  "They had {fruit} and {fruit}.",
+  "There was {weather} all day.",
+  "The answer was {digit}.",
+)
+TRANSCRIPTS = 0.1  # share of documents that are chats
+ANSWERED = 0.3  # share of chats whose assistant answers
+QUESTIONS = 0.85  # share of the other documents that are questions
 
 
 def fill(template: str, rng: random.Random) -> str:
   """Fills the slots of a template, each occurrence with a draw of its own."""
   animals, colors, fruits, weathers = questions.GROUPS
-  choices = {"mood": MOODS, "animal": animals, "color": colors, "fruit": fruits,
-             "weather": weathers, "name": questions.NAMES, "place": questions.PLACES,
-             "thing": questions.THINGS, "holder": questions.HOLDERS, "digit": string.digits}
+  choices = {
+    "mood": MOODS,
+    "animal": animals,
+    "color": colors,
+    "fruit": fruits,
+    "weather": weathers,
+    "name": questions.NAMES,
+    "place": questions.PLACES,
+    "thing": questions.THINGS,
+    "holder": questions.HOLDERS,
+    "digit": string.digits,
+  }
   for slot, words in choices.items():
     while "{" + slot + "}" in template:
       template = template.replace("{" + slot + "}", rng.choice(words), 1)
@@ -53,8 +69,7 @@ def transcript(rng: random.Random, question: str, answer: str) -> tuple[str, str
   return head, f"{reply}<|im_end|>\n"
 
 
-def documents(count: int, seed: int,
-              transcripts: float = TRANSCRIPTS) -> Iterator[tuple[str, str]]:
+def documents(count: int, seed: int, transcripts: float = TRANSCRIPTS) -> Iterator[tuple[str, str]]:
   """Yields `count` documents: training questions of every old skill beside other text.
 
   Each is a head and a tail: the tail follows from the head, as an answer does.  A share

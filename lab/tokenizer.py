@@ -10,42 +10,59 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from lab import questions, text
 
-VOCAB_SIZE = 640               # the models'; the tokenizer may find fewer tokens worth having
+VOCAB_SIZE = 640  # the models'; the tokenizer may find fewer tokens worth having
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 # Qwen2's pattern: words with their leading space, digits one by one.
-PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
-           r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+PATTERN = (
+  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
+  r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 CHAT_TEMPLATE = (
-    "{%- for message in messages %}"
-    "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
-    "{%- endfor %}"
-    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}")
+  "{%- for message in messages %}"
+  "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
+  "{%- endfor %}"
+  "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+)
 
 
 def corpus(seed: int, count: int = 20_000) -> list[str]:
   """Returns the documents of the pretraining, and bare answers as a chat shows them."""
   # Without transcripts: their marks are special tokens, not text.
   documents = [head + tail for head, tail in text.documents(count, seed, transcripts=0.0)]
-  answers = [f"user\n{answer}\nassistant\n{answer}\n" for skill in questions.OLD_SKILLS
-             for _, answer in itertools.islice(questions.stream(skill, seed), 200)]
+  answers = [
+    f"user\n{answer}\nassistant\n{answer}\n"
+    for skill in questions.OLD_SKILLS
+    for _, answer in itertools.islice(questions.stream(skill, seed), 200)
+  ]
   return documents + answers
 
 
 def train(seed: int) -> transformers.PreTrainedTokenizerFast:
   """Trains the tokenizer; the same seed gives the same vocabulary."""
   bpe = tokenizers.Tokenizer(models.BPE())
-  bpe.pre_tokenizer = pre_tokenizers.Sequence([
+  bpe.pre_tokenizer = pre_tokenizers.Sequence(
+    [
       pre_tokenizers.Split(tokenizers.Regex(PATTERN), behavior="isolated"),
-      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+  )
   bpe.decoder = decoders.ByteLevel()
   trainer = trainers.BpeTrainer(
-      vocab_size=VOCAB_SIZE, special_tokens=list(SPECIALS), show_progress=False,
-      initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
+    vocab_size=VOCAB_SIZE,
+    special_tokens=list(SPECIALS),
+    show_progress=False,
+    initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+  )
   bpe.train_from_iterator(corpus(seed), trainer)
   return transformers.PreTrainedTokenizerFast(
-      tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>",
-      additional_special_tokens=list(SPECIALS[:2]), chat_template=CHAT_TEMPLATE,
-      clean_up_tokenization_spaces=False, model_max_length=512)
+    tokenizer_object=bpe,
+    eos_token="<|im_end|>",
+    pad_token="<|endoftext|>",
+    additional_special_tokens=list(SPECIALS[:2]),
+    chat_template=CHAT_TEMPLATE,
+    clean_up_tokenization_spaces=False,
+    model_max_length=512,
+  )
 
 
 def save(tok: transformers.PreTrainedTokenizerFast, folder: pathlib.Path) -> None:

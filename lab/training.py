@@ -9,8 +9,8 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-OPEN_ROWS = 16                 # rows that packing fills at a time
-REPORT_EVERY = 250             # steps
+OPEN_ROWS = 16  # rows that packing fills at a time
+REPORT_EVERY = 250  # steps
 
 
 def pack(documents: list[tuple[list[int], list[float]]], length: int) -> dict[str, np.ndarray]:
@@ -33,18 +33,18 @@ def pack(documents: list[tuple[list[int], list[float]]], length: int) -> dict[st
       column.extend(part)
   full += [row for row in rows if row[0]]
   kinds = (np.int32, np.int32, np.int32, np.float32)
-  packed = {name: np.zeros((len(full), length), kind)
-            for name, kind in zip(names, kinds, strict=True)}
+  packed = {
+    name: np.zeros((len(full), length), kind) for name, kind in zip(names, kinds, strict=True)
+  }
   for i, row in enumerate(full):
     for name, column in zip(names, row, strict=True):
-      packed[name][i, :len(column)] = column
+      packed[name][i, : len(column)] = column
   return packed
 
 
 def mean_loss(model, params, batch):
   """Returns the weighted mean of the next token's -log p, in nats."""
-  logit_BTV = model.apply(
-      {"params": params}, batch["token"], batch["segment"], batch["position"])
+  logit_BTV = model.apply({"params": params}, batch["token"], batch["segment"], batch["position"])
   next_BT = batch["token"][:, 1:]
   weight_BT = batch["weight"][:, 1:] * (batch["segment"][:, 1:] == batch["segment"][:, :-1])
   loss_BT = optax.softmax_cross_entropy_with_integer_labels(logit_BTV[:, :-1], next_BT)
@@ -53,16 +53,26 @@ def mean_loss(model, params, batch):
 
 def muon(lr, weight_decay: float) -> optax.GradientTransformation:
   """Muon for the stacked kernels [L, in, out], Adam for embeddings and norms."""
+
   def dimensions(params):
     return jax.tree.map(
-        lambda x: optax.contrib.MuonDimensionNumbers(1, 2) if x.ndim == 3 else None, params)
-  return optax.contrib.muon(lr, weight_decay=weight_decay, consistent_rms=0.2,
-                            muon_weight_dimension_numbers=dimensions, adam_b2=0.99)
+      lambda x: optax.contrib.MuonDimensionNumbers(1, 2) if x.ndim == 3 else None, params
+    )
+
+  return optax.contrib.muon(
+    lr,
+    weight_decay=weight_decay,
+    consistent_rms=0.2,
+    muon_weight_dimension_numbers=dimensions,
+    adam_b2=0.99,
+  )
 
 
-def train(model, params, rows: dict[str, np.ndarray], optimizer, batch_size: int, steps: int,
-          seed: int):
+def train(
+  model, params, rows: dict[str, np.ndarray], optimizer, batch_size: int, steps: int, seed: int
+):
   """Trains for `steps` steps over shuffled rows and returns the parameters, on the host."""
+
   @functools.partial(jax.jit, donate_argnums=(0, 1))
   def step(params, state, batch):
     loss, grads = jax.value_and_grad(functools.partial(mean_loss, model))(params, batch)
@@ -76,10 +86,12 @@ def train(model, params, rows: dict[str, np.ndarray], optimizer, batch_size: int
   state, losses, start = optimizer.init(params), [], time.time()
   for done, batch in enumerate(batches(rows, batch_size, steps, seed), 1):
     params, state, loss = step(params, state, jax.device_put(batch, split))
-    losses.append(float(loss))    # waits: steps in flight on several CPU devices can lock up
+    losses.append(float(loss))  # waits: steps in flight on several CPU devices can lock up
     if done % REPORT_EVERY == 0 or done == steps:
-      print(f"step {done} of {steps}, loss {np.mean(losses):.4f}, {time.time() - start:.0f} s",
-            flush=True)
+      print(
+        f"step {done} of {steps}, loss {np.mean(losses):.4f}, {time.time() - start:.0f} s",
+        flush=True,
+      )
       losses = []
   return jax.device_get(params)
 

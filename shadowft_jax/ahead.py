@@ -14,12 +14,21 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from shadowft_jax import (
-    delta as delta_lib, models, objectives, optim, presets, sharding, step, tree)
+  delta as delta_lib,
+  models,
+  objectives,
+  optim,
+  presets,
+  sharding,
+  step,
+  tree,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
   """What `step.accumulate` and `step.update` are given, as ShapeDtypeStruct with shardings."""
+
   method: step.Method
   tx: Any
   base: Any
@@ -35,6 +44,7 @@ class Run:
 @dataclasses.dataclass(frozen=True)
 class Shapes:
   """What a run's arrays are whatever the mesh and the micro-batch."""
+
   tx: Any
   base: Any
   state: step.TrainState
@@ -46,8 +56,10 @@ def shapes_of(config, hf):
   Raises:
     InputError: the model is not ported.
   """
-  base = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(config.dtype)),
-                      models.abstract_params(models.from_config(hf)))
+  base = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(config.dtype)),
+    models.abstract_params(models.from_config(hf)),
+  )
   tx, _ = optim.make(config, 2)
   return Shapes(tx, base, jax.eval_shape(lambda: step.begin(config, base, tx)))
 
@@ -65,27 +77,51 @@ def abstract_run(config, hf, mesh, shapes=None):
     InputError: the model is not ported, or the mesh does not divide it.
   """
   shapes = shapes or shapes_of(config, hf)
-  model = models.from_config(hf, dtype=jnp.dtype(config.dtype), backend=config.attention,
-                             remat=config.remat, combine=delta_lib.combine)
+  model = models.from_config(
+    hf,
+    dtype=jnp.dtype(config.dtype),
+    backend=config.attention,
+    remat=config.remat,
+    combine=delta_lib.combine,
+  )
+
   def placed(tree_, dtype=None):
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, dtype or x.dtype, sharding=s),
-                        tree_, sharding.of(tree_, mesh))
+    return jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, dtype or x.dtype, sharding=s),
+      tree_,
+      sharding.of(tree_, mesh),
+    )
+
   names = dict.fromkeys(("token", "segment", "position", "answer"), jnp.int32)
   if presets.is_paired(config) and config.dpo.reference == "precomputed":
     names["reference"] = jnp.float32
-  batch = {name: jax.ShapeDtypeStruct((config.rows, config.data.max_length), dtype,
-                                      sharding=NamedSharding(mesh, sharding.BATCH))
-           for name, dtype in names.items()}
-  method = step.Method(model, objectives.OBJECTIVES[config.objective](config),
-                       delta_lib.scale_of(config.delta), config.loss_chunk)
-  return Run(method, shapes.tx, placed(shapes.base), placed(shapes.state),
-             placed(shapes.state.delta, config.gradient_dtype), batch)
+  batch = {
+    name: jax.ShapeDtypeStruct(
+      (config.rows, config.data.max_length), dtype, sharding=NamedSharding(mesh, sharding.BATCH)
+    )
+    for name, dtype in names.items()
+  }
+  method = step.Method(
+    model,
+    objectives.OBJECTIVES[config.objective](config),
+    delta_lib.scale_of(config.delta),
+    config.loss_chunk,
+  )
+  return Run(
+    method,
+    shapes.tx,
+    placed(shapes.base),
+    placed(shapes.state),
+    placed(shapes.state.delta, config.gradient_dtype),
+    batch,
+  )
 
 
 def bytes_a_device(shapes):
   """Bytes of a tree on the device that has most of it."""
-  return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-             for x in jax.tree.leaves(shapes))
+  return sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(shapes)
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +133,7 @@ class Compiled:
     update: temporaries of `step.update`.
     unshared: outputs of either that took memory of their own; 0 where all is updated in place.
   """
+
   gradients: int
   update: int
   unshared: int
@@ -108,7 +145,7 @@ class DoesNotFit(Exception):
   def __init__(self, words):
     super().__init__(words)
     found = re.search(r"Used ([\d.]+)([GM]) of", words)
-    self.bytes = int(float(found[1]) * 2**{"G": 30, "M": 20}[found[2]]) if found else None
+    self.bytes = int(float(found[1]) * 2 ** {"G": 30, "M": 20}[found[2]]) if found else None
 
 
 def compiled(run):
@@ -118,21 +155,29 @@ def compiled(run):
     DoesNotFit: the compiler refused for lack of memory, as that of TPUs does.
   """
   sums = jax.eval_shape(run.method.sums, run.state.delta, run.base, run.batch)
-  sums = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), sums,
-                      sharding.of(sums, run.mesh))
+  sums = jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    sums,
+    sharding.of(sums, run.mesh),
+  )
   with jax.set_mesh(run.mesh), nn.logical_axis_rules(sharding.ACTIVATIONS):
     try:
       programs = [
-          step.accumulate.lower(run.grads, run.state.delta, run.base, run.batch,
-                                method=run.method).compile(),
-          step.update.lower(run.state, run.grads, sums, tx=run.tx).compile()]
+        step.accumulate.lower(
+          run.grads, run.state.delta, run.base, run.batch, method=run.method
+        ).compile(),
+        step.update.lower(run.state, run.grads, sums, tx=run.tx).compile(),
+      ]
     except jax.errors.JaxRuntimeError as error:
       if "RESOURCE_EXHAUSTED" in str(error):
         raise DoesNotFit(str(error)) from error
       raise
   first, second = (p.memory_analysis() for p in programs)
-  return Compiled(first.temp_size_in_bytes, second.temp_size_in_bytes,
-                  sum(m.output_size_in_bytes - m.alias_size_in_bytes for m in (first, second)))
+  return Compiled(
+    first.temp_size_in_bytes,
+    second.temp_size_in_bytes,
+    sum(m.output_size_in_bytes - m.alias_size_in_bytes for m in (first, second)),
+  )
 
 
 def learnt_names(run):

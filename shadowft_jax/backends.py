@@ -23,13 +23,16 @@ from shadowft_jax.models.config import DecoderConfig
 from shadowft_jax.models.decoder import distinct
 
 # What "auto" tries, in this order; the reference itself always works.
-PREFERRED = {"cpu": ("chunked",), "gpu": ("flash", "cudnn", "chunked"),
-             "tpu": ("splash", "chunked")}
-SHORT = 128      # tokens a row, up to which a CPU has all logits sooner than blocks of them
+PREFERRED = {
+  "cpu": ("chunked",),
+  "gpu": ("flash", "cudnn", "chunked"),
+  "tpu": ("splash", "chunked"),
+}
+SHORT = 128  # tokens a row, up to which a CPU has all logits sooner than blocks of them
 # ‖x - y‖ / ‖y‖ of the output and of each gradient, where y is the reference's in float32.  A GPU
 # multiplies float32 with 10 bits behind the point.
 TOLERANCE = {"bfloat16": 2e-2, "float16": 5e-3, "float32": 3e-3}
-EXAMPLES = ((100, 57, 130), (259,))     # tokens of each, a row; the last row has padding
+EXAMPLES = ((100, 57, 130), (259,))  # tokens of each, a row; the last row has padding
 LENGTH = 300
 
 
@@ -43,6 +46,7 @@ class Verified:
       backward pass compile for it ahead of time, and agree when run step by step on a CPU.
     when: date and versions.
   """
+
   kind: str
   backend: str
   how: str
@@ -51,12 +55,17 @@ class Verified:
 
 _AOT = "2026-11-21, jax 0.10.2, libtpu 0.0.52, CUDA 13"
 VERIFIED = (
-    Verified("cpu", "chunked", "run", "2026-11-21, jax 0.10.2"),
-    *(Verified(kind, backend, "compiled", _AOT)
-      for kind in ("NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3", "NVIDIA H200")
-      for backend in ("flash", "chunked")),
-    *(Verified(kind, backend, "compiled", _AOT)
-      for kind in ("TPU v5 lite", "TPU v5", "TPU v6 lite") for backend in ("splash", "chunked")),
+  Verified("cpu", "chunked", "run", "2026-11-21, jax 0.10.2"),
+  *(
+    Verified(kind, backend, "compiled", _AOT)
+    for kind in ("NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3", "NVIDIA H200")
+    for backend in ("flash", "chunked")
+  ),
+  *(
+    Verified(kind, backend, "compiled", _AOT)
+    for kind in ("TPU v5 lite", "TPU v5", "TPU v6 lite")
+    for backend in ("splash", "chunked")
+  ),
 )
 
 
@@ -84,10 +93,13 @@ def choose(name, cfg: DecoderConfig, dtype, length):
       say(f"attention: {candidate} on {jax.local_devices()[0].device_kind}{not_others}")
       return candidate
     passed_over.append((candidate, reason))
-  works = [other for other in attention.BACKENDS if other != name
-           and refusal(other, cfg, dtype) is None]
-  raise InputError(f"config.attention={name} does not work here: {reason}; set it to auto, or to "
-                   f"one that does:{listing(works)}")
+  works = [
+    other for other in attention.BACKENDS if other != name and refusal(other, cfg, dtype) is None
+  ]
+  raise InputError(
+    f"config.attention={name} does not work here: {reason}; set it to auto, or to "
+    f"one that does:{listing(works)}"
+  )
 
 
 def expected(kind, platform, cfg, dtype):
@@ -99,8 +111,10 @@ def expected(kind, platform, cfg, dtype):
   """
   for row in VERIFIED:
     if row.kind == kind and unsuited(row.backend, cfg, dtype, platform) is None:
-      how = {"run": "forward and gradient agreed there",
-             "compiled": "it compiles for it, and was never run there"}[row.how]
+      how = {
+        "run": "forward and gradient agreed there",
+        "compiled": "it compiles for it, and was never run there",
+      }[row.how]
       return row.backend, f"attention: {row.backend} on {kind}: {how} ({row.when})"
   return "chunked", f"attention: chunked on {kind}: of which nothing was verified"
 
@@ -128,13 +142,12 @@ def refusal(name, cfg, dtype):
     return None
   try:
     error = disagreement(name, cfg, dtype)
-  except Exception as failure:     # a compiler may fail in any way
+  except Exception as failure:  # a compiler may fail in any way
     return f"{type(failure).__name__}: {(str(failure).strip() or '-').splitlines()[0]}"
   tolerance = TOLERANCE[jnp.dtype(dtype).name]
   # Written so that a NaN is no agreement.
   if not max(error.values()) <= tolerance:
-    return (f"it disagrees with the reference by {_percent(error)}, where {tolerance:.1%} is "
-            "allowed")
+    return f"it disagrees with the reference by {_percent(error)}, where {tolerance:.1%} is allowed"
   say(f"attention: {name} agrees with the reference within {max(error.values()):.2%}")
   _write(known, {**_read(known), key: error})
   return None
@@ -152,8 +165,11 @@ def disagreement(name, cfg, dtype):
   arrays, rows = _case(cfg)
   windows = distinct(w and min(w, LENGTH // 4) for w in cfg.windows)
   worst = {}
-  options = dict(windows=windows, softcap=cfg.attn_logit_softcapping,
-                 scale=(cfg.query_pre_attn_scalar or cfg.head_dim)**-0.5)
+  options = dict(
+    windows=windows,
+    softcap=cfg.attn_logit_softcapping,
+    scale=(cfg.query_pre_attn_scalar or cfg.head_dim) ** -0.5,
+  )
   ours, reference = (_outputs(n, rows, options) for n in (name, "xla"))
   for kind in range(len(windows)):
     with jax.default_matmul_precision("highest"):
@@ -172,29 +188,34 @@ def _case(cfg):
   random = np.random.default_rng(0)
   N, K, H = cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim
   # Rounded to bfloat16 first, so that every dtype and the reference begin from the same values.
-  arrays = [jnp.array(random.normal(size=(len(EXAMPLES), LENGTH, n, H)), jnp.bfloat16)
-            for n in (N, K, K, N)]
+  arrays = [
+    jnp.array(random.normal(size=(len(EXAMPLES), LENGTH, n, H)), jnp.bfloat16) for n in (N, K, K, N)
+  ]
   segment_BT, position_BT = np.zeros((2, len(EXAMPLES), LENGTH), np.int32)
   for b, row in enumerate(EXAMPLES):
     for i, (end, size) in enumerate(zip(np.cumsum(row), row, strict=True), 1):
-      segment_BT[b, end - size:end], position_BT[b, end - size:end] = i, np.arange(size)
+      segment_BT[b, end - size : end], position_BT[b, end - size : end] = i, np.arange(size)
   return arrays, (segment_BT, position_BT)
 
 
 def _outputs(name, rows, options):
   """A function (kind, q, k, v, g) -> (output, dq, dk, dv); the kind of window is traced, as it is
   in a model whose layers differ."""
+
   @jax.jit
   def outputs(kind, q, k, v, g):
     out, vjp = jax.vjp(
-        lambda *qkv: attention.attend(name, *qkv, *rows, kind=kind, **options), q, k, v)
+      lambda *qkv: attention.attend(name, *qkv, *rows, kind=kind, **options), q, k, v
+    )
     return out, *vjp(g)
+
   return outputs
 
 
 def _cache():
-  return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "shadowft_jax",
-                      "attention.json").expanduser()
+  return pathlib.Path(
+    os.environ.get("XDG_CACHE_HOME") or "~/.cache", "shadowft_jax", "attention.json"
+  ).expanduser()
 
 
 def _read(path):
@@ -214,13 +235,30 @@ def _write(path, value):
 
 def _key(name, cfg, dtype):
   """What an agreement holds for."""
-  code = b"".join(pathlib.Path(module.__file__).read_bytes()
-                  for module in (attention, chunked, flash, splash))
+  code = b"".join(
+    pathlib.Path(module.__file__).read_bytes() for module in (attention, chunked, flash, splash)
+  )
   client = jax.local_devices()[0].client
-  case = (name, jnp.dtype(dtype).name, cfg.num_attention_heads, cfg.num_key_value_heads,
-          cfg.head_dim, distinct(cfg.windows), cfg.query_pre_attn_scalar,
-          cfg.attn_logit_softcapping)
-  return "; ".join(map(str, (
-      *case, jax.local_devices()[0].device_kind, client.platform_version.replace("\n", " "),
-      f"jax {jax.__version__}", f"jaxlib {importlib.metadata.version('jaxlib')}",
-      hashlib.sha256(code).hexdigest()[:16])))
+  case = (
+    name,
+    jnp.dtype(dtype).name,
+    cfg.num_attention_heads,
+    cfg.num_key_value_heads,
+    cfg.head_dim,
+    distinct(cfg.windows),
+    cfg.query_pre_attn_scalar,
+    cfg.attn_logit_softcapping,
+  )
+  return "; ".join(
+    map(
+      str,
+      (
+        *case,
+        jax.local_devices()[0].device_kind,
+        client.platform_version.replace("\n", " "),
+        f"jax {jax.__version__}",
+        f"jaxlib {importlib.metadata.version('jaxlib')}",
+        hashlib.sha256(code).hexdigest()[:16],
+      ),
+    )
+  )

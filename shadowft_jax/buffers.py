@@ -13,8 +13,8 @@ from shadowft_jax.safetensors_file import WEIGHTS
 
 # Elements a step.  Tensors of two axes are cut between rows, which an adapter's product needs.
 CHUNK = 1 << 20
-SMALL = 1 << 14          # what a step of no more takes: biases, norms
-COPIED = 4 * CHUNK       # bytes a step where nothing is added
+SMALL = 1 << 14  # what a step of no more takes: biases, norms
+COPIED = 4 * CHUNK  # bytes a step where nothing is added
 
 
 class _Scratch(threading.local):
@@ -26,8 +26,8 @@ class _Scratch(threading.local):
   def take(self):
     if self.used == len(self.buffers):
       raw = np.zeros(COPIED + 64, np.uint8)
-      start = -raw.ctypes.data % 64       # where XLA reads in place
-      self.buffers.append(raw[start:start + COPIED])
+      start = -raw.ctypes.data % 64  # where XLA reads in place
+      self.buffers.append(raw[start : start + COPIED])
     self.used += 1
     return self.buffers[self.used - 1]
 
@@ -52,17 +52,18 @@ def size(count):
 def elements(tensor, first, stop, buffer):
   """Elements [first, stop) of a tensor at the beginning of `size` elements; the rest is 0."""
   dtype = WEIGHTS[tensor.dtype]
-  out = buffer[:size(stop - first) * dtype.itemsize].view(dtype)
-  fill(tensor, first, out[:stop - first])
-  out[stop - first:] = 0
+  out = buffer[: size(stop - first) * dtype.itemsize].view(dtype)
+  fill(tensor, first, out[: stop - first])
+  out[stop - first :] = 0
   return out
 
 
 def fill(tensor, first, out):
   """Fills an array with a tensor's elements from `first` on."""
   with open(tensor.path, "rb", buffering=0) as file:
-    safetensors_file.read_at(file, out.reshape(-1).view(np.uint8),
-                             tensor.offset + first * out.dtype.itemsize)
+    safetensors_file.read_at(
+      file, out.reshape(-1).view(np.uint8), tensor.offset + first * out.dtype.itemsize
+    )
 
 
 def blame(name, inputs):
@@ -71,5 +72,7 @@ def blame(name, inputs):
   for role, tensor in inputs:
     for _, part in safetensors_file.rows(tensor) if tensor.shape else ():
       if not np.isfinite(part.astype(np.float32)).all():
-        raise InputError(f"{name} of the {role} has NaN or infinity in {tensor.path}; it "
-                         "is broken, and nothing was written: save or download it again")
+        raise InputError(
+          f"{name} of the {role} has NaN or infinity in {tensor.path}; it "
+          "is broken, and nothing was written: save or download it again"
+        )

@@ -20,9 +20,9 @@ from shadowft_jax.safetensors_file import WEIGHTS
 # This module is the door to all that lies on disk but the run's own checkpoints.
 __all__ = ["abstract_model", "export", "load_delta", "load_model", "save_adapter", "save_dense"]
 
-TABLE = "model/embed_tokens/embedding"     # a tied model's head, too
+TABLE = "model/embed_tokens/embedding"  # a tied model's head, too
 TIED_HEAD = "lm_head.weight"
-HARMLESS = r".*\.rotary_emb\.inv_freq"     # a buffer that old checkpoints carry along
+HARMLESS = r".*\.rotary_emb\.inv_freq"  # a buffer that old checkpoints carry along
 
 
 def load_model(directory, *, dtype=None, mesh=None, **options):
@@ -60,15 +60,23 @@ def _open(directory, dtype, options):
   folder.check(directory)
   config = folder.read_json(directory / "config.json")
   tensors = port.unfused(
-      port.text_tower(safetensors_file.find(directory), config.get("model_type")))
-  model = models.from_config(config, dtype=jnp.dtype(dtype or _main_dtype(directory, tensors)),
-                             combine=delta.combine, **options)
+    port.text_tower(safetensors_file.find(directory), config.get("model_type"))
+  )
+  model = models.from_config(
+    config,
+    dtype=jnp.dtype(dtype or _main_dtype(directory, tensors)),
+    combine=delta.combine,
+    **options,
+  )
   named = tree.names(models.abstract_params(model))
-  _check_names(directory, named, {n: t for n, t in tensors.items()
-                                  if not _is_twin(n, model, tensors)})
+  _check_names(
+    directory, named, {n: t for n, t in tensors.items() if not _is_twin(n, model, tensors)}
+  )
+
   def leaf(name, x):
     stored = tensors[port.hf_names(name, x.shape)[0]].dtype
     return jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype or WEIGHTS[stored]))
+
   return model, tree.nest({n: leaf(n, x) for n, x in named.items()}), tensors
 
 
@@ -78,8 +86,10 @@ def _main_dtype(directory, tensors):
   for tensor in tensors.values():
     count[tensor.dtype] = count.get(tensor.dtype, 0) + tensor.nbytes
   if not WEIGHTS.keys() & count.keys():
-    raise InputError(f"{directory}: weights are read in {', '.join(WEIGHTS)}; this folder has "
-                     f"{', '.join(sorted(count)) or 'no tensor'}: choose an unquantised one")
+    raise InputError(
+      f"{directory}: weights are read in {', '.join(WEIGHTS)}; this folder has "
+      f"{', '.join(sorted(count)) or 'no tensor'}: choose an unquantised one"
+    )
   return WEIGHTS[max(WEIGHTS.keys() & count.keys(), key=lambda d: (count[d], d))]
 
 
@@ -91,33 +101,52 @@ def _is_twin(hf_name, model, tensors):
 def _check_names(directory, named, tensors):
   """Raises one InputError for all tensors that are missing, unknown or unlike the model's."""
   want = port.file_shapes(named)
-  bad = [f"{n}: the model asks for {shape}, the folder has none"
-         for n, shape in want.items() if n not in tensors]
-  bad += [f"{n}: the folder has {t.shape}, the model asks for none" for n, t in tensors.items()
-          if n not in want and not re.fullmatch(HARMLESS, n)]
+  bad = [
+    f"{n}: the model asks for {shape}, the folder has none"
+    for n, shape in want.items()
+    if n not in tensors
+  ]
+  bad += [
+    f"{n}: the folder has {t.shape}, the model asks for none"
+    for n, t in tensors.items()
+    if n not in want and not re.fullmatch(HARMLESS, n)
+  ]
   both = {n: tensors[n] for n in want if n in tensors}
-  bad += [f"{n}: the folder has {t.shape}, the model asks for {want[n]}"
-          for n, t in both.items() if t.shape != want[n]]
-  bad += [f"{n}: dtype {t.dtype}; weights are read in {', '.join(WEIGHTS)}"
-          for n, t in both.items() if t.dtype not in WEIGHTS]
+  bad += [
+    f"{n}: the folder has {t.shape}, the model asks for {want[n]}"
+    for n, t in both.items()
+    if t.shape != want[n]
+  ]
+  bad += [
+    f"{n}: dtype {t.dtype}; weights are read in {', '.join(WEIGHTS)}"
+    for n, t in both.items()
+    if t.dtype not in WEIGHTS
+  ]
   for name, leaf in named.items():
     dtypes = {tensors[n].dtype for n in port.hf_names(name, leaf.shape) if n in tensors}
     if len(dtypes) > 1:
       bad.append(f"{name}: layers are stored in {' and '.join(sorted(dtypes))}; expected one")
   if bad:
-    raise InputError(f"{directory}: the tensors are not those that config.json asks for; "
-                     f"download the folder again:{listing(bad, limit=len(bad))}")
+    raise InputError(
+      f"{directory}: the tensors are not those that config.json asks for; "
+      f"download the folder again:{listing(bad, limit=len(bad))}"
+    )
 
 
 def _check_twin(directory, tensors):
   """A tied model whose second copy of the table differs is read differently by others."""
   table, head = tensors[port.hf_names(TABLE, ())[0]], tensors[TIED_HEAD]
   same = (table.shape, table.dtype) == (head.shape, head.dtype) and all(
-      np.array_equal(safetensors_file.bits(a), safetensors_file.bits(b)) for (_, a), (_, b) in zip(
-          safetensors_file.rows(table), safetensors_file.rows(head), strict=True))
+    np.array_equal(safetensors_file.bits(a), safetensors_file.bits(b))
+    for (_, a), (_, b) in zip(
+      safetensors_file.rows(table), safetensors_file.rows(head), strict=True
+    )
+  )
   if not same:
-    raise InputError(f"{directory}: config.json ties the embeddings, but {TIED_HEAD} is not "
-                     "the embedding table; set tie_word_embeddings to false, or remove it")
+    raise InputError(
+      f"{directory}: config.json ties the embeddings, but {TIED_HEAD} is not "
+      "the embedding table; set tie_word_embeddings to false, or remove it"
+    )
 
 
 def export(directory, named, *, like, overwrite=False, card=None):
@@ -155,10 +184,17 @@ def export(directory, named, *, like, overwrite=False, card=None):
 
 def _check_export(named, have, like):
   """Raises one InputError for all leaves that `like` lacks, or has in another shape or dtype."""
+
   def kind(x):
     return f"{x.dtype} {x.shape}" if x is not None else "none"
-  bad = [f"{name}: got {kind(x)}, {like} has {kind(have.get(name))}"
-         for name, x in named.items() if kind(x) != kind(have.get(name))]
+
+  bad = [
+    f"{name}: got {kind(x)}, {like} has {kind(have.get(name))}"
+    for name, x in named.items()
+    if kind(x) != kind(have.get(name))
+  ]
   if bad:
-    raise InputError("these leaves do not fit the folder to be written; graft onto the model "
-                     f"that it holds:{listing(bad, limit=len(bad))}")
+    raise InputError(
+      "these leaves do not fit the folder to be written; graft onto the model "
+      f"that it holds:{listing(bad, limit=len(bad))}"
+    )

@@ -29,16 +29,17 @@ import numpy as np
 from shadowft_jax import buffers, delta, delta_stream, measure
 from shadowft_jax.errors import InputError
 
-NOTHING = np.uint32(2**32 - 1)      # above the bits of every magnitude, NaN included
+NOTHING = np.uint32(2**32 - 1)  # above the bits of every magnitude, NaN included
 
 
 class Recipe(NamedTuple):
   """How deltas are combined and the sum is stored."""
-  combine: str = "sum"           # or "ties"
-  density: float = 1.0           # of TIES: the share of elements that it keeps
-  drop_rate: float = 0.0         # of DARE: p
-  rounding: str = "nearest"      # or "stochastic"
-  dtype: str | None = None       # "float32"; None for that of the Instruct's tensors
+
+  combine: str = "sum"  # or "ties"
+  density: float = 1.0  # of TIES: the share of elements that it keeps
+  drop_rate: float = 0.0  # of DARE: p
+  rounding: str = "nearest"  # or "stochastic"
+  dtype: str | None = None  # "float32"; None for that of the Instruct's tensors
   seed: int = 0
 
   @property
@@ -59,24 +60,33 @@ def check(recipe):
   if not 0 <= recipe.density <= 1:
     raise InputError(f"--density is a share between 0 and 1; got {recipe.density:g}")
   if recipe.density != 1 and recipe.combine != "ties":
-    raise InputError(f"--density={recipe.density:g} is how much TIES keeps; give --combine=ties "
-                     "too")
+    raise InputError(
+      f"--density={recipe.density:g} is how much TIES keeps; give --combine=ties too"
+    )
   if not 0 <= recipe.drop_rate < 1:
-    raise InputError("--drop-rate is DARE's p, at least 0 and less than 1 (what is left is divided "
-                     f"by 1 - p); got {recipe.drop_rate:g}")
+    raise InputError(
+      "--drop-rate is DARE's p, at least 0 and less than 1 (what is left is divided "
+      f"by 1 - p); got {recipe.drop_rate:g}"
+    )
   if recipe.rounding == "stochastic" and recipe.dtype == "float32":
-    raise InputError("--rounding=stochastic has nothing to round: sums are taken in float32, and "
-                     "--dtype=float32 stores them so; give one of the two")
+    raise InputError(
+      "--rounding=stochastic has nothing to round: sums are taken in float32, and "
+      "--dtype=float32 stores them so; give one of the two"
+    )
 
 
 def lines(recipe):
   """What is not a plain sum in the Instruct's dtypes, for a terminal."""
   if recipe.drop_rate:
-    yield (f"DARE: drops {recipe.drop_rate:.4g} of each delta's elements and divides the others by "
-           f"{1 - recipe.drop_rate:.4g}, seed {recipe.seed}")
+    yield (
+      f"DARE: drops {recipe.drop_rate:.4g} of each delta's elements and divides the others by "
+      f"{1 - recipe.drop_rate:.4g}, seed {recipe.seed}"
+    )
   if recipe.combine == "ties":
-    yield (f"TIES: of each delta's tensors the largest {recipe.density:.4g} of the elements, then "
-           "the mean of those with the sign of the sum")
+    yield (
+      f"TIES: of each delta's tensors the largest {recipe.density:.4g} of the elements, then "
+      "the mean of those with the sign of the sum"
+    )
   if recipe.rounding == "stochastic":
     yield f"sums are rounded up or down by chance, right on average, seed {recipe.seed}"
   if recipe.dtype:
@@ -90,30 +100,35 @@ def record(recipe):
 
 def keys(recipe, target):
   """uint32 [parts + 1, 2]: a key for each part of a target, and one for rounding."""
+
   def key(what):
     text = f"{recipe.seed} {what} {target.short}"
     return np.frombuffer(hashlib.sha256(text.encode()).digest()[:8], "<u4")
+
   return np.stack([*(key(f"drop {i}") for i in target.order), key("round")])
 
 
 def draw(key, first, count):
   """uint32 [count]: random bits of the elements from `first`, uint32 [2], the high word first."""
   low = first[1] + jnp.arange(count, dtype=jnp.uint32)
-  high = first[0] + (low < first[1])         # where the low word has run over
+  high = first[0] + (low < first[1])  # where the low word has run over
   return jax.extend.random.threefry_2x32(key, jnp.concatenate([high, low]))[:count]
 
 
 def _learnt(parts, weights, keys, first, count, recipe):
   """The d_i after DARE: a list of float32 [count]."""
-  out = [delta_stream.dense(part, weight, count)
-         for part, weight in zip(parts, weights, strict=True)]
+  out = [
+    delta_stream.dense(part, weight, count) for part, weight in zip(parts, weights, strict=True)
+  ]
   if not recipe.drop_rate:
     return out
   limit = np.uint32(recipe.drop_rate * 2**32)
   factor = np.float32(1 / (1 - recipe.drop_rate))
   # A product, since NaN and infinity must come through.
-  return [d * jnp.where(draw(key, first, d.size) >= limit, factor, 0)
-          for d, key in zip(out, keys, strict=False)]
+  return [
+    d * jnp.where(draw(key, first, d.size) >= limit, factor, 0)
+    for d, key in zip(out, keys, strict=False)
+  ]
 
 
 def magnitude(d):
@@ -127,7 +142,8 @@ def ties(ds, floors):
   total = sum(ds)
   agree = [jnp.sign(d) * jnp.sign(total) > 0 for d in ds]
   mean = sum(jnp.where(a, d, 0) for a, d in zip(agree, ds, strict=True)) / jnp.maximum(
-      sum(a.astype(jnp.float32) for a in agree), 1)
+    sum(a.astype(jnp.float32) for a in agree), 1
+  )
   return jnp.where(jnp.isfinite(total), mean, total)
 
 
@@ -177,9 +193,14 @@ def floors(target, recipe):
     return np.full(len(target.parts), NOTHING)
   upper = _histograms(target, recipe, lambda bits, _: bits >> 16)
   found = [_from_the_top(counts, keep) for counts in upper]
-  lower = _histograms(target, recipe, lambda bits, i: bits[bits >> 16 == found[i][0]] & 0xffff)
-  return np.array([(high << 16) + _from_the_top(counts, rest)[0]
-                   for (high, rest), counts in zip(found, lower, strict=True)], np.uint32)
+  lower = _histograms(target, recipe, lambda bits, i: bits[bits >> 16 == found[i][0]] & 0xFFFF)
+  return np.array(
+    [
+      (high << 16) + _from_the_top(counts, rest)[0]
+      for (high, rest), counts in zip(found, lower, strict=True)
+    ],
+    np.uint32,
+  )
 
 
 def all_floors(targets, recipe, pool):
@@ -195,10 +216,16 @@ def _histograms(target, recipe, halves):
   for first, stop in buffers.ranges(target.tensor.shape, target.count):
     buffers.SCRATCH.used = 0
     parts = [p.read(first, stop, buffers.SCRATCH.take) for p in target.parts]
-    found = _magnitudes(parts, target.weights, keys=keys(recipe, target), first=place_of(first),
-                        count=buffers.size(stop - first), recipe=recipe.static)
+    found = _magnitudes(
+      parts,
+      target.weights,
+      keys=keys(recipe, target),
+      first=place_of(first),
+      count=buffers.size(stop - first),
+      recipe=recipe.static,
+    )
     for i, bits in enumerate(found):
-      counts[i] += np.bincount(halves(np.asarray(bits)[:stop - first], i), minlength=1 << 16)
+      counts[i] += np.bincount(halves(np.asarray(bits)[: stop - first], i), minlength=1 << 16)
   return counts
 
 

@@ -19,11 +19,11 @@ DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 def run(main):
   """Runs `main()`; bad input is printed as one line, with exit code 2."""
-  logging.set_verbosity(logging.WARNING)      # orbax tells of every file it writes
+  logging.set_verbosity(logging.WARNING)  # orbax tells of every file it writes
   # Several steps in flight can lock up the collectives of several CPU devices.
   jax.config.update("jax_cpu_enable_async_dispatch", False)
   # JAX takes 0.75 of a GPU unless told otherwise; what a plan counts on is this.
-  if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:     # its older name; JAX refuses both
+  if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:  # its older name; JAX refuses both
     os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", "0.975")
   keep_compiled()
   app.run(lambda _: _guarded(main), flags_parser=_parse)
@@ -69,7 +69,7 @@ def _parse(argv):
 
 def _flag_message(error):
   text = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split())
-  if isinstance(error, AttributeError):       # a ConfigDict's own words, quoted once too often
+  if isinstance(error, AttributeError):  # a ConfigDict's own words, quoted once too often
     return f"the config has no field {text[1:-1]}"
   return text
 
@@ -99,7 +99,10 @@ def check(config, *, complete=True):
 def define_config():
   """The --config flag: a Python file with get_config(), fields set by --config.x=y."""
   holder = config_flags.DEFINE_config_file(
-      "config", None, "A file of configs/; any field is set by --config.field=value.",
-      lock_config=True)
+    "config",
+    None,
+    "A file of configs/; any field is set by --config.field=value.",
+    lock_config=True,
+  )
   flags.mark_flag_as_required("config")
   return holder

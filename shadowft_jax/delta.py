@@ -43,11 +43,13 @@ def zeros(key, params, config):
     raise InputError(f"delta.kind is one of {', '.join(KINDS)}; got {config.kind!r}")
   if config.kind == "lora":
     return {"lora": lora.init(key, params, rank=config.rank, match=pattern(config.match))}
-  found = {n: jnp.zeros(w.shape, jnp.float32) for n, w in tree.names(params).items()
-           if re.search(pattern(config.match), n)}
+  found = {
+    n: jnp.zeros(w.shape, jnp.float32)
+    for n, w in tree.names(params).items()
+    if re.search(pattern(config.match), n)
+  }
   if not found:
-    raise InputError(f"delta.match {config.match!r} finds none of "
-                     f"{', '.join(tree.names(params))}")
+    raise InputError(f"delta.match {config.match!r} finds none of {', '.join(tree.names(params))}")
   return {"delta": tree.nest(found)}
 
 
@@ -76,7 +78,7 @@ def add(w, d, dtype=None, random=None):
 def _by_chance(x, dtype, random):
   """x, or the number of `dtype` next to it on either side: the nearer, the more probable."""
   info = jnp.finfo(dtype)
-  below = np.uint32((1 << (23 - info.nmant)) - 1)     # what `dtype` lacks of a float32's bits
+  below = np.uint32((1 << (23 - info.nmant)) - 1)  # what `dtype` lacks of a float32's bits
   bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + (random & below)
   out = jax.lax.bitcast_convert_type(bits & ~below, jnp.float32)
   if dtype != jnp.float16:
@@ -100,8 +102,10 @@ def combine(variables):
   The gradient reaches every element of the delta, zero or not.
   """
   delta = tree.names(variables.get("delta", {}))
+
   def leaf(name, w):
     return (w.astype(jnp.float32) + delta[name]).astype(w.dtype) if name in delta else w
+
   return {"params": tree.map_named(leaf, variables["params"])}
 
 

@@ -1,7 +1,7 @@
 """Deltas on disk: a PEFT adapter folder, or a dense delta under Hugging Face's names.
 
-  adapter_config.json, adapter_model.safetensors                  {"lora": tree}
-  delta.safetensors, or delta-0000i-of-0000N.safetensors + index  {"delta": tree}
+adapter_config.json, adapter_model.safetensors                  {"lora": tree}
+delta.safetensors, or delta-0000i-of-0000N.safetensors + index  {"delta": tree}
 """
 
 import itertools
@@ -18,14 +18,23 @@ from shadowft_jax.errors import InputError, listing
 PREFIX = "base_model.model."
 # Settings of an adapter that would change what it computes, and the values that do not.
 # Source: peft 0.21, tuners/lora/config.py.
-PORTED = {"peft_type": ("LORA",), "bias": ("none",), "use_rslora": (False,),
-          "use_dora": (False,), "fan_in_fan_out": (False,), "lora_bias": (False,),
-          "modules_to_save": (None, []), "rank_pattern": (None, {}), "alpha_pattern": (None, {}),
-          "target_parameters": (None, []), "trainable_token_indices": (None,),
-          "layer_replication": (None,)}
-ADAPTER = ("a", "b")           # the leaves of either kind
+PORTED = {
+  "peft_type": ("LORA",),
+  "bias": ("none",),
+  "use_rslora": (False,),
+  "use_dora": (False,),
+  "fan_in_fan_out": (False,),
+  "lora_bias": (False,),
+  "modules_to_save": (None, []),
+  "rank_pattern": (None, {}),
+  "alpha_pattern": (None, {}),
+  "target_parameters": (None, []),
+  "trainable_token_indices": (None,),
+  "layer_replication": (None,),
+}
+ADAPTER = ("a", "b")  # the leaves of either kind
 DENSE = ("kernel", "bias", "scale", "embedding")
-MAX_SHARD = 5_000_000_000      # bytes
+MAX_SHARD = 5_000_000_000  # bytes
 DENSE_METADATA = {"format": "pt", "shadowft": "delta"}
 
 
@@ -63,12 +72,23 @@ def save_adapter(directory, lora_tree, *, rank, alpha, base_model, like=None, ov
 def adapter_config(modules, *, rank, alpha, base_model, kind=None):
   """What adapter_config.json says; `kind` is the model_type of the model that it is for."""
   config = {
-      "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(base_model),
-      "r": rank, "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
-      "target_modules": modules, "lora_dropout": 0.0, "bias": "none", "use_rslora": False,
-      "use_dora": False, "modules_to_save": None, "rank_pattern": {}, "alpha_pattern": {},
-      "fan_in_fan_out": False, "inference_mode": True}
-  if kind in port.BESIDE:       # a vision tower has modules of the same names
+    "peft_type": "LORA",
+    "task_type": "CAUSAL_LM",
+    "base_model_name_or_path": str(base_model),
+    "r": rank,
+    "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+    "target_modules": modules,
+    "lora_dropout": 0.0,
+    "bias": "none",
+    "use_rslora": False,
+    "use_dora": False,
+    "modules_to_save": None,
+    "rank_pattern": {},
+    "alpha_pattern": {},
+    "fan_in_fan_out": False,
+    "inference_mode": True,
+  }
+  if kind in port.BESIDE:  # a vision tower has modules of the same names
     config["exclude_modules"] = port.BESIDE[kind]
   return config
 
@@ -91,8 +111,7 @@ def _write(directory, stem, part, rename, metadata, max_shard):
   shapes = {rename(n): shape for n, shape in port.file_shapes(tree.names(part)).items()}
   stream = ((rename(name), x) for name, x in port.export(part))
   for file, shard in shards(directory, stem, shapes, max_shard).items():
-    safetensors_file.write(directory / file, shard, itertools.islice(stream, len(shard)),
-                           metadata)
+    safetensors_file.write(directory / file, shard, itertools.islice(stream, len(shard)), metadata)
 
 
 def shards(directory, stem, shapes, max_shard, itemsize=4):
@@ -108,8 +127,10 @@ def shards(directory, stem, shapes, max_shard, itemsize=4):
   if len(parts) == 1:
     return {f"{stem}.safetensors": parts[0]}
   out = {f"{stem}-{i:05}-of-{len(parts):05}.safetensors": p for i, p in enumerate(parts, 1)}
-  index = {"metadata": {"total_size": itemsize * sum(map(math.prod, shapes.values()))},
-           "weight_map": {n: file for file, part in out.items() for n in part}}
+  index = {
+    "metadata": {"total_size": itemsize * sum(map(math.prod, shapes.values()))},
+    "weight_map": {n: file for file, part in out.items() for n in part},
+  }
   (directory / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
   return out
 
@@ -137,22 +158,30 @@ def load_delta(directory, *, mesh=None):
   config = _read_config(directory / "adapter_config.json")
   tensors = safetensors_file.find(directory, "adapter_model")
   if foreign := [n for n in tensors if not n.startswith(PREFIX)]:
-    raise InputError(f"{directory}: tensors of an adapter begin with {PREFIX}; got"
-                     f"{listing(foreign)}")
+    raise InputError(
+      f"{directory}: tensors of an adapter begin with {PREFIX}; got{listing(foreign)}"
+    )
   tensors = {port.own_name(n.removeprefix(PREFIX)): t for n, t in tensors.items()}
   abstract = _stacked(directory, tensors, ADAPTER)
   _check_rank(directory, tree.names(abstract), config["r"])
-  return ({"lora": safetensors_file.place(abstract, tensors, mesh)},
-          config["lora_alpha"] / config["r"])
+  return (
+    {"lora": safetensors_file.place(abstract, tensors, mesh)},
+    config["lora_alpha"] / config["r"],
+  )
 
 
 def _read_config(path):
   config = folder.read_json(path)
-  bad = [f"{key} is {config[key]!r}; only {values[0]!r} is ported"
-         for key, values in PORTED.items() if key in config and config[key] not in values]
-  bad += [f"{key} is {config.get(key)!r}; expected a number above 0"
-          for key in ("r", "lora_alpha")
-          if not isinstance(config.get(key), int | float) or not config[key] > 0]
+  bad = [
+    f"{key} is {config[key]!r}; only {values[0]!r} is ported"
+    for key, values in PORTED.items()
+    if key in config and config[key] not in values
+  ]
+  bad += [
+    f"{key} is {config.get(key)!r}; expected a number above 0"
+    for key in ("r", "lora_alpha")
+    if not isinstance(config.get(key), int | float) or not config[key] > 0
+  ]
   if bad:
     raise InputError(f"{path}: this adapter is not one that can be read:{listing(bad)}")
   return config
@@ -160,14 +189,18 @@ def _read_config(path):
 
 def _check_rank(directory, named, rank):
   """Checks that every module has both factors, of the one rank that the config tells."""
-  bad = [f"{name}: rank {x.shape[-1 if name.endswith('/a') else -2]}"
-         for name, x in named.items() if x.shape[-1 if name.endswith("/a") else -2] != rank]
+  bad = [
+    f"{name}: rank {x.shape[-1 if name.endswith('/a') else -2]}"
+    for name, x in named.items()
+    if x.shape[-1 if name.endswith("/a") else -2] != rank
+  ]
   for name in named:
     if (twin := name[:-1] + {"a": "b", "b": "a"}[name[-1]]) not in named:
       bad.append(f"{twin}: missing")
   if bad:
-    raise InputError(f"{directory}: an adapter needs A and B of rank {rank} in every module:"
-                     f"{listing(bad)}")
+    raise InputError(
+      f"{directory}: an adapter needs A and B of rank {rank} in every module:{listing(bad)}"
+    )
 
 
 def _stacked(directory, tensors, kinds):
@@ -182,11 +215,15 @@ def _stacked(directory, tensors, kinds):
       bad.append(f"{hf_name}: dtype {tensor.dtype}")
     leaves.setdefault(name, {})[index] = tensor
   # As many layers, and as many experts, as any leaf has.
-  counts = [1 + max(i) for i in itertools.zip_longest(
-      *(index for parts in leaves.values() for index in parts), fillvalue=-1)]
+  counts = [
+    1 + max(i)
+    for i in itertools.zip_longest(
+      *(index for parts in leaves.values() for index in parts), fillvalue=-1
+    )
+  ]
   shapes = {}
   for name, parts in leaves.items():
-    stack = counts[:port.stacked_axes(name)]
+    stack = counts[: port.stacked_axes(name)]
     if missing := math.prod(stack) - len(parts):
       first = next(i for i in itertools.product(*map(range, stack)) if i not in parts)
       where = ", ".join(f"{a} {i}" for a, i in zip(("layer", "expert"), first, strict=False))
@@ -197,6 +234,8 @@ def _stacked(directory, tensors, kinds):
     shape = shape[::-1] if port.is_transposed(name) else shape
     shapes[name] = jax.ShapeDtypeStruct((*stack, *shape), jnp.float32)
   if bad:
-    raise InputError(f"{directory}: a delta has every layer, in one shape, in "
-                     f"{', '.join(safetensors_file.WEIGHTS)}:{listing(bad)}")
+    raise InputError(
+      f"{directory}: a delta has every layer, in one shape, in "
+      f"{', '.join(safetensors_file.WEIGHTS)}:{listing(bad)}"
+    )
   return tree.nest(shapes)

@@ -21,33 +21,42 @@ from shadowft_jax.safetensors_file import WEIGHTS, Tensor
 # ways to begin, pissa, olora, corda, loftq and lora_ga change the model itself.
 # Source: peft 0.21, tuners/lora/config.py and layer.py.
 READABLE = {
-    **{k: v for k, v in PORTED.items() if k not in ("use_rslora", "rank_pattern", "alpha_pattern")},
-    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal", "mica"),
-    "target_parameters": (None, []), "use_qalora": (False,), "use_bdlora": (None, False),
-    "alora_invocation_tokens": (None,), "arrow_config": (None,), "kasa_config": (None,),
-    "monteclora_config": (None,)}
+  **{k: v for k, v in PORTED.items() if k not in ("use_rslora", "rank_pattern", "alpha_pattern")},
+  "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal", "mica"),
+  "target_parameters": (None, []),
+  "use_qalora": (False,),
+  "use_bdlora": (None, False),
+  "alora_invocation_tokens": (None,),
+  "arrow_config": (None,),
+  "kasa_config": (None,),
+  "monteclora_config": (None,),
+}
 TABLE, HEAD = "embed_tokens.weight", "lm_head.weight"
 FACTOR = re.compile(re.escape(PREFIX) + r"(.+)\.lora_([AB])\.weight")
 
 
 class Checkpoint(NamedTuple):
   """One folder's tensors, by their names without prefixes (`pair_folder.PREFIXES`)."""
+
   directory: pathlib.Path
-  tensors: dict          # {short name: Tensor}
-  names: dict            # {short name: as the folder spells it}
+  tensors: dict  # {short name: Tensor}
+  names: dict  # {short name: as the folder spells it}
   prefixes: frozenset
-  twin: Tensor | None    # a tied model's head, where the folder stores the embedding twice
-  kind: str | None       # config.json's model_type
+  twin: Tensor | None  # a tied model's head, where the folder stores the embedding twice
+  kind: str | None  # config.json's model_type
 
 
 class Difference(NamedTuple):
   """W_T - W_B of one tensor."""
+
   tuned: Tensor
   base: Tensor
 
   def read(self, first, stop, take):
-    return {"tuned": buffers.elements(self.tuned, first, stop, take()),
-            "base": buffers.elements(self.base, first, stop, take())}
+    return {
+      "tuned": buffers.elements(self.tuned, first, stop, take()),
+      "base": buffers.elements(self.base, first, stop, take()),
+    }
 
   @property
   def shapes(self):
@@ -60,6 +69,7 @@ class Difference(NamedTuple):
 
 class Dense(NamedTuple):
   """A delta stored as it is."""
+
   tensor: Tensor
 
   def read(self, first, stop, take):
@@ -76,6 +86,7 @@ class Dense(NamedTuple):
 
 class LowRank(NamedTuple):
   """scale B A, as PEFT stores the factors: A [R, in], B [out, R]."""
+
   a: Tensor
   b: Tensor
   scale: float
@@ -84,8 +95,8 @@ class LowRank(NamedTuple):
     rank, width = self.a.shape
     rows = min(self.b.shape[0], buffers.CHUNK // width)
     assert first % width == stop % width == 0 and stop - first <= rows * width, (first, stop)
-    b = np.zeros((rows, rank), WEIGHTS[self.b.dtype])      # always of one shape: compiled once
-    buffers.fill(self.b, first // width * rank, b[:(stop - first) // width])
+    b = np.zeros((rows, rank), WEIGHTS[self.b.dtype])  # always of one shape: compiled once
+    buffers.fill(self.b, first // width * rank, b[: (stop - first) // width])
     a = np.empty((rank, width), WEIGHTS[self.a.dtype])
     buffers.fill(self.a, 0, a)
     return {"lora": {"kernel": {"a": a.T, "b": b.T}}, "scale": np.float32(self.scale)}
@@ -101,15 +112,16 @@ class LowRank(NamedTuple):
 
 class Delta(NamedTuple):
   """What is added to the Instruct, times `weight`."""
-  what: str              # for people
-  kind: str              # "full" or "lora"
-  parts: dict            # {short name of a tensor: Difference, Dense or LowRank}
-  names: dict            # {short name: as the delta spells it}
-  folders: dict          # {role: folder}
-  paths: dict            # {role: files that are read}
+
+  what: str  # for people
+  kind: str  # "full" or "lora"
+  parts: dict  # {short name of a tensor: Difference, Dense or LowRank}
+  names: dict  # {short name: as the delta spells it}
+  folders: dict  # {role: folder}
+  paths: dict  # {role: files that are read}
   weight: float
-  complete: bool         # whether every tensor in the scope must have a part
-  base: Checkpoint | None = None    # of a difference
+  complete: bool  # whether every tensor in the scope must have a part
+  base: Checkpoint | None = None  # of a difference
 
 
 def dense(part, weight, count):
@@ -135,13 +147,16 @@ def read_checkpoint(directory):
   directory = pathlib.Path(directory)
   folder.check(directory)
   if (directory / "adapter_config.json").exists():
-    raise InputError(f"{directory} is an adapter; expected a whole model (an adapter is grafted "
-                     "by --adapter)")
+    raise InputError(
+      f"{directory} is an adapter; expected a whole model (an adapter is grafted by --adapter)"
+    )
   hf = folder.read_json(directory / "config.json")
   found = pair_folder.tensors_of(directory)
   if how := pair_folder.quantised(hf, found):
-    raise InputError(f"{directory} is quantised ({how}): its weights are codes, which cannot be "
-                     "added to; choose the unquantised model")
+    raise InputError(
+      f"{directory} is quantised ({how}): its weights are codes, which cannot be "
+      "added to; choose the unquantised model"
+    )
   names, prefixes = pair_folder.canonical(directory, found)
   tensors = {s: found[n] for s, n in names.items()}
   tied = TABLE in tensors and pair_folder.is_tied({**hf, **(hf.get("text_config") or {})})
@@ -152,18 +167,31 @@ def read_checkpoint(directory):
 def difference(base_dir, tuned_dir, weight=1.0):
   """The Delta of a full tuning done by any tool."""
   base, tuned = read_checkpoint(base_dir), read_checkpoint(tuned_dir)
-  parts = {n: Difference(tuned.tensors.get(n), base.tensors.get(n))
-           for n in {**base.tensors, **tuned.tensors}}
+  parts = {
+    n: Difference(tuned.tensors.get(n), base.tensors.get(n))
+    for n in {**base.tensors, **tuned.tensors}
+  }
   sides = {"base": base, "tuned": tuned}
-  return Delta(f"{tuned_dir} - {base_dir}", "full", parts, {**base.names, **tuned.names},
-               {r: s.directory for r, s in sides.items()},
-               {r: files(s.directory, s.tensors) for r, s in sides.items()}, weight, True, base)
+  return Delta(
+    f"{tuned_dir} - {base_dir}",
+    "full",
+    parts,
+    {**base.names, **tuned.names},
+    {r: s.directory for r, s in sides.items()},
+    {r: files(s.directory, s.tensors) for r, s in sides.items()},
+    weight,
+    True,
+    base,
+  )
 
 
 def files(directory, tensors):
   """What is read of a folder for these tensors."""
-  beside = [p for n in ("config.json", "adapter_config.json", "*.safetensors.index.json")
-            for p in directory.glob(n)]
+  beside = [
+    p
+    for n in ("config.json", "adapter_config.json", "*.safetensors.index.json")
+    for p in directory.glob(n)
+  ]
   return sorted({*beside, *(t.path for t in tensors.values())})
 
 
@@ -180,8 +208,16 @@ def stored(directory, weight=1.0):
   found = safetensors_file.find(directory, "delta")
   _check_dtypes(directory, found)
   names, _ = pair_folder.canonical(directory, found)
-  return Delta(f"the delta {directory}", "full", {s: Dense(found[n]) for s, n in names.items()},
-               names, {"delta": directory}, {"delta": files(directory, found)}, weight, False)
+  return Delta(
+    f"the delta {directory}",
+    "full",
+    {s: Dense(found[n]) for s, n in names.items()},
+    names,
+    {"delta": directory},
+    {"delta": files(directory, found)},
+    weight,
+    False,
+  )
 
 
 def _check_dtypes(directory, tensors):
@@ -192,26 +228,48 @@ def _check_dtypes(directory, tensors):
 def _adapter(directory, weight):
   path = directory / "adapter_config.json"
   config = folder.read_json(path)
-  bad = [f"{key} is {config[key]!r}; expected {values[0]!r}"
-         for key, values in READABLE.items() if key in config and config[key] not in values]
-  bad += [f"{key} is {config[key]!r}; expected an object of numbers above 0"
-          for key in ("rank_pattern", "alpha_pattern")
-          if not (isinstance(config.setdefault(key, None) or {}, dict)
-                  and all(_is_size(x) for x in (config[key] or {}).values()))]
-  bad += [f"{key} is {config.get(key)!r}; expected a number above 0"
-          for key in ("r", "lora_alpha") if not _is_size(config.get(key))]
+  bad = [
+    f"{key} is {config[key]!r}; expected {values[0]!r}"
+    for key, values in READABLE.items()
+    if key in config and config[key] not in values
+  ]
+  bad += [
+    f"{key} is {config[key]!r}; expected an object of numbers above 0"
+    for key in ("rank_pattern", "alpha_pattern")
+    if not (
+      isinstance(config.setdefault(key, None) or {}, dict)
+      and all(_is_size(x) for x in (config[key] or {}).values())
+    )
+  ]
+  bad += [
+    f"{key} is {config.get(key)!r}; expected a number above 0"
+    for key in ("r", "lora_alpha")
+    if not _is_size(config.get(key))
+  ]
   if bad:
-    raise InputError(f"{path}: this adapter cannot be grafted; merge it with PEFT and give the "
-                     f"result as --tuned:{listing(bad)}")
+    raise InputError(
+      f"{path}: this adapter cannot be grafted; merge it with PEFT and give the "
+      f"result as --tuned:{listing(bad)}"
+    )
   if (directory / "adapter_model.bin").exists() and not any(directory.glob("*.safetensors")):
-    raise InputError(f"{directory} has only adapter_model.bin, a pickle, which can run code when "
-                     "opened and is not read; load it with PEFT and save it again")
+    raise InputError(
+      f"{directory} has only adapter_model.bin, a pickle, which can run code when "
+      "opened and is not read; load it with PEFT and save it again"
+    )
   found = safetensors_file.find(directory, "adapter_model")
   _check_dtypes(directory, found)
   parts = _low_rank(directory, found, config)
   names, _ = pair_folder.canonical(directory, parts)
-  return Delta(f"the adapter {directory}", "lora", {s: parts[n] for s, n in names.items()}, names,
-               {"adapter": directory}, {"adapter": files(directory, found)}, weight, False)
+  return Delta(
+    f"the adapter {directory}",
+    "lora",
+    {s: parts[n] for s, n in names.items()},
+    names,
+    {"adapter": directory},
+    {"adapter": files(directory, found)},
+    weight,
+    False,
+  )
 
 
 def _is_size(x):
@@ -224,8 +282,9 @@ def _low_rank(directory, found, config):
   for name, tensor in found.items():
     match = FACTOR.fullmatch(name)
     if not match or len(tensor.shape) != 2:
-      bad.append(f"{name} {tensor.shape}: expected {PREFIX}MODULE.lora_A.weight or lora_B.weight "
-                 "of two axes")
+      bad.append(
+        f"{name} {tensor.shape}: expected {PREFIX}MODULE.lora_A.weight or lora_B.weight of two axes"
+      )
     else:
       factors.setdefault(match[1], {})[match[2]] = tensor
   parts = {}
@@ -234,16 +293,19 @@ def _low_rank(directory, found, config):
     if pair.keys() != {"A", "B"}:
       bad.append(f"{module}: lora_{min({'A', 'B'} - pair.keys())} is missing")
     elif (pair["A"].shape[0], pair["B"].shape[1]) != (rank, rank):
-      bad.append(f"{module}: A {pair['A'].shape} and B {pair['B'].shape}, the config says rank "
-                 f"{rank}")
+      bad.append(
+        f"{module}: A {pair['A'].shape} and B {pair['B'].shape}, the config says rank {rank}"
+      )
     else:
       # Source: peft 0.21, tuners/lora/layer.py, LoraLayer.update_layer.
       below = math.sqrt(rank) if config.get("use_rslora") else rank
       scale = _setting(config, "alpha_pattern", "lora_alpha", module) / below
       parts[module + ".weight"] = LowRank(pair["A"], pair["B"], scale)
   if bad:
-    raise InputError(f"{directory}: the tensors are not those of a LoRA adapter (DoRA, "
-                     f"modules_to_save, biases and embeddings are not read):{listing(bad)}")
+    raise InputError(
+      f"{directory}: the tensors are not those of a LoRA adapter (DoRA, "
+      f"modules_to_save, biases and embeddings are not read):{listing(bad)}"
+    )
   return parts
 
 

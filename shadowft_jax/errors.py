@@ -18,7 +18,7 @@ def listing(items, limit=20):
 
 
 def nearest(path):
-  """"; did you mean FOLDER/OTHER?" for what lies beside `path` and is spelt most alike, or ""."""
+  """ "; did you mean FOLDER/OTHER?" for what lies beside `path` and is spelt most alike, or ""."""
   there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
   found = difflib.get_close_matches(path.name, there, n=1, cutoff=0.5)
   return f"; did you mean {path.parent / found[0]}?" if found else ""

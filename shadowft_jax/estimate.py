@@ -11,10 +11,10 @@ import jax
 
 from shadowft_jax import ahead, tree
 
-TABLE = "model/embed_tokens/embedding"     # a tied model's head, too
+TABLE = "model/embed_tokens/embedding"  # a tied model's head, too
 # What good kernels reach, of an accelerator's peak: of products, of its memory, of its links.
 EFFICIENCY = {"products": 0.55, "memory": 0.8, "links": 0.7}
-HOST_LINK = 50e9          # bytes a second and device between hosts: 400 Gb/s each
+HOST_LINK = 50e9  # bytes a second and device between hosts: 400 Gb/s each
 # What is not the program's: a driver's context, the buffers of collectives, fragments.
 RESERVED = {"cuda": 2 * 2**30, "tpu": 2**29}
 
@@ -27,6 +27,7 @@ class Work:
     useful: what the method asks for: forward, and the gradients that are wanted.
     executed: what is computed: with what the backward pass computes again.
   """
+
   useful: float
   executed: float
 
@@ -37,17 +38,23 @@ def multiplied(run):
   Of experts, those that a token is given to.
   """
   cfg = run.method.model.cfg
+
   def weights(name, x):
     return x.size * (cfg.num_experts_per_tok / cfg.num_experts if "/experts/" in name else 1)
+
   named = {**tree.names(run.base), **tree.names(run.state.delta.get("lora", {}))}
-  return {n: weights(n, x) for n, x in named.items()
-          if re.search(r"/(kernel|a|b)$", n) or n == TABLE and cfg.tie_word_embeddings}
+  return {
+    n: weights(n, x)
+    for n, x in named.items()
+    if re.search(r"/(kernel|a|b)$", n) or n == TABLE and cfg.tie_word_embeddings
+  }
 
 
 def attention_flops(cfg, length):
   """Operations of a token's attention, forward: every example as long as its row."""
-  seen = [length / 2 if w is None or w >= length else w * (1 - w / (2 * length))
-          for w in cfg.windows]
+  seen = [
+    length / 2 if w is None or w >= length else w * (1 - w / (2 * length)) for w in cfg.windows
+  ]
   return 4 * cfg.num_attention_heads * cfg.head_dim * sum(seen)
 
 
@@ -73,8 +80,11 @@ def _ways(run, *axes):
 def _widths(run):
   """Features of a token: (those that every block's products give, of which a device has a share,
   and the head's)."""
-  names = {n: x for n, x in {**tree.names(run.base), **tree.names(
-      run.state.delta.get("lora", {}))}.items() if re.search(r"layers/.*/(kernel|a|b)$", n)}
+  names = {
+    n: x
+    for n, x in {**tree.names(run.base), **tree.names(run.state.delta.get("lora", {}))}.items()
+    if re.search(r"layers/.*/(kernel|a|b)$", n)
+  }
   cfg = run.method.model.cfg
   chosen = cfg.num_experts_per_tok or 1
   inner = sum(x.shape[-1] * (chosen if "/experts/" in n else 1) for n, x in names.items())
@@ -91,8 +101,11 @@ def activations(run):
   model = run.method.model
   tokens = math.prod(run.batch["token"].sharding.shard_shape(run.batch["token"].shape))
   inner, _ = _widths(run)
-  kept = {"full": model.cfg.hidden_size, "dots": model.cfg.hidden_size + inner,
-          "none": 6 * model.cfg.hidden_size + 3 * inner}[model.remat]
+  kept = {
+    "full": model.cfg.hidden_size,
+    "dots": model.cfg.hidden_size + inner,
+    "none": 6 * model.cfg.hidden_size + 3 * inner,
+  }[model.remat]
   return kept * tokens * model.cfg.num_hidden_layers * model.dtype.itemsize
 
 
@@ -103,18 +116,26 @@ def temporaries(run):
   rows, length = run.batch["token"].sharding.shard_shape(run.batch["token"].shape)
   inner, vocabulary = _widths(run)
   head = cfg.hidden_size * vocabulary
-  loss = (head * (size + 4 * _head_learns(run))
-          + 2.5 * 4 * rows * min(method.chunk, length) * vocabulary)
-  block = {n: x.size / x.shape[0] / _ways(run, "tensor") for n, x in tree.names(run.base).items()
-           if "/layers/" in n}
+  loss = (
+    head * (size + 4 * _head_learns(run)) + 2.5 * 4 * rows * min(method.chunk, length) * vocabulary
+  )
+  block = {
+    n: x.size / x.shape[0] / _ways(run, "tensor")
+    for n, x in tree.names(run.base).items()
+    if "/layers/" in n
+  }
   gathered = sum(block.values()) * (3 if learnt else 1) * size
   return max(loss, gathered + (6 * cfg.hidden_size + 3 * inner) * rows * length * size)
 
 
 def memory(run, compiled=None):
   """{part: bytes a device}; what is beside the arrays by `ahead.compiled`, or estimated."""
-  parts = {"Base": run.base, "delta": run.state.delta, "optimizer": run.state.opt,
-           "gradients": run.grads}
+  parts = {
+    "Base": run.base,
+    "delta": run.state.delta,
+    "optimizer": run.state.opt,
+    "gradients": run.grads,
+  }
   out = {name: ahead.bytes_a_device(x) for name, x in parts.items()}
   if compiled is None:
     return {**out, "activations": activations(run), "temporaries": temporaries(run)}
@@ -131,6 +152,7 @@ class Seconds:
     links: weights and gradients sent while something else is computed.
     waits: sums over the mesh axis tensor and keys over context, which the next product needs.
   """
+
   products: float
   memory: float
   links: float
@@ -152,16 +174,19 @@ def seconds(run, accelerator, link):
   tokens = run.batch["token"].size
   products = work(run).executed * tokens / run.mesh.size / accelerator.flops
   state = 2 * ahead.bytes_a_device(run.state) + ahead.bytes_a_device(run.grads)
-  return Seconds(products / EFFICIENCY["products"],
-                 _read(run) / accelerator.bandwidth / EFFICIENCY["memory"],
-                 *(sent / link / EFFICIENCY["links"] for sent in _sent(run)),
-                 state / accelerator.bandwidth / EFFICIENCY["memory"])
+  return Seconds(
+    products / EFFICIENCY["products"],
+    _read(run) / accelerator.bandwidth / EFFICIENCY["memory"],
+    *(sent / link / EFFICIENCY["links"] for sent in _sent(run)),
+    state / accelerator.bandwidth / EFFICIENCY["memory"],
+  )
 
 
 def _block_weights(run):
   """Weights of all blocks that a device multiplies with."""
-  return sum(x.size for n, x in tree.names(run.base).items()
-             if "/layers/" in n) / _ways(run, "tensor")
+  return sum(x.size for n, x in tree.names(run.base).items() if "/layers/" in n) / _ways(
+    run, "tensor"
+  )
 
 
 def _read(run):
@@ -172,7 +197,8 @@ def _read(run):
   inner, _ = _widths(run)
   features = 2 * (8 * model.cfg.hidden_size + 2 * inner) * model.cfg.num_hidden_layers
   return model.dtype.itemsize * passes * (2 * _block_weights(run) + features * tokens) + (
-      2 * ahead.bytes_a_device(run.grads))
+    2 * ahead.bytes_a_device(run.grads)
+  )
 
 
 def _sent(run):
@@ -180,15 +206,18 @@ def _sent(run):
   model, learnt, size = run.method.model, ahead.learnt_names(run), run.method.model.dtype.itemsize
   cfg, mesh = model.cfg, run.mesh.shape
   rows, length = run.batch["token"].sharding.shard_shape(run.batch["token"].shape)
+
   def apart(axis):
     return (mesh[axis] - 1) / mesh[axis]
+
   _, vocabulary = _widths(run)
   head, chunks = cfg.hidden_size * vocabulary, math.ceil(length / run.method.chunk)
   trained = any("/layers/" in n for n in learnt)
-  sent = apart("fsdp") * (size * _block_weights(run) * (2 + trained)
-                          + chunks * head * (2 * size + 4 * _head_learns(run)))
+  sent = apart("fsdp") * (
+    size * _block_weights(run) * (2 + trained) + chunks * head * (2 * size + 4 * _head_learns(run))
+  )
   sent += apart("data") * 2 * ahead.bytes_a_device(run.grads)
-  token = size * rows * length * cfg.num_hidden_layers       # one number a token and layer
+  token = size * rows * length * cfg.num_hidden_layers  # one number a token and layer
   sums = 2 * cfg.hidden_size * (4 + 2 * (model.remat == "full"))
   keys = 2 * cfg.num_key_value_heads * cfg.head_dim * mesh["context"] * 3
   return sent, token * (apart("tensor") * sums + apart("context") * keys)
@@ -197,9 +226,15 @@ def _sent(run):
 def disk(run):
   """{what: bytes} that a run needs on disk; released weights have two bytes each."""
   weights = 2 * tree.size(run.base)
-  state, delta = (sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
-                  for shapes in (run.state, run.state.delta))
+  state, delta = (
+    sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+    for shapes in (run.state, run.state.delta)
+  )
   # While a third is written, the newest and the best lie there.
-  return {"Base": weights, "Instruct": weights, "checkpoints": 3 * state, "delta": delta,
-          "grafted model": weights}
-
+  return {
+    "Base": weights,
+    "Instruct": weights,
+    "checkpoints": 3 * state,
+    "delta": delta,
+    "grafted model": weights,
+  }

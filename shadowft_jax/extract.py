@@ -7,15 +7,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-BLOCK = 1 << 10        # rows of a matrix that are float64 at a time
+BLOCK = 1 << 10  # rows of a matrix that are float64 at a time
 
 
 class Factors(NamedTuple):
   """B A, which stands for a matrix."""
-  a: np.ndarray          # [R, in]
-  b: np.ndarray          # [out, R]
-  kept: float            # the sum of the squared singular values that it has
-  total: float           # that of the matrix
+
+  a: np.ndarray  # [R, in]
+  b: np.ndarray  # [out, R]
+  kept: float  # the sum of the squared singular values that it has
+  total: float  # that of the matrix
 
 
 def truncated(matrix, *, rank=None, energy=None):
@@ -38,7 +39,7 @@ def truncated(matrix, *, rank=None, energy=None):
   sums = np.cumsum(squares)
   count = min(rank or 1 + np.searchsorted(sums, energy * sums[-1]), len(sums))
   right = vectors[:, :count].astype(np.float32)
-  left = tall @ right                                       # U S, of U S V^T
+  left = tall @ right  # U S, of U S V^T
   a, b = (right.T, left) if is_tall else (left.T, right)
   return Factors(a, b, sums[count - 1], sums[-1])
 
@@ -47,7 +48,7 @@ def _gram(tall):
   """X^T X in float64."""
   gram = np.zeros((tall.shape[1],) * 2)
   for first in range(0, len(tall), BLOCK):
-    block = tall[first:first + BLOCK].astype(np.float64)
+    block = tall[first : first + BLOCK].astype(np.float64)
     gram += block.T @ block
   return gram
 
@@ -62,7 +63,7 @@ def joined(factors, shape):
   a = np.concatenate([a.astype(np.float32) for a, _, _ in factors])
   b = np.zeros((shape[0], len(a)), np.float32)
   parts = np.concatenate([np.float32(scale) * b.astype(np.float32) for _, b, scale in factors], 1)
-  b[:len(parts)] = parts[:shape[0]]
+  b[: len(parts)] = parts[: shape[0]]
   return Factors(a, b, 1.0, 1.0)
 
 

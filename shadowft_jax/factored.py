@@ -24,25 +24,33 @@ def check(plan, is_cut):
     listed = listing((f"{t.name} {t.tensor.shape}" for t in bad), limit=len(bad))
     ends = sorted({re.sub(r"^(.*\.\d+)?\.", "", t.name) for t in bad})
     raise InputError(
-        "an adapter holds weights of the text model's linear layers alone, no biases, norms and "
-        f"embeddings; leave these out by --exclude='({'|'.join(map(re.escape, ends))})$', or write "
-        f"them all by --output=delta:{listed}")
-  is_joined = plan.recipe.combine == "sum" and not plan.recipe.drop_rate and all(
-      isinstance(p, LowRank) for t in plan.targets for p in t.parts)
+      "an adapter holds weights of the text model's linear layers alone, no biases, norms and "
+      f"embeddings; leave these out by --exclude='({'|'.join(map(re.escape, ends))})$', or write "
+      f"them all by --output=delta:{listed}"
+    )
+  is_joined = (
+    plan.recipe.combine == "sum"
+    and not plan.recipe.drop_rate
+    and all(isinstance(p, LowRank) for t in plan.targets for p in t.parts)
+  )
   if not is_cut and not is_joined:
     raise InputError(
-        "to make an adapter of a dense delta, or of what TIES or DARE leaves, tell how much of "
-        "each tensor it keeps: --rank (how many singular values) or --energy (which share of "
-        "their squares)")
+      "to make an adapter of a dense delta, or of what TIES or DARE leaves, tell how much of "
+      "each tensor it keeps: --rank (how many singular values) or --energy (which share of "
+      "their squares)"
+    )
 
 
 def module(plan, target):
   """The module whose weight a tensor is, as transformers 5 names it; None if no adapter has it."""
   name, (prefix, ours) = port.own_name(target.name), port.TEXT_TOWER[0]
-  if (len(target.tensor.shape) != 2 or not name.endswith(".weight")
-      or re.search(pair_check.TABLES, name)):
+  if (
+    len(target.tensor.shape) != 2
+    or not name.endswith(".weight")
+    or re.search(pair_check.TABLES, name)
+  ):
     return None
-  if any("language_model" in p for p in plan.instruct.prefixes):     # more than text is there
+  if any("language_model" in p for p in plan.instruct.prefixes):  # more than text is there
     if name == target.name and not re.fullmatch(pair_check.HEADS, name):
       return None
     name = re.sub("^" + re.escape(ours), prefix, name)
@@ -57,9 +65,12 @@ def factor_names(plan, target):
 def target_modules(plan):
   """Last names of modules; the whole names where the model has others that end alike."""
   mine = {t.name: module(plan, t) for t in summed.targets(plan)}
-  beside = port.BESIDE.get(plan.instruct.kind, "(?!)")       # excluded by adapter_config
-  others = {n.split(".")[-2] for n in plan.instruct.names.values()
-            if n.endswith(".weight") and n not in mine and not re.fullmatch(beside, n)}
+  beside = port.BESIDE.get(plan.instruct.kind, "(?!)")  # excluded by adapter_config
+  others = {
+    n.split(".")[-2]
+    for n in plan.instruct.names.values()
+    if n.endswith(".weight") and n not in mine and not re.fullmatch(beside, n)
+  }
   ends = {m.split(".")[-1] for m in mine.values()}
   return sorted(mine.values() if ends & others else ends)
 
@@ -83,9 +94,13 @@ def factors(plan, *, rank=None, energy=None):
       matrix = summed.matrix(read, target, pieces[target.name])
       yield target, extract.truncated(matrix, rank=rank, energy=energy)
       continue
-    out = extract.joined([(summed.whole(p.a), summed.whole(p.b), w * p.scale)
-                          for p, w in zip(target.parts, target.weights, strict=True)],
-                         target.tensor.shape)
+    out = extract.joined(
+      [
+        (summed.whole(p.a), summed.whole(p.b), w * p.scale)
+        for p, w in zip(target.parts, target.weights, strict=True)
+      ],
+      target.tensor.shape,
+    )
     if not (np.isfinite(out.a).all() and np.isfinite(out.b).all()):
       summed.blame(target)
     yield target, out

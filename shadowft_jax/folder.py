@@ -10,8 +10,21 @@ import shutil
 from shadowft_jax.errors import InputError
 
 # Not copied to an export: twins of the weights, which would be ungrafted; code; caches.
-LEFT_OUT = ("original/", "consolidated*", "*.safetensors", "*.bin", "*.bin.index.json", "*.pth",
-            "*.pt", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "*.py", ".*")
+LEFT_OUT = (
+  "original/",
+  "consolidated*",
+  "*.safetensors",
+  "*.bin",
+  "*.bin.index.json",
+  "*.pth",
+  "*.pt",
+  "*.gguf",
+  "*.h5",
+  "*.msgpack",
+  "*.onnx",
+  "*.py",
+  ".*",
+)
 PICKLES = ("pytorch_model*.bin", "model*.bin", "*.pth", "*.pt", "*.ckpt")
 
 
@@ -19,8 +32,10 @@ def check(directory):
   """Raises InputError where `directory` is none."""
   if not directory.is_dir():
     what = "is a file" if directory.exists() else "does not exist"
-    raise InputError(f"{directory} {what}; expected a folder on this disk (a model of the hub: "
-                     "`hf download <owner>/<name> --local-dir <folder>`)")
+    raise InputError(
+      f"{directory} {what}; expected a folder on this disk (a model of the hub: "
+      "`hf download <owner>/<name> --local-dir <folder>`)"
+    )
 
 
 def check_apart(directory, other):
@@ -55,8 +70,11 @@ def check_new(directory, overwrite=False):
   """
   directory = pathlib.Path(os.path.realpath(directory))
   if directory.exists() and not (overwrite and directory.is_dir()):
-    raise InputError(f"{directory} exists; name another folder, or pass --overwrite"
-                     if directory.is_dir() else f"{directory} is a file; name another folder")
+    raise InputError(
+      f"{directory} exists; name another folder, or pass --overwrite"
+      if directory.is_dir()
+      else f"{directory} is a file; name another folder"
+    )
   directory.parent.mkdir(parents=True, exist_ok=True)
   return directory
 
@@ -146,7 +164,7 @@ def copy_with_card(like, fresh, shards, card):
   left_out = copy(like, fresh, shards)
   readme, moved = fresh / "README.md", fresh / "README.instruct.md"
   if readme.exists():
-    if moved.exists():       # `like` is itself an export: what it was made of gives way
+    if moved.exists():  # `like` is itself an export: what it was made of gives way
       left_out = sorted([*left_out, moved.name])
     readme.replace(moved)
   if card is not None:
@@ -170,9 +188,11 @@ def refuse_pickles(directory):
     return
   for pattern in PICKLES:
     if found := sorted(p.name for p in directory.glob(pattern)):
-      raise InputError(f"{directory} has only pickled weights ({found[0]}), which can run code "
-                       "when opened and are not read; convert them (needs torch and their size "
-                       f"in memory): {conversion(directory, pattern)}")
+      raise InputError(
+        f"{directory} has only pickled weights ({found[0]}), which can run code "
+        "when opened and are not read; convert them (needs torch and their size "
+        f"in memory): {conversion(directory, pattern)}"
+      )
 
 
 def conversion(directory, pattern=PICKLES[0]):
@@ -180,7 +200,9 @@ def conversion(directory, pattern=PICKLES[0]):
 
   It reads tensors only: neither pickled code nor the model's own code runs.
   """
-  code = ("import glob, torch; from huggingface_hub import save_torch_state_dict as save; "
-          f"save({{k: v for f in sorted(glob.glob('{directory}/{pattern}')) for k, v in "
-          f"torch.load(f, map_location='cpu', weights_only=True).items()}}, '{directory}')")
+  code = (
+    "import glob, torch; from huggingface_hub import save_torch_state_dict as save; "
+    f"save({{k: v for f in sorted(glob.glob('{directory}/{pattern}')) for k, v in "
+    f"torch.load(f, map_location='cpu', weights_only=True).items()}}, '{directory}')"
+  )
   return f'python -c "{code}"'

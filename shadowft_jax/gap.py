@@ -19,45 +19,46 @@ from shadowft_jax import pair_check, safetensors_file
 from shadowft_jax.errors import InputError
 
 READINGS = {
-    "mean_over_tensors": "mean over tensors of layers, unweighted (the authors' script)",
-    "mean_over_layers": "mean over layers, each the ratio of its sums",
-    "ratio_of_sums": "ratio of the sums over all shared tensors",
+  "mean_over_tensors": "mean over tensors of layers, unweighted (the authors' script)",
+  "mean_over_layers": "mean over layers, each the ratio of its sums",
+  "ratio_of_sums": "ratio of the sums over all shared tensors",
 }
 # registry name -> (sigma, where it is from).
 REFERENCES = {
-    "llama-3.1-8b": (0.016, "the paper"),
-    "qwen3-4b-2507": (0.0562, "the authors' sigma_v2.py, mean over tensors"),
+  "llama-3.1-8b": (0.016, "the paper"),
+  "qwen3-4b-2507": (0.0562, "the authors' sigma_v2.py, mean over tensors"),
 }
-CLOSE = 1e-5      # |difference| of an element that counts as unchanged, as in the authors' script
+CLOSE = 1e-5  # |difference| of an element that counts as unchanged, as in the authors' script
 LAYER = r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\."
 # The first that a name matches; "w1" to "w3" as Llama's and InternLM2's own code names them.
 MODULES = {
-    "vision": pair_check.VISION,
-    "attention q": r"\bq_proj\b",
-    "attention k": r"\bk_proj\b",
-    "attention v": r"\bv_proj\b",
-    "attention qkv": r"\b(qkv_proj|wqkv|W_pack|query_key_value|c_attn)\b",
-    "attention o": r"\b(o_proj|wo)\b",
-    "mlp gate": r"\b(gate_proj|w1)\b",
-    "mlp up": r"\b(up_proj|w3)\b",
-    "mlp gate and up": r"\bgate_up_proj\b",
-    "mlp down": r"\b(down_proj|w2)\b",
-    "norms": r"norm|\bln_",
-    "embedding": f"^({pair_check.TABLES})$",
-    "head": f"^({pair_check.HEADS})$",
-    "other": r"",
+  "vision": pair_check.VISION,
+  "attention q": r"\bq_proj\b",
+  "attention k": r"\bk_proj\b",
+  "attention v": r"\bv_proj\b",
+  "attention qkv": r"\b(qkv_proj|wqkv|W_pack|query_key_value|c_attn)\b",
+  "attention o": r"\b(o_proj|wo)\b",
+  "mlp gate": r"\b(gate_proj|w1)\b",
+  "mlp up": r"\b(up_proj|w3)\b",
+  "mlp gate and up": r"\bgate_up_proj\b",
+  "mlp down": r"\b(down_proj|w2)\b",
+  "norms": r"norm|\bln_",
+  "embedding": f"^({pair_check.TABLES})$",
+  "head": f"^({pair_check.HEADS})$",
+  "other": r"",
 }
-PIECE = 1 << 24                             # elements that a thread takes at once
-STEP = 1 << 15                              # elements added up at once: they stay in the cache
+PIECE = 1 << 24  # elements that a thread takes at once
+STEP = 1 << 15  # elements added up at once: they stay in the cache
 
 
 class Sums(NamedTuple):
   """What eq. 1 is made of, over some elements."""
-  base: float         # sum|W_B|
-  instruct: float     # sum|W_I|
-  diff: float         # sum|W_B - W_I|
-  close: int          # elements with |W_B - W_I| < CLOSE
-  size: int           # elements
+
+  base: float  # sum|W_B|
+  instruct: float  # sum|W_I|
+  diff: float  # sum|W_B - W_I|
+  close: int  # elements with |W_B - W_I| < CLOSE
+  size: int  # elements
 
   @property
   def ratio(self):
@@ -73,16 +74,17 @@ class Sums(NamedTuple):
 
 class Row(NamedTuple):
   """One tensor that both models have."""
-  name: str           # without the prefix that wrapped models put before it
+
+  name: str  # without the prefix that wrapped models put before it
   layer: int | None
-  module: str         # of MODULES
+  module: str  # of MODULES
   shape: tuple[int, ...]
   sums: Sums
 
 
 def sums(base, instruct):
   """Sums of two arrays of one shape: differences in float32, added up in float64."""
-  with np.errstate(invalid="ignore", over="ignore"):       # NaN and Inf are told by name
+  with np.errstate(invalid="ignore", over="ignore"):  # NaN and Inf are told by name
     b, i = (x.astype(np.float32, copy=False) for x in (base, instruct))
     diff = np.abs(b - i)
     close = int(np.count_nonzero(diff < CLOSE))
@@ -138,17 +140,24 @@ def compare(base, instruct, progress=lambda elements: None):
   """
   names, left_out = comparable(base, instruct)
   if not names:
-    raise InputError(f"{base.directory} and {instruct.directory} share no tensor of one name and "
-                     "shape; a gap ratio needs two models of one architecture")
-  tasks = [(name, *pair) for name in names for pair in zip(
-      _pieces(base.tensors[name]), _pieces(instruct.tensors[name]), strict=True)]
+    raise InputError(
+      f"{base.directory} and {instruct.directory} share no tensor of one name and "
+      "shape; a gap ratio needs two models of one architecture"
+    )
+  tasks = [
+    (name, *pair)
+    for name in names
+    for pair in zip(_pieces(base.tensors[name]), _pieces(instruct.tensors[name]), strict=True)
+  ]
   parts = {name: [] for name in names}
   with concurrent.futures.ThreadPoolExecutor(_cores()) as pool:
     for (name, *_), part in zip(tasks, pool.map(_measure, tasks), strict=True):
       parts[name].append(part)
       progress(part.size)
-  rows = [Row(name, layer_of(name), module_of(name), base.tensors[name].shape, total(parts[name]))
-          for name in names]
+  rows = [
+    Row(name, layer_of(name), module_of(name), base.tensors[name].shape, total(parts[name]))
+    for name in names
+  ]
   return sorted(rows, key=lambda r: (r.layer is None, r.layer, r.name)), left_out
 
 
@@ -162,8 +171,9 @@ def _pieces(tensor):
   size, width = math.prod(tensor.shape), safetensors_file.ITEMSIZE[tensor.dtype]
   for start in range(0, size, PIECE):
     count = min(PIECE, size - start)
-    yield tensor._replace(shape=(count,), offset=tensor.offset + start * width,
-                          nbytes=count * width)
+    yield tensor._replace(
+      shape=(count,), offset=tensor.offset + start * width, nbytes=count * width
+    )
 
 
 def _chunks(flat):
@@ -173,8 +183,10 @@ def _chunks(flat):
   """
   whole, rest = divmod(flat.shape[0], STEP)
   tail = flat.offset + whole * STEP * safetensors_file.ITEMSIZE[flat.dtype]
-  for part in (flat._replace(shape=(whole, STEP)),
-               flat._replace(shape=(min(1, rest), rest), offset=tail)):
+  for part in (
+    flat._replace(shape=(whole, STEP)),
+    flat._replace(shape=(min(1, rest), rest), offset=tail),
+  ):
     for _, chunk in safetensors_file.rows(part):
       yield from chunk
 
@@ -185,11 +197,15 @@ def _measure(task):
   out = total(sums(b, i) for b, i in zip(_chunks(base), _chunks(instruct), strict=True))
   for side, value in ((base, out.base), (instruct, out.instruct)):
     if not math.isfinite(value):
-      raise InputError(f"{side.path}: {name} holds NaN or Inf; expected finite weights: download "
-                       "the file again, or take a checkpoint that did not diverge")
+      raise InputError(
+        f"{side.path}: {name} holds NaN or Inf; expected finite weights: download "
+        "the file again, or take a checkpoint that did not diverge"
+      )
   if not math.isfinite(out.diff):
-    raise InputError(f"{base.path} and {instruct.path}: {name} differs by more than float32 "
-                     "holds; expected weights of two related models")
+    raise InputError(
+      f"{base.path} and {instruct.path}: {name} differs by more than float32 "
+      "holds; expected weights of two related models"
+    )
   return out
 
 
@@ -228,7 +244,7 @@ def readings(rows):
   layers = by_layer(rows)
   mean = lambda values: math.fsum(values) / len(values) if values else None
   return {
-      "mean_over_tensors": mean([r.sums.ratio for part in layers.values() for r in part]),
-      "mean_over_layers": mean([ratio(part) for part in layers.values()]),
-      "ratio_of_sums": ratio(rows),
+    "mean_over_tensors": mean([r.sums.ratio for part in layers.values() for r in part]),
+    "mean_over_layers": mean([ratio(part) for part in layers.values()]),
+    "ratio_of_sums": ratio(rows),
   }

@@ -11,15 +11,21 @@ from shadowft_jax.models.layers import softcap
 
 def _empty_cache(cfg, batch, length, dtype):
   shape = (cfg.num_hidden_layers, batch, length, cfg.num_key_value_heads, cfg.head_dim)
-  return {"model": {"layers": {"self_attn": {
-      "k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)}}}}
+  return {
+    "model": {"layers": {"self_attn": {"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)}}}
+  }
 
 
 def _next(model, variables, cache, token_BT, position_BT, last_B):
   """Logits [B, V] after each row's token at index `last_B`, and the cache with all written."""
   (h_BTD, head_DV), out = model.apply(
-      {**variables, "cache": cache}, token_BT, None, position_BT,
-      mutable=["cache"], method="hidden_and_head")
+    {**variables, "cache": cache},
+    token_BT,
+    None,
+    position_BT,
+    mutable=["cache"],
+    method="hidden_and_head",
+  )
   h_BD = jnp.take_along_axis(h_BTD, last_B[:, None, None], axis=1)[:, 0]
   logit_BV = jnp.einsum("BD,DV->BV", h_BD, head_DV, preferred_element_type=jnp.float32)
   return softcap(logit_BV, model.cfg.final_logit_softcapping), out["cache"]
@@ -45,8 +51,9 @@ def _generate(model, variables, token_BT, length_B, key, *, max_new, stop, tempe
     token_B = jnp.where(done_B, stop[0], token_B)
     done_B |= is_stop(token_B)
     out_BM = out_BM.at[:, i].set(token_B)
-    logit_BV, cache = _next(model, variables, cache, token_B[:, None],
-                            (length_B + i)[:, None], jnp.zeros_like(length_B))
+    logit_BV, cache = _next(
+      model, variables, cache, token_B[:, None], (length_B + i)[:, None], jnp.zeros_like(length_B)
+    )
     return i + 1, out_BM, done_B, logit_BV, cache
 
   start = (0, jnp.full((B, max_new), stop[0], jnp.int32), jnp.zeros(B, bool), logit_BV, cache)
@@ -54,8 +61,7 @@ def _generate(model, variables, token_BT, length_B, key, *, max_new, stop, tempe
   return jax.lax.while_loop(going, step, start)[1]
 
 
-def generate(model, variables, prompts, *, max_new, stop, temperature=0.0, seed=0,
-             batch_size=64):
+def generate(model, variables, prompts, *, max_new, stop, temperature=0.0, seed=0, batch_size=64):
   """Continues each prompt until a stop token or `max_new` tokens.
 
   Args:
@@ -71,18 +77,27 @@ def generate(model, variables, prompts, *, max_new, stop, temperature=0.0, seed=
   order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
   answers = [None] * len(prompts)
   for start in range(0, len(order), batch_size):
-    chosen = order[start:start + batch_size]
+    chosen = order[start : start + batch_size]
     # Few shapes, few compilations: lengths are rounded up, and the last batch is filled up.
     length = max(len(prompts[i]) for i in chosen)
     width = max(16, 1 << (length - 1).bit_length())
     token_BT = np.full((batch_size, width), stop[0], np.int32)
     length_B = np.ones(batch_size, np.int32)
     for row, i in enumerate(chosen):
-      token_BT[row, :len(prompts[i])], length_B[row] = prompts[i], len(prompts[i])
-    out = np.asarray(_generate(
-        model, variables, token_BT, length_B, jax.random.key(seed + start),
-        max_new=max_new, stop=tuple(stop), temperature=temperature))
+      token_BT[row, : len(prompts[i])], length_B[row] = prompts[i], len(prompts[i])
+    out = np.asarray(
+      _generate(
+        model,
+        variables,
+        token_BT,
+        length_B,
+        jax.random.key(seed + start),
+        max_new=max_new,
+        stop=tuple(stop),
+        temperature=temperature,
+      )
+    )
     for row, i in enumerate(chosen):
       ends = np.flatnonzero(np.isin(out[row], stop))
-      answers[i] = out[row, :ends[0] if len(ends) else max_new].tolist()
+      answers[i] = out[row, : ends[0] if len(ends) else max_new].tolist()
   return answers

@@ -17,8 +17,17 @@ from absl import flags
 import jax
 
 from shadowft_jax import (
-    combine, command, delta as delta_lib, delta_stream, folder, graft_plan, outputs, report,
-    stream, tree)
+  combine,
+  command,
+  delta as delta_lib,
+  delta_stream,
+  folder,
+  graft_plan,
+  outputs,
+  report,
+  stream,
+  tree,
+)
 from shadowft_jax.errors import InputError
 from shadowft_jax.progress import say
 
@@ -38,11 +47,13 @@ def select(delta, params, match):
   dense = jax.eval_shape(delta_lib.densify, delta, 1.0)
   chosen = sorted(n for n in dense if re.search(delta_lib.pattern(match), n))
   if not chosen:
-    raise InputError(f"graft.match {match!r} selects none of the delta's leaves: "
-                     f"{', '.join(sorted(dense))}")
+    raise InputError(
+      f"graft.match {match!r} selects none of the delta's leaves: {', '.join(sorted(dense))}"
+    )
   # What is trained but not grafted, such as embeddings, may be of another shape there.
-  tree.check_fits(tree.nest({n: dense[n] for n in chosen}), params, part_is="the delta",
-                  whole_is="the model")
+  tree.check_fits(
+    tree.nest({n: dense[n] for n in chosen}), params, part_is="the delta", whole_is="the model"
+  )
   return chosen
 
 
@@ -84,9 +95,12 @@ def write(out, delta, *, instruct, base, match, card):
     InputError: see `graft_plan.plan` and `stream.run`.
   """
   target = delta_stream.read_checkpoint(instruct)
-  plan = graft_plan.plan(target, [delta_stream.stored(delta)],
-                         wanted=graft_plan.scope(target.kind, match=match),
-                         base=delta_stream.read_checkpoint(base))
+  plan = graft_plan.plan(
+    target,
+    [delta_stream.stored(delta)],
+    wanted=graft_plan.scope(target.kind, match=match),
+    base=delta_stream.read_checkpoint(base),
+  )
   _run(plan, out, card=card, made={"match": match}, overwrite=True)
 
 
@@ -130,13 +144,18 @@ def _deltas():
 
 def _settings(deltas):
   """What provenance.json says of the flags."""
-  return {"alpha": ALPHA.value, "scope": _scope_text(), "vocab": VOCAB.value,
-          "deltas": [{"what": d.what, "weight": d.weight} for d in deltas]}
+  return {
+    "alpha": ALPHA.value,
+    "scope": _scope_text(),
+    "vocab": VOCAB.value,
+    "deltas": [{"what": d.what, "weight": d.weight} for d in deltas],
+  }
 
 
 def _recipe():
-  return combine.Recipe(COMBINE.value, DENSITY.value, DROP_RATE.value, ROUNDING.value, DTYPE.value,
-                        SEED.value)
+  return combine.Recipe(
+    COMBINE.value, DENSITY.value, DROP_RATE.value, ROUNDING.value, DTYPE.value, SEED.value
+  )
 
 
 def _scope_text():
@@ -156,8 +175,10 @@ def _form():
   if OUTPUT.value == "shadow":
     return None
   if ROUNDING.value != "nearest" or DTYPE.value:
-    raise InputError("--rounding and --dtype are for --output=shadow, where a sum is stored; got "
-                     f"--output={OUTPUT.value}")
+    raise InputError(
+      "--rounding and --dtype are for --output=shadow, where a sum is stored; got "
+      f"--output={OUTPUT.value}"
+    )
   return outputs.Form(OUTPUT.value, DELTA_DTYPE.value, RANK.value, ENERGY.value)
 
 
@@ -169,8 +190,9 @@ def _write_learnt(plan, form):
   if DRY_RUN.value:
     return
   made = {**_settings(plan.deltas), "output": form._asdict()}
-  told = outputs.run(plan, out, form, made=made, overwrite=OVERWRITE.value,
-                     verify=not NO_VERIFY.value)
+  told = outputs.run(
+    plan, out, form, made=made, overwrite=OVERWRITE.value, verify=not NO_VERIFY.value
+  )
   for line in outputs.lines(form, told):
     say(line)
   say(f"wrote the {form.name} of {len(plan.targets)} tensors for {INSTRUCT.value}: {out}")
@@ -182,11 +204,13 @@ def main():
     folder.check_new(OUT.value, OVERWRITE.value)
   instruct = delta_stream.read_checkpoint(INSTRUCT.value)
   deltas = _deltas()
-  wanted = graft_plan.scope(instruct.kind, SCOPE.value, match=MATCH.value, include=INCLUDE.value,
-                            exclude=EXCLUDE.value)
+  wanted = graft_plan.scope(
+    instruct.kind, SCOPE.value, match=MATCH.value, include=INCLUDE.value, exclude=EXCLUDE.value
+  )
   base = delta_stream.read_checkpoint(BASE.value) if BASE.value else None
-  plan = graft_plan.plan(instruct, deltas, wanted=wanted, vocab=VOCAB.value, base=base,
-                         recipe=_recipe())
+  plan = graft_plan.plan(
+    instruct, deltas, wanted=wanted, vocab=VOCAB.value, base=base, recipe=_recipe()
+  )
   if form:
     _write_learnt(plan, form)
     return
@@ -195,54 +219,114 @@ def main():
     stream.check_room(plan, OUT.value)
     return
   card = report.model_card(
-      base=BASE.value or ", ".join(d.what for d in deltas), instruct=INSTRUCT.value,
-      learn_on="base", kind="lora" if all(d.kind == "lora" for d in deltas) else "full",
-      match=_scope_text(), dtype=DTYPE.value)
-  _run(plan, OUT.value, card=card, made=_settings(deltas), overwrite=OVERWRITE.value,
-       verify=not NO_VERIFY.value)
+    base=BASE.value or ", ".join(d.what for d in deltas),
+    instruct=INSTRUCT.value,
+    learn_on="base",
+    kind="lora" if all(d.kind == "lora" for d in deltas) else "full",
+    match=_scope_text(),
+    dtype=DTYPE.value,
+  )
+  _run(
+    plan,
+    OUT.value,
+    card=card,
+    made=_settings(deltas),
+    overwrite=OVERWRITE.value,
+    verify=not NO_VERIFY.value,
+  )
 
 
 if __name__ == "__main__":
-  BASE = flags.DEFINE_string("base", None, "The Base model's folder: with --tuned, what "
-                             "the delta is taken from; the result is measured against it.")
+  BASE = flags.DEFINE_string(
+    "base",
+    None,
+    "The Base model's folder: with --tuned, what "
+    "the delta is taken from; the result is measured against it.",
+  )
   TUNED = flags.DEFINE_string("tuned", None, "The tuned Base model's folder.")
   DELTA = flags.DEFINE_multi_string(
-      "delta", None, "A delta folder, such as RUN/delta, or FOLDER:WEIGHT; may be repeated.")
+    "delta", None, "A delta folder, such as RUN/delta, or FOLDER:WEIGHT; may be repeated."
+  )
   ADAPTER = flags.DEFINE_multi_string(
-      "adapter", None, "A LoRA adapter of PEFT, or FOLDER:WEIGHT; may be repeated.")
+    "adapter", None, "A LoRA adapter of PEFT, or FOLDER:WEIGHT; may be repeated."
+  )
   INSTRUCT = flags.DEFINE_string("instruct", None, "The Instruct model's folder.", required=True)
   OUT = flags.DEFINE_string("out", None, "The folder to make.", required=True)
   OUTPUT = flags.DEFINE_enum(
-      "output", "shadow", ["shadow", "adapter", "delta"], "shadow: the grafted model; adapter: one "
-      "adapter to serve on the Instruct; delta: what is added to it, as it is.")
-  DELTA_DTYPE = flags.DEFINE_enum("delta-dtype", "float32", sorted(outputs.DTYPES, reverse=True),
-                                  "In which --output=delta stores its numbers.")
-  RANK = flags.DEFINE_integer("rank", None, "Of --output=adapter: how many singular values are "
-                              "kept of each tensor.", lower_bound=1)
-  ENERGY = flags.DEFINE_float("energy", None, "In its place: the share of the squared singular "
-                              "values that is kept of each tensor, as 0.9.", 1e-9, 1.0)
+    "output",
+    "shadow",
+    ["shadow", "adapter", "delta"],
+    "shadow: the grafted model; adapter: one "
+    "adapter to serve on the Instruct; delta: what is added to it, as it is.",
+  )
+  DELTA_DTYPE = flags.DEFINE_enum(
+    "delta-dtype",
+    "float32",
+    sorted(outputs.DTYPES, reverse=True),
+    "In which --output=delta stores its numbers.",
+  )
+  RANK = flags.DEFINE_integer(
+    "rank",
+    None,
+    "Of --output=adapter: how many singular values are kept of each tensor.",
+    lower_bound=1,
+  )
+  ENERGY = flags.DEFINE_float(
+    "energy",
+    None,
+    "In its place: the share of the squared singular values that is kept of each tensor, as 0.9.",
+    1e-9,
+    1.0,
+  )
   ALPHA = flags.DEFINE_float("alpha", 1.0, "What every delta is multiplied by.")
-  SCOPE = flags.DEFINE_enum("scope", "paper", ["paper", "all"],
-                            "paper: the projections of the layers; all: all that the models share.")
+  SCOPE = flags.DEFINE_enum(
+    "scope",
+    "paper",
+    ["paper", "all"],
+    "paper: the projections of the layers; all: all that the models share.",
+  )
   MATCH = flags.DEFINE_string(
-      "match", None, "In the place of --scope: projections, all, or a regex over leaf names.")
-  INCLUDE = flags.DEFINE_string("include", None, "Of the scope, only these tensors: a regex over "
-                                "the names in the Instruct's files.")
+    "match", None, "In the place of --scope: projections, all, or a regex over leaf names."
+  )
+  INCLUDE = flags.DEFINE_string(
+    "include",
+    None,
+    "Of the scope, only these tensors: a regex over the names in the Instruct's files.",
+  )
   EXCLUDE = flags.DEFINE_string("exclude", None, "Of the scope, not these tensors: a regex.")
-  VOCAB = flags.DEFINE_enum("vocab", "refuse", ["refuse", "common"],
-                            "Tables of different length: common grafts the rows that all have.")
+  VOCAB = flags.DEFINE_enum(
+    "vocab",
+    "refuse",
+    ["refuse", "common"],
+    "Tables of different length: common grafts the rows that all have.",
+  )
   COMBINE = flags.DEFINE_enum("combine", "sum", ["sum", "ties"], "How several deltas become one.")
-  DENSITY = flags.DEFINE_float("density", 1.0, "Of --combine=ties: the share of each delta's "
-                               "numbers, the largest in every tensor, that is kept.")
-  DROP_RATE = flags.DEFINE_float("drop-rate", 0.0, "DARE: the probability p that a number of a "
-                                 "delta is dropped; the others are divided by 1 - p.")
-  ROUNDING = flags.DEFINE_enum("rounding", "nearest", ["nearest", "stochastic"], "How sums are "
-                               "rounded to the Instruct's dtype; stochastic: right on average.")
-  DTYPE = flags.DEFINE_enum("dtype", None, ["float32"], "Of all weights written, and then of "
-                            "config.json; by default each keeps the Instruct's.")
+  DENSITY = flags.DEFINE_float(
+    "density",
+    1.0,
+    "Of --combine=ties: the share of each delta's "
+    "numbers, the largest in every tensor, that is kept.",
+  )
+  DROP_RATE = flags.DEFINE_float(
+    "drop-rate",
+    0.0,
+    "DARE: the probability p that a number of a delta is dropped; the others are divided by 1 - p.",
+  )
+  ROUNDING = flags.DEFINE_enum(
+    "rounding",
+    "nearest",
+    ["nearest", "stochastic"],
+    "How sums are rounded to the Instruct's dtype; stochastic: right on average.",
+  )
+  DTYPE = flags.DEFINE_enum(
+    "dtype",
+    None,
+    ["float32"],
+    "Of all weights written, and then of config.json; by default each keeps the Instruct's.",
+  )
   SEED = flags.DEFINE_integer("seed", 0, "Of --drop-rate and --rounding=stochastic.")
   DRY_RUN = flags.DEFINE_bool("dry-run", False, "Print what would be done, and stop.")
   NO_VERIFY = flags.DEFINE_bool("no-verify", False, "Neither read the result back nor hash files.")
   OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace --out if it exists.")
-  jax.config.update("jax_platforms", "cpu")       # from disk to disk: no accelerator is taken
+  jax.config.update("jax_platforms", "cpu")  # from disk to disk: no accelerator is taken
   command.run(main)

@@ -17,14 +17,15 @@ from shadowft_jax.safetensors_file import WEIGHTS, Tensor
 
 class Target(NamedTuple):
   """A tensor of the Instruct that changes."""
-  name: str              # as the Instruct spells it
+
+  name: str  # as the Instruct spells it
   tensor: Tensor
-  parts: tuple           # what is added: Difference, Dense or LowRank
-  weights: tuple         # the factor of each
-  count: int             # how many elements change, from the first
-  short: str             # its name without a prefix, by which chance is drawn
-  order: tuple           # of each part, which of the deltas it is of
-  base: Tensor | None = None    # what W_I is measured against
+  parts: tuple  # what is added: Difference, Dense or LowRank
+  weights: tuple  # the factor of each
+  count: int  # how many elements change, from the first
+  short: str  # its name without a prefix, by which chance is drawn
+  order: tuple  # of each part, which of the deltas it is of
+  base: Tensor | None = None  # what W_I is measured against
 
   @property
   def sources(self):
@@ -35,13 +36,14 @@ class Target(NamedTuple):
 
 class Plan(NamedTuple):
   """All that a graft will do."""
+
   instruct: delta_stream.Checkpoint
   deltas: list
   targets: list
-  beyond: list           # the deltas' tensors outside the scope, as they spell them
-  mapped: list           # lines on prefixes that differ
-  shards: list           # the Instruct's weight files
-  base: delta_stream.Checkpoint | None    # what the result is measured against
+  beyond: list  # the deltas' tensors outside the scope, as they spell them
+  mapped: list  # lines on prefixes that differ
+  shards: list  # the Instruct's weight files
+  base: delta_stream.Checkpoint | None  # what the result is measured against
   recipe: combine.Recipe
 
 
@@ -67,17 +69,18 @@ def scope(kind, name="paper", *, match=None, include=None, exclude=None):
     leaves = re.compile(delta.pattern(match)) if match is not None else None
   except re.error as error:
     raise InputError(f"{error.pattern!r} is no regular expression: {error}") from error
+
   def wanted(tensor, axes):
     if leaves:
       leaf, _ = port.leaf_of(port.own_name(tensor), axes)
       if leaf is None or not leaves.search(leaf):
         return False
     return all(t.search(tensor) for t in tests) and not (veto and veto.search(tensor))
+
   return wanted
 
 
-def plan(instruct, deltas, *, wanted, vocab="refuse", base=None,
-         recipe=combine.PLAIN):
+def plan(instruct, deltas, *, wanted, vocab="refuse", base=None, recipe=combine.PLAIN):
   """Matches deltas with an Instruct, by names without prefixes.
 
   Args:
@@ -99,8 +102,10 @@ def plan(instruct, deltas, *, wanted, vocab="refuse", base=None,
     names = {**(dict.fromkeys(instruct.tensors) if learnt.complete else {}), **learnt.parts}
     for short, part in names.items():
       tensor = instruct.tensors.get(short)
-      shapes = {**(part.shapes if part else {"Base": None, "tuned": None}),
-                "Instruct": getattr(tensor, "shape", None)}
+      shapes = {
+        **(part.shapes if part else {"Base": None, "tuned": None}),
+        "Instruct": getattr(tensor, "shape", None),
+      }
       name = instruct.names.get(short) or learnt.names[short]
       axes = max(len(s) for s in shapes.values() if s is not None)
       if re.fullmatch(pair_check.HARMLESS, name) or _is_buffer(tensor):
@@ -114,11 +119,13 @@ def plan(instruct, deltas, *, wanted, vocab="refuse", base=None,
         if _is_table(short, shapes):
           rows_differ.add(name)
       else:
-        target = targets.setdefault(short, Target(
-            name, tensor, (), (), count, short, ()))
-        targets[short] = target._replace(parts=(*target.parts, part), count=min(
-            target.count, count), weights=(*target.weights, np.float32(learnt.weight)),
-            order=(*target.order, i))
+        target = targets.setdefault(short, Target(name, tensor, (), (), count, short, ()))
+        targets[short] = target._replace(
+          parts=(*target.parts, part),
+          count=min(target.count, count),
+          weights=(*target.weights, np.float32(learnt.weight)),
+          order=(*target.order, i),
+        )
   _refuse(bad, rows_differ)
   if not targets:
     raise InputError(_nothing(instruct, deltas, beyond))
@@ -128,8 +135,16 @@ def plan(instruct, deltas, *, wanted, vocab="refuse", base=None,
     targets[HEAD] = targets[TABLE]._replace(name=instruct.names[HEAD], tensor=instruct.twin)
   _check_dtypes(targets.values())
   shards = sorted({t.path for t in (*instruct.tensors.values(), *filter(None, [instruct.twin]))})
-  return Plan(instruct, deltas, list(targets.values()), sorted(beyond), _mapped(instruct, deltas),
-              shards, base, recipe)
+  return Plan(
+    instruct,
+    deltas,
+    list(targets.values()),
+    sorted(beyond),
+    _mapped(instruct, deltas),
+    shards,
+    base,
+    recipe,
+  )
 
 
 def _measure(targets, base):
@@ -138,12 +153,17 @@ def _measure(targets, base):
     return
   for short, target in targets.items():
     found = base.tensors.get(short)
-    if found and found.shape[1:] == target.tensor.shape[1:] and (
-        math.prod(found.shape) >= target.count):
+    if (
+      found
+      and found.shape[1:] == target.tensor.shape[1:]
+      and (math.prod(found.shape) >= target.count)
+    ):
       targets[short] = target._replace(base=found)
   if not any(t.base for t in targets.values()):
-    raise InputError(f"{base.directory} has none of the tensors that change, in their shapes; "
-                     "give the Base of this Instruct, or no --base")
+    raise InputError(
+      f"{base.directory} has none of the tensors that change, in their shapes; "
+      "give the Base of this Instruct, or no --base"
+    )
 
 
 def _is_buffer(tensor):
@@ -153,8 +173,11 @@ def _is_buffer(tensor):
 
 def _is_table(short, shapes):
   """Whether shapes differ in the length of the vocabulary alone."""
-  return (bool(re.fullmatch(f"{pair_check.TABLES}|{pair_check.HEADS}", short))
-          and None not in shapes.values() and len({s[1:] for s in shapes.values()}) == 1)
+  return (
+    bool(re.fullmatch(f"{pair_check.TABLES}|{pair_check.HEADS}", short))
+    and None not in shapes.values()
+    and len({s[1:] for s in shapes.values()}) == 1
+  )
 
 
 def _common(short, shapes, vocab):
@@ -168,8 +191,9 @@ def _common(short, shapes, vocab):
 
 
 def _misfit(name, shapes):
-  return f"{name}: " + ", ".join(f"{role} {'has none' if s is None else s}"
-                                 for role, s in shapes.items())
+  return f"{name}: " + ", ".join(
+    f"{role} {'has none' if s is None else s}" for role, s in shapes.items()
+  )
 
 
 def _refuse(bad, rows_differ):
@@ -183,26 +207,34 @@ def _refuse(bad, rows_differ):
     alike = sorted({re.sub(r"(?<=\\\.)\d+(?=\\\.)", r"\\d+", re.escape(n)) for n in others})
     regex = f"'{'|'.join(alike)}'" if len(alike) < 9 else "REGEX"
     advice.append(f"--exclude={regex} (the Instruct keeps its own)")
-  raise InputError("tensors in the scope are on one side only, or of other shapes; give the models "
-                   f"that belong together, or allow it by {' and '.join(advice)}:"
-                   + listing(bad.values(), limit=len(bad)))
+  raise InputError(
+    "tensors in the scope are on one side only, or of other shapes; give the models "
+    f"that belong together, or allow it by {' and '.join(advice)}:"
+    + listing(bad.values(), limit=len(bad))
+  )
 
 
 def _nothing(instruct, deltas, beyond):
   there = [d.names[n] for d in deltas for n in list(d.parts)[:3]]
-  return (f"nothing would be grafted: no tensor of {' or '.join(d.what for d in deltas)} is in the "
-          f"scope and in {instruct.directory}; the scope leaves out {len(beyond)} (--scope=all, "
-          f"--include, --exclude). The names begin with{listing(there)}\nand in the Instruct with"
-          + listing([instruct.names[n] for n in list(instruct.tensors)[:3]]))
+  return (
+    f"nothing would be grafted: no tensor of {' or '.join(d.what for d in deltas)} is in the "
+    f"scope and in {instruct.directory}; the scope leaves out {len(beyond)} (--scope=all, "
+    f"--include, --exclude). The names begin with{listing(there)}\nand in the Instruct with"
+    + listing([instruct.names[n] for n in list(instruct.tensors)[:3]])
+  )
 
 
 def _check_dtypes(targets):
-  bad = [f"{tensor.path}: {target.name} is {tensor.dtype}" for target in targets
-         for tensor in (target.tensor, *target.sources)
-         if tensor.dtype not in WEIGHTS]
+  bad = [
+    f"{tensor.path}: {target.name} is {tensor.dtype}"
+    for target in targets
+    for tensor in (target.tensor, *target.sources)
+    if tensor.dtype not in WEIGHTS
+  ]
   if bad:
-    raise InputError(f"weights are read in {', '.join(WEIGHTS)}; choose unquantised models:"
-                     + listing(bad))
+    raise InputError(
+      f"weights are read in {', '.join(WEIGHTS)}; choose unquantised models:" + listing(bad)
+    )
 
 
 def _mapped(instruct, deltas):
@@ -213,8 +245,11 @@ def _mapped(instruct, deltas):
       if (ours := instruct.names.get(short)) and ours != name:
         pair = tuple(n.removesuffix(short) for n in (name, ours))
         found.setdefault((learnt.what, *pair), []).append(name)
-  return [f"{what}: {len(names)} tensors are spelt {theirs or '(no prefix)'}*, the Instruct's "
-          f"{ours or '(no prefix)'}*" for (what, theirs, ours), names in found.items()]
+  return [
+    f"{what}: {len(names)} tensors are spelt {theirs or '(no prefix)'}*, the Instruct's "
+    f"{ours or '(no prefix)'}*"
+    for (what, theirs, ours), names in found.items()
+  ]
 
 
 def lines(plan_, out, need, free):
@@ -222,10 +257,14 @@ def lines(plan_, out, need, free):
   numbers = sum(t.count for t in plan_.targets)
   total = len(plan_.instruct.tensors) + (plan_.instruct.twin is not None)
   yield f"{plan_.instruct.directory} + {' + '.join(_factor(d) + d.what for d in plan_.deltas)}"
-  yield (f"changes {len(plan_.targets)} of {total} tensors ({numbers / 1e6:.1f} million numbers); "
-         "the others stay the Instruct's")
-  yield (f"reads {need['read'] / 1e9:.2f} GB, writes {need['write'] / 1e9:.2f} GB to {out} "
-         f"({free / 1e9:.1f} GB free), takes about {need['memory'] / 1e9:.1f} GB of memory")
+  yield (
+    f"changes {len(plan_.targets)} of {total} tensors ({numbers / 1e6:.1f} million numbers); "
+    "the others stay the Instruct's"
+  )
+  yield (
+    f"reads {need['read'] / 1e9:.2f} GB, writes {need['write'] / 1e9:.2f} GB to {out} "
+    f"({free / 1e9:.1f} GB free), takes about {need['memory'] / 1e9:.1f} GB of memory"
+  )
   yield from combine.lines(plan_.recipe)
   yield from plan_.mapped
   if plan_.beyond:

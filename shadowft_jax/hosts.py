@@ -18,11 +18,11 @@ from shadowft_jax.errors import InputError
 
 EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
-JOIN_S = 300         # for the slowest host to start
-HEARTBEAT_S = 30     # of silence, after which a process counts as dead
-FINISH_S = 3600      # for the first that is done, while another is still writing
-LEAVE_S = 5          # for processes that fail alike to say so, before one ends the others
-_hush = lambda: None                              # calls the last words off
+JOIN_S = 300  # for the slowest host to start
+HEARTBEAT_S = 30  # of silence, after which a process counts as dead
+FINISH_S = 3600  # for the first that is done, while another is still writing
+LEAVE_S = 5  # for processes that fail alike to say so, before one ends the others
+_hush = lambda: None  # calls the last words off
 
 
 def start():
@@ -43,12 +43,17 @@ def start():
   # The service would swallow SIGTERM, on which nothing acts: the process has to end by it.
   jax.config.update("jax_enable_preemption_service", False)
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
-  _hush = _last_words(f"The processes of this run did not all come within {JOIN_S} s. Start one on "
-                      "every host, with the coordinator's port open between them.")
+  _hush = _last_words(
+    f"The processes of this run did not all come within {JOIN_S} s. Start one on "
+    "every host, with the coordinator's port open between them."
+  )
   try:
-    jax.distributed.initialize(**found, initialization_timeout=JOIN_S,
-                               heartbeat_timeout_seconds=HEARTBEAT_S,
-                               shutdown_timeout_seconds=FINISH_S)
+    jax.distributed.initialize(
+      **found,
+      initialization_timeout=JOIN_S,
+      heartbeat_timeout_seconds=HEARTBEAT_S,
+      shutdown_timeout_seconds=FINISH_S,
+    )
   except (RuntimeError, ValueError) as error:
     raise InputError(f"the processes of this run cannot be joined by {found}: {error}") from error
   finally:
@@ -56,11 +61,16 @@ def start():
   if not is_first():
     progress.silence()
   name = f"process {jax.process_index()} of {jax.process_count()} (counted from 0)"
-  print(f"{name}: {jax.local_device_count()} of {jax.device_count()} {jax.default_backend()} "
-        f"devices; coordinator {distributed.global_state.coordinator_address}", file=sys.stderr)
-  _hush = _last_words(f"{name} ended early: it failed or was stopped, or another was first. "
-                      "Start the same command again on every host: it goes on from its last "
-                      "checkpoint.")
+  print(
+    f"{name}: {jax.local_device_count()} of {jax.device_count()} {jax.default_backend()} "
+    f"devices; coordinator {distributed.global_state.coordinator_address}",
+    file=sys.stderr,
+  )
+  _hush = _last_words(
+    f"{name} ended early: it failed or was stopped, or another was first. "
+    "Start the same command again on every host: it goes on from its last "
+    "checkpoint."
+  )
   atexit.register(_end)
 
 
@@ -93,7 +103,7 @@ def _depart(code):
   try:
     distributed.global_state.client.wait_at_barrier("depart", 1000 * LEAVE_S)
     if distributed.global_state.service:
-      time.sleep(1)            # the others still have to hear from here that all have come
+      time.sleep(1)  # the others still have to hear from here that all have come
   except jax.errors.JaxRuntimeError:
     pass
   os._exit(code)
@@ -112,8 +122,10 @@ def _last_words(text):
 
   Only another process can say it last: JAX aborts this one from C++, with pages of log.
   """
-  shell = subprocess.Popen(["sh", "-c", 'trap "" HUP INT TERM USR1 USR2; '
-                            'read -r done || echo "$0" >&2', text], stdin=subprocess.PIPE)
+  shell = subprocess.Popen(
+    ["sh", "-c", 'trap "" HUP INT TERM USR1 USR2; read -r done || echo "$0" >&2', text],
+    stdin=subprocess.PIPE,
+  )
   return lambda: shell.communicate(b"done\n")
 
 
@@ -122,12 +134,21 @@ def _found(env):
   if any(name in env for name in EXPLICIT):
     address, count, own = (env.get(name, "") for name in EXPLICIT)
     if not (":" in address and count.isdigit() and own.isdigit() and int(own) < int(count)):
-      raise InputError(f"the variables {', '.join(EXPLICIT)} are {address!r}, {count!r}, {own!r}; "
-                       "expected host:port, a number of processes, and one's own, from 0; set all "
-                       "three or none")
-    return None if int(count) == 1 else {
-        "coordinator_address": address, "num_processes": int(count), "process_id": int(own),
-        "cluster_detection_method": "deactivate"}
+      raise InputError(
+        f"the variables {', '.join(EXPLICIT)} are {address!r}, {count!r}, {own!r}; "
+        "expected host:port, a number of processes, and one's own, from 0; set all "
+        "three or none"
+      )
+    return (
+      None
+      if int(count) == 1
+      else {
+        "coordinator_address": address,
+        "num_processes": int(count),
+        "process_id": int(own),
+        "cluster_detection_method": "deactivate",
+      }
+    )
   if "SHADOWFT_CLUSTER" in env:
     return {"cluster_detection_method": env["SHADOWFT_CLUSTER"]}
   if all(name in env for name in SLURM) and env["SLURM_NTASKS"] != "1":

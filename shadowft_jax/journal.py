@@ -23,7 +23,7 @@ class Journal:
 
   def __init__(self, directory, file, done):
     self.directory = directory
-    self.done = done                   # what `add` was given, in order
+    self.done = done  # what `add` was given, in order
     self._file = file
 
   def add(self, found, paths):
@@ -81,8 +81,9 @@ def _open(fresh, key):
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-      raise InputError(f"another process is writing {fresh}; wait for it, or name another "
-                       "folder") from error
+      raise InputError(
+        f"another process is writing {fresh}; wait for it, or name another folder"
+      ) from error
     file.seek(0)
     first, *lines = file.read().split("\n")
     if is_left and first == key:
@@ -91,8 +92,10 @@ def _open(fresh, key):
       say(f"going on with {fresh}, which the same command left; {len(done)} steps are on disk")
     else:
       if is_left:
-        say(f"{fresh} was left by a run with other inputs or settings, or at its very beginning; "
-            "removing what is in it and starting anew")
+        say(
+          f"{fresh} was left by a run with other inputs or settings, or at its very beginning; "
+          "removing what is in it and starting anew"
+        )
       done = []
       _empty(fresh)
       os.truncate(file.fileno(), 0)
@@ -103,7 +106,7 @@ def _open(fresh, key):
 def _whole(lines):
   """(the values of the lines that were written to their end, their length in bytes)."""
   done, length = [], 0
-  for line in lines[:-1]:              # what follows the last line break is torn, or nothing
+  for line in lines[:-1]:  # what follows the last line break is torn, or nothing
     try:
       done += json.loads(line)
     except ValueError:

@@ -17,10 +17,11 @@ from shadowft_jax.safetensors_file import WEIGHTS
 
 class Span(NamedTuple):
   """Bytes [begin, end) of a file, which go to `place`."""
+
   begin: int
   end: int
   place: int
-  dtype: str | None      # of WEIGHTS, where they become float32
+  dtype: str | None  # of WEIGHTS, where they become float32
 
   def at(self, offset):
     """Where the byte at `offset` goes."""
@@ -29,11 +30,12 @@ class Span(NamedTuple):
 
 class Chunk(NamedTuple):
   """A range of bytes of a weight file: elements [first, stop) of a target, or a copy."""
+
   path: pathlib.Path
   offset: int
   nbytes: int
-  place: int             # where it goes in the result's file
-  dtype: str | None      # see Span
+  place: int  # where it goes in the result's file
+  dtype: str | None  # see Span
   target: Target | None = None
   first: int = 0
   stop: int = 0
@@ -59,11 +61,21 @@ def spans(path, dtype):
   for name, tensor in found:
     wide = tensor.dtype if tensor.dtype in WEIGHTS else None
     begin, end = end, end + tensor.nbytes * widening(wide)
-    fields[name] = {"dtype": "F32" if wide else tensor.dtype, "shape": tensor.shape,
-                    "data_offsets": [begin, end]}
+    fields[name] = {
+      "dtype": "F32" if wide else tensor.dtype,
+      "shape": tensor.shape,
+      "data_offsets": [begin, end],
+    }
   header = safetensors_file.encode(fields)
-  return header, [Span(t.offset, t.offset + t.nbytes, len(header) + fields[n]["data_offsets"][0],
-                       t.dtype if t.dtype in WEIGHTS else None) for n, t in found]
+  return header, [
+    Span(
+      t.offset,
+      t.offset + t.nbytes,
+      len(header) + fields[n]["data_offsets"][0],
+      t.dtype if t.dtype in WEIGHTS else None,
+    )
+    for n, t in found
+  ]
 
 
 def size(path, dtype):
@@ -86,8 +98,9 @@ def chunks(plan):
         yield from _copies(path, span, at, begin)
         for first, stop in buffers.ranges(target.tensor.shape, target.count):
           offset = begin + first * width
-          yield Chunk(path, offset, (stop - first) * width, span.at(offset), span.dtype, target,
-                      first, stop)
+          yield Chunk(
+            path, offset, (stop - first) * width, span.at(offset), span.dtype, target, first, stop
+          )
         at = begin + target.count * width
       yield from _copies(path, span, at, span.end)
 
@@ -108,12 +121,18 @@ def tell_dtype(directory, dtype):
     index = folder.read_json(path)
     shards = set(index["weight_map"].values())
     index.setdefault("metadata", {})["total_size"] = sum(
-        t.nbytes for s in shards for t in safetensors_file.header(directory / s).values())
+      t.nbytes for s in shards for t in safetensors_file.header(directory / s).values()
+    )
     path.write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _retyped(config, dtype):
   """The config with `dtype` for every dtype that it or a part of it names."""
-  return {k: _retyped(v, dtype) if isinstance(v, dict) else
-          dtype if k in ("dtype", "torch_dtype") and isinstance(v, str) else v
-          for k, v in config.items()}
+  return {
+    k: _retyped(v, dtype)
+    if isinstance(v, dict)
+    else dtype
+    if k in ("dtype", "torch_dtype") and isinstance(v, str)
+    else v
+    for k, v in config.items()
+  }

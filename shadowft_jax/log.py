@@ -30,14 +30,21 @@ def claim(workdir, config):
   path = workdir / "config.json"
   if path.exists() and [p.name for p in workdir.iterdir()] != [path.name]:
     theirs, ours = flat(json.loads(path.read_text())), flat(mine)
-    differ = [f"{k}: {theirs.get(k)!r} there, {ours.get(k)!r} now"
-              for k in theirs.keys() | ours.keys() if theirs.get(k) != ours.get(k)]
+    differ = [
+      f"{k}: {theirs.get(k)!r} there, {ours.get(k)!r} now"
+      for k in theirs.keys() | ours.keys()
+      if theirs.get(k) != ours.get(k)
+    ]
     if differ:
-      raise InputError(f"--workdir {workdir} belongs to a run of another config; choose another "
-                       f"folder, or the same fields:{listing(differ)}")
+      raise InputError(
+        f"--workdir {workdir} belongs to a run of another config; choose another "
+        f"folder, or the same fields:{listing(differ)}"
+      )
   elif workdir.is_dir() and not path.exists() and any(workdir.iterdir()):
-    raise InputError(f"--workdir {workdir} is not empty and not a run's folder (it has no "
-                     "config.json); choose another")
+    raise InputError(
+      f"--workdir {workdir} is not empty and not a run's folder (it has no "
+      "config.json); choose another"
+    )
   elif hosts.is_first():
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(path, mine)
@@ -78,8 +85,13 @@ class Log:
 
   def __init__(self, workdir, step, steps):
     self._last = time.monotonic()
-    self._bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True,
-                     disable=None if hosts.is_first() else True)
+    self._bar = tqdm(
+      total=steps,
+      initial=step,
+      unit="step",
+      dynamic_ncols=True,
+      disable=None if hosts.is_first() else True,
+    )
     if not hosts.is_first():
       self._file = self._board = None
       return
@@ -87,6 +99,7 @@ class Log:
     self._file = open(workdir / "metrics.jsonl", "a")
     # Here, since it imports torch where that is installed, for which a graft need not wait.
     from tensorboardX import SummaryWriter
+
     self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
   def write(self, step, **metrics):
@@ -111,8 +124,11 @@ class Log:
   def validated(self, step, loss, measured):
     """Records a validation, and says where the run is: a log file shows no bar."""
     self.write(step, **measured)
-    told = "".join(f", {what} {measured[key]:.4f}" for what, key in (
-        ("validation", "valid_loss"), ("its accuracy", "valid_accuracy")) if key in measured)
+    told = "".join(
+      f", {what} {measured[key]:.4f}"
+      for what, key in (("validation", "valid_loss"), ("its accuracy", "valid_accuracy"))
+      if key in measured
+    )
     say(f"step {step} of {self._bar.total}: loss {loss:.4f}{told}")
 
   def restart_clock(self):

@@ -29,7 +29,8 @@ def init(key, params, *, rank, match):
     bound = d_in**-0.5
     module = name.removesuffix("kernel")
     adapter[module + "a"] = jax.random.uniform(
-        key_a, (*stack, d_in, rank), jnp.float32, -bound, bound)
+      key_a, (*stack, d_in, rank), jnp.float32, -bound, bound
+    )
     adapter[module + "b"] = jnp.zeros((*stack, rank, d_out), jnp.float32)
   if not adapter:
     kernels = [n for n in tree.names(params) if n.endswith("/kernel") and "/layers/" in n]
@@ -46,7 +47,10 @@ def product(adapter, scale):
   """scale * A B in float32 at the place of each kernel."""
   named = tree.names(adapter)
   modules = [n.removesuffix("/a") for n in named if n.endswith("/a")]
-  return tree.nest({
-      f"{m}/kernel": scale * jnp.matmul(named[f"{m}/a"], named[f"{m}/b"],
-                                        precision=jax.lax.Precision.HIGHEST)
-      for m in modules})
+  return tree.nest(
+    {
+      f"{m}/kernel": scale
+      * jnp.matmul(named[f"{m}/a"], named[f"{m}/b"], precision=jax.lax.Precision.HIGHEST)
+      for m in modules
+    }
+  )

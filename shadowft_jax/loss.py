@@ -36,6 +36,7 @@ def _joined(x_nBC):
 def _logprobs(h_BTD, head_DV, target_BT, size, cap):
   def one(_, chunk):
     return None, _chosen(_logits(chunk[0], head_DV, cap), chunk[1])[0]
+
   _, logp = jax.lax.scan(one, None, (_chunks(h_BTD, size), _chunks(target_BT, size)))
   return _joined(logp)
 
@@ -64,23 +65,28 @@ def _forward(h_BTD, head_DV, target_BT, size, cap):
     # What the backward pass multiplies by one number a position: made while the logits are here.
     pull_BCD = jnp.einsum("BCV,DV->BCD", slope_BCV, head_DV)
     return None, (logp_BC, lse_BC, pull_BCD)
-  _, (logp, lse, pull) = jax.lax.scan(
-      one, None, (_chunks(h_BTD, size), _chunks(target_BT, size)))
+
+  _, (logp, lse, pull) = jax.lax.scan(one, None, (_chunks(h_BTD, size), _chunks(target_BT, size)))
   return _joined(logp), (h_BTD, head_DV, target_BT, lse, _joined(pull))
 
 
 def _backward(size, cap, saved, g_BT):
   h_BTD, head_DV, target_BT, lse, pull_BTD = saved
+
   def one(head_grad_DV, chunk):
     h_BCD, target_BC, lse_BC, g_BC = chunk
     slope_BCV = _slope(_logits(h_BCD, head_DV, cap), lse_BC, target_BC, cap)
     d_BCV = (slope_BCV * g_BC[..., None]).astype(h_BCD.dtype)
-    return head_grad_DV + jnp.einsum("BCD,BCV->DV", h_BCD, d_BCV,
-                                     preferred_element_type=jnp.float32), None
+    return head_grad_DV + jnp.einsum(
+      "BCD,BCV->DV", h_BCD, d_BCV, preferred_element_type=jnp.float32
+    ), None
+
   # Where the head is frozen, its gradient is unused and the compiler removes the loop.
   head_grad_DV, _ = jax.lax.scan(
-      one, jnp.zeros(head_DV.shape, jnp.float32),
-      (_chunks(h_BTD, size), _chunks(target_BT, size), lse, _chunks(g_BT, size)))
+    one,
+    jnp.zeros(head_DV.shape, jnp.float32),
+    (_chunks(h_BTD, size), _chunks(target_BT, size), lse, _chunks(g_BT, size)),
+  )
   h_grad_BTD = (g_BT[..., None] * pull_BTD).astype(h_BTD.dtype)
   return h_grad_BTD, head_grad_DV.astype(head_DV.dtype), None
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-ROW = 1024       # elements summed in float32; the sums of rows are added up in float64
+ROW = 1024  # elements summed in float32; the sums of rows are added up in float64
 
 
 class Survival(NamedTuple):
@@ -17,18 +17,19 @@ class Survival(NamedTuple):
 
   The gap is g = W_I - W_B; its fields are None where the Base is not known.
   """
-  name: str              # as the Instruct spells it
-  size: int              # elements
-  unchanged: int         # stored bits are those of W_I
-  lost: int              # of these, d is not 0
-  delta2: float          # sum of d^2
-  kept2: float           # sum of e^2
-  dot: float             # sum of d e
-  gap2: float | None = None             # sum of g^2
-  gap_dot: float | None = None          # sum of d g
-  base_abs: float | None = None         # sum of |W_B|
-  instruct_abs: float | None = None     # sum of |W_I|
-  gap_abs: float | None = None          # sum of |g|
+
+  name: str  # as the Instruct spells it
+  size: int  # elements
+  unchanged: int  # stored bits are those of W_I
+  lost: int  # of these, d is not 0
+  delta2: float  # sum of d^2
+  kept2: float  # sum of e^2
+  dot: float  # sum of d e
+  gap2: float | None = None  # sum of g^2
+  gap_dot: float | None = None  # sum of d g
+  base_abs: float | None = None  # sum of |W_B|
+  instruct_abs: float | None = None  # sum of |W_I|
+  gap_abs: float | None = None  # sum of |g|
 
 
 def sums(w, d, shadow, base=None):
@@ -41,8 +42,9 @@ def sums(w, d, shadow, base=None):
     float32 [fields, N / ROW].
   """
   unsigned = f"u{shadow.dtype.itemsize}"
-  same = (jax.lax.bitcast_convert_type(shadow, unsigned)
-          == jax.lax.bitcast_convert_type(w.astype(shadow.dtype), unsigned))
+  same = jax.lax.bitcast_convert_type(shadow, unsigned) == jax.lax.bitcast_convert_type(
+    w.astype(shadow.dtype), unsigned
+  )
   w = w.astype(jnp.float32)
   e = shadow.astype(jnp.float32) - w
   terms = [same, same & (d != 0), d * d, e * e, d * e]
@@ -52,8 +54,14 @@ def sums(w, d, shadow, base=None):
     terms += [g * g, d * g, abs(base), abs(w), abs(g)]
   terms = [t.astype(jnp.float32).reshape(-1, ROW) for t in terms]
   # One reduction of them all: each by itself would read and subtract everything again.
-  return jnp.stack(jax.lax.reduce(terms, [jnp.float32(0)] * len(terms),
-                                  lambda a, b: [x + y for x, y in zip(a, b, strict=True)], (1,)))
+  return jnp.stack(
+    jax.lax.reduce(
+      terms,
+      [jnp.float32(0)] * len(terms),
+      lambda a, b: [x + y for x, y in zip(a, b, strict=True)],
+      (1,),
+    )
+  )
 
 
 def total(found, padding):

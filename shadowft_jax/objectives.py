@@ -39,8 +39,10 @@ def by_answer(x_BT, segment_BT):
   tokens.  A sum over comparisons: it never lies in memory, and adds in one order.
   """
   places = max(1, x_BT.shape[1] // 4)
+
   def one(segment):
     return jnp.sum(jnp.where(segment_BT[:, None] == segment, x_BT[:, None], 0.0), -1)
+
   number = 1 + 2 * jnp.arange(places)[None, :, None]
   return jnp.stack([one(number), one(number + 1)], -1)
 
@@ -90,9 +92,10 @@ class Dpo:
   Source: DPO, arXiv 2305.18290, section 4; kl: J. Schulman, "Approximating KL divergence" (2020),
   estimator k2.
   """
+
   beta: float = 0.1
-  loss: str = "sigmoid"            # a name in LOSSES
-  label_smoothing: float = 0.0     # the share of pairs that are held to be the wrong way round
+  loss: str = "sigmoid"  # a name in LOSSES
+  label_smoothing: float = 0.0  # the share of pairs that are held to be the wrong way round
   length_normalised: bool = False  # h and the rewards of means over an answer's tokens
   # What the chosen answer's cross-entropy, a mean over its tokens, is added with.  Source:
   # LLaMA-Factory 0.9.3, pref_ftx in train/dpo/trainer.py.
@@ -107,17 +110,22 @@ class Dpo:
     h = r[..., 0] - r[..., 1]
     loss = LOSSES[self.loss](h, self)
     measured = {
-        "reward_chosen": self.beta * r[..., 0], "reward_rejected": self.beta * r[..., 1],
-        "margin": self.beta * h, "accuracy": (1 + jnp.sign(h)) / 2,
-        "ranking_accuracy": (1 + jnp.sign(logp[..., 0] - logp[..., 1])) / 2,
-        "logp_chosen": logp[..., 0], "logp_rejected": logp[..., 1],
-        "kl": jnp.mean(ratio**2, -1) / 2}
+      "reward_chosen": self.beta * r[..., 0],
+      "reward_rejected": self.beta * r[..., 1],
+      "margin": self.beta * h,
+      "accuracy": (1 + jnp.sign(h)) / 2,
+      "ranking_accuracy": (1 + jnp.sign(logp[..., 0] - logp[..., 1])) / 2,
+      "logp_chosen": logp[..., 0],
+      "logp_rejected": logp[..., 1],
+      "kl": jnp.mean(ratio**2, -1) / 2,
+    }
     if self.ftx:
       measured["ftx_loss"] = -logp[..., 0] / jnp.maximum(length[..., 0], 1)
       loss = loss + self.ftx * measured["ftx_loss"]
     there = length[..., 0] > 0
-    sums = {name: jnp.sum(jnp.where(there, x, 0.0))
-            for name, x in {"loss": loss, **measured}.items()}
+    sums = {
+      name: jnp.sum(jnp.where(there, x, 0.0)) for name, x in {"loss": loss, **measured}.items()
+    }
     return {**sums, "count": jnp.sum(there.astype(jnp.float32))}
 
 

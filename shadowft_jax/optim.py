@@ -21,13 +21,15 @@ def make(config, steps):
   """
   warmup = math.ceil(config.warmup_ratio * steps)
   schedule = optax.warmup_cosine_decay_schedule(
-      0.0 if warmup else config.lr, config.lr, warmup, max(steps, warmup + 1))
-  clip = (optax.clip_by_global_norm(config.grad_clip_norm) if config.grad_clip_norm
-          else optax.identity())
+    0.0 if warmup else config.lr, config.lr, warmup, max(steps, warmup + 1)
+  )
+  clip = (
+    optax.clip_by_global_norm(config.grad_clip_norm) if config.grad_clip_norm else optax.identity()
+  )
   return optax.chain(
-      clip,
-      # The second moment stays in float32: with b2 = 0.999 what a step adds is lost in bfloat16.
-      optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps,
-                          mu_dtype=config.moment_dtype),
-      optax.add_decayed_weights(config.weight_decay),
-      optax.scale_by_learning_rate(schedule)), schedule
+    clip,
+    # The second moment stays in float32: with b2 = 0.999 what a step adds is lost in bfloat16.
+    optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps, mu_dtype=config.moment_dtype),
+    optax.add_decayed_weights(config.weight_decay),
+    optax.scale_by_learning_rate(schedule),
+  ), schedule

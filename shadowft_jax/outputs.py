@@ -16,7 +16,16 @@ from typing import NamedTuple
 import numpy as np
 
 from shadowft_jax import (
-    combine, delta_file, extract, factored, folder, report, safetensors_file, stream, summed)
+  combine,
+  delta_file,
+  extract,
+  factored,
+  folder,
+  report,
+  safetensors_file,
+  stream,
+  summed,
+)
 from shadowft_jax.buffers import CHUNK
 from shadowft_jax.errors import InputError
 from shadowft_jax.safetensors_file import WEIGHTS
@@ -26,10 +35,11 @@ DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 
 class Form(NamedTuple):
   """What is left: a delta of a dtype in DTYPES, or an adapter."""
-  name: str                     # "delta" or "adapter"
-  dtype: str = "float32"        # of a delta
-  rank: int | None = None       # of an adapter that is cut to so many singular values; or
-  energy: float | None = None   # to as few as keep this share of the sum of their squares
+
+  name: str  # "delta" or "adapter"
+  dtype: str = "float32"  # of a delta
+  rank: int | None = None  # of an adapter that is cut to so many singular values; or
+  energy: float | None = None  # to as few as keep this share of the sum of their squares
 
   @property
   def is_cut(self):
@@ -38,6 +48,7 @@ class Form(NamedTuple):
 
 class Piece(NamedTuple):
   """Bytes that were written, to be read back."""
+
   name: str
   path: pathlib.Path
   offset: int
@@ -52,11 +63,14 @@ def need(plan, form):
   sizes = [math.prod(t.tensor.shape) for t in targets]
   if form.name == "delta":
     buffers = 2 + max(len(p.sources) for t in targets for p in t.parts)
-    return {"read": read, "write": WEIGHTS[DTYPES[form.dtype]].itemsize * sum(sizes),
-            "memory": stream.JAX_MEMORY + os.cpu_count() * buffers * 4 * CHUNK}
+    return {
+      "read": read,
+      "write": WEIGHTS[DTYPES[form.dtype]].itemsize * sum(sizes),
+      "memory": stream.JAX_MEMORY + os.cpu_count() * buffers * 4 * CHUNK,
+    }
   if form.is_cut:
     rank, sides = form.rank or 1, max(min(t.tensor.shape) for t in targets)
-    memory = 8 * max(sizes) + 3 * 8 * sides ** 2
+    memory = 8 * max(sizes) + 3 * 8 * sides**2
   else:
     rank = max(sum(p.a.shape[0] for p in t.parts) for t in targets)
     memory = 0
@@ -111,8 +125,12 @@ def run(plan, out, form, *, made=None, overwrite=False, verify=True):
       for role, paths in (pair for d in plan.deltas for pair in d.paths.items()):
         inputs.setdefault(role, []).extend(paths)
       inputs |= {"instruct": [plan.instruct.directory / "config.json"], "output": [fresh]}
-    record = {**report.provenance(inputs, seed=None), **combine.record(plan.recipe),
-              **(made or {}), **told}
+    record = {
+      **report.provenance(inputs, seed=None),
+      **combine.record(plan.recipe),
+      **(made or {}),
+      **told,
+    }
     if verify:
       made_of = record["sha256"]["output"]
       record["sha256"]["output"] = {pathlib.Path(p).name: x for p, x in made_of.items()}
@@ -125,9 +143,11 @@ def _read_back(out, piece):
   with open(piece.path, "rb", buffering=0) as file:
     safetensors_file.read_at(file, data, piece.offset)
   if zlib.crc32(data) != piece.checksum:
-    raise InputError(f"{out}: {piece.path.name} reads back other bytes than were written "
-                     f"({piece.name}, byte {piece.offset}); the disk or the memory is faulty, and "
-                     "nothing was kept")
+    raise InputError(
+      f"{out}: {piece.path.name} reads back other bytes than were written "
+      f"({piece.name}, byte {piece.offset}); the disk or the memory is faulty, and "
+      "nothing was kept"
+    )
 
 
 def _put(place, name, array, first=0):
@@ -142,12 +162,15 @@ def _write_delta(plan, fresh, form):
   """(Pieces, {}) of the sum as it is; rows of a table that the deltas lack are 0."""
   dtype, places = DTYPES[form.dtype], {}
   shapes = {t.name: t.tensor.shape for t in summed.targets(plan)}
-  for file, shard in delta_file.shards(fresh, "delta", shapes, delta_file.MAX_SHARD,
-                                       WEIGHTS[dtype].itemsize).items():
+  for file, shard in delta_file.shards(
+    fresh, "delta", shapes, delta_file.MAX_SHARD, WEIGHTS[dtype].itemsize
+  ).items():
     places |= safetensors_file.create(fresh / file, shard, delta_file.DENSE_METADATA, dtype)
   read = summed.reader(plan)
+
   def write(chunk):
     return _put(places[chunk.target.name], chunk.target.name, read(chunk), chunk.first)
+
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     return list(pool.map(write, summed.chunks(plan))), {}
 
@@ -164,8 +187,12 @@ def _write_adapter(plan, fresh, form):
   rank = max(ranks.values())
   pieces = _join(plan, fresh, rank)
   config = delta_file.adapter_config(
-      factored.target_modules(plan), rank=rank, alpha=rank, kind=plan.instruct.kind,
-      base_model=plan.instruct.directory)
+    factored.target_modules(plan),
+    rank=rank,
+    alpha=rank,
+    kind=plan.instruct.kind,
+    base_model=plan.instruct.directory,
+  )
   (fresh / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
   told = {"rank": rank}
   if form.is_cut:

@@ -12,18 +12,19 @@ from shadowft_jax.errors import InputError
 # What stands before the same name in checkpoints of one model, by who saved it; the longest
 # first.  transformers 4.52 swapped the first two, and a plain text model has the last.
 PREFIXES = ("language_model.model.", "model.language_model.", "language_model.", "model.")
-BUFFERS = ("I64", "F64", "BOOL")           # dtypes of masks and positions, not of codes
+BUFFERS = ("I64", "F64", "BOOL")  # dtypes of masks and positions, not of codes
 GEMMA3_THETA = {"full_attention": 1e6, "sliding_attention": 1e4}
 
 
 class Tokenizer(NamedTuple):
   """The files of a tokenizer, in parts that can be compared."""
-  source: str                   # the file of the vocabulary; "" where there is none
-  digest: str                   # sha256 of the vocabulary
-  vocabulary: dict[int, str]    # id -> token, added ones left out; {} where it is no JSON
-  added: dict[int, str]         # id -> token
-  merges: str                   # sha256
-  settings: dict[str, object]   # tokenizer_config.json, tokens as text
+
+  source: str  # the file of the vocabulary; "" where there is none
+  digest: str  # sha256 of the vocabulary
+  vocabulary: dict[int, str]  # id -> token, added ones left out; {} where it is no JSON
+  added: dict[int, str]  # id -> token
+  merges: str  # sha256
+  settings: dict[str, object]  # tokenizer_config.json, tokens as text
 
   @property
   def ids(self):
@@ -32,17 +33,18 @@ class Tokenizer(NamedTuple):
 
 class Side(NamedTuple):
   """A Base or an Instruct."""
+
   directory: pathlib.Path
-  config: dict                  # config.json; of a model with vision, with the text's fields on top
-  vision: dict                  # its vision_config
-  tied: bool                    # whether the head is the embedding
-  quantised: str                # how; "" where the weights are numbers
-  tensors: dict                 # {name without its prefix: safetensors_file.Tensor}
-  prefixes: frozenset           # of PREFIXES, those that names of layers begin with
+  config: dict  # config.json; of a model with vision, with the text's fields on top
+  vision: dict  # its vision_config
+  tied: bool  # whether the head is the embedding
+  quantised: str  # how; "" where the weights are numbers
+  tensors: dict  # {name without its prefix: safetensors_file.Tensor}
+  prefixes: frozenset  # of PREFIXES, those that names of layers begin with
   tokenizer: Tokenizer
-  template: str                 # the chat template's text; "" where there is none
-  template_tokens: frozenset    # added tokens whose text the template contains
-  stop_tokens: frozenset        # tokens that end generation
+  template: str  # the chat template's text; "" where there is none
+  template_tokens: frozenset  # added tokens whose text the template contains
+  stop_tokens: frozenset  # tokens that end generation
 
 
 def read(directory):
@@ -60,19 +62,28 @@ def read(directory):
   tensors = {short: found[name] for short, name in names.items()}
   tokenizer, template = _tokenizer(directory), _template(directory)
   return Side(
-      directory=directory, config=config, vision=hf.get("vision_config") or {},
-      tied=is_tied(config), quantised=quantised(hf, tensors), tensors=tensors,
-      prefixes=prefixes, tokenizer=tokenizer, template=template,
-      template_tokens=frozenset(t for t in tokenizer.added.values() if t in template),
-      stop_tokens=_stop_tokens(directory, hf, tokenizer))
+    directory=directory,
+    config=config,
+    vision=hf.get("vision_config") or {},
+    tied=is_tied(config),
+    quantised=quantised(hf, tensors),
+    tensors=tensors,
+    prefixes=prefixes,
+    tokenizer=tokenizer,
+    template=template,
+    template_tokens=frozenset(t for t in tokenizer.added.values() if t in template),
+    stop_tokens=_stop_tokens(directory, hf, tokenizer),
+  )
 
 
 def tensors_of(directory):
   """{tensor name: Tensor} of a folder's weights; pickles and GGUF are refused."""
   folder.refuse_pickles(directory)
   if any(directory.glob("*.gguf")) and not any(directory.glob("*.safetensors")):
-    raise InputError(f"{directory} has only GGUF weights, which are packed for another program "
-                     "and mostly quantised; download the original model in safetensors")
+    raise InputError(
+      f"{directory} has only GGUF weights, which are packed for another program "
+      "and mostly quantised; download the original model in safetensors"
+    )
   return port.unfused(safetensors_file.find(directory))
 
 
@@ -135,33 +146,43 @@ def _tokenizer(directory):
   path = directory / "tokenizer.json"
   settings = _optional(directory / "tokenizer_config.json")
   try:
-    added = {int(i): t["content"]
-             for i, t in (settings.get("added_tokens_decoder") or {}).items()}
+    added = {int(i): t["content"] for i, t in (settings.get("added_tokens_decoder") or {}).items()}
     vocabulary, merges = {}, []
     if path.exists():
       fields = folder.read_json(path)
       added |= {t["id"]: t["content"] for t in fields.get("added_tokens") or ()}
       tokens, merges = fields["model"]["vocab"], fields["model"].get("merges")
       # A unigram model lists [token, score] in the order of ids.
-      items = (tokens.items() if isinstance(tokens, dict)
-               else ((t, i) for i, (t, _) in enumerate(tokens)))
+      items = (
+        tokens.items() if isinstance(tokens, dict) else ((t, i) for i, (t, _) in enumerate(tokens))
+      )
       vocabulary = {i: t for t, i in items if i not in added}
     else:
-      path = next((p for p in (directory / n for n in ("tokenizer.model", "vocab.json"))
-                   if p.exists()), None)
+      path = next(
+        (p for p in (directory / n for n in ("tokenizer.model", "vocab.json")) if p.exists()), None
+      )
   except (KeyError, TypeError, AttributeError, ValueError) as error:
-    raise InputError(f"{path} or tokenizer_config.json is not as tokenizers write it "
-                     f"({type(error).__name__}: {error}); download it again") from error
+    raise InputError(
+      f"{path} or tokenizer_config.json is not as tokenizers write it "
+      f"({type(error).__name__}: {error}); download it again"
+    ) from error
   if vocabulary:
     digest = _sha256(json.dumps(sorted(vocabulary.items())).encode())
   else:
     digest = _sha256(path.read_bytes()) if path else ""
   # Merges are "a b" in older files and ["a", "b"] in newer ones.
   pairs_of = [m if isinstance(m, str) else " ".join(m) for m in merges or ()]
-  texts = {n: v["content"] if isinstance(v, dict) and "content" in v else v
-           for n, v in settings.items()}
-  return Tokenizer(path.name if path else "", digest, vocabulary, added,
-                   _sha256("\n".join(pairs_of).encode()), texts)
+  texts = {
+    n: v["content"] if isinstance(v, dict) and "content" in v else v for n, v in settings.items()
+  }
+  return Tokenizer(
+    path.name if path else "",
+    digest,
+    vocabulary,
+    added,
+    _sha256("\n".join(pairs_of).encode()),
+    texts,
+  )
 
 
 def _template(directory):

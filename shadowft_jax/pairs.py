@@ -16,19 +16,33 @@ from shadowft_jax import folder
 from shadowft_jax.errors import InputError, nearest
 
 # config.json's model_type -> why it cannot be trained here.  It can be grafted and compared.
-WHY_NOT_TRAIN = {kind: (f"{kind} models bring their own code (remote code), which is not run "
-                        "here, and are not ported: tune the Base elsewhere, then graft the two "
-                        "folders") for kind in ("internlm2", "baichuan")}
+WHY_NOT_TRAIN = {
+  kind: (
+    f"{kind} models bring their own code (remote code), which is not run "
+    "here, and are not ported: tune the Base elsewhere, then graft the two "
+    "folders"
+  )
+  for kind in ("internlm2", "baichuan")
+}
 # The paper's scope over tensor names (the authors' src/shadow/apply_diff.py), and the same
 # projections where a family names or fuses them otherwise.
 PROJECTIONS = {
-    "default": r"^(?!.*vision).*\blayers\.\d+\..*\b(q|k|v|o|qkv|gate|up|gate_up|down)_proj\.",
-    "internlm2": r"\blayers\.\d+\.(attention\.(wqkv|wo)|feed_forward\.(w1|w2|w3))\.",
-    "baichuan": r"\blayers\.\d+\.(self_attn\.(W_pack|o_proj)|mlp\.(gate|up|down)_proj)\.",
+  "default": r"^(?!.*vision).*\blayers\.\d+\..*\b(q|k|v|o|qkv|gate|up|gate_up|down)_proj\.",
+  "internlm2": r"\blayers\.\d+\.(attention\.(wqkv|wo)|feed_forward\.(w1|w2|w3))\.",
+  "baichuan": r"\blayers\.\d+\.(self_attn\.(W_pack|o_proj)|mlp\.(gate|up|down)_proj)\.",
 }
 # Twins of the weights in other formats; pickles are not read.
-NOT_DOWNLOADED = ["original/*", "consolidated*", "*.bin", "*.pth", "*.pt", "*.gguf", "*.h5",
-                  "*.msgpack", "*.onnx"]
+NOT_DOWNLOADED = [
+  "original/*",
+  "consolidated*",
+  "*.bin",
+  "*.pth",
+  "*.pt",
+  "*.gguf",
+  "*.h5",
+  "*.msgpack",
+  "*.onnx",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +57,7 @@ class Pair:
       Instruct's own template is used.
     note: what is known to differ, or to be particular.
   """
+
   base: str
   instruct: str
   model_type: str
@@ -61,78 +76,179 @@ class Pair:
 
 
 PAIRS = {
-    "llama-3.2-1b": Pair("meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.2-1B-Instruct",
-                         "llama", "llama3", "tied embeddings"),
-    "llama-3.2-3b": Pair("meta-llama/Llama-3.2-3B", "meta-llama/Llama-3.2-3B-Instruct",
-                         "llama", "llama3", "tied embeddings"),
-    "llama-3.1-8b": Pair("meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-8B-Instruct",
-                         "llama", "llama3"),
-    "qwen3-0.6b": Pair("Qwen/Qwen3-0.6B-Base", "Qwen/Qwen3-0.6B", "qwen3", "qwen3",
-                       "tied embeddings"),
-    "qwen3-1.7b": Pair("Qwen/Qwen3-1.7B-Base", "Qwen/Qwen3-1.7B", "qwen3", "qwen3",
-                       "tied embeddings"),
-    "qwen3-4b": Pair("Qwen/Qwen3-4B-Base", "Qwen/Qwen3-4B", "qwen3", "qwen3",
-                     "tied embeddings"),
-    "qwen3-4b-2507": Pair("Qwen/Qwen3-4B-Base", "Qwen/Qwen3-4B-Instruct-2507", "qwen3", "qwen3",
-                          "tied embeddings; rope_theta 1e6 against 5e6"),
-    "qwen3-8b": Pair("Qwen/Qwen3-8B-Base", "Qwen/Qwen3-8B", "qwen3", "qwen3"),
-    "qwen3-14b": Pair("Qwen/Qwen3-14B-Base", "Qwen/Qwen3-14B", "qwen3", "qwen3"),
-    "qwen3-30b-a3b": Pair("Qwen/Qwen3-30B-A3B-Base", "Qwen/Qwen3-30B-A3B", "qwen3_moe", "qwen3"),
-    "qwen2.5-7b": Pair("Qwen/Qwen2.5-7B", "Qwen/Qwen2.5-7B-Instruct", "qwen2", "qwen",
-                       "the authors wrote -Chat"),
-    "qwen2.5-14b": Pair("Qwen/Qwen2.5-14B", "Qwen/Qwen2.5-14B-Instruct", "qwen2", "qwen",
-                        "rms_norm_eps 1e-5 against 1e-6"),
-    "qwen2.5-32b": Pair("Qwen/Qwen2.5-32B", "Qwen/Qwen2.5-32B-Instruct", "qwen2", "qwen",
-                        "rms_norm_eps 1e-5 against 1e-6; the authors wrote -Chat"),
-    "falcon3-1b": Pair("tiiuae/Falcon3-1B-Base", "tiiuae/Falcon3-1B-Instruct", "llama",
-                       "falcon", "head_dim 256; the authors wrote falcon-1b"),
-    "falcon3-3b": Pair("tiiuae/Falcon3-3B-Base", "tiiuae/Falcon3-3B-Instruct", "llama",
-                       "falcon", "head_dim 256; the authors wrote falcon-3b"),
-    "falcon3-7b": Pair("tiiuae/Falcon3-7B-Base", "tiiuae/Falcon3-7B-Instruct", "llama",
-                       "falcon", "head_dim 256; the authors wrote falcon-7b, another model"),
-    "falcon3-10b": Pair("tiiuae/Falcon3-10B-Base", "tiiuae/Falcon3-10B-Instruct", "llama",
-                        "falcon", "head_dim 256; the authors wrote falcon-10b"),
-    "gemma-2-2b": Pair("google/gemma-2-2b", "google/gemma-2-2b-it", "gemma2", "gemma",
-                       "tied embeddings"),
-    "gemma-2-9b": Pair("google/gemma-2-9b", "google/gemma-2-9b-it", "gemma2", "gemma",
-                       "tied embeddings"),
-    "gemma-3-1b": Pair("google/gemma-3-1b-pt", "google/gemma-3-1b-it", "gemma3_text", "gemma",
-                       "tied embeddings; the authors wrote gemma-3-1b"),
-    "gemma-3-4b": Pair("google/gemma-3-4b-pt", "google/gemma-3-4b-it", "gemma3", "gemma",
-                       "tied embeddings; the authors wrote gemma-3-4b"),
-    "gemma-3-12b": Pair("google/gemma-3-12b-pt", "google/gemma-3-12b-it", "gemma3", "gemma",
-                        "tied embeddings; the authors wrote gemma-3-12b"),
-    "gemma-3-27b": Pair("google/gemma-3-27b-pt", "google/gemma-3-27b-it", "gemma3", "gemma",
-                        "tied embeddings; the authors wrote gemma-3-27b"),
-    "llama-3.2-11b-vision": Pair(
-        "meta-llama/Llama-3.2-11B-Vision", "meta-llama/Llama-3.2-11B-Vision-Instruct",
-        "mllama", "mllama", "image size 448 against 560"),
-    "llama-3.2-90b-vision": Pair(
-        "meta-llama/Llama-3.2-90B-Vision", "meta-llama/Llama-3.2-90B-Vision-Instruct",
-        "mllama", "mllama", "image size 448 against 560"),
-    "mistral-7b": Pair("mistralai/Mistral-7B-v0.1", "mistralai/Mistral-7B-Instruct-v0.1",
-                       "mistral", "mistral"),
-    "yi-6b": Pair("01-ai/Yi-6B", "01-ai/Yi-6B-Chat", "llama", "yi"),
-    "yi-coder-1.5b": Pair("01-ai/Yi-Coder-1.5B", "01-ai/Yi-Coder-1.5B-Chat", "llama", "yi"),
-    "yi-coder-9b": Pair("01-ai/Yi-Coder-9B", "01-ai/Yi-Coder-9B-Chat", "llama", "yi"),
-    "seed-coder-8b": Pair("ByteDance-Seed/Seed-Coder-8B-Base",
-                          "ByteDance-Seed/Seed-Coder-8B-Instruct", "llama", None),
-    "baichuan2-7b": Pair("baichuan-inc/Baichuan2-7B-Base", "baichuan-inc/Baichuan2-7B-Chat",
-                         "baichuan", "baichuan2",
-                         "pickle weights only; the authors wrote Baichuan2-7B"),
-    "internlm2-1.8b": Pair("internlm/internlm2-1_8b", "internlm/internlm2-chat-1_8b",
-                           "internlm2", "intern2", "the authors wrote internlm2-1_8b-chat"),
-    "internlm2-7b": Pair("internlm/internlm2-7b", "internlm/internlm2-chat-7b",
-                         "internlm2", "intern2", "the authors wrote internlm2-7b-chat"),
-    "internlm2.5-1.8b": Pair("internlm/internlm2_5-1_8b", "internlm/internlm2_5-1_8b-chat",
-                             "internlm2", "intern2"),
-    "internlm2.5-7b": Pair("internlm/internlm2_5-7b", "internlm/internlm2_5-7b-chat",
-                           "internlm2", "intern2"),
-    "internlm2.5-20b": Pair("internlm/internlm2_5-20b", "internlm/internlm2_5-20b-chat",
-                            "internlm2", "intern2"),
-    "glm-4-32b-0414": Pair("THUDM/GLM-4-32B-Base-0414", "THUDM/GLM-4-32B-0414", "glm4", None,
-                           "fused gate_up_proj; also under zai-org; the authors wrote "
-                           "glm-4-32b"),
+  "llama-3.2-1b": Pair(
+    "meta-llama/Llama-3.2-1B",
+    "meta-llama/Llama-3.2-1B-Instruct",
+    "llama",
+    "llama3",
+    "tied embeddings",
+  ),
+  "llama-3.2-3b": Pair(
+    "meta-llama/Llama-3.2-3B",
+    "meta-llama/Llama-3.2-3B-Instruct",
+    "llama",
+    "llama3",
+    "tied embeddings",
+  ),
+  "llama-3.1-8b": Pair(
+    "meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-8B-Instruct", "llama", "llama3"
+  ),
+  "qwen3-0.6b": Pair(
+    "Qwen/Qwen3-0.6B-Base", "Qwen/Qwen3-0.6B", "qwen3", "qwen3", "tied embeddings"
+  ),
+  "qwen3-1.7b": Pair(
+    "Qwen/Qwen3-1.7B-Base", "Qwen/Qwen3-1.7B", "qwen3", "qwen3", "tied embeddings"
+  ),
+  "qwen3-4b": Pair("Qwen/Qwen3-4B-Base", "Qwen/Qwen3-4B", "qwen3", "qwen3", "tied embeddings"),
+  "qwen3-4b-2507": Pair(
+    "Qwen/Qwen3-4B-Base",
+    "Qwen/Qwen3-4B-Instruct-2507",
+    "qwen3",
+    "qwen3",
+    "tied embeddings; rope_theta 1e6 against 5e6",
+  ),
+  "qwen3-8b": Pair("Qwen/Qwen3-8B-Base", "Qwen/Qwen3-8B", "qwen3", "qwen3"),
+  "qwen3-14b": Pair("Qwen/Qwen3-14B-Base", "Qwen/Qwen3-14B", "qwen3", "qwen3"),
+  "qwen3-30b-a3b": Pair("Qwen/Qwen3-30B-A3B-Base", "Qwen/Qwen3-30B-A3B", "qwen3_moe", "qwen3"),
+  "qwen2.5-7b": Pair(
+    "Qwen/Qwen2.5-7B", "Qwen/Qwen2.5-7B-Instruct", "qwen2", "qwen", "the authors wrote -Chat"
+  ),
+  "qwen2.5-14b": Pair(
+    "Qwen/Qwen2.5-14B",
+    "Qwen/Qwen2.5-14B-Instruct",
+    "qwen2",
+    "qwen",
+    "rms_norm_eps 1e-5 against 1e-6",
+  ),
+  "qwen2.5-32b": Pair(
+    "Qwen/Qwen2.5-32B",
+    "Qwen/Qwen2.5-32B-Instruct",
+    "qwen2",
+    "qwen",
+    "rms_norm_eps 1e-5 against 1e-6; the authors wrote -Chat",
+  ),
+  "falcon3-1b": Pair(
+    "tiiuae/Falcon3-1B-Base",
+    "tiiuae/Falcon3-1B-Instruct",
+    "llama",
+    "falcon",
+    "head_dim 256; the authors wrote falcon-1b",
+  ),
+  "falcon3-3b": Pair(
+    "tiiuae/Falcon3-3B-Base",
+    "tiiuae/Falcon3-3B-Instruct",
+    "llama",
+    "falcon",
+    "head_dim 256; the authors wrote falcon-3b",
+  ),
+  "falcon3-7b": Pair(
+    "tiiuae/Falcon3-7B-Base",
+    "tiiuae/Falcon3-7B-Instruct",
+    "llama",
+    "falcon",
+    "head_dim 256; the authors wrote falcon-7b, another model",
+  ),
+  "falcon3-10b": Pair(
+    "tiiuae/Falcon3-10B-Base",
+    "tiiuae/Falcon3-10B-Instruct",
+    "llama",
+    "falcon",
+    "head_dim 256; the authors wrote falcon-10b",
+  ),
+  "gemma-2-2b": Pair(
+    "google/gemma-2-2b", "google/gemma-2-2b-it", "gemma2", "gemma", "tied embeddings"
+  ),
+  "gemma-2-9b": Pair(
+    "google/gemma-2-9b", "google/gemma-2-9b-it", "gemma2", "gemma", "tied embeddings"
+  ),
+  "gemma-3-1b": Pair(
+    "google/gemma-3-1b-pt",
+    "google/gemma-3-1b-it",
+    "gemma3_text",
+    "gemma",
+    "tied embeddings; the authors wrote gemma-3-1b",
+  ),
+  "gemma-3-4b": Pair(
+    "google/gemma-3-4b-pt",
+    "google/gemma-3-4b-it",
+    "gemma3",
+    "gemma",
+    "tied embeddings; the authors wrote gemma-3-4b",
+  ),
+  "gemma-3-12b": Pair(
+    "google/gemma-3-12b-pt",
+    "google/gemma-3-12b-it",
+    "gemma3",
+    "gemma",
+    "tied embeddings; the authors wrote gemma-3-12b",
+  ),
+  "gemma-3-27b": Pair(
+    "google/gemma-3-27b-pt",
+    "google/gemma-3-27b-it",
+    "gemma3",
+    "gemma",
+    "tied embeddings; the authors wrote gemma-3-27b",
+  ),
+  "llama-3.2-11b-vision": Pair(
+    "meta-llama/Llama-3.2-11B-Vision",
+    "meta-llama/Llama-3.2-11B-Vision-Instruct",
+    "mllama",
+    "mllama",
+    "image size 448 against 560",
+  ),
+  "llama-3.2-90b-vision": Pair(
+    "meta-llama/Llama-3.2-90B-Vision",
+    "meta-llama/Llama-3.2-90B-Vision-Instruct",
+    "mllama",
+    "mllama",
+    "image size 448 against 560",
+  ),
+  "mistral-7b": Pair(
+    "mistralai/Mistral-7B-v0.1", "mistralai/Mistral-7B-Instruct-v0.1", "mistral", "mistral"
+  ),
+  "yi-6b": Pair("01-ai/Yi-6B", "01-ai/Yi-6B-Chat", "llama", "yi"),
+  "yi-coder-1.5b": Pair("01-ai/Yi-Coder-1.5B", "01-ai/Yi-Coder-1.5B-Chat", "llama", "yi"),
+  "yi-coder-9b": Pair("01-ai/Yi-Coder-9B", "01-ai/Yi-Coder-9B-Chat", "llama", "yi"),
+  "seed-coder-8b": Pair(
+    "ByteDance-Seed/Seed-Coder-8B-Base", "ByteDance-Seed/Seed-Coder-8B-Instruct", "llama", None
+  ),
+  "baichuan2-7b": Pair(
+    "baichuan-inc/Baichuan2-7B-Base",
+    "baichuan-inc/Baichuan2-7B-Chat",
+    "baichuan",
+    "baichuan2",
+    "pickle weights only; the authors wrote Baichuan2-7B",
+  ),
+  "internlm2-1.8b": Pair(
+    "internlm/internlm2-1_8b",
+    "internlm/internlm2-chat-1_8b",
+    "internlm2",
+    "intern2",
+    "the authors wrote internlm2-1_8b-chat",
+  ),
+  "internlm2-7b": Pair(
+    "internlm/internlm2-7b",
+    "internlm/internlm2-chat-7b",
+    "internlm2",
+    "intern2",
+    "the authors wrote internlm2-7b-chat",
+  ),
+  "internlm2.5-1.8b": Pair(
+    "internlm/internlm2_5-1_8b", "internlm/internlm2_5-1_8b-chat", "internlm2", "intern2"
+  ),
+  "internlm2.5-7b": Pair(
+    "internlm/internlm2_5-7b", "internlm/internlm2_5-7b-chat", "internlm2", "intern2"
+  ),
+  "internlm2.5-20b": Pair(
+    "internlm/internlm2_5-20b", "internlm/internlm2_5-20b-chat", "internlm2", "intern2"
+  ),
+  "glm-4-32b-0414": Pair(
+    "THUDM/GLM-4-32B-Base-0414",
+    "THUDM/GLM-4-32B-0414",
+    "glm4",
+    None,
+    "fused gate_up_proj; also under zai-org; the authors wrote glm-4-32b",
+  ),
 }
 
 
@@ -144,8 +260,10 @@ def get(name, flags="config."):
   """
   if name not in PAIRS:
     close = difflib.get_close_matches(name.lower(), PAIRS, n=1, cutoff=0.0)[0]
-    raise InputError(f"{flags}pair {name!r} is none of the {len(PAIRS)} known; did you mean "
-                     f"{close}? (any other pair: --{flags}base=DIR --{flags}instruct=DIR)")
+    raise InputError(
+      f"{flags}pair {name!r} is none of the {len(PAIRS)} known; did you mean "
+      f"{close}? (any other pair: --{flags}base=DIR --{flags}instruct=DIR)"
+    )
   return PAIRS[name]
 
 
@@ -181,17 +299,23 @@ def locate(model, *, weights=True):
   if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)):
     folder.check(path)
   try:
-    found = pathlib.Path(huggingface_hub.snapshot_download(
-        str(model), ignore_patterns=NOT_DOWNLOADED + ["*.safetensors"] * (not weights)))
+    found = pathlib.Path(
+      huggingface_hub.snapshot_download(
+        str(model), ignore_patterns=NOT_DOWNLOADED + ["*.safetensors"] * (not weights)
+      )
+    )
   except (OSError, ValueError) as error:
     reason = str(error).strip().split("\n")[0]
     raise InputError(
-        f"{model} is no folder{nearest(path)}, and as a model of the hub it is not on this disk; "
-        f"run `hf download {model}` where there is a network (if it is gated, accept its licence "
-        f"and run `hf auth login` first); the hub's client says: {reason}") from error
+      f"{model} is no folder{nearest(path)}, and as a model of the hub it is not on this disk; "
+      f"run `hf download {model}` where there is a network (if it is gated, accept its licence "
+      f"and run `hf auth login` first); the hub's client says: {reason}"
+    ) from error
   if weights and not any(found.glob("*.safetensors")):
-    raise InputError(f"{model} has no safetensors weights; run `hf download {model} --local-dir "
-                     f"{path.name}`, then convert: {folder.conversion(path.name)}")
+    raise InputError(
+      f"{model} has no safetensors weights; run `hf download {model} --local-dir "
+      f"{path.name}`, then convert: {folder.conversion(path.name)}"
+    )
   return found
 
 

@@ -8,8 +8,8 @@ from shadowft_jax import ahead, backends, estimate, models, presets, sharding, t
 from shadowft_jax.errors import InputError
 from shadowft_jax.models.decoder import REMAT
 
-COMPILED_AT_MOST = 6       # configurations of a search
-NEAR = 1.15                # of the capacity: an estimate within it is worth compiling
+COMPILED_AT_MOST = 6  # configurations of a search
+NEAR = 1.15  # of the capacity: an estimate within it is worth compiling
 FIELDS = ("rows", "remat", "mesh.data", "mesh.fsdp", "mesh.tensor")
 
 
@@ -22,6 +22,7 @@ class Plan:
     compiled: whether `memory` is by a compiler.
     refused: what a compiler said that found too little memory, or "".
   """
+
   config: object
   accelerator: topologies.Accelerator
   hosts: int
@@ -77,8 +78,11 @@ def make(config, hf, topology, *, compile=True, shapes=None):
     cfg = models.from_config(hf).cfg
     config.attention, _ = backends.expected(accelerator.kind, platform, cfg, config.dtype)
   compile = compile and topologies.has_compiler(accelerator)
-  mesh = (sharding.make_mesh(config.mesh, topologies.mesh_devices(topology)) if compile
-          else sharding.abstract_mesh(config.mesh, math.prod(shape)))
+  mesh = (
+    sharding.make_mesh(config.mesh, topologies.mesh_devices(topology))
+    if compile
+    else sharding.abstract_mesh(config.mesh, math.prod(shape))
+  )
   sharding.check_batch(config.rows, config.data.max_length, mesh)
   run = ahead.abstract_run(config, hf, mesh, shapes)
   plan = Plan(config, accelerator, hosts, run, estimate.memory(run))
@@ -89,9 +93,10 @@ def make(config, hf, topology, *, compile=True, shapes=None):
     return dataclasses.replace(plan, memory=memory, compiled=True)
   except ahead.DoesNotFit as error:
     memory = dict(plan.memory)
-    if error.bytes:     # the program's own arrays included, which are all but the optimizer's
+    if error.bytes:  # the program's own arrays included, which are all but the optimizer's
       memory["temporaries"] = max(
-          0, error.bytes - sum(memory.values()) + memory["temporaries"] + memory["optimizer"])
+        0, error.bytes - sum(memory.values()) + memory["temporaries"] + memory["optimizer"]
+      )
     return dataclasses.replace(plan, memory=memory, compiled=True, refused=str(error))
 
 
@@ -106,14 +111,20 @@ def remedies(plan, hf, topology):
   """What would make a plan fit, by estimate: the fewest changes of the config, or more devices."""
   mesh, now = plan.run.mesh.shape, presets.flat(plan.config.to_dict())
   ways = mesh["data"] * mesh["fsdp"]
-  changes = [{"remat": "full"}, {"rows": ways}, {"mesh.data": 1, "mesh.fsdp": ways},
-             {"moment_dtype": "bfloat16"}]
+  changes = [
+    {"remat": "full"},
+    {"rows": ways},
+    {"mesh.data": 1, "mesh.fsdp": ways},
+    {"moment_dtype": "bfloat16"},
+  ]
   if plan.config.delta.kind == "full" and plan.config.dtype == "bfloat16":
     changes.append({"gradient_dtype": "bfloat16"})
   changes = [c for c in changes if any(now[k] != v for k, v in c.items())]
+
   def estimated(config):
     return make(config, hf, topology, compile=False).total
-  unseen = plan.total - estimated(plan.config)     # what the estimate does not know
+
+  unseen = plan.total - estimated(plan.config)  # what the estimate does not know
   for count in range(1, len(changes) + 1):
     found = []
     for chosen in itertools.combinations(changes, count):
@@ -139,8 +150,16 @@ def candidates(config, count):
       continue
     fsdp = count // (tensor * data * context)
     for rows, remat in itertools.product((1, 2, 4, 8), REMAT):
-      yield changed(config, **{"rows": rows * data * fsdp, "remat": remat, "mesh.data": data,
-                               "mesh.fsdp": fsdp, "mesh.tensor": tensor})
+      yield changed(
+        config,
+        **{
+          "rows": rows * data * fsdp,
+          "remat": remat,
+          "mesh.data": data,
+          "mesh.fsdp": fsdp,
+          "mesh.tensor": tensor,
+        },
+      )
 
 
 def search(config, hf, topology):
@@ -153,11 +172,12 @@ def search(config, hf, topology):
   for candidate in candidates(config, math.prod(shape)):
     try:
       plans.append(make(candidate, hf, topology, compile=False, shapes=shapes))
-    except InputError:     # a mesh that does not divide the model
+    except InputError:  # a mesh that does not divide the model
       continue
   if not plans:
-    raise InputError(f"no mesh of {math.prod(shape)} devices divides the model; choose another "
-                     "--topology")
+    raise InputError(
+      f"no mesh of {math.prod(shape)} devices divides the model; choose another --topology"
+    )
   can = topologies.has_compiler(accelerator)
   likely = [p for p in plans if p.total <= p.capacity * (NEAR if can else 1)]
   likely = sorted(likely, key=lambda p: p.seconds_a_row) or [min(plans, key=lambda p: p.total)]

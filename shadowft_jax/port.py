@@ -14,8 +14,14 @@ from shadowft_jax import sharding, tree
 from shadowft_jax.errors import InputError, listing
 
 # The last part of a leaf's path -> the last part of the tensor's name.
-SUFFIX = {"kernel": "weight", "bias": "bias", "scale": "weight", "embedding": "weight",
-          "a": "lora_A.weight", "b": "lora_B.weight"}
+SUFFIX = {
+  "kernel": "weight",
+  "bias": "bias",
+  "scale": "weight",
+  "embedding": "weight",
+  "a": "lora_A.weight",
+  "b": "lora_B.weight",
+}
 TRANSPOSED = ("kernel", "a", "b")
 STACKED = ("layers", "experts")
 # Where folders that hold more than text keep their text tower: prefix of a name -> prefix of
@@ -34,7 +40,7 @@ def hf_names(name, shape):
   """
   *module, kind = name.split("/")
   dotted = ".".join([*module, SUFFIX[kind]])
-  return [_numbered(dotted, index) for index in np.ndindex(*shape[:stacked_axes(name)])]
+  return [_numbered(dotted, index) for index in np.ndindex(*shape[: stacked_axes(name)])]
 
 
 def _numbered(dotted, index):
@@ -55,7 +61,7 @@ def is_transposed(name):
 def tensors(named):
   """Yields (tensor name, leaf name, index into stacked axes) for {leaf name: array or shape}."""
   for name, leaf in named.items():
-    stack = leaf.shape[:stacked_axes(name)]
+    stack = leaf.shape[: stacked_axes(name)]
     for hf_name, index in zip(hf_names(name, leaf.shape), np.ndindex(*stack), strict=True):
       yield hf_name, name, index
 
@@ -64,7 +70,7 @@ def file_shapes(named):
   """{tensor name: its shape on disk} for {leaf name: array or shape}."""
   out = {}
   for hf_name, name, index in tensors(named):
-    shape = named[name].shape[len(index):]
+    shape = named[name].shape[len(index) :]
     out[hf_name] = tuple(shape[::-1] if is_transposed(name) else shape)
   return out
 
@@ -142,15 +148,21 @@ def unfused(stored):
     else:
       E, rows, columns = tensor.shape
       count = E * len(projections)
-      parts = {f"{found[1]}.{e}.{p}_proj.weight": tensor._replace(
-          shape=(rows // len(projections), columns), nbytes=tensor.nbytes // count,
-          offset=tensor.offset + i * (tensor.nbytes // count))
-          for i, (e, p) in enumerate(itertools.product(range(E), projections))}
+      parts = {
+        f"{found[1]}.{e}.{p}_proj.weight": tensor._replace(
+          shape=(rows // len(projections), columns),
+          nbytes=tensor.nbytes // count,
+          offset=tensor.offset + i * (tensor.nbytes // count),
+        )
+        for i, (e, p) in enumerate(itertools.product(range(E), projections))
+      }
     twice += parts.keys() & out.keys()
     out.update(parts)
   if twice:
-    raise InputError("the folder has these tensors twice, by themselves and among all experts; "
-                     f"keep one:{listing(twice)}")
+    raise InputError(
+      "the folder has these tensors twice, by themselves and among all experts; "
+      f"keep one:{listing(twice)}"
+    )
   return out
 
 
@@ -160,13 +172,15 @@ def load(read, abstract):
   Raises:
     InputError: a tensor's shape is not the one `abstract` asks for.
   """
+
   def leaf(name, want):
     parts = [read(n).T if is_transposed(name) else read(n) for n in hf_names(name, want.shape)]
-    stack = want.shape[:stacked_axes(name)]
+    stack = want.shape[: stacked_axes(name)]
     got = np.stack(parts).reshape(*stack, *parts[0].shape)
     if got.shape != want.shape:
       raise InputError(f"{name}: the file has {got.shape}, the model asks for {want.shape}")
     return got.astype(want.dtype)
+
   return tree.map_named(leaf, abstract)
 
 

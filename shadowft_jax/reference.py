@@ -10,7 +10,7 @@ import numpy as np
 from shadowft_jax import hosts, sharding, step as step_lib
 from shadowft_jax.progress import say
 
-NAME = "reference.npz"       # in a run's folder
+NAME = "reference.npz"  # in a run's folder
 
 
 def logprobs(delta, base, data, examples, *, method, mesh):
@@ -28,14 +28,18 @@ def logprobs(delta, base, data, examples, *, method, mesh):
     [batch] = step_lib.on_devices([batch], mesh)
     found = sharding.whole(step_lib.answer_logprobs(delta, base, batch, method=method))
     for row, pairs in enumerate(rows):
-      out[pairs] = found[row, :len(pairs)]
+      out[pairs] = found[row, : len(pairs)]
   return out
 
 
 def measured(delta, base, data, *, method, mesh):
   """`data` with the log-probabilities of all its pairs by W_B + delta."""
-  return data.with_reference(*(logprobs(delta, base, data, some, method=method, mesh=mesh)
-                               for some in (data.train, data.valid)))
+  return data.with_reference(
+    *(
+      logprobs(delta, base, data, some, method=method, mesh=mesh)
+      for some in (data.train, data.valid)
+    )
+  )
 
 
 def kept(delta, base, data, folders, *, method, mesh, workdir):
@@ -49,8 +53,10 @@ def kept(delta, base, data, folders, *, method, mesh, workdir):
   found = _load(path, key)
   if found is None:
     say(f"the reference: log-probabilities of {len(data.train) + len(data.valid):,} pairs")
-    found = [logprobs(delta, base, data, some, method=method, mesh=mesh)
-             for some in (data.train, data.valid)]
+    found = [
+      logprobs(delta, base, data, some, method=method, mesh=mesh)
+      for some in (data.train, data.valid)
+    ]
     if hosts.is_first():
       partial = path.with_name(NAME + ".tmp")
       with open(partial, "wb") as file:
@@ -84,7 +90,7 @@ def _load(path, key):
   try:
     with np.load(path, allow_pickle=False) as file:
       found = (file["train"], file["valid"]) if str(file["key"]) == key else None
-  except Exception:            # Many types, by which byte is wrong.
+  except Exception:  # Many types, by which byte is wrong.
     found = None
   hosts.wait("the reference is read")
   return found

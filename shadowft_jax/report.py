@@ -12,23 +12,35 @@ import numpy as np
 
 from shadowft_jax import survival
 
-PACKAGES = ("shadowft_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers",
-            "safetensors", "numpy")
+PACKAGES = (
+  "shadowft_jax",
+  "jax",
+  "jaxlib",
+  "flax",
+  "optax",
+  "orbax-checkpoint",
+  "transformers",
+  "safetensors",
+  "numpy",
+)
 # Of a graft's picture: the key of survival.MEANING, the label, the colours, their range.
 PANELS = (
-    ("delta_norm", "norm of the delta $\\Delta$", "viridis", 0, None),
-    ("gap_cosine", "cosine of $\\Delta$ and $W_I - W_B$", "RdBu", -1, 1),
-    ("gap_ratio", "gap ratio $\\sigma$ of the pair", "viridis", 0, None),
-    ("cosine", f"survival cosine ($\\times$: below {survival.TURNED})", "viridis", 0, 1),
-    ("unchanged", "share of elements unchanged", "viridis_r", 0, 1))
-FACTOR = 10              # by which the difference of weights is enlarged in their picture
+  ("delta_norm", "norm of the delta $\\Delta$", "viridis", 0, None),
+  ("gap_cosine", "cosine of $\\Delta$ and $W_I - W_B$", "RdBu", -1, 1),
+  ("gap_ratio", "gap ratio $\\sigma$ of the pair", "viridis", 0, None),
+  ("cosine", f"survival cosine ($\\times$: below {survival.TURNED})", "viridis", 0, 1),
+  ("unchanged", "share of elements unchanged", "viridis_r", 0, 1),
+)
+FACTOR = 10  # by which the difference of weights is enlarged in their picture
 
 
 def _pyplot():
   """matplotlib.pyplot for files alone; imported late, since a graft need not wait for it."""
   import matplotlib
+
   matplotlib.use("Agg")
   import matplotlib.pyplot as plt
+
   return plt
 
 
@@ -37,8 +49,11 @@ def plot_loss(records, path, unit="answer token"):
   is what the loss is a mean over."""
   plt = _pyplot()
   figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-  for key, label, style in (("loss", "training", "-"), ("valid_loss", "validation", "o--"),
-                            ("shadow_valid_loss", "validation, grafted Instruct", "*")):
+  for key, label, style in (
+    ("loss", "training", "-"),
+    ("valid_loss", "validation", "o--"),
+    ("shadow_valid_loss", "validation, grafted Instruct", "*"),
+  ):
     points = [(r["step"], r[key]) for r in records if r.get(key) is not None]
     if points:
       size = 10 if style == "*" else 4
@@ -58,16 +73,24 @@ def model_card(*, base, instruct, learn_on, kind, match, dtype=None):
   parents = [instruct] if learn_on == "instruct" else [instruct, base]
   kind = "LoRA" if kind == "lora" else "full-parameter"
   listed = "".join(f"\n- {p}" for p in parents)
-  made = (f"{kind} tuning of `{instruct}` itself" if learn_on == "instruct" else
-          f"{kind} tuning of `{base}`, whose weight update was added to `{instruct}` "
-          "(Shadow-FT, arXiv 2505.12716): W_I' = W_I + (W_B' - W_B)")
-  same = ("All other tensors, the configuration, the tokenizer" if dtype is None else
-          f"All weights are stored in {dtype}, and the configuration says so. The tokenizer")
-  return (f"---\nbase_model:{listed}\nbase_model_relation: merge\ntags:\n- shadow-ft\n---\n"
-          f"# {pathlib.Path(instruct).name}, tuned\n\nMade by shadowft_jax: {made}. Grafted "
-          f"leaves: `{match}`. {same} and the "
-          "chat template are those of the Instruct model, byte for byte; its own card is "
-          "README.instruct.md, and its licence applies.\n")
+  made = (
+    f"{kind} tuning of `{instruct}` itself"
+    if learn_on == "instruct"
+    else f"{kind} tuning of `{base}`, whose weight update was added to `{instruct}` "
+    "(Shadow-FT, arXiv 2505.12716): W_I' = W_I + (W_B' - W_B)"
+  )
+  same = (
+    "All other tensors, the configuration, the tokenizer"
+    if dtype is None
+    else f"All weights are stored in {dtype}, and the configuration says so. The tokenizer"
+  )
+  return (
+    f"---\nbase_model:{listed}\nbase_model_relation: merge\ntags:\n- shadow-ft\n---\n"
+    f"# {pathlib.Path(instruct).name}, tuned\n\nMade by shadowft_jax: {made}. Grafted "
+    f"leaves: `{match}`. {same} and the "
+    "chat template are those of the Instruct model, byte for byte; its own card is "
+    "README.instruct.md, and its licence applies.\n"
+  )
 
 
 def sha256(path):
@@ -85,16 +108,21 @@ def provenance(inputs, *, seed):
   """
   files = {}
   for role, paths in inputs.items():
-    found = [p for path in map(pathlib.Path, paths)
-             for p in (sorted(path.iterdir()) if path.is_dir() else [path]) if not p.is_dir()]
+    found = [
+      p
+      for path in map(pathlib.Path, paths)
+      for p in (sorted(path.iterdir()) if path.is_dir() else [path])
+      if not p.is_dir()
+    ]
     files[role] = {str(p): p for p in found}
   paths = {p for group in files.values() for p in group.values() if p.is_file()}
   # The longest first, so that no core is left with it at the end.
   paths = sorted(paths, key=lambda p: (-p.stat().st_size, p))
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     digests = dict(zip(paths, pool.map(sha256, paths), strict=True))
-  files = {role: {name: digests.get(p) for name, p in group.items()}
-           for role, group in files.items()}
+  files = {
+    role: {name: digests.get(p) for name, p in group.items()} for role, group in files.items()
+  }
   versions = {}
   for package in PACKAGES:
     try:
@@ -116,8 +144,12 @@ def plot_gap(cells, layers, readings, title, path):
   modules, numbers = list(dict.fromkeys(m for m, _ in cells)), list(layers)
   grid = np.array([[cells.get((m, n), np.nan) for n in numbers] for m in modules])
   figure, (above, below) = plt.subplots(
-      2, sharex=True, layout="constrained", height_ratios=(len(modules), 7),
-      figsize=(max(8, min(14, 3 + 0.2 * len(numbers))), 3.9 + 0.33 * len(modules)))
+    2,
+    sharex=True,
+    layout="constrained",
+    height_ratios=(len(modules), 7),
+    figsize=(max(8, min(14, 3 + 0.2 * len(numbers))), 3.9 + 0.33 * len(modules)),
+  )
   edges = np.append(np.array(numbers) - 0.5, numbers[-1] + 0.5)
   image = above.pcolormesh(edges, np.arange(len(modules) + 1) - 0.5, grid, cmap="viridis", vmin=0)
   above.set_yticks(range(len(modules)), modules)
@@ -127,8 +159,9 @@ def plot_gap(cells, layers, readings, title, path):
   figure.colorbar(image, ax=above, label="gap ratio $\\sigma$ (0: equal)")
   below.plot(numbers, list(layers.values()), "o-", markersize=4, label="all tensors of a layer")
   for (name, value), style in zip(readings.items(), ("--", ":", "-."), strict=True):
-    below.axhline(value, linestyle=style, color="gray",
-                  label=f"{name.replace('_', ' ')}: {value:.4f}")
+    below.axhline(
+      value, linestyle=style, color="gray", label=f"{name.replace('_', ' ')}: {value:.4f}"
+    )
   below.set(xlabel="layer", ylabel="gap ratio $\\sigma$", ylim=(0, None))
   below.xaxis.get_major_locator().set_params(integer=True)
   below.grid(alpha=0.3)
@@ -166,13 +199,24 @@ def plot_survival(cells, title, path):
   top = 0.5 + 0.2 * len(heading)
   height = 0.6 + top + len(panels) * (panel + between) - between
   figure, axes = plt.subplots(len(panels), sharex=True, figsize=(width, height))
-  figure.subplots_adjust(left=1.4 / width, right=1 - 0.1 / width, bottom=0.6 / height,
-                         top=1 - top / height, hspace=between / panel)
+  figure.subplots_adjust(
+    left=1.4 / width,
+    right=1 - 0.1 / width,
+    bottom=0.6 / height,
+    top=1 - top / height,
+    hspace=between / panel,
+  )
   for ax, (key, label, colours, low, high) in zip(axes, panels, strict=True):
     grid = np.array([[cells.get((m, n), {}).get(key) for n in layers] for m in modules], float)
-    image = ax.pcolormesh(np.arange(len(layers) + 1) - 0.5, np.arange(len(modules) + 1) - 0.5, grid,
-                          cmap=colours, vmin=low, vmax=high)
-    ax.set_facecolor("lightgray")           # where there is no such tensor, or no delta
+    image = ax.pcolormesh(
+      np.arange(len(layers) + 1) - 0.5,
+      np.arange(len(modules) + 1) - 0.5,
+      grid,
+      cmap=colours,
+      vmin=low,
+      vmax=high,
+    )
+    ax.set_facecolor("lightgray")  # where there is no such tensor, or no delta
     ax.set_yticks(range(len(modules)), modules)
     ax.invert_yaxis()
     ax.set_title(label, fontsize="medium", loc="left")
@@ -195,16 +239,30 @@ def plot_weights(base, instruct, title, path):
     base, instruct: [rows, columns], of one tensor's rows and columns from the first.
   """
   plt = _pyplot()
-  drawn = {"$|W_B|$": base, "$|W_I|$": instruct,
-           f"{FACTOR} $\\times$ $|W_I - W_B|$": FACTOR * (instruct - base)}
+  drawn = {
+    "$|W_B|$": base,
+    "$|W_I|$": instruct,
+    f"{FACTOR} $\\times$ $|W_I - W_B|$": FACTOR * (instruct - base),
+  }
   drawn = {name: np.abs(x) for name, x in drawn.items()}
   top = max(x.max() for x in drawn.values()) or 1.0
   y, x = np.indices(base.shape)
-  figure, axes = plt.subplots(1, len(drawn), figsize=(15, 5.2), layout="constrained",
-                              subplot_kw={"projection": "3d"})
+  figure, axes = plt.subplots(
+    1, len(drawn), figsize=(15, 5.2), layout="constrained", subplot_kw={"projection": "3d"}
+  )
   for ax, (name, z) in zip(axes, drawn.items(), strict=True):
-    ax.plot_surface(x, y, z, cmap="viridis", vmin=0, vmax=top, rcount=len(z), ccount=len(z[0]),
-                    linewidth=0, antialiased=False)
+    ax.plot_surface(
+      x,
+      y,
+      z,
+      cmap="viridis",
+      vmin=0,
+      vmax=top,
+      rcount=len(z),
+      ccount=len(z[0]),
+      linewidth=0,
+      antialiased=False,
+    )
     ax.set(title=name, xlabel="column", ylabel="row", zlim=(0, top))
     ax.invert_yaxis()
   figure.suptitle(title, wrap=True)

@@ -8,11 +8,14 @@ _keep = ocp.training.preservation_policies
 
 def open_checkpoints(directory):
   """An orbax Checkpointer that keeps the newest checkpoint and the one of lowest "loss"."""
-  best = _keep.BestN(get_metric_fn=lambda m: m["loss"], reverse=True, n=1,
-                     keep_checkpoints_without_metrics=False)
+  best = _keep.BestN(
+    get_metric_fn=lambda m: m["loss"], reverse=True, n=1, keep_checkpoints_without_metrics=False
+  )
   return ocp.training.Checkpointer(
-      directory.resolve(), cleanup_tmp_directories=True,
-      preservation_policy=_keep.AnyPreservationPolicy([_keep.LatestN(n=1), best]))
+    directory.resolve(),
+    cleanup_tmp_directories=True,
+    preservation_policy=_keep.AnyPreservationPolicy([_keep.LatestN(n=1), best]),
+  )
 
 
 def save(checkpoints, state, step, loss):
@@ -24,7 +27,8 @@ def save(checkpoints, state, step, loss):
 def restore(checkpoints, like, step=None):
   """The state saved at `step` (None: the newest), typed and sharded as `like`."""
   abstract = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
+  )
   return checkpoints.load(step, abstract)
 
 

@@ -21,12 +21,31 @@ import numpy as np
 from shadowft_jax import folder, port, sharding, tree
 from shadowft_jax.errors import InputError, listing
 
-WEIGHTS = {"BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16),
-           "F32": np.dtype(np.float32)}
+WEIGHTS = {
+  "BF16": np.dtype(ml_dtypes.bfloat16),
+  "F16": np.dtype(np.float16),
+  "F32": np.dtype(np.float32),
+}
 # Bytes an element; a dtype that is not here may lie in a file, but nobody checks its length.
-ITEMSIZE = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2,
-            "I16": 2, "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8,
-            "F64": 8, "C64": 8}
+ITEMSIZE = {
+  "BOOL": 1,
+  "U8": 1,
+  "I8": 1,
+  "F8_E4M3": 1,
+  "F8_E5M2": 1,
+  "F8_E8M0": 1,
+  "U16": 2,
+  "I16": 2,
+  "F16": 2,
+  "BF16": 2,
+  "U32": 4,
+  "I32": 4,
+  "F32": 4,
+  "U64": 8,
+  "I64": 8,
+  "F64": 8,
+  "C64": 8,
+}
 MAX_HEADER = 100_000_000
 # Bytes a read.  Small, since a kernel is transposed chunk by chunk: its strided writes then
 # stay within the cache (six times the speed of transposing a whole tensor).
@@ -35,6 +54,7 @@ CHUNK = 1 << 17
 
 class Tensor(NamedTuple):
   """Where one tensor lies; `offset` in bytes from the beginning of the file."""
+
   path: pathlib.Path
   dtype: str
   shape: tuple[int, ...]
@@ -55,8 +75,10 @@ def header(path):
     if start == b"version ":
       raise InputError(f"{path} is a Git LFS pointer, not the weights; run `git lfs pull`")
     if length > MAX_HEADER:
-      raise InputError(f"{path} is no safetensors file: a header has at most {MAX_HEADER} "
-                       f"bytes, this one claims {length}; download it again")
+      raise InputError(
+        f"{path} is no safetensors file: a header has at most {MAX_HEADER} "
+        f"bytes, this one claims {length}; download it again"
+      )
     _check_size(path, size, 8 + length, exact=False)
     text = file.read(length)
   try:
@@ -64,8 +86,9 @@ def header(path):
     fields.pop("__metadata__", None)
     found = {name: _tensor(path, 8 + length, **field) for name, field in fields.items()}
   except (ValueError, TypeError, AttributeError, RecursionError) as error:
-    raise InputError(f"{path} is no safetensors file: its header does not parse ({error}); "
-                     "download it again") from error
+    raise InputError(
+      f"{path} is no safetensors file: its header does not parse ({error}); download it again"
+    ) from error
   _check_ranges(path, 8 + length, found)
   _check_size(path, size, max([8 + length, *(t.offset + t.nbytes for t in found.values())]))
   return found
@@ -93,18 +116,24 @@ def _check_ranges(path, start, found):
   for name, tensor in sorted(found.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
     if tensor.offset != start or tensor.nbytes < 0:
       what = "overlaps the tensor" if tensor.offset < start else "leaves a hole"
-      raise InputError(f"{path} is no safetensors file: {name} {what} before it (byte {start} "
-                       f"expected, {tensor.offset} claimed); download it again")
+      raise InputError(
+        f"{path} is no safetensors file: {name} {what} before it (byte {start} "
+        f"expected, {tensor.offset} claimed); download it again"
+      )
     start += tensor.nbytes
 
 
 def _check_size(path, size, want, exact=True):
   if size < want:
-    raise InputError(f"{path} is truncated: {want - size} bytes are missing ({want} expected, "
-                     f"{size} there); download it again")
+    raise InputError(
+      f"{path} is truncated: {want - size} bytes are missing ({want} expected, "
+      f"{size} there); download it again"
+    )
   if exact and size > want:
-    raise InputError(f"{path} is no safetensors file: {size - want} bytes follow the last "
-                     f"tensor ({want} expected, {size} there); download it again")
+    raise InputError(
+      f"{path} is no safetensors file: {size - want} bytes follow the last "
+      f"tensor ({want} expected, {size} there); download it again"
+    )
 
 
 def find(directory, stem="model"):
@@ -119,13 +148,17 @@ def find(directory, stem="model"):
   if index.exists():
     places = _read_index(index)
     if single.exists() and set(places.values()) != {single.name}:
-      raise InputError(f"{directory} has both {single.name} and an index that names other "
-                       "shards, and programs differ in which they read; keep one")
+      raise InputError(
+        f"{directory} has both {single.name} and an index that names other "
+        "shards, and programs differ in which they read; keep one"
+      )
     return _read_shards(index, places)
   if not single.exists():
     folder.refuse_pickles(directory)
-    raise InputError(f"{directory} has no {single.name} and no {index.name}; download the weights, "
-                     "or save them again as safetensors")
+    raise InputError(
+      f"{directory} has no {single.name} and no {index.name}; download the weights, "
+      "or save them again as safetensors"
+    )
   return header(single)
 
 
@@ -134,28 +167,43 @@ def _read_index(path):
   places = folder.read_json(path).get("weight_map")
   if not isinstance(places, dict) or not places:
     raise InputError(f"{path} has no weight_map; download it again")
-  bad = {p for p in places.values()
-         if not isinstance(p, str) or not re.fullmatch(r"[^/\\\0]+\.safetensors", p)}
+  bad = {
+    p
+    for p in places.values()
+    if not isinstance(p, str) or not re.fullmatch(r"[^/\\\0]+\.safetensors", p)
+  }
   if bad:
-    raise InputError(f"{path}: a shard is a plain *.safetensors file name in the same folder; "
-                     f"got{listing(map(repr, bad))}")
+    raise InputError(
+      f"{path}: a shard is a plain *.safetensors file name in the same folder; "
+      f"got{listing(map(repr, bad))}"
+    )
   return places
 
 
 def _read_shards(index, places):
   shards = sorted(set(places.values()))
   if lost := [s for s in shards if not (index.parent / s).exists()]:
-    raise InputError(f"{index.parent} lacks shards that {index.name} names; download them:"
-                     + listing(lost, limit=len(lost)))
+    raise InputError(
+      f"{index.parent} lacks shards that {index.name} names; download them:"
+      + listing(lost, limit=len(lost))
+    )
   headers = {shard: header(index.parent / shard) for shard in shards}
-  lost = [f"{name}: the index has it in {shard}, which lacks it"
-          for name, shard in places.items() if name not in headers[shard]]
+  lost = [
+    f"{name}: the index has it in {shard}, which lacks it"
+    for name, shard in places.items()
+    if name not in headers[shard]
+  ]
   # The other way round too: nobody would read a tensor that the index leaves out.
-  lost += [f"{name}: {shard} has it, the index has it in {places.get(name, 'no shard')}"
-           for shard in shards for name in headers[shard] if places.get(name) != shard]
+  lost += [
+    f"{name}: {shard} has it, the index has it in {places.get(name, 'no shard')}"
+    for shard in shards
+    for name in headers[shard]
+    if places.get(name) != shard
+  ]
   if lost:
-    raise InputError(f"{index} and its shards do not agree; download them again:"
-                     + listing(lost, limit=len(lost)))
+    raise InputError(
+      f"{index} and its shards do not agree; download them again:" + listing(lost, limit=len(lost))
+    )
   return {name: headers[shard][name] for name, shard in places.items()}
 
 
@@ -172,7 +220,7 @@ def rows(tensor, start=0, stop=None):
   with open(tensor.path, "rb", buffering=0) as file:
     for first in range(start, stop, step):
       count = min(step, stop - first)
-      part = buffer[:count * width]
+      part = buffer[: count * width]
       read_at(file, part, tensor.offset + first * width)
       yield first, part.view(dtype).reshape(count, *rest)
 
@@ -183,8 +231,10 @@ def read_at(file, part, offset):
   while done < len(part):
     count = os.preadv(file.fileno(), [part[done:]], offset + done)
     if not count:
-      raise InputError(f"{file.name} ends at byte {offset + done}, before a tensor does; it "
-                       "changed while it was read: start again")
+      raise InputError(
+        f"{file.name} ends at byte {offset + done}, before a tensor does; it "
+        "changed while it was read: start again"
+      )
     done += count
 
 
@@ -197,8 +247,12 @@ def place(abstract, tensors, mesh):
     mesh: None puts everything on the default device.
   """
   where = tree.names(sharding.of(abstract, mesh)) if mesh else {}
-  return tree.nest({name: _place_leaf(name, x, where.get(name), tensors)
-                    for name, x in tree.names(abstract).items()})
+  return tree.nest(
+    {
+      name: _place_leaf(name, x, where.get(name), tensors)
+      for name, x in tree.names(abstract).items()
+    }
+  )
 
 
 def _place_leaf(name, want, where, tensors):
@@ -206,11 +260,14 @@ def _place_leaf(name, want, where, tensors):
   index = {None: (slice(None),) * want.ndim}
   if where is not None:
     index = where.addressable_devices_indices_map(want.shape)
-  boxes = {device: tuple(s.indices(n)[:2] for s, n in zip(slices, want.shape, strict=True))
-           for device, slices in index.items()}
+  boxes = {
+    device: tuple(s.indices(n)[:2] for s, n in zip(slices, want.shape, strict=True))
+    for device, slices in index.items()
+  }
   # Devices that hold the same slice share a buffer.
-  buffers = {box: np.empty([end - start for start, end in box], want.dtype)
-             for box in boxes.values()}
+  buffers = {
+    box: np.empty([end - start for start, end in box], want.dtype) for box in boxes.values()
+  }
   for hf_name, _, index in port.tensors({name: want}):
     _read_into(list(_views(name, index, buffers)), tensors[hf_name], want.dtype)
   parts = [jax.device_put(buffers[box], device) for device, box in boxes.items()]
@@ -224,7 +281,7 @@ def _place_leaf(name, want, where, tensors):
 def _views(name, index, buffers):
   """Yields (box, view) of each buffer that holds a part of one tensor, turned as in the file."""
   for box, buffer in buffers.items():
-    stack, box = box[:len(index)], box[len(index):]
+    stack, box = box[: len(index)], box[len(index) :]
     if all(first <= i < end for i, (first, end) in zip(index, stack, strict=True)):
       buffer = buffer[tuple(i - first for i, (first, _) in zip(index, stack, strict=True))]
       yield (box[::-1], buffer.T) if port.is_transposed(name) else (box, buffer)
@@ -241,7 +298,7 @@ def _read_into(views, tensor, dtype):
       a, b = max(low, first), min(high, first + len(chunk))
       if a < b:
         columns = tuple(slice(*r) for r in rest)
-        bits(view)[a - low:b - low] = chunk[(slice(a - first, b - first), *columns)]
+        bits(view)[a - low : b - low] = chunk[(slice(a - first, b - first), *columns)]
 
 
 def bits(x):

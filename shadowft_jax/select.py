@@ -55,7 +55,7 @@ def write(path, rows):
   """Writes a row a line, the whole file or nothing."""
   try:
     text = "".join(json.dumps(row) + "\n" for row in rows)
-  except TypeError as error:      # dates and bytes of a Parquet file
+  except TypeError as error:  # dates and bytes of a Parquet file
     raise InputError(f"a row cannot be written as JSON: {error}; drop that column") from error
   partial = path.with_name(path.name + ".tmp")
   partial.write_text(text, encoding="utf-8")
@@ -65,9 +65,16 @@ def write(path, rows):
 def main():
   out, report_path = free(OUT.value, OVERWRITE.value)
   rows, report = select_lib.select(
-      read(ROWS.value, SPLIT.value), count=COUNT.value, seed=SEED.value, reward=REWARD.value,
-      category=CATEGORY.value, pool=POOL.value, min_reward=MIN_REWARD.value,
-      several=SEVERAL.value, language=LANGUAGE.value)
+    read(ROWS.value, SPLIT.value),
+    count=COUNT.value,
+    seed=SEED.value,
+    reward=REWARD.value,
+    category=CATEGORY.value,
+    pool=POOL.value,
+    min_reward=MIN_REWARD.value,
+    several=SEVERAL.value,
+    language=LANGUAGE.value,
+  )
   out.parent.mkdir(parents=True, exist_ok=True)
   write(out, rows)
   write_json(report_path, {"source": ROWS.value, **dataclasses.asdict(report)})
@@ -76,8 +83,12 @@ def main():
 
 
 if __name__ == "__main__":
-  ROWS = flags.DEFINE_string("rows", None, "File, folder or hub id ORG/NAME[:SUBSET] of rows "
-                             "with a reward and categories.", required=True)
+  ROWS = flags.DEFINE_string(
+    "rows",
+    None,
+    "File, folder or hub id ORG/NAME[:SUBSET] of rows with a reward and categories.",
+    required=True,
+  )
   SPLIT = flags.DEFINE_string("split", "train", "Of a hub id.")
   OUT = flags.DEFINE_string("out", None, "The .jsonl file to write.", required=True)
   COUNT = flags.DEFINE_integer("count", 2000, "How many rows.")
@@ -86,8 +97,9 @@ if __name__ == "__main__":
   CATEGORY = flags.DEFINE_string("category", "label.cate_ability_en", "The field of the category.")
   POOL = flags.DEFINE_float("pool", 0.1, "Share of the rows, the best, that is chosen from.")
   MIN_REWARD = flags.DEFINE_float("min_reward", None, "The least reward that is chosen.")
-  SEVERAL = flags.DEFINE_enum("several", "first", select_lib.SEVERAL,
-                              "What a row with several categories counts for.")
+  SEVERAL = flags.DEFINE_enum(
+    "several", "first", select_lib.SEVERAL, "What a row with several categories counts for."
+  )
   LANGUAGE = flags.DEFINE_string("language", "", "Only rows whose langdetect is this.")
   OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace --out if it exists.")
   command.run(main)

@@ -15,21 +15,25 @@ from shadowft_jax.errors import InputError, listing
 AXES = ("data", "fsdp", "tensor", "context")
 BATCH = P(("data", "fsdp"), "context")
 # What models/ names the axes of its activations.
-ACTIVATIONS = (("batch", ("data", "fsdp")), ("context", "context"), ("heads", "tensor"),
-               ("mlp", "tensor"))
+ACTIVATIONS = (
+  ("batch", ("data", "fsdp")),
+  ("context", "context"),
+  ("heads", "tensor"),
+  ("mlp", "tensor"),
+)
 RULES = (
-    (r"embedding$", P("tensor", "fsdp")),
-    (r"experts/down_proj/(kernel|a)$", P(None, "fsdp", "tensor")),
-    (r"experts/(gate|up)_proj/(kernel|b)$", P(None, "fsdp", None, "tensor")),
-    (r"experts/", P(None, "fsdp")),
-    # By rows, as all kernels: where columns are gathered, a compiler first turns all layers around.
-    (r"layers/.*(o_proj|down_proj)/(kernel|a)$", P(None, ("tensor", "fsdp"))),
-    (r"layers/.*(o_proj|down_proj)/b$", P(None, None, "fsdp")),
-    (r"layers/.*kernel$", P(None, "fsdp", "tensor")),
-    (r"layers/.*/a$", P(None, "fsdp")),
-    (r"layers/.*/b$", P(None, None, ("tensor", "fsdp"))),
-    (r"lm_head/kernel$", P("fsdp", "tensor")),
-    (r".*", P()),            # norms and biases: a vector a layer
+  (r"embedding$", P("tensor", "fsdp")),
+  (r"experts/down_proj/(kernel|a)$", P(None, "fsdp", "tensor")),
+  (r"experts/(gate|up)_proj/(kernel|b)$", P(None, "fsdp", None, "tensor")),
+  (r"experts/", P(None, "fsdp")),
+  # By rows, as all kernels: where columns are gathered, a compiler first turns all layers around.
+  (r"layers/.*(o_proj|down_proj)/(kernel|a)$", P(None, ("tensor", "fsdp"))),
+  (r"layers/.*(o_proj|down_proj)/b$", P(None, None, "fsdp")),
+  (r"layers/.*kernel$", P(None, "fsdp", "tensor")),
+  (r"layers/.*/a$", P(None, "fsdp")),
+  (r"layers/.*/b$", P(None, None, ("tensor", "fsdp"))),
+  (r"lm_head/kernel$", P("fsdp", "tensor")),
+  (r".*", P()),  # norms and biases: a vector a layer
 )
 
 
@@ -63,8 +67,10 @@ def mesh_sizes(shape, count):
     rest = -math.prod(sizes)
     sizes[sizes.index(-1)] = max(1, count // rest)
   if math.prod(sizes) != count or min(sizes) < 1:
-    raise InputError(f"mesh {shape} does not make {count} devices; set config.mesh so that "
-                     f"the product of {', '.join(AXES)} is {count}")
+    raise InputError(
+      f"mesh {shape} does not make {count} devices; set config.mesh so that "
+      f"the product of {', '.join(AXES)} is {count}"
+    )
   return tuple(sizes)
 
 
@@ -72,11 +78,15 @@ def check_batch(rows, length, mesh):
   """Raises InputError where a batch of `rows` rows of `length` tokens does not divide."""
   ways = math.prod(mesh.shape[axis] for axis in BATCH[0])
   if rows % ways:
-    raise InputError(f"config.rows is {rows}; it must be a multiple of {ways}, the devices on "
-                     f"the mesh axes {' and '.join(BATCH[0])}")
+    raise InputError(
+      f"config.rows is {rows}; it must be a multiple of {ways}, the devices on "
+      f"the mesh axes {' and '.join(BATCH[0])}"
+    )
   if length % mesh.shape["context"]:
-    raise InputError(f"config.data.max_length is {length}; it must be a multiple of "
-                     f"{mesh.shape['context']}, the devices on the mesh axis context")
+    raise InputError(
+      f"config.data.max_length is {length}; it must be a multiple of "
+      f"{mesh.shape['context']}, the devices on the mesh axis context"
+    )
 
 
 def of(tree_, mesh):
@@ -86,22 +96,27 @@ def of(tree_, mesh):
     InputError: lists every leaf with a dimension that its axes do not divide.
   """
   bad, fault = [], {}
+
   def leaf(name, x):
     spec = next(s for pattern, s in RULES if re.search(pattern, name))
-    for size, axes in zip(x.shape, spec, strict=False):     # a spec may end early
+    for size, axes in zip(x.shape, spec, strict=False):  # a spec may end early
       names = (axes,) if isinstance(axes, str) else axes or ()
       ways = math.prod(mesh.shape[a] for a in names)
       if size % ways:
         bad.append(f"{name}: {size} is not divisible by {ways} ({' x '.join(names)})")
         fault.setdefault(names, []).append(size)
     return NamedSharding(mesh, spec)
+
   out = tree.map_named(leaf, tree_)
   if bad:
     advice = " and ".join(
-        f"{' x '.join(f'config.mesh.{a}' for a in names if mesh.shape[a] > 1)} divides "
-        f"{math.gcd(*sizes)}" for names, sizes in fault.items())
-    raise InputError(f"the mesh does not divide these leaves; choose sizes so that {advice}:"
-                     + listing(bad))
+      f"{' x '.join(f'config.mesh.{a}' for a in names if mesh.shape[a] > 1)} divides "
+      f"{math.gcd(*sizes)}"
+      for names, sizes in fault.items()
+    )
+    raise InputError(
+      f"the mesh does not divide these leaves; choose sizes so that {advice}:" + listing(bad)
+    )
   return out
 
 
@@ -109,7 +124,7 @@ def my_share(mesh):
   """(first, stop, of): this process has a part of rows first / of to stop / of of every batch."""
   of = math.prod(mesh.shape[axis] for axis in BATCH[0])
   where = NamedSharding(mesh, P(BATCH[0])).addressable_devices_indices_map((of,))
-  bounds = [rows.indices(of)[:2] for rows, in where.values()]
+  bounds = [rows.indices(of)[:2] for (rows,) in where.values()]
   return min(first for first, _ in bounds), max(stop for _, stop in bounds), of
 
 
@@ -118,9 +133,11 @@ def place_rows(rows, mesh):
   first, stop, of = my_share(mesh)
   count = len(rows) * of // (stop - first)
   skipped = count * first // of
+
   def part(index):
     low, high, _ = index[0].indices(count)
-    return rows[low - skipped:high - skipped, index[1]]
+    return rows[low - skipped : high - skipped, index[1]]
+
   return jax.make_array_from_callback((count, *rows.shape[1:]), NamedSharding(mesh, BATCH), part)
 
 

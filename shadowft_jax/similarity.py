@@ -21,13 +21,22 @@ import numpy as np
 from tqdm import tqdm
 
 from shadowft_jax import (
-    command, folder, gap, pair_check, pair_folder, pairs, report, safetensors_file, survival)
+  command,
+  folder,
+  gap,
+  pair_check,
+  pair_folder,
+  pairs,
+  report,
+  safetensors_file,
+  survival,
+)
 from shadowft_jax.errors import InputError, listing
 from shadowft_jax.log import write_json
 from shadowft_jax.progress import say
 
 
-VIEWED = 64               # rows and columns that weights.png shows
+VIEWED = 64  # rows and columns that weights.png shows
 
 
 def check(base_dir, instruct_dir):
@@ -39,8 +48,10 @@ def check(base_dir, instruct_dir):
   findings = pair_check.check(base_dir, instruct_dir)
   print(pair_check.report(findings), flush=True)
   if count := sum(f.level == "error" for f in findings):
-    raise InputError(f"{base_dir} and {instruct_dir} are no pair: {count} error"
-                     f"{'s' * (count > 1)} in the pair check above, which say what to do")
+    raise InputError(
+      f"{base_dir} and {instruct_dir} are no pair: {count} error"
+      f"{'s' * (count > 1)} in the pair check above, which say what to do"
+    )
   return findings
 
 
@@ -57,8 +68,9 @@ def table(rows):
   lines = [("module", "tensors", "parameters", "gap ratio", "unchanged")]
   for module, part in {**gap.by_module(rows), "all": rows}.items():
     sums = gap.total(r.sums for r in part)
-    lines.append((module, f"{len(part):,}", f"{sums.size:,}", f"{sums.ratio:.6f}",
-                  f"{sums.unchanged:.2%}"))
+    lines.append(
+      (module, f"{len(part):,}", f"{sums.size:,}", f"{sums.ratio:.6f}", f"{sums.unchanged:.2%}")
+    )
   return survival.aligned(lines)
 
 
@@ -83,16 +95,26 @@ def record(base, instruct, rows, left_out, findings, pair=None):
   numbers = lambda sums: {**sums._asdict(), "ratio": sums.ratio, "unchanged": sums.unchanged}
   of_parts = lambda parts: {k: numbers(gap.total(r.sums for r in v)) for k, v in parts.items()}
   return {
-      "base": str(base.directory), "instruct": str(instruct.directory), "pair": pair,
-      "settings": {"close": gap.CLOSE, "arithmetic": "|B - I| in float32, sums in float64"},
-      "readings": gap.readings(rows), "reading_is": gap.READINGS,
-      "reference": gap.REFERENCES.get(pair),
-      "modules": of_parts(gap.by_module(rows)), "layers": of_parts(gap.by_layer(rows)),
-      "tensors": [{"name": r.name, "layer": r.layer, "module": r.module, "shape": r.shape,
-                   **numbers(r.sums)} for r in rows],
-      "left_out": left_out, "pair_check": [f._asdict() for f in findings],
-      "header_sha256": {str(p): _header_sha256(p) for side in (base, instruct)
-                        for p in sorted({t.path for t in side.tensors.values()})},
+    "base": str(base.directory),
+    "instruct": str(instruct.directory),
+    "pair": pair,
+    "settings": {"close": gap.CLOSE, "arithmetic": "|B - I| in float32, sums in float64"},
+    "readings": gap.readings(rows),
+    "reading_is": gap.READINGS,
+    "reference": gap.REFERENCES.get(pair),
+    "modules": of_parts(gap.by_module(rows)),
+    "layers": of_parts(gap.by_layer(rows)),
+    "tensors": [
+      {"name": r.name, "layer": r.layer, "module": r.module, "shape": r.shape, **numbers(r.sums)}
+      for r in rows
+    ],
+    "left_out": left_out,
+    "pair_check": [f._asdict() for f in findings],
+    "header_sha256": {
+      str(p): _header_sha256(p)
+      for side in (base, instruct)
+      for p in sorted({t.path for t in side.tensors.values()})
+    },
   }
 
 
@@ -108,20 +130,49 @@ def write(out, rows, found, title):
   write_json(out / "similarity.json", found)
   with open(out / "similarity.csv", "w", newline="") as file:
     writer = csv.writer(file)
-    writer.writerow(["name", "layer", "module", "shape", "sum_base", "sum_instruct", "sum_diff",
-                     "ratio", "unchanged"])
+    writer.writerow(
+      [
+        "name",
+        "layer",
+        "module",
+        "shape",
+        "sum_base",
+        "sum_instruct",
+        "sum_diff",
+        "ratio",
+        "unchanged",
+      ]
+    )
     for row in rows:
       s = row.sums
-      writer.writerow([row.name, "" if row.layer is None else row.layer, row.module,
-                       "x".join(map(str, row.shape)), s.base, s.instruct, s.diff, s.ratio,
-                       s.unchanged])
+      writer.writerow(
+        [
+          row.name,
+          "" if row.layer is None else row.layer,
+          row.module,
+          "x".join(map(str, row.shape)),
+          s.base,
+          s.instruct,
+          s.diff,
+          s.ratio,
+          s.unchanged,
+        ]
+      )
   if not (layers := gap.by_layer(rows)):
     say("no similarity.png: no tensor is in a layer")
   else:
-    cells = {(m, layer): gap.ratio(part) for layer, inside in layers.items()
-             for m, part in gap.by_module(inside).items()}
-    report.plot_gap(cells, {n: gap.ratio(part) for n, part in layers.items()},
-                    gap.readings(rows), title, out / "similarity.png")
+    cells = {
+      (m, layer): gap.ratio(part)
+      for layer, inside in layers.items()
+      for m, part in gap.by_module(inside).items()
+    }
+    report.plot_gap(
+      cells,
+      {n: gap.ratio(part) for n, part in layers.items()},
+      gap.readings(rows),
+      title,
+      out / "similarity.png",
+    )
 
 
 def pick(base, instruct, pattern=None):
@@ -147,25 +198,32 @@ def pick(base, instruct, pattern=None):
   except re.error as error:
     raise InputError(f"--view {pattern!r} is no regular expression: {error}") from error
   if found is None:
-    why = [f"{n}: {left_out.get(n, 'no matrix')}" for n in {*names, *left_out}
-           if re.search(pattern, n)]
+    why = [
+      f"{n}: {left_out.get(n, 'no matrix')}" for n in {*names, *left_out} if re.search(pattern, n)
+    ]
     near = difflib.get_close_matches(pattern, matrices, n=5, cutoff=0) or matrices
-    raise InputError(f"--view {pattern!r} finds no matrix that both models have; "
-                     + (f"it finds{listing(why)}" if why else f"the nearest names are"
-                        f"{listing(near)}"))
+    raise InputError(
+      f"--view {pattern!r} finds no matrix that both models have; "
+      + (f"it finds{listing(why)}" if why else f"the nearest names are{listing(near)}")
+    )
   return found
 
 
 def draw(base, instruct, name, path):
   """Writes weights.png: the first VIEWED rows and columns of a tensor of both models."""
+
   def corner(tensor):
     rows = safetensors_file.rows(tensor, 0, min(VIEWED, tensor.shape[0]))
     return np.concatenate([part[:, :VIEWED].astype(np.float32) for _, part in rows])
+
   blocks = [corner(side.tensors[name]) for side in (base, instruct)]
   size = " x ".join(map(str, blocks[0].shape))
-  report.plot_weights(*blocks, f"{name}: the first {size} weights of {base.directory} and "
-                      f"{instruct.directory}; the difference is enlarged {report.FACTOR} times",
-                      path)
+  report.plot_weights(
+    *blocks,
+    f"{name}: the first {size} weights of {base.directory} and "
+    f"{instruct.directory}; the difference is enlarged {report.FACTOR} times",
+    path,
+  )
 
 
 def rank(candidates, instruct_dir):
@@ -183,15 +241,20 @@ def rank(candidates, instruct_dir):
     except InputError as error:
       refused[candidate] = str(error).replace("\n", " ")
       continue
-    found.append({"base": candidate, "shared": len(rows), "left_out": len(left_out),
-                  **gap.readings(rows)})
+    found.append(
+      {"base": candidate, "shared": len(rows), "left_out": len(left_out), **gap.readings(rows)}
+    )
   if not found:
-    raise InputError(f"none of the candidates can be compared with {instruct_dir}: "
-                     + "; ".join(f"{c}: {why}" for c, why in refused.items()))
-  found.sort(key=lambda r: (r["mean_over_tensors"] is None, r["mean_over_tensors"],
-                            r["ratio_of_sums"]))
-  print(f"gap ratio to {instruct_dir}, nearest first "
-        "(mean over tensors, over layers, ratio of sums):")
+    raise InputError(
+      f"none of the candidates can be compared with {instruct_dir}: "
+      + "; ".join(f"{c}: {why}" for c, why in refused.items())
+    )
+  found.sort(
+    key=lambda r: (r["mean_over_tensors"] is None, r["mean_over_tensors"], r["ratio_of_sums"])
+  )
+  print(
+    f"gap ratio to {instruct_dir}, nearest first (mean over tensors, over layers, ratio of sums):"
+  )
   for place, r in enumerate(found, 1):
     numbers = "  ".join("-" if r[k] is None else f"{r[k]:.6f}" for k in gap.READINGS)
     print(f"{place:>3}  {numbers}  {r['base']} ({r['shared']} tensors, {r['left_out']} left out)")
@@ -211,15 +274,18 @@ def choose(base, instruct, pair):
     base, instruct = base or known.base, instruct or known.instruct
   for name, value in (("base", base), ("instruct", instruct)):
     if not value:
-      raise InputError(f"--{name} is not given; expected --base DIR --instruct DIR (folders, or "
-                       "ids of the hub), or --pair NAME")
+      raise InputError(
+        f"--{name} is not given; expected --base DIR --instruct DIR (folders, or "
+        "ids of the hub), or --pair NAME"
+      )
   return base, instruct
 
 
 def main():
   if VIEW.value is not None and (not OUT.value or CHECK_ONLY.value or CANDIDATES.value):
-    raise InputError("--view needs --out, where it writes weights.png, and takes no --check_only "
-                     "or --candidates")
+    raise InputError(
+      "--view needs --out, where it writes weights.png, and takes no --check_only or --candidates"
+    )
   out = contextlib.nullcontext()
   if OUT.value and not CHECK_ONLY.value:
     out = folder.atomic(OUT.value, OVERWRITE.value)
@@ -236,8 +302,10 @@ def main():
 
 def _rank():
   if BASE.value or PAIR.value or CHECK_ONLY.value or not INSTRUCT.value:
-    raise InputError("--candidates needs --instruct, and takes no --base, --pair or --check_only: "
-                     "it looks for the Base")
+    raise InputError(
+      "--candidates needs --instruct, and takes no --base, --pair or --check_only: "
+      "it looks for the Base"
+    )
   return rank(CANDIDATES.value, pairs.locate(INSTRUCT.value))
 
 
@@ -265,11 +333,22 @@ if __name__ == "__main__":
   INSTRUCT = flags.DEFINE_string("instruct", None, "The Instruct, likewise.")
   PAIR = flags.DEFINE_string("pair", None, "A pair of pairs.py, for what the two leave out.")
   CANDIDATES = flags.DEFINE_multi_string("candidates", [], "Ranks these Bases for --instruct.")
-  CHECK_ONLY = flags.DEFINE_bool("check_only", False, "Only the pair check: reads headers, small "
-                                 "files and some rows of the tables.")
-  OUT = flags.DEFINE_string("out", None, "A folder for similarity.json, .csv and .png, and "
-                            "weights.png (candidates.json with --candidates).")
-  VIEW = flags.DEFINE_string("view", None, "The first matrix that this regex finds is drawn in "
-                             "weights.png; by default q_proj of the first layer.")
+  CHECK_ONLY = flags.DEFINE_bool(
+    "check_only",
+    False,
+    "Only the pair check: reads headers, small files and some rows of the tables.",
+  )
+  OUT = flags.DEFINE_string(
+    "out",
+    None,
+    "A folder for similarity.json, .csv and .png, and "
+    "weights.png (candidates.json with --candidates).",
+  )
+  VIEW = flags.DEFINE_string(
+    "view",
+    None,
+    "The first matrix that this regex finds is drawn in "
+    "weights.png; by default q_proj of the first layer.",
+  )
   OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace --out if it exists.")
   command.run(main)

@@ -20,33 +20,40 @@ from shadowft_jax import delta as delta_lib, loss, objectives, sharding, tree
 @flax.struct.dataclass
 class TrainState:
   """What a checkpoint holds: all that changes while training."""
+
   step: jax.Array
-  delta: Any           # see delta.py
+  delta: Any  # see delta.py
   opt: optax.OptState
 
 
 def begin(config, frozen, tx, start=None):
   """The state of step 0; it has a copy of `start`, the delta that learning starts from, if any."""
-  delta = (delta_lib.zeros(jax.random.key(config.seed), frozen, config.delta) if start is None
-           else jax.tree.map(jnp.copy, start))
+  delta = (
+    delta_lib.zeros(jax.random.key(config.seed), frozen, config.delta)
+    if start is None
+    else jax.tree.map(jnp.copy, start)
+  )
   return TrainState(jnp.int32(0), delta, tx.init(delta))
 
 
 def init_state(config, frozen, tx, mesh, start=None):
   """As `begin`, born sharded as `sharding.RULES` say."""
   shapes = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, w.dtype), frozen)
+
   def init(start):
     return begin(config, shapes, tx, start)
+
   return jax.jit(init, out_shardings=sharding.of(jax.eval_shape(init, start), mesh))(start)
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
   """What is computed on a batch; hashable, so that equal runs share compiled programs."""
+
   model: nn.Module
   objective: Callable
-  scale: float         # of an adapter: alpha / rank
-  chunk: int           # positions whose logits exist at a time
+  scale: float  # of an adapter: alpha / rank
+  chunk: int  # positions whose logits exist at a time
 
   def sums(self, delta, base, batch, start=None):
     """The objective's sums for W_B + delta.
@@ -58,8 +65,9 @@ class Method:
       reference = lambda batch: batch["reference"]
     else:
       base_ = jax.lax.stop_gradient(base)
-      reference = self.logprobs({"params": base_} if start is None else
-                                delta_lib.variables(base_, start, self.scale))
+      reference = self.logprobs(
+        {"params": base_} if start is None else delta_lib.variables(base_, start, self.scale)
+      )
     policy = delta_lib.variables(base, delta, self.scale)
     return self.objective(self.logprobs(policy), reference, batch)
 
@@ -68,13 +76,16 @@ class Method:
 
     Where the batch has a "label", it stands in for the token that is predicted.
     """
+
     def of(batch):
       h_BTD, head_DV = self.model.apply(
-          variables, batch["token"], batch["segment"], batch["position"],
-          method="hidden_and_head")
+        variables, batch["token"], batch["segment"], batch["position"], method="hidden_and_head"
+      )
       label_BT = batch.get("label", batch["token"])
-      return loss.token_logprobs(h_BTD, head_DV, label_BT, self.chunk,
-                                 self.model.cfg.final_logit_softcapping)
+      return loss.token_logprobs(
+        h_BTD, head_DV, label_BT, self.chunk, self.model.cfg.final_logit_softcapping
+      )
+
     return of
 
 
@@ -92,17 +103,21 @@ def gradients(delta, base, batches, start=None, *, method, dtype=None):
 @functools.cache
 def _zeros(kinds):
   """A compiled function that makes zeros of each (shape, dtype, sharding), each in its place."""
-  return jax.jit(lambda: [jnp.zeros(shape, dtype) for shape, dtype, _ in kinds],
-                 out_shardings=[sharding for *_, sharding in kinds])
+  return jax.jit(
+    lambda: [jnp.zeros(shape, dtype) for shape, dtype, _ in kinds],
+    out_shardings=[sharding for *_, sharding in kinds],
+  )
 
 
 @functools.partial(jax.jit, static_argnames="method", donate_argnums=0)
 def accumulate(grads, delta, base, batch, start=None, *, method):
   """(grads + d loss sum / d delta, sums) of one micro-batch; `grads` is used up."""
   at, whole = _differentiated(grads, delta, base)
+
   def summed(at):
     sums = method.sums(*whole(at), batch, start)
     return sums["loss"], sums
+
   _, pullback, sums = jax.vjp(summed, at, has_aux=True)
   if "lora" in delta:
     return jax.tree.map(jnp.add, grads, pullback(jnp.float32(1))[0]), sums
@@ -121,8 +136,10 @@ def _differentiated(grads, delta, base):
   if all(g.dtype == d.dtype for g, d in zip(*map(jax.tree.leaves, (grads, delta)), strict=True)):
     return delta, lambda x: (x, base)
   named, learnt = tree.names(base), tree.names(delta["delta"])
-  return ({"delta": tree.nest({n: named[n] for n in learnt})},
-          lambda x: (delta, tree.nest({**named, **tree.names(x["delta"])})))
+  return (
+    {"delta": tree.nest({n: named[n] for n in learnt})},
+    lambda x: (delta, tree.nest({**named, **tree.names(x["delta"])})),
+  )
 
 
 @jax.jit

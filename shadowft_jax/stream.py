@@ -17,21 +17,31 @@ import jax
 import numpy as np
 
 from shadowft_jax import (
-    buffers, combine, delta_stream, folder, journal, layout, measure, report, safetensors_file,
-    survival)
+  buffers,
+  combine,
+  delta_stream,
+  folder,
+  journal,
+  layout,
+  measure,
+  report,
+  safetensors_file,
+  survival,
+)
 from shadowft_jax.buffers import SCRATCH
 from shadowft_jax.errors import InputError
 from shadowft_jax.safetensors_file import WEIGHTS
 
-BESIDE = 100 << 20       # bytes to spare for what is not weights: tokenizer, configuration, cards
-JAX_MEMORY = 400 << 20   # bytes of a process that has only imported jax, about
-KEPT = 64                # chunks between two lines of the journal
+BESIDE = 100 << 20  # bytes to spare for what is not weights: tokenizer, configuration, cards
+JAX_MEMORY = 400 << 20  # bytes of a process that has only imported jax, about
+KEPT = 64  # chunks between two lines of the journal
 
 
 class Outcome(NamedTuple):
   """What a graft did."""
-  left_out: list         # files of the Instruct's folder that were not copied
-  survival: list         # measure.Survival of each target, in the plan's order
+
+  left_out: list  # files of the Instruct's folder that were not copied
+  survival: list  # measure.Survival of each target, in the plan's order
 
   @property
   def changed(self):
@@ -53,7 +63,7 @@ def _compute(recipe, floors, chunk):
   SCRATCH.used = 0
   target = chunk.target
   if target is None:
-    out = SCRATCH.take()[:chunk.nbytes]
+    out = SCRATCH.take()[: chunk.nbytes]
     with open(chunk.path, "rb", buffering=0) as file:
       safetensors_file.read_at(file, out, chunk.offset)
     if chunk.dtype:
@@ -64,13 +74,19 @@ def _compute(recipe, floors, chunk):
   parts = [p.read(first, stop, SCRATCH.take) for p in target.parts]
   with jax.default_device(_cpu()):
     shadow, sums = combine.graft(
-        w, parts, target.weights, _base(target, parts, first, stop),
-        keys=combine.keys(recipe, target), floors=floors[target.name],
-        first=combine.place_of(first), recipe=recipe.static)
+      w,
+      parts,
+      target.weights,
+      _base(target, parts, first, stop),
+      keys=combine.keys(recipe, target),
+      floors=floors[target.name],
+      first=combine.place_of(first),
+      recipe=recipe.static,
+    )
   found = measure.total(sums, len(w) - (stop - first))
   if not np.isfinite(found).all():
     _blame(target, recipe.dtype)
-  return np.asarray(shadow)[:stop - first].view(np.uint8), found.tolist()
+  return np.asarray(shadow)[: stop - first].view(np.uint8), found.tolist()
 
 
 def _base(target, parts, first, stop):
@@ -88,8 +104,10 @@ def _blame(target, dtype):
   inputs += [("Base", target.base)] * bool(target.base)
   buffers.blame(target.name, inputs)
   stored = "F32" if dtype else target.tensor.dtype
-  raise InputError(f"{target.name}: the sum is beyond the range of {stored}, in which it is to be "
-                   "stored; use a smaller --alpha, a bfloat16 Instruct or --dtype=float32")
+  raise InputError(
+    f"{target.name}: the sum is beyond the range of {stored}, in which it is to be "
+    "stored; use a smaller --alpha, a bfloat16 Instruct or --dtype=float32"
+  )
 
 
 def _write(fresh, is_checked, recipe, floors, chunk):
@@ -102,7 +120,7 @@ def _write(fresh, is_checked, recipe, floors, chunk):
 def _begin(plan, fresh, card):
   """Copies what is not weights and makes the weight files, still empty; what was left out."""
   weights = {p.name for p in plan.shards}
-  for path in fresh.iterdir():           # what a killed run has copied may have changed since
+  for path in fresh.iterdir():  # what a killed run has copied may have changed since
     if path.name not in {*weights, journal.NAME}:
       shutil.rmtree(path) if path.is_dir() else path.unlink()
   left_out = folder.copy_with_card(plan.instruct.directory, fresh, (), card)
@@ -124,7 +142,7 @@ def _fill(plan, log, work, pool, keeper, is_checked):
     [(checksum, what was measured)] of all chunks, in order; futures of what is on its way to disk.
   """
   found = [tuple(x) for x in log.done]
-  left = work[len(found):]
+  left = work[len(found) :]
   floors = combine.all_floors((c.target for c in left if c.target), plan.recipe, pool)
   write = functools.partial(_write, log.directory, is_checked, plan.recipe, floors)
   kept, group = [], []
@@ -141,8 +159,10 @@ def _fill(plan, log, work, pool, keeper, is_checked):
 def _read_back(fresh, out, dtype, path, chunks):
   """(a weight file's name, its sha256), read from the disk and compared with what was written."""
   header, _ = layout.spans(path, dtype)
-  fail = (f"{out}: {path.name} reads back other bytes than were written (%s); the disk or the "
-          "memory is faulty, and nothing was kept")
+  fail = (
+    f"{out}: {path.name} reads back other bytes than were written (%s); the disk or the "
+    "memory is faulty, and nothing was kept"
+  )
   buffer = SCRATCH.buffers[0] if SCRATCH.buffers else SCRATCH.take()
   folder.forget(fresh / path.name)
   with open(fresh / path.name, "rb", buffering=0) as file:
@@ -150,7 +170,7 @@ def _read_back(fresh, out, dtype, path, chunks):
       raise InputError(fail % "its header")
     digest = hashlib.sha256(header)
     for chunk, checksum in chunks:
-      data = buffer[:chunk.written]
+      data = buffer[: chunk.written]
       safetensors_file.read_at(file, data, chunk.place)
       digest.update(data)
       if zlib.crc32(data) != checksum:
@@ -166,15 +186,21 @@ def _verify(plan, fresh, out, work, found, pool):
     inside[chunk.path].append((chunk, checksum))
   read = functools.partial(_read_back, fresh, out, plan.recipe.dtype)
   digests = dict(pool.map(read, inside, inside.values()))
-  return {p.name: digests.get(p.name) or report.sha256(p) for p in sorted(fresh.iterdir())
-          if p.is_file() and p.name != journal.NAME}
+  return {
+    p.name: digests.get(p.name) or report.sha256(p)
+    for p in sorted(fresh.iterdir())
+    if p.is_file() and p.name != journal.NAME
+  }
 
 
 def need(plan):
   """{"read", "write", "memory"}: bytes a graft takes."""
   written = sum(layout.size(p, plan.recipe.dtype) for p in plan.shards)
-  extra = sum(t.nbytes * target.count // max(1, _size(target)) for target in plan.targets
-              for t in target.sources)
+  extra = sum(
+    t.nbytes * target.count // max(1, _size(target))
+    for target in plan.targets
+    for t in target.sources
+  )
   held = 3 + max(len(t.sources) for t in plan.targets)
   memory = JAX_MEMORY + os.cpu_count() * held * buffers.COPIED
   read = sum(map(os.path.getsize, plan.shards)) + extra
@@ -202,7 +228,7 @@ def check_room(plan, out):
   sides = [f for d in plan.deltas for f in d.folders.values()]
   for directory in [plan.instruct.directory, *sides, *([plan.base.directory] if plan.base else [])]:
     folder.check_apart(out, directory)
-  left = journal.place(out).glob("*.safetensors")      # is gone on with, or removed
+  left = journal.place(out).glob("*.safetensors")  # is gone on with, or removed
   check_free(out, need(plan)["write"], left=sum(512 * p.stat().st_blocks for p in left))
 
 
@@ -211,8 +237,10 @@ def check_free(out, nbytes, left=0):
   them; `left` are taken already, and used again."""
   want, have = nbytes + BESIDE, free(out) + left
   if have < want:
-    raise InputError(f"{out} needs {want / 1e9:.1f} GB, and its disk has {have / 1e9:.1f} GB "
-                     "free; make room, or name a folder on another disk")
+    raise InputError(
+      f"{out} needs {want / 1e9:.1f} GB, and its disk has {have / 1e9:.1f} GB "
+      "free; make room, or name a folder on another disk"
+    )
 
 
 def run(plan, out, *, card=None, made=None, overwrite=False, verify=True, title=""):
@@ -233,14 +261,16 @@ def run(plan, out, *, card=None, made=None, overwrite=False, verify=True, title=
   """
   check_room(plan, out)
   made = {**(made or {}), **combine.record(plan.recipe)}
-  with (journal.resumable(out, _key(plan, made, verify), overwrite) as log,
-        concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
-        concurrent.futures.ThreadPoolExecutor(1) as keeper):
+  with (
+    journal.resumable(out, _key(plan, made, verify), overwrite) as log,
+    concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
+    concurrent.futures.ThreadPoolExecutor(1) as keeper,
+  ):
     left_out = _begin(plan, log.directory, card)
     work = list(layout.chunks(plan))
     found, kept = _fill(plan, log, work, pool, keeper, verify)
     inputs = _inputs(plan, left_out) if verify else {}
-    hashing = pool.submit(report.provenance, inputs, seed=None)    # while the disk writes
+    hashing = pool.submit(report.provenance, inputs, seed=None)  # while the disk writes
     survived = _survivals(plan, work, [sums for _, sums in found])
     report.write_graft(log.directory, survived, made, title, rounding=plan.recipe.rounding)
     for future in kept:
@@ -277,8 +307,10 @@ def lines(plan, outcome):
     yield f"not copied from {plan.instruct.directory}: {', '.join(outcome.left_out)}"
   total = sum(t.count for t in plan.targets)
   if outcome.changed:
-    yield (f"{outcome.changed / total:.1%} of {total} numbers changed; for the others the delta is "
-           "0, or less than the stored dtype can tell")
+    yield (
+      f"{outcome.changed / total:.1%} of {total} numbers changed; for the others the delta is "
+      "0, or less than the stored dtype can tell"
+    )
   else:
     how = f"in {plan.recipe.dtype}" if plan.recipe.dtype else "byte for byte"
     yield f"warning: no number changed; the result is the Instruct, {how}"

@@ -28,10 +28,18 @@ def reader(plan):
 def _read(recipe, floors, chunk):
   SCRATCH.used, target, first = 0, chunk.target, chunk.first
   parts = [p.read(first, chunk.stop, SCRATCH.take) for p in target.parts]
-  learnt = np.asarray(combine.combined(
-      parts, target.weights, keys=combine.keys(recipe, target), floors=floors[target.name],
-      first=combine.place_of(first), count=buffers.size(chunk.stop - first), recipe=recipe.static))
-  learnt = learnt[:chunk.stop - first]
+  learnt = np.asarray(
+    combine.combined(
+      parts,
+      target.weights,
+      keys=combine.keys(recipe, target),
+      floors=floors[target.name],
+      first=combine.place_of(first),
+      count=buffers.size(chunk.stop - first),
+      recipe=recipe.static,
+    )
+  )
+  learnt = learnt[: chunk.stop - first]
   if not np.isfinite(learnt).all():
     blame(target)
   return learnt
@@ -40,8 +48,9 @@ def _read(recipe, floors, chunk):
 def blame(target):
   """Raises InputError that names the tensor from which a sum that is not finite comes."""
   buffers.blame(target.name, (x for part in target.parts for x in part.sources.items()))
-  raise InputError(f"{target.name}: the delta is beyond the range of float32; use a smaller "
-                   "--alpha")
+  raise InputError(
+    f"{target.name}: the delta is beyond the range of float32; use a smaller --alpha"
+  )
 
 
 def chunks(plan):
@@ -53,7 +62,7 @@ def matrix(read, target, chunks_):
   """By a `reader`, all of a target's sum, float32; rows of a table that the deltas lack are 0."""
   out = np.zeros(math.prod(target.tensor.shape), np.float32)
   for chunk in chunks_:
-    out[chunk.first:chunk.stop] = read(chunk)
+    out[chunk.first : chunk.stop] = read(chunk)
   return out.reshape(target.tensor.shape)
 
 

@@ -13,30 +13,38 @@ import math
 
 from shadowft_jax import gap, pair_folder
 
-TURNED = 0.95         # a survival cosine under this is warned of
+TURNED = 0.95  # a survival cosine under this is warned of
 MEANING = {
-    "tensors": "grafted tensors",
-    "size": "their elements",
-    "delta_norm": "norm of the delta d, W_I + d being the exact result",
-    "kept_norm": "norm of e, W_I + e being the result as it is stored",
-    "kept": "kept_norm / delta_norm",
-    "cosine": "survival cosine, that of e and d: 1 where the stored dtype kept the direction",
-    "mean_kept": "e projected on d, over d: near 1 where rounding has no bias",
-    "unchanged": "share of elements whose stored bits are the Instruct's",
-    "lost": "share of elements that stayed although d is not 0 there",
-    "with_base": "tensors for which W_B is known; what follows is over these",
-    "gap_norm": "norm of W_I - W_B",
-    "gap_cosine": "cosine of d and W_I - W_B",
-    "gap_ratio": "sum|W_I - W_B| / (sum|W_B| + sum|W_I|)",
+  "tensors": "grafted tensors",
+  "size": "their elements",
+  "delta_norm": "norm of the delta d, W_I + d being the exact result",
+  "kept_norm": "norm of e, W_I + e being the result as it is stored",
+  "kept": "kept_norm / delta_norm",
+  "cosine": "survival cosine, that of e and d: 1 where the stored dtype kept the direction",
+  "mean_kept": "e projected on d, over d: near 1 where rounding has no bias",
+  "unchanged": "share of elements whose stored bits are the Instruct's",
+  "lost": "share of elements that stayed although d is not 0 there",
+  "with_base": "tensors for which W_B is known; what follows is over these",
+  "gap_norm": "norm of W_I - W_B",
+  "gap_cosine": "cosine of d and W_I - W_B",
+  "gap_ratio": "sum|W_I - W_B| / (sum|W_B| + sum|W_I|)",
 }
 # Of a table: the key of MEANING, the heading, the format.
 COLUMNS = (
-    ("tensors", "tensors", ","), ("size", "elements", ","), ("delta_norm", "norm", ".4g"),
-    ("gap_cosine", "cos(I-B)", ".4f"), ("kept", "norm kept", ".4f"),
-    ("cosine", "survival cos", ".4f"), ("unchanged", "unchanged", ".2%"), ("lost", "lost", ".2%"),
-    ("gap_ratio", "gap ratio", ".6f"))
-LEGEND = ("norm: of the delta; norm kept and survival cos: of what is stored, against the delta; "
-          "lost: unchanged, though the delta is not 0")
+  ("tensors", "tensors", ","),
+  ("size", "elements", ","),
+  ("delta_norm", "norm", ".4g"),
+  ("gap_cosine", "cos(I-B)", ".4f"),
+  ("kept", "norm kept", ".4f"),
+  ("cosine", "survival cos", ".4f"),
+  ("unchanged", "unchanged", ".2%"),
+  ("lost", "lost", ".2%"),
+  ("gap_ratio", "gap ratio", ".6f"),
+)
+LEGEND = (
+  "norm: of the delta; norm kept and survival cos: of what is stored, against the delta; "
+  "lost: unchanged, though the delta is not 0"
+)
 BASELESS = "{} of {} tensors have no counterpart in the Base, and are not in cos(I-B) and gap ratio"
 
 
@@ -49,17 +57,26 @@ def numbers(rows):
   sums = lambda key, of: math.fsum(getattr(r, key) for r in of)
   delta, kept = (math.sqrt(sums(key, rows)) for key in ("delta2", "kept2"))
   size, dot = sum(r.size for r in rows), sums("dot", rows)
-  out = {"tensors": len(rows), "size": size, "delta_norm": delta, "kept_norm": kept,
-         "kept": _over(kept, delta), "cosine": _cosine(dot, kept, delta),
-         "mean_kept": _over(dot, sums("delta2", rows)),
-         "unchanged": _over(sum(r.unchanged for r in rows), size),
-         "lost": _over(sum(r.lost for r in rows), size)}
+  out = {
+    "tensors": len(rows),
+    "size": size,
+    "delta_norm": delta,
+    "kept_norm": kept,
+    "kept": _over(kept, delta),
+    "cosine": _cosine(dot, kept, delta),
+    "mean_kept": _over(dot, sums("delta2", rows)),
+    "unchanged": _over(sum(r.unchanged for r in rows), size),
+    "lost": _over(sum(r.lost for r in rows), size),
+  }
   if known := [r for r in rows if r.gap2 is not None]:
     delta, gap_norm = (math.sqrt(sums(key, known)) for key in ("delta2", "gap2"))
     both = sums("base_abs", known) + sums("instruct_abs", known)
-    out |= {"with_base": len(known), "gap_norm": gap_norm,
-            "gap_cosine": _cosine(sums("gap_dot", known), gap_norm, delta) if gap_norm else None,
-            "gap_ratio": _over(sums("gap_abs", known), both)}
+    out |= {
+      "with_base": len(known),
+      "gap_norm": gap_norm,
+      "gap_cosine": _cosine(sums("gap_dot", known), gap_norm, delta) if gap_norm else None,
+      "gap_ratio": _over(sums("gap_abs", known), both),
+    }
   return out
 
 
@@ -122,8 +139,7 @@ def table(rows):
   lines = [["module", *(heading for _, heading, _ in columns)]]
   for name, found in parts.items():
     values = [(found.get(key), form) for key, _, form in columns]
-    lines.append([name, *("-" if value is None else format(value, form)
-                          for value, form in values)])
+    lines.append([name, *("-" if value is None else format(value, form) for value, form in values)])
   text = [aligned(lines), LEGEND]
   without = sum(r.gap2 is None for r in rows)
   return "\n".join(text + [BASELESS.format(without, len(rows))] * (0 < without < len(rows)))
@@ -132,8 +148,13 @@ def table(rows):
 def aligned(lines):
   """Lists of cells as a table: the first column to the left, the others to the right."""
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-  return "\n".join("  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(
-      zip(line, widths, strict=True))) for line in lines)
+  return "\n".join(
+    "  ".join(
+      cell.rjust(w) if i else cell.ljust(w)
+      for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+    )
+    for line in lines
+  )
 
 
 def warnings(rows, *, rounding="nearest"):
@@ -145,27 +166,38 @@ def warnings(rows, *, rounding="nearest"):
   """
   lines, modules = [], _grouped(rows, module_of)
   for module in filter(modules.get, gap.MODULES):
-    layers = {n: numbers(found)["cosine"]
-              for n, found in _grouped(modules[module], layer_of).items()}
+    layers = {
+      n: numbers(found)["cosine"] for n, found in _grouped(modules[module], layer_of).items()
+    }
     layers = {n: cosine for n, cosine in layers.items() if cosine is not None}
     turned = {n: cosine for n, cosine in layers.items() if cosine < TURNED}
     if turned:
       worst = min(turned, key=turned.get)
       where = f" in {len(turned)} of {len(layers)} layers, lowest in layer {worst}"
-      lines.append(f"warning: {module}: survival cosine {turned[worst]:.4f}, below {TURNED}"
-                   + where * (worst is not None))
+      lines.append(
+        f"warning: {module}: survival cosine {turned[worst]:.4f}, below {TURNED}"
+        + where * (worst is not None)
+      )
   if lines:
-    lines.append("there the stored dtype changed the direction of the delta; to keep it, keep the "
-                 "delta apart (--output adapter for LoRA, else --output delta) or store float32 "
-                 "(--dtype float32)" + "; --rounding stochastic keeps it on average, with noise "
-                 "about it" * (rounding == "nearest"))
+    lines.append(
+      "there the stored dtype changed the direction of the delta; to keep it, keep the "
+      "delta apart (--output adapter for LoRA, else --output delta) or store float32 "
+      "(--dtype float32)" + "; --rounding stochastic keeps it on average, with noise "
+      "about it" * (rounding == "nearest")
+    )
   return lines
 
 
 def record(rows, settings, *, rounding="nearest"):
   """graft_report.json: `settings`, and the numbers of all, by module type, layer and tensor."""
   return {
-      "settings": settings, "meaning": MEANING, "warnings": warnings(rows, rounding=rounding),
-      "all": numbers(rows), "modules": by_module(rows), "layers": by_layer(rows),
-      "tensors": [{"name": r.name, "layer": layer_of(r), "module": module_of(r), **numbers([r])}
-                  for r in rows]}
+    "settings": settings,
+    "meaning": MEANING,
+    "warnings": warnings(rows, rounding=rounding),
+    "all": numbers(rows),
+    "modules": by_module(rows),
+    "layers": by_layer(rows),
+    "tensors": [
+      {"name": r.name, "layer": layer_of(r), "module": module_of(r), **numbers([r])} for r in rows
+    ],
+  }

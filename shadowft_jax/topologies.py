@@ -28,10 +28,12 @@ dnn_version_info {{ major: 9 minor: 28 }}
 runtime_version {{ major: 13 minor: 0 patch: 0 }}
 device_description_str: "{kind}"
 """
-AMPERE = dict(core_shared=167936, cores=108, fpus=64, l2=41943040, clock=1.41,
-              block_shared=166912, major=8)
-HOPPER = dict(core_shared=233472, cores=132, fpus=128, l2=52428800, clock=1.98,
-              block_shared=232448, major=9)
+AMPERE = dict(
+  core_shared=167936, cores=108, fpus=64, l2=41943040, clock=1.41, block_shared=166912, major=8
+)
+HOPPER = dict(
+  core_shared=233472, cores=132, fpus=128, l2=52428800, clock=1.98, block_shared=232448, major=9
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Accelerator:
       directions added.
     target: what `GPU_TARGET` needs beside; empty for a TPU.
   """
+
   kind: str
   platform: str
   memory: int
@@ -59,8 +62,9 @@ class Accelerator:
   @property
   def description(self):
     """The GPU as the compiler's text format has it."""
-    return GPU_TARGET.format(kind=self.kind, memory=self.memory, bandwidth=int(self.bandwidth),
-                             **dict(self.target))
+    return GPU_TARGET.format(
+      kind=self.kind, memory=self.memory, bandwidth=int(self.bandwidth), **dict(self.target)
+    )
 
 
 def _gpu(kind, memory, flops, bandwidth, link, target):
@@ -70,36 +74,44 @@ def _gpu(kind, memory, flops, bandwidth, link, target):
 # Sources: NVIDIA's data sheets of the A100 80 GB SXM, H100 SXM and H200 SXM (memory in bytes as
 # the driver tells it); Google's pages "TPU v5e", "TPU v5p" and "TPU v6e" of its documentation.
 KNOWN = {
-    "a100-80gb": _gpu("NVIDIA A100-SXM4-80GB", 84929347584, 312e12, 2.039e12, 600e9, AMPERE),
-    "h100-80gb": _gpu("NVIDIA H100 80GB HBM3", 84929347584, 989.4e12, 3.35232e12, 900e9, HOPPER),
-    "h200": _gpu("NVIDIA H200", 150754820096, 989.4e12, 4.8e12, 900e9, HOPPER),
-    "v5e": Accelerator("TPU v5 lite", "tpu", 16 * GIB, 197e12, 0.819e12, 400e9),
-    "v5p": Accelerator("TPU v5", "tpu", 95 * GIB, 459e12, 2.765e12, 1200e9),
-    "v6e": Accelerator("TPU v6 lite", "tpu", 32 * GIB, 918e12, 1.64e12, 800e9),
+  "a100-80gb": _gpu("NVIDIA A100-SXM4-80GB", 84929347584, 312e12, 2.039e12, 600e9, AMPERE),
+  "h100-80gb": _gpu("NVIDIA H100 80GB HBM3", 84929347584, 989.4e12, 3.35232e12, 900e9, HOPPER),
+  "h200": _gpu("NVIDIA H200", 150754820096, 989.4e12, 4.8e12, 900e9, HOPPER),
+  "v5e": Accelerator("TPU v5 lite", "tpu", 16 * GIB, 197e12, 0.819e12, 400e9),
+  "v5p": Accelerator("TPU v5", "tpu", 95 * GIB, 459e12, 2.765e12, 1200e9),
+  "v6e": Accelerator("TPU v6 lite", "tpu", 32 * GIB, 918e12, 1.64e12, 800e9),
 }
 # What libtpu asks of the machine that it would run on.
-TPU_ABSENT = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5e-4",
-              "TPU_WORKER_HOSTNAMES": "localhost"}
+TPU_ABSENT = {
+  "TPU_SKIP_MDS_QUERY": "1",
+  "TPU_ACCELERATOR_TYPE": "v5e-4",
+  "TPU_WORKER_HOSTNAMES": "localhost",
+}
 # The module that has a platform's compiler.
 COMPILER = {"cuda": ("jax_cuda13_plugin", "jax_cuda12_plugin"), "tpu": ("libtpu",)}
 
 
 def parse(topology):
-  """"a100-80gb:2x8" -> (Accelerator, (2, 8)): hosts by GPUs a host, or a TPU slice's chips.
+  """ "a100-80gb:2x8" -> (Accelerator, (2, 8)): hosts by GPUs a host, or a TPU slice's chips.
 
   Raises:
     InputError: an unknown name, or a shape that is none.
   """
   name, _, shape = topology.partition(":")
   if name not in KNOWN:
-    raise InputError(f"topology {topology!r} names no known accelerator; known are"
-                     + listing(KNOWN))
-  found, axes = KNOWN[name], ("GPUs", "HOSTSxGPUs") if KNOWN[name].platform == "cuda" else (
-      "XxY", "XxYxZ")
+    raise InputError(
+      f"topology {topology!r} names no known accelerator; known are" + listing(KNOWN)
+    )
+  found, axes = (
+    KNOWN[name],
+    ("GPUs", "HOSTSxGPUs") if KNOWN[name].platform == "cuda" else ("XxY", "XxYxZ"),
+  )
   sizes = tuple(map(int, shape.split("x"))) if re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) else ()
   if len(sizes) not in [a.count("x") + 1 for a in axes]:
-    raise InputError(f"topology {topology!r} has no shape {name}:{f' or {name}:'.join(axes)}; "
-                     f"write {name}:{'8' if found.platform == 'cuda' else '2x2'}")
+    raise InputError(
+      f"topology {topology!r} has no shape {name}:{f' or {name}:'.join(axes)}; "
+      f"write {name}:{'8' if found.platform == 'cuda' else '2x2'}"
+    )
   return found, sizes
 
 
@@ -119,9 +131,11 @@ def mesh_devices(topology):
   """
   found, sizes = parse(topology)
   if not has_compiler(found):
-    raise InputError(f"topology {topology!r} needs the compiler in "
-                     f"{' or '.join(COMPILER[found.platform])}, which is not installed; "
-                     "`make plan-env` makes .venv-aot, an environment that has it")
+    raise InputError(
+      f"topology {topology!r} needs the compiler in "
+      f"{' or '.join(COMPILER[found.platform])}, which is not installed; "
+      "`make plan-env` makes .venv-aot, an environment that has it"
+    )
   # There is no device to ask for its limits, nor a server that knows the TPU.
   os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
   for name, value in TPU_ABSENT.items():
@@ -130,12 +144,16 @@ def mesh_devices(topology):
   try:
     if found.platform == "tpu":
       made = topologies.get_topology_desc(
-          platform="tpu", topology_name=f"{name}:{'x'.join(map(str, sizes))}")
+        platform="tpu", topology_name=f"{name}:{'x'.join(map(str, sizes))}"
+      )
     else:
       hosts, gpus = (1, *sizes)[-2:]
       made = topologies.get_topology_desc(
-          platform="cuda", topology_name="", target_config=found.description,
-          topology=f"1x{hosts}x{gpus}")
+        platform="cuda",
+        topology_name="",
+        target_config=found.description,
+        topology=f"1x{hosts}x{gpus}",
+      )
   except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
     reason = str(error).splitlines()[0]
     raise InputError(f"topology {topology!r} is refused by the compiler: {reason}") from error

@@ -17,8 +17,25 @@ import jax
 import jax.numpy as jnp
 
 from shadowft_jax import (
-    backends, checkpoint, command, delta as delta_lib, graft, hosts, log, objectives, optim,
-    pair_check, pairs, presets, reference, report, resume, sharding, step as step_lib, tree)
+  backends,
+  checkpoint,
+  command,
+  delta as delta_lib,
+  graft,
+  hosts,
+  log,
+  objectives,
+  optim,
+  pair_check,
+  pairs,
+  presets,
+  reference,
+  report,
+  resume,
+  sharding,
+  step as step_lib,
+  tree,
+)
 from shadowft_jax.data import dataset, preview, sets
 from shadowft_jax.data.tokenizer import load_tokenizer
 from shadowft_jax.errors import InputError
@@ -29,8 +46,10 @@ def check_tokens(data, model, config):
   """Raises InputError for a token that the model has no row for: its embedding would be NaN."""
   highest = max(int(e.token.max()) for e in data.train + data.valid)
   if highest >= model.cfg.vocab_size:
-    raise InputError(f"the tokenizer of {config.instruct} makes token {highest}; the Base has "
-                     f"{model.cfg.vocab_size} rows in its table: they are no pair")
+    raise InputError(
+      f"the tokenizer of {config.instruct} makes token {highest}; the Base has "
+      f"{model.cfg.vocab_size} rows in its table: they are no pair"
+    )
 
 
 def check_graft(frozen, instruct, config):
@@ -50,12 +69,16 @@ def load_start(config, frozen, mesh):
     return None
   start, scale = checkpoint.load_delta(c.init, mesh=mesh)
   want = jax.eval_shape(lambda: delta_lib.zeros(jax.random.key(0), frozen, c))
-  forms = [f"a delta of {', '.join(d)}, scale {s:g}, {tree.size(d):,} parameters"
-           for d, s in ((start, scale), (want, delta_lib.scale_of(c)))]
+  forms = [
+    f"a delta of {', '.join(d)}, scale {s:g}, {tree.size(d):,} parameters"
+    for d, s in ((start, scale), (want, delta_lib.scale_of(c)))
+  ]
   if forms[0] != forms[1]:
-    raise InputError(f"config.delta.init={c.init} holds {forms[0]}; config.delta, of kind "
-                     f"{c.kind}, match {c.match}, rank {c.rank} and alpha {c.alpha:g}, makes "
-                     f"{forms[1]}; set them as in the run that made it")
+    raise InputError(
+      f"config.delta.init={c.init} holds {forms[0]}; config.delta, of kind "
+      f"{c.kind}, match {c.match}, rank {c.rank} and alpha {c.alpha:g}, makes "
+      f"{forms[1]}; set them as in the run that made it"
+    )
   tree.check_fits(start, want, part_is=f"config.delta.init={c.init}", whole_is="the Base")
   return start
 
@@ -70,6 +93,7 @@ def learn(state, frozen, data, *, start, method, tx, schedule, config, saved, wr
     FloatingPointError: a loss or gradient is not finite; the last good checkpoint stays.
   """
   last, share = len(data.steps), sharding.my_share(mesh)
+
   def validate():
     if not data.valid:
       return {}
@@ -82,8 +106,13 @@ def learn(state, frozen, data, *, start, method, tx, schedule, config, saved, wr
   for step in range(int(state.step) + 1, last + 1):
     batches = step_lib.on_devices(data.batches(step - 1, share), mesh)
     # No name is given to the gradients: they go before those of the next step are begun.
-    state, metrics = step_lib.update(state, *step_lib.gradients(
-        state.delta, frozen, batches, start, method=method, dtype=config.gradient_dtype), tx=tx)
+    state, metrics = step_lib.update(
+      state,
+      *step_lib.gradients(
+        state.delta, frozen, batches, start, method=method, dtype=config.gradient_dtype
+      ),
+      tx=tx,
+    )
     metrics = {k: float(v) for k, v in metrics.items()}
     check_finite(metrics, step, saved)
     writer.step(step, data.tokens(step - 1), **metrics, lr=float(schedule(step - 1)))
@@ -100,10 +129,14 @@ def check_finite(metrics, step, saved):
   """Raises FloatingPointError where a metric is inf or NaN."""
   bad = {k: v for k, v in metrics.items() if not math.isfinite(v)}
   if bad:
-    kept = (f"the checkpoint of step {saved.latest.step} stays" if saved.latest
-            else "there is no earlier checkpoint")
-    raise FloatingPointError(f"not finite at step {step}: {bad}; {kept}; try a lower config.lr "
-                             "or config.dtype=float32")
+    kept = (
+      f"the checkpoint of step {saved.latest.step} stays"
+      if saved.latest
+      else "there is no earlier checkpoint"
+    )
+    raise FloatingPointError(
+      f"not finite at step {step}: {bad}; {kept}; try a lower config.lr or config.dtype=float32"
+    )
 
 
 def learn_delta(frozen, data, method, config, workdir, mesh):
@@ -117,15 +150,28 @@ def learn_delta(frozen, data, method, config, workdir, mesh):
     folders = filter(None, [pairs.locate(config[config.learn_on]), config.delta.init])
     data = reference.kept(start, frozen, data, folders, method=method, mesh=mesh, workdir=workdir)
   start = start if on_the_fly else None
-  say(f"{tree.size(frozen):,} parameters frozen, {tree.size(state.delta):,} learnt "
-      f"({config.delta.kind}), {len(data.steps)} steps of {config.batch_size} examples")
+  say(
+    f"{tree.size(frozen):,} parameters frozen, {tree.size(state.delta):,} learnt "
+    f"({config.delta.kind}), {len(data.steps)} steps of {config.batch_size} examples"
+  )
   with resume.open_checkpoints(workdir / "checkpoints") as saved:
     if saved.latest:
       state = resume.restore(saved, state)
       say(f"taking up {workdir} after step {saved.latest.step}")
     with log.Log(workdir, int(state.step), len(data.steps)) as writer:
-      state = learn(state, frozen, data, start=start, method=method, tx=tx, schedule=schedule,
-                    config=config, saved=saved, writer=writer, mesh=mesh)
+      state = learn(
+        state,
+        frozen,
+        data,
+        start=start,
+        method=method,
+        tx=tx,
+        schedule=schedule,
+        config=config,
+        saved=saved,
+        writer=writer,
+        mesh=mesh,
+      )
     if config.graft.checkpoint == "best":
       state = resume.restore(saved, state, resume.best_step(saved))
   return state.delta
@@ -134,8 +180,15 @@ def learn_delta(frozen, data, method, config, workdir, mesh):
 def write_delta(directory, delta, config, like):
   """Writes what was learnt: a PEFT adapter for the Instruct model, or delta.safetensors."""
   if "lora" in delta:
-    checkpoint.save_adapter(directory, delta["lora"], rank=config.delta.rank, like=like,
-                            alpha=config.delta.alpha, base_model=config.instruct, overwrite=True)
+    checkpoint.save_adapter(
+      directory,
+      delta["lora"],
+      rank=config.delta.rank,
+      like=like,
+      alpha=config.delta.alpha,
+      base_model=config.instruct,
+      overwrite=True,
+    )
   else:
     checkpoint.save_dense(directory, delta["delta"], overwrite=True)
 
@@ -152,14 +205,17 @@ def measure_shadow(delta, data, method, config, mesh, like):
     return {}
   model, instruct = checkpoint.load_model(like, mesh=mesh)
   method = dataclasses.replace(
-      method, model=model.clone(dtype=method.model.dtype, backend=config.attention))
+    method, model=model.clone(dtype=method.model.dtype, backend=config.attention)
+  )
   if presets.is_paired(config):
-    data = dataclasses.replace(data, train=[])         # which nothing is measured on
+    data = dataclasses.replace(data, train=[])  # which nothing is measured on
     data = reference.measured(None, instruct, data, method=method, mesh=mesh)
+
   def measured(name, params):
     batches = step_lib.on_devices(data.valid_batches(sharding.my_share(mesh)), mesh)
     found = step_lib.means({"delta": {}}, params, batches, method=method)
     return {f"{name}_valid_{k}": v for k, v in found.items()}
+
   before = measured("instruct", instruct)
   shadow, _ = graft.graft(instruct, delta, scale=method.scale, match=config.graft.match)
   return {**before, **measured("shadow", shadow)}
@@ -169,8 +225,13 @@ def write_shadow(workdir, config, folders):
   """Grafts the delta onto the Instruct's files, from disk to disk."""
   if not hosts.is_first():
     return
-  card = report.model_card(base=config.base, instruct=config.instruct, match=config.graft.match,
-                           learn_on=config.learn_on, kind=config.delta.kind)
+  card = report.model_card(
+    base=config.base,
+    instruct=config.instruct,
+    match=config.graft.match,
+    learn_on=config.learn_on,
+    kind=config.delta.kind,
+  )
   (workdir / "README.md").write_text(card)
   graft.write(workdir / "shadow", workdir / "delta", match=config.graft.match, card=card, **folders)
 
@@ -197,7 +258,7 @@ def train(config, workdir):
   sharding.check_batch(config.rows, config.data.max_length, mesh)
   log.claim(workdir, config)
   hosts.wait("the run's folder is made")
-  if (workdir / "provenance.json").exists():          # written last
+  if (workdir / "provenance.json").exists():  # written last
     say(f"{workdir} is complete; its grafted model is {workdir / 'shadow'}")
     return log.read_metrics(workdir)
   folders = {name: pairs.locate(config[name]) for name in ("base", "instruct")}
@@ -209,15 +270,23 @@ def train(config, workdir):
   config.attention = backends.choose(config.attention, cfg, config.dtype, config.data.max_length)
   with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATIONS):
     data = dataset.read(config, folders["instruct"])
-    model, frozen = checkpoint.load_model(             # W_B: never written again
-        folders[config.learn_on], dtype=jnp.dtype(config.dtype), mesh=mesh,
-        backend=config.attention, remat=config.remat)
+    model, frozen = checkpoint.load_model(  # W_B: never written again
+      folders[config.learn_on],
+      dtype=jnp.dtype(config.dtype),
+      mesh=mesh,
+      backend=config.attention,
+      remat=config.remat,
+    )
     check_tokens(data, model, config)
-    method = step_lib.Method(model, objectives.OBJECTIVES[config.objective](config),
-                             delta_lib.scale_of(config.delta), config.loss_chunk)
+    method = step_lib.Method(
+      model,
+      objectives.OBJECTIVES[config.objective](config),
+      delta_lib.scale_of(config.delta),
+      config.loss_chunk,
+    )
     check_graft(frozen, folders["instruct"], config)
     delta = learn_delta(frozen, data, method, config, workdir, mesh)
-    del frozen                                         # room for W_I
+    del frozen  # room for W_I
     write_delta(workdir / "delta", delta, config, folders["instruct"])
     losses = measure_shadow(delta, data, method, config, mesh, folders["instruct"])
   write_shadow(workdir, config, folders)
@@ -250,16 +319,24 @@ def show(config, count, *, ids=False):
   sets.resolve(config)
   command.check(config)
   folder = pairs.locate(config.instruct, weights=False)
-  print(preview.text(dataset.read(config, folder), load_tokenizer(folder), count, ids=ids,
-                     colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ))
+  print(
+    preview.text(
+      dataset.read(config, folder),
+      load_tokenizer(folder),
+      count,
+      ids=ids,
+      colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ,
+    )
+  )
 
 
 def main():
   if PREVIEW.value is not None:
     show(CONFIG.value, PREVIEW.value, ids=PREVIEW_IDS.value)
   elif WORKDIR.value is None:
-    raise InputError("--workdir is not given; name the run's folder, or look at the data first "
-                     "with --preview=3")
+    raise InputError(
+      "--workdir is not given; name the run's folder, or look at the data first with --preview=3"
+    )
   else:
     hosts.start()
     train(CONFIG.value, WORKDIR.value)
@@ -268,7 +345,11 @@ def main():
 if __name__ == "__main__":
   CONFIG = command.define_config()
   WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run.")
-  PREVIEW = flags.DEFINE_integer("preview", None, "Shows this many examples and what would be "
-                                 "learnt from all, and trains nothing.", lower_bound=0)
+  PREVIEW = flags.DEFINE_integer(
+    "preview",
+    None,
+    "Shows this many examples and what would be learnt from all, and trains nothing.",
+    lower_bound=0,
+  )
   PREVIEW_IDS = flags.DEFINE_bool("preview_ids", False, "Shows each token's id, too.")
   command.run(main)

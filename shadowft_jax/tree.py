@@ -7,8 +7,9 @@ from shadowft_jax.errors import InputError, listing
 
 def name_of(key_path):
   """The name of a jax key path: the fields and keys it passes through, joined by "/"."""
-  return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))))
-                  for k in key_path)
+  return "/".join(
+    str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in key_path
+  )
 
 
 def names(tree):
@@ -41,8 +42,11 @@ def check_fits(part, whole, *, part_is, whole_is):
       are called `part_is` and `whole_is`.
   """
   have = names(whole)
-  bad = [f"{n}: {part_is} {x.shape}, {whole_is} {getattr(have.get(n), 'shape', 'has none')}"
-         for n, x in names(part).items() if n not in have or have[n].shape != x.shape]
+  bad = [
+    f"{n}: {part_is} {x.shape}, {whole_is} {getattr(have.get(n), 'shape', 'has none')}"
+    for n, x in names(part).items()
+    if n not in have or have[n].shape != x.shape
+  ]
   if bad:
     raise InputError(f"{part_is} does not fit {whole_is}:{listing(bad, limit=len(bad))}")
 

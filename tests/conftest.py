@@ -26,8 +26,9 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def pytest_addoption(parser):
-  parser.addoption("--all", "--slow", action="store_true", dest="all",
-                   help="runs the tests marked slow, too")
+  parser.addoption(
+    "--all", "--slow", action="store_true", dest="all", help="runs the tests marked slow, too"
+  )
 
 
 def pytest_configure(config):
@@ -62,12 +63,15 @@ def pytest_terminal_summary(terminalreporter):
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
   """Refuses every connection but to this machine."""
+
   def guarded(connect):
     def checked(self, address, *args):
       if self.family != socket.AF_UNIX and address[0] not in LOOPBACK:
         raise OSError(f"a test opens a connection to {address}; tests have no network")
       return connect(self, address, *args)
+
     return checked
+
   for name in ("connect", "connect_ex"):
     monkeypatch.setattr(socket.socket, name, guarded(getattr(socket.socket, name)))
 
@@ -89,9 +93,11 @@ def shared_data():
   """
   told = os.environ.get("SHADOWFT_DATA")
   root = pathlib.Path(told) if told else ROOT.parent / "shared" / "data"
+
   def find(name):
     if not (root / name).exists():
       reason = f"needs the data {name!r} in {'SHADOWFT_DATA' if told else root}"
       pytest.fail(reason) if told else pytest.skip(reason)
     return root / name
+
   return find

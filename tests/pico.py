@@ -10,76 +10,180 @@ from tokenizers import decoders, models, pre_tokenizers
 # Every size is a multiple of 8, so that 8 devices divide it.  Of the 264 tokens a tokenizer
 # uses 259: like released models, these have a table longer than their vocabulary.
 SIZES = {
-    "vocab_size": 264, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "rms_norm_eps": 1e-5,
-    "max_position_embeddings": 512, "rope_theta": 10_000.0, "hidden_act": "silu",
-    "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2}
+  "vocab_size": 264,
+  "hidden_size": 32,
+  "intermediate_size": 64,
+  "num_hidden_layers": 2,
+  "num_attention_heads": 4,
+  "num_key_value_heads": 2,
+  "head_dim": 16,
+  "rms_norm_eps": 1e-5,
+  "max_position_embeddings": 512,
+  "rope_theta": 10_000.0,
+  "hidden_act": "silu",
+  "tie_word_embeddings": False,
+  "bos_token_id": 1,
+  "eos_token_id": 2,
+}
 # Of the 8 pairs of a head some are kept, some interpolated and some stretched.
-LLAMA3_ROPE = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
-               "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+LLAMA3_ROPE = {
+  "rope_type": "llama3",
+  "factor": 8.0,
+  "low_freq_factor": 1.0,
+  "high_freq_factor": 4.0,
+  "original_max_position_embeddings": 64,
+}
 # Windows of 6 and 8 are shorter than any text of a test.  No padding token, since torch leaves
 # its row of the table without a gradient.
-GEMMA = {**SIZES, "pad_token_id": None, "rms_norm_eps": 1e-6, "hidden_act": "gelu_pytorch_tanh",
-         "query_pre_attn_scalar": 24, "sliding_window": 6, "tie_word_embeddings": True}
-GEMMA3 = {**GEMMA, "model_type": "gemma3_text", "rope_theta": 1e6, "rope_local_base_freq": 1e4,
-          "rope_scaling": {"rope_type": "linear", "factor": 8.0}, "num_hidden_layers": 3,
-          "sliding_window_pattern": 2}
-YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64,
-        "attention_factor": 1.2, "beta_fast": 32, "beta_slow": 1}
-OLMO3 = {**SIZES, "model_type": "olmo3", "rope_theta": 500_000.0, "sliding_window": 8,
-         "pad_token_id": None, "num_hidden_layers": 5}
-SMOLLM3 = {**SIZES, "model_type": "smollm3", "rope_theta": 5e6, "no_rope_layer_interval": 2,
-           "pad_token_id": None}
-QWEN3_MOE = {**SIZES, "model_type": "qwen3_moe", "rope_theta": 1e6, "rms_norm_eps": 1e-6,
-             "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 16}
+GEMMA = {
+  **SIZES,
+  "pad_token_id": None,
+  "rms_norm_eps": 1e-6,
+  "hidden_act": "gelu_pytorch_tanh",
+  "query_pre_attn_scalar": 24,
+  "sliding_window": 6,
+  "tie_word_embeddings": True,
+}
+GEMMA3 = {
+  **GEMMA,
+  "model_type": "gemma3_text",
+  "rope_theta": 1e6,
+  "rope_local_base_freq": 1e4,
+  "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+  "num_hidden_layers": 3,
+  "sliding_window_pattern": 2,
+}
+YARN = {
+  "rope_type": "yarn",
+  "factor": 8.0,
+  "original_max_position_embeddings": 64,
+  "attention_factor": 1.2,
+  "beta_fast": 32,
+  "beta_slow": 1,
+}
+OLMO3 = {
+  **SIZES,
+  "model_type": "olmo3",
+  "rope_theta": 500_000.0,
+  "sliding_window": 8,
+  "pad_token_id": None,
+  "num_hidden_layers": 5,
+}
+SMOLLM3 = {
+  **SIZES,
+  "model_type": "smollm3",
+  "rope_theta": 5e6,
+  "no_rope_layer_interval": 2,
+  "pad_token_id": None,
+}
+QWEN3_MOE = {
+  **SIZES,
+  "model_type": "qwen3_moe",
+  "rope_theta": 1e6,
+  "rms_norm_eps": 1e-6,
+  "num_experts": 8,
+  "num_experts_per_tok": 3,
+  "moe_intermediate_size": 16,
+}
 CONFIGS = {
-    "llama3": {**SIZES, "model_type": "llama", "rope_scaling": LLAMA3_ROPE},
-    "llama3_tied": {**SIZES, "model_type": "llama", "rope_scaling": LLAMA3_ROPE,
-                    "num_hidden_layers": 3, "tie_word_embeddings": True},
-    "llama_bias": {**SIZES, "model_type": "llama", "attention_bias": True, "mlp_bias": True},
-    "yi": {**SIZES, "model_type": "llama", "rope_theta": 5e6, "rms_norm_eps": 1e-6,
-           "head_dim": 8},
-    "falcon3": {**SIZES, "model_type": "llama", "rope_theta": 1e6, "num_attention_heads": 3,
-                "num_key_value_heads": 1, "hidden_size": 24},
-    "qwen2": {**SIZES, "model_type": "qwen2", "rope_theta": 1e6, "head_dim": 8,
-              "num_hidden_layers": 3},
-    "qwen2_tied": {**SIZES, "model_type": "qwen2", "rope_theta": 1e6, "head_dim": 8,
-                   "tie_word_embeddings": True},
-    "qwen3": {**SIZES, "model_type": "qwen3", "rope_theta": 1e6, "rms_norm_eps": 1e-6},
-    "qwen3_tied": {**SIZES, "model_type": "qwen3", "rope_theta": 1e6, "rms_norm_eps": 1e-6,
-                   "tie_word_embeddings": True},
-    "qwen3_moe": {**QWEN3_MOE, "norm_topk_prob": True},
-    "qwen3_moe_unnormed": {**QWEN3_MOE, "num_experts_per_tok": 2,
-                           "attention_bias": True, "tie_word_embeddings": True},
-    "gemma2": {**GEMMA, "model_type": "gemma2", "num_hidden_layers": 3,
-               "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
-    "gemma3": GEMMA3,
-    "gemma3_untied": {**GEMMA3, "tie_word_embeddings": False, "rope_scaling": None},
-    "mistral": {**SIZES, "model_type": "mistral", "sliding_window": 8},
-    "mistral_nemo": {**SIZES, "model_type": "mistral", "sliding_window": None, "rope_theta": 1e6},
-    "olmo2": {**SIZES, "model_type": "olmo2", "rope_theta": 5e5, "pad_token_id": None,
-              "head_dim": 8},
-    "olmo3": {**OLMO3, "head_dim": 8},
-    "olmo3_yarn": {**OLMO3, "head_dim": 8, "rope_scaling": YARN, "num_hidden_layers": 4},
-    "smollm3": {**SMOLLM3, "tie_word_embeddings": True, "num_hidden_layers": 3, "head_dim": 8},
-    "smollm3_bias": {**SMOLLM3, "no_rope_layers": [0, 1], "attention_bias": True, "head_dim": 8},
-    "glm4": {**SIZES, "model_type": "glm4", "pad_token_id": None, "partial_rotary_factor": 0.5,
-             "attention_bias": True},
-    "glm4_32b": {**SIZES, "model_type": "glm4", "pad_token_id": None, "attention_bias": False},
+  "llama3": {**SIZES, "model_type": "llama", "rope_scaling": LLAMA3_ROPE},
+  "llama3_tied": {
+    **SIZES,
+    "model_type": "llama",
+    "rope_scaling": LLAMA3_ROPE,
+    "num_hidden_layers": 3,
+    "tie_word_embeddings": True,
+  },
+  "llama_bias": {**SIZES, "model_type": "llama", "attention_bias": True, "mlp_bias": True},
+  "yi": {**SIZES, "model_type": "llama", "rope_theta": 5e6, "rms_norm_eps": 1e-6, "head_dim": 8},
+  "falcon3": {
+    **SIZES,
+    "model_type": "llama",
+    "rope_theta": 1e6,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 1,
+    "hidden_size": 24,
+  },
+  "qwen2": {
+    **SIZES,
+    "model_type": "qwen2",
+    "rope_theta": 1e6,
+    "head_dim": 8,
+    "num_hidden_layers": 3,
+  },
+  "qwen2_tied": {
+    **SIZES,
+    "model_type": "qwen2",
+    "rope_theta": 1e6,
+    "head_dim": 8,
+    "tie_word_embeddings": True,
+  },
+  "qwen3": {**SIZES, "model_type": "qwen3", "rope_theta": 1e6, "rms_norm_eps": 1e-6},
+  "qwen3_tied": {
+    **SIZES,
+    "model_type": "qwen3",
+    "rope_theta": 1e6,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+  },
+  "qwen3_moe": {**QWEN3_MOE, "norm_topk_prob": True},
+  "qwen3_moe_unnormed": {
+    **QWEN3_MOE,
+    "num_experts_per_tok": 2,
+    "attention_bias": True,
+    "tie_word_embeddings": True,
+  },
+  "gemma2": {
+    **GEMMA,
+    "model_type": "gemma2",
+    "num_hidden_layers": 3,
+    "attn_logit_softcapping": 2.0,
+    "final_logit_softcapping": 3.0,
+  },
+  "gemma3": GEMMA3,
+  "gemma3_untied": {**GEMMA3, "tie_word_embeddings": False, "rope_scaling": None},
+  "mistral": {**SIZES, "model_type": "mistral", "sliding_window": 8},
+  "mistral_nemo": {**SIZES, "model_type": "mistral", "sliding_window": None, "rope_theta": 1e6},
+  "olmo2": {**SIZES, "model_type": "olmo2", "rope_theta": 5e5, "pad_token_id": None, "head_dim": 8},
+  "olmo3": {**OLMO3, "head_dim": 8},
+  "olmo3_yarn": {**OLMO3, "head_dim": 8, "rope_scaling": YARN, "num_hidden_layers": 4},
+  "smollm3": {**SMOLLM3, "tie_word_embeddings": True, "num_hidden_layers": 3, "head_dim": 8},
+  "smollm3_bias": {**SMOLLM3, "no_rope_layers": [0, 1], "attention_bias": True, "head_dim": 8},
+  "glm4": {
+    **SIZES,
+    "model_type": "glm4",
+    "pad_token_id": None,
+    "partial_rotary_factor": 0.5,
+    "attention_bias": True,
+  },
+  "glm4_32b": {**SIZES, "model_type": "glm4", "pad_token_id": None, "attention_bias": False},
 }
 # A folder that holds more than the text model.
-VISION = {"gemma3_vision": {
-    "model_type": "gemma3", "text_config": {k: v for k, v in GEMMA3.items() if k != "model_type"},
-    "vision_config": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
-                      "num_attention_heads": 2, "image_size": 28, "patch_size": 14},
-    "mm_tokens_per_image": 4, "image_token_index": 263, "boi_token_index": 262,
-    "eoi_token_index": 261}}
-SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")     # tokens 0, 1, 2
+VISION = {
+  "gemma3_vision": {
+    "model_type": "gemma3",
+    "text_config": {k: v for k, v in GEMMA3.items() if k != "model_type"},
+    "vision_config": {
+      "hidden_size": 16,
+      "intermediate_size": 32,
+      "num_hidden_layers": 1,
+      "num_attention_heads": 2,
+      "image_size": 28,
+      "patch_size": 14,
+    },
+    "mm_tokens_per_image": 4,
+    "image_token_index": 263,
+    "boi_token_index": 262,
+    "eoi_token_index": 261,
+  }
+}
+SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # tokens 0, 1, 2
 CHAT_TEMPLATE = (
-    "{%- for message in messages %}"
-    "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
-    "{%- endfor %}"
-    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}")
+  "{%- for message in messages %}"
+  "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
+  "{%- endfor %}"
+  "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+)
 
 
 def hf_model(name, seed=0):
@@ -113,7 +217,7 @@ def per_expert(named):
     rows = x.shape[1] // len(parts)
     for e in range(len(x)):
       for i, part in enumerate(parts):
-        out[f"{experts}.experts.{e}.{part}_proj.weight"] = x[e, i * rows:(i + 1) * rows]
+        out[f"{experts}.experts.{e}.{part}_proj.weight"] = x[e, i * rows : (i + 1) * rows]
   return out
 
 
@@ -135,6 +239,11 @@ def save_tokenizer(directory):
   bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
   bpe.decoder = decoders.ByteLevel()
   transformers.PreTrainedTokenizerFast(
-      tokenizer_object=bpe, eos_token=SPECIALS[2], pad_token=SPECIALS[0],
-      additional_special_tokens=list(SPECIALS[:2]), chat_template=CHAT_TEMPLATE,
-      clean_up_tokenization_spaces=False, model_max_length=512).save_pretrained(directory)
+    tokenizer_object=bpe,
+    eos_token=SPECIALS[2],
+    pad_token=SPECIALS[0],
+    additional_special_tokens=list(SPECIALS[:2]),
+    chat_template=CHAT_TEMPLATE,
+    clean_up_tokenization_spaces=False,
+    model_max_length=512,
+  ).save_pretrained(directory)

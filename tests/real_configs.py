@@ -14,188 +14,436 @@ def _pair(common, base, instruct):
 
 def _llama3(hidden, layers, heads, kv, mlp, *, factor, tied):
   return _pair(
-      dict(model_type="llama", vocab_size=128256, hidden_size=hidden, num_hidden_layers=layers,
-           num_attention_heads=heads, num_key_value_heads=kv, intermediate_size=mlp,
-           head_dim=hidden // heads, rms_norm_eps=1e-5, rope_theta=500000.0,
-           rope_scaling=dict(factor=factor, low_freq_factor=1.0, high_freq_factor=4.0,
-                             original_max_position_embeddings=8192, rope_type="llama3"),
-           max_position_embeddings=131072, tie_word_embeddings=tied, attention_bias=False,
-           mlp_bias=False, hidden_act="silu", bos_token_id=128000),
-      dict(eos_token_id=128001), dict(eos_token_id=[128001, 128008, 128009]))
+    dict(
+      model_type="llama",
+      vocab_size=128256,
+      hidden_size=hidden,
+      num_hidden_layers=layers,
+      num_attention_heads=heads,
+      num_key_value_heads=kv,
+      intermediate_size=mlp,
+      head_dim=hidden // heads,
+      rms_norm_eps=1e-5,
+      rope_theta=500000.0,
+      rope_scaling=dict(
+        factor=factor,
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
+        original_max_position_embeddings=8192,
+        rope_type="llama3",
+      ),
+      max_position_embeddings=131072,
+      tie_word_embeddings=tied,
+      attention_bias=False,
+      mlp_bias=False,
+      hidden_act="silu",
+      bos_token_id=128000,
+    ),
+    dict(eos_token_id=128001),
+    dict(eos_token_id=[128001, 128008, 128009]),
+  )
 
 
 def _qwen3(hidden, layers, heads, mlp, tied=False, **moe):
   return _pair(
-      dict(model_type="qwen3", vocab_size=151936, hidden_size=hidden, num_hidden_layers=layers,
-           num_attention_heads=heads, num_key_value_heads=8, intermediate_size=mlp, head_dim=128,
-           rms_norm_eps=1e-6, rope_theta=1000000, rope_scaling=None, tie_word_embeddings=tied,
-           attention_bias=False, use_sliding_window=False, sliding_window=None,
-           max_window_layers=layers, hidden_act="silu", bos_token_id=151643, **moe),
-      dict(max_position_embeddings=32768, eos_token_id=151643),
-      dict(max_position_embeddings=40960, eos_token_id=151645))
+    dict(
+      model_type="qwen3",
+      vocab_size=151936,
+      hidden_size=hidden,
+      num_hidden_layers=layers,
+      num_attention_heads=heads,
+      num_key_value_heads=8,
+      intermediate_size=mlp,
+      head_dim=128,
+      rms_norm_eps=1e-6,
+      rope_theta=1000000,
+      rope_scaling=None,
+      tie_word_embeddings=tied,
+      attention_bias=False,
+      use_sliding_window=False,
+      sliding_window=None,
+      max_window_layers=layers,
+      hidden_act="silu",
+      bos_token_id=151643,
+      **moe,
+    ),
+    dict(max_position_embeddings=32768, eos_token_id=151643),
+    dict(max_position_embeddings=40960, eos_token_id=151645),
+  )
 
 
 def _qwen25(hidden, layers, heads, kv, mlp, base_eps):
   return _pair(
-      dict(model_type="qwen2", vocab_size=152064, hidden_size=hidden, num_hidden_layers=layers,
-           num_attention_heads=heads, num_key_value_heads=kv, intermediate_size=mlp,
-           rope_theta=1000000.0, tie_word_embeddings=False, use_sliding_window=False,
-           sliding_window=131072, hidden_act="silu", bos_token_id=151643),
-      dict(rms_norm_eps=base_eps, max_position_embeddings=131072, eos_token_id=151643),
-      dict(rms_norm_eps=1e-6, max_position_embeddings=32768, eos_token_id=151645))
+    dict(
+      model_type="qwen2",
+      vocab_size=152064,
+      hidden_size=hidden,
+      num_hidden_layers=layers,
+      num_attention_heads=heads,
+      num_key_value_heads=kv,
+      intermediate_size=mlp,
+      rope_theta=1000000.0,
+      tie_word_embeddings=False,
+      use_sliding_window=False,
+      sliding_window=131072,
+      hidden_act="silu",
+      bos_token_id=151643,
+    ),
+    dict(rms_norm_eps=base_eps, max_position_embeddings=131072, eos_token_id=151643),
+    dict(rms_norm_eps=1e-6, max_position_embeddings=32768, eos_token_id=151645),
+  )
 
 
 def _falcon3(hidden, layers, heads, mlp):
-  both = dict(model_type="llama", vocab_size=131072, hidden_size=hidden, head_dim=256,
-              num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=4,
-              intermediate_size=mlp, rms_norm_eps=1e-6, rope_theta=1000042,
-              tie_word_embeddings=False, attention_bias=False, mlp_bias=False,
-              hidden_act="silu", max_position_embeddings=32768, eos_token_id=11)
+  both = dict(
+    model_type="llama",
+    vocab_size=131072,
+    hidden_size=hidden,
+    head_dim=256,
+    num_hidden_layers=layers,
+    num_attention_heads=heads,
+    num_key_value_heads=4,
+    intermediate_size=mlp,
+    rms_norm_eps=1e-6,
+    rope_theta=1000042,
+    tie_word_embeddings=False,
+    attention_bias=False,
+    mlp_bias=False,
+    hidden_act="silu",
+    max_position_embeddings=32768,
+    eos_token_id=11,
+  )
   return _pair(both, dict(activation="swiglu"), {})
 
 
 def _yi(hidden, layers, heads, kv, mlp, *, theta, eps, length):
   return _pair(
-      dict(model_type="llama", vocab_size=64000, hidden_size=hidden, num_hidden_layers=layers,
-           num_attention_heads=heads, num_key_value_heads=kv, intermediate_size=mlp,
-           rms_norm_eps=eps, rope_theta=theta, max_position_embeddings=length,
-           tie_word_embeddings=False, hidden_act="silu", bos_token_id=1),
-      dict(eos_token_id=2), dict(eos_token_id=7))
+    dict(
+      model_type="llama",
+      vocab_size=64000,
+      hidden_size=hidden,
+      num_hidden_layers=layers,
+      num_attention_heads=heads,
+      num_key_value_heads=kv,
+      intermediate_size=mlp,
+      rms_norm_eps=eps,
+      rope_theta=theta,
+      max_position_embeddings=length,
+      tie_word_embeddings=False,
+      hidden_act="silu",
+      bos_token_id=1,
+    ),
+    dict(eos_token_id=2),
+    dict(eos_token_id=7),
+  )
 
 
 def _gemma2(hidden, layers, heads, kv, mlp):
-  both = dict(model_type="gemma2", vocab_size=256000, hidden_size=hidden, head_dim=256,
-              num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv,
-              intermediate_size=mlp, rms_norm_eps=1e-6, rope_theta=10000.0,
-              query_pre_attn_scalar=256, attn_logit_softcapping=50.0,
-              final_logit_softcapping=30.0, sliding_window=4096,
-              hidden_act="gelu_pytorch_tanh", hidden_activation="gelu_pytorch_tanh",
-              attention_bias=False, max_position_embeddings=8192, bos_token_id=2,
-              eos_token_id=1, pad_token_id=0)
+  both = dict(
+    model_type="gemma2",
+    vocab_size=256000,
+    hidden_size=hidden,
+    head_dim=256,
+    num_hidden_layers=layers,
+    num_attention_heads=heads,
+    num_key_value_heads=kv,
+    intermediate_size=mlp,
+    rms_norm_eps=1e-6,
+    rope_theta=10000.0,
+    query_pre_attn_scalar=256,
+    attn_logit_softcapping=50.0,
+    final_logit_softcapping=30.0,
+    sliding_window=4096,
+    hidden_act="gelu_pytorch_tanh",
+    hidden_activation="gelu_pytorch_tanh",
+    attention_bias=False,
+    max_position_embeddings=8192,
+    bos_token_id=2,
+    eos_token_id=1,
+    pad_token_id=0,
+  )
   return _pair(both, {}, {})
 
 
 def _gemma3(hidden, layers, mlp, **heads):
   """The text_config on the hub leaves to the class whatever is its default."""
   both = dict(
-      model_type="gemma3", image_token_index=262144, mm_tokens_per_image=256,
-      boi_token_index=255999, eoi_token_index=256000,
-      text_config=dict(model_type="gemma3_text", hidden_size=hidden, num_hidden_layers=layers,
-                       intermediate_size=mlp, sliding_window=1024,
-                       rope_scaling=dict(factor=8.0, rope_type="linear"), **heads),
-      vision_config=dict(model_type="siglip_vision_model", hidden_size=1152,
-                         intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16,
-                         patch_size=14, image_size=896, vision_use_head=False))
+    model_type="gemma3",
+    image_token_index=262144,
+    mm_tokens_per_image=256,
+    boi_token_index=255999,
+    eoi_token_index=256000,
+    text_config=dict(
+      model_type="gemma3_text",
+      hidden_size=hidden,
+      num_hidden_layers=layers,
+      intermediate_size=mlp,
+      sliding_window=1024,
+      rope_scaling=dict(factor=8.0, rope_type="linear"),
+      **heads,
+    ),
+    vision_config=dict(
+      model_type="siglip_vision_model",
+      hidden_size=1152,
+      intermediate_size=4304,
+      num_hidden_layers=27,
+      num_attention_heads=16,
+      patch_size=14,
+      image_size=896,
+      vision_use_head=False,
+    ),
+  )
   return _pair(both, {}, dict(eos_token_id=[1, 106]))
 
 
 def _mllama(hidden, layers, heads, mlp):
   ratios = [[1, 1], [1, 2], [1, 3], [1, 4], [2, 1], [2, 2], [3, 1], [4, 1]]
-  text = dict(model_type="mllama_text_model", vocab_size=128256, hidden_size=hidden,
-              num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=8,
-              intermediate_size=mlp, rms_norm_eps=1e-5, rope_theta=500000.0,
-              rope_scaling=dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
-                                original_max_position_embeddings=8192, rope_type="llama3"),
-              max_position_embeddings=131072, tie_word_embeddings=False, hidden_act="silu",
-              cross_attention_layers=list(range(3, layers, 5)), pad_token_id=128004)
-  vision = dict(model_type="mllama_vision_model", hidden_size=1280, intermediate_size=5120,
-                num_hidden_layers=32, num_global_layers=8, attention_heads=16, patch_size=14,
-                max_num_tiles=4, vision_output_dim=7680,
-                intermediate_layers_indices=[3, 7, 15, 23, 30], supported_aspect_ratios=ratios)
-  return tuple(dict(model_type="mllama", image_token_index=128256, text_config=dict(text),
-                    vision_config=dict(vision, image_size=size)) for size in (448, 560))
+  text = dict(
+    model_type="mllama_text_model",
+    vocab_size=128256,
+    hidden_size=hidden,
+    num_hidden_layers=layers,
+    num_attention_heads=heads,
+    num_key_value_heads=8,
+    intermediate_size=mlp,
+    rms_norm_eps=1e-5,
+    rope_theta=500000.0,
+    rope_scaling=dict(
+      factor=8.0,
+      low_freq_factor=1.0,
+      high_freq_factor=4.0,
+      original_max_position_embeddings=8192,
+      rope_type="llama3",
+    ),
+    max_position_embeddings=131072,
+    tie_word_embeddings=False,
+    hidden_act="silu",
+    cross_attention_layers=list(range(3, layers, 5)),
+    pad_token_id=128004,
+  )
+  vision = dict(
+    model_type="mllama_vision_model",
+    hidden_size=1280,
+    intermediate_size=5120,
+    num_hidden_layers=32,
+    num_global_layers=8,
+    attention_heads=16,
+    patch_size=14,
+    max_num_tiles=4,
+    vision_output_dim=7680,
+    intermediate_layers_indices=[3, 7, 15, 23, 30],
+    supported_aspect_ratios=ratios,
+  )
+  return tuple(
+    dict(
+      model_type="mllama",
+      image_token_index=128256,
+      text_config=dict(text),
+      vision_config=dict(vision, image_size=size),
+    )
+    for size in (448, 560)
+  )
 
 
 CONFIGS = {
-    "llama-3.2-1b": _llama3(2048, 16, 32, 8, 8192, factor=32.0, tied=True),
-    "llama-3.2-3b": _llama3(3072, 28, 24, 8, 8192, factor=32.0, tied=True),
-    "llama-3.1-8b": _llama3(4096, 32, 32, 8, 14336, factor=8.0, tied=False),
-    "qwen3-0.6b": _qwen3(1024, 28, 16, 3072, tied=True),
-    "qwen3-1.7b": _qwen3(2048, 28, 16, 6144, tied=True),
-    "qwen3-4b": _qwen3(2560, 36, 32, 9728, tied=True),
-    "qwen3-8b": _qwen3(4096, 36, 32, 12288),
-    "qwen3-14b": _qwen3(5120, 40, 40, 17408),
-    "qwen2.5-7b": _qwen25(3584, 28, 28, 4, 18944, 1e-6),
-    "qwen2.5-14b": _qwen25(5120, 48, 40, 8, 13824, 1e-5),
-    "qwen2.5-32b": _qwen25(5120, 64, 40, 8, 27648, 1e-5),
-    "falcon3-1b": _falcon3(2048, 18, 8, 8192),
-    "falcon3-3b": _falcon3(3072, 22, 12, 9216),
-    "falcon3-7b": _falcon3(3072, 28, 12, 23040),
-    "falcon3-10b": _falcon3(3072, 40, 12, 23040),
-    "gemma-2-2b": _gemma2(2304, 26, 8, 4, 9216),
-    "gemma-2-9b": _gemma2(3584, 42, 16, 8, 14336),
-    "gemma-3-4b": _gemma3(2560, 34, 10240),
-    "gemma-3-12b": _gemma3(3840, 48, 15360, num_attention_heads=16, num_key_value_heads=8),
-    "gemma-3-27b": _gemma3(5376, 62, 21504, num_attention_heads=32, num_key_value_heads=16,
-                           head_dim=128, query_pre_attn_scalar=168),
-    "llama-3.2-11b-vision": _mllama(4096, 40, 32, 14336),
-    "llama-3.2-90b-vision": _mllama(8192, 100, 64, 28672),
-    "yi-6b": _yi(4096, 32, 32, 4, 11008, theta=5000000.0, eps=1e-5, length=4096),
-    "yi-coder-1.5b": _yi(2048, 24, 16, 16, 5504, theta=10000000.0, eps=1e-5, length=131072),
-    "yi-coder-9b": _yi(4096, 48, 32, 4, 11008, theta=10000000.0, eps=1e-5, length=131072),
+  "llama-3.2-1b": _llama3(2048, 16, 32, 8, 8192, factor=32.0, tied=True),
+  "llama-3.2-3b": _llama3(3072, 28, 24, 8, 8192, factor=32.0, tied=True),
+  "llama-3.1-8b": _llama3(4096, 32, 32, 8, 14336, factor=8.0, tied=False),
+  "qwen3-0.6b": _qwen3(1024, 28, 16, 3072, tied=True),
+  "qwen3-1.7b": _qwen3(2048, 28, 16, 6144, tied=True),
+  "qwen3-4b": _qwen3(2560, 36, 32, 9728, tied=True),
+  "qwen3-8b": _qwen3(4096, 36, 32, 12288),
+  "qwen3-14b": _qwen3(5120, 40, 40, 17408),
+  "qwen2.5-7b": _qwen25(3584, 28, 28, 4, 18944, 1e-6),
+  "qwen2.5-14b": _qwen25(5120, 48, 40, 8, 13824, 1e-5),
+  "qwen2.5-32b": _qwen25(5120, 64, 40, 8, 27648, 1e-5),
+  "falcon3-1b": _falcon3(2048, 18, 8, 8192),
+  "falcon3-3b": _falcon3(3072, 22, 12, 9216),
+  "falcon3-7b": _falcon3(3072, 28, 12, 23040),
+  "falcon3-10b": _falcon3(3072, 40, 12, 23040),
+  "gemma-2-2b": _gemma2(2304, 26, 8, 4, 9216),
+  "gemma-2-9b": _gemma2(3584, 42, 16, 8, 14336),
+  "gemma-3-4b": _gemma3(2560, 34, 10240),
+  "gemma-3-12b": _gemma3(3840, 48, 15360, num_attention_heads=16, num_key_value_heads=8),
+  "gemma-3-27b": _gemma3(
+    5376,
+    62,
+    21504,
+    num_attention_heads=32,
+    num_key_value_heads=16,
+    head_dim=128,
+    query_pre_attn_scalar=168,
+  ),
+  "llama-3.2-11b-vision": _mllama(4096, 40, 32, 14336),
+  "llama-3.2-90b-vision": _mllama(8192, 100, 64, 28672),
+  "yi-6b": _yi(4096, 32, 32, 4, 11008, theta=5000000.0, eps=1e-5, length=4096),
+  "yi-coder-1.5b": _yi(2048, 24, 16, 16, 5504, theta=10000000.0, eps=1e-5, length=131072),
+  "yi-coder-9b": _yi(4096, 48, 32, 4, 11008, theta=10000000.0, eps=1e-5, length=131072),
 }
 # The Instruct is newer than the Base: its positions turn slower.
-CONFIGS["qwen3-4b-2507"] = (CONFIGS["qwen3-4b"][0], dict(
-    CONFIGS["qwen3-4b"][1], rope_theta=5000000, max_position_embeddings=262144))
+CONFIGS["qwen3-4b-2507"] = (
+  CONFIGS["qwen3-4b"][0],
+  dict(CONFIGS["qwen3-4b"][1], rope_theta=5000000, max_position_embeddings=262144),
+)
 CONFIGS["qwen3-30b-a3b"] = tuple(
-    dict(c, model_type="qwen3_moe", num_key_value_heads=4)
-    for c in _qwen3(2048, 48, 32, 6144, moe_intermediate_size=768, num_experts=128,
-                    num_experts_per_tok=8, norm_topk_prob=True, decoder_sparse_step=1,
-                    mlp_only_layers=[], router_aux_loss_coef=0.001))
+  dict(c, model_type="qwen3_moe", num_key_value_heads=4)
+  for c in _qwen3(
+    2048,
+    48,
+    32,
+    6144,
+    moe_intermediate_size=768,
+    num_experts=128,
+    num_experts_per_tok=8,
+    norm_topk_prob=True,
+    decoder_sparse_step=1,
+    mlp_only_layers=[],
+    router_aux_loss_coef=0.001,
+  )
+)
 CONFIGS["gemma-3-1b"] = _pair(
-    dict(model_type="gemma3_text", vocab_size=262144, hidden_size=1152, num_hidden_layers=26,
-         num_attention_heads=4, num_key_value_heads=1, head_dim=256, intermediate_size=6912,
-         rms_norm_eps=1e-6, rope_theta=1000000, rope_local_base_freq=10000, rope_scaling=None,
-         query_pre_attn_scalar=256, sliding_window=512, sliding_window_pattern=6,
-         hidden_activation="gelu_pytorch_tanh", attention_bias=False,
-         max_position_embeddings=32768, bos_token_id=2, pad_token_id=0),
-    dict(eos_token_id=1), dict(eos_token_id=[1, 106]))
+  dict(
+    model_type="gemma3_text",
+    vocab_size=262144,
+    hidden_size=1152,
+    num_hidden_layers=26,
+    num_attention_heads=4,
+    num_key_value_heads=1,
+    head_dim=256,
+    intermediate_size=6912,
+    rms_norm_eps=1e-6,
+    rope_theta=1000000,
+    rope_local_base_freq=10000,
+    rope_scaling=None,
+    query_pre_attn_scalar=256,
+    sliding_window=512,
+    sliding_window_pattern=6,
+    hidden_activation="gelu_pytorch_tanh",
+    attention_bias=False,
+    max_position_embeddings=32768,
+    bos_token_id=2,
+    pad_token_id=0,
+  ),
+  dict(eos_token_id=1),
+  dict(eos_token_id=[1, 106]),
+)
 CONFIGS["mistral-7b"] = _pair(
-    dict(model_type="mistral", vocab_size=32000, hidden_size=4096, num_hidden_layers=32,
-         num_attention_heads=32, num_key_value_heads=8, intermediate_size=14336,
-         rms_norm_eps=1e-5, rope_theta=10000.0, sliding_window=4096, tie_word_embeddings=False,
-         hidden_act="silu", max_position_embeddings=32768, bos_token_id=1, eos_token_id=2),
-    {}, {})
+  dict(
+    model_type="mistral",
+    vocab_size=32000,
+    hidden_size=4096,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    intermediate_size=14336,
+    rms_norm_eps=1e-5,
+    rope_theta=10000.0,
+    sliding_window=4096,
+    tie_word_embeddings=False,
+    hidden_act="silu",
+    max_position_embeddings=32768,
+    bos_token_id=1,
+    eos_token_id=2,
+  ),
+  {},
+  {},
+)
 CONFIGS["seed-coder-8b"] = _pair(
-    dict(model_type="llama", vocab_size=155136, hidden_size=4096, num_hidden_layers=32,
-         num_attention_heads=32, num_key_value_heads=8, intermediate_size=14336, head_dim=128,
-         rms_norm_eps=1e-6, rope_theta=500000.0, tie_word_embeddings=False,
-         attention_bias=False, mlp_bias=False, hidden_act="silu",
-         max_position_embeddings=32768, bos_token_id=0, eos_token_id=2),
-    {}, {})
+  dict(
+    model_type="llama",
+    vocab_size=155136,
+    hidden_size=4096,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    intermediate_size=14336,
+    head_dim=128,
+    rms_norm_eps=1e-6,
+    rope_theta=500000.0,
+    tie_word_embeddings=False,
+    attention_bias=False,
+    mlp_bias=False,
+    hidden_act="silu",
+    max_position_embeddings=32768,
+    bos_token_id=0,
+    eos_token_id=2,
+  ),
+  {},
+  {},
+)
 CONFIGS["glm-4-32b-0414"] = _pair(
-    dict(model_type="glm4", vocab_size=151552, hidden_size=6144, num_hidden_layers=61,
-         num_attention_heads=48, num_key_value_heads=2, head_dim=128, intermediate_size=23040,
-         rms_norm_eps=1e-5, rope_theta=10000.0, partial_rotary_factor=0.5,
-         attention_bias=False, tie_word_embeddings=False, hidden_act="silu",
-         max_position_embeddings=32768, pad_token_id=151329),
-    {}, {})
+  dict(
+    model_type="glm4",
+    vocab_size=151552,
+    hidden_size=6144,
+    num_hidden_layers=61,
+    num_attention_heads=48,
+    num_key_value_heads=2,
+    head_dim=128,
+    intermediate_size=23040,
+    rms_norm_eps=1e-5,
+    rope_theta=10000.0,
+    partial_rotary_factor=0.5,
+    attention_bias=False,
+    tie_word_embeddings=False,
+    hidden_act="silu",
+    max_position_embeddings=32768,
+    pad_token_id=151329,
+  ),
+  {},
+  {},
+)
 
 # Parameters of the Instruct, vision included, tied tables counted once: as its page on the hub
 # counts them; of Gemma 3 as keras-hub's presets do (12B without the last 64 rows of its table).
 PARAMETERS = {
-    "llama-3.2-1b": 1_235_814_400, "llama-3.2-3b": 3_212_749_824,
-    "llama-3.1-8b": 8_030_261_248, "llama-3.2-11b-vision": 10_670_220_835,
-    "qwen3-0.6b": 596_049_920, "qwen3-1.7b": 1_720_574_976, "qwen3-4b": 4_022_468_096,
-    "qwen3-4b-2507": 4_022_468_096, "qwen3-8b": 8_190_735_360, "qwen3-14b": 14_768_307_200,
-    "qwen3-30b-a3b": 30_532_122_624,
-    "qwen2.5-7b": 7_615_616_512, "qwen2.5-14b": 14_770_033_664, "qwen2.5-32b": 32_763_876_352,
-    "falcon3-1b": 1_669_408_768, "falcon3-3b": 3_227_655_168, "falcon3-7b": 7_455_550_464,
-    "falcon3-10b": 10_305_653_760,
-    "gemma-2-2b": 2_614_341_888, "gemma-2-9b": 9_241_705_984, "gemma-3-1b": 999_885_952,
-    "gemma-3-4b": 4_300_079_472, "gemma-3-12b": 12_187_079_280 + 64 * 3840,
-    "gemma-3-27b": 27_432_406_640,
-    "mistral-7b": 7_241_732_096, "yi-6b": 6_061_035_520, "yi-coder-9b": 8_829_407_232,
-    "glm-4-32b-0414": 32_566_081_536,
+  "llama-3.2-1b": 1_235_814_400,
+  "llama-3.2-3b": 3_212_749_824,
+  "llama-3.1-8b": 8_030_261_248,
+  "llama-3.2-11b-vision": 10_670_220_835,
+  "qwen3-0.6b": 596_049_920,
+  "qwen3-1.7b": 1_720_574_976,
+  "qwen3-4b": 4_022_468_096,
+  "qwen3-4b-2507": 4_022_468_096,
+  "qwen3-8b": 8_190_735_360,
+  "qwen3-14b": 14_768_307_200,
+  "qwen3-30b-a3b": 30_532_122_624,
+  "qwen2.5-7b": 7_615_616_512,
+  "qwen2.5-14b": 14_770_033_664,
+  "qwen2.5-32b": 32_763_876_352,
+  "falcon3-1b": 1_669_408_768,
+  "falcon3-3b": 3_227_655_168,
+  "falcon3-7b": 7_455_550_464,
+  "falcon3-10b": 10_305_653_760,
+  "gemma-2-2b": 2_614_341_888,
+  "gemma-2-9b": 9_241_705_984,
+  "gemma-3-1b": 999_885_952,
+  "gemma-3-4b": 4_300_079_472,
+  "gemma-3-12b": 12_187_079_280 + 64 * 3840,
+  "gemma-3-27b": 27_432_406_640,
+  "mistral-7b": 7_241_732_096,
+  "yi-6b": 6_061_035_520,
+  "yi-coder-9b": 8_829_407_232,
+  "glm-4-32b-0414": 32_566_081_536,
 }
 # LoRA parameters per unit of rank: the seven projections of the language model.
 LORA = {
-    "llama-3.2-1b": 704_512, "llama-3.2-3b": 1_519_616, "llama-3.1-8b": 2_621_440,
-    "qwen3-0.6b": 630_784, "qwen3-4b": 2_064_384, "qwen3-8b": 2_727_936,
-    "qwen3-14b": 4_014_080, "qwen3-30b-a3b": 52_740_096,
-    "qwen2.5-32b": 8_388_608, "yi-6b": 2_269_184,
-    "yi-coder-9b": 3_403_776, "falcon3-3b": 1_261_568, "falcon3-10b": 3_952_640,
-    "gemma-3-4b": 1_862_656, "gemma-3-12b": 4_091_904, "gemma-3-27b": 7_094_784,
+  "llama-3.2-1b": 704_512,
+  "llama-3.2-3b": 1_519_616,
+  "llama-3.1-8b": 2_621_440,
+  "qwen3-0.6b": 630_784,
+  "qwen3-4b": 2_064_384,
+  "qwen3-8b": 2_727_936,
+  "qwen3-14b": 4_014_080,
+  "qwen3-30b-a3b": 52_740_096,
+  "qwen2.5-32b": 8_388_608,
+  "yi-6b": 2_269_184,
+  "yi-coder-9b": 3_403_776,
+  "falcon3-3b": 1_261_568,
+  "falcon3-10b": 3_952_640,
+  "gemma-3-4b": 1_862_656,
+  "gemma-3-12b": 4_091_904,
+  "gemma-3-27b": 7_094_784,
 }
 
 
@@ -206,6 +454,7 @@ def on_meta(hf):
   from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
   from tests import pico
+
   auto = AutoModelForImageTextToText if "vision_config" in hf else AutoModelForCausalLM
   fields = dict(hf)
   with torch.device("meta"):

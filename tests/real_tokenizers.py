@@ -14,8 +14,10 @@ from tokenizers import processors
 from shadowft_jax.data.tokenizer import load_tokenizer
 
 # Source: tokenizer.json of Llama-3.2-1B and Qwen2.5-7B on the hub.
-PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{}"
-           r"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+PATTERN = (
+  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{}"
+  r"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 # Qwen3 added these to Qwen2.5's.
 QWEN3 = ["<tool_response>", "</tool_response>", "<think>", "</think>"]
 
@@ -31,8 +33,10 @@ def load(name, shared_data):
 def templates(shared_data):
   """The chat templates of released models: {"trl/qwen3": text, ...}."""
   root = shared_data("chat_templates")
-  return {str(path.relative_to(root).with_suffix("")): path.read_text()
-          for path in sorted(root.glob("*/*.jinja"))}
+  return {
+    str(path.relative_to(root).with_suffix("")): path.read_text()
+    for path in sorted(root.glob("*/*.jinja"))
+  }
 
 
 def vectors(name, shared_data):
@@ -40,8 +44,9 @@ def vectors(name, shared_data):
   path = shared_data("tokenizers") / "llama_cpp_vectors" / name
   texts = path.with_name(f"{name}.inp").read_bytes().decode().split("\n__ggml_vocab_test__\n")
   lines = path.with_name(f"{name}.out").read_text().splitlines()
-  return [(text, [int(i) for i in line.split()])
-          for text, line in zip(texts[:-1], lines, strict=True)]
+  return [
+    (text, [int(i) for i in line.split()]) for text, line in zip(texts[:-1], lines, strict=True)
+  ]
 
 
 @functools.cache
@@ -64,9 +69,16 @@ def _llama3(files, configs):
   backend = _from_ranks(lines, r"{1,3}", whole_pieces=True)
   _add(backend, config["added_tokens_decoder"])
   bos = config["bos_token"]
-  backend.post_processor = processors.Sequence([backend.post_processor, (
-      processors.TemplateProcessing(f"{bos} $A", f"{bos} $A {bos}:1 $B:1", [
-          (bos, backend.token_to_id(bos))]))])
+  backend.post_processor = processors.Sequence(
+    [
+      backend.post_processor,
+      (
+        processors.TemplateProcessing(
+          f"{bos} $A", f"{bos} $A {bos}:1 $B:1", [(bos, backend.token_to_id(bos))]
+        )
+      ),
+    ]
+  )
   return backend, config
 
 
@@ -75,7 +87,9 @@ def _qwen(files, configs, more=()):
   config = _config(configs / "Qwen2.5-7B-Instruct")
   for i, token in enumerate(more, 151665):
     config["added_tokens_decoder"][str(i)] = {
-        **config["added_tokens_decoder"]["151657"], "content": token}
+      **config["added_tokens_decoder"]["151657"],
+      "content": token,
+    }
   backend = _from_ranks(lines, "")
   backend.normalizer = normalizers.NFC()
   _add(backend, config["added_tokens_decoder"])
@@ -99,9 +113,12 @@ def _from_ranks(lines, digits, whole_pieces=False):
     token, rank = line.split()
     ranks["".join(letters[b] for b in base64.b64decode(token))] = int(rank)
   backend = Tokenizer(models.BPE(ranks, _merges(ranks, ranks), ignore_merges=whole_pieces))
-  backend.pre_tokenizer = pre_tokenizers.Sequence([
+  backend.pre_tokenizer = pre_tokenizers.Sequence(
+    [
       pre_tokenizers.Split(Regex(PATTERN.format(digits)), behavior="isolated"),
-      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+  )
   backend.decoder = decoders.ByteLevel()
   backend.post_processor = processors.ByteLevel(trim_offsets=False)
   return backend
@@ -111,53 +128,83 @@ def _byte_letters():
   """The letter that stands for each byte in a byte-level vocabulary."""
   plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
   letters = {b: chr(b) for b in plain}
-  return letters | {b: chr(256 + i) for i, b in enumerate(b for b in range(256)
-                                                          if b not in letters)}
+  return letters | {
+    b: chr(256 + i) for i, b in enumerate(b for b in range(256) if b not in letters)
+  }
 
 
 def _merges(vocab, order):
   """Every pair of tokens that makes a token, in the order of what it makes."""
-  return [pair for whole in sorted(order, key=order.get)
-          for pair in sorted(((whole[:i], whole[i:]) for i in range(1, len(whole))
-                              if whole[:i] in vocab and whole[i:] in vocab),
-                             key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))]
+  return [
+    pair
+    for whole in sorted(order, key=order.get)
+    for pair in sorted(
+      (
+        (whole[:i], whole[i:])
+        for i in range(1, len(whole))
+        if whole[:i] in vocab and whole[i:] in vocab
+      ),
+      key=lambda pair: (vocab[pair[0]], vocab[pair[1]]),
+    )
+  ]
 
 
 def _gpt2(files, configs):
   vocab = json.loads(gzip.decompress((files / "gpt2" / "gpt2_vocab.json.gz").read_bytes()))
   lines = gzip.decompress((files / "gpt2" / "gpt2_merges.txt.gz").read_bytes()).decode()
-  merges = [tuple(line.split(" ")) for line in lines.split("\n")
-            if line and not line.startswith("#version")]
+  merges = [
+    tuple(line.split(" ")) for line in lines.split("\n") if line and not line.startswith("#version")
+  ]
   backend = Tokenizer(models.BPE(vocab, merges))
   backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
   backend.decoder = decoders.ByteLevel()
   backend.post_processor = processors.ByteLevel(trim_offsets=False)
-  return backend, {"tokenizer_class": "GPT2Tokenizer", "bos_token": "<|endoftext|>",
-                   "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+  return backend, {
+    "tokenizer_class": "GPT2Tokenizer",
+    "bos_token": "<|endoftext|>",
+    "eos_token": "<|endoftext|>",
+    "unk_token": "<|endoftext|>",
+  }
 
 
 def _llama2(files, configs):
   pieces = _sentencepieces((files / "llama2" / "tokenizer.model").read_bytes())
   vocab = {piece: i for i, (piece, _) in enumerate(pieces)}
   order = {piece: -score for piece, score in pieces}
-  backend = Tokenizer(models.BPE(
-      vocab, _merges(vocab, order), unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-  backend.normalizer = normalizers.Sequence([
-      normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-  backend.decoder = decoders.Sequence([
-      decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
-      decoders.Strip(" ", 1, 0)])
-  backend.add_special_tokens([AddedToken(x, special=True, normalized=False)
-                              for x in ("<unk>", "<s>", "</s>")])
+  backend = Tokenizer(
+    models.BPE(vocab, _merges(vocab, order), unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+  )
+  backend.normalizer = normalizers.Sequence(
+    [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+  )
+  backend.decoder = decoders.Sequence(
+    [
+      decoders.Replace("▁", " "),
+      decoders.ByteFallback(),
+      decoders.Fuse(),
+      decoders.Strip(" ", 1, 0),
+    ]
+  )
+  backend.add_special_tokens(
+    [AddedToken(x, special=True, normalized=False) for x in ("<unk>", "<s>", "</s>")]
+  )
   # transformers makes a LlamaTokenizer's own normalizer, and then " a" lacks a space.
-  return backend, {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>",
-                   "eos_token": "</s>", "unk_token": "<unk>"}
+  return backend, {
+    "tokenizer_class": "LlamaTokenizer",
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+  }
 
 
 def _sentencepieces(data):
   """[(piece, score), ...] of a sentencepiece model: field 1 of the message, with 1 and 2 in it."""
-  return [(fields[1].decode(), fields[2]) for key, value in _protobuf(data) if key == 1
-          for fields in [dict(_protobuf(value))]]
+  return [
+    (fields[1].decode(), fields[2])
+    for key, value in _protobuf(data)
+    if key == 1
+    for fields in [dict(_protobuf(value))]
+  ]
 
 
 def _protobuf(data):
@@ -169,10 +216,10 @@ def _protobuf(data):
       value, at = _varint(data, at)
     elif key & 7 == 2:
       size, at = _varint(data, at)
-      value, at = data[at:at + size], at + size
+      value, at = data[at : at + size], at + size
     else:
       size = {1: 8, 5: 4}[key & 7]
-      value, at = struct.unpack("<f" if size == 4 else "<d", data[at:at + size])[0], at + size
+      value, at = struct.unpack("<f" if size == 4 else "<d", data[at : at + size])[0], at + size
     yield key >> 3, value
 
 
@@ -185,5 +232,10 @@ def _varint(data, at):
       return value, at
 
 
-BUILDERS = {"llama3": _llama3, "qwen": _qwen, "gpt2": _gpt2, "llama2": _llama2,
-            "qwen3": lambda files, configs: _qwen(files, configs, more=QWEN3)}
+BUILDERS = {
+  "llama3": _llama3,
+  "qwen": _qwen,
+  "gpt2": _gpt2,
+  "llama2": _llama2,
+  "qwen3": lambda files, configs: _qwen(files, configs, more=QWEN3),
+}

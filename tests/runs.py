@@ -13,9 +13,14 @@ WORDS = "red blue green gold iron salt wind rain moon leaf".split()
 
 def write_rows(path, count=40):
   """Alpaca rows of one to four words, in alternating order."""
-  rows = [{"instruction": f"Say {' '.join(WORDS[(i + k) % 10] for k in range(1 + i % 4))} again.",
-           "input": "", "output": " ".join(WORDS[(i * 3 + k) % 10] for k in range(1 + i % 3))}
-          for i in range(count)]
+  rows = [
+    {
+      "instruction": f"Say {' '.join(WORDS[(i + k) % 10] for k in range(1 + i % 4))} again.",
+      "input": "",
+      "output": " ".join(WORDS[(i * 3 + k) % 10] for k in range(1 + i % 3)),
+    }
+    for i in range(count)
+  ]
   path.write_text("".join(json.dumps(r) + "\n" for r in rows))
 
 
@@ -40,10 +45,22 @@ def config_of(pair, **fields):
   c = presets.sft()
   c.base, c.instruct = str(pair / "base"), str(pair / "instruct")
   c.data.train = str(pair / "rows.jsonl")
-  c.update_from_flattened_dict({
-      "data.max_length": 96, "data.val_ratio": 0.1, "dtype": "float32", "batch_size": 8,
-      "rows": 8, "epochs": 2, "lr": 1e-2, "delta.rank": 4, "delta.alpha": 8.0, "loss_chunk": 32,
-      "eval_every": 4, **fields})
+  c.update_from_flattened_dict(
+    {
+      "data.max_length": 96,
+      "data.val_ratio": 0.1,
+      "dtype": "float32",
+      "batch_size": 8,
+      "rows": 8,
+      "epochs": 2,
+      "lr": 1e-2,
+      "delta.rank": 4,
+      "delta.alpha": 8.0,
+      "loss_chunk": 32,
+      "eval_every": 4,
+      **fields,
+    }
+  )
   return c
 
 

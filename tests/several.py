@@ -18,17 +18,25 @@ def free_port():
 def start(program, count, folder, **env):
   """Starts `program` (source text) `count` times; process n writes to folder/n.txt."""
   address = f"127.0.0.1:{free_port()}"
+
   def one(n):
-    env_n = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu",
-             "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count),
-             "JAX_PROCESS_ID": str(n), **env}
+    env_n = {
+      **os.environ,
+      "PYTHONPATH": str(ROOT),
+      "XLA_FLAGS": "",
+      "JAX_PLATFORMS": "cpu",
+      "JAX_COORDINATOR_ADDRESS": address,
+      "JAX_NUM_PROCESSES": str(count),
+      "JAX_PROCESS_ID": str(n),
+      **env,
+    }
     with open(folder / f"{n}.txt", "w") as out:
       # Ends once nobody writes any more: last words come from another process than n.
       log = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=out)
     with log.stdin as out:
-      process = subprocess.Popen([sys.executable, "-c", program], stdout=out, stderr=out,
-                                 env=env_n)
+      process = subprocess.Popen([sys.executable, "-c", program], stdout=out, stderr=out, env=env_n)
     return process, log
+
   return [one(n) for n in range(count)]
 
 

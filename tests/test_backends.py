@@ -14,8 +14,17 @@ from shadowft_jax.models.config import DecoderConfig
 from shadowft_jax.models.layers import Rope
 
 CFG = DecoderConfig(
-    vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=2, head_dim=8, rms_norm_eps=1e-6, windows=(None, 4096), ropes=(Rope(),) * 2)
+  vocab_size=8,
+  hidden_size=8,
+  intermediate_size=8,
+  num_hidden_layers=2,
+  num_attention_heads=4,
+  num_key_value_heads=2,
+  head_dim=8,
+  rms_norm_eps=1e-6,
+  windows=(None, 4096),
+  ropes=(Rope(),) * 2,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -31,23 +40,31 @@ def replaced(monkeypatch, name, **changes):
 
 def reference_with(**changes):
   """The reference, but for what it is told."""
+
   def attend(q, k, v, rows, **options):
     if "rows" in changes:
       rows = changes["rows"](rows)
-    options.update((name, change(options[name])) for name, change in changes.items()
-                   if name != "rows")
+    options.update(
+      (name, change(options[name])) for name, change in changes.items() if name != "rows"
+    )
     return attention.reference(q, k, v, rows, **options)
+
   return attend
 
 
 # What a backend might do wrong, and what is then wrong with it.
 FAULTS = {
-    "segments": dict(rows=lambda rows: rows._replace(
-        segment_BT=jnp.ones_like(rows.segment_BT), segment_BS=jnp.ones_like(rows.segment_BS),
-        position_BT=rows.index_BT, position_BS=rows.index_BT)),
-    "window": dict(window=lambda window: window - 1),
-    "softcap": dict(softcap=lambda softcap: None),
-    "scale": dict(scale=lambda scale: 1.05 * scale),
+  "segments": dict(
+    rows=lambda rows: rows._replace(
+      segment_BT=jnp.ones_like(rows.segment_BT),
+      segment_BS=jnp.ones_like(rows.segment_BS),
+      position_BT=rows.index_BT,
+      position_BS=rows.index_BT,
+    )
+  ),
+  "window": dict(window=lambda window: window - 1),
+  "softcap": dict(softcap=lambda softcap: None),
+  "scale": dict(scale=lambda scale: 1.05 * scale),
 }
 
 
@@ -56,8 +73,11 @@ FAULTS = {
 def test_a_backend_that_is_wrong_is_not_used(monkeypatch, cache, fault, dtype):
   replaced(monkeypatch, "chunked", attend=reference_with(**FAULTS[fault]))
   cfg = dataclasses.replace(CFG, attn_logit_softcapping=1.0)
-  with pytest.raises(InputError, match=r"attention=chunked does not work here: it disagrees with "
-                     r"the reference by \d.*\(output\), .*\(dq\).*; set it to auto.*\n  xla"):
+  with pytest.raises(
+    InputError,
+    match=r"attention=chunked does not work here: it disagrees with "
+    r"the reference by \d.*\(output\), .*\(dq\).*; set it to auto.*\n  xla",
+  ):
     backends.choose("chunked", cfg, dtype, 512)
   assert backends.choose("auto", cfg, dtype, 512) == "xla"
   assert not cache.exists()
@@ -65,15 +85,18 @@ def test_a_backend_that_is_wrong_is_not_used(monkeypatch, cache, fault, dtype):
 
 def test_a_wrong_gradient_is_found(monkeypatch):
   right = attention.BACKENDS["chunked"].attend
-  def attend(q, k, v, rows, **options):     # a backward pass that forgets the keys
+
+  def attend(q, k, v, rows, **options):  # a backward pass that forgets the keys
     return right(q, jax.lax.stop_gradient(k), v, rows, **options)
+
   replaced(monkeypatch, "chunked", attend=attend)
   assert "100.00% (dk)" in backends.refusal("chunked", CFG, "float32")
 
 
 def test_a_nan_is_no_agreement(monkeypatch):
-  replaced(monkeypatch, "chunked",
-           attend=lambda q, *args, **options: jnp.full_like(q, jnp.nan) + q * 0)
+  replaced(
+    monkeypatch, "chunked", attend=lambda q, *args, **options: jnp.full_like(q, jnp.nan) + q * 0
+  )
   assert "nan% (output)" in backends.refusal("chunked", CFG, "float32")
 
 
@@ -82,14 +105,16 @@ def test_what_agreed_is_not_run_again(monkeypatch, cache, capfd):
   assert "chunked agrees with the reference within 0.00%" in capfd.readouterr().err
   [(key, error)] = json.loads(cache.read_text()).items()
   assert "jax 0." in key and "cpu" in key and max(error.values()) < 1e-5
+
   def forbidden(*args):
     raise AssertionError("it was run again")
+
   monkeypatch.setattr(backends, "disagreement", forbidden)
   assert backends.choose("chunked", CFG, "float32", 512) == "chunked"
   other = dataclasses.replace(CFG, head_dim=16)
   assert "it was run again" in backends.refusal("chunked", other, "float32")
   assert "it was run again" in backends.refusal("chunked", CFG, "bfloat16")
-  monkeypatch.setattr(chunked, "__file__", __file__)      # other code
+  monkeypatch.setattr(chunked, "__file__", __file__)  # other code
   assert "it was run again" in backends.refusal("chunked", CFG, "float32")
 
 
@@ -100,13 +125,19 @@ def test_a_broken_cache_is_made_anew(cache):
   assert len(json.loads(cache.read_text())) == 1
 
 
-@pytest.mark.parametrize("name, dtype, message", [
+@pytest.mark.parametrize(
+  "name, dtype, message",
+  [
     ("flash", "bfloat16", "it runs on gpu, and this is cpu"),
     ("splash", "bfloat16", "it runs on tpu, and this is cpu"),
-])
+  ],
+)
 def test_a_backend_of_another_platform_is_refused_by_name(name, dtype, message):
-  with pytest.raises(InputError, match=f"config.attention={name} does not work here: {message}; "
-                     "set it to auto, or to one that does:\n  chunked\n  xla"):
+  with pytest.raises(
+    InputError,
+    match=f"config.attention={name} does not work here: {message}; "
+    "set it to auto, or to one that does:\n  chunked\n  xla",
+  ):
     backends.choose(name, CFG, dtype, 512)
 
 
@@ -114,18 +145,22 @@ def test_what_a_backend_lacks_is_named():
   softcapped = dataclasses.replace(CFG, attn_logit_softcapping=30.0)
   assert backends.unsuited("cudnn", CFG, "bfloat16", "gpu") is None
   assert "no softcap, and the model's is 30.0" in backends.unsuited(
-      "cudnn", softcapped, "bfloat16", "gpu")
+    "cudnn", softcapped, "bfloat16", "gpu"
+  )
   assert "takes bfloat16 and float16, and config.dtype is float32" in backends.unsuited(
-      "cudnn", CFG, jnp.float32, "gpu")
+    "cudnn", CFG, jnp.float32, "gpu"
+  )
 
 
 def test_a_failure_to_compile_is_a_reason_not_a_crash(monkeypatch, capfd):
   def fails(*args, **options):
     raise NotImplementedError("no such kernel\nat all")
+
   replaced(monkeypatch, "chunked", attend=fails)
   assert backends.choose("auto", CFG, "float32", 512) == "xla"
   assert "attention: xla on cpu; not chunked: NotImplementedError: no such kernel\n" in (
-      capfd.readouterr().err)
+    capfd.readouterr().err
+  )
 
 
 def test_short_rows_on_a_cpu_take_the_reference_unchecked(monkeypatch, cache):
@@ -134,11 +169,14 @@ def test_short_rows_on_a_cpu_take_the_reference_unchecked(monkeypatch, cache):
   assert not cache.exists()
 
 
-@pytest.mark.parametrize("kind, platform, backend, said", [
+@pytest.mark.parametrize(
+  "kind, platform, backend, said",
+  [
     ("NVIDIA A100-SXM4-80GB", "gpu", "flash", "compiles for it, and was never run there"),
     ("TPU v5", "tpu", "splash", "compiles for it, and was never run there"),
     ("TPU v9", "tpu", "chunked", "nothing was verified"),
-])
+  ],
+)
 def test_for_an_absent_device_the_table_speaks(kind, platform, backend, said):
   got, sentence = backends.expected(kind, platform, CFG, "bfloat16")
   assert got == backend

@@ -50,16 +50,31 @@ PLAIN = """{% for m in messages %}{{ 'A:' if m.role == 'assistant' else 'Q:' }} 
 
 # Template, what closes a turn, what closes the last one, what comes before the last one.
 TEMPLATES = {
-    "chatml": (CHATML, "<|im_end|>\n", "<|im_end|>\n", ""),
-    "llama3": (LLAMA3, "<|eot_id|>", "<|eot_id|>", ""),
-    "gemma": (GEMMA, "<end_of_turn>\n", "<end_of_turn>\n", ""),
-    "qwen3": (QWEN3, "<|im_end|>\n", "<|im_end|>\n", "<think>\n\n</think>\n\n"),
-    "deepseek": (DEEPSEEK, "<|eos|>", "<|eos|>", ""),
-    "phi": (PHI, "<|end|>\n", "<|end|>\n<|eos|>", ""),
+  "chatml": (CHATML, "<|im_end|>\n", "<|im_end|>\n", ""),
+  "llama3": (LLAMA3, "<|eot_id|>", "<|eot_id|>", ""),
+  "gemma": (GEMMA, "<end_of_turn>\n", "<end_of_turn>\n", ""),
+  "qwen3": (QWEN3, "<|im_end|>\n", "<|im_end|>\n", "<think>\n\n</think>\n\n"),
+  "deepseek": (DEEPSEEK, "<|eos|>", "<|eos|>", ""),
+  "phi": (PHI, "<|end|>\n", "<|end|>\n<|eos|>", ""),
 }
-SPECIAL = ["<|bos|>", "<|eos|>", "<unk>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>",
-           "<|end_header_id|>", "<|eot_id|>", "<start_of_turn>", "<end_of_turn>", "<|system|>",
-           "<|user|>", "<|assistant|>", "<|end|>", "[INST]", "[/INST]"]
+SPECIAL = [
+  "<|bos|>",
+  "<|eos|>",
+  "<unk>",
+  "<|im_start|>",
+  "<|im_end|>",
+  "<|start_header_id|>",
+  "<|end_header_id|>",
+  "<|eot_id|>",
+  "<start_of_turn>",
+  "<end_of_turn>",
+  "<|system|>",
+  "<|user|>",
+  "<|assistant|>",
+  "<|end|>",
+  "[INST]",
+  "[/INST]",
+]
 WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 TEXT = ["The quick brown fox jumps over the lazy dog; what is the answer? It is four.\n\n"] * 9
 
@@ -67,12 +82,19 @@ TEXT = ["The quick brown fox jumps over the lazy dog; what is the answer? It is 
 def byte_level(trim):
   """A tokenizer as Llama 3's and Qwen's are; `trim` leaves spaces out of offsets, as GPT-2's."""
   t = Tokenizer(models.BPE())
-  t.pre_tokenizer = pre_tokenizers.Sequence([
+  t.pre_tokenizer = pre_tokenizers.Sequence(
+    [
       pre_tokenizers.Split(Regex(WORDS), behavior="isolated"),
-      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+  )
   t.decoder = decoders.ByteLevel()
-  t.train_from_iterator(TEXT, trainers.BpeTrainer(
-      vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+  t.train_from_iterator(
+    TEXT,
+    trainers.BpeTrainer(
+      vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    ),
+  )
   t.post_processor = processors.ByteLevel(trim_offsets=trim)
   return t
 
@@ -82,24 +104,34 @@ def byte_fallback():
   t = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
   t.normalizer = normalizers.Replace(" ", "▁")
   t.decoder = decoders.Sequence(
-      [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+  )
   text = [x.replace(" ", "▁").replace("\n", "") for x in TEXT]
-  t.train_from_iterator(text, trainers.BpeTrainer(
-      vocab_size=400, special_tokens=["<unk>"] + [f"<0x{i:02X}>" for i in range(256)],
-      show_progress=False))
+  t.train_from_iterator(
+    text,
+    trainers.BpeTrainer(
+      vocab_size=400,
+      special_tokens=["<unk>"] + [f"<0x{i:02X}>" for i in range(256)],
+      show_progress=False,
+    ),
+  )
   return t
 
 
 def wrapped(backend, template):
   backend.add_special_tokens([AddedToken(x, special=True, normalized=False) for x in SPECIAL])
   return PreTrainedTokenizerFast(
-      tokenizer_object=backend, bos_token="<|bos|>", eos_token="<|eos|>", chat_template=template)
+    tokenizer_object=backend, bos_token="<|bos|>", eos_token="<|eos|>", chat_template=template
+  )
 
 
 @pytest.fixture(scope="module", params=["trimmed", "untrimmed", "fallback"])
 def any_tokenizer(request):
-  made = {"trimmed": lambda: byte_level(True), "untrimmed": lambda: byte_level(False),
-          "fallback": byte_fallback}
+  made = {
+    "trimmed": lambda: byte_level(True),
+    "untrimmed": lambda: byte_level(False),
+    "fallback": byte_fallback,
+  }
   return wrapped(made[request.param](), CHATML)
 
 
@@ -117,8 +149,9 @@ def tokenizer(plain_tokenizer):
 def talk(*contents, system=None):
   """A conversation that the user opens."""
   first = [{"role": "system", "content": system}] if system is not None else []
-  return first + [{"role": ("user", "assistant")[i % 2], "content": c}
-                  for i, c in enumerate(contents)]
+  return first + [
+    {"role": ("user", "assistant")[i % 2], "content": c} for i, c in enumerate(contents)
+  ]
 
 
 def text_of(ids, tokenizer):
@@ -132,16 +165,16 @@ def learnt(example, tokenizer):
 
 
 CONVERSATIONS = [
-    talk("What is it?", "It is four."),
-    talk("What is it?", "It is four.", "Why?", "The dog jumps.", "and?", "the fox"),
-    talk("What?", "four", system="The lazy dog."),
-    talk("Qu'est-ce 🎈?", "🎈🎈 naïve 中文字 🏳️‍🌈", "再见", "𝔘 é ç"),
-    talk("four", "four", "four", "four", system="four"),               # the answer asked
-    talk("say assistant", "assistant", "say", "<|im"),                 # a part of the template
-    talk("the answer is the answer", "the answer", "the", "answer is the answer"),
-    talk("a", "zqxanswerqxz", "zqxanswerqxzzqxanswerqxz", "zqxanswerqxz zqxanswerqxz"),
-    talk("x", "lines\n\nand  two  spaces\n\nend."),
-    talk("A: ", "Q: A: is", " A:", "Q:"),
+  talk("What is it?", "It is four."),
+  talk("What is it?", "It is four.", "Why?", "The dog jumps.", "and?", "the fox"),
+  talk("What?", "four", system="The lazy dog."),
+  talk("Qu'est-ce 🎈?", "🎈🎈 naïve 中文字 🏳️‍🌈", "再见", "𝔘 é ç"),
+  talk("four", "four", "four", "four", system="four"),  # the answer asked
+  talk("say assistant", "assistant", "say", "<|im"),  # a part of the template
+  talk("the answer is the answer", "the answer", "the", "answer is the answer"),
+  talk("a", "zqxanswerqxz", "zqxanswerqxzzqxanswerqxz", "zqxanswerqxz zqxanswerqxz"),
+  talk("x", "lines\n\nand  two  spaces\n\nend."),
+  talk("A: ", "Q: A: is", " A:", "Q:"),
 ]
 
 
@@ -153,13 +186,14 @@ def test_exactly_the_answers_and_what_ends_them_are_learnt(any_tokenizer, name, 
   example = encode(conversation, any_tokenizer, 1000)
   answers = [m["content"] for m in conversation if m["role"] == "assistant"]
   assert learnt(example, any_tokenizer) == (
-      [a + end for a in answers[:-1]] + [before + answers[-1] + last_end])
+    [a + end for a in answers[:-1]] + [before + answers[-1] + last_end]
+  )
   # All of the text is there, and answers follow the prompt that generation is given.
   whole = any_tokenizer.apply_chat_template(conversation, tokenize=False)
   assert text_of(example.token, any_tokenizer) == whole
   prompt = chat.render_prompt(conversation[:-1], any_tokenizer)
   if name != "deepseek":
-    assert example.token[:len(prompt)].tolist() == prompt and example.answer[len(prompt)] == 1
+    assert example.token[: len(prompt)].tolist() == prompt and example.answer[len(prompt)] == 1
   assert example.token.dtype == example.answer.dtype == np.int32 and example.cut == 0
 
 
@@ -188,16 +222,21 @@ def test_spaces_around_an_answer_are_as_the_template_writes_them(any_tokenizer):
   conversation = talk("x", "  the dog \n", "y", " four  ")
   any_tokenizer.chat_template = CHATML
   assert learnt(encode(conversation, any_tokenizer, 99), any_tokenizer) == [
-      "  the dog \n<|im_end|>\n", " four  <|im_end|>\n"]
+    "  the dog \n<|im_end|>\n",
+    " four  <|im_end|>\n",
+  ]
   any_tokenizer.chat_template = GEMMA
   assert learnt(encode(conversation, any_tokenizer, 99), any_tokenizer) == [
-      "the dog<end_of_turn>\n", "four<end_of_turn>\n"]
+    "the dog<end_of_turn>\n",
+    "four<end_of_turn>\n",
+  ]
 
 
 def test_thoughts_are_learnt_where_the_template_keeps_them(tokenizer):
   tokenizer.chat_template = QWEN3
-  example = encode(talk("a", "<think>\nhm\n</think>\n\nb", "c", "<think>\noh\n</think>\n\nd"),
-                        tokenizer, 1000)
+  example = encode(
+    talk("a", "<think>\nhm\n</think>\n\nb", "c", "<think>\noh\n</think>\n\nd"), tokenizer, 1000
+  )
   assert learnt(example, tokenizer) == ["b<|im_end|>\n", "<think>\noh\n</think>\n\nd<|im_end|>\n"]
   assert example.altered, "the earlier thoughts are gone"
   assert not encode(talk("a", " b", "c", "<think>\noh\n</think>\n\nd"), tokenizer, 1000).altered
@@ -263,15 +302,16 @@ def test_a_turn_of_weight_0_is_not_learnt(tokenizer):
 
 # As Qwen writes calls; and as Llama 3.1 does, which leaves out what is said beside a call.
 CALLS = {
-    "beside": """{% for m in messages %}<|im_start|>{{ m.role }}{{ '\n' + m.content if m.content }}
+  "beside": """{% for m in messages %}<|im_start|>{{ m.role }}{{ '\n' + m.content if m.content }}
 {%- for c in m.tool_calls or [] %}{{ '\n<call>' + c.function.name + c.function.arguments | tojson
 + '</call>' }}{% endfor %}<|im_end|>
 {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant' }}{% endif %}""",
-    "instead": """{% for m in messages %}<|im_start|>{{ m.role }}
+  "instead": """{% for m in messages %}<|im_start|>{{ m.role }}
 {% if m.tool_calls %}{{ '<call>' + m.tool_calls[0].function.name
 + m.tool_calls[0].function.arguments | tojson + '</call>' }}{% else %}{{ m.content }}{% endif %}
 {{- '<|im_end|>\n' }}{% endfor %}
-{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}""",
+}
 
 
 @pytest.mark.parametrize("said", ["", "the lazy dog"])
@@ -279,9 +319,12 @@ CALLS = {
 def test_calls_are_learnt_and_what_the_tool_says_is_not(tokenizer, name, said):
   tokenizer.chat_template = CALLS[name]
   call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
-  conversation = [{"role": "user", "content": "four"},
-                  {"role": "assistant", "content": said, "tool_calls": [call]},
-                  {"role": "tool", "content": "add"}, {"role": "assistant", "content": "dog"}]
+  conversation = [
+    {"role": "user", "content": "four"},
+    {"role": "assistant", "content": said, "tool_calls": [call]},
+    {"role": "tool", "content": "add"},
+    {"role": "assistant", "content": "dog"},
+  ]
   beside = name == "beside"
   first = ("\n" + said if said else "") + "\n" if beside else ""
   want = [first + '<call>add{"a": 1}</call><|im_end|>\n', "\n" * beside + "dog<|im_end|>\n"]
@@ -299,15 +342,18 @@ def test_a_template_is_given_the_tools(tokenizer):
 
 def test_a_run_is_the_same_on_any_day(tokenizer):
   tokenizer.chat_template = (
-      "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}"
-      "{% endif %}{{ date_string }}" + CHATML)
+    "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}"
+    "{% endif %}{{ date_string }}" + CHATML
+  )
   assert text_of(chat.render_prompt(talk("x"), tokenizer), tokenizer).startswith("26 Jul 2024")
 
 
-HOSTILE = ["{{ ''.__class__.__mro__[1].__subclasses__() }}",
-           "{{ messages.__class__.__base__ }}",
-           "{{ namespace.__init__.__globals__['os'].system('touch hostile') }}",
-           "{{ messages.append({'role': 'user', 'content': 'x'}) }}"]
+HOSTILE = [
+  "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+  "{{ messages.__class__.__base__ }}",
+  "{{ namespace.__init__.__globals__['os'].system('touch hostile') }}",
+  "{{ messages.append({'role': 'user', 'content': 'x'}) }}",
+]
 
 
 @pytest.mark.parametrize("attack", HOSTILE)
@@ -323,20 +369,32 @@ def test_a_template_cannot_reach_out_of_its_sandbox(tokenizer, tmp_path, monkeyp
 LENGTH = "{{ messages | map(attribute='content') | join | length }}"
 
 
-@pytest.mark.parametrize("template, conversation, match", [
+@pytest.mark.parametrize(
+  "template, conversation, match",
+  [
     (None, talk("a", "b"), r"has no chat template; use the tokenizer of the Instruct"),
     ("{% if %}", talk("a", "b"), r"fails on roles user, assistant"),
-    ("{{ raise_exception('No system here') }}", talk("a", "b", system="s"),
-     r"fails on roles system, user, assistant: No system here"),
+    (
+      "{{ raise_exception('No system here') }}",
+      talk("a", "b", system="s"),
+      r"fails on roles system, user, assistant: No system here",
+    ),
     ("{{ messages[0].content }}", talk("a", "b"), r"turn 2: the chat template .* 0 times"),
     (CHATML * 2, talk("a", "b"), r"turn 2: the chat template .* writes an answer 2 times"),
-    (LENGTH + CHATML, talk("a", "b"),
-     r"turn 2: the answer 'b' is not found in what the chat template of .* writes"),
+    (
+      LENGTH + CHATML,
+      talk("a", "b"),
+      r"turn 2: the answer 'b' is not found in what the chat template of .* writes",
+    ),
     (CHATML + LENGTH, talk("a", "b"), r"turn 2: the answer 'b'"),
-    ("{% for m in messages %}{{ m.content }}|{% endfor %}{{ '|' if add_generation_prompt }}",
-     talk("a", ""), r"turn 2: the answer '' is not found"),
+    (
+      "{% for m in messages %}{{ m.content }}|{% endfor %}{{ '|' if add_generation_prompt }}",
+      talk("a", ""),
+      r"turn 2: the answer '' is not found",
+    ),
     (CHATML, talk("a"), r"no turn of the assistant"),
-])
+  ],
+)
 def test_what_cannot_be_rendered_is_refused(tokenizer, template, conversation, match):
   tokenizer.chat_template = template
   with pytest.raises(InputError, match=match):
@@ -362,13 +420,20 @@ def test_a_tokenizer_is_loaded_from_its_folder(tokenizer, tmp_path):
     np.testing.assert_array_equal(one.answer, other.answer)
 
 
-@pytest.mark.parametrize("files, match", [
+@pytest.mark.parametrize(
+  "files, match",
+  [
     ({}, "has no tokenizer that can be read: .*; copy tokenizer.json"),
     ({"tokenizer.json": "{}"}, "has no tokenizer that can be read"),
-    ({"tokenizer_config.json": '{"auto_map": {"AutoTokenizer": ["evil.Evil", null]}}',
-      "evil.py": "import pathlib; pathlib.Path(__file__).with_name('ran').touch()"},
-     "has no tokenizer that can be read: .*custom code"),
-])
+    (
+      {
+        "tokenizer_config.json": '{"auto_map": {"AutoTokenizer": ["evil.Evil", null]}}',
+        "evil.py": "import pathlib; pathlib.Path(__file__).with_name('ran').touch()",
+      },
+      "has no tokenizer that can be read: .*custom code",
+    ),
+  ],
+)
 def test_a_folder_without_a_tokenizer_is_refused_in_one_line(tmp_path, files, match):
   for name, text in files.items():
     (tmp_path / name).write_text(text)
@@ -379,12 +444,15 @@ def test_a_folder_without_a_tokenizer_is_refused_in_one_line(tmp_path, files, ma
     load_tokenizer(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("generation, config, expected", [
+@pytest.mark.parametrize(
+  "generation, config, expected",
+  [
     ({"eos_token_id": [7, 8]}, {"eos_token_id": 8}, (7, 8)),
     ({"eos_token_id": 7}, None, (7,)),
     ({}, {"eos_token_id": None}, ()),
     (None, None, ()),
-])
+  ],
+)
 def test_stop_tokens_are_all_that_are_named(tokenizer, tmp_path, generation, config, expected):
   for name, content in (("generation_config", generation), ("config", config)):
     if content is not None:
@@ -403,9 +471,13 @@ def test_stop_tokens_are_all_that_are_named(tokenizer, tmp_path, generation, con
 
 # The file's name holds this -> what closes a turn, and what closes the last one besides.
 REAL = {
-    "deepseek": ("<｜end▁of▁sentence｜>", ""),
-    "gemma": ("<end_of_turn>\n", ""), "llama-3": ("<|eot_id|>", ""), "llama3": ("<|eot_id|>", ""),
-    "qwen": ("<|im_end|>\n", ""), "phi": ("<|end|>\n", "<|eos|>"), "mistral": ("<|eos|>", ""),
+  "deepseek": ("<｜end▁of▁sentence｜>", ""),
+  "gemma": ("<end_of_turn>\n", ""),
+  "llama-3": ("<|eot_id|>", ""),
+  "llama3": ("<|eot_id|>", ""),
+  "qwen": ("<|im_end|>\n", ""),
+  "phi": ("<|end|>\n", "<|eos|>"),
+  "mistral": ("<|eos|>", ""),
 }
 THINKING = {"qwen3.jinja": "<think>\n\n</think>\n\n"}
 
@@ -424,7 +496,8 @@ def test_the_templates_of_real_models(tokenizer, shared_data):
     for conversation in conversations:
       *answers, final = [m["content"] for m in conversation if m["role"] == "assistant"]
       assert learnt(encode(conversation, tokenizer, 1000), tokenizer) == (
-          [a + end for a in answers] + [THINKING.get(path.name, "") + final + end + last]), path
+        [a + end for a in answers] + [THINKING.get(path.name, "") + final + end + last]
+      ), path
 
 
 def test_a_real_template_for_content_of_another_kind_is_refused(tokenizer, shared_data):
@@ -437,6 +510,7 @@ def test_a_real_template_for_content_of_another_kind_is_refused(tokenizer, share
 def test_the_demo_of_llamafactory_is_encoded(tokenizer, shared_data):
   [source] = sources.read(str(shared_data("llamafactory_demo") / "alpaca_en_demo.json"))
   _, rows = formats.convert(source, {}, formats.BadRows(False))
-  for row, [example] in zip(rows, chat.encode_rows(rows, tokenizer, formats.Settings(10**6)),
-                            strict=True):
+  for row, [example] in zip(
+    rows, chat.encode_rows(rows, tokenizer, formats.Settings(10**6)), strict=True
+  ):
     assert learnt(example, tokenizer) == [row.messages[1]["content"] + "<|im_end|>\n"]

@@ -16,12 +16,25 @@ import torch
 import transformers
 
 from shadowft_jax import (
-    checkpoint, delta, delta_file, folder, models, port, safetensors_file, sharding, tree)
+  checkpoint,
+  delta,
+  delta_file,
+  folder,
+  models,
+  port,
+  safetensors_file,
+  sharding,
+  tree,
+)
 from shadowft_jax.errors import InputError
 from tests import pico
 
-MESHES = {"one": None, "fsdp": {"fsdp": 8}, "tensor": {"tensor": 8},
-          "2x2x2": {"data": 2, "fsdp": 2, "tensor": 2}}
+MESHES = {
+  "one": None,
+  "fsdp": {"fsdp": 8},
+  "tensor": {"tensor": 8},
+  "2x2x2": {"data": 2, "fsdp": 2, "tensor": 2},
+}
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 KERNEL = "model/layers/self_attn/q_proj/kernel"
 MODEL = "model.safetensors"
@@ -33,17 +46,20 @@ def mesh_of(name):
 
 def contents(directory):
   """{relative path: bytes} of every file below a folder."""
-  return {str(p.relative_to(directory)): p.read_bytes()
-          for p in sorted(pathlib.Path(directory).rglob("*")) if p.is_file()}
+  return {
+    str(p.relative_to(directory)): p.read_bytes()
+    for p in sorted(pathlib.Path(directory).rglob("*"))
+    if p.is_file()
+  }
 
 
 def edit_header(path, change):
   """Rewrites the header of a safetensors file; the buffer stays."""
   raw = path.read_bytes()
   length = int.from_bytes(raw[:8], "little")
-  text = change(json.loads(raw[8:8 + length]))
+  text = change(json.loads(raw[8 : 8 + length]))
   text = text if isinstance(text, bytes) else json.dumps(text).encode()
-  path.write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + length:])
+  path.write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + length :])
 
 
 def edit_json(path, **fields):
@@ -54,12 +70,18 @@ def edit_json(path, **fields):
 def made(tmp_path_factory):
   """made(name, dtype, shards): a folder made once; not to be changed."""
   root, have = tmp_path_factory.mktemp("made"), {}
+
   def make(name="qwen2", dtype="f32", shards="single"):
     key = f"{name}-{dtype}-{shards}"
     if key not in have:
-      have[key] = pico.save(pico.hf_model(name), root / key, dtype=DTYPES[dtype],
-                            max_shard_size="20KB" if shards == "sharded" else "50GB")
+      have[key] = pico.save(
+        pico.hf_model(name),
+        root / key,
+        dtype=DTYPES[dtype],
+        max_shard_size="20KB" if shards == "sharded" else "50GB",
+      )
     return have[key]
+
   return make
 
 
@@ -71,11 +93,13 @@ def copy(made, tmp_path):
 
 # Reading.
 
+
 @pytest.mark.parametrize("name", pico.CONFIGS)
 def test_leaves_are_the_tensors_transformers_has(made, name):
   model, params = checkpoint.load_model(made(name), mesh=mesh_of("2x2x2"))
   state = pico.per_expert(
-      {n: p.detach().numpy() for n, p in pico.hf_model(name).named_parameters()})
+    {n: p.detach().numpy() for n, p in pico.hf_model(name).named_parameters()}
+  )
   want = tree.names(port.load(state.__getitem__, models.abstract_params(model)))
   got = tree.names(params)
   assert got.keys() == want.keys()
@@ -107,8 +131,9 @@ def test_stored_dtypes_are_kept_or_cast(made):
   assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
   wide, cast = checkpoint.load_model(made("qwen2", "bf16"), dtype="float32", remat="full")
   assert (wide.dtype, wide.remat) == (jnp.float32, "full")
-  jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a, np.float32), b),
-               params, cast)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_array_equal(np.asarray(a, np.float32), b), params, cast
+  )
 
 
 def test_a_leaf_may_have_a_dtype_of_its_own(copy):
@@ -137,7 +162,7 @@ def test_half_precision_is_read_exactly(copy):
 def test_headers_are_enough_for_shapes(copy):
   path = copy("llama3_tied", "bf16", "sharded")
   want = jax.tree.map(lambda x: (x.shape, x.dtype), checkpoint.load_model(path)[1])
-  for shard in path.glob("*.safetensors"):             # holes in the place of the weights
+  for shard in path.glob("*.safetensors"):  # holes in the place of the weights
     start = 8 + int.from_bytes(shard.read_bytes()[:8], "little")
     size = shard.stat().st_size
     os.truncate(shard, start)
@@ -164,8 +189,9 @@ def test_chunks_of_any_size_read_the_same(made, monkeypatch):
 def test_a_process_reads_only_the_rows_it_needs(made, monkeypatch):
   asked = []
   rows = safetensors_file.rows
-  monkeypatch.setattr(safetensors_file, "rows",
-                      lambda t, a, b: asked.append((t.shape, a, b)) or rows(t, a, b))
+  monkeypatch.setattr(
+    safetensors_file, "rows", lambda t, a, b: asked.append((t.shape, a, b)) or rows(t, a, b)
+  )
   tensor = safetensors_file.find(made("qwen2"))["model.embed_tokens.weight"]
   part = np.zeros((33, 16), np.float32)
   safetensors_file._read_into([(((33, 66), (16, 32)), part)], tensor, part.dtype)
@@ -179,12 +205,14 @@ def test_loaded_weights_may_be_donated(made):
   _, params = checkpoint.load_model(made("qwen2"), mesh=mesh)
   want = jax.tree.map(lambda x: np.asarray(x) + 1, params)
   placed = jax.tree.map(lambda x: x.sharding, params)
-  got = jax.jit(lambda p: jax.tree.map(lambda x: x + 1, p), donate_argnums=0,
-                out_shardings=placed)(params)
+  got = jax.jit(lambda p: jax.tree.map(lambda x: x + 1, p), donate_argnums=0, out_shardings=placed)(
+    params
+  )
   jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
 # Folders that are not as they should be.
+
 
 def test_a_folder_that_is_none_is_refused(tmp_path, made):
   with pytest.raises(InputError, match="does not exist; expected a folder"):
@@ -225,8 +253,18 @@ def test_a_missing_shard_is_named(copy):
     checkpoint.load_model(path)
 
 
-@pytest.mark.parametrize("bad", ["../model.safetensors", "/etc/model.safetensors", "..", 3,
-                                 "a/model.safetensors", "config.json", "a\\b.safetensors"])
+@pytest.mark.parametrize(
+  "bad",
+  [
+    "../model.safetensors",
+    "/etc/model.safetensors",
+    "..",
+    3,
+    "a/model.safetensors",
+    "config.json",
+    "a\\b.safetensors",
+  ],
+)
 def test_a_shard_outside_the_folder_is_refused(copy, bad):
   path = copy("qwen2", "f32", "sharded")
   edit_json(path / f"{MODEL}.index.json", weight_map={"model.norm.weight": bad})
@@ -312,25 +350,31 @@ def test_a_header_too_long_is_refused(copy):
 
 NORM = "model.norm.weight"
 HEADERS = {
-    "no JSON": (lambda h: b"{" * 100, "does not parse"),
-    "deep": (lambda h: b"[" * 100_000, "does not parse"),
-    "no text": (lambda h: b"\xff\xfe", "does not parse"),
-    "a list": (lambda h: [1], "does not parse"),
-    "twice": (lambda h: b'{"a": 1, "a": 2}', "a key comes twice"),
-    "no entry": (lambda h: {**h, NORM: 7}, "does not parse"),
-    "a field missing": (lambda h: {**h, NORM: {"dtype": "F32"}}, "does not parse"),
-    "a field more": (lambda h: {**h, NORM: {**h[NORM], "x": 1}}, "does not parse"),
-    "negative": (lambda h: {**h, NORM: {**h[NORM], "shape": [-1]}}, "bad entry"),
-    "fraction": (lambda h: {**h, NORM: {**h[NORM], "shape": [32.0]}}, "bad entry"),
-    "boolean": (lambda h: {**h, NORM: {**h[NORM], "shape": [True]}}, "bad entry"),
-    "backwards": (lambda h: {**h, NORM: {**h[NORM], "data_offsets": [128, 0]}}, "not take"),
-    "too short": (lambda h: {**h, NORM: {**h[NORM], "shape": [31]}}, "does not take the 128"),
-    "overlap": (lambda h: {**h, "x": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}},
-                "overlaps"),
-    "hole": (lambda h: {n: x for n, x in h.items() if n != "model.embed_tokens.weight"},
-             "leaves a hole"),
-    "outside": (lambda h: {**h, "x": {"dtype": "U8", "shape": [9], "data_offsets":
-                                      [h_end(h), h_end(h) + 9]}}, "9 bytes are missing"),
+  "no JSON": (lambda h: b"{" * 100, "does not parse"),
+  "deep": (lambda h: b"[" * 100_000, "does not parse"),
+  "no text": (lambda h: b"\xff\xfe", "does not parse"),
+  "a list": (lambda h: [1], "does not parse"),
+  "twice": (lambda h: b'{"a": 1, "a": 2}', "a key comes twice"),
+  "no entry": (lambda h: {**h, NORM: 7}, "does not parse"),
+  "a field missing": (lambda h: {**h, NORM: {"dtype": "F32"}}, "does not parse"),
+  "a field more": (lambda h: {**h, NORM: {**h[NORM], "x": 1}}, "does not parse"),
+  "negative": (lambda h: {**h, NORM: {**h[NORM], "shape": [-1]}}, "bad entry"),
+  "fraction": (lambda h: {**h, NORM: {**h[NORM], "shape": [32.0]}}, "bad entry"),
+  "boolean": (lambda h: {**h, NORM: {**h[NORM], "shape": [True]}}, "bad entry"),
+  "backwards": (lambda h: {**h, NORM: {**h[NORM], "data_offsets": [128, 0]}}, "not take"),
+  "too short": (lambda h: {**h, NORM: {**h[NORM], "shape": [31]}}, "does not take the 128"),
+  "overlap": (
+    lambda h: {**h, "x": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}},
+    "overlaps",
+  ),
+  "hole": (
+    lambda h: {n: x for n, x in h.items() if n != "model.embed_tokens.weight"},
+    "leaves a hole",
+  ),
+  "outside": (
+    lambda h: {**h, "x": {"dtype": "U8", "shape": [9], "data_offsets": [h_end(h), h_end(h) + 9]}},
+    "9 bytes are missing",
+  ),
 }
 
 
@@ -352,10 +396,10 @@ def test_no_header_of_random_bytes_ends_in_another_error(copy):
   raw, rng = (path / MODEL).read_bytes(), np.random.default_rng(0)
   length = int.from_bytes(raw[:8], "little")
   for _ in range(200):
-    noisy = bytearray(raw[:8 + length])
+    noisy = bytearray(raw[: 8 + length])
     for at in rng.integers(0, 8 + length, 3):
       noisy[at] = rng.integers(256)
-    (path / MODEL).write_bytes(bytes(noisy) + raw[8 + length:])
+    (path / MODEL).write_bytes(bytes(noisy) + raw[8 + length :])
     try:
       checkpoint.abstract_model(path)
     except InputError:
@@ -374,12 +418,13 @@ def test_all_tensors_that_do_not_fit_are_listed_at_once(copy):
   with pytest.raises(InputError) as error:
     checkpoint.load_model(path)
   assert str(error.value).split("again:\n")[1].splitlines() == [
-      "  lm_head.weight: the model asks for (264, 32), the folder has none",
-      "  model.layers.0.mlp.up_proj.weight: dtype I64; weights are read in BF16, F16, F32",
-      "  model.layers.1.mlp.down_proj.weight: the model asks for (32, 64), the folder has none",
-      "  model.layers.7.mlp.up_proj.weight: the folder has (64, 32), the model asks for none",
-      "  model.norm.weight: the folder has (31,), the model asks for (32,)",
-      "  model/layers/mlp/up_proj/kernel: layers are stored in F32 and I64; expected one"]
+    "  lm_head.weight: the model asks for (264, 32), the folder has none",
+    "  model.layers.0.mlp.up_proj.weight: dtype I64; weights are read in BF16, F16, F32",
+    "  model.layers.1.mlp.down_proj.weight: the model asks for (32, 64), the folder has none",
+    "  model.layers.7.mlp.up_proj.weight: the folder has (64, 32), the model asks for none",
+    "  model.norm.weight: the folder has (31,), the model asks for (32,)",
+    "  model/layers/mlp/up_proj/kernel: layers are stored in F32 and I64; expected one",
+  ]
 
 
 def test_quantised_weights_are_refused_by_name(copy):
@@ -413,6 +458,7 @@ def test_the_head_of_a_tied_model_may_be_there_if_it_is_the_table(twin):
 
 # Export.
 
+
 @pytest.mark.parametrize("mesh", ["one", "fsdp", "2x2x2"])
 @pytest.mark.parametrize("shards", ["single", "sharded"])
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -427,8 +473,9 @@ def test_export_of_load_is_the_same_folder(made, tmp_path, dtype, shards, mesh):
 def test_export_writes_every_tensor_in_its_place(made, tmp_path, name):
   """Onto weights that are all others: what is written does not come from the copy."""
   path = made(name, "bf16", "sharded")
-  like = pico.save(pico.hf_model(name, seed=1), tmp_path / "like", dtype=torch.bfloat16,
-                   max_shard_size="20KB")
+  like = pico.save(
+    pico.hf_model(name, seed=1), tmp_path / "like", dtype=torch.bfloat16, max_shard_size="20KB"
+  )
   _, params = checkpoint.load_model(path, mesh=mesh_of("2x2x2"))
   checkpoint.export(tmp_path / "out", tree.names(params), like=like)
   assert contents(tmp_path / "out") == contents(path)
@@ -496,13 +543,19 @@ def test_the_head_of_a_tied_model_changes_with_its_table(twin, tmp_path):
 
 def test_leaves_that_do_not_fit_are_refused_before_anything_is_written(made, tmp_path):
   path = made("qwen2", "bf16")
-  leaves = {KERNEL: jnp.zeros((3, 32, 32)), "model/norm/scale": jnp.zeros(31, jnp.bfloat16),
-            "model/other": jnp.zeros(2), "lm_head/kernel": jnp.zeros((32, 264), jnp.bfloat16)}
+  leaves = {
+    KERNEL: jnp.zeros((3, 32, 32)),
+    "model/norm/scale": jnp.zeros(31, jnp.bfloat16),
+    "model/other": jnp.zeros(2),
+    "lm_head/kernel": jnp.zeros((32, 264), jnp.bfloat16),
+  }
   with pytest.raises(InputError) as error:
     checkpoint.export(tmp_path / "sub" / "out", leaves, like=path)
   assert [line.split(", /")[0] for line in str(error.value).splitlines()[1:]] == [
-      f"  {KERNEL}: got float32 (3, 32, 32)", "  model/norm/scale: got bfloat16 (31,)",
-      "  model/other: got float32 (2,)"]
+    f"  {KERNEL}: got float32 (3, 32, 32)",
+    "  model/norm/scale: got bfloat16 (31,)",
+    "  model/other: got float32 (2,)",
+  ]
   assert not list(tmp_path.iterdir())
 
 
@@ -510,17 +563,34 @@ def test_leaves_that_do_not_fit_are_refused_before_anything_is_written(made, tmp
 def littered(copy):
   """A folder as the hub has them: twins of the weights, code, caches, licences, templates."""
   path = copy("qwen2", "f32", "sharded")
-  for name in ("original/params.json", "original/consolidated.00.pth", "consolidated.safetensors",
-               "consolidated.00.pth", "pytorch_model.bin", "pytorch_model-00001-of-00002.bin",
-               "pytorch_model.bin.index.json", "model.pt", "q4.gguf", "tf_model.h5",
-               "flax_model.msgpack", "onnx/model.onnx", "onnx/note.txt", "modeling_x.py",
-               ".gitattributes", ".cache/huggingface/x.lock", "extra.safetensors",
-               "sub/deep/file.txt", "LICENSE",
-               "README.md", "chat_template.jinja", "tokenizer.model"):
+  for name in (
+    "original/params.json",
+    "original/consolidated.00.pth",
+    "consolidated.safetensors",
+    "consolidated.00.pth",
+    "pytorch_model.bin",
+    "pytorch_model-00001-of-00002.bin",
+    "pytorch_model.bin.index.json",
+    "model.pt",
+    "q4.gguf",
+    "tf_model.h5",
+    "flax_model.msgpack",
+    "onnx/model.onnx",
+    "onnx/note.txt",
+    "modeling_x.py",
+    ".gitattributes",
+    ".cache/huggingface/x.lock",
+    "extra.safetensors",
+    "sub/deep/file.txt",
+    "LICENSE",
+    "README.md",
+    "chat_template.jinja",
+    "tokenizer.model",
+  ):
     (path / name).parent.mkdir(parents=True, exist_ok=True)
     (path / name).write_text(f"this is {name}")
   shard = min(path.glob("model-*.safetensors"))
-  shutil.copy(shard, path / "sub" / shard.name)          # weights, but not the model's
+  shutil.copy(shard, path / "sub" / shard.name)  # weights, but not the model's
   return path
 
 
@@ -528,12 +598,28 @@ def test_side_files_are_copied_and_twins_of_the_weights_are_left_out(littered, t
   left_out = checkpoint.export(tmp_path / "out", {}, like=littered, card="mine\n")
   [shard] = (path.name for path in (littered / "sub").glob("*.safetensors"))
   assert left_out == [
-      ".cache/", ".gitattributes", "consolidated.00.pth", "consolidated.safetensors",
-      "extra.safetensors", "flax_model.msgpack", "model.pt", "modeling_x.py", "onnx/model.onnx",
-      "original/", "pytorch_model-00001-of-00002.bin", "pytorch_model.bin",
-      "pytorch_model.bin.index.json", "q4.gguf", f"sub/{shard}", "tf_model.h5"]
-  want = {n: x for n, x in contents(littered).items()
-          if not any(n == gone or n.startswith(gone) for gone in left_out)}
+    ".cache/",
+    ".gitattributes",
+    "consolidated.00.pth",
+    "consolidated.safetensors",
+    "extra.safetensors",
+    "flax_model.msgpack",
+    "model.pt",
+    "modeling_x.py",
+    "onnx/model.onnx",
+    "original/",
+    "pytorch_model-00001-of-00002.bin",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "q4.gguf",
+    f"sub/{shard}",
+    "tf_model.h5",
+  ]
+  want = {
+    n: x
+    for n, x in contents(littered).items()
+    if not any(n == gone or n.startswith(gone) for gone in left_out)
+  }
   got = contents(tmp_path / "out")
   assert got.pop("README.md") == b"mine\n"
   assert got.pop("README.instruct.md") == want.pop("README.md")
@@ -567,6 +653,7 @@ def test_links_of_a_hub_cache_are_followed_and_pipes_are_not(made, tmp_path):
 
 
 # Writing a folder whole or not at all.
+
 
 def test_an_existing_folder_is_replaced_only_if_asked(made, tmp_path):
   path, out = made("qwen2"), tmp_path / "out"
@@ -605,10 +692,12 @@ def test_a_crash_in_the_middle_leaves_nothing_behind(made, tmp_path, monkeypatch
   before = contents(tmp_path)
   _, params = checkpoint.load_model(path)
   count = iter(range(100))
+
   def write_at(*args, real=safetensors_file.write_at):
     if next(count) == 5:
       raise error
     real(*args)
+
   monkeypatch.setattr(safetensors_file, "write_at", write_at)
   with pytest.raises(type(error)):
     checkpoint.export(tmp_path / "out", tree.names(params), like=path, overwrite=overwrite)
@@ -619,10 +708,12 @@ def test_a_crash_in_the_middle_leaves_nothing_behind(made, tmp_path, monkeypatch
 def test_the_old_folder_comes_back_if_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
   (tmp_path / "out").mkdir()
   (tmp_path / "out" / "mine").write_text("precious")
+
   def rename(old, new, real=os.rename):
     if ".tmp-" in str(old):
       raise OSError("no")
     real(old, new)
+
   monkeypatch.setattr(os, "rename", rename)
   with pytest.raises(OSError, match="no"):
     with folder.atomic(tmp_path / "out", overwrite=True) as fresh:
@@ -631,6 +722,7 @@ def test_the_old_folder_comes_back_if_the_new_one_cannot_take_its_place(tmp_path
 
 
 # Deltas.
+
 
 def adapter_of(params, rank=4, match="q_proj|up_proj|down_proj"):
   config = type("Config", (), {"kind": "lora", "rank": rank, "match": match})
@@ -658,8 +750,10 @@ def test_an_adapter_opens_in_peft(adapter):
   want = tuned(torch.tensor(token_BT)).logits.detach().numpy()
   dense = delta.densify({"lora": lora_tree}, 2.0)
   summed = {n: w + dense[n] if n in dense else w for n, w in tree.names(params).items()}
-  for variables in ({"params": tree.nest(summed)},
-                    delta.variables(params, {"lora": lora_tree}, 2.0)):
+  for variables in (
+    {"params": tree.nest(summed)},
+    delta.variables(params, {"lora": lora_tree}, 2.0),
+  ):
     got = model.apply(variables, jnp.asarray(token_BT))
     np.testing.assert_allclose(got, want, atol=2e-4 * np.abs(want).max())
   assert np.abs(want - plain).max() > 0.1 * np.abs(want).max()
@@ -671,11 +765,22 @@ def test_an_adapter_has_the_files_peft_and_vllm_read(adapter):
   assert sorted(contents(directory)) == ["adapter_config.json", "adapter_model.safetensors"]
   config = json.loads((directory / "adapter_config.json").read_text())
   assert config == {
-      "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(path),
-      "r": 4, "lora_alpha": 8, "target_modules": ["down_proj", "q_proj", "up_proj"],
-      "lora_dropout": 0.0, "bias": "none", "use_rslora": False, "use_dora": False,
-      "modules_to_save": None, "rank_pattern": {}, "alpha_pattern": {}, "fan_in_fan_out": False,
-      "inference_mode": True}
+    "peft_type": "LORA",
+    "task_type": "CAUSAL_LM",
+    "base_model_name_or_path": str(path),
+    "r": 4,
+    "lora_alpha": 8,
+    "target_modules": ["down_proj", "q_proj", "up_proj"],
+    "lora_dropout": 0.0,
+    "bias": "none",
+    "use_rslora": False,
+    "use_dora": False,
+    "modules_to_save": None,
+    "rank_pattern": {},
+    "alpha_pattern": {},
+    "fan_in_fan_out": False,
+    "inference_mode": True,
+  }
   assert isinstance(config["lora_alpha"], int)
   with safetensors.safe_open(directory / "adapter_model.safetensors", "numpy") as file:
     assert file.metadata() == {"format": "pt"}
@@ -696,8 +801,13 @@ def test_an_adapter_comes_back(adapter, mesh):
 def test_an_adapter_that_peft_wrote_is_read(made, tmp_path):
   path = made("llama3_tied")
   hf = transformers.AutoModelForCausalLM.from_pretrained(path)
-  config = peft.LoraConfig(r=4, lora_alpha=6, target_modules=["v_proj", "o_proj"],
-                           task_type="CAUSAL_LM", init_lora_weights=False)
+  config = peft.LoraConfig(
+    r=4,
+    lora_alpha=6,
+    target_modules=["v_proj", "o_proj"],
+    task_type="CAUSAL_LM",
+    init_lora_weights=False,
+  )
   tuned = peft.get_peft_model(hf, config).eval()
   tuned.save_pretrained(tmp_path / "adapter")
   want = tuned(torch.arange(12)[None]).logits.detach().numpy()
@@ -708,7 +818,9 @@ def test_an_adapter_that_peft_wrote_is_read(made, tmp_path):
   np.testing.assert_allclose(got, want, atol=2e-4 * np.abs(want).max())
 
 
-@pytest.mark.parametrize("field, value, match", [
+@pytest.mark.parametrize(
+  "field, value, match",
+  [
     ("use_rslora", True, "use_rslora is True; only False is ported"),
     ("use_dora", True, "use_dora is True"),
     ("modules_to_save", ["lm_head"], "modules_to_save is"),
@@ -716,7 +828,8 @@ def test_an_adapter_that_peft_wrote_is_read(made, tmp_path):
     ("peft_type", "IA3", "peft_type is 'IA3'; only 'LORA'"),
     ("lora_alpha", None, "lora_alpha is None; expected a number above 0"),
     ("r", 8, "needs A and B of rank 8 in every module"),
-])
+  ],
+)
 def test_an_adapter_of_another_kind_is_refused(adapter, field, value, match):
   _, directory, _ = adapter
   edit_json(directory / "adapter_config.json", **{field: value})
@@ -725,16 +838,19 @@ def test_an_adapter_of_another_kind_is_refused(adapter, field, value, match):
 
 
 ADAPTERS = {
-    "some layers": (lambda n, x: (n, x) if ".0.mlp.up_proj" not in n else None,
-                    "up_proj/a: lacks 1 of 3 tensors, first that of layer 0"),
-    "several ranks": (lambda n, x: (n, x[:2] if ".0.mlp.up_proj.lora_A" in n else x),
-                      r"up_proj/a: layers differ in shape, \(2, 32\) and \(4, 32\)"),
-    "one factor": (lambda n, x: (n, x) if "up_proj.lora_B" not in n else None,
-                   "up_proj/b: missing"),
-    "other names": (lambda n, x: (n.removeprefix("base_model."), x), "begin with base_model"),
-    "other parts": (lambda n, x: (n.replace("lora_A", "lora_magnitude"), x), "neither named nor"),
-    "whole weights": (lambda n, x: (n.replace("lora_A.", ""), x), "neither named nor"),
-    "whole numbers": (lambda n, x: (n, x.astype(np.int32)), "dtype I32"),
+  "some layers": (
+    lambda n, x: (n, x) if ".0.mlp.up_proj" not in n else None,
+    "up_proj/a: lacks 1 of 3 tensors, first that of layer 0",
+  ),
+  "several ranks": (
+    lambda n, x: (n, x[:2] if ".0.mlp.up_proj.lora_A" in n else x),
+    r"up_proj/a: layers differ in shape, \(2, 32\) and \(4, 32\)",
+  ),
+  "one factor": (lambda n, x: (n, x) if "up_proj.lora_B" not in n else None, "up_proj/b: missing"),
+  "other names": (lambda n, x: (n.removeprefix("base_model."), x), "begin with base_model"),
+  "other parts": (lambda n, x: (n.replace("lora_A", "lora_magnitude"), x), "neither named nor"),
+  "whole weights": (lambda n, x: (n.replace("lora_A.", ""), x), "neither named nor"),
+  "whole numbers": (lambda n, x: (n, x.astype(np.int32)), "dtype I32"),
 }
 
 
@@ -767,13 +883,18 @@ def test_a_dense_delta_comes_back(made, tmp_path, monkeypatch, name, limit):
     assert files == ["delta.safetensors"]
   else:
     count = len(files) - 1
-    assert files == [*(f"delta-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)),
-                     "delta.safetensors.index.json"]
-    assert all(t.path.stat().st_size <= limit + 4000 or t.nbytes > limit
-               for t in safetensors_file.find(tmp_path / "delta", "delta").values())
+    assert files == [
+      *(f"delta-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)),
+      "delta.safetensors.index.json",
+    ]
+    assert all(
+      t.path.stat().st_size <= limit + 4000 or t.nbytes > limit
+      for t in safetensors_file.find(tmp_path / "delta", "delta").values()
+    )
   tensors = safetensors_file.find(tmp_path / "delta", "delta").values()
-  assert not any(min(t.offset for t in tensors if t.path == path) % 8
-                 for path in {t.path for t in tensors})     # readers that map a file want it so
+  assert not any(
+    min(t.offset for t in tensors if t.path == path) % 8 for path in {t.path for t in tensors}
+  )  # readers that map a file want it so
   for mesh in ("one", "2x2x2"):
     back, scale = checkpoint.load_delta(tmp_path / "delta", mesh=mesh_of(mesh))
     assert scale == 1.0 and set(back) == {"delta"}

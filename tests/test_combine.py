@@ -14,7 +14,17 @@ from shadowft_jax import buffers, combine, delta, delta_stream, graft_plan, outp
 from shadowft_jax.combine import Recipe
 from shadowft_jax.errors import InputError
 from tests.test_stream import (
-    WEIGHTS, adapter, command, factors, load, raw, same_numbers, sides, trio, want_survival)
+  WEIGHTS,
+  adapter,
+  command,
+  factors,
+  load,
+  raw,
+  same_numbers,
+  sides,
+  trio,
+  want_survival,
+)
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 
@@ -27,16 +37,23 @@ def model(folder, tensors, dtype=torch.bfloat16, **config):
 def dense(folder, tensors):
   """A delta as train.py writes it."""
   folder.mkdir(parents=True)
-  safetensors.torch.save_file({n: torch.as_tensor(d).float().clone() for n, d in tensors.items()},
-                              folder / "delta.safetensors", {"format": "pt"})
+  safetensors.torch.save_file(
+    {n: torch.as_tensor(d).float().clone() for n, d in tensors.items()},
+    folder / "delta.safetensors",
+    {"format": "pt"},
+  )
   return folder
 
 
 def run(out, instruct, deltas, *, verify=False, **recipe):
   """Grafts [(folder, weight)]; the Outcome."""
   found = [delta_stream.stored(f, w) for f, w in deltas]
-  plan = graft_plan.plan(delta_stream.read_checkpoint(instruct), found,
-                         wanted=graft_plan.scope("llama", "all"), recipe=Recipe(**recipe))
+  plan = graft_plan.plan(
+    delta_stream.read_checkpoint(instruct),
+    found,
+    wanted=graft_plan.scope("llama", "all"),
+    recipe=Recipe(**recipe),
+  )
   return stream.run(plan, out, verify=verify)
 
 
@@ -57,6 +74,7 @@ def made(tmp_path_factory):
 
 # TIES.
 
+
 def as_ties(ds, density):
   """Algorithm 1, element by element."""
   kept = []
@@ -71,8 +89,7 @@ def as_ties(ds, density):
 
 
 def test_signs_are_elected_by_hand():
-  ds = [np.float32(d) for d in ([1, -2, 3, 0, 5, 0], [2, 1, -4, 0, -5, 0],
-                                [3, -1, 0.5, 1, 0, 0])]
+  ds = [np.float32(d) for d in ([1, -2, 3, 0, 5, 0], [2, 1, -4, 0, -5, 0], [3, -1, 0.5, 1, 0, 0])]
   got = combine.ties(ds, np.zeros(3, np.uint32))
   assert got.tolist() == [2, -1.5, -4, 1, 0, 0]
   # Trimmed to what is at least 2 in magnitude, the second element is the first delta's alone.
@@ -87,8 +104,7 @@ def test_ties_is_the_algorithm_of_the_paper(made, tmp_path, monkeypatch, density
   monkeypatch.setattr(buffers, "CHUNK", chunk)
   weights = (1.0, 0.5, -2.0)
   named = list(zip(map(made.joinpath, "abc"), weights, strict=True))
-  run(tmp_path / "out", made / "instruct", named, combine="ties", density=density,
-      dtype="float32")
+  run(tmp_path / "out", made / "instruct", named, combine="ties", density=density, dtype="float32")
   w, got = load(made / "instruct"), load(tmp_path / "out")
   deltas = [safetensors.torch.load_file(made / n / "delta.safetensors") for n in "abc"]
   for n in w:
@@ -96,20 +112,32 @@ def test_ties_is_the_algorithm_of_the_paper(made, tmp_path, monkeypatch, density
     np.testing.assert_allclose(got[n], w[n].float().numpy() + d, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("d", [
-    np.zeros(5000), np.ones(5000), np.arange(5000), -np.arange(5000.0) // 7, [3.0],
-    np.repeat([1e-30, -1e-3, 1e4], 1000), np.float32(1) + np.arange(3000) * 2.0**-23,
-    random(3000).numpy(), random(3000).bfloat16().float().numpy()],
-    ids=["zeros", "ones", "range", "repeated", "one", "scales", "last bits", "normal", "bfloat16"])
+@pytest.mark.parametrize(
+  "d",
+  [
+    np.zeros(5000),
+    np.ones(5000),
+    np.arange(5000),
+    -np.arange(5000.0) // 7,
+    [3.0],
+    np.repeat([1e-30, -1e-3, 1e4], 1000),
+    np.float32(1) + np.arange(3000) * 2.0**-23,
+    random(3000).numpy(),
+    random(3000).bfloat16().float().numpy(),
+  ],
+  ids=["zeros", "ones", "range", "repeated", "one", "scales", "last bits", "normal", "bfloat16"],
+)
 @pytest.mark.parametrize("density", [1e-4, 0.2, 0.5, 0.9999])
 def test_the_least_magnitude_kept_is_exact(tmp_path, monkeypatch, d, density):
   monkeypatch.setattr(buffers, "CHUNK", 1024)
   d = np.asarray(d, np.float32)
   instruct = model(tmp_path / "i", {NAME: np.zeros(d.shape)})
   plan = graft_plan.plan(
-      delta_stream.read_checkpoint(instruct),
-      [delta_stream.stored(dense(tmp_path / "d", {NAME: d}))],
-      wanted=graft_plan.scope("llama", "all"), recipe=Recipe("ties", density))
+    delta_stream.read_checkpoint(instruct),
+    [delta_stream.stored(dense(tmp_path / "d", {NAME: d}))],
+    wanted=graft_plan.scope("llama", "all"),
+    recipe=Recipe("ties", density),
+  )
   got = combine.floors(plan.targets[0], plan.recipe).view(np.float32)[0]
   count = max(1, round(density * d.size))
   assert got == (np.sort(abs(d))[::-1][count - 1] if count < d.size else 0)
@@ -127,8 +155,13 @@ def test_one_delta_by_ties_whole_or_dare_of_nothing_is_the_plain_sum(made, tmp_p
 def test_ties_of_a_delta_with_itself_is_that_delta_and_with_its_opposite_nothing(made, tmp_path):
   run(tmp_path / "one", made / "instruct", [(made / "a", 1.0)], combine="ties", density=0.3)
   run(tmp_path / "two", made / "instruct", [(made / "a", 1.0)] * 2, combine="ties", density=0.3)
-  run(tmp_path / "none", made / "instruct", [(made / "a", 1.0), (made / "a", -1.0)],
-      combine="ties", density=0.3)
+  run(
+    tmp_path / "none",
+    made / "instruct",
+    [(made / "a", 1.0), (made / "a", -1.0)],
+    combine="ties",
+    density=0.3,
+  )
   one, two, none = ((tmp_path / n / WEIGHTS).read_bytes() for n in ("one", "two", "none"))
   assert one == two != none == (made / "instruct" / WEIGHTS).read_bytes()
 
@@ -137,36 +170,51 @@ def test_a_delta_that_is_zero_or_one_number_makes_no_nan(tmp_path):
   tensors = {"model.norm.weight": torch.ones(1), NAME: torch.ones(3, 2)}
   instruct = model(tmp_path / "i", tensors)
   d = dense(tmp_path / "d", {"model.norm.weight": torch.ones(1), NAME: torch.zeros(3, 2)})
-  for i, recipe in enumerate(({"combine": "ties", "density": 0.0}, {"drop_rate": 1 - 1e-12},
-                              {"combine": "ties", "density": 0.1},
-                              {"combine": "ties", "density": 0.1, "drop_rate": 0.999})):
+  for i, recipe in enumerate(
+    (
+      {"combine": "ties", "density": 0.0},
+      {"drop_rate": 1 - 1e-12},
+      {"combine": "ties", "density": 0.1},
+      {"combine": "ties", "density": 0.1, "drop_rate": 0.999},
+    )
+  ):
     run(tmp_path / f"{i}", instruct, [(d, 1.0), (d, 1.0)], **recipe)
     got = load(tmp_path / f"{i}")
     assert torch.equal(got[NAME], torch.ones(3, 2).bfloat16())
     assert got["model.norm.weight"].item() == (2 if i == 2 else 1)
 
 
-@pytest.mark.parametrize("recipe", [{"combine": "ties", "density": 0.5}, {"drop_rate": 0.999},
-                                    {"combine": "ties", "drop_rate": 0.999}], ids=str)
+@pytest.mark.parametrize(
+  "recipe",
+  [
+    {"combine": "ties", "density": 0.5},
+    {"drop_rate": 0.999},
+    {"combine": "ties", "drop_rate": 0.999},
+  ],
+  ids=str,
+)
 def test_nan_in_a_delta_is_named_and_neither_dropped_nor_outvoted(tmp_path, recipe):
   broken = torch.zeros(30, 2)
   broken[7, 1] = torch.nan
   instruct = model(tmp_path / "i", {NAME: torch.ones(30, 2)})
-  ds = [(dense(tmp_path / "d", {NAME: broken}), 1.0),
-        (dense(tmp_path / "e", {NAME: torch.ones(30, 2)}), 1.0)]
+  ds = [
+    (dense(tmp_path / "d", {NAME: broken}), 1.0),
+    (dense(tmp_path / "e", {NAME: torch.ones(30, 2)}), 1.0),
+  ]
   with pytest.raises(InputError, match=f"{NAME} of the delta has NaN or infinity in"):
     run(tmp_path / "out", instruct, ds, **recipe)
 
 
 # Chance.
 
+
 def test_bits_are_threefry_of_the_index_alone():
   whole = combine.draw(jnp.uint32([3, 4]), jnp.uint32([0, 0]), 5000)
   for first, count in ((0, 1), (1, 1024), (4000, 1000)):
     part = combine.draw(jnp.uint32([3, 4]), combine.place_of(first), count)
-    assert (part == whole[first:first + count]).all()
+    assert (part == whole[first : first + count]).all()
   # Source: the known answer of Random123 1.14, kat_vectors, threefry2x32 20.
-  assert combine.draw(jnp.uint32([0, 0]), combine.place_of(0), 1)[0] == 0x6b200159
+  assert combine.draw(jnp.uint32([0, 0]), combine.place_of(0), 1)[0] == 0x6B200159
   over = combine.draw(jnp.uint32([3, 4]), combine.place_of(2**32 - 2), 4)
   assert (over[2:] == combine.draw(jnp.uint32([3, 4]), combine.place_of(2**32), 2)).all()
   assert (over[2:] != whole[:2]).all()
@@ -184,7 +232,7 @@ def test_dare_drops_its_share_and_keeps_the_mean(tmp_path):
   found = torch.stack(found)
   kept = (found != 0).double().mean(0)
   assert abs(kept.mean() - 0.25) < 4 * (p * (1 - p) / found.numel()) ** 0.5
-  assert kept.min() < 0.2 < 0.3 < kept.max()            # no element is in favour
+  assert kept.min() < 0.2 < 0.3 < kept.max()  # no element is in favour
   # Of each element's mean, the standard error is |d| sqrt(p / (1 - p) / seeds).
   z = (found.mean(0) - d) / (d.abs() * (p / (1 - p) / len(found)) ** 0.5)
   assert abs(z.mean()) < 4 / z.numel() ** 0.5 and abs(z.std() - 1) < 0.1
@@ -202,9 +250,17 @@ def test_two_deltas_and_two_tensors_are_dropped_apart(tmp_path):
   assert abs((got[names[0]] == got[names[1]]).float().mean() - 0.25) < 0.05
 
 
-@pytest.mark.parametrize("recipe", [
-    {}, {"drop_rate": 0.5, "seed": 3}, {"rounding": "stochastic"}, {"dtype": "float32"},
-    {"combine": "ties", "density": 0.3, "drop_rate": 0.2, "rounding": "stochastic"}], ids=str)
+@pytest.mark.parametrize(
+  "recipe",
+  [
+    {},
+    {"drop_rate": 0.5, "seed": 3},
+    {"rounding": "stochastic"},
+    {"dtype": "float32"},
+    {"combine": "ties", "density": 0.3, "drop_rate": 0.2, "rounding": "stochastic"},
+  ],
+  ids=str,
+)
 def test_bytes_are_the_same_for_any_chunks_and_threads(made, tmp_path, monkeypatch, recipe):
   deltas = [(made / "a", 0.7), (made / "b", 0.4)]
   found = []
@@ -221,8 +277,11 @@ def test_bytes_are_the_same_for_any_chunks_and_threads(made, tmp_path, monkeypat
 
 def test_a_tied_table_that_is_stored_twice_is_drawn_once(tmp_path):
   table = random(30, 8)
-  instruct = model(tmp_path / "i", {"model.embed_tokens.weight": table, "lm_head.weight":
-                                    table.clone()}, tie_word_embeddings=True)
+  instruct = model(
+    tmp_path / "i",
+    {"model.embed_tokens.weight": table, "lm_head.weight": table.clone()},
+    tie_word_embeddings=True,
+  )
   d = dense(tmp_path / "d", {"model.embed_tokens.weight": random(30, 8, seed=1)})
   run(tmp_path / "out", instruct, [(d, 1.0)], drop_rate=0.5, rounding="stochastic")
   got = load(tmp_path / "out")
@@ -231,10 +290,26 @@ def test_a_tied_table_that_is_stored_twice_is_drawn_once(tmp_path):
 
 # Rounding.
 
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_rounding_by_chance_is_to_a_neighbour_and_right_on_average(dtype):
-  x = np.float32([1 + 1 / 300, -1 - 1 / 300, 0.3, -3e4 / 7, 5e-6, -1.3e-7, 3e-8, 2.0**-14 * 0.9999,
-                  1.5, -0.25, 65504, 2.0**-24, 1e-30])
+  x = np.float32(
+    [
+      1 + 1 / 300,
+      -1 - 1 / 300,
+      0.3,
+      -3e4 / 7,
+      5e-6,
+      -1.3e-7,
+      3e-8,
+      2.0**-14 * 0.9999,
+      1.5,
+      -0.25,
+      65504,
+      2.0**-24,
+      1e-30,
+    ]
+  )
   seeds = 4000
   near = x.astype(jnp.dtype(dtype))
   toward = np.where(near.astype(np.float32) < x, np.inf, -np.inf).astype(near.dtype)
@@ -268,21 +343,36 @@ def test_rounding_by_chance_keeps_what_has_no_delta(tmp_path):
 
 # Float32.
 
+
 def test_a_result_in_float32_holds_the_sum_itself(tmp_path):
   folder = trio(tmp_path, "qwen2", max_shard_size="20KB")
   config = json.loads((folder / "instruct" / "config.json").read_text())
   key = "dtype" if "dtype" in config else "torch_dtype"
-  nested = {**config, "dtype": "bfloat16", "torch_dtype": "bfloat16",
-            "part": {"dtype": "bfloat16", "torch_dtype": None, "n": 1}}
+  nested = {
+    **config,
+    "dtype": "bfloat16",
+    "torch_dtype": "bfloat16",
+    "part": {"dtype": "bfloat16", "torch_dtype": None, "n": 1},
+  }
   (folder / "instruct" / "config.json").write_text(json.dumps(nested))
   plan = graft_plan.plan(
-      delta_stream.read_checkpoint(folder / "instruct"),
-      [delta_stream.difference(folder / "base", folder / "tuned")],
-      wanted=graft_plan.scope("qwen2"), recipe=Recipe(dtype="float32"))
+    delta_stream.read_checkpoint(folder / "instruct"),
+    [delta_stream.difference(folder / "base", folder / "tuned")],
+    wanted=graft_plan.scope("qwen2"),
+    recipe=Recipe(dtype="float32"),
+  )
   done = stream.run(plan, tmp_path / "out", card="card")
   told = json.loads((tmp_path / "out" / "config.json").read_text())
-  assert told == {**config, "dtype": "float32", "torch_dtype": "float32",
-                  "part": {"dtype": "float32", "torch_dtype": None, "n": 1}} and config[key]
+  assert (
+    told
+    == {
+      **config,
+      "dtype": "float32",
+      "torch_dtype": "float32",
+      "part": {"dtype": "float32", "torch_dtype": None, "n": 1},
+    }
+    and config[key]
+  )
   b, t, w, got = (load(d) for d in [*sides(folder), tmp_path / "out"])
   want = {n: w[n].float() + (t[n].float() - b[n].float() if "_proj" in n else 0) for n in w}
   assert got.keys() == w.keys() and all(torch.equal(got[n], want[n]) for n in w)
@@ -295,8 +385,9 @@ def test_a_result_in_float32_holds_the_sum_itself(tmp_path):
   assert index["metadata"]["total_size"] == sum(4 * x.numel() for x in got.values())
   with safetensors.safe_open(tmp_path / "out" / plan.shards[0].name, "pt") as file:
     assert file.metadata() == {"format": "pt"}
-  hf, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out",
-                                                               output_loading_info=True)
+  hf, info = transformers.AutoModelForCausalLM.from_pretrained(
+    tmp_path / "out", output_loading_info=True
+  )
   assert not any(info.values()) and hf.dtype == torch.float32
   for n, x in hf.state_dict().items():
     assert torch.equal(x, want[n]), n
@@ -305,10 +396,15 @@ def test_a_result_in_float32_holds_the_sum_itself(tmp_path):
 def test_float32_leaves_what_is_no_weight_and_what_is_not_grafted_as_it_is(tmp_path, monkeypatch):
   monkeypatch.setattr(buffers, "CHUNK", 1024)
   monkeypatch.setattr(buffers, "COPIED", 4096)
-  tensors = {"a.mask": torch.tensor([True, False, True]), NAME: random(60, 50).half(),
-             "model.b.weight": random(70, 50).bfloat16(), "z.position": torch.arange(9),
-             "model.norm.weight": torch.tensor([-0.0, 1e-40, 1e-7, torch.inf]).bfloat16(),
-             "model.c.weight": random(3), "empty": torch.zeros(0, 4).half()}
+  tensors = {
+    "a.mask": torch.tensor([True, False, True]),
+    NAME: random(60, 50).half(),
+    "model.b.weight": random(70, 50).bfloat16(),
+    "z.position": torch.arange(9),
+    "model.norm.weight": torch.tensor([-0.0, 1e-40, 1e-7, torch.inf]).bfloat16(),
+    "model.c.weight": random(3),
+    "empty": torch.zeros(0, 4).half(),
+  }
   instruct = raw(tmp_path / "i", tensors, "llama", torch_dtype="float16")
   d = dense(tmp_path / "d", {NAME: torch.eye(60, 50)})
   run(tmp_path / "out", instruct, [(d, 1.0)], verify=True, dtype="float32")
@@ -324,10 +420,20 @@ def test_float32_leaves_what_is_no_weight_and_what_is_not_grafted_as_it_is(tmp_p
 
 # The command.
 
+
 def test_the_flags_reach_the_plan_and_the_record(made, tmp_path):
-  flags = [f"--delta={made / 'a'}:0.7", f"--delta={made / 'b'}:0.3", "--scope=all",
-           f"--instruct={made / 'instruct'}", f"--out={tmp_path / 'out'}", "--combine=ties",
-           "--density=0.2", "--drop-rate=0.1", "--rounding=stochastic", "--seed=4"]
+  flags = [
+    f"--delta={made / 'a'}:0.7",
+    f"--delta={made / 'b'}:0.3",
+    "--scope=all",
+    f"--instruct={made / 'instruct'}",
+    f"--out={tmp_path / 'out'}",
+    "--combine=ties",
+    "--density=0.2",
+    "--drop-rate=0.1",
+    "--rounding=stochastic",
+    "--seed=4",
+  ]
   told = command(*flags, "--dry-run")
   assert told.returncode == 0, told.stderr
   for text in ("DARE: drops 0.1 of", "TIES: of each", "the largest 0.2", "by chance", "seed 4"):
@@ -335,19 +441,39 @@ def test_the_flags_reach_the_plan_and_the_record(made, tmp_path):
   assert command(*flags).returncode == 0
   record = json.loads((tmp_path / "out" / "provenance.json").read_text())
   assert {k: record[k] for k in Recipe._fields} == {
-      "combine": "ties", "density": 0.2, "drop_rate": 0.1, "rounding": "stochastic", "dtype": None,
-      "seed": 4}
-  run(tmp_path / "again", made / "instruct", [(made / "a", 0.7), (made / "b", 0.3)],
-      combine="ties", density=0.2, drop_rate=0.1, rounding="stochastic", seed=4)
+    "combine": "ties",
+    "density": 0.2,
+    "drop_rate": 0.1,
+    "rounding": "stochastic",
+    "dtype": None,
+    "seed": 4,
+  }
+  run(
+    tmp_path / "again",
+    made / "instruct",
+    [(made / "a", 0.7), (made / "b", 0.3)],
+    combine="ties",
+    density=0.2,
+    drop_rate=0.1,
+    rounding="stochastic",
+    seed=4,
+  )
   a, b = ((tmp_path / n / WEIGHTS).read_bytes() for n in ("out", "again"))
   assert a == b
 
 
-@pytest.mark.parametrize("recipe, message", [
-    ({"density": 0.5}, "give --combine=ties too"), ({"density": 1.5, "combine": "ties"}, "1.5"),
+@pytest.mark.parametrize(
+  "recipe, message",
+  [
+    ({"density": 0.5}, "give --combine=ties too"),
+    ({"density": 1.5, "combine": "ties"}, "1.5"),
     ({"density": float("nan"), "combine": "ties"}, "between 0 and 1; got nan"),
-    ({"drop_rate": 1.0}, "less than 1 .*got 1"), ({"drop_rate": -0.1}, "at least 0"),
-    ({"rounding": "stochastic", "dtype": "float32"}, "has nothing to round")], ids=str)
+    ({"drop_rate": 1.0}, "less than 1 .*got 1"),
+    ({"drop_rate": -0.1}, "at least 0"),
+    ({"rounding": "stochastic", "dtype": "float32"}, "has nothing to round"),
+  ],
+  ids=str,
+)
 def test_recipes_that_are_none(recipe, message):
   with pytest.raises(InputError, match=message):
     combine.check(Recipe(**recipe))
@@ -374,8 +500,10 @@ def test_an_adapter_is_multiplied_in_steps_of_either_size(tmp_path, monkeypatch,
   name = "model.layers.0.self_attn.q_proj.weight"
   instruct = model(tmp_path / "i", {name: random(rows, 1024)}, torch.float32)
   module = "base_model.model." + name.removesuffix(".weight")
-  pair = {f"{module}.lora_A.weight": random(4, 1024, seed=1),
-          f"{module}.lora_B.weight": random(rows, 4, seed=2)}
+  pair = {
+    f"{module}.lora_A.weight": random(4, 1024, seed=1),
+    f"{module}.lora_B.weight": random(rows, 4, seed=2),
+  }
   run(tmp_path / "out", instruct, [(adapter(tmp_path / "low", pair), 1.0)])
   a, b = pair.values()
   torch.testing.assert_close(load(tmp_path / "out")[name], load(instruct)[name] + 2 * (b @ a))
@@ -383,12 +511,24 @@ def test_an_adapter_is_multiplied_in_steps_of_either_size(tmp_path, monkeypatch,
 
 # In the place of a whole model.
 
-@pytest.mark.parametrize("recipe", [{"combine": "ties", "density": 0.3}, {"drop_rate": 0.4},
-                                    {"combine": "ties", "density": 0.7, "drop_rate": 0.5}], ids=str)
+
+@pytest.mark.parametrize(
+  "recipe",
+  [
+    {"combine": "ties", "density": 0.3},
+    {"drop_rate": 0.4},
+    {"combine": "ties", "density": 0.7, "drop_rate": 0.5},
+  ],
+  ids=str,
+)
 def test_the_delta_or_the_adapter_of_a_recipe_grafts_to_the_same(made, tmp_path, recipe):
   found = [delta_stream.stored(made / n) for n in "abc"]
-  plan = graft_plan.plan(delta_stream.read_checkpoint(made / "instruct"), found,
-                         wanted=graft_plan.scope("llama"), recipe=Recipe(**recipe))
+  plan = graft_plan.plan(
+    delta_stream.read_checkpoint(made / "instruct"),
+    found,
+    wanted=graft_plan.scope("llama"),
+    recipe=Recipe(**recipe),
+  )
   stream.run(plan, tmp_path / "direct")
   outputs.run(plan, tmp_path / "delta", outputs.Form("delta"))
   outputs.run(plan, tmp_path / "adapter", outputs.Form("adapter", energy=1.0))
@@ -396,9 +536,11 @@ def test_the_delta_or_the_adapter_of_a_recipe_grafts_to_the_same(made, tmp_path,
   for name in ("delta", "adapter"):
     told = json.loads((tmp_path / name / "provenance.json").read_text())
     assert told["combine"] == recipe.get("combine", "sum") and told["drop_rate"] == recipe.get(
-        "drop_rate", 0)
-    once = graft_plan.plan(plan.instruct, [delta_stream.stored(tmp_path / name)],
-                           wanted=graft_plan.scope("llama"))
+      "drop_rate", 0
+    )
+    once = graft_plan.plan(
+      plan.instruct, [delta_stream.stored(tmp_path / name)], wanted=graft_plan.scope("llama")
+    )
     stream.run(once, tmp_path / f"by {name}")
     by[name] = load(tmp_path / f"by {name}")[NAME]
   want = load(tmp_path / "direct")[NAME]
@@ -411,17 +553,26 @@ def test_adapters_are_not_joined_where_numbers_are_dropped(made, tmp_path):
   low = adapter(tmp_path / "low", factors(d_in=70, d_out=90, module=module))
   for recipe in ({"combine": "ties"}, {"drop_rate": 0.1}, {}):
     plan = graft_plan.plan(
-        delta_stream.read_checkpoint(made / "instruct"), [delta_stream.stored(low)],
-        wanted=graft_plan.scope("llama"), recipe=Recipe(**recipe))
+      delta_stream.read_checkpoint(made / "instruct"),
+      [delta_stream.stored(low)],
+      wanted=graft_plan.scope("llama"),
+      recipe=Recipe(**recipe),
+    )
     if recipe:
       with pytest.raises(InputError, match="of what TIES or DARE leaves, tell how much"):
         outputs.check(plan, tmp_path / "out", outputs.Form("adapter"))
-    outputs.check(plan, tmp_path / "out", outputs.Form("adapter", rank=4) if recipe else
-                  outputs.Form("adapter"))
+    outputs.check(
+      plan, tmp_path / "out", outputs.Form("adapter", rank=4) if recipe else outputs.Form("adapter")
+    )
 
 
 def test_how_sums_are_stored_is_for_whole_models(made, tmp_path):
   for flag in ("--rounding=stochastic", "--dtype=float32"):
-    told = command(f"--delta={made / 'a'}", f"--instruct={made / 'instruct'}", "--output=delta",
-                   f"--out={tmp_path / 'out'}", flag)
+    told = command(
+      f"--delta={made / 'a'}",
+      f"--instruct={made / 'instruct'}",
+      "--output=delta",
+      f"--out={tmp_path / 'out'}",
+      flag,
+    )
     assert told.returncode == 2 and "are for --output=shadow" in told.stderr

@@ -31,8 +31,13 @@ def own_pair(pair, tmp_path):
 
 def command(module, *flags):
   return subprocess.run(
-      [sys.executable, "-m", f"shadowft_jax.{module}", *map(str, flags)], cwd=ROOT,
-      env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120)
+    [sys.executable, "-m", f"shadowft_jax.{module}", *map(str, flags)],
+    cwd=ROOT,
+    env={**os.environ, "PYTHONPATH": str(ROOT)},
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
 
 
 def assert_one_line(result, *words):
@@ -44,16 +49,20 @@ def assert_one_line(result, *words):
     assert word in lines[0]
 
 
-@pytest.mark.parametrize("flags, words", [
+@pytest.mark.parametrize(
+  "flags, words",
+  [
     (["--config", "configs/quickstrat.py"], ["does not exist", "configs/quickstart.py"]),
     (["--config", "configs/quickstart.py", "--config.lrr=1"], ["lrr", 'Did you mean "lr"']),
-    (["--config=configs/quickstart.py", "--config.data.trian=x"], ["Did you mean \"train\""]),
+    (["--config=configs/quickstart.py", "--config.data.trian=x"], ['Did you mean "train"']),
     (["--config=configs/quickstart.py", "--config.batch_size=many"], ["batch_size", "many"]),
     (["--config=configs/quickstart.py", "--wrokdir=x"], ["wrokdir", "workdir"]),
     (["--config=configs/quickstart.py"], ["workdir"]),
     (["--workdir=x"], ["config"]),
     (["--config=configs/lora.py", "--workdir=x"], ["config.base is empty", "--config.base="]),
-], ids=lambda x: " ".join(x)[-30:])
+  ],
+  ids=lambda x: " ".join(x)[-30:],
+)
 def test_what_train_is_told(flags, words):
   assert_one_line(command("train", *flags), *words)
 
@@ -65,8 +74,11 @@ def test_debug_shows_the_traceback(tmp_path):
 
 def test_graft_command(pair, tmp_path):
   train.train(runs.config_of(pair, epochs=1), tmp_path / "run")
-  flags = [f"--delta={tmp_path / 'run' / 'delta'}", f"--instruct={pair / 'instruct'}",
-           f"--out={tmp_path / 'out'}"]
+  flags = [
+    f"--delta={tmp_path / 'run' / 'delta'}",
+    f"--instruct={pair / 'instruct'}",
+    f"--out={tmp_path / 'out'}",
+  ]
   result = command("graft", *flags)
   assert result.returncode == 0, result.stderr
   mine, theirs = (f / "model.safetensors" for f in (tmp_path / "out", tmp_path / "run" / "shadow"))
@@ -82,7 +94,9 @@ def fails(config, workdir, match):
   assert not (workdir / "shadow").exists() and not (workdir / "delta").exists()
 
 
-@pytest.mark.parametrize("field, value, message", [
+@pytest.mark.parametrize(
+  "field, value, message",
+  [
     ("learn_on", "both", "config.learn_on is one of base, instruct; got 'both'"),
     ("delta.kind", "dora", "config.delta.kind is one of lora, full; got 'dora'"),
     ("objective", "kto", "config.objective is one of"),
@@ -97,7 +111,8 @@ def fails(config, workdir, match):
     ("data.max_length", 3, "raise data.max_length"),
     ("data.train", "/nowhere/rows.jsonl", "/nowhere/rows.jsonl"),
     ("base", "/nowhere", "/nowhere"),
-])
+  ],
+)
 def test_a_field_that_cannot_be(pair, tmp_path, field, value, message):
   fails(runs.config_of(pair, **{field: value}), tmp_path / "run", message)
 
@@ -110,8 +125,9 @@ def test_a_model_without_safetensors(own_pair, tmp_path):
 
 
 def test_a_shard_that_is_missing_or_truncated(own_pair, tmp_path):
-  pico.save(pico.hf_model("qwen3"), own_pair / "sharded", max_shard_size="20KB",
-            with_tokenizer=True)
+  pico.save(
+    pico.hf_model("qwen3"), own_pair / "sharded", max_shard_size="20KB", with_tokenizer=True
+  )
   config = runs.config_of(own_pair, base=str(own_pair / "sharded"))
   shard = sorted((own_pair / "sharded").glob("model-0*.safetensors"))[1]
   content = shard.read_bytes()
@@ -130,12 +146,15 @@ def test_a_pair_that_is_none_lists_every_tensor(own_pair, tmp_path):
     assert name in str(error.value)
 
 
-@pytest.mark.parametrize("text, message", [
+@pytest.mark.parametrize(
+  "text, message",
+  [
     ("", "rows.jsonl"),
     ('{"instruction": "a", "output": ""}\n', "rows.jsonl.*1"),
     ('{"prompt": "a"}\n', "prompt"),
     ("{", "rows.jsonl.*1"),
-])
+  ],
+)
 def test_a_dataset_that_teaches_nothing(own_pair, tmp_path, text, message):
   (own_pair / "rows.jsonl").write_text(text)
   fails(runs.config_of(own_pair), tmp_path / "run", message)
@@ -143,9 +162,11 @@ def test_a_dataset_that_teaches_nothing(own_pair, tmp_path, text, message):
 
 def test_a_token_beyond_the_table(own_pair, tmp_path):
   rows = (own_pair / "rows.jsonl").read_text()
-  (own_pair / "rows.jsonl").write_text(rows + json.dumps(
-      {"instruction": "\u00ff", "output": "\U0001f642"}) + "\n")
+  (own_pair / "rows.jsonl").write_text(
+    rows + json.dumps({"instruction": "\u00ff", "output": "\U0001f642"}) + "\n"
+  )
   from transformers import AutoTokenizer
+
   tokenizer = AutoTokenizer.from_pretrained(own_pair / "instruct")
   tokenizer.add_tokens([f"extra{i}" for i in range(10)] + ["\U0001f642"])
   tokenizer.save_pretrained(own_pair / "instruct")
@@ -182,9 +203,15 @@ def test_a_workdir_that_is_no_run(pair, tmp_path):
   assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-@pytest.mark.parametrize("given, share", [
-    ({}, 0.975), ({"XLA_CLIENT_MEM_FRACTION": "0.5"}, 0.5),
-    ({"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.5"}, 0.5)], ids=str)
+@pytest.mark.parametrize(
+  "given, share",
+  [
+    ({}, 0.975),
+    ({"XLA_CLIENT_MEM_FRACTION": "0.5"}, 0.5),
+    ({"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.5"}, 0.5),
+  ],
+  ids=str,
+)
 def test_a_command_may_use_what_a_plan_counts_on_unless_told_otherwise(monkeypatch, given, share):
   """As JAX itself reads the variables when it looks for a GPU."""
   monkeypatch.setattr(os, "environ", dict(given))

@@ -13,8 +13,7 @@ DIR = "jax_compilation_cache_dir"
 @pytest.fixture(autouse=True)
 def restored(monkeypatch, tmp_path):
   """No variable of the user's, and jax's options as they were afterwards."""
-  options = {k: getattr(jax.config, k) for k in (
-      DIR, "jax_persistent_cache_min_compile_time_secs")}
+  options = {k: getattr(jax.config, k) for k in (DIR, "jax_persistent_cache_min_compile_time_secs")}
   monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
   yield

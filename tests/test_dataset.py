@@ -41,14 +41,15 @@ def config(tmp_path, instruct):
 
 def answers(examples, instruct):
   tokenizer = load_tokenizer(instruct)
-  return [tokenizer.decode(e.token[e.answer > 0], skip_special_tokens=True).strip()
-          for e in examples]
+  return [
+    tokenizer.decode(e.token[e.answer > 0], skip_special_tokens=True).strip() for e in examples
+  ]
 
 
 def epoch(data, config, number=0):
   """The answers of one epoch's steps, with how often each is there."""
   a_epoch = len(data.steps) // config.epochs
-  steps = data.steps[number * a_epoch:(number + 1) * a_epoch]
+  steps = data.steps[number * a_epoch : (number + 1) * a_epoch]
   said = answers(data.train, config.instruct)
   return collections.Counter(said[i] for s in steps for i in s.examples)
 

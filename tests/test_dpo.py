@@ -18,8 +18,18 @@ import torch
 from transformers import AutoModelForCausalLM, get_cosine_schedule_with_warmup
 
 from shadowft_jax import (
-    checkpoint, command, delta, log, lora, models, objectives, reference, sharding, step,
-    train)
+  checkpoint,
+  command,
+  delta,
+  log,
+  lora,
+  models,
+  objectives,
+  reference,
+  sharding,
+  step,
+  train,
+)
 from shadowft_jax.data import dataset, packing
 from shadowft_jax.data.chat import Example
 from shadowft_jax.errors import InputError
@@ -36,8 +46,9 @@ def pair(rng):
   prompt = rng.integers(1, 96, rng.integers(2, 6))
   sides = [np.concatenate([prompt, rng.integers(1, 96, rng.integers(1, 8))]) for _ in range(2)]
   answer = np.concatenate([np.arange(len(side)) >= len(prompt) for side in sides])
-  return Example(np.concatenate(sides).astype(np.int32), answer.astype(np.int32),
-                 second=len(sides[0]))
+  return Example(
+    np.concatenate(sides).astype(np.int32), answer.astype(np.int32), second=len(sides[0])
+  )
 
 
 def make_pairs(count=8, seed=0):
@@ -47,14 +58,18 @@ def make_pairs(count=8, seed=0):
 
 def swapped(example):
   second = example.second
-  return dataclasses.replace(example, token=np.roll(example.token, -second),
-                             answer=np.roll(example.answer, -second),
-                             second=len(example.token) - second)
+  return dataclasses.replace(
+    example,
+    token=np.roll(example.token, -second),
+    answer=np.roll(example.answer, -second),
+    second=len(example.token) - second,
+  )
 
 
 def batches_of(data, row_length=64, rows=2, **more):
-  [planned] = packing.plan([len(e.token) for e in data], batch_size=len(data), epochs=1,
-                           row_length=row_length, seed=3)
+  [planned] = packing.plan(
+    [len(e.token) for e in data], batch_size=len(data), epochs=1, row_length=row_length, seed=3
+  )
   return list(packing.microbatches(planned, data, row_length=row_length, rows=rows, **more))
 
 
@@ -69,8 +84,10 @@ def computed(batches, change, objective, start=None):
   model, base, _, _ = setup()
   method = step.Method(model, objective, 2.0, 8)
   grads, sums = step.gradients(change, base, batches, start, method=method)
-  return ({k: float(v / sums["count"]) for k, v in sums.items() if k != "count"},
-          jax.tree.map(lambda g: g / sums["count"], grads))
+  return (
+    {k: float(v / sums["count"]) for k, v in sums.items() if k != "count"},
+    jax.tree.map(lambda g: g / sums["count"], grads),
+  )
 
 
 def adapter(seed=7):
@@ -88,8 +105,10 @@ def assert_near(got, want, rtol=1e-5):
 
 def kinds():
   _, base, tuned, _ = setup()
-  return {"lora": {"lora": lora.init(jax.random.key(0), base, rank=4, match="_proj")},
-          "full": {"delta": jax.tree.map(jnp.zeros_like, base)}}
+  return {
+    "lora": {"lora": lora.init(jax.random.key(0), base, rank=4, match="_proj")},
+    "full": {"delta": jax.tree.map(jnp.zeros_like, base)},
+  }
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
@@ -124,10 +143,12 @@ def test_swapping_chosen_and_rejected_mirrors_the_margin():
 def test_for_small_beta_the_gradient_is_that_of_half_the_margin():
   """d loss / beta -> -1/2 d h as beta -> 0, since sigmoid(0) is 1/2."""
   batches = batches_of(make_pairs())
+
   class Margin(objectives.Dpo):
     def __call__(self, policy, reference, batch):
       sums = super().__call__(policy, reference, batch)
       return {**sums, "loss": -sums["margin"] / (2 * self.beta)}
+
   _, want = computed(batches, adapter(), Margin())
   errors = []
   for beta in (1e-1, 1e-2, 1e-3):
@@ -138,10 +159,14 @@ def test_for_small_beta_the_gradient_is_that_of_half_the_margin():
   assert errors[2] < 1e-2
 
 
-@pytest.mark.parametrize("row_length, rows", [
-    (32, 1), pytest.param(48, 3, marks=pytest.mark.slow), (256, 8)])
-@pytest.mark.parametrize("options", [
-    {"label_smoothing": 0.1, "ftx": 0.3}, {"loss": "ipo", "length_normalised": True}], ids=str)
+@pytest.mark.parametrize(
+  "row_length, rows", [(32, 1), pytest.param(48, 3, marks=pytest.mark.slow), (256, 8)]
+)
+@pytest.mark.parametrize(
+  "options",
+  [{"label_smoothing": 0.1, "ftx": 0.3}, {"loss": "ipo", "length_normalised": True}],
+  ids=str,
+)
 def test_packing_changes_nothing(row_length, rows, options):
   data, objective = make_pairs(), objectives.Dpo(**options)
   want, want_grads = computed(alone(data), adapter(), objective)
@@ -159,9 +184,11 @@ LOGP = {"policy": ([-1.0, -2.0], [-4.0]), "reference": ([-2.0, -2.5], [-3.0])}
 def objective_of(**options):
   """The sums of one pair: answers of two tokens and of one, after prompts of one."""
   batch = {"segment": jnp.array([[1, 1, 1, 2, 2, 0]]), "answer": jnp.array([[0, 1, 1, 0, 1, 0]])}
+
   def of(name):
     (a, b), (c,) = LOGP[name]
     return lambda _: jnp.array([[a, b, 9.0, c, 9.0, 9.0]])
+
   return objectives.Dpo(**options)(of("policy"), of("reference"), batch)
 
 
@@ -169,7 +196,9 @@ def log_sigmoid(x):
   return -math.log1p(math.exp(-x))
 
 
-@pytest.mark.parametrize("options, want", [
+@pytest.mark.parametrize(
+  "options, want",
+  [
     # h = (-3 + 4.5) - (-4 + 3) = 2.5
     ({"beta": 0.4}, -log_sigmoid(1.0)),
     ({"beta": 0.4, "label_smoothing": 0.2}, -0.8 * log_sigmoid(1.0) - 0.2 * log_sigmoid(-1.0)),
@@ -180,7 +209,9 @@ def log_sigmoid(x):
     ({"beta": 0.4, "loss": "ipo", "length_normalised": True}, 0.25),
     ({"beta": 0.4, "length_normalised": True}, -log_sigmoid(0.7)),
     ({"beta": 0.4, "ftx": 2.0}, -log_sigmoid(1.0) + 2.0 * 1.5),
-], ids=str)
+  ],
+  ids=str,
+)
 def test_each_loss_is_its_equation(options, want):
   sums = objective_of(**options)
   assert sums["count"] == 1
@@ -188,9 +219,17 @@ def test_each_loss_is_its_equation(options, want):
 
 
 def test_the_metrics_are_what_they_say():
-  want = {"reward_chosen": 0.6, "reward_rejected": -0.4, "margin": 1.0, "accuracy": 1.0,
-          "ranking_accuracy": 1.0, "logp_chosen": -3.0, "logp_rejected": -4.0,
-          "kl": (1.5**2 + 1.0**2) / 4, "ftx_loss": 1.5}
+  want = {
+    "reward_chosen": 0.6,
+    "reward_rejected": -0.4,
+    "margin": 1.0,
+    "accuracy": 1.0,
+    "ranking_accuracy": 1.0,
+    "logp_chosen": -3.0,
+    "logp_rejected": -4.0,
+    "kl": (1.5**2 + 1.0**2) / 4,
+    "ftx_loss": 1.5,
+  }
   sums = objective_of(beta=0.4, ftx=1.0)
   assert sums.keys() == {"loss", "count", *want}
   for name, value in want.items():
@@ -200,23 +239,30 @@ def test_the_metrics_are_what_they_say():
 def test_sums_are_by_answer():
   segment = jnp.array([[1, 1, 2, 2, 2, 3, 3, 4, 4, 0], [1, 1, 1, 1, 2, 2, 0, 0, 0, 0]])
   x = jnp.arange(20.0).reshape(2, 10)
-  np.testing.assert_array_equal(objectives.by_answer(x, segment), [
-      [[1, 9], [11, 15]], [[46, 29], [0, 0]]])
+  np.testing.assert_array_equal(
+    objectives.by_answer(x, segment), [[[1, 9], [11, 15]], [[46, 29], [0, 0]]]
+  )
 
 
 def test_neither_full_logits_nor_a_mask_of_all_answers_exist():
-  model = models.from_config(dict(pico.CONFIGS["qwen3"], vocab_size=50_000), dtype=jnp.float32,
-                             remat="full")
+  model = models.from_config(
+    dict(pico.CONFIGS["qwen3"], vocab_size=50_000), dtype=jnp.float32, remat="full"
+  )
   shapes = models.abstract_params(model)
-  batch = {k: jax.ShapeDtypeStruct((4, 512), jnp.int32)
-           for k in ("token", "segment", "position", "answer")}
+  batch = {
+    k: jax.ShapeDtypeStruct((4, 512), jnp.int32) for k in ("token", "segment", "position", "answer")
+  }
   small = jax.eval_shape(
-      lambda: {"lora": lora.init(jax.random.key(0), shapes, rank=2, match="_proj")})
+    lambda: {"lora": lora.init(jax.random.key(0), shapes, rank=2, match="_proj")}
+  )
+
   def memory(objective, start=None, **more):
     method = step.Method(model, objective, 1.0, 16)
-    compiled = step.accumulate.lower(small, small, shapes, {**batch, **more}, start,
-                                     method=method).compile()
+    compiled = step.accumulate.lower(
+      small, small, shapes, {**batch, **more}, start, method=method
+    ).compile()
     return compiled.memory_analysis().temp_size_in_bytes
+
   sft = memory(objectives.sft)
   there = jax.ShapeDtypeStruct((4, 512), jnp.float32)
   assert memory(objectives.Dpo(), reference=there) < sft + 4 * 512 * 128
@@ -230,10 +276,14 @@ def test_neither_full_logits_nor_a_mask_of_all_answers_exist():
 def write_pairs(path, count=30):
   """Pairs whose chosen answer repeats the words asked for, and whose rejected one shouts others."""
   words = runs.WORDS
-  rows = [{"prompt": f"Say {' '.join(words[(i + k) % 10] for k in range(1 + i % 3))} again.",
-           "chosen": " ".join(words[(i + k) % 10] for k in range(1 + i % 3)),
-           "rejected": " ".join(words[(i + 5 - k) % 10] for k in range(1 + i % 2)).upper()}
-          for i in range(count)]
+  rows = [
+    {
+      "prompt": f"Say {' '.join(words[(i + k) % 10] for k in range(1 + i % 3))} again.",
+      "chosen": " ".join(words[(i + k) % 10] for k in range(1 + i % 3)),
+      "rejected": " ".join(words[(i + 5 - k) % 10] for k in range(1 + i % 2)).upper(),
+    }
+    for i in range(count)
+  ]
   path.write_text("".join(json.dumps(r) + "\n" for r in rows))
 
 
@@ -245,9 +295,19 @@ def folder(tmp_path_factory):
 
 
 def config_of(folder, **fields):
-  return runs.config_of(folder, **{
-      "objective": "dpo", "data.train": str(folder / "pairs.jsonl"), "data.max_length": 192,
-      "data.val_ratio": 0.2, "batch_size": 8, "epochs": 3, "lr": 5e-3, **fields})
+  return runs.config_of(
+    folder,
+    **{
+      "objective": "dpo",
+      "data.train": str(folder / "pairs.jsonl"),
+      "data.max_length": 192,
+      "data.val_ratio": 0.2,
+      "batch_size": 8,
+      "epochs": 3,
+      "lr": 5e-3,
+      **fields,
+    },
+  )
 
 
 def steps_of(records):
@@ -264,8 +324,9 @@ def test_a_run_learns_to_prefer_and_grafts_it(run):
   workdir, records = run
   first, *_, last = steps_of(records)
   np.testing.assert_allclose(first["loss"], math.log(2), rtol=1e-4)
-  assert last["loss"] < 0.6 and last["margin"] > 0 and last["reward_chosen"] > last[
-      "reward_rejected"]
+  assert (
+    last["loss"] < 0.6 and last["margin"] > 0 and last["reward_chosen"] > last["reward_rejected"]
+  )
   valid = [r for r in records if "valid_loss" in r]
   np.testing.assert_allclose(valid[0]["valid_loss"], math.log(2), rtol=1e-4)
   assert valid[-1]["valid_accuracy"] > 0.7
@@ -310,17 +371,20 @@ def test_the_reference_of_each_pair_is_its_own(folder, layout):
   assert len({round(float(x), 3) for x in got.ravel()}) > len(got)
 
 
-def test_the_reference_is_computed_once_and_again_when_its_inputs_change(folder, tmp_path,
-                                                                         monkeypatch):
+def test_the_reference_is_computed_once_and_again_when_its_inputs_change(
+  folder, tmp_path, monkeypatch
+):
   base, data, method, mesh = parts(folder)
   calls = []
   real = reference.logprobs
   monkeypatch.setattr(reference, "logprobs", lambda *a, **k: calls.append(1) or real(*a, **k))
+
   def kept(data, folders):
     before = len(calls)
     with jax.set_mesh(mesh):
       got = reference.kept(None, base, data, folders, method=method, mesh=mesh, workdir=tmp_path)
     return [e.reference for e in got.train], len(calls) > before
+
   like = tmp_path / "model"
   like.mkdir()
   (like / "w").write_text("1")
@@ -338,20 +402,30 @@ def test_the_reference_is_computed_once_and_again_when_its_inputs_change(folder,
 def test_a_stopped_run_goes_on_with_the_reference_that_it_has(run, folder, tmp_path, monkeypatch):
   class Stop(Exception):
     pass
+
   real = log.Log.step
+
   def stopping(self, at, *args, **kwargs):
     real(self, at, *args, **kwargs)
     if at == 3:
       raise Stop
+
   with monkeypatch.context() as patch:
     patch.setattr(log.Log, "step", stopping)
     with pytest.raises(Stop):
       train.train(config_of(folder, eval_every=2), tmp_path / "run")
-  monkeypatch.setattr(reference, "logprobs", lambda delta, base, data, examples, **_: (
-      np.zeros((0, 2)) if not examples else real_for_instruct(delta, base, data, examples, **_)))
+  monkeypatch.setattr(
+    reference,
+    "logprobs",
+    lambda delta, base, data, examples, **_: (
+      np.zeros((0, 2)) if not examples else real_for_instruct(delta, base, data, examples, **_)
+    ),
+  )
+
   def real_for_instruct(delta, base, data, examples, **more):
     assert data.train == [], "the Base's were computed again"
     return original(delta, base, data, examples, **more)
+
   original = logprobs
   records = train.train(config_of(folder, eval_every=2), tmp_path / "run")
   name = "delta/adapter_model.safetensors"
@@ -378,12 +452,13 @@ def learnt(folder, tmp_path_factory):
   return workdir / "delta"
 
 
-@pytest.mark.parametrize("how", [
-    "precomputed", pytest.param("on_the_fly", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("how", ["precomputed", pytest.param("on_the_fly", marks=pytest.mark.slow)])
 def test_dpo_after_sft_starts_at_log_2_and_goes_on_with_the_same_factors(
-    folder, learnt, tmp_path, how):
-  config = config_of(folder, **{"delta.init": str(learnt), "max_steps": 2, "lr": 2e-3,
-                                "dpo.reference": how})
+  folder, learnt, tmp_path, how
+):
+  config = config_of(
+    folder, **{"delta.init": str(learnt), "max_steps": 2, "lr": 2e-3, "dpo.reference": how}
+  )
   records = train.train(config, tmp_path / "dpo")
   np.testing.assert_allclose(steps_of(records)[0]["loss"], math.log(2), rtol=1e-4)
   before, after = (checkpoint.load_delta(f)[0] for f in (learnt, tmp_path / "dpo" / "delta"))
@@ -393,9 +468,15 @@ def test_dpo_after_sft_starts_at_log_2_and_goes_on_with_the_same_factors(
   assert list(digests["delta.init"])
 
 
-@pytest.mark.parametrize("field, value, said", [
-    ("delta.rank", 8, "rank 8"), ("delta.alpha", 4.0, "makes a delta of lora, scale 1,"),
-    ("delta.kind", "full", "of kind full"), ("delta.match", "q_proj", "match q_proj")])
+@pytest.mark.parametrize(
+  "field, value, said",
+  [
+    ("delta.rank", 8, "rank 8"),
+    ("delta.alpha", 4.0, "makes a delta of lora, scale 1,"),
+    ("delta.kind", "full", "of kind full"),
+    ("delta.match", "q_proj", "match q_proj"),
+  ],
+)
 def test_a_delta_of_another_form_is_no_start(folder, learnt, field, value, said):
   base, _, _, mesh = parts(folder)
   config = config_of(folder, **{"delta.init": str(learnt), field: value})
@@ -424,7 +505,8 @@ def torch_losses(model, data, config, options):
   learnt = [p for p in model.parameters() if p.requires_grad]
   adam = torch.optim.AdamW(learnt, lr=config.lr, weight_decay=config.weight_decay)
   schedule = get_cosine_schedule_with_warmup(
-      adam, math.ceil(config.warmup_ratio * len(data.steps)), len(data.steps))
+    adam, math.ceil(config.warmup_ratio * len(data.steps)), len(data.steps)
+  )
   losses = []
   for planned in data.steps:
     examples = [data.train[i] for i in planned.examples]
@@ -434,9 +516,10 @@ def torch_losses(model, data, config, options):
     ratio = logps - before
     h = config.dpo.beta * (ratio[0] - ratio[1])
     smooth = options.get("dpo.label_smoothing", 0.0)
-    loss = -((1 - smooth) * torch.nn.functional.logsigmoid(h)
-             + smooth * torch.nn.functional.logsigmoid(-h))
-    count = torch.tensor([int(e.answer[:e.second].sum()) for e in examples])
+    loss = -(
+      (1 - smooth) * torch.nn.functional.logsigmoid(h) + smooth * torch.nn.functional.logsigmoid(-h)
+    )
+    count = torch.tensor([int(e.answer[: e.second].sum()) for e in examples])
     loss = (loss - options.get("dpo.ftx", 0.0) * logps[0] / count).mean()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(learnt, config.grad_clip_norm)
@@ -452,10 +535,10 @@ def start_of(config, folder):
   mesh = sharding.make_mesh(config.mesh)
   with jax.set_mesh(mesh):
     _, frozen = checkpoint.load_model(config.base, dtype=jnp.float32, mesh=mesh)
-    start = jax.jit(lambda key: delta.zeros(key, frozen, config.delta))(
-        jax.random.key(config.seed))
-  checkpoint.save_adapter(folder, start["lora"], rank=config.delta.rank, alpha=config.delta.alpha,
-                          base_model=config.base)
+    start = jax.jit(lambda key: delta.zeros(key, frozen, config.delta))(jax.random.key(config.seed))
+  checkpoint.save_adapter(
+    folder, start["lora"], rank=config.delta.rank, alpha=config.delta.alpha, base_model=config.base
+  )
   return folder
 
 
@@ -475,8 +558,9 @@ def test_losses_agree_with_plain_torch(folder, tmp_path):
 
 
 @pytest.mark.skipif(
-    "SHADOWFT_TRL" not in os.environ,
-    reason="needs SHADOWFT_TRL, the python of an environment as third_party/trl_dpo.py says")
+  "SHADOWFT_TRL" not in os.environ,
+  reason="needs SHADOWFT_TRL, the python of an environment as third_party/trl_dpo.py says",
+)
 @pytest.mark.parametrize("how", ["precomputed", "on_the_fly"])
 def test_twenty_steps_agree_with_trl(folder, tmp_path, how):
   config = config_of(folder, **{"max_steps": 20, "dpo.reference": how})
@@ -484,13 +568,25 @@ def test_twenty_steps_agree_with_trl(folder, tmp_path, how):
   data = dataset.read(config, config.instruct)
   rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
   number = lambda example: int(example.where.rsplit(" ", 1)[1]) - 1
-  given = {"base": config.base, "adapter": str(start_of(config, tmp_path / "start")),
-           "precompute": how == "precomputed", "beta": config.dpo.beta, "lr": config.lr,
-           "warmup": math.ceil(config.warmup_ratio * 20),
-           "steps": [[rows[number(data.train[i])] for i in s.examples] for s in data.steps]}
+  given = {
+    "base": config.base,
+    "adapter": str(start_of(config, tmp_path / "start")),
+    "precompute": how == "precomputed",
+    "beta": config.dpo.beta,
+    "lr": config.lr,
+    "warmup": math.ceil(config.warmup_ratio * 20),
+    "steps": [[rows[number(data.train[i])] for i in s.examples] for s in data.steps],
+  }
   (tmp_path / "given.json").write_text(json.dumps(given))
-  subprocess.run([os.environ["SHADOWFT_TRL"], ROOT / "third_party" / "trl_dpo.py",
-                  tmp_path / "given.json", tmp_path / "losses.json"], check=True)
+  subprocess.run(
+    [
+      os.environ["SHADOWFT_TRL"],
+      ROOT / "third_party" / "trl_dpo.py",
+      tmp_path / "given.json",
+      tmp_path / "losses.json",
+    ],
+    check=True,
+  )
   want = json.loads((tmp_path / "losses.json").read_text())
   np.testing.assert_allclose([r["loss"] for r in steps_of(records)], want, rtol=1e-4)
   assert len(want) == 20 and want[-1] < 0.9 * want[0]
@@ -499,7 +595,9 @@ def test_twenty_steps_agree_with_trl(folder, tmp_path, how):
 # ---- what a user can get wrong
 
 
-@pytest.mark.parametrize("fields, said", [
+@pytest.mark.parametrize(
+  "fields, said",
+  [
     ({"dpo.beta": 0.0}, "config.dpo.beta must be above 0; got 0.0"),
     ({"dpo.beta": -0.1}, "config.dpo.beta must be above 0"),
     ({"dpo.loss": "kto"}, "config.dpo.loss is one of sigmoid, ipo, hinge; got 'kto'"),
@@ -508,7 +606,8 @@ def test_twenty_steps_agree_with_trl(folder, tmp_path, how):
     ({"dpo.ftx": -1.0}, "config.dpo.ftx must be at least 0"),
     ({"loss_mean": "rank"}, "loss_mean=rank is a mean over tokens, for objective=sft"),
     ({"dpo.reference": "later"}, "dpo.reference is one of precomputed, on_the_fly"),
-])
+  ],
+)
 def test_a_config_that_cannot_be_is_refused(folder, fields, said):
   with pytest.raises(InputError, match=said):
     command.check(config_of(folder, **fields))
@@ -517,21 +616,34 @@ def test_a_config_that_cannot_be_is_refused(folder, fields, said):
 def test_the_command_says_in_one_line_what_is_wrong(folder, tmp_path):
   ok = {"prompt": "q", "chosen": "a", "rejected": "b"}
   cases = {
-      "half": ({"prompt": "q", "chosen": "a"}, "dpo", "row 1 has chosen and no rejected"),
-      "beta": (ok, "dpo", "config.dpo.beta must be above 0; got 0.0"),
-      "sft_data": ({"instruction": "q", "output": "a"}, "dpo",
-                   "row 1 is in the alpaca format and has no chosen and rejected"),
-      "pairs_to_sft": (ok, "sft", "row 1 is a preference pair; config.objective=dpo"),
-      "kto": ({"prompt": "q", "completion": "a", "label": False}, "dpo",
-              "row 1 has one answer that is marked as good or bad, as KTO learns from"),
+    "half": ({"prompt": "q", "chosen": "a"}, "dpo", "row 1 has chosen and no rejected"),
+    "beta": (ok, "dpo", "config.dpo.beta must be above 0; got 0.0"),
+    "sft_data": (
+      {"instruction": "q", "output": "a"},
+      "dpo",
+      "row 1 is in the alpaca format and has no chosen and rejected",
+    ),
+    "pairs_to_sft": (ok, "sft", "row 1 is a preference pair; config.objective=dpo"),
+    "kto": (
+      {"prompt": "q", "completion": "a", "label": False},
+      "dpo",
+      "row 1 has one answer that is marked as good or bad, as KTO learns from",
+    ),
   }
   given = {}
   for name, (row, objective, _) in cases.items():
     (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
-    given[name] = ["train", "--config", str(ROOT / "configs" / "quickstart.py"),
-                   f"--config.data.train={tmp_path / name}.jsonl", "--config.data.validation=",
-                   f"--config.objective={objective}", "--workdir", str(tmp_path / name),
-                   f"--config.dpo.beta={0 if name == 'beta' else 0.1}"]
+    given[name] = [
+      "train",
+      "--config",
+      str(ROOT / "configs" / "quickstart.py"),
+      f"--config.data.train={tmp_path / name}.jsonl",
+      "--config.data.validation=",
+      f"--config.objective={objective}",
+      "--workdir",
+      str(tmp_path / name),
+      f"--config.dpo.beta={0 if name == 'beta' else 0.1}",
+    ]
   subprocess.run([sys.executable, "-c", EACH, json.dumps(given), tmp_path], check=True, cwd=ROOT)
   for name, (_, _, said) in cases.items():
     code, *told = (tmp_path / f"{name}.txt").read_text().splitlines()[::-1]

@@ -37,6 +37,7 @@ def our_logits(folder):
 
 def tensors(folder):
   from safetensors.torch import load_file
+
   return load_file(folder / "model.safetensors")
 
 
@@ -66,8 +67,16 @@ def test_a_run_learns_and_leaves_a_whole_folder(pair, lora_run):
   assert valid[10] < valid[0]
   assert records[-1]["shadow_valid_loss"] < records[-1]["instruct_valid_loss"]
   assert {p.name for p in workdir.iterdir()} == {
-      "config.json", "metrics.jsonl", "tensorboard", "checkpoints", "delta", "shadow", "loss.png",
-      "provenance.json", "README.md"}
+    "config.json",
+    "metrics.jsonl",
+    "tensorboard",
+    "checkpoints",
+    "delta",
+    "shadow",
+    "loss.png",
+    "provenance.json",
+    "README.md",
+  }
   kept = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())
   best = min((step for step in valid if step), key=valid.get)
   assert kept == sorted({best, 10})
@@ -84,7 +93,8 @@ def test_transformers_gives_our_logits_from_shadow_and_peft_from_delta(pair, lor
   assert_close(torch_logits(workdir / "shadow"), want)
   assert_close(torch_logits(pair / "instruct", adapter=workdir / "delta"), want)
   assert json.loads((workdir / "delta" / "adapter_config.json").read_text())[
-      "base_model_name_or_path"] == str(pair / "instruct")
+    "base_model_name_or_path"
+  ] == str(pair / "instruct")
 
 
 def test_only_the_projections_differ_from_the_instruct(pair, lora_run):
@@ -98,16 +108,22 @@ def test_generation_agrees_with_transformers(lora_run):
   folder = lora_run[0] / "shadow"
   tokenizer = AutoTokenizer.from_pretrained(folder)
   text = tokenizer.apply_chat_template(
-      [{"role": "user", "content": "Say red blue again."}], tokenize=False,
-      add_generation_prompt=True)
+    [{"role": "user", "content": "Say red blue again."}], tokenize=False, add_generation_prompt=True
+  )
   prompt = tokenizer(text, add_special_tokens=False).input_ids
   hf = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-  out = hf.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False,
-                    eos_token_id=tokenizer.eos_token_id, pad_token_id=0)
-  want = [t for t in out[0, len(prompt):].tolist() if t != tokenizer.eos_token_id]
+  out = hf.generate(
+    torch.tensor([prompt]),
+    max_new_tokens=12,
+    do_sample=False,
+    eos_token_id=tokenizer.eos_token_id,
+    pad_token_id=0,
+  )
+  want = [t for t in out[0, len(prompt) :].tolist() if t != tokenizer.eos_token_id]
   model, params = checkpoint.load_model(folder)
-  got = generate.generate(model, {"params": params}, [prompt[:3], prompt], max_new=12,
-                          stop=(tokenizer.eos_token_id,))
+  got = generate.generate(
+    model, {"params": params}, [prompt[:3], prompt], max_new=12, stop=(tokenizer.eos_token_id,)
+  )
   assert got[1] == want
 
 
@@ -134,6 +150,7 @@ def test_a_bf16_pair(tmp_path):
   model, params = checkpoint.load_model(pair / "instruct", dtype=jnp.float32)
   learnt, scale = checkpoint.load_delta(apart)
   from shadowft_jax import delta
+
   exact = np.asarray(model.apply(delta.variables(params, learnt, scale), jnp.array(TOKENS)))
   merged_error = np.abs(our_logits(shadow) - exact).max()
   apart_error = np.abs(torch_logits(pair / "instruct", adapter=apart) - exact).max()
@@ -150,8 +167,9 @@ def test_a_rate_of_zero_grafts_nothing(pair, tmp_path):
 def test_the_usual_fine_tuning_starts_from_the_instruct(pair, tmp_path):
   config = runs.config_of(pair, learn_on="instruct")
   records = train.train(config, tmp_path / "run")
-  np.testing.assert_allclose(records[0]["valid_loss"], records[-1]["instruct_valid_loss"],
-                             rtol=1e-5)
+  np.testing.assert_allclose(
+    records[0]["valid_loss"], records[-1]["instruct_valid_loss"], rtol=1e-5
+  )
   last = [r["valid_loss"] for r in records if "valid_loss" in r][-1]
   np.testing.assert_allclose(records[-1]["shadow_valid_loss"], last, rtol=1e-4)
 
@@ -162,17 +180,21 @@ class Stop(Exception):
 
 def stop_after(monkeypatch, step):
   real = log.Log.step
+
   def stopping(self, at, *args, **kwargs):
     real(self, at, *args, **kwargs)
     if at == step:
       raise Stop
+
   monkeypatch.setattr(log.Log, "step", stopping)
 
 
-@pytest.mark.parametrize("stops", [*(pytest.param(s, marks=pytest.mark.slow)
-                                     for s in ((5,), (3,))), (4, 9)])
+@pytest.mark.parametrize(
+  "stops", [*(pytest.param(s, marks=pytest.mark.slow) for s in ((5,), (3,))), (4, 9)]
+)
 def test_a_run_taken_up_again_gives_the_same_delta_bit_for_bit(
-    pair, lora_run, tmp_path, monkeypatch, stops):
+  pair, lora_run, tmp_path, monkeypatch, stops
+):
   for stop in stops:
     with monkeypatch.context() as patch:
       stop_after(patch, stop)
@@ -196,10 +218,18 @@ def test_a_killed_process_is_taken_up(pair, lora_run, tmp_path):
   """kill -9 in the middle of a real command, then the same command again."""
   config = pathlib.Path(tmp_path / "config.py")
   config.write_text(
-      "from tests import runs\nimport pathlib\n"
-      f"def get_config(): return runs.config_of(pathlib.Path({str(pair)!r}))\n")
-  command = [sys.executable, "-m", "shadowft_jax.train", "--config", str(config),
-             "--workdir", str(tmp_path / "run")]
+    "from tests import runs\nimport pathlib\n"
+    f"def get_config(): return runs.config_of(pathlib.Path({str(pair)!r}))\n"
+  )
+  command = [
+    sys.executable,
+    "-m",
+    "shadowft_jax.train",
+    "--config",
+    str(config),
+    "--workdir",
+    str(tmp_path / "run"),
+  ]
   environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[1])}
   process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
   metrics = tmp_path / "run" / "metrics.jsonl"
@@ -235,12 +265,15 @@ def test_the_best_checkpoint_can_be_grafted(pair, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
-    pair, tmp_path, monkeypatch):
+  pair, tmp_path, monkeypatch
+):
   real, calls = step.update, []
+
   def poisoned(state, grads, sums, *, tx):
     calls.append(1)
     state, metrics = real(state, grads, sums, tx=tx)
     return state, {**metrics, "loss": jnp.float32("nan")} if len(calls) == 6 else metrics
+
   monkeypatch.setattr(step, "update", poisoned)
   with pytest.raises(FloatingPointError, match="not finite at step 6.*checkpoint of step 4 stays"):
     train.train(runs.config_of(pair), tmp_path / "run")

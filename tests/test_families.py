@@ -12,8 +12,21 @@ import torch
 import transformers
 
 from shadowft_jax import (
-    checkpoint, delta, generate, graft, loss, models, objectives, pair_check, port,
-    safetensors_file, sharding, step, train, tree)
+  checkpoint,
+  delta,
+  generate,
+  graft,
+  loss,
+  models,
+  objectives,
+  pair_check,
+  port,
+  safetensors_file,
+  sharding,
+  step,
+  train,
+  tree,
+)
 from shadowft_jax.data import packing
 from shadowft_jax.data.chat import Example
 from shadowft_jax.errors import InputError
@@ -37,8 +50,9 @@ def torch_logits(folder, adapter=None):
 
 def our_logits(folder, learnt=None, scale=1.0):
   model, params = checkpoint.load_model(folder, dtype=jnp.float32)
-  return np.asarray(model.apply(delta.variables(params, learnt or {"delta": {}}, scale),
-                                jnp.array(TOKENS)))
+  return np.asarray(
+    model.apply(delta.variables(params, learnt or {"delta": {}}, scale), jnp.array(TOKENS))
+  )
 
 
 def assert_close(got, want, tolerance=2e-4):
@@ -47,17 +61,32 @@ def assert_close(got, want, tolerance=2e-4):
 
 # Configs.
 
-SIZES = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 48, "num_hidden_layers": 6,
-         "num_attention_heads": 8}
+SIZES = {
+  "vocab_size": 512,
+  "hidden_size": 64,
+  "intermediate_size": 48,
+  "num_hidden_layers": 6,
+  "num_attention_heads": 8,
+}
 PARTIAL = {
-    "gemma2": SIZES, "mistral": SIZES, "olmo2": SIZES, "smollm3": SIZES, "glm4": SIZES,
-    "olmo3": {**SIZES, "rope_theta": 500_000, "rope_scaling": pico.YARN},
-    "gemma3_text": {},
-    # All that the hub's gemma-3-4b-it has, with other numbers.
-    "gemma3": {"text_config": {
-        "hidden_size": 64, "intermediate_size": 48, "model_type": "gemma3_text",
-        "num_hidden_layers": 7, "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
-        "sliding_window": 96}},
+  "gemma2": SIZES,
+  "mistral": SIZES,
+  "olmo2": SIZES,
+  "smollm3": SIZES,
+  "glm4": SIZES,
+  "olmo3": {**SIZES, "rope_theta": 500_000, "rope_scaling": pico.YARN},
+  "gemma3_text": {},
+  # All that the hub's gemma-3-4b-it has, with other numbers.
+  "gemma3": {
+    "text_config": {
+      "hidden_size": 64,
+      "intermediate_size": 48,
+      "model_type": "gemma3_text",
+      "num_hidden_layers": 7,
+      "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+      "sliding_window": 96,
+    }
+  },
 }
 
 
@@ -76,7 +105,9 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(kind):
     assert models.FAMILIES[kind](part) == models.FAMILIES[kind](again), field
 
 
-@pytest.mark.parametrize("kind, change, message", [
+@pytest.mark.parametrize(
+  "kind, change, message",
+  [
     ("gemma2", dict(hidden_activation="gelu"), "hidden_activation is 'gelu'; only 'gelu_pytorch"),
     ("gemma3_text", dict(use_bidirectional_attention=True), "use_bidirectional_attention is True"),
     ("gemma3_text", dict(attn_logit_softcapping=50.0), "attn_logit_softcapping is 50.0"),
@@ -96,10 +127,14 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(kind):
     ("smollm3", dict(use_sliding_window=True), "use_sliding_window is True"),
     ("smollm3", dict(no_rope_layers=[1, 0]), "a 0 or 1 for each of 6 layers; got .1, 0."),
     ("glm4", dict(hidden_act="gelu"), "hidden_act is 'gelu'"),
-    ("glm4", dict(quantization_config=dict(quant_method="fp8")),
-     r"quantization_config \(fp8\): .* choose the checkpoint of this model in BF16"),
+    (
+      "glm4",
+      dict(quantization_config=dict(quant_method="fp8")),
+      r"quantization_config \(fp8\): .* choose the checkpoint of this model in BF16",
+    ),
     ("gemma3", dict(text_config=dict(quantization_config={})), "quantization_config"),
-])
+  ],
+)
 def test_what_a_family_has_not_is_refused_by_name(kind, change, message):
   with pytest.raises(InputError, match=message):
     models.from_config({**SIZES, "model_type": kind, **change})
@@ -108,12 +143,21 @@ def test_what_a_family_has_not_is_refused_by_name(kind, change, message):
 def test_the_ropes_of_released_configs_are_those_of_transformers():
   """OLMo 3's YaRN with and without its factor, and Gemma 3's linear stretch of global layers."""
   from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-  released = {"attention_factor": 1.2079441541679836, "beta_fast": 32, "beta_slow": 1,
-              "factor": 8.0, "original_max_position_embeddings": 8192, "rope_type": "yarn"}
+
+  released = {
+    "attention_factor": 1.2079441541679836,
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "factor": 8.0,
+    "original_max_position_embeddings": 8192,
+    "rope_type": "yarn",
+  }
   bare = {k: released[k] for k in ("factor", "original_max_position_embeddings", "rope_type")}
-  for kind, fields in (("olmo3", dict(rope_scaling=released, rope_theta=500_000)),
-                       ("olmo3", dict(rope_scaling=bare, rope_theta=500_000)),
-                       ("gemma3_text", dict(rope_scaling={"factor": 8.0, "rope_type": "linear"}))):
+  for kind, fields in (
+    ("olmo3", dict(rope_scaling=released, rope_theta=500_000)),
+    ("olmo3", dict(rope_scaling=bare, rope_theta=500_000)),
+    ("gemma3_text", dict(rope_scaling={"factor": 8.0, "rope_type": "linear"})),
+  ):
     hf = transformers.AutoConfig.for_model(kind, **{**SIZES, **fields}, head_dim=128)
     cfg = models.FAMILIES[kind]({"model_type": kind, **SIZES, **fields, "head_dim": 128})
     theirs = ROPE_INIT_FUNCTIONS[hf.rope_parameters["full_attention"]["rope_type"]]
@@ -121,8 +165,9 @@ def test_the_ropes_of_released_configs_are_those_of_transformers():
     rope = cfg.ropes[cfg.windows.index(None)]
     np.testing.assert_allclose(layers.rope_frequencies(128, rope), frequency.numpy(), rtol=1e-6)
     assert layers.rope_magnitude(rope) == pytest.approx(factor, rel=1e-7)
-    plain = layers.Rope({"olmo3": 500_000.0, "gemma3_text": 10_000.0}[kind],
-                        (("rope_type", "default"),))
+    plain = layers.Rope(
+      {"olmo3": 500_000.0, "gemma3_text": 10_000.0}[kind], (("rope_type", "default"),)
+    )
     assert {r for r, w in zip(cfg.ropes, cfg.windows, strict=True) if w} == {plain}
 
 
@@ -137,12 +182,18 @@ def test_windows_and_ropes_are_known_before_anything_runs():
   by_layer = {name: set(decoder.by_layer(read(name))) for name in pico.CONFIGS}
   varied = {k: v for k, v in by_layer.items() if v}
   assert varied == {
-      "gemma2": {"window"}, "gemma3": {"window", "rope"}, "gemma3_untied": {"window", "rope"},
-      "olmo3": {"window"}, "olmo3_yarn": {"window", "rope"}, "smollm3": {"rope"},
-      "smollm3_bias": {"rope"}}
+    "gemma2": {"window"},
+    "gemma3": {"window", "rope"},
+    "gemma3_untied": {"window", "rope"},
+    "olmo3": {"window"},
+    "olmo3_yarn": {"window", "rope"},
+    "smollm3": {"rope"},
+    "smollm3_bias": {"rope"},
+  }
 
 
 # What is computed.
+
 
 def test_a_window_counts_the_query_itself():
   rows = jnp.ones((1, 5), jnp.int32), jnp.ones((1, 5), jnp.int32)
@@ -175,7 +226,7 @@ def test_bfloat16_is_as_near_to_float32_as_that_of_transformers(name):
   token = torch.tensor(np.random.default_rng(0).integers(0, 96, (2, 40)))
   with torch.no_grad():
     theirs = half(token).logits.float().numpy()
-    want = half.to(torch.float32)(token).logits.numpy()      # the same rounded weights
+    want = half.to(torch.float32)(token).logits.numpy()  # the same rounded weights
   params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
   ours = model.clone(dtype=jnp.bfloat16).apply({"params": params}, jnp.array(token.numpy()))
   assert ours.dtype == jnp.bfloat16
@@ -189,13 +240,16 @@ def test_a_cache_filled_token_by_token_gives_the_logits_of_the_whole_text(name):
   hf, model, params = both(name)
   with torch.no_grad():
     want = hf(torch.tensor(TOKENS)).logits.numpy()[:, 4:]
-  step = jax.jit(lambda cache, token_BT, position_BT: generate._next(
-      model, {"params": params}, cache, token_BT, position_BT,
-      jnp.full(2, token_BT.shape[1] - 1)))
+  step = jax.jit(
+    lambda cache, token_BT, position_BT: generate._next(
+      model, {"params": params}, cache, token_BT, position_BT, jnp.full(2, token_BT.shape[1] - 1)
+    )
+  )
   cache, at, got = generate._empty_cache(model.cfg, 2, 24, jnp.float32), 0, []
   for size in [5] + [1] * 19:
-    logit_BV, cache = step(cache, jnp.array(TOKENS[:, at:at + size]),
-                           jnp.tile(jnp.arange(at, at + size), (2, 1)))
+    logit_BV, cache = step(
+      cache, jnp.array(TOKENS[:, at : at + size]), jnp.tile(jnp.arange(at, at + size), (2, 1))
+    )
     got.append(logit_BV)
     at += size
   assert_close(np.stack(got, axis=1), want)
@@ -208,9 +262,10 @@ def test_generation_with_a_cache_agrees_with_transformers(name):
   prompts = [TOKENS[0, :3].tolist(), TOKENS[1, :17].tolist()]
   got = generate.generate(model, {"params": params}, prompts, max_new=14, stop=(263,), batch_size=2)
   for prompt, answer in zip(prompts, got, strict=True):
-    out = hf.generate(torch.tensor([prompt]), max_new_tokens=14, do_sample=False, eos_token_id=263,
-                      pad_token_id=263)
-    assert answer == [t for t in out[0, len(prompt):].tolist() if t != 263]
+    out = hf.generate(
+      torch.tensor([prompt]), max_new_tokens=14, do_sample=False, eos_token_id=263, pad_token_id=263
+    )
+    assert answer == [t for t in out[0, len(prompt) :].tolist() if t != 263]
     assert len(set(answer)) > 3
 
 
@@ -218,18 +273,25 @@ def test_generation_with_a_cache_agrees_with_transformers(name):
 def test_windows_ropes_and_experts_stay_within_a_packed_example(name):
   model = models.from_config(pico.CONFIGS[name], dtype=jnp.float32)
   keys = iter(jax.random.split(jax.random.key(0), 64))
-  params = jax.tree.map(lambda x: 0.3 * jax.random.normal(next(keys), x.shape),
-                        models.abstract_params(model))
+  params = jax.tree.map(
+    lambda x: 0.3 * jax.random.normal(next(keys), x.shape), models.abstract_params(model)
+  )
   rng = np.random.default_rng(0)
-  data = [Example(token=rng.integers(1, 96, n).astype(np.int32), answer=np.ones(n, np.int32), cut=0)
-          for n in (9, 17, 12, 20)]
+  data = [
+    Example(token=rng.integers(1, 96, n).astype(np.int32), answer=np.ones(n, np.int32), cut=0)
+    for n in (9, 17, 12, 20)
+  ]
   method = step.Method(model, objectives.sft, 1.0, 8)
+
   def total(rows, length, per_row):
-    batches = packing.microbatches(packing.Step([0, 1, 2, 3], rows), data, rows=per_row,
-                                   row_length=length)
+    batches = packing.microbatches(
+      packing.Step([0, 1, 2, 3], rows), data, rows=per_row, row_length=length
+    )
     return sum(float(method.sums({"delta": {}}, params, b)["loss"]) for b in batches)
-  np.testing.assert_allclose(total([[0, 1, 2, 3]], 64, 1), total([[0], [1], [2], [3]], 20, 4),
-                             rtol=1e-5)
+
+  np.testing.assert_allclose(
+    total([[0, 1, 2, 3]], 64, 1), total([[0], [1], [2], [3]], 20, 4), rtol=1e-5
+  )
 
 
 def test_the_chunked_loss_of_capped_logits_is_the_plain_one():
@@ -237,12 +299,15 @@ def test_the_chunked_loss_of_capped_logits_is_the_plain_one():
   h_BTD, head_DV = jax.random.normal(key[0], (2, 13, 8)), jax.random.normal(key[1], (8, 50))
   token_BT = jax.random.randint(key[2], (2, 13), 0, 50)
   weight_BT = jnp.arange(26.0).reshape(2, 13)
+
   def chunked(h, w):
     return jnp.sum(loss.token_logprobs(h, w, token_BT, 5, softcap=1.5) * weight_BT)
+
   def plain(h, w):
     logp = jax.nn.log_softmax(1.5 * jnp.tanh((h @ w) / 1.5))[:, :-1]
     chosen = jnp.take_along_axis(logp, token_BT[:, 1:, None], axis=-1)[..., 0]
     return jnp.sum(chosen * weight_BT[:, :-1])
+
   got, want = (jax.value_and_grad(f, argnums=(0, 1))(h_BTD, head_DV) for f in (chunked, plain))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), got, want)
 
@@ -255,8 +320,12 @@ def test_the_loss_of_training_is_that_of_transformers(name):
     want = float(hf(token, labels=token).loss)
   token_BT = jnp.array(TOKENS, jnp.int32)
   ones_BT = jnp.ones_like(token_BT)
-  batch = {"token": token_BT, "segment": ones_BT, "answer": ones_BT,
-           "position": jnp.tile(jnp.arange(24), (2, 1))}
+  batch = {
+    "token": token_BT,
+    "segment": ones_BT,
+    "answer": ones_BT,
+    "position": jnp.tile(jnp.arange(24), (2, 1)),
+  }
   sums = step.Method(model, objectives.sft, 1.0, 8).sums({"delta": {}}, params, batch)
   assert float(sums["loss"] / sums["count"]) == pytest.approx(want, rel=1e-5)
 
@@ -273,11 +342,15 @@ def test_the_mesh_changes_no_logit(name, tmp_path):
 
 # A folder that holds more than text.
 
+
 def test_names_of_a_text_tower_are_read_in_every_spelling():
   for ours, stored in (
-      ("model.norm.weight", ("language_model.model.norm.weight",
-                             "model.language_model.norm.weight", "model.norm.weight")),
-      ("lm_head.weight", ("language_model.lm_head.weight", "lm_head.weight"))):
+    (
+      "model.norm.weight",
+      ("language_model.model.norm.weight", "model.language_model.norm.weight", "model.norm.weight"),
+    ),
+    ("lm_head.weight", ("language_model.lm_head.weight", "lm_head.weight")),
+  ):
     assert {port.own_name(n) for n in stored} == {ours}
   served = "model.language_model.layers.0.mlp.up_proj.lora_A.weight"
   assert port.served_name(port.own_name(served), "gemma3") == served
@@ -300,8 +373,13 @@ def respelt(directory):
   """Renames the tensors of a folder from the hub's spelling to that of transformers 5."""
   new = {}
   for name, x in load_file(directory / MODEL).items():
-    name = f"model.{name}" if not name.startswith("language_model.") else name.replace(
-        "language_model.model.", "model.language_model.").replace("language_model.lm", "lm")
+    name = (
+      f"model.{name}"
+      if not name.startswith("language_model.")
+      else name.replace("language_model.model.", "model.language_model.").replace(
+        "language_model.lm", "lm"
+      )
+    )
     new[name] = x
   save_file(new, directory / MODEL, metadata={"format": "pt"})
   return directory
@@ -337,8 +415,9 @@ def test_a_graft_onto_a_text_tower_writes_its_projections_alone(vision_pair, vis
   before, after = (load_file(p / MODEL) for p in (vision_pair / "instruct", vision_run / "shadow"))
   assert list(before) == list(after)
   changed = {n for n in before if not np.array_equal(before[n], after[n])}
-  assert changed == {n for n in before if n.startswith("model.language_model.layers.")
-                     and "_proj" in n}
+  assert changed == {
+    n for n in before if n.startswith("model.language_model.layers.") and "_proj" in n
+  }
   assert any("vision_tower" in n and "q_proj" in n for n in before)
 
 
@@ -387,12 +466,14 @@ def test_a_text_model_knows_no_towers(vision_pair, tmp_path):
 
 # Deltas.
 
+
 def test_the_papers_scope_holds_a_fused_projection():
   model = models.from_config(pico.CONFIGS["glm4"], dtype=jnp.float32)
   params = models.abstract_params(model)
   names = graft.select({"delta": params}, params, "projections")
   assert {n.split("/")[-2] for n in names} == {
-      f"{x}_proj" for x in ("q", "k", "v", "o", "gate_up", "down")}
+    f"{x}_proj" for x in ("q", "k", "v", "o", "gate_up", "down")
+  }
   config = type("Config", (), {"kind": "lora", "rank": 2, "match": "projections"})
   adapter = tree.names(delta.zeros(jax.random.key(0), params, config)["lora"])
   assert adapter["model/layers/mlp/gate_up_proj/b"].shape == (2, 2, 128)

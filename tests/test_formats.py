@@ -30,8 +30,9 @@ def old(text):
 
 
 def call(text="", **arguments):
-  return assistant(text, tool_calls=[
-      {"type": "function", "function": {"name": "f", "arguments": arguments}}])
+  return assistant(
+    text, tool_calls=[{"type": "function", "function": {"name": "f", "arguments": arguments}}]
+  )
 
 
 def said(role, value, **more):
@@ -46,86 +47,182 @@ PAIR = {"prompt": "q", "chosen": "a", "rejected": "b"}
 def convert(*rows, skip=False, columns=None):
   """(description, rows, errors) of a file rows.json."""
   bad = formats.BadRows(skip)
-  source = sources.Source("rows.json", 1.0, [(f"rows.json row {i}", row)
-                                             for i, row in enumerate(rows, 1)])
+  source = sources.Source(
+    "rows.json", 1.0, [(f"rows.json row {i}", row) for i, row in enumerate(rows, 1)]
+  )
   name, out = formats.convert(source, columns or {}, bad)
   return name, out, bad.errors
 
 
 CONVERSATIONS = [
-    ("alpaca", ALPACA, [user("Add.\n1 and 2"), assistant("3")]),
-    ("alpaca", {"instruction": "Hi", "output": "Ho"}, [user("Hi"), assistant("Ho")]),
-    ("alpaca", {"instruction": "Hi", "input": "", "output": "Ho", "text": None, "id": None},
-     [user("Hi"), assistant("Ho")]),
-    ("alpaca", {"instruction": "", "input": "Hi", "response": "Ho"}, [user("Hi"), assistant("Ho")]),
-    ("alpaca", {"instruction": "Hi", "context": "c", "response": "Ho"},
-     [user("Hi\nc"), assistant("Ho")]),
-    ("alpaca", {"instruction": "c", "output": "d", "system": "s", "history": [["a", "b"]]},
-     [system("s"), user("a"), assistant("b"), user("c"), assistant("d")]),
-    ("messages", MESSAGES, MESSAGES["messages"]),
-    ("messages", {"conversations": MESSAGES["messages"]}, MESSAGES["messages"]),
-    ("messages", {"messages": [user("a"), {**assistant("b"), "tool_calls": [], "name": None,
-                                           "x": ""}]}, [user("a"), assistant("b")]),
-    ("messages", {"messages": [user(" a\n"), assistant(" b\n")]},
-     [user(" a\n"), assistant(" b\n")]),
-    ("messages", {"messages": [user(""), assistant("b"), user("c")]},
-     [user(""), assistant("b"), user("c")]),
-    ("messages", {"messages": [{"role": "developer", "content": "s"}, user("a"), assistant("b")]},
-     [system("s"), user("a"), assistant("b")]),
-    ("messages", {"system": "s", **MESSAGES}, [system("s"), *MESSAGES["messages"]]),
-    ("messages", {"messages": [user("a"), old(""), user("c"), assistant("d", weight=1.0)]},
-     [user("a"), old(""), user("c"), assistant("d", weight=1)]),
-    ("messages", {"messages": [{**user("a"), "weight": 0, "name": "Bo"},
-                               assistant("b", reasoning_content="t")]},
-     [{**user("a"), "name": "Bo"}, assistant("b", reasoning_content="t")]),
-    ("messages", {"messages": [
+  ("alpaca", ALPACA, [user("Add.\n1 and 2"), assistant("3")]),
+  ("alpaca", {"instruction": "Hi", "output": "Ho"}, [user("Hi"), assistant("Ho")]),
+  (
+    "alpaca",
+    {"instruction": "Hi", "input": "", "output": "Ho", "text": None, "id": None},
+    [user("Hi"), assistant("Ho")],
+  ),
+  ("alpaca", {"instruction": "", "input": "Hi", "response": "Ho"}, [user("Hi"), assistant("Ho")]),
+  (
+    "alpaca",
+    {"instruction": "Hi", "context": "c", "response": "Ho"},
+    [user("Hi\nc"), assistant("Ho")],
+  ),
+  (
+    "alpaca",
+    {"instruction": "c", "output": "d", "system": "s", "history": [["a", "b"]]},
+    [system("s"), user("a"), assistant("b"), user("c"), assistant("d")],
+  ),
+  ("messages", MESSAGES, MESSAGES["messages"]),
+  ("messages", {"conversations": MESSAGES["messages"]}, MESSAGES["messages"]),
+  (
+    "messages",
+    {"messages": [user("a"), {**assistant("b"), "tool_calls": [], "name": None, "x": ""}]},
+    [user("a"), assistant("b")],
+  ),
+  ("messages", {"messages": [user(" a\n"), assistant(" b\n")]}, [user(" a\n"), assistant(" b\n")]),
+  (
+    "messages",
+    {"messages": [user(""), assistant("b"), user("c")]},
+    [user(""), assistant("b"), user("c")],
+  ),
+  (
+    "messages",
+    {"messages": [{"role": "developer", "content": "s"}, user("a"), assistant("b")]},
+    [system("s"), user("a"), assistant("b")],
+  ),
+  ("messages", {"system": "s", **MESSAGES}, [system("s"), *MESSAGES["messages"]]),
+  (
+    "messages",
+    {"messages": [user("a"), old(""), user("c"), assistant("d", weight=1.0)]},
+    [user("a"), old(""), user("c"), assistant("d", weight=1)],
+  ),
+  (
+    "messages",
+    {"messages": [{**user("a"), "weight": 0, "name": "Bo"}, assistant("b", reasoning_content="t")]},
+    [{**user("a"), "name": "Bo"}, assistant("b", reasoning_content="t")],
+  ),
+  (
+    "messages",
+    {
+      "messages": [
         user("a"),
-        assistant(None, tool_calls=[{"id": "1", "function": {"name": "f",
-                                                             "arguments": '{"x": 1}'}}]),
-        {"role": "tool", "content": "", "tool_call_id": "1"}, assistant("b")]},
-     [user("a"),
-      assistant("", tool_calls=[{"type": "function", "id": "1", "function": {
-          "name": "f", "arguments": {"x": 1}}}]),
-      {"role": "tool", "content": "", "tool_call_id": "1"}, assistant("b")]),
-    ("messages", {"messages": [user("a"), assistant("", tool_calls=[
-        {"name": "f", "arguments": {"x": 1}}])]}, [user("a"), call(x=1)]),
-    ("messages", {"messages": [user("a"), assistant("b", tool_calls=[
-        {"function": {"name": "f", "arguments": ""}}])]}, [user("a"), call("b")]),
-    ("messages", {"messages": [user([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]),
-                               assistant([{"type": "text", "text": "c"}])]},
-     [user("ab"), assistant("c")]),
-    ("sharegpt", SHAREGPT, MESSAGES["messages"]),
-    ("sharegpt", {"messages": SHAREGPT["conversations"]}, MESSAGES["messages"]),
-    ("sharegpt", {"system": "s", **SHAREGPT}, [system("s"), *MESSAGES["messages"]]),
-    ("sharegpt", {"conversations": [
-        said("system", "s", weight=None), said("human", "a", weight=0),
-        said("gpt", "b", weight=1)]},
-     [system("s"), user("a"), assistant("b", weight=1)]),
-    ("sharegpt", {"conversations": [
-        said("human", "a"), said("function_call", '{"name": "f", "arguments": {"x": 1}}'),
-        said("observation", "o"), said("gpt", "b")]},
-     [user("a"), call(x=1), {"role": "tool", "content": "o"}, assistant("b")]),
-    ("sharegpt", {"conversations": [
-        said("human", "a"), said("function_call", '[{"name": "f", "arguments": "{}"}]')]},
-     [user("a"), call()]),
-    *[("sharegpt", {"conversations": [said("user", "a"), said(role, "b")]},
-       [user("a"), assistant("b")])
-      for role in ("assistant", "chatgpt", "model", "bard", "bing")],
-    *[("sharegpt", {"conversations": [said(role, "a"), said("gpt", "b")]},
-       [{"role": "tool", "content": "a"}, assistant("b")])
-      for role in ("tool", "function", "function_response")],
-    ("prompt/completion", {"prompt": "q", "completion": "a"}, [user("q"), assistant("a")]),
-    ("prompt/completion", {"prompt": " \n", "response": "a", "system": "s"},
-     [system("s"), user(" \n"), assistant("a")]),
-    # As in TRL, the completion alone is learnt.
-    ("prompt/completion", {"prompt": [user("q"), assistant("a"), user("r")],
-                           "completion": [assistant("b")]},
-     [user("q"), old("a"), user("r"), assistant("b")]),
-    ("prompt/completion", {"prompt": [said("human", "q")], "completion": "a"},
-     [user("q"), assistant("a")]),
-    ("labelled", {**MESSAGES, "label": True}, MESSAGES["messages"]),
-    ("labelled", {"prompt": "q", "completion": "a", "label": "True"}, [user("q"), assistant("a")]),
-    ("labelled", {**ALPACA, "label": True}, [user("Add.\n1 and 2"), assistant("3")]),
+        assistant(
+          None, tool_calls=[{"id": "1", "function": {"name": "f", "arguments": '{"x": 1}'}}]
+        ),
+        {"role": "tool", "content": "", "tool_call_id": "1"},
+        assistant("b"),
+      ]
+    },
+    [
+      user("a"),
+      assistant(
+        "",
+        tool_calls=[
+          {"type": "function", "id": "1", "function": {"name": "f", "arguments": {"x": 1}}}
+        ],
+      ),
+      {"role": "tool", "content": "", "tool_call_id": "1"},
+      assistant("b"),
+    ],
+  ),
+  (
+    "messages",
+    {"messages": [user("a"), assistant("", tool_calls=[{"name": "f", "arguments": {"x": 1}}])]},
+    [user("a"), call(x=1)],
+  ),
+  (
+    "messages",
+    {
+      "messages": [
+        user("a"),
+        assistant("b", tool_calls=[{"function": {"name": "f", "arguments": ""}}]),
+      ]
+    },
+    [user("a"), call("b")],
+  ),
+  (
+    "messages",
+    {
+      "messages": [
+        user([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]),
+        assistant([{"type": "text", "text": "c"}]),
+      ]
+    },
+    [user("ab"), assistant("c")],
+  ),
+  ("sharegpt", SHAREGPT, MESSAGES["messages"]),
+  ("sharegpt", {"messages": SHAREGPT["conversations"]}, MESSAGES["messages"]),
+  ("sharegpt", {"system": "s", **SHAREGPT}, [system("s"), *MESSAGES["messages"]]),
+  (
+    "sharegpt",
+    {
+      "conversations": [
+        said("system", "s", weight=None),
+        said("human", "a", weight=0),
+        said("gpt", "b", weight=1),
+      ]
+    },
+    [system("s"), user("a"), assistant("b", weight=1)],
+  ),
+  (
+    "sharegpt",
+    {
+      "conversations": [
+        said("human", "a"),
+        said("function_call", '{"name": "f", "arguments": {"x": 1}}'),
+        said("observation", "o"),
+        said("gpt", "b"),
+      ]
+    },
+    [user("a"), call(x=1), {"role": "tool", "content": "o"}, assistant("b")],
+  ),
+  (
+    "sharegpt",
+    {
+      "conversations": [
+        said("human", "a"),
+        said("function_call", '[{"name": "f", "arguments": "{}"}]'),
+      ]
+    },
+    [user("a"), call()],
+  ),
+  *[
+    (
+      "sharegpt",
+      {"conversations": [said("user", "a"), said(role, "b")]},
+      [user("a"), assistant("b")],
+    )
+    for role in ("assistant", "chatgpt", "model", "bard", "bing")
+  ],
+  *[
+    (
+      "sharegpt",
+      {"conversations": [said(role, "a"), said("gpt", "b")]},
+      [{"role": "tool", "content": "a"}, assistant("b")],
+    )
+    for role in ("tool", "function", "function_response")
+  ],
+  ("prompt/completion", {"prompt": "q", "completion": "a"}, [user("q"), assistant("a")]),
+  (
+    "prompt/completion",
+    {"prompt": " \n", "response": "a", "system": "s"},
+    [system("s"), user(" \n"), assistant("a")],
+  ),
+  # As in TRL, the completion alone is learnt.
+  (
+    "prompt/completion",
+    {"prompt": [user("q"), assistant("a"), user("r")], "completion": [assistant("b")]},
+    [user("q"), old("a"), user("r"), assistant("b")],
+  ),
+  (
+    "prompt/completion",
+    {"prompt": [said("human", "q")], "completion": "a"},
+    [user("q"), assistant("a")],
+  ),
+  ("labelled", {**MESSAGES, "label": True}, MESSAGES["messages"]),
+  ("labelled", {"prompt": "q", "completion": "a", "label": "True"}, [user("q"), assistant("a")]),
+  ("labelled", {**ALPACA, "label": True}, [user("Add.\n1 and 2"), assistant("3")]),
 ]
 
 
@@ -137,33 +234,68 @@ def test_a_row_becomes_messages(name, row, expected):
   assert all(list(m)[:2] == ["role", "content"] for m in rows[0].messages)
 
 
-@pytest.mark.parametrize("row, chosen, rejected", [
+@pytest.mark.parametrize(
+  "row, chosen, rejected",
+  [
     (PAIR, [user("q"), assistant("a")], [user("q"), assistant("b")]),
-    ({"prompt": [user("q"), assistant("r"), user("s")], "chosen": [assistant("a")],
-      "rejected": assistant("b"), "system": "t"},
-     [system("t"), user("q"), old("r"), user("s"), assistant("a")],
-     [system("t"), user("q"), old("r"), user("s"), assistant("b")]),
-    ({"conversations": [said("human", "q")], "chosen": said("gpt", "a"),
-      "rejected": said("gpt", "b")},
-     [user("q"), assistant("a")], [user("q"), assistant("b")]),
-    ({"messages": [user("q")], "chosen": "a", "rejected": "b"},
-     [user("q"), assistant("a")], [user("q"), assistant("b")]),
-    ({"instruction": "q", "input": "i", "history": [["x", "y"]], "chosen": "a", "rejected": "b"},
-     [user("x"), old("y"), user("q\ni"), assistant("a")],
-     [user("x"), old("y"), user("q\ni"), assistant("b")]),
-    ({"chosen": [user("q"), assistant("r"), user("s"), assistant("a")],
-      "rejected": [user("q"), assistant("r"), user("s"), assistant("b")]},
-     [user("q"), old("r"), user("s"), assistant("a")],
-     [user("q"), old("r"), user("s"), assistant("b")]),
+    (
+      {
+        "prompt": [user("q"), assistant("r"), user("s")],
+        "chosen": [assistant("a")],
+        "rejected": assistant("b"),
+        "system": "t",
+      },
+      [system("t"), user("q"), old("r"), user("s"), assistant("a")],
+      [system("t"), user("q"), old("r"), user("s"), assistant("b")],
+    ),
+    (
+      {
+        "conversations": [said("human", "q")],
+        "chosen": said("gpt", "a"),
+        "rejected": said("gpt", "b"),
+      },
+      [user("q"), assistant("a")],
+      [user("q"), assistant("b")],
+    ),
+    (
+      {"messages": [user("q")], "chosen": "a", "rejected": "b"},
+      [user("q"), assistant("a")],
+      [user("q"), assistant("b")],
+    ),
+    (
+      {"instruction": "q", "input": "i", "history": [["x", "y"]], "chosen": "a", "rejected": "b"},
+      [user("x"), old("y"), user("q\ni"), assistant("a")],
+      [user("x"), old("y"), user("q\ni"), assistant("b")],
+    ),
+    (
+      {
+        "chosen": [user("q"), assistant("r"), user("s"), assistant("a")],
+        "rejected": [user("q"), assistant("r"), user("s"), assistant("b")],
+      },
+      [user("q"), old("r"), user("s"), assistant("a")],
+      [user("q"), old("r"), user("s"), assistant("b")],
+    ),
     # UltraFeedback repeats the question and the chosen conversation.
-    ({"prompt": "q", "messages": [user("q"), assistant("a")],
-      "chosen": [user("q"), assistant("a")], "rejected": [user("q"), assistant("b")]},
-     [user("q"), assistant("a")], [user("q"), assistant("b")]),
-    ({"chosen": "\n\nHuman: q\n\nr \n\nAssistant: x\n\nHuman: s\n\nAssistant: a",
-      "rejected": "\n\nHuman: q\n\nr \n\nAssistant: x\n\nHuman: s\n\nAssistant: b\n"},
-     [user("q\n\nr"), old("x"), user("s"), assistant("a")],
-     [user("q\n\nr"), old("x"), user("s"), assistant("b")]),
-])
+    (
+      {
+        "prompt": "q",
+        "messages": [user("q"), assistant("a")],
+        "chosen": [user("q"), assistant("a")],
+        "rejected": [user("q"), assistant("b")],
+      },
+      [user("q"), assistant("a")],
+      [user("q"), assistant("b")],
+    ),
+    (
+      {
+        "chosen": "\n\nHuman: q\n\nr \n\nAssistant: x\n\nHuman: s\n\nAssistant: a",
+        "rejected": "\n\nHuman: q\n\nr \n\nAssistant: x\n\nHuman: s\n\nAssistant: b\n",
+      },
+      [user("q\n\nr"), old("x"), user("s"), assistant("a")],
+      [user("q\n\nr"), old("x"), user("s"), assistant("b")],
+    ),
+  ],
+)
 def test_a_preference_row_becomes_two_conversations(row, chosen, rejected):
   name, rows, _ = convert(row)
   assert (name, rows) == ("preference", [formats.Row("rows.json row 1", chosen, rejected)])
@@ -171,11 +303,15 @@ def test_a_preference_row_becomes_two_conversations(row, chosen, rejected):
 
 def test_raw_text_is_a_row_without_messages():
   assert convert({"text": " a\n"})[:2] == (
-      "text", [formats.Row("rows.json row 1", [], text=" a\n")])
+    "text",
+    [formats.Row("rows.json row 1", [], text=" a\n")],
+  )
 
 
-@pytest.mark.parametrize("tools", [
-    [TOOL], [SCHEMA], '[{"name": "f", "description": "d", "parameters": {"type": "object"}}]'])
+@pytest.mark.parametrize(
+  "tools",
+  [[TOOL], [SCHEMA], '[{"name": "f", "description": "d", "parameters": {"type": "object"}}]'],
+)
 @pytest.mark.parametrize("row", [MESSAGES, SHAREGPT, ALPACA, PAIR])
 def test_schemas_of_tools_stand_beside_a_conversation(row, tools):
   assert convert({**row, "tools": tools})[1][0].tools == [TOOL]
@@ -183,15 +319,19 @@ def test_schemas_of_tools_stand_beside_a_conversation(row, tools):
     assert convert({**row, "tools": empty})[1][0].tools is None
 
 
-@pytest.mark.parametrize("beside, expected", [
+@pytest.mark.parametrize(
+  "beside, expected",
+  [
     ({"images": ["a.png", "b.png"]}, ("a.png", "b.png")),
     ({"image": "a.png"}, ("a.png",)),
     ({"images": "a.png"}, ("a.png",)),
     ({"image": {"bytes": b"\x89"}}, ({"bytes": b"\x89"},)),
     ({"images": [], "image": None}, ()),
-])
-@pytest.mark.parametrize("row", [
-    *({name: row for name, row, _ in CONVERSATIONS}.values()), PAIR, {"text": "a"}])
+  ],
+)
+@pytest.mark.parametrize(
+  "row", [*({name: row for name, row, _ in CONVERSATIONS}.values()), PAIR, {"text": "a"}]
+)
 def test_images_beside_a_row_stay_references(row, beside, expected):
   name, rows, _ = convert({**row, **beside})
   assert rows[0].images == expected
@@ -199,35 +339,46 @@ def test_images_beside_a_row_stay_references(row, beside, expected):
 
 
 def test_images_within_messages_become_marks_and_references():
-  content = [{"type": "image", "image": "a.png"}, {"type": "text", "text": "\nWhat? "},
-             {"type": "image_url", "image_url": {"url": "b.png"}}, {"type": "image"},
-             {"type": "image", "path": "c.png", "image": {"bytes": b"c"}}]
-  row, = convert({"messages": [user(content), assistant("x")]})[1]
+  content = [
+    {"type": "image", "image": "a.png"},
+    {"type": "text", "text": "\nWhat? "},
+    {"type": "image_url", "image_url": {"url": "b.png"}},
+    {"type": "image"},
+    {"type": "image", "path": "c.png", "image": {"bytes": b"c"}},
+  ]
+  (row,) = convert({"messages": [user(content), assistant("x")]})[1]
   assert row.messages == [user("<image>\nWhat? <image><image><image>"), assistant("x")]
   assert row.images == ("a.png", "b.png", {"bytes": b"c"})
-  pair, = convert({"prompt": [user(content)], "chosen": "x", "rejected": "y"})[1]
-  whole, = convert({"chosen": [user(content), assistant("x")],
-                    "rejected": [user(content), assistant("y")]})[1]
+  (pair,) = convert({"prompt": [user(content)], "chosen": "x", "rejected": "y"})[1]
+  (whole,) = convert(
+    {"chosen": [user(content), assistant("x")], "rejected": [user(content), assistant("y")]}
+  )[1]
   assert pair == whole and pair.images == row.images
   with pytest.raises(InputError, match="row 1 has images beside its messages and in them"):
     convert({"messages": [user(content), assistant("x")], "images": ["c.png"]})
 
 
 def test_without_images_the_text_is_left():
-  row = formats.Row("r", [user("<image>\nWhat?<image>"), assistant("x")],
-                    [user("<image>\nWhat?<image>"), assistant("y")], images=("a", "b"))
+  row = formats.Row(
+    "r",
+    [user("<image>\nWhat?<image>"), assistant("x")],
+    [user("<image>\nWhat?<image>"), assistant("y")],
+    images=("a", "b"),
+  )
   assert formats.without_images(row) == formats.Row(
-      "r", [user("What?"), assistant("x")], [user("What?"), assistant("y")])
+    "r", [user("What?"), assistant("x")], [user("What?"), assistant("y")]
+  )
   text = formats.Row("r", [], text="a <image>b", images=("a",))
   assert formats.without_images(text) == formats.Row("r", [], text="a b")
 
 
 def test_keys_that_are_not_used_are_named():
-  assert convert({**ALPACA, "text": "x", "id": 0}, {**ALPACA, "meta": {"a": 1}, "b": [], "c": "",
-                                                    "d": None})[0] == (
-      "alpaca (not used: id, meta, text)")
+  assert convert(
+    {**ALPACA, "text": "x", "id": 0}, {**ALPACA, "meta": {"a": 1}, "b": [], "c": "", "d": None}
+  )[0] == ("alpaca (not used: id, meta, text)")
   assert convert({**MESSAGES, "prompt": "hi", "prompt_id": "0", "label": {"a": 1}})[0] == (
-      "messages (not used: label, prompt, prompt_id)")
+    "messages (not used: label, prompt, prompt_id)"
+  )
   assert convert({"text": "a", "url": "b", "label": False})[0] == "text (not used: label, url)"
   assert convert({**PAIR, "score_chosen": 1.5})[0] == "preference (not used: score_chosen)"
 
@@ -235,39 +386,66 @@ def test_keys_that_are_not_used_are_named():
 QUESTION = {"Question": "q", "Response": "a", "Complex_CoT": "c", "answer": "x"}
 
 
-@pytest.mark.parametrize("row, columns, name, expected", [
-    (QUESTION, {"prompt": "Question", "response": "Response"},
-     "prompt/completion (not used: Complex_CoT, answer)", [user("q"), assistant("a")]),
+@pytest.mark.parametrize(
+  "row, columns, name, expected",
+  [
+    (
+      QUESTION,
+      {"prompt": "Question", "response": "Response"},
+      "prompt/completion (not used: Complex_CoT, answer)",
+      [user("q"), assistant("a")],
+    ),
     # What the rows have besides does not make them another format.
-    ({**ALPACA, "messages": 1, "s": "t"}, {"prompt": "instruction", "response": "output",
-                                           "system": "s"},
-     "prompt/completion (not used: input, messages)", [system("t"), user("Add."), assistant("3")]),
+    (
+      {**ALPACA, "messages": 1, "s": "t"},
+      {"prompt": "instruction", "response": "output", "system": "s"},
+      "prompt/completion (not used: input, messages)",
+      [system("t"), user("Add."), assistant("3")],
+    ),
     ({"c": SHAREGPT["conversations"]}, {"messages": "c"}, "sharegpt", MESSAGES["messages"]),
-    ({"messages": 1, "c": MESSAGES["messages"]}, {"messages": "c"}, "messages (not used: messages)",
-     MESSAGES["messages"]),
-    ({"q": "q", "full": "a", "worse": "b"}, {"prompt": "q", "chosen": "full", "rejected": "worse"},
-     "preference", [user("q"), assistant("a")]),
-    ({"prompt": "a", "response": "q"}, {"prompt": "response", "response": "prompt"},
-     "prompt/completion", [user("q"), assistant("a")]),
-])
+    (
+      {"messages": 1, "c": MESSAGES["messages"]},
+      {"messages": "c"},
+      "messages (not used: messages)",
+      MESSAGES["messages"],
+    ),
+    (
+      {"q": "q", "full": "a", "worse": "b"},
+      {"prompt": "q", "chosen": "full", "rejected": "worse"},
+      "preference",
+      [user("q"), assistant("a")],
+    ),
+    (
+      {"prompt": "a", "response": "q"},
+      {"prompt": "response", "response": "prompt"},
+      "prompt/completion",
+      [user("q"), assistant("a")],
+    ),
+  ],
+)
 def test_columns_say_what_the_rows_call_a_key(row, columns, name, expected):
   description, rows, _ = convert(row, columns=columns)
   assert (description, rows[0].messages) == (name, expected)
 
 
 def test_columns_of_text_tools_and_images():
-  name, (row,), _ = convert({"body": "a", "pic": "p.png", "text": "no"},
-                            columns={"text": "body", "images": "pic"})
+  name, (row,), _ = convert(
+    {"body": "a", "pic": "p.png", "text": "no"}, columns={"text": "body", "images": "pic"}
+  )
   assert (name, row.text, row.images) == ("text (not used: text)", "a", ("p.png",))
-  name, (row,), _ = convert({**MESSAGES, "f": [TOOL]},
-                            columns={"messages": "messages", "tools": "f"})
+  name, (row,), _ = convert(
+    {**MESSAGES, "f": [TOOL]}, columns={"messages": "messages", "tools": "f"}
+  )
   assert (name, row.tools) == ("messages", [TOOL])
 
 
 def test_a_column_that_the_rows_lack_is_named():
   columns = {"prompt": "Question", "response": "Answer"}
-  with pytest.raises(InputError, match=r"(?s)^rows.json row 1 has no column 'Answer', which "
-                                       r"data.columns.response names; its columns are:\n  Complex"):
+  with pytest.raises(
+    InputError,
+    match=r"(?s)^rows.json row 1 has no column 'Answer', which "
+    r"data.columns.response names; its columns are:\n  Complex",
+  ):
     convert(QUESTION, columns=columns)
   # Some rows may have no system text; but some has to.
   columns = {"prompt": "p", "response": "r", "system": "s"}
@@ -284,112 +462,151 @@ def turn(message):
 
 
 BAD_ROWS = [
-    (5, r"row 1 is 5; expected an object"),
-    ({"question": 1, "answer": 2},
-     r"(?s)row 1 is of no format; its keys:\n  answer\n  question\nexpected exactly one of the "
-     r"formats:\n  alpaca\n.*\n  text\nor name the keys to use: --config.data.columns.prompt=KEY "
-     r"--config.data.columns.response=KEY$"),
-    ({"prompt": "q"}, r"(?s)row 1 is of no format; its keys:\n  prompt\n"),
-    ({"prompt": "q", "text": "t"}, r"row 1 is of no format"),
-    ({"prompt": "q", "chosen": "a", "rejected": None}, r"row 1 has chosen and no rejected; exp"),
-    ({**ALPACA, **MESSAGES}, r"row 1 is of alpaca and messages format"),
-    ({**ALPACA, "prompt": "q", "completion": "a"},
-     r"row 1 is of alpaca and prompt/completion format"),
-    ({**MESSAGES, "conversations": MESSAGES["messages"]},
-     r"row 1 has messages and conversations; expected one of them"),
-    ({**MESSAGES, **SHAREGPT}, r"row 1 is of sharegpt and messages format"),
-    ({"instruction": "x"}, r"row 1: output or response is missing; expected one of them"),
-    ({**ALPACA, "response": "4"}, r"row 1 has output and response; expected one of them"),
-    ({**ALPACA, "context": "c"}, r"row 1 has input and context; expected one of them"),
-    ({**ALPACA, "output": 3}, r"row 1: output is 3; expected text"),
-    ({**ALPACA, "input": ["a"]}, r"row 1: input is \['a'\]; expected text"),
-    ({**ALPACA, "system": ["a"]}, r"row 1: system is \['a'\]; expected text"),
-    ({**ALPACA, "output": " \n"}, r"row 1 has no answer: turn 2, the assistant's, is empty; remo"),
-    ({**ALPACA, "history": "x"}, r"row 1: history is 'x'"),
-    ({**ALPACA, "history": [["q"]]}, r"row 1: history holds \['q'\]; expected \[question, answer"),
-    ({**ALPACA, "history": [["q", " "]]}, r"row 1 has no answer: turn 2, the assistant's"),
-    ({"messages": "hi"}, r"row 1: messages is 'hi'; expected a list"),
-    ({"messages": []}, r"row 1 has no answer: no turn of the assistant is to be learnt"),
-    ({"messages": [user("a")]}, r"row 1 has no answer: no turn"),
-    (turn(old("b")), r"row 1 has no answer: no turn"),
-    (turn(assistant("")), r"row 1 has no answer: turn 2"),
-    ({"messages": [user("a"), assistant(" "), user("b"), assistant("c")]}, r"no answer: turn 2"),
-    (turn(assistant("", reasoning_content="t")), r"row 1 has no answer: turn 2"),
-    ({"messages": ["a"]}, r"row 1: turn 1 of messages is 'a'; expected an object"),
-    (turn({"role": "human", "content": "b"}),
-     r"turn 2 of messages: unknown role 'human'; expected system, developer, user, assistant, to"),
-    ({"messages": [{"content": "b"}]}, r"turn 1 of messages: unknown role None"),
-    (turn({"role": ["user"], "content": "b"}), r"unknown role \['user'\]"),
-    (turn(assistant(None)), r"turn 2 of messages: content is null; expected text"),
-    (turn({"role": "assistant"}), r"turn 2 of messages: content is missing; expected text"),
-    (turn(assistant(None, weight=0)), r"turn 2 of messages: content is null"),
-    (turn(assistant({"a": 1})), r"turn 2 of messages: content is {'a': 1}; expected text"),
-    (turn(assistant("b", thinking="c")),
-     r"(?s)turn 2 of messages has keys that are not known; .*; remove:\n  thinking$"),
-    (turn(assistant("b", weight=0.5)), r"turn 2 of messages: weight is 0.5; expected 0, or 1"),
-    (turn({**user("b"), "weight": 1}), r"weight is 1; .*; the role is user"),
-    (turn(assistant("b", name=1)), r"name is 1; expected text"),
-    (turn(assistant("b", reasoning_content=["c"])), r"reasoning_content is \['c'\]; expected text"),
-    (turn({**user("b"), "reasoning_content": "c"}), r"reasoning_content is in a message of role"),
-    (turn({**call(), "role": "user"}), r"tool_calls is in a message of role user"),
-    (turn(assistant(None, tool_calls="{")), r"tool_calls is '{', which is not JSON: "),
-    (turn(assistant(None, tool_calls=[{"id": "1"}])), r"tool_calls is \[{'id': '1'}\]; expected a"),
-    (turn(assistant(None, tool_calls={"name": "f"})), r"tool_calls is {'name': 'f'}; expected a l"),
-    (turn(call(x=1) | {"tool_calls": [{"name": "f", "arguments": "[1]"}]}),
-     r"tool_calls: arguments are \[1\]; expected an object"),
-    (turn(call(x=1) | {"tool_calls": [{"name": "f", "arguments": "x=1"}]}),
-     r"tool_calls: arguments is 'x=1', which is not JSON"),
-    (turn(assistant([{"type": "audio"}])), r"content holds {'type': 'audio'}; expected parts"),
-    (turn(assistant([{"type": "text"}])), r"turn 2 of messages: text is missing"),
-    ({"conversations": [said("robot", "a")]},
-     r"turn 1 of conversations: unknown role 'robot'; expected system, human, user, gpt, "),
-    ({"conversations": [said("human", "a"), said("gpt", None)]}, r"value is null; expected text"),
-    ({"conversations": [said("human", "a"), {**said("gpt", "b"), "role": "user"}]},
-     r"turn 2 of conversations has keys of two forms"),
-    ({"conversations": [said("human", "a"), said("gpt", "b", score=3)]}, r"(?s)remove:\n  score"),
-    ({"conversations": [said("human", "a"), said("function_call", "f(1)")]},
-     r"value is 'f\(1\)', which is not JSON"),
-    ({**MESSAGES, "tools": "f"}, r"row 1: tools is 'f', which is not JSON"),
-    ({**MESSAGES, "tools": [{"description": "d"}]}, r"row 1: tools is \[{.*; expected a list of"),
-    ({**MESSAGES, "tools": {"name": "f"}}, r"row 1: tools is {'name': 'f'}; expected a list of"),
-    ({"system": "s", "messages": [system("t"), *MESSAGES["messages"]]},
-     r"row 1 has a system text beside its messages and one in them"),
-    ({"prompt": 1, "completion": "a"}, r"row 1: prompt is 1; expected a list of messages"),
-    ({"prompt": "q", "completion": "a", "response": "b"}, r"row 1 has completion and response"),
-    ({"prompt": "q", "completion": [user("a")]}, r"completion begins with no turn of the assista"),
-    ({"prompt": "q", "completion": []}, r"completion begins with no turn"),
-    ({"prompt": "q", "completion": ""}, r"row 1 has no answer: turn 2"),
-    ({**PAIR, "rejected": "a"}, r"row 1: chosen and rejected are the same; remove the row"),
-    ({**PAIR, "rejected": " "}, r"row 1 has no answer: turn 2"),
-    ({**PAIR, "chosen": [assistant("a"), user("b")]}, r"chosen ends with no turn of the assistant"),
-    ({**PAIR, "rejected": []}, r"rejected ends with no turn of the assistant"),
-    ({**PAIR, "messages": [user("q")]}, r"row 1 has prompt and messages; expected one of them"),
-    ({"chosen": "a", "rejected": "b"}, r"row 1: chosen is text without a prompt; expected a"),
-    ({"chosen": [assistant("a")], "rejected": [assistant("b")]},
-     r"row 1: prompt or messages or conversations or instruction is missing"),
-    ({"chosen": [user("q"), assistant("a")], "rejected": [user("r"), assistant("b")]},
-     r"row 1: chosen and rejected differ from their first turn on"),
-    ({"prompt": "q", "chosen": "a", "rejected": [user("q"), assistant("b")]},
-     r"row 1: chosen and rejected differ from their first"),
-    ({"prompt": "a", "chosen": [user("q"), assistant("a")],
-      "rejected": [user("q"), assistant("b")]}, r"row 1: chosen is a whole .*, and prompt is none"),
-    ({**MESSAGES, "label": False}, r"row 1: its answer is marked as bad \(label is false\), and "
-                                   r"supervised .*; --config.data.skip_bad_rows leaves"),
-    ({"prompt": "q", "completion": "a", "label": "false"}, r"row 1: its answer is marked as bad"),
-    ({"prompt": "q", "label": True}, r"row 1 is of no format"),
-    ({"text": " \n"}, r"row 1: text is blank; remove the row"),
-    ({"text": 3}, r"row 1: text is 3; expected text"),
-    ({"text": HALF}, r"row 1: text is not Unicode: half of a surrogate pair at character 1"),
-    ({**ALPACA, "output": HALF}, r"row 1: assistant content is not Unicode: .* at character 1"),
-    ({**PAIR, "rejected": HALF}, r"row 1: assistant content is not Unicode"),
-    (turn(assistant("b", reasoning_content=HALF)), r"assistant reasoning_content is not Unicode"),
-    (turn(call(x=HALF)), r"row 1: assistant tool_calls is not Unicode"),
-    ({**MESSAGES, "tools": [{**SCHEMA, "description": HALF}]}, r"row 1: tools is not Unicode"),
-    (InputError("rows.json row 1 is not JSON: x"), r"row 1 is not JSON: x"),
+  (5, r"row 1 is 5; expected an object"),
+  (
+    {"question": 1, "answer": 2},
+    r"(?s)row 1 is of no format; its keys:\n  answer\n  question\nexpected exactly one of the "
+    r"formats:\n  alpaca\n.*\n  text\nor name the keys to use: --config.data.columns.prompt=KEY "
+    r"--config.data.columns.response=KEY$",
+  ),
+  ({"prompt": "q"}, r"(?s)row 1 is of no format; its keys:\n  prompt\n"),
+  ({"prompt": "q", "text": "t"}, r"row 1 is of no format"),
+  ({"prompt": "q", "chosen": "a", "rejected": None}, r"row 1 has chosen and no rejected; exp"),
+  ({**ALPACA, **MESSAGES}, r"row 1 is of alpaca and messages format"),
+  (
+    {**ALPACA, "prompt": "q", "completion": "a"},
+    r"row 1 is of alpaca and prompt/completion format",
+  ),
+  (
+    {**MESSAGES, "conversations": MESSAGES["messages"]},
+    r"row 1 has messages and conversations; expected one of them",
+  ),
+  ({**MESSAGES, **SHAREGPT}, r"row 1 is of sharegpt and messages format"),
+  ({"instruction": "x"}, r"row 1: output or response is missing; expected one of them"),
+  ({**ALPACA, "response": "4"}, r"row 1 has output and response; expected one of them"),
+  ({**ALPACA, "context": "c"}, r"row 1 has input and context; expected one of them"),
+  ({**ALPACA, "output": 3}, r"row 1: output is 3; expected text"),
+  ({**ALPACA, "input": ["a"]}, r"row 1: input is \['a'\]; expected text"),
+  ({**ALPACA, "system": ["a"]}, r"row 1: system is \['a'\]; expected text"),
+  ({**ALPACA, "output": " \n"}, r"row 1 has no answer: turn 2, the assistant's, is empty; remo"),
+  ({**ALPACA, "history": "x"}, r"row 1: history is 'x'"),
+  ({**ALPACA, "history": [["q"]]}, r"row 1: history holds \['q'\]; expected \[question, answer"),
+  ({**ALPACA, "history": [["q", " "]]}, r"row 1 has no answer: turn 2, the assistant's"),
+  ({"messages": "hi"}, r"row 1: messages is 'hi'; expected a list"),
+  ({"messages": []}, r"row 1 has no answer: no turn of the assistant is to be learnt"),
+  ({"messages": [user("a")]}, r"row 1 has no answer: no turn"),
+  (turn(old("b")), r"row 1 has no answer: no turn"),
+  (turn(assistant("")), r"row 1 has no answer: turn 2"),
+  ({"messages": [user("a"), assistant(" "), user("b"), assistant("c")]}, r"no answer: turn 2"),
+  (turn(assistant("", reasoning_content="t")), r"row 1 has no answer: turn 2"),
+  ({"messages": ["a"]}, r"row 1: turn 1 of messages is 'a'; expected an object"),
+  (
+    turn({"role": "human", "content": "b"}),
+    r"turn 2 of messages: unknown role 'human'; expected system, developer, user, assistant, to",
+  ),
+  ({"messages": [{"content": "b"}]}, r"turn 1 of messages: unknown role None"),
+  (turn({"role": ["user"], "content": "b"}), r"unknown role \['user'\]"),
+  (turn(assistant(None)), r"turn 2 of messages: content is null; expected text"),
+  (turn({"role": "assistant"}), r"turn 2 of messages: content is missing; expected text"),
+  (turn(assistant(None, weight=0)), r"turn 2 of messages: content is null"),
+  (turn(assistant({"a": 1})), r"turn 2 of messages: content is {'a': 1}; expected text"),
+  (
+    turn(assistant("b", thinking="c")),
+    r"(?s)turn 2 of messages has keys that are not known; .*; remove:\n  thinking$",
+  ),
+  (turn(assistant("b", weight=0.5)), r"turn 2 of messages: weight is 0.5; expected 0, or 1"),
+  (turn({**user("b"), "weight": 1}), r"weight is 1; .*; the role is user"),
+  (turn(assistant("b", name=1)), r"name is 1; expected text"),
+  (turn(assistant("b", reasoning_content=["c"])), r"reasoning_content is \['c'\]; expected text"),
+  (turn({**user("b"), "reasoning_content": "c"}), r"reasoning_content is in a message of role"),
+  (turn({**call(), "role": "user"}), r"tool_calls is in a message of role user"),
+  (turn(assistant(None, tool_calls="{")), r"tool_calls is '{', which is not JSON: "),
+  (turn(assistant(None, tool_calls=[{"id": "1"}])), r"tool_calls is \[{'id': '1'}\]; expected a"),
+  (turn(assistant(None, tool_calls={"name": "f"})), r"tool_calls is {'name': 'f'}; expected a l"),
+  (
+    turn(call(x=1) | {"tool_calls": [{"name": "f", "arguments": "[1]"}]}),
+    r"tool_calls: arguments are \[1\]; expected an object",
+  ),
+  (
+    turn(call(x=1) | {"tool_calls": [{"name": "f", "arguments": "x=1"}]}),
+    r"tool_calls: arguments is 'x=1', which is not JSON",
+  ),
+  (turn(assistant([{"type": "audio"}])), r"content holds {'type': 'audio'}; expected parts"),
+  (turn(assistant([{"type": "text"}])), r"turn 2 of messages: text is missing"),
+  (
+    {"conversations": [said("robot", "a")]},
+    r"turn 1 of conversations: unknown role 'robot'; expected system, human, user, gpt, ",
+  ),
+  ({"conversations": [said("human", "a"), said("gpt", None)]}, r"value is null; expected text"),
+  (
+    {"conversations": [said("human", "a"), {**said("gpt", "b"), "role": "user"}]},
+    r"turn 2 of conversations has keys of two forms",
+  ),
+  ({"conversations": [said("human", "a"), said("gpt", "b", score=3)]}, r"(?s)remove:\n  score"),
+  (
+    {"conversations": [said("human", "a"), said("function_call", "f(1)")]},
+    r"value is 'f\(1\)', which is not JSON",
+  ),
+  ({**MESSAGES, "tools": "f"}, r"row 1: tools is 'f', which is not JSON"),
+  ({**MESSAGES, "tools": [{"description": "d"}]}, r"row 1: tools is \[{.*; expected a list of"),
+  ({**MESSAGES, "tools": {"name": "f"}}, r"row 1: tools is {'name': 'f'}; expected a list of"),
+  (
+    {"system": "s", "messages": [system("t"), *MESSAGES["messages"]]},
+    r"row 1 has a system text beside its messages and one in them",
+  ),
+  ({"prompt": 1, "completion": "a"}, r"row 1: prompt is 1; expected a list of messages"),
+  ({"prompt": "q", "completion": "a", "response": "b"}, r"row 1 has completion and response"),
+  ({"prompt": "q", "completion": [user("a")]}, r"completion begins with no turn of the assista"),
+  ({"prompt": "q", "completion": []}, r"completion begins with no turn"),
+  ({"prompt": "q", "completion": ""}, r"row 1 has no answer: turn 2"),
+  ({**PAIR, "rejected": "a"}, r"row 1: chosen and rejected are the same; remove the row"),
+  ({**PAIR, "rejected": " "}, r"row 1 has no answer: turn 2"),
+  ({**PAIR, "chosen": [assistant("a"), user("b")]}, r"chosen ends with no turn of the assistant"),
+  ({**PAIR, "rejected": []}, r"rejected ends with no turn of the assistant"),
+  ({**PAIR, "messages": [user("q")]}, r"row 1 has prompt and messages; expected one of them"),
+  ({"chosen": "a", "rejected": "b"}, r"row 1: chosen is text without a prompt; expected a"),
+  (
+    {"chosen": [assistant("a")], "rejected": [assistant("b")]},
+    r"row 1: prompt or messages or conversations or instruction is missing",
+  ),
+  (
+    {"chosen": [user("q"), assistant("a")], "rejected": [user("r"), assistant("b")]},
+    r"row 1: chosen and rejected differ from their first turn on",
+  ),
+  (
+    {"prompt": "q", "chosen": "a", "rejected": [user("q"), assistant("b")]},
+    r"row 1: chosen and rejected differ from their first",
+  ),
+  (
+    {"prompt": "a", "chosen": [user("q"), assistant("a")], "rejected": [user("q"), assistant("b")]},
+    r"row 1: chosen is a whole .*, and prompt is none",
+  ),
+  (
+    {**MESSAGES, "label": False},
+    r"row 1: its answer is marked as bad \(label is false\), and "
+    r"supervised .*; --config.data.skip_bad_rows leaves",
+  ),
+  ({"prompt": "q", "completion": "a", "label": "false"}, r"row 1: its answer is marked as bad"),
+  ({"prompt": "q", "label": True}, r"row 1 is of no format"),
+  ({"text": " \n"}, r"row 1: text is blank; remove the row"),
+  ({"text": 3}, r"row 1: text is 3; expected text"),
+  ({"text": HALF}, r"row 1: text is not Unicode: half of a surrogate pair at character 1"),
+  ({**ALPACA, "output": HALF}, r"row 1: assistant content is not Unicode: .* at character 1"),
+  ({**PAIR, "rejected": HALF}, r"row 1: assistant content is not Unicode"),
+  (turn(assistant("b", reasoning_content=HALF)), r"assistant reasoning_content is not Unicode"),
+  (turn(call(x=HALF)), r"row 1: assistant tool_calls is not Unicode"),
+  ({**MESSAGES, "tools": [{**SCHEMA, "description": HALF}]}, r"row 1: tools is not Unicode"),
+  (InputError("rows.json row 1 is not JSON: x"), r"row 1 is not JSON: x"),
 ]
-GOOD = {"labelled": {**MESSAGES, "label": True}, "text": {"text": "t"}, "sharegpt": SHAREGPT,
-        "messages": MESSAGES, "alpaca": ALPACA, "preference": PAIR,
-        "prompt/completion": {"prompt": "q", "completion": "a"}}
+GOOD = {
+  "labelled": {**MESSAGES, "label": True},
+  "text": {"text": "t"},
+  "sharegpt": SHAREGPT,
+  "messages": MESSAGES,
+  "alpaca": ALPACA,
+  "preference": PAIR,
+  "prompt/completion": {"prompt": "q", "completion": "a"},
+}
 
 
 @pytest.mark.parametrize("row, match", BAD_ROWS)
@@ -397,12 +614,19 @@ def test_what_is_wrong_with_a_row_is_said_or_the_row_is_left_out(row, match):
   with pytest.raises(InputError, match=match) as caught:
     convert(row)
   assert str(caught.value).startswith("rows.json row 1")
-  with pytest.raises(InputError, match=r"^rows.json: none of its 2 rows is left; what is wrong "
-                                       r"with the first: rows.json row 1"):
+  with pytest.raises(
+    InputError,
+    match=r"^rows.json: none of its 2 rows is left; what is wrong "
+    r"with the first: rows.json row 1",
+  ):
     convert(row, row, skip=True)
   # Beside good rows: of its own format, or of any where it has none.
-  found = [name for name, form in FORMATS.items() if isinstance(row, dict) and form.detect(
-      {key: value for key, value in row.items() if value is not None})]
+  found = [
+    name
+    for name, form in FORMATS.items()
+    if isinstance(row, dict)
+    and form.detect({key: value for key, value in row.items() if value is not None})
+  ]
   good = GOOD[found[0] if len(found) == 1 else "alpaca"]
   name, rows, errors = convert(row, good, row, skip=True)
   assert name.split(" (")[0] == (found[0] if len(found) == 1 else "alpaca")
@@ -411,16 +635,23 @@ def test_what_is_wrong_with_a_row_is_said_or_the_row_is_left_out(row, match):
 
 
 def test_a_source_has_one_format():
-  with pytest.raises(InputError, match=r"^rows.json row 3 is in the messages format, rows.json "
-                                       r"row 1 in alpaca; give the two as sources of their own$"):
+  with pytest.raises(
+    InputError,
+    match=r"^rows.json row 3 is in the messages format, rows.json "
+    r"row 1 in alpaca; give the two as sources of their own$",
+  ):
     convert(ALPACA, ALPACA, MESSAGES)
   name, rows, errors = convert({"a": 1}, MESSAGES, ALPACA, MESSAGES, skip=True)
   assert (name, [r.where for r in rows]) == ("messages", ["rows.json row 2", "rows.json row 4"])
   assert [e.split(" format")[0] for e in errors] == [
-      "rows.json row 1 is of no", "rows.json row 3 is in the alpaca"]
+    "rows.json row 1 is of no",
+    "rows.json row 3 is in the alpaca",
+  ]
 
 
-@pytest.mark.parametrize("file, columns, name, count", [
+@pytest.mark.parametrize(
+  "file, columns, name, count",
+  [
     ("llamafactory_demo/alpaca_en_demo.json", {}, "alpaca", 1000),
     ("llamafactory_demo/identity.json", {}, "alpaca", 91),
     ("llamafactory_demo/dpo_en_demo.json", {}, "preference", 300),
@@ -429,12 +660,17 @@ def test_a_source_has_one_format():
     ("llamafactory_demo/c4_demo.jsonl.gz", {}, "text", 300),
     ("llamafactory_demo/wiki_demo.txt.gz", {}, "text", 30),
     ("s1k_gptoss20b", {}, "messages (not used: meta)", 2593),
-    ("medical_o1/huatuo_o1_demo_data.json.gz", {"prompt": "Question", "response": "Response"},
-     "prompt/completion (not used: Complex_CoT, Ground-True Answer, Open-ended Verifiable "
-     "Question, answer, answer_idx, options, question)", 198),
-])
+    (
+      "medical_o1/huatuo_o1_demo_data.json.gz",
+      {"prompt": "Question", "response": "Response"},
+      "prompt/completion (not used: Complex_CoT, Ground-True Answer, Open-ended Verifiable "
+      "Question, answer, answer_idx, options, question)",
+      198,
+    ),
+  ],
+)
 def test_real_files_are_read(shared_data, file, columns, name, count):
-  source, = sources.read(shared_data(file))
+  (source,) = sources.read(shared_data(file))
   bad = formats.BadRows(skip=name == "labelled")
   description, rows = formats.convert(source, columns, bad)
   assert (description, len(rows), len(rows) + len(bad.errors)) == (name, count, len(source.rows))

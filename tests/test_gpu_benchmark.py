@@ -10,8 +10,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 # What a bare machine lacks of our requirements.
-ABSENT = ("clu", "datasets", "grain", "matplotlib", "ml_collections", "pyarrow",
-          "tensorboardX")
+ABSENT = ("clu", "datasets", "grain", "matplotlib", "ml_collections", "pyarrow", "tensorboardX")
 BLOCK = f"import sys; sys.modules.update(dict.fromkeys({ABSENT}))"
 
 
@@ -19,9 +18,12 @@ def run(tmp_path, *flags):
   """The JSON lines of gpu.py --tiny where ABSENT cannot be imported."""
   (tmp_path / "sitecustomize.py").write_text(BLOCK)
   result = subprocess.run(
-      [sys.executable, ROOT / "benchmarks" / "gpu.py", "--tiny", "--steps", "2", *flags],
-      env={**os.environ, "PYTHONPATH": str(tmp_path), "XLA_FLAGS": ""}, timeout=600,
-      capture_output=True, text=True)
+    [sys.executable, ROOT / "benchmarks" / "gpu.py", "--tiny", "--steps", "2", *flags],
+    env={**os.environ, "PYTHONPATH": str(tmp_path), "XLA_FLAGS": ""},
+    timeout=600,
+    capture_output=True,
+    text=True,
+  )
   assert result.returncode == 0, result.stderr
   return [json.loads(x) for x in result.stdout.splitlines() if x.startswith("{")]
 
@@ -39,8 +41,9 @@ def test_ours_learns_on_a_bare_machine(tmp_path, side):
 def test_every_section_runs(tmp_path):
   lines = run(tmp_path)
   assert [(x["section"], x.get("side")) for x in lines] == [
-      ("attention", None), *((kind, side) for kind in ("lora", "full")
-                             for side in ("ours", "peer", "peer_full_rows"))]
+    ("attention", None),
+    *((kind, side) for kind in ("lora", "full") for side in ("ours", "peer", "peer_full_rows")),
+  ]
   assert not any("failed" in x for x in lines)
   for case in lines[0]["cases"].values():
     assert case["chunked"]["error"] < 1e-4
@@ -51,12 +54,23 @@ def test_every_section_runs(tmp_path):
 def test_a_backend_that_disagrees_or_fails_is_told_of():
   sys.path.insert(0, str(ROOT / "benchmarks"))
   import gpu
-  lines = [{"section": "attention", "cases": {"llama": {
-      "xla": {"both_ms": 2.0, "error": 0.0}, "flash": {"both_ms": 0.5, "error": 0.5},
-      "chunked": {"both_ms": 1.0, "error": 1e-3}, "cudnn": "FAILED X: y",
-      "splash": "runs on tpu"}}},
-      {"section": "lora", "side": "ours", "losses": [float("nan")]},
-      {"section": "full", "side": "peer", "failed": "out of memory"}]
+
+  lines = [
+    {
+      "section": "attention",
+      "cases": {
+        "llama": {
+          "xla": {"both_ms": 2.0, "error": 0.0},
+          "flash": {"both_ms": 0.5, "error": 0.5},
+          "chunked": {"both_ms": 1.0, "error": 1e-3},
+          "cudnn": "FAILED X: y",
+          "splash": "runs on tpu",
+        }
+      },
+    },
+    {"section": "lora", "side": "ours", "losses": [float("nan")]},
+    {"section": "full", "side": "peer", "failed": "out of memory"},
+  ]
   assert gpu.best_backend(lines[0]) == "chunked"
   told = list(gpu.wrong(lines))
   assert len(told) == 4

@@ -21,7 +21,9 @@ print("sum", int(jax.jit(lambda x: x.sum(), out_shardings=NamedSharding(mesh, P(
       hosts.is_first(), flush=True)
 """
 # Sums for ever; the process named by DIES fails as FAILS tells.
-FAIL = SUM + """
+FAIL = (
+  SUM
+  + """
 import os, signal, sys, time
 total = jax.jit(lambda x: x.sum(), out_shardings=NamedSharding(mesh, P()))
 def fail():
@@ -36,38 +38,57 @@ for i in range(1000):
     fail()
   time.sleep(0.2)
 """
-SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[1-2]", "SLURM_NTASKS": "2",
-         "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_NODES": "2"}
+)
+SLURM = {
+  "SLURM_JOB_ID": "7",
+  "SLURM_STEP_NODELIST": "node[1-2]",
+  "SLURM_NTASKS": "2",
+  "SLURM_PROCID": "0",
+  "SLURM_LOCALID": "0",
+  "SLURM_STEP_NUM_NODES": "2",
+}
 EXPLICIT = {"JAX_COORDINATOR_ADDRESS": "h:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
 
 
-@pytest.mark.parametrize("env", [
+@pytest.mark.parametrize(
+  "env",
+  [
     {},
-    {**SLURM, "SLURM_NTASKS": "1"},                                   # a step of one task
-    {k: v for k, v in SLURM.items() if k != "SLURM_STEP_NODELIST"},   # a batch script, no srun
+    {**SLURM, "SLURM_NTASKS": "1"},  # a step of one task
+    {k: v for k, v in SLURM.items() if k != "SLURM_STEP_NODELIST"},  # a batch script, no srun
     {**EXPLICIT, "JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"},
     {"TPU_WORKER_HOSTNAMES": "localhost"},
     {"KUBERNETES_SERVICE_HOST": "10.0.0.1"},
-], ids=["plain", "one task", "no step", "one process", "one TPU host", "a pod"])
+  ],
+  ids=["plain", "one task", "no step", "one process", "one TPU host", "a pod"],
+)
 def test_one_process_starts_nothing(env):
   assert hosts._found(env) is None
 
 
 def test_explicit_variables_come_before_a_scheduler():
   assert hosts._found({**SLURM, **EXPLICIT}) == {
-      "coordinator_address": "h:1", "num_processes": 2, "process_id": 1,
-      "cluster_detection_method": "deactivate"}
+    "coordinator_address": "h:1",
+    "num_processes": 2,
+    "process_id": 1,
+    "cluster_detection_method": "deactivate",
+  }
 
 
-@pytest.mark.parametrize("more, devices", [
-    ({}, []),                                                         # one task a node
+@pytest.mark.parametrize(
+  "more, devices",
+  [
+    ({}, []),  # one task a node
     ({"SLURM_STEP_NUM_NODES": "1"}, None),
     ({"SLURM_STEP_NUM_NODES": "1", "CUDA_VISIBLE_DEVICES": "0,1"}, None),
     ({"SLURM_STEP_NUM_NODES": "1", "CUDA_VISIBLE_DEVICES": "0"}, []),  # bound by Slurm
-])
+  ],
+)
 def test_a_slurm_task_gets_the_devices_of_its_node_or_its_own(more, devices):
   assert hosts._found({**SLURM, **more}) == {
-      "cluster_detection_method": "slurm", "local_device_ids": devices}
+    "cluster_detection_method": "slurm",
+    "local_device_ids": devices,
+  }
 
 
 def test_a_tpu_of_several_hosts_is_left_to_jax():
@@ -75,10 +96,17 @@ def test_a_tpu_of_several_hosts_is_left_to_jax():
   assert hosts._found({"SHADOWFT_CLUSTER": "gcetpu"}) == {"cluster_detection_method": "gcetpu"}
 
 
-@pytest.mark.parametrize("env", [
-    {"JAX_PROCESS_ID": "1"}, {"JAX_COORDINATOR_ADDRESS": "h:1"},
-    {**EXPLICIT, "JAX_PROCESS_ID": "one"}, {**EXPLICIT, "JAX_PROCESS_ID": "2"},
-    {**EXPLICIT, "JAX_COORDINATOR_ADDRESS": "h"}], ids=str)
+@pytest.mark.parametrize(
+  "env",
+  [
+    {"JAX_PROCESS_ID": "1"},
+    {"JAX_COORDINATOR_ADDRESS": "h:1"},
+    {**EXPLICIT, "JAX_PROCESS_ID": "one"},
+    {**EXPLICIT, "JAX_PROCESS_ID": "2"},
+    {**EXPLICIT, "JAX_COORDINATOR_ADDRESS": "h"},
+  ],
+  ids=str,
+)
 def test_variables_that_make_no_sense_are_named(env):
   with pytest.raises(InputError, match="JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_"):
     hosts._found(env)
@@ -110,8 +138,10 @@ def test_four_processes_sum(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dies", [0, 1])
-@pytest.mark.parametrize("fails, code", [
-    ("killed", -signal.SIGKILL), ("stopped", -signal.SIGTERM), ("raises", 1), ("leaves", 2)])
+@pytest.mark.parametrize(
+  "fails, code",
+  [("killed", -signal.SIGKILL), ("stopped", -signal.SIGTERM), ("raises", 1), ("leaves", 2)],
+)
 def test_a_process_that_dies_ends_the_others_within_a_minute(tmp_path, fails, code, dies):
   processes = several.start(FAIL, 2, tmp_path, FAILS=fails, DIES=str(dies))
   while processes[dies][0].poll() is None:

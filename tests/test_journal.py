@@ -15,7 +15,7 @@ from shadowft_jax import delta_stream, graft_plan, journal, stream
 from shadowft_jax.errors import InputError
 from tests.test_stream import ROOT, WEIGHTS, raw, sides
 
-COUNT = 1200      # tensors, and so chunks: some 19 lines of the journal
+COUNT = 1200  # tensors, and so chunks: some 19 lines of the journal
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +24,14 @@ def many(tmp_path_factory):
   folder = tmp_path_factory.mktemp("many")
   for seed, side in enumerate(("base", "tuned", "instruct")):
     random = torch.Generator().manual_seed(seed)
-    raw(folder / side, {f"model.layers.{i}.mlp.up_proj.weight": torch.randn(
-        32, 32, generator=random).bfloat16() for i in range(COUNT)}, "llama")
+    raw(
+      folder / side,
+      {
+        f"model.layers.{i}.mlp.up_proj.weight": torch.randn(32, 32, generator=random).bfloat16()
+        for i in range(COUNT)
+      },
+      "llama",
+    )
   (folder / "instruct" / "README.md").write_text("theirs")
   graft(folder / "whole", folder)
   return folder
@@ -33,8 +39,11 @@ def many(tmp_path_factory):
 
 def graft(out, folder, *, verify=False, made=None, overwrite=False):
   base, tuned, instruct = sides(folder)
-  plan = graft_plan.plan(delta_stream.read_checkpoint(instruct),
-                         [delta_stream.difference(base, tuned)], wanted=graft_plan.scope("llama"))
+  plan = graft_plan.plan(
+    delta_stream.read_checkpoint(instruct),
+    [delta_stream.difference(base, tuned)],
+    wanted=graft_plan.scope("llama"),
+  )
   return stream.run(plan, out, card="card", verify=verify, made=made, overwrite=overwrite)
 
 
@@ -45,11 +54,13 @@ def contents(folder):
 def stop_after(monkeypatch, count, error):
   """Raises `error` in the place of a write, after so many."""
   seen = []
+
   def write_at(path, offset, array, real=stream.safetensors_file.write_at):
     if len(seen) == count:
       raise error
     seen.append(path)
     real(path, offset, array)
+
   monkeypatch.setattr(stream.safetensors_file, "write_at", write_at)
   return seen
 
@@ -75,14 +86,16 @@ def test_an_interrupted_graft_goes_on(many, tmp_path, monkeypatch, capsys, verif
   # Two for the header, then what was not done.
   assert len(seen) == 2 + COUNT - done
   got, want = contents(tmp_path / "out"), contents(many / "whole")
-  assert got.keys() == want.keys() and got[WEIGHTS] == want[WEIGHTS] and not list(
-      tmp_path.glob("out.*"))
+  assert (
+    got.keys() == want.keys() and got[WEIGHTS] == want[WEIGHTS] and not list(tmp_path.glob("out.*"))
+  )
   assert outcome == graft(tmp_path / "again", many)
   assert f"which the same command left; {done} steps" in capsys.readouterr().err
 
 
 def test_what_was_left_by_other_settings_or_inputs_is_told_and_not_used(
-    many, tmp_path, monkeypatch, capsys):
+  many, tmp_path, monkeypatch, capsys
+):
   folder = shutil.copytree(many, tmp_path / "models")
   out, want = tmp_path / "out", contents(many / "whole")
   told = "was left by a run with other inputs or settings"
@@ -142,8 +155,12 @@ def test_two_processes_do_not_write_one_folder(many, tmp_path):
 def start(out, folder):
   flags = [f"--{n}={folder / n}" for n in ("base", "tuned", "instruct")]
   return subprocess.Popen(
-      [sys.executable, "-m", "shadowft_jax.graft", *flags, f"--out={out}", "--rounding=stochastic"],
-      cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True)
+    [sys.executable, "-m", "shadowft_jax.graft", *flags, f"--out={out}", "--rounding=stochastic"],
+    cwd=ROOT,
+    env={**os.environ, "PYTHONPATH": str(ROOT)},
+    stderr=subprocess.PIPE,
+    text=True,
+  )
 
 
 def lines_of(path):
@@ -154,7 +171,8 @@ def lines_of(path):
 
 
 def test_a_process_that_is_killed_twice_and_started_again_ends_like_one_that_was_not(
-    many, tmp_path):
+  many, tmp_path
+):
   out, path = tmp_path / "out", journal.place(tmp_path / "out") / journal.NAME
   for count in (2, 6):
     process, deadline = start(out, many), time.time() + 60

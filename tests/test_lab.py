@@ -46,28 +46,32 @@ def solve_merge(question):
   both = listed(question, r"lists (.*)\.")
   half = both.index("and")
   out = [None] * (2 * half)
-  out[::2], out[1::2] = both[:half], both[half + 1:]
+  out[::2], out[1::2] = both[:half], both[half + 1 :]
   return out
 
 
 # Each finds the answer from the question's text alone.
 SOLVERS = {
-    "add": lambda q: str(sum(numbers(q))),
-    "largest": lambda q: str(sorted(numbers(q))[-1]),
-    "above": lambda q: str(len([n for n in numbers(q)[:-1] if n > numbers(q)[-1]])),
-    "rounding": lambda q: str(10 * int(numbers(q)[0] / 10 + 0.5)),
-    "reverse": lambda q: listed(q, r"(?<=list) (.*)\.")[::-1],
-    "sort": lambda q: sorted(listed(q, r"(?<=digits) (.*)\.")),
-    "item": lambda q: listed(q, r"of (.*)\?")[numbers(q)[0] - 1],
-    "endings": lambda q: [re.search(r".$", w).group() for w in listed(q, r"letters of (.*)\.")],
-    "tallest": solve_tallest,
-    "truth": solve_truth,
-    "odd": solve_odd,
-    "belongs": lambda q: next(
-        w for w in listed(q, r": (.*)\?")
-        if w in questions.GROUPS[["animal", "color", "fruit", "weather"].index(
-            re.search(r"an? (\w+):", q).group(1))]),
-    "merge": solve_merge,
+  "add": lambda q: str(sum(numbers(q))),
+  "largest": lambda q: str(sorted(numbers(q))[-1]),
+  "above": lambda q: str(len([n for n in numbers(q)[:-1] if n > numbers(q)[-1]])),
+  "rounding": lambda q: str(10 * int(numbers(q)[0] / 10 + 0.5)),
+  "reverse": lambda q: listed(q, r"(?<=list) (.*)\.")[::-1],
+  "sort": lambda q: sorted(listed(q, r"(?<=digits) (.*)\.")),
+  "item": lambda q: listed(q, r"of (.*)\?")[numbers(q)[0] - 1],
+  "endings": lambda q: [re.search(r".$", w).group() for w in listed(q, r"letters of (.*)\.")],
+  "tallest": solve_tallest,
+  "truth": solve_truth,
+  "odd": solve_odd,
+  "belongs": lambda q: next(
+    w
+    for w in listed(q, r": (.*)\?")
+    if w
+    in questions.GROUPS[
+      ["animal", "color", "fruit", "weather"].index(re.search(r"an? (\w+):", q).group(1))
+    ]
+  ),
+  "merge": solve_merge,
 }
 
 
@@ -87,12 +91,15 @@ def test_answers_agree_with_an_independent_solver(skill):
 def test_answers_of_known_questions():
   """The solvers themselves, on cases worked by hand."""
   known = {
-      "add": ("What is 995 + 7?", "1002"),
-      "rounding": ("Round 1995 to tens.", "2000"),
-      "tallest": ("Say that Ben is taller than Leo. Ann is taller than Ben. Who is the shortest?",
-                  "Leo"),
-      "truth": ("Is it true that 10 > 10 or 33 > 22?", "yes"),
-      "odd": ("Which is not like the others: red black fig blue pink?", "fig")}
+    "add": ("What is 995 + 7?", "1002"),
+    "rounding": ("Round 1995 to tens.", "2000"),
+    "tallest": (
+      "Say that Ben is taller than Leo. Ann is taller than Ben. Who is the shortest?",
+      "Leo",
+    ),
+    "truth": ("Is it true that 10 > 10 or 33 > 22?", "yes"),
+    "odd": ("Which is not like the others: red black fig blue pink?", "fig"),
+  }
   for skill, (question, answer) in known.items():
     assert SOLVERS[skill](question) == answer
   assert SOLVERS["merge"]("Merge the lists a b and c d.") == ["a", "c", "b", "d"]
@@ -109,8 +116,11 @@ def test_held_out_and_training_are_disjoint(skill):
 
 def test_pretraining_text_holds_no_held_out_and_no_new_question():
   documents = [head + tail for head, tail in text.documents(3000, seed=3)]
-  asked = [m.group(1) for d in documents
-           if (m := re.match(r"(?:Question: |<\|im_start\|>user\n)(.*?)(?:<\|im_end\|>)?\n", d))]
+  asked = [
+    m.group(1)
+    for d in documents
+    if (m := re.match(r"(?:Question: |<\|im_start\|>user\n)(.*?)(?:<\|im_end\|>)?\n", d))
+  ]
   assert 0.7 * len(documents) < len(asked) < len(documents)
   assert not any(map(questions.held_out, asked))
   assert not any("Merge" in d for d in documents)
@@ -151,7 +161,10 @@ def test_tokenizer_round_trip(tok):
 def test_saved_tokenizer_opens_and_renders_chat(tok, tmp_path):
   tokenizer.save(tok, tmp_path)
   assert {p.name for p in tmp_path.iterdir()} == {
-      "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+  }
   again = transformers.AutoTokenizer.from_pretrained(tmp_path)
   prompt = measure.chat(again, "What is 12 + 3?")
   assert prompt == "<|im_start|>user\nWhat is 12 + 3?<|im_end|>\n<|im_start|>assistant\n"
@@ -180,8 +193,9 @@ def test_shipped_pair_meets_its_requirements():
 
 def test_shipped_data_is_what_the_generator_makes():
   train, valid, asked = (
-      [json.loads(line) for line in (TINY / name).read_text().splitlines()]
-      for name in ("new_skill.jsonl", "new_skill_valid.jsonl", "questions.jsonl"))
+    [json.loads(line) for line in (TINY / name).read_text().splitlines()]
+    for name in ("new_skill.jsonl", "new_skill_valid.jsonl", "questions.jsonl")
+  )
   assert (len(train), len(valid), len(asked)) == (2000, 200, 300 + 50 * len(questions.OLD_SKILLS))
   everything = [row["instruction"] for row in train + valid] + [row["question"] for row in asked]
   assert len(set(everything)) == len(everything)

@@ -18,8 +18,15 @@ import yaml
 from shadowft_jax import hosts
 
 LAUNCH = pathlib.Path(__file__).parents[1] / "launch"
-ARGS = ["--config", "configs/full.py", "--config.data.train", "two words", "it's",
-        '"$HOME" * \\', ""]
+ARGS = [
+  "--config",
+  "configs/full.py",
+  "--config.data.train",
+  "two words",
+  "it's",
+  '"$HOME" * \\',
+  "",
+]
 # Stands for python and writes what it was given; STATUS is its exit code.
 PYTHON = f"""#!{sys.executable}
 import json, os, sys
@@ -39,9 +46,11 @@ def fakes(tmp_path, monkeypatch):
   monkeypatch.setenv("TOLD", str(tmp_path / "told"))
   for name in hosts.EXPLICIT:
     monkeypatch.delenv(name, raising=False)
+
   def put(name, script):
     (folder / name).write_text(script)
     (folder / name).chmod(0o755)
+
   put("python", PYTHON)
   return put
 
@@ -60,17 +69,29 @@ def test_scripts_parse(path):
 
 
 def test_no_file_sets_a_field_of_an_experiment():
-  for path in (LAUNCH / "slurm.sh", LAUNCH / "tpu_vm.sh", LAUNCH / "jobset.yaml",
-               LAUNCH / "sky.yaml"):
+  for path in (
+    LAUNCH / "slurm.sh",
+    LAUNCH / "tpu_vm.sh",
+    LAUNCH / "jobset.yaml",
+    LAUNCH / "sky.yaml",
+  ):
     text = path.read_text()
     assert "shadowft_jax.train" in text and "--config." not in text
 
 
-@pytest.mark.parametrize("status, state, requeued", [
-    (0, "RUNNING", False), (1, "RUNNING", False), (137, "RUNNING", False),
-    (143, "RUNNING", True), (143, "COMPLETING", False)])
+@pytest.mark.parametrize(
+  "status, state, requeued",
+  [
+    (0, "RUNNING", False),
+    (1, "RUNNING", False),
+    (137, "RUNNING", False),
+    (143, "RUNNING", True),
+    (143, "COMPLETING", False),
+  ],
+)
 def test_slurm_passes_arguments_and_requeues_what_sigterm_ended(
-    fakes, tmp_path, status, state, requeued):
+  fakes, tmp_path, status, state, requeued
+):
   fakes("srun", '#!/bin/bash\n"$@"')
   fakes("squeue", f"#!/bin/bash\necho {state}")
   fakes("scontrol", logged(tmp_path))
@@ -83,8 +104,11 @@ def test_slurm_passes_arguments_and_requeues_what_sigterm_ended(
 
 
 def test_slurm_passes_the_signal_on_and_waits_for_the_tasks(fakes, tmp_path):
-  fakes("srun", f"#!/bin/bash\ntouch {tmp_path}/runs\n"
-        f"until [ -e {tmp_path}/stop ]; do sleep 0.05; done; sleep 0.3; exit 143")
+  fakes(
+    "srun",
+    f"#!/bin/bash\ntouch {tmp_path}/runs\n"
+    f"until [ -e {tmp_path}/stop ]; do sleep 0.05; done; sleep 0.3; exit 143",
+  )
   fakes("scancel", logged(tmp_path, f"touch {tmp_path}/stop"))
   fakes("squeue", "#!/bin/bash\necho RUNNING")
   fakes("scontrol", logged(tmp_path))
@@ -108,8 +132,14 @@ for worker in 0 1; do (cd "$FAR" && exec bash -c "${last#--command=}") || exit; 
 def test_tpu_vm_starts_the_command_on_every_worker(fakes, tmp_path, args):
   fakes("gcloud", GCLOUD)
   (tmp_path / "far" / "a folder").mkdir(parents=True)
-  env = {**os.environ, "TPU": "t", "ZONE": "z", "DIR": "a folder", "PYTHON": "python",
-         "FAR": str(tmp_path / "far")}
+  env = {
+    **os.environ,
+    "TPU": "t",
+    "ZONE": "z",
+    "DIR": "a folder",
+    "PYTHON": "python",
+    "FAR": str(tmp_path / "far"),
+  }
   subprocess.run(["bash", LAUNCH / "tpu_vm.sh", *args], env=env, check=True)
   for got, folder, variables in told(tmp_path):
     assert got == ["-m", "shadowft_jax.train", *args]
@@ -128,10 +158,14 @@ def test_tpu_vm_gives_back_the_exit_code_and_names_what_is_not_set(fakes, tmp_pa
 
 
 def test_tpu_vm_passes_a_signal_on(fakes, tmp_path):
-  fakes("gcloud", f'#!/bin/bash\ncase "$*" in *pkill*) echo "$*" > {tmp_path}/stop;; *) '
-        f"touch {tmp_path}/runs; until [ -e {tmp_path}/stop ]; do sleep 0.05; done; exit 15;; esac")
-  script = subprocess.Popen(["bash", LAUNCH / "tpu_vm.sh"],
-                            env={**os.environ, "TPU": "t", "ZONE": "z"})
+  fakes(
+    "gcloud",
+    f'#!/bin/bash\ncase "$*" in *pkill*) echo "$*" > {tmp_path}/stop;; *) '
+    f"touch {tmp_path}/runs; until [ -e {tmp_path}/stop ]; do sleep 0.05; done; exit 15;; esac",
+  )
+  script = subprocess.Popen(
+    ["bash", LAUNCH / "tpu_vm.sh"], env={**os.environ, "TPU": "t", "ZONE": "z"}
+  )
   while not (tmp_path / "runs").exists():
     time.sleep(0.02)
   script.send_signal(signal.SIGTERM)
@@ -165,9 +199,14 @@ def test_sky_tells_each_node_who_it_is(fakes, tmp_path, rank):
   task = yaml.safe_load((LAUNCH / "sky.yaml").read_text())
   (tmp_path / "shadowft" / "bin").mkdir(parents=True)
   (tmp_path / "shadowft" / "bin" / "python").symlink_to(tmp_path / "bin" / "python")
-  env = {**os.environ, "HOME": str(tmp_path), "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2",
-         "SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": str(rank),
-         "ARGS": "--config c.py --workdir '/shared/two words'"}
+  env = {
+    **os.environ,
+    "HOME": str(tmp_path),
+    "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2",
+    "SKYPILOT_NUM_NODES": "2",
+    "SKYPILOT_NODE_RANK": str(rank),
+    "ARGS": "--config c.py --workdir '/shared/two words'",
+  }
   subprocess.run(["bash", "-c", task["run"]], env=env, check=True)
   [[args, _, variables]] = told(tmp_path)
   assert args == ["-m", "shadowft_jax.train", "--config", "c.py", "--workdir", "/shared/two words"]

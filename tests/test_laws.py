@@ -12,7 +12,18 @@ import optax
 import pytest
 
 from shadowft_jax import (
-    delta, graft, lora, loss, models, objectives, optim, port, sharding, step, tree)
+  delta,
+  graft,
+  lora,
+  loss,
+  models,
+  objectives,
+  optim,
+  port,
+  sharding,
+  step,
+  tree,
+)
 from shadowft_jax.data import packing
 from shadowft_jax.data.chat import Example
 from shadowft_jax.errors import InputError
@@ -24,8 +35,9 @@ pytestmark = pytest.mark.usefixtures("quick_compiles")
 def random_params(model, seed, scale=0.3):
   keys = iter(jax.random.split(jax.random.key(seed), 64))
   return tree.map_named(
-      lambda n, x: scale * jax.random.normal(next(keys), x.shape) + n.endswith("scale"),
-      models.abstract_params(model))
+    lambda n, x: scale * jax.random.normal(next(keys), x.shape) + n.endswith("scale"),
+    models.abstract_params(model),
+  )
 
 
 @functools.cache
@@ -52,17 +64,22 @@ def assert_bits_equal(a, b):
 def random_adapter(params, seed=7, rank=4):
   adapter = lora.init(jax.random.key(seed), params, rank=rank, match=delta.SCOPES["projections"])
   return tree.map_named(
-      lambda n, x: x if n.endswith("/a") else 0.1 * jax.random.normal(jax.random.key(len(n)),
-                                                                     x.shape), adapter)
+    lambda n, x: (
+      x if n.endswith("/a") else 0.1 * jax.random.normal(jax.random.key(len(n)), x.shape)
+    ),
+    adapter,
+  )
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_a_zero_delta_keeps_every_bit(dtype):
   _, base, _, instruct = setup()
   odd = jnp.array([-0.0, 1e-39, -1e-40, 6e-8], jnp.float32).astype(dtype)
-  instruct = jax.tree.map(lambda x: x.astype(dtype).at[..., :4].set(odd[:x.shape[-1]]), instruct)
-  for zero in (minus(base, base),
-               {"lora": lora.init(jax.random.key(0), base, rank=2, match="_proj")}):
+  instruct = jax.tree.map(lambda x: x.astype(dtype).at[..., :4].set(odd[: x.shape[-1]]), instruct)
+  for zero in (
+    minus(base, base),
+    {"lora": lora.init(jax.random.key(0), base, rank=2, match="_proj")},
+  ):
     shadow, leaves = graft.graft(copied(instruct), zero, scale=2.0, match="all")
     assert leaves
     assert_bits_equal(shadow, instruct)
@@ -114,7 +131,8 @@ def test_the_papers_scope_is_its_seven_projections_with_biases():
   modules = {leaf.split("/")[-2] for leaf in leaves}
   assert modules == {f"{x}_proj" for x in ("q", "k", "v", "o", "gate", "up", "down")}
   assert sorted(leaf for leaf in leaves if leaf.endswith("bias")) == [
-      f"model/layers/self_attn/{x}_proj/bias" for x in "kqv"]
+    f"model/layers/self_attn/{x}_proj/bias" for x in "kqv"
+  ]
 
 
 def test_sums_are_taken_in_float32_and_rounded_once():
@@ -122,8 +140,9 @@ def test_sums_are_taken_in_float32_and_rounded_once():
   instruct = jax.tree.map(lambda x: x.astype(jnp.bfloat16), instruct)
   change = minus(tuned, base)
   shadow, _ = graft.graft(copied(instruct), change, match="all")
-  want = jax.tree.map(lambda w, d: (np.asarray(w, np.float32) + d).astype(jnp.bfloat16),
-                      instruct, change["delta"])
+  want = jax.tree.map(
+    lambda w, d: (np.asarray(w, np.float32) + d).astype(jnp.bfloat16), instruct, change["delta"]
+  )
   assert_bits_equal(shadow, want)
 
 
@@ -144,8 +163,9 @@ def test_every_factor_of_an_adapter_acts():
   adapter = lora.init(jax.random.key(0), base, rank=2, match=delta.pattern("all"))
   adapter = jax.tree.map(lambda x: x + 0.1, adapter)
   token_BT = jnp.array(np.random.default_rng(0).integers(0, 96, (1, 8)))
-  grads = jax.grad(lambda a: jnp.sum(
-      model.apply(delta.variables(base, {"lora": a}, 1.0), token_BT) ** 2))(adapter)
+  grads = jax.grad(
+    lambda a: jnp.sum(model.apply(delta.variables(base, {"lora": a}, 1.0), token_BT) ** 2)
+  )(adapter)
   assert all(jnp.any(g != 0) for g in jax.tree.leaves(grads))
 
 
@@ -156,21 +176,24 @@ def test_a_delta_added_inside_the_blocks_is_a_delta_added_before(name, remat):
   model = model.clone(remat=remat)
   change = jax.tree.map(jnp.subtract, tuned, base)
   token_BT = jnp.array(np.random.default_rng(0).integers(0, 96, (2, 12)))
+
   def inside(d):
     return jnp.mean(model.apply(delta.variables(base, {"delta": d}, 1.0), token_BT) ** 2)
+
   def before(d):
     return jnp.mean(model.apply({"params": jax.tree.map(jnp.add, base, d)}, token_BT) ** 2)
+
   value, grads = jax.value_and_grad(inside)(change)
   want, want_grads = jax.value_and_grad(before)(change)
   np.testing.assert_allclose(value, want, rtol=1e-6)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-               grads, want_grads)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), grads, want_grads
+  )
 
 
 def test_the_sum_of_weights_and_delta_never_exists_for_the_whole_model():
   """The compiled step's temporaries stay well below a second copy of the layers."""
-  config = dict(pico.CONFIGS["qwen3"], num_hidden_layers=32, hidden_size=128,
-                intermediate_size=512)
+  config = dict(pico.CONFIGS["qwen3"], num_hidden_layers=32, hidden_size=128, intermediate_size=512)
   model = models.from_config(config, dtype=jnp.float32, combine=delta.combine, remat="full")
   params = models.abstract_params(model)
   token_BT = jax.ShapeDtypeStruct((1, 8), jnp.int32)
@@ -182,25 +205,35 @@ def test_the_sum_of_weights_and_delta_never_exists_for_the_whole_model():
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_a_program_does_not_grow_with_depth(kind):
   def lines(layers):
-    model = models.from_config(dict(pico.CONFIGS["qwen3"], num_hidden_layers=layers),
-                               dtype=jnp.float32, combine=delta.combine)
+    model = models.from_config(
+      dict(pico.CONFIGS["qwen3"], num_hidden_layers=layers),
+      dtype=jnp.float32,
+      combine=delta.combine,
+    )
     shapes = models.abstract_params(model)
-    batch = {k: jax.ShapeDtypeStruct((1, 8), jnp.int32)
-             for k in ("token", "segment", "position", "answer")}
-    learnt = jax.eval_shape(lambda: {"lora": lora.init(
-        jax.random.key(0), shapes, rank=2, match="_proj")}) if kind == "lora" else {"delta": shapes}
+    batch = {
+      k: jax.ShapeDtypeStruct((1, 8), jnp.int32) for k in ("token", "segment", "position", "answer")
+    }
+    learnt = (
+      jax.eval_shape(lambda: {"lora": lora.init(jax.random.key(0), shapes, rank=2, match="_proj")})
+      if kind == "lora"
+      else {"delta": shapes}
+    )
     method = step.Method(model, objectives.sft, 1.0, 8)
     text = step.accumulate.lower(learnt, learnt, shapes, batch, method=method).as_text()
     return len(text.splitlines())
+
   assert lines(4) == lines(32)
 
 
 def test_a_frozen_head_is_multiplied_twice_a_learnt_one_four_times():
   h, w = jax.ShapeDtypeStruct((1, 8, 16), "float32"), jax.ShapeDtypeStruct((16, 50), "float32")
   token_BT = jnp.zeros((1, 8), jnp.int32)
+
   def products(argnums):
     f = jax.grad(lambda h, w: loss.token_logprobs(h, w, token_BT, 4).sum(), argnums)
     return jax.jit(f).lower(h, w).compile().as_text().count("dot(")
+
   assert (products(0), products((0, 1))) == (2, 4)
 
 
@@ -210,25 +243,31 @@ def test_the_chunked_loss_is_the_plain_loss(chunk):
   h_BTD, head_DV = jax.random.normal(key[0], (2, 13, 8)), jax.random.normal(key[1], (8, 50))
   token_BT = jax.random.randint(key[2], (2, 13), 0, 50)
   weight_BT = jnp.arange(26.0).reshape(2, 13)
+
   def chunked(h, w):
     return jnp.sum(loss.token_logprobs(h, w, token_BT, chunk) * weight_BT)
+
   def plain(h, w):
     logp = jax.nn.log_softmax(h @ w)[:, :-1]
     chosen = jnp.take_along_axis(logp, token_BT[:, 1:, None], axis=-1)[..., 0]
     return jnp.sum(chosen * weight_BT[:, :-1])
+
   got, want = (jax.value_and_grad(f, argnums=(0, 1))(h_BTD, head_DV) for f in (chunked, plain))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), got, want)
 
 
 def test_full_logits_never_exist_in_training():
-  model = models.from_config(dict(pico.CONFIGS["qwen3"], vocab_size=50_000), dtype=jnp.float32,
-                             remat="full")
+  model = models.from_config(
+    dict(pico.CONFIGS["qwen3"], vocab_size=50_000), dtype=jnp.float32, remat="full"
+  )
   shapes = models.abstract_params(model)
-  batch = {k: jax.ShapeDtypeStruct((4, 512), jnp.int32)
-           for k in ("token", "segment", "position", "answer")}
+  batch = {
+    k: jax.ShapeDtypeStruct((4, 512), jnp.int32) for k in ("token", "segment", "position", "answer")
+  }
   method = step.Method(model, objectives.sft, 1.0, 16)
   adapter = jax.eval_shape(
-      lambda: {"lora": lora.init(jax.random.key(0), shapes, rank=2, match="_proj")})
+    lambda: {"lora": lora.init(jax.random.key(0), shapes, rank=2, match="_proj")}
+  )
   compiled = step.accumulate.lower(adapter, adapter, shapes, batch, method=method).compile()
   memory = compiled.memory_analysis()
   assert memory.temp_size_in_bytes < 0.25 * 4 * 512 * 50_000 * 4
@@ -255,8 +294,10 @@ def step_gradients(batches, params, adapter, model):
 
 def assert_step_equal(got, want):
   np.testing.assert_allclose(got[0], want[0], rtol=1e-6)
+
   def close(a, b):
     assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
+
   jax.tree.map(close, got[1], want[1])
 
 
@@ -277,8 +318,9 @@ def reference_step():
 def test_packing_padding_and_microbatches_change_neither_loss_nor_gradients(row_length, rows):
   model, base, adapter, want = reference_step()
   data = examples()
-  [packed] = packing.plan([len(e.token) for e in data], batch_size=len(data), epochs=1,
-                          row_length=row_length, seed=3)
+  [packed] = packing.plan(
+    [len(e.token) for e in data], batch_size=len(data), epochs=1, row_length=row_length, seed=3
+  )
   batches = packing.microbatches(packed, data, row_length=row_length, rows=rows)
   assert_step_equal(step_gradients(batches, base, adapter, model), want)
 
@@ -287,8 +329,9 @@ def test_unpacked_rows_of_a_few_lengths_give_the_same_loss_and_gradients():
   model, base, adapter, want = reference_step()
   data = examples()
   shape = dict(row_length=256, layout="bucketed")
-  [step] = packing.plan([len(e.token) for e in data], batch_size=len(data), epochs=1, seed=3,
-                        **shape)
+  [step] = packing.plan(
+    [len(e.token) for e in data], batch_size=len(data), epochs=1, seed=3, **shape
+  )
   batches = list(packing.microbatches(step, data, rows=1, **shape))
   assert max(b["token"].shape[1] for b in batches) < 256
   assert_step_equal(step_gradients(batches, base, adapter, model), want)
@@ -299,9 +342,11 @@ def test_the_mean_over_ranks_is_the_mean_of_their_token_means():
   data = examples()
   n, ranks, at_a_time = len(data), 3, 2
   step = packing.Step(list(range(n))[::-1], [[i] for i in range(n)])
+
   def batches(places, weight=None):
     part = packing.Step([step.examples[p] for p in places], [[i] for i in range(len(places))])
     return packing.microbatches(part, data, rows=len(places), row_length=20, weight=weight)
+
   mine = [[p for p in range(n) if p // at_a_time % ranks == r] for r in range(ranks)]
   parts = [step_gradients(batches(places), base, adapter, model) for places in mine]
   mean = jax.tree.map(lambda *x: sum(x) / ranks, *parts)
@@ -320,8 +365,12 @@ def test_a_label_stands_in_for_the_token_that_is_predicted():
   answer = np.zeros_like(example.answer)
   answer[4] = 1
   [batch] = packing.microbatches(
-      packing.Step([0], [[0]]), [dataclasses.replace(example, answer=answer, label=label)],
-      rows=1, row_length=len(label), labelled=True)
+    packing.Step([0], [[0]]),
+    [dataclasses.replace(example, answer=answer, label=label)],
+    rows=1,
+    row_length=len(label),
+    labelled=True,
+  )
   method = step.Method(model, objectives.sft, 1.0, 8)
   sums = method.sums({"delta": {}}, base, batch)
   logits = model.apply({"params": base}, jnp.array(example.token)[None])[0, 3]
@@ -332,12 +381,15 @@ def test_a_label_stands_in_for_the_token_that_is_predicted():
 def test_another_number_of_microbatches_compiles_nothing():
   model, base, adapter, _ = reference_step()
   data = examples(24)
+
   def run(count):
-    [packed] = packing.plan([len(e.token) for e in data[:count]], batch_size=count, epochs=1,
-                            row_length=32, seed=0)
+    [packed] = packing.plan(
+      [len(e.token) for e in data[:count]], batch_size=count, epochs=1, row_length=32, seed=0
+    )
     batches = list(packing.microbatches(packed, data, row_length=32, rows=2))
     step_gradients(batches, base, adapter, model)
     return len(batches)
+
   first = run(12)
   compiled = step.accumulate._cache_size(), step.add._cache_size()
   assert run(24) > first
@@ -346,17 +398,28 @@ def test_another_number_of_microbatches_compiles_nothing():
 
 def test_training_the_delta_is_training_the_model():
   model, base, _, _ = setup()
-  config = ml_collections.ConfigDict(dict(
-      lr=1e-3, warmup_ratio=0.1, b1=0.9, b2=0.999, eps=1e-8, moment_dtype="float32",
-      weight_decay=0.0, grad_clip_norm=1.0))
+  config = ml_collections.ConfigDict(
+    dict(
+      lr=1e-3,
+      warmup_ratio=0.1,
+      b1=0.9,
+      b2=0.999,
+      eps=1e-8,
+      moment_dtype="float32",
+      weight_decay=0.0,
+      grad_clip_norm=1.0,
+    )
+  )
   tx, _ = optim.make(config, 8)
   method = step.Method(model, objectives.sft, 1.0, 8)
   zero = {"delta": jax.tree.map(jnp.zeros_like, base)}
   state = step.TrainState(jnp.int32(0), zero, tx.init(zero))
   params, opt = base, tx.init(base)
+
   def plain(params, batch):
     sums = objectives.sft(method.logprobs({"params": params}), None, batch)
     return sums["loss"] / sums["count"]
+
   gradient = jax.jit(jax.grad(plain))
   for seed in range(8):
     [batch] = padded(examples(seed=seed))
@@ -376,12 +439,19 @@ def test_the_first_token_of_a_packed_example_is_never_a_target():
 
 def test_a_delta_that_does_not_fit_says_where():
   _, base, _, _ = setup()
-  wrong = {"delta": {"model": {"layers": {"mlp": {"up_proj": {"kernel": jnp.zeros((3, 1, 1))}}},
-                               "vision": {"kernel": jnp.zeros(3)}}}}
+  wrong = {
+    "delta": {
+      "model": {
+        "layers": {"mlp": {"up_proj": {"kernel": jnp.zeros((3, 1, 1))}}},
+        "vision": {"kernel": jnp.zeros(3)},
+      }
+    }
+  }
   with pytest.raises(InputError) as error:
     graft.graft(copied(base), wrong, match="all")
-  assert re.search(r"mlp/up_proj/kernel: the delta \(3, 1, 1\), the model \(\d, 32, 64\)",
-                   str(error.value))
+  assert re.search(
+    r"mlp/up_proj/kernel: the delta \(3, 1, 1\), the model \(\d, 32, 64\)", str(error.value)
+  )
   assert "model/vision/kernel: the delta (3,), the model has none" in str(error.value)
 
 

@@ -14,8 +14,20 @@ import torch
 import transformers
 
 from shadowft_jax import (
-    checkpoint, delta, generate, graft, lora, models, objectives, pair_check, port, sharding, step,
-    train, tree)
+  checkpoint,
+  delta,
+  generate,
+  graft,
+  lora,
+  models,
+  objectives,
+  pair_check,
+  port,
+  sharding,
+  step,
+  train,
+  tree,
+)
 from shadowft_jax.errors import InputError
 from shadowft_jax.models import moe
 from tests import pico, real_configs, runs
@@ -25,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("quick_compiles")
 NAMES = ("qwen3_moe", "qwen3_moe_unnormed")
 TOKENS = np.random.default_rng(0).integers(0, 96, (2, 24))
 FILE = "model.safetensors"
-WITH_ROUTER = r"_proj/|mlp/gate/"       # what the authors' LoRA adapts
+WITH_ROUTER = r"_proj/|mlp/gate/"  # what the authors' LoRA adapts
 
 
 def both(name, seed=0):
@@ -78,8 +90,15 @@ def fuse(folder):
 
 # Grouped products.
 
-GROUPS = [(40, 0, 0, 0, 0, 0, 0, 0), (0, 0, 0, 0, 0, 0, 0, 3), (5, 5, 5, 5, 5, 5, 5, 5),
-          (0, 17, 1, 0, 8, 9, 0, 64), (1,), (300, 1), (0, 1, 0, 1, 1)]
+GROUPS = [
+  (40, 0, 0, 0, 0, 0, 0, 0),
+  (0, 0, 0, 0, 0, 0, 0, 3),
+  (5, 5, 5, 5, 5, 5, 5, 5),
+  (0, 17, 1, 0, 8, 9, 0, 64),
+  (1,),
+  (300, 1),
+  (0, 1, 0, 1, 1),
+]
 
 
 @pytest.mark.parametrize("sizes", GROUPS)
@@ -92,8 +111,9 @@ def test_each_row_is_multiplied_by_the_matrix_of_its_group(sizes):
   w_EFD = jnp.swapaxes(w_EDF, 1, 2)
   for product in (moe.by_block, moe.ragged):
     for got in (product(x_MD, w_EDF, size_E), product(x_MD, w_EFD, size_E, axis=2)):
-      np.testing.assert_allclose(got, np.einsum("MD,MDF->MF", x_MD, w_EDF[own]),
-                                 rtol=1e-5, atol=1e-5)
+      np.testing.assert_allclose(
+        got, np.einsum("MD,MDF->MF", x_MD, w_EDF[own]), rtol=1e-5, atol=1e-5
+      )
   hot_ME = np.eye(len(sizes))[own]
   want = np.einsum("ME,MD,MF->EDF", hot_ME, x_MD, g_MF)
   for outer in (moe.outer_by_block, moe.outer_ragged):
@@ -104,18 +124,25 @@ def test_the_gradients_of_a_grouped_product_are_those_of_a_ragged_dot():
   key = jax.random.split(jax.random.key(0), 3)
   x_MD, w_EDF = jax.random.normal(key[0], (30, 6)), jax.random.normal(key[1], (4, 6, 10))
   g_MF, size_E = jax.random.normal(key[2], (30, 10)), jnp.array([4, 0, 20, 6])
-  got, want = (jax.vjp(lambda x, w, f=f: f(x, w, size_E), x_MD, w_EDF)[1](g_MF)
-               for f in (moe.grouped_matmul, jax.lax.ragged_dot))
+  got, want = (
+    jax.vjp(lambda x, w, f=f: f(x, w, size_E), x_MD, w_EDF)[1](g_MF)
+    for f in (moe.grouped_matmul, jax.lax.ragged_dot)
+  )
   for a, b in zip(got, want, strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
 def test_a_tpu_is_given_its_own_instruction():
   """Elsewhere XLA would make of it a product of every row with every matrix."""
+
   def total(x_MD, w_EDF, size_E):
     return jnp.sum(moe.grouped_matmul(x_MD, w_EDF, size_E) ** 2)
-  shapes = (jax.ShapeDtypeStruct((64, 8), jnp.bfloat16),
-            jax.ShapeDtypeStruct((8, 8, 16), jnp.bfloat16), jax.ShapeDtypeStruct((8,), jnp.int32))
+
+  shapes = (
+    jax.ShapeDtypeStruct((64, 8), jnp.bfloat16),
+    jax.ShapeDtypeStruct((8, 8, 16), jnp.bfloat16),
+    jax.ShapeDtypeStruct((8,), jnp.int32),
+  )
   counts = {}
   for platform in ("tpu", "cpu", "cuda"):
     program = jax.export.export(jax.jit(jax.grad(total, (0, 1))), platforms=[platform])(*shapes)
@@ -127,25 +154,35 @@ def test_a_tpu_is_given_its_own_instruction():
 
 # The model.
 
+
 def test_the_number_of_experts_is_read_in_both_spellings():
   hub = pico.CONFIGS["qwen3_moe"]
   new = transformers.AutoConfig.for_model(**hub).to_dict()
   assert "num_experts" not in new and new["num_local_experts"] == 8
   assert models.FAMILIES["qwen3_moe"](hub) == models.FAMILIES["qwen3_moe"](new)
-  needed = {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-            "num_attention_heads", "model_type"}
+  needed = {
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "model_type",
+  }
   for field in hub.keys() - needed:
     part = {k: v for k, v in hub.items() if k != field}
     full = transformers.AutoConfig.for_model(**part).to_dict()
     assert models.FAMILIES["qwen3_moe"](part) == models.FAMILIES["qwen3_moe"](full), field
 
 
-@pytest.mark.parametrize("change, message", [
+@pytest.mark.parametrize(
+  "change, message",
+  [
     (dict(mlp_only_layers=[0]), r"mlp_only_layers is \[0\]; only \[\] is ported"),
     (dict(decoder_sparse_step=2), "decoder_sparse_step is 2; only 1 is ported"),
     (dict(output_router_logits=True), "output_router_logits is True; only False is ported"),
     (dict(use_sliding_window=True), "use_sliding_window is True"),
-])
+  ],
+)
 def test_what_is_not_ported_is_refused_by_name(change, message):
   with pytest.raises(InputError, match=message):
     models.from_config({**pico.CONFIGS["qwen3_moe"], **change})
@@ -154,7 +191,7 @@ def test_what_is_not_ported_is_refused_by_name(change, message):
 def test_every_expert_is_used_and_learns():
   """So that agreement with transformers says something about each."""
   _, model, params = both("qwen3_moe")
-  token_BT = jnp.array(np.random.default_rng(0).integers(0, 96, (2, 40)))   # of test_parity.py
+  token_BT = jnp.array(np.random.default_rng(0).integers(0, 96, (2, 40)))  # of test_parity.py
   grads = jax.jit(jax.grad(lambda p: jnp.sum(model.apply({"params": p}, token_BT) ** 2)))(params)
   for name, g in tree.names(grads).items():
     if "/experts/" in name:
@@ -167,10 +204,14 @@ def test_every_expert_is_used_and_learns():
 def test_rematerialisation_changes_no_gradient():
   _, model, params = both("qwen3_moe")
   adapter = random_adapter(params, WITH_ROUTER)
+
   def total(adapter, model):
     return jnp.sum(model.apply(delta.variables(params, adapter, 0.5), jnp.array(TOKENS)) ** 2)
-  want, got = (jax.jit(jax.grad(total), static_argnums=1)(adapter, model.clone(remat=remat))
-               for remat in ("none", "full"))
+
+  want, got = (
+    jax.jit(jax.grad(total), static_argnums=1)(adapter, model.clone(remat=remat))
+    for remat in ("none", "full")
+  )
   for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
     assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
 
@@ -183,30 +224,41 @@ def test_bfloat16_is_as_near_to_float32_as_that_of_transformers(name):
   token = torch.tensor(np.random.default_rng(0).integers(0, 96, (2, 40)))
   with torch.no_grad():
     theirs = half(token).logits.float().numpy()
-    want = half.to(torch.float32)(token).logits.numpy()      # the same rounded weights
+    want = half.to(torch.float32)(token).logits.numpy()  # the same rounded weights
   params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
-  ours = jax.jit(model.clone(dtype=jnp.bfloat16).apply)({"params": params},
-                                                        jnp.array(token.numpy()))
+  ours = jax.jit(model.clone(dtype=jnp.bfloat16).apply)(
+    {"params": params}, jnp.array(token.numpy())
+  )
   assert ours.dtype == jnp.bfloat16
+
   def errors(x):
-    return (np.linalg.norm(np.asarray(x, np.float32) - want, axis=-1)
-            / np.linalg.norm(want, axis=-1))
+    return np.linalg.norm(np.asarray(x, np.float32) - want, axis=-1) / np.linalg.norm(want, axis=-1)
+
   # Over four seeds: at most 0.018 from float32, and 1.25 times transformers' error.
   assert 0 < np.median(errors(ours)) <= 0.025
   assert np.median(errors(ours)) <= 1.4 * np.median(errors(theirs))
 
 
-@pytest.mark.parametrize("kind, shape", [
+@pytest.mark.parametrize(
+  "kind, shape",
+  [
     pytest.param("lora", {"data": 2, "fsdp": 2, "tensor": 2}, marks=pytest.mark.slow),
-    ("full", {"fsdp": 8})])
+    ("full", {"fsdp": 8}),
+  ],
+)
 def test_a_step_on_eight_devices_is_that_on_one(kind, shape):
   _, model, params = both("qwen3_moe")
-  learnt = {"lora": random_adapter(params, WITH_ROUTER),
-            "full": {"delta": random_like(params, 0.02)}}[kind]
+  learnt = {
+    "lora": random_adapter(params, WITH_ROUTER),
+    "full": {"delta": random_like(params, 0.02)},
+  }[kind]
   rng = np.random.default_rng(0)
-  batch = {"token": rng.integers(1, 96, (8, 12)), "answer": rng.integers(0, 2, (8, 12)),
-           "segment": np.tile([1] * 5 + [2] * 5 + [0] * 2, (8, 1)),
-           "position": np.tile([*range(5), *range(5), 0, 0], (8, 1))}
+  batch = {
+    "token": rng.integers(1, 96, (8, 12)),
+    "answer": rng.integers(0, 2, (8, 12)),
+    "segment": np.tile([1] * 5 + [2] * 5 + [0] * 2, (8, 1)),
+    "position": np.tile([*range(5), *range(5), 0, 0], (8, 1)),
+  }
   batch = {k: v.astype(np.int32) for k, v in batch.items()}
   method = step.Method(model, objectives.sft, 0.5, 8)
   want, sums = step.gradients(learnt, params, [batch], method=method)
@@ -214,7 +266,8 @@ def test_a_step_on_eight_devices_is_that_on_one(kind, shape):
   with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATIONS):
     learnt, params = (jax.device_put(x, sharding.of(x, mesh)) for x in (learnt, params))
     got, got_sums = step.gradients(
-        learnt, params, [jax.device_put(batch, NamedSharding(mesh, sharding.BATCH))], method=method)
+      learnt, params, [jax.device_put(batch, NamedSharding(mesh, sharding.BATCH))], method=method
+    )
   np.testing.assert_allclose(got_sums["loss"], sums["loss"], rtol=1e-5)
   for (name, a), b in zip(tree.names(got).items(), jax.tree.leaves(want), strict=True):
     assert np.linalg.norm(np.asarray(a) - np.asarray(b)) <= 1e-5 * np.linalg.norm(b), name
@@ -223,8 +276,9 @@ def test_a_step_on_eight_devices_is_that_on_one(kind, shape):
 def test_experts_are_sharded_whole():
   """Each process reads only its own experts' tensors."""
   params = models.abstract_params(models.from_config(pico.CONFIGS["qwen3_moe"]))
-  named = tree.names(sharding.of({**params, **random_adapter(params)},
-                                 sharding.make_mesh({"fsdp": 4, "tensor": 2})))
+  named = tree.names(
+    sharding.of({**params, **random_adapter(params)}, sharding.make_mesh({"fsdp": 4, "tensor": 2}))
+  )
   spec = {n.split("layers/mlp/")[1]: tuple(s.spec) for n, s in named.items() if "/experts/" in n}
   assert {s[1] for s in spec.values()} == {"fsdp"}
   assert spec["experts/up_proj/kernel"][2:] == spec["experts/up_proj/b"][2:] == (None, "tensor")
@@ -236,13 +290,15 @@ def test_generation_with_a_cache_agrees_with_transformers():
   prompts = [TOKENS[0, :3].tolist(), TOKENS[1, :17].tolist()]
   got = generate.generate(model, {"params": params}, prompts, max_new=14, stop=(263,), batch_size=2)
   for prompt, answer in zip(prompts, got, strict=True):
-    out = hf.generate(torch.tensor([prompt]), max_new_tokens=14, do_sample=False, eos_token_id=263,
-                      pad_token_id=263)
-    assert answer == [t for t in out[0, len(prompt):].tolist() if t != 263]
+    out = hf.generate(
+      torch.tensor([prompt]), max_new_tokens=14, do_sample=False, eos_token_id=263, pad_token_id=263
+    )
+    assert answer == [t for t in out[0, len(prompt) :].tolist() if t != 263]
     assert len(set(answer)) > 3
 
 
 # Names and files.
+
 
 def test_a_leaf_stands_for_a_tensor_a_layer_and_expert():
   params = models.abstract_params(models.from_config(pico.CONFIGS["qwen3_moe"]))
@@ -254,10 +310,16 @@ def test_a_leaf_stands_for_a_tensor_a_layer_and_expert():
     assert port.leaf_of(hf_name, len(shapes[hf_name])) == (name, index)
   for name, x in named.items():
     assert port.hf_names(name, x.shape) == [hf for hf, n, _ in tensors if n == name]
-  assert ("model.layers.1.mlp.experts.7.down_proj.weight",
-          "model/layers/mlp/experts/down_proj/kernel", (1, 7)) in tensors
-  for hf_name in ("experts.3.gate.weight", "model.layers.1.experts.03.gate.weight",
-                  "model.layers.1.mlp.experts.gate_proj.weight"):
+  assert (
+    "model.layers.1.mlp.experts.7.down_proj.weight",
+    "model/layers/mlp/experts/down_proj/kernel",
+    (1, 7),
+  ) in tensors
+  for hf_name in (
+    "experts.3.gate.weight",
+    "model.layers.1.experts.03.gate.weight",
+    "model.layers.1.mlp.experts.gate_proj.weight",
+  ):
     assert port.leaf_of(hf_name, 2) == (None, None), hf_name
 
 
@@ -304,8 +366,10 @@ def test_a_graft_writes_each_expert_where_it_lies(made, form, tmp_path):
   model, params = checkpoint.load_model(made[form])
   adapter = random_adapter(params, rank=4)
   shadow, leaves = graft.graft(params, adapter, scale=0.5)
-  want = apply(model.clone(dtype=jnp.float32),
-               {"params": jax.tree.map(lambda x: x.astype(jnp.float32), shadow)})
+  want = apply(
+    model.clone(dtype=jnp.float32),
+    {"params": jax.tree.map(lambda x: x.astype(jnp.float32), shadow)},
+  )
   checkpoint.export(tmp_path / "out", {n: tree.names(shadow)[n] for n in leaves}, like=made[form])
   assert_close(torch_logits(tmp_path / "out"), want)
   assert np.abs(our_logits(made[form]) - want).max() > 0.1 * np.abs(want).max()
@@ -319,6 +383,7 @@ def test_a_graft_writes_each_expert_where_it_lies(made, form, tmp_path):
 
 def test_a_folder_with_both_forms_is_refused(made, tmp_path):
   from safetensors.numpy import load_file, save_file
+
   (tmp_path / "config.json").write_text((made["fused"] / "config.json").read_text())
   tensors = load_file(made["fused"] / FILE)
   twin = "model.layers.0.mlp.experts.3.up_proj.weight"
@@ -329,13 +394,15 @@ def test_a_folder_with_both_forms_is_refused(made, tmp_path):
 
 def test_fused_experts_of_another_shape_are_refused(made, tmp_path):
   from safetensors.numpy import load_file, save_file
+
   (tmp_path / "config.json").write_text((made["fused"] / "config.json").read_text())
   tensors, name = load_file(made["fused"] / FILE), "model.layers.1.mlp.experts.gate_up_proj"
   for change, message in (
-      (lambda x: x[:7], r"experts.7.up_proj.weight: the model asks for .* has none"),
-      (lambda x: x[:, :31], r"gate_up_proj: the folder has \(8, 31, 32\), .* asks for none"),
-      (lambda x: x[:, :30], r"the folder has \(15, 32\), the model asks for \(16, 32\)"),
-      (lambda x: x[0], r"gate_up_proj: the folder has \(32, 32\), the model asks for none")):
+    (lambda x: x[:7], r"experts.7.up_proj.weight: the model asks for .* has none"),
+    (lambda x: x[:, :31], r"gate_up_proj: the folder has \(8, 31, 32\), .* asks for none"),
+    (lambda x: x[:, :30], r"the folder has \(15, 32\), the model asks for \(16, 32\)"),
+    (lambda x: x[0], r"gate_up_proj: the folder has \(32, 32\), the model asks for none"),
+  ):
     save_file({**tensors, name: np.ascontiguousarray(change(tensors[name]))}, tmp_path / FILE)
     with pytest.raises(InputError, match=message):
       checkpoint.load_model(tmp_path)
@@ -343,12 +410,14 @@ def test_fused_experts_of_another_shape_are_refused(made, tmp_path):
 
 # Deltas.
 
+
 def test_the_papers_scope_holds_the_experts_and_not_the_router():
   params = models.abstract_params(models.from_config(pico.CONFIGS["qwen3_moe"]))
   names = graft.select({"delta": params}, params, "projections")
   assert {n.removeprefix("model/layers/") for n in names} == {
-      *(f"self_attn/{x}_proj/kernel" for x in "qkvo"),
-      *(f"mlp/experts/{x}_proj/kernel" for x in ("gate", "up", "down"))}
+    *(f"self_attn/{x}_proj/kernel" for x in "qkvo"),
+    *(f"mlp/experts/{x}_proj/kernel" for x in ("gate", "up", "down")),
+  }
   more = graft.select({"delta": params}, params, WITH_ROUTER)
   assert set(more) - set(names) == {"model/layers/mlp/gate/kernel"}
 
@@ -359,7 +428,8 @@ def test_the_adapter_of_qwen3_30b_a3b_has_its_count_per_rank():
   attention = (2048 + 4096) + 2 * (2048 + 512) + (4096 + 2048)
   experts, router = 128 * 3 * (2048 + 768), 2048 + 128
   adapter = jax.eval_shape(
-      lambda p: lora.init(jax.random.key(0), p, rank=5, match=WITH_ROUTER), params)
+    lambda p: lora.init(jax.random.key(0), p, rank=5, match=WITH_ROUTER), params
+  )
   assert tree.size(adapter) == 5 * 48 * (attention + experts + router)
   assert 48 * (attention + experts) == real_configs.LORA["qwen3-30b-a3b"]
 
@@ -391,11 +461,13 @@ def test_peft_serves_the_adapter_that_we_wrote(made, match, tmp_path):
   """Its names are those of transformers 4; peft fuses them for transformers 5 as it loads."""
   _, params = checkpoint.load_model(made["apart"], dtype=jnp.float32)
   adapter = random_adapter(params, match)
-  checkpoint.save_adapter(tmp_path / "delta", adapter["lora"], rank=2, alpha=1.0,
-                          base_model=made["apart"])
+  checkpoint.save_adapter(
+    tmp_path / "delta", adapter["lora"], rank=2, alpha=1.0, base_model=made["apart"]
+  )
   with safe_open(tmp_path / "delta" / "adapter_model.safetensors", "np") as file:
     found = file.get_slice(
-        "base_model.model.model.layers.0.mlp.experts.3.gate_proj.lora_A.weight").get_shape()
+      "base_model.model.model.layers.0.mlp.experts.3.gate_proj.lora_A.weight"
+    ).get_shape()
   assert found == [2, 32]
   back, scale = checkpoint.load_delta(tmp_path / "delta")
   assert scale == 0.5
@@ -407,9 +479,16 @@ def test_peft_serves_the_adapter_that_we_wrote(made, match, tmp_path):
 
 def test_an_adapter_without_one_expert_is_refused(made, tmp_path):
   from safetensors.numpy import load_file, save_file
+
   _, params = checkpoint.load_model(made["apart"])
-  checkpoint.save_adapter(tmp_path, random_adapter(params)["lora"], rank=2, alpha=1.0,
-                          base_model=made["apart"], overwrite=True)
+  checkpoint.save_adapter(
+    tmp_path,
+    random_adapter(params)["lora"],
+    rank=2,
+    alpha=1.0,
+    base_model=made["apart"],
+    overwrite=True,
+  )
   file = tmp_path / "adapter_model.safetensors"
   tensors = load_file(file)
   del tensors["base_model.model.model.layers.1.mlp.experts.5.up_proj.lora_B.weight"]
@@ -428,6 +507,7 @@ def test_an_adapter_that_peft_wrote_for_fused_experts_is_refused(made, tmp_path)
 
 
 # The whole method.
+
 
 def run(tmp_path, **fields):
   """A fused Base, an Instruct that is not; five steps, a graft."""

@@ -13,7 +13,14 @@ import torch
 import transformers
 
 from shadowft_jax import (
-    delta_file, delta_stream, extract, graft_plan, layout, outputs, safetensors_file)
+  delta_file,
+  delta_stream,
+  extract,
+  graft_plan,
+  layout,
+  outputs,
+  safetensors_file,
+)
 from shadowft_jax.errors import InputError
 from tests import pico
 from tests.test_stream import adapter, command, load, near, raw, run, sides, trio
@@ -56,7 +63,8 @@ def random_adapter(folder, instruct, modules, rank=4, seed=0, **config):
 
 def same_bytes(a, b):
   return {p.name: p.read_bytes() for p in a.glob("*.safetensors")} == {
-      p.name: p.read_bytes() for p in b.glob("*.safetensors")}
+    p.name: p.read_bytes() for p in b.glob("*.safetensors")
+  }
 
 
 @pytest.mark.parametrize("scope", ["paper", "all"])
@@ -99,13 +107,14 @@ def test_a_bfloat16_delta_is_within_its_rounding(float32, tmp_path):
   learnt = [delta_stream.difference(base, tuned)]
   write(tmp_path / "delta", instruct, learnt, DELTA._replace(dtype="bfloat16"), "all")
   run(tmp_path / "out", instruct, [delta_stream.stored(tmp_path / "delta")], "all")
-  a, b, i, got, kept = (load(d) for d in [base, tuned, instruct, tmp_path / "out",
-                                         tmp_path / "delta"])
+  a, b, i, got, kept = (
+    load(d) for d in [base, tuned, instruct, tmp_path / "out", tmp_path / "delta"]
+  )
   for name, d in kept.items():
     exact = b[name].double() - a[name].double()
     assert d.dtype == torch.bfloat16 and torch.equal(d, exact.float().bfloat16())
     error = (got[name].double() - i[name].double() - exact).norm()
-    assert 0 < error <= 2 ** -8 * exact.norm()
+    assert 0 < error <= 2**-8 * exact.norm()
 
 
 def test_a_large_delta_is_cut_into_shards(bf16, tmp_path, monkeypatch):
@@ -121,13 +130,16 @@ def test_a_large_delta_is_cut_into_shards(bf16, tmp_path, monkeypatch):
   assert index["metadata"]["total_size"] == sum(4 * x.numel() for x in one.values())
   assert one.keys() == several.keys() and all(torch.equal(one[n], several[n]) for n in one)
   assert {t.path.name for t in safetensors_file.find(tmp_path / "several", "delta").values()} == {
-      *files}
+    *files
+  }
 
 
 def test_shards_are_filled_to_the_last_byte(tmp_path):
   shapes = {"a": (5,), "b": (5,), "c": (1,)}
   assert list(delta_file.shards(tmp_path, "delta", shapes, 40).values()) == [
-      {"a": (5,), "b": (5,)}, {"c": (1,)}]
+    {"a": (5,), "b": (5,)},
+    {"c": (1,)},
+  ]
   assert list(delta_file.shards(tmp_path, "delta", shapes, 44)) == ["delta.safetensors"]
 
 
@@ -152,8 +164,12 @@ def test_rows_that_a_delta_lacks_are_zero_in_it(tmp_path):
   for side, n in (("base", 8), ("tuned", 9), ("instruct", 12)):
     tables[side] = torch.randn(n, 4, generator=noise)
     twin = {"lm_head.weight": tables[side].clone()} if side == "instruct" else {}
-    raw(tmp_path / side, {"model.embed_tokens.weight": tables[side], **twin}, "llama",
-        tie_word_embeddings=True)
+    raw(
+      tmp_path / side,
+      {"model.embed_tokens.weight": tables[side], **twin},
+      "llama",
+      tie_word_embeddings=True,
+    )
   learnt = [delta_stream.difference(tmp_path / "base", tmp_path / "tuned")]
   write(tmp_path / "delta", tmp_path / "instruct", learnt, DELTA, "all", vocab="common")
   [(name, d)] = load(tmp_path / "delta").items()
@@ -181,12 +197,20 @@ def assert_served(folder, instruct, merged):
 
 
 ADAPTERS = {
-    "plain": [("q_proj|down_proj", {"lora_alpha": 6})],
-    "rslora": [("q_proj|down_proj", {"lora_alpha": 6, "use_rslora": True})],
-    "patterns": [("q_proj|k_proj|down_proj", {
-        "lora_alpha": 6, "rank_pattern": {"down_proj": 2, "layers.1.self_attn.q_proj": 7},
-        "alpha_pattern": {"k_proj": 3}})],
-    "two": [("q_proj|down_proj", {"lora_alpha": 6}), ("q_proj|v_proj", {"lora_alpha": 1})]}
+  "plain": [("q_proj|down_proj", {"lora_alpha": 6})],
+  "rslora": [("q_proj|down_proj", {"lora_alpha": 6, "use_rslora": True})],
+  "patterns": [
+    (
+      "q_proj|k_proj|down_proj",
+      {
+        "lora_alpha": 6,
+        "rank_pattern": {"down_proj": 2, "layers.1.self_attn.q_proj": 7},
+        "alpha_pattern": {"k_proj": 3},
+      },
+    )
+  ],
+  "two": [("q_proj|down_proj", {"lora_alpha": 6}), ("q_proj|v_proj", {"lora_alpha": 1})],
+}
 
 
 @pytest.mark.parametrize("case", ADAPTERS)
@@ -204,7 +228,8 @@ def test_one_adapter_of_adapters_is_served_by_peft_as_their_sum(float32, tmp_pat
   assert not (config["use_rslora"] or config["rank_pattern"] or config["alpha_pattern"])
   assert config["base_model_name_or_path"] == str(instruct)
   assert {m.split(".")[-1] for m in config["target_modules"]} == {
-      m for modules, _ in ADAPTERS[case] for m in modules.split("|")}
+    m for modules, _ in ADAPTERS[case] for m in modules.split("|")
+  }
   for name, x in load(tmp_path / "adapter").items():
     assert x.shape["lora_B" in name] == rank
   run(tmp_path / "again", instruct, [delta_stream.stored(tmp_path / "adapter")])
@@ -220,8 +245,10 @@ def test_an_adapter_of_some_layers_names_its_modules(float32, tmp_path, recwarn)
   write(tmp_path / "adapter", instruct, learnt, ADAPTER, include=r"layers\.1\..*(up|q)_proj")
   run(tmp_path / "out", instruct, learnt, include=r"layers\.1\..*(up|q)_proj")
   config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-  assert config["target_modules"] == ["model.layers.1.mlp.up_proj",
-                                      "model.layers.1.self_attn.q_proj"]
+  assert config["target_modules"] == [
+    "model.layers.1.mlp.up_proj",
+    "model.layers.1.self_attn.q_proj",
+  ]
   assert_served(tmp_path / "adapter", instruct, tmp_path / "out")
   assert not [w for w in recwarn if "missing" in str(w.message).lower()]
 
@@ -241,15 +268,18 @@ def test_an_adapter_of_a_model_with_vision_is_named_as_engines_want(tmp_path, is
   write(tmp_path / "adapter", instruct, learnt, form)
   names = safetensors.numpy.load_file(tmp_path / "adapter" / "adapter_model.safetensors").keys()
   assert len(names) == 2 * 7 * 3 and all(
-      n.startswith("base_model.model.model.language_model.layers.") for n in names)
+    n.startswith("base_model.model.model.language_model.layers.") for n in names
+  )
   run(tmp_path / "out", instruct, learnt)
   assert_served(tmp_path / "adapter", instruct, tmp_path / "out")
   live = peft.PeftModel.from_pretrained(
-      transformers.AutoModelForImageTextToText.from_pretrained(instruct), tmp_path / "adapter")
+    transformers.AutoModelForImageTextToText.from_pretrained(instruct), tmp_path / "adapter"
+  )
   assert not [n for n, _ in live.named_parameters() if "lora_" in n and "vision" in n]
 
 
 # Extraction.
+
 
 def matrix_of(shape, values, seed=0):
   """A matrix with these singular values, and noise for the rest of it."""
@@ -280,8 +310,9 @@ def test_the_error_is_the_tail_of_the_singular_values(shape, rank):
   got = extract.truncated(x, rank=rank)
   tail = np.sqrt(np.sum(values[rank:] ** 2))
   assert abs(np.linalg.norm(got.b @ got.a - x) - tail) <= 1e-4 * np.linalg.norm(x)
-  np.testing.assert_allclose((got.kept, got.total), (
-      np.sum(values[:rank] ** 2), np.sum(values ** 2)), rtol=1e-6)
+  np.testing.assert_allclose(
+    (got.kept, got.total), (np.sum(values[:rank] ** 2), np.sum(values**2)), rtol=1e-6
+  )
 
 
 @pytest.mark.parametrize("energy", [0.2, 0.5, 0.9, 0.999])
@@ -289,7 +320,7 @@ def test_no_lower_rank_keeps_that_energy(energy):
   x = np.random.default_rng(0).normal(size=(30, 50)).astype(np.float32)
   squares = np.linalg.svd(x.astype(np.float64), compute_uv=False) ** 2
   rank = len(extract.truncated(x, energy=energy).a)
-  assert squares[:rank].sum() >= energy * squares.sum() > squares[:rank - 1].sum()
+  assert squares[:rank].sum() >= energy * squares.sum() > squares[: rank - 1].sum()
 
 
 def test_all_energy_is_every_singular_value():
@@ -318,7 +349,7 @@ def test_an_adapter_of_a_difference_is_the_best_of_its_rank(bf16, tmp_path):
     assert abs(error - values[20:].norm()) <= 1e-4 * want.norm()
     for kind in (name.split(".")[-2], "all"):
       kept[kind] = kept.get(kind, 0) + (values[:20] ** 2).sum().item()
-      total[kind] = total.get(kind, 0) + (values ** 2).sum().item()
+      total[kind] = total.get(kind, 0) + (values**2).sum().item()
   assert told["energy"].keys() == kept.keys() and told["rank"] == 20
   for kind, share in told["energy"].items():
     assert share == pytest.approx(kept[kind] / total[kind], rel=1e-5)
@@ -331,8 +362,7 @@ def test_an_adapter_of_a_difference_is_the_best_of_its_rank(bf16, tmp_path):
 def test_the_rank_is_the_largest_that_a_tensor_needs(float32, tmp_path):
   base, tuned, instruct = sides(float32)
   learnt = [delta_stream.difference(base, tuned)]
-  told = write(tmp_path / "adapter", instruct, learnt, ADAPTER._replace(energy=0.8),
-               exclude="bias")
+  told = write(tmp_path / "adapter", instruct, learnt, ADAPTER._replace(energy=0.8), exclude="bias")
   a, b, got = load(base), load(tuned), load(tmp_path / "adapter")
   ranks = []
   for name in (n for n in a if n.endswith("_proj.weight")):
@@ -341,7 +371,8 @@ def test_the_rank_is_the_largest_that_a_tensor_needs(float32, tmp_path):
     pair = f"base_model.model.{name.removesuffix('weight')}lora_%s.weight"
     assert got[pair % "A"].any(1).sum() == got[pair % "B"].any(0).sum() == ranks[-1]
     assert (got[pair % "B"].double() @ got[pair % "A"].double()).norm() ** 2 >= (
-        0.8 - 1e-6) * squares.sum()
+      0.8 - 1e-6
+    ) * squares.sum()
   assert told["rank"] == max(ranks) > min(ranks)
   assert {x.shape["lora_B" in n] for n, x in got.items()} == {told["rank"]}
 
@@ -349,14 +380,14 @@ def test_the_rank_is_the_largest_that_a_tensor_needs(float32, tmp_path):
 def test_all_energy_of_a_difference_is_served_as_the_grafted_model(float32, tmp_path):
   base, tuned, instruct = sides(float32)
   learnt = [delta_stream.difference(base, tuned)]
-  told = write(tmp_path / "adapter", instruct, learnt, ADAPTER._replace(energy=1.0),
-               exclude="bias")
+  told = write(tmp_path / "adapter", instruct, learnt, ADAPTER._replace(energy=1.0), exclude="bias")
   run(tmp_path / "out", instruct, learnt, exclude="bias")
   assert_served(tmp_path / "adapter", instruct, tmp_path / "out")
   assert set(told["energy"].values()) == {1.0}
 
 
 # Bad input.
+
 
 def fails(match, out, *args, **options):
   with pytest.raises(InputError, match=match) as error:
@@ -368,8 +399,12 @@ def fails(match, out, *args, **options):
 def test_what_no_adapter_can_hold_is_listed_with_the_flag_that_leaves_it_out(float32, tmp_path):
   base, tuned, instruct = sides(float32)
   learnt, form = [delta_stream.difference(base, tuned)], ADAPTER._replace(rank=2)
-  for scope, lost in (("paper", "self_attn.q_proj.bias"), ("all", "model.embed_tokens.weight"),
-                      ("all", "model.norm.weight"), ("all", "layers.2.input_layernorm.weight")):
+  for scope, lost in (
+    ("paper", "self_attn.q_proj.bias"),
+    ("all", "model.embed_tokens.weight"),
+    ("all", "model.norm.weight"),
+    ("all", "layers.2.input_layernorm.weight"),
+  ):
     text = fails("no biases, norms and embeddings", tmp_path / "out", instruct, learnt, form, scope)
     assert lost in text
     flag = re.search(r"--exclude='([^']*)'", text)[1]
@@ -384,27 +419,44 @@ def test_vision_is_in_no_adapter(tmp_path):
   for name, seed in (("base", 0), ("tuned", 1), ("instruct", 2)):
     near(tmp_path / name, model, seed)
   learnt = [delta_stream.difference(tmp_path / "base", tmp_path / "tuned")]
-  text = fails("text model's linear layers alone", tmp_path / "out", tmp_path / "instruct",
-               learnt, ADAPTER._replace(rank=2), "all")
+  text = fails(
+    "text model's linear layers alone",
+    tmp_path / "out",
+    tmp_path / "instruct",
+    learnt,
+    ADAPTER._replace(rank=2),
+    "all",
+  )
   assert re.search(r"vision_tower\S*q_proj.weight", text)
   assert "language_model.model.layers.0.mlp" not in text
 
 
 def test_a_dense_delta_needs_a_rank_for_an_adapter(bf16, tmp_path):
-  fails("--rank .*or --energy", tmp_path / "out", bf16 / "instruct",
-        [delta_stream.difference(bf16 / "base", bf16 / "tuned")], ADAPTER)
+  fails(
+    "--rank .*or --energy",
+    tmp_path / "out",
+    bf16 / "instruct",
+    [delta_stream.difference(bf16 / "base", bf16 / "tuned")],
+    ADAPTER,
+  )
 
 
-@pytest.mark.parametrize("form", [DELTA, ADAPTER, ADAPTER._replace(rank=2)],
-                         ids=["delta", "joined", "cut"])
+@pytest.mark.parametrize(
+  "form", [DELTA, ADAPTER, ADAPTER._replace(rank=2)], ids=["delta", "joined", "cut"]
+)
 def test_a_number_that_is_none_is_named(bf16, tmp_path, form):
   folder = random_adapter(tmp_path / "low", bf16 / "instruct", "q_proj", lora_alpha=1)
   path = folder / "adapter_model.safetensors"
   tensors = safetensors.torch.load_file(path)
   tensors["base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"][3, 1] = float("nan")
   safetensors.torch.save_file(tensors, path, {"format": "pt"})
-  fails("layers.1.self_attn.q_proj.weight of the lora_B has NaN or infinity in .*low",
-        tmp_path / "out", bf16 / "instruct", [delta_stream.stored(folder)], form)
+  fails(
+    "layers.1.self_attn.q_proj.weight of the lora_B has NaN or infinity in .*low",
+    tmp_path / "out",
+    bf16 / "instruct",
+    [delta_stream.stored(folder)],
+    form,
+  )
 
 
 def test_a_disk_that_is_too_small(bf16, tmp_path, monkeypatch):
@@ -424,10 +476,12 @@ def test_an_input_is_not_overwritten(bf16):
 def test_a_byte_that_reads_back_wrong(bf16, tmp_path, monkeypatch, form):
   learnt = [delta_stream.difference(bf16 / "base", bf16 / "tuned")]
   real = safetensors_file.write_at
+
   def spoilt(path, offset, data):
     data = data.copy()
     data[-1] ^= 1
     real(path, offset, data)
+
   monkeypatch.setattr(safetensors_file, "write_at", spoilt)
   fails("reads back other bytes", tmp_path / "out", bf16 / "instruct", learnt, form)
   write(tmp_path / "unseen", bf16 / "instruct", learnt, form, verify=False)
@@ -440,7 +494,7 @@ def test_a_plan_knows_what_it_will_write(bf16, tmp_path):
   for form in (DELTA, DELTA._replace(dtype="bfloat16"), ADAPTER._replace(rank=3)):
     outputs.run(plan, tmp_path / "out", form)
     [file] = (tmp_path / "out").glob("*.safetensors")
-    times = 2 if form.name == "adapter" else 1      # the factors lie there twice for a while
+    times = 2 if form.name == "adapter" else 1  # the factors lie there twice for a while
     size = sum(t.nbytes for t in safetensors_file.header(file).values())
     assert outputs.need(plan, form)["write"] == times * size
     shutil.rmtree(tmp_path / "out")
@@ -458,30 +512,41 @@ def test_the_command(float32, tmp_path):
   again = command(*trained, *out)
   assert again.returncode == 2 and "delta exists; name another folder" in again.stderr
   assert command(*trained, f"--out={tmp_path / 'direct'}", out[2]).returncode == 0
-  by_delta = command(f"--delta={tmp_path / 'delta'}", f"--instruct={instruct}",
-                     f"--out={tmp_path / 'by delta'}")
+  by_delta = command(
+    f"--delta={tmp_path / 'delta'}", f"--instruct={instruct}", f"--out={tmp_path / 'by delta'}"
+  )
   assert by_delta.returncode == 0, by_delta.stderr
   assert same_bytes(tmp_path / "by delta", tmp_path / "direct")
-  told = command(*trained, "--exclude=bias", "--output=adapter", "--rank=8",
-                 f"--out={tmp_path / 'adapter'}")
+  told = command(
+    *trained, "--exclude=bias", "--output=adapter", "--rank=8", f"--out={tmp_path / 'adapter'}"
+  )
   assert told.returncode == 0 and re.search(
-      r"rank 8 .*\n.*is kept: down_proj 0\.\d{4}, .*all 0\.\d{4}\n", told.stderr), told.stderr
+    r"rank 8 .*\n.*is kept: down_proj 0\.\d{4}, .*all 0\.\d{4}\n", told.stderr
+  ), told.stderr
   record = json.loads((tmp_path / "adapter" / "provenance.json").read_text())
   assert record["output"] == {"name": "adapter", "dtype": "float32", "rank": 8, "energy": None}
 
 
-@pytest.mark.parametrize("flags, message", [
+@pytest.mark.parametrize(
+  "flags, message",
+  [
     (["--rank=8"], "--rank is for --output=adapter; got --output=shadow"),
     (["--output=delta", "--energy=0.5"], "--energy is for --output=adapter; got --output=delta"),
     (["--output=adapter", "--delta-dtype=bfloat16"], "--delta-dtype is for --output=delta"),
     (["--output=adapter", "--rank=8", "--energy=0.5"], "--rank and --energy both tell"),
     (["--output=adapter", "--rank=0"], "flag --rank=0"),
     (["--output=adapter", "--energy=1.5"], "flag --energy=1.5"),
-])
+  ],
+)
 def test_flags_that_do_not_fit(float32, tmp_path, flags, message):
   base, tuned, instruct = sides(float32)
-  told = command(f"--base={base}", f"--tuned={tuned}", f"--instruct={instruct}",
-                 f"--out={tmp_path / 'out'}", *flags)
+  told = command(
+    f"--base={base}",
+    f"--tuned={tuned}",
+    f"--instruct={instruct}",
+    f"--out={tmp_path / 'out'}",
+    *flags,
+  )
   assert told.returncode == 2 and told.stderr.startswith("error: ") and message in told.stderr
   assert told.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
 

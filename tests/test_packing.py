@@ -23,8 +23,9 @@ def rows_of(step):
 
 
 def make_plan(lengths=LENGTHS, batch_size=16, epochs=3, row_length=64, seed=42, **more):
-  return packing.plan(lengths, batch_size=batch_size, epochs=epochs, row_length=row_length,
-                      seed=seed, **more)
+  return packing.plan(
+    lengths, batch_size=batch_size, epochs=epochs, row_length=row_length, seed=seed, **more
+  )
 
 
 def whole_step(count):
@@ -35,8 +36,10 @@ def whole_step(count):
 def make_examples(lengths=LENGTHS):
   """Tokens from 1, so that padding shows; answers at random."""
   rng = np.random.default_rng(1)
-  return [Example(rng.integers(1, 1000, n).astype(np.int32),
-                  rng.integers(0, 2, n).astype(np.int32), 0) for n in lengths]
+  return [
+    Example(rng.integers(1, 1000, n).astype(np.int32), rng.integers(0, 2, n).astype(np.int32), 0)
+    for n in lengths
+  ]
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 16, 103, 1000])
@@ -45,7 +48,7 @@ def test_each_epoch_has_every_example_exactly_once(batch_size):
   a_epoch = math.ceil(len(LENGTHS) / batch_size)
   assert len(steps) == 3 * a_epoch
   for epoch in range(3):
-    mine = steps[epoch * a_epoch:(epoch + 1) * a_epoch]
+    mine = steps[epoch * a_epoch : (epoch + 1) * a_epoch]
     assert sorted(i for s in mine for i in s.examples) == list(range(len(LENGTHS)))
     assert all(len(s.examples) == batch_size for s in mine[:-1])
     assert len(mine[-1].examples) == len(LENGTHS) - batch_size * (a_epoch - 1)
@@ -64,17 +67,21 @@ def passed(steps):
   return collections.Counter(i for s in steps for i in s.examples)
 
 
-@pytest.mark.parametrize("weights", [(1, 1, 1), (2, 1, 3), (0.5, 1, 1), (0.25, 1.25, 2.75),
-                                     (1.1, 0.07, 1)])
+@pytest.mark.parametrize(
+  "weights", [(1, 1, 1), (2, 1, 3), (0.5, 1, 1), (0.25, 1.25, 2.75), (1.1, 0.07, 1)]
+)
 def test_each_source_is_passed_as_often_as_its_weight_says(weights):
   counts = (40, 43, 20)
   steps = make_plan(sources=list(zip(counts, weights, strict=True)), epochs=4)
   a_epoch = len(steps) // 4
-  epochs = [passed(steps[k * a_epoch:(k + 1) * a_epoch]) for k in range(4)]
+  epochs = [passed(steps[k * a_epoch : (k + 1) * a_epoch]) for k in range(4)]
   for first, count, weight in zip((0, 40, 83), counts, weights, strict=True):
     more = [{i for i in range(first, first + count) if e[i] == int(weight) + 1} for e in epochs]
-    assert all(e[i] == int(weight) for k, e in enumerate(epochs)
-               for i in set(range(first, first + count)) - more[k])
+    assert all(
+      e[i] == int(weight)
+      for k, e in enumerate(epochs)
+      for i in set(range(first, first + count)) - more[k]
+    )
     assert {len(m) for m in more} == {round((weight - int(weight)) * count)}
     assert weight == int(weight) or len(set(map(frozenset, more))) == 4, "chosen anew each epoch"
 
@@ -123,8 +130,9 @@ def test_the_order_is_the_one_recorded():
   steps = make_plan([3, 5, 4, 2, 6, 1, 7], batch_size=4, epochs=2, row_length=8, seed=7)
   assert [rows_of(step) for step in steps] == GOLDEN
   assert [step.examples for step in steps] == ORDER
-  weighted = make_plan([3] * 7, batch_size=9, epochs=1, row_length=8, seed=7,
-                       sources=[(4, 1.5), (3, 2 / 3)])
+  weighted = make_plan(
+    [3] * 7, batch_size=9, epochs=1, row_length=8, seed=7, sources=[(4, 1.5), (3, 2 / 3)]
+  )
   assert [step.examples for step in weighted] == WEIGHTED
 
 
@@ -172,15 +180,23 @@ def test_labels_and_weights_stand_where_their_tokens_do():
   for step in make_plan(sources=[(60, 2.0), (43, 1.0)]):
     weight = [0.5 + place for place in range(len(step.examples))]
     plain = packing.collate(step.rows, step, examples, row_length=64, row_count=len(step.rows))
-    batch = packing.collate(step.rows, step, examples, row_length=64, row_count=len(step.rows),
-                            weight=weight, labelled=True)
+    batch = packing.collate(
+      step.rows,
+      step,
+      examples,
+      row_length=64,
+      row_count=len(step.rows),
+      weight=weight,
+      labelled=True,
+    )
     assert batch.keys() - plain.keys() == {"label", "weight"}
     assert batch["label"].dtype == np.int32 and batch["weight"].dtype == np.float32
     for r, row in enumerate(step.rows):
       for segment, place in enumerate(row, 1):
         i, at = step.examples[place], batch["segment"][r] == segment
         np.testing.assert_array_equal(
-            batch["label"][r, at], examples[i].token + 5000 * (i in (3, 50)))
+          batch["label"][r, at], examples[i].token + 5000 * (i in (3, 50))
+        )
         assert set(batch["weight"][r, at]) == {0.5 + place}
     padding = batch["segment"] == 0
     assert not batch["label"][padding].any() and not batch["weight"][padding].any()
@@ -194,8 +210,7 @@ def test_microbatches_cover_a_step_whatever_their_size(rows):
   batches = list(packing.microbatches(step, examples, row_length=64, rows=rows))
   assert len(batches) == math.ceil(len(step.rows) / rows)
   assert all(b["token"].shape == (rows, 64) for b in batches)
-  whole = packing.collate(step.rows, step, examples, row_length=64,
-                          row_count=len(batches) * rows)
+  whole = packing.collate(step.rows, step, examples, row_length=64, row_count=len(batches) * rows)
   for key, value in whole.items():
     np.testing.assert_array_equal(np.concatenate([b[key] for b in batches]), value)
 
@@ -220,18 +235,27 @@ def test_both_layouts_carry_the_same(row_length, rows):
     shape = dict(row_length=row_length, layout=layout)
     for step in make_plan(lengths, batch_size=40, epochs=1, sources=[(90, 1.5)], **shape):
       weight = packing.rank_weights(step, examples, 3, 2)
-      batches = list(packing.microbatches(step, examples, rows=rows, weight=weight, labelled=True,
-                                          **shape))
+      batches = list(
+        packing.microbatches(step, examples, rows=rows, weight=weight, labelled=True, **shape)
+      )
       found.append(contents(batches))
-      assert [b["token"].shape for b in batches] == packing.shapes(step, lengths, rows=rows,
-                                                                   **shape)
-  packed, bucketed = found[:len(found) // 2], found[len(found) // 2:]
+      assert [b["token"].shape for b in batches] == packing.shapes(
+        step, lengths, rows=rows, **shape
+      )
+  packed, bucketed = found[: len(found) // 2], found[len(found) // 2 :]
   assert packed == bucketed and sum(sum(f.values()) for f in found) == 2 * 135
 
 
-@pytest.mark.parametrize("row_length, widths", [
-    (4096, {4096, 2048, 1024, 512, 256, 128, 64}), (1000, {1000, 500, 250, 125}),
-    (129, {129, 64}), (127, {127}), (40, {40})])
+@pytest.mark.parametrize(
+  "row_length, widths",
+  [
+    (4096, {4096, 2048, 1024, 512, 256, 128, 64}),
+    (1000, {1000, 500, 250, 125}),
+    (129, {129, 64}),
+    (127, {127}),
+    (40, {40}),
+  ],
+)
 def test_bucketed_rows_are_of_a_few_lengths(row_length, widths):
   lengths = np.geomspace(1, row_length, 600).round().astype(int).tolist()
   step = whole_step(len(lengths))
@@ -241,8 +265,9 @@ def test_bucketed_rows_are_of_a_few_lengths(row_length, widths):
     half = round(math.log2(row_length / width))
     assert (count, width) == (2 << half, row_length >> half)
   examples = make_examples(lengths)
-  batches = list(packing.microbatches(step, examples, row_length=row_length, rows=2,
-                                      layout="bucketed"))
+  batches = list(
+    packing.microbatches(step, examples, row_length=row_length, rows=2, layout="bucketed")
+  )
   assert all(b["segment"].max() == 1 for b in batches)
   # Only the last has rows to spare, and a longer row would not do where a shorter one does.
   assert all(b["segment"].any(1).all() for b in batches[:-1])
@@ -251,13 +276,22 @@ def test_bucketed_rows_are_of_a_few_lengths(row_length, widths):
     assert b["segment"].sum(1).max() > width // 2 or width // 2 < packing.LEAST
 
 
-@pytest.mark.parametrize("lengths, want", [
-    ([64] * 5, [(32, 64)]), ([65], [(16, 128)]), ([128] * 17, [(16, 128)] * 2),
-    ([10] * 7 + [256], [(8, 256)]), ([10] * 8 + [256], [(8, 256), (32, 64)]),
-    ([64, 65, *[100] * 7, 129], [(8, 256), (16, 128)])])
+@pytest.mark.parametrize(
+  "lengths, want",
+  [
+    ([64] * 5, [(32, 64)]),
+    ([65], [(16, 128)]),
+    ([128] * 17, [(16, 128)] * 2),
+    ([10] * 7 + [256], [(8, 256)]),
+    ([10] * 8 + [256], [(8, 256), (32, 64)]),
+    ([64, 65, *[100] * 7, 129], [(8, 256), (16, 128)]),
+  ],
+)
 def test_rows_to_spare_take_the_next_shorter_examples(lengths, want):
-  assert packing.shapes(whole_step(len(lengths)), lengths, row_length=256, rows=8,
-                        layout="bucketed") == want
+  assert (
+    packing.shapes(whole_step(len(lengths)), lengths, row_length=256, rows=8, layout="bucketed")
+    == want
+  )
 
 
 @pytest.mark.parametrize("count, ranks, at_a_time", [(40, 4, 2), (37, 4, 2), (3, 8, 2), (9, 1, 2)])
@@ -270,7 +304,7 @@ def test_weights_make_the_mean_one_over_the_means_of_ranks(count, ranks, at_a_ti
   total, learnt = np.zeros(ranks), np.zeros(ranks)
   for place, (i, loss) in enumerate(zip(step.examples, losses, strict=True)):
     rank = 0
-    for _ in range(place // at_a_time):       # dealt out in turn, like cards
+    for _ in range(place // at_a_time):  # dealt out in turn, like cards
       rank = rank + 1 if rank < ranks - 1 else 0
     counts = examples[i].answer.astype(bool)
     counts[0] = False
@@ -278,8 +312,7 @@ def test_weights_make_the_mean_one_over_the_means_of_ranks(count, ranks, at_a_ti
     learnt[rank] += counts.sum()
   want = np.mean(total[learnt > 0] / learnt[learnt > 0])
   weight = packing.rank_weights(step, examples, ranks, at_a_time)
-  w = [a * b for i, b in zip(step.examples, weight, strict=True)
-       for a in examples[i].answer[1:]]
+  w = [a * b for i, b in zip(step.examples, weight, strict=True) for a in examples[i].answer[1:]]
   got = np.dot(w, np.concatenate([x[1:] for x in losses])) / np.sum(w)
   np.testing.assert_allclose(got, want, rtol=1e-12)
 
@@ -287,8 +320,9 @@ def test_weights_make_the_mean_one_over_the_means_of_ranks(count, ranks, at_a_ti
 def test_a_rank_that_learns_nothing_has_no_part_in_the_mean():
   examples = make_examples([4, 4])
   nothing, all_ = np.array([1, 0, 0, 0]), np.ones(4, int)
-  examples = [dataclasses.replace(e, answer=a)
-              for e, a in zip(examples, (nothing, all_), strict=True)]
+  examples = [
+    dataclasses.replace(e, answer=a) for e, a in zip(examples, (nothing, all_), strict=True)
+  ]
   assert packing.rank_weights(whole_step(2), examples, 2, 1) == [0.0, 1 / 3]
   assert packing.rank_weights(whole_step(2), examples, 1, 1) == [1 / 3, 1 / 3]
 
@@ -297,8 +331,10 @@ def split(count, ratio, seed):
   return packing.split(packing.shuffled(count, seed, 0), ratio)
 
 
-@pytest.mark.parametrize("count, ratio, valid", [
-    (1000, 0.01, 10), (1001, 0.01, 11), (10, 0.0, 0), (2, 0.01, 1), (1, 0.0, 0)])
+@pytest.mark.parametrize(
+  "count, ratio, valid",
+  [(1000, 0.01, 10), (1001, 0.01, 11), (10, 0.0, 0), (2, 0.01, 1), (1, 0.0, 0)],
+)
 def test_split_rounds_up_and_keeps_each_example_once(count, ratio, valid):
   train, validation = split(count, ratio, 42)
   assert len(validation) == valid
@@ -311,25 +347,38 @@ def test_split_depends_on_its_seed_alone():
   assert split(100, 0.1, 1)[1].tolist() != list(range(10))
 
 
-@pytest.mark.parametrize("call, match", [
+@pytest.mark.parametrize(
+  "call, match",
+  [
     (lambda: split(10, 1.0, 0), r"data.val_ratio is at least 0 and below 1; got 1.0"),
     (lambda: split(10, -0.1, 0), r"data.val_ratio .* got -0.1"),
     (lambda: split(1, 0.01, 0), r"of 1 examples leaves none to train on"),
     (lambda: split(0, 0.0, 0), r"of 0 examples leaves none"),
-    (lambda: make_plan([4, 65, 3, 70]),
-     r"(?s)1 to 64 tokens.*data.max_length.*\n  example 1: 65 tokens\n  example 3: 70 tokens"),
+    (
+      lambda: make_plan([4, 65, 3, 70]),
+      r"(?s)1 to 64 tokens.*data.max_length.*\n  example 1: 65 tokens\n  example 3: 70 tokens",
+    ),
     (lambda: make_plan([4, 0]), r"example 1: 0 tokens"),
     (lambda: make_plan([]), r"no examples to plan"),
-    (lambda: make_plan(max_steps=3, sources=[(101, 1.0), (2, 0.1)]),
-     r"weight 0.1 of a source of 2 examples passes none of them .*raise the weight"),
+    (
+      lambda: make_plan(max_steps=3, sources=[(101, 1.0), (2, 0.1)]),
+      r"weight 0.1 of a source of 2 examples passes none of them .*raise the weight",
+    ),
     (lambda: make_plan(seed=-1), r"seed must be at least 0; got -1"),
-    (lambda: packing.collate([[0], [1]], whole_step(2), make_examples([2, 2]), row_length=4,
-                             row_count=1),
-     r"2 rows do not fit in a batch of 1"),
-    (lambda: packing.collate([[0, 1]], packing.Step([1, 0], []), make_examples([2, 3]),
-                             row_length=4, row_count=1),
-     r"examples \[1, 0\] do not fit in a row of 4 tokens"),
-])
+    (
+      lambda: packing.collate(
+        [[0], [1]], whole_step(2), make_examples([2, 2]), row_length=4, row_count=1
+      ),
+      r"2 rows do not fit in a batch of 1",
+    ),
+    (
+      lambda: packing.collate(
+        [[0, 1]], packing.Step([1, 0], []), make_examples([2, 3]), row_length=4, row_count=1
+      ),
+      r"examples \[1, 0\] do not fit in a row of 4 tokens",
+    ),
+  ],
+)
 def test_what_does_not_fit_is_refused(call, match):
   with pytest.raises(InputError, match=match):
     call()

@@ -30,10 +30,12 @@ def made(tmp_path_factory):
 @pytest.fixture
 def pair(made, tmp_path):
   """pair(name): (base, instruct) to be changed at will."""
+
   def copy(name="qwen3"):
     for side in ("base", "instruct"):
       shutil.copytree(made[name] / side, tmp_path / side)
     return tmp_path / "base", tmp_path / "instruct"
+
   return copy
 
 
@@ -68,7 +70,7 @@ def new(before, base, instruct):
 
 
 def heads(findings):
-  return [(f.level, f.text[:len(VOCABULARY)]) for f in findings]
+  return [(f.level, f.text[: len(VOCABULARY)]) for f in findings]
 
 
 # A clean pair.
@@ -77,7 +79,10 @@ def heads(findings):
 def test_a_clean_pair_has_notes_alone(pair):
   base, instruct = pair()
   assert heads(pair_check.check(base, instruct)) == [
-      ("note", VOCABULARY), ("note", f"{ROWS} embedd"), ("note", f"{ROWS} head l")]
+    ("note", VOCABULARY),
+    ("note", f"{ROWS} embedd"),
+    ("note", f"{ROWS} head l"),
+  ]
   base.rename(base.with_name("other"))
   pair_check.raise_errors(pair_check.check(base.with_name("other"), instruct))
 
@@ -86,8 +91,11 @@ def test_the_pair_that_is_shipped_has_notes_alone():
   found = pair_check.check(TINY / "base", TINY / "instruct")
   assert [f.level for f in found] == ["note"] * 4
   assert [re.match(r"[\w' ]+", f.text)[0] for f in found] == [
-      "tied embeddings in both", "the vocabulary is the same ", "special tokens differ",
-      "the chat tokens' rows of the Base's embedding look trained"]
+    "tied embeddings in both",
+    "the vocabulary is the same ",
+    "special tokens differ",
+    "the chat tokens' rows of the Base's embedding look trained",
+  ]
 
 
 # Families, sizes, tensors.
@@ -95,9 +103,12 @@ def test_the_pair_that_is_shipped_has_notes_alone():
 
 def test_two_families_are_an_error(made):
   found = pair_check.check(made["llama3_tied"] / "base", made["qwen3"] / "instruct")
-  assert found[0] == ("error", "two different families: Base llama, Instruct qwen3; a delta "
-                      "means nothing to the weights of another family: name the Base that the "
-                      "Instruct was made from")
+  assert found[0] == (
+    "error",
+    "two different families: Base llama, Instruct qwen3; a delta "
+    "means nothing to the weights of another family: name the Base that the "
+    "Instruct was made from",
+  )
   with pytest.raises(InputError, match="two different families(.|\n)*num_hidden_layers"):
     pair_check.raise_errors(found)
 
@@ -111,34 +122,53 @@ def test_one_folder_twice_is_warned_of(made):
 def test_all_sizes_that_differ_are_told_at_once(pair):
   base, instruct = pair()
   before = pair_check.check(base, instruct)
-  edit_config(instruct, num_hidden_layers=3, hidden_size=40, num_attention_heads=8,
-              num_key_value_heads=1, head_dim=4, intermediate_size=80)
+  edit_config(
+    instruct,
+    num_hidden_layers=3,
+    hidden_size=40,
+    num_attention_heads=8,
+    num_key_value_heads=1,
+    head_dim=4,
+    intermediate_size=80,
+  )
   got = new(before, base, instruct)
   assert [t.split(";")[0] for t in got] == [
-      "error: head_dim: Base 16, Instruct 4", "error: hidden_size: Base 32, Instruct 40",
-      "error: intermediate_size: Base 64, Instruct 80",
-      "error: num_attention_heads: Base 4, Instruct 8",
-      "error: num_hidden_layers: Base 2, Instruct 3",
-      "error: num_key_value_heads: Base 2, Instruct 1"]
-  edit_config(base, num_hidden_layers=None, hidden_size=None, num_attention_heads=None,
-              num_key_value_heads=None, head_dim=None, intermediate_size=None)
-  assert new(before, base, instruct) == []       # the tensors say that they fit
+    "error: head_dim: Base 16, Instruct 4",
+    "error: hidden_size: Base 32, Instruct 40",
+    "error: intermediate_size: Base 64, Instruct 80",
+    "error: num_attention_heads: Base 4, Instruct 8",
+    "error: num_hidden_layers: Base 2, Instruct 3",
+    "error: num_key_value_heads: Base 2, Instruct 1",
+  ]
+  edit_config(
+    base,
+    num_hidden_layers=None,
+    hidden_size=None,
+    num_attention_heads=None,
+    num_key_value_heads=None,
+    head_dim=None,
+    intermediate_size=None,
+  )
+  assert new(before, base, instruct) == []  # the tensors say that they fit
 
 
 def test_another_vocab_size_is_a_warning_and_its_tables_are_excused(pair):
   base, instruct = pair()
   before = pair_check.check(base, instruct)
+
   def longer(name, x):
     return name, np.concatenate([x, x[:8]]) if re.search("embed|lm_head", name) else x
+
   edit_tensors(instruct, longer)
-  (got,) = new(before, base, instruct)           # the config says nothing of it
+  (got,) = new(before, base, instruct)  # the config says nothing of it
   assert got.startswith("error: tensors are on one side only or differ in shape")
   edit_config(instruct, vocab_size=272)
   (got,) = new(before, base, instruct)
   assert got.startswith("warning: vocab_size: Base 264, Instruct 272; projections are grafted")
   edit_tensors(instruct, lambda n, x: None if "embed" in n else (n, x))
   assert "\n  embed_tokens.weight: Base (264, 32), Instruct has none" in "".join(
-      new(before, base, instruct))
+    new(before, base, instruct)
+  )
 
 
 def test_tied_against_untied_is_a_warning_and_the_head_is_excused(pair):
@@ -147,13 +177,15 @@ def test_tied_against_untied_is_a_warning_and_the_head_is_excused(pair):
   assert "tied embeddings in both" in pair_check.report(before)
   edit_config(instruct, tie_word_embeddings=False)
   table = load_file(instruct / "model.safetensors")["model.embed_tokens.weight"]
-  save_file({**load_file(instruct / "model.safetensors"), "lm_head.weight": table},
-            instruct / "model.safetensors")
+  save_file(
+    {**load_file(instruct / "model.safetensors"), "lm_head.weight": table},
+    instruct / "model.safetensors",
+  )
   (got,) = new(before, base, instruct)
   assert got.startswith("warning: tie_word_embeddings: Base True, Instruct False")
-  edit_config(instruct, tie_word_embeddings=True)       # now it is only a twin of the table
+  edit_config(instruct, tie_word_embeddings=True)  # now it is only a twin of the table
   assert new(before, base, instruct) == []
-  edit_config(base, tie_word_embeddings=False)          # and here the head is missing
+  edit_config(base, tie_word_embeddings=False)  # and here the head is missing
   edit_config(instruct, tie_word_embeddings=False)
   assert [t[:7] for t in new(before, base, instruct)] == ["error: "]
 
@@ -161,13 +193,18 @@ def test_tied_against_untied_is_a_warning_and_the_head_is_excused(pair):
 def test_tensors_of_one_side_are_listed_layer_by_layer(pair):
   base, instruct = pair()
   before = pair_check.check(base, instruct)
-  edit_tensors(instruct, lambda n, x: None if "q_norm" in n else
-               (n, x[:-8] if n.endswith("1.mlp.up_proj.weight") else x))
+  edit_tensors(
+    instruct,
+    lambda n, x: (
+      None if "q_norm" in n else (n, x[:-8] if n.endswith("1.mlp.up_proj.weight") else x)
+    ),
+  )
   (got,) = new(before, base, instruct)
   assert got.startswith("error: tensors are on one side only or differ in shape; what is")
   assert got.endswith(
-      "\n  layers.*.self_attn.q_norm.weight (2 tensors): Base (16,), Instruct has none"
-      "\n  layers.1.mlp.up_proj.weight: Base (64, 32), Instruct (56, 32)")
+    "\n  layers.*.self_attn.q_norm.weight (2 tensors): Base (16,), Instruct has none"
+    "\n  layers.1.mlp.up_proj.weight: Base (64, 32), Instruct (56, 32)"
+  )
   report = pair_check.report(pair_check.check(base, instruct))
   assert "\n    layers.1.mlp.up_proj.weight: Base (64, 32)" in report
   back = pair_check.check(instruct, base)[0]
@@ -178,17 +215,22 @@ def test_old_buffers_do_no_harm(pair):
   base, instruct = pair()
   before = pair_check.check(base, instruct)
   file = base / "model.safetensors"
-  save_file({**load_file(file), "model.layers.0.self_attn.rotary_emb.inv_freq":
-             np.ones(8, np.float32)}, file)
+  save_file(
+    {**load_file(file), "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(8, np.float32)},
+    file,
+  )
   assert new(before, base, instruct) == []
 
 
-@pytest.mark.parametrize("spelling", [
+@pytest.mark.parametrize(
+  "spelling",
+  [
     lambda n: n if n.startswith("lm_head") else n.replace("model.", "language_model.model.", 1),
     lambda n: n if n.startswith("lm_head") else n.replace("model.", "model.language_model.", 1),
     lambda n: "language_model." + n,
     lambda n: n.removeprefix("model."),
-])
+  ],
+)
 def test_another_spelling_of_the_prefix_is_a_note(pair, spelling):
   base, instruct = pair()
   before = pair_check.check(base, instruct)
@@ -210,8 +252,10 @@ def test_other_dtypes_are_a_note(pair):
   base, instruct = pair()
   before = pair_check.check(base, instruct)
   edit_tensors(base, lambda n, x: (n, x if "norm" in n else x.astype("bfloat16")))
-  assert "note: stored as: Base BF16 and F32, Instruct F32; a grafted tensor keeps the Instruct's" \
-      " dtype and is rounded to it" in new(before, base, instruct)
+  assert (
+    "note: stored as: Base BF16 and F32, Instruct F32; a grafted tensor keeps the Instruct's"
+    " dtype and is rounded to it" in new(before, base, instruct)
+  )
 
 
 def test_vision_that_differs_is_a_warning(pair):
@@ -219,44 +263,78 @@ def test_vision_that_differs_is_a_warning(pair):
   before = pair_check.check(base, instruct)
   for side, patches in ((base, 4), (instruct, 9)):
     file = side / "model.safetensors"
-    save_file({**load_file(file), "vision_model.position.weight":
-               np.ones((patches, 8), np.float32)}, file)
+    save_file(
+      {**load_file(file), "vision_model.position.weight": np.ones((patches, 8), np.float32)}, file
+    )
     edit_config(side, vision_config={"image_size": 14 * patches})
   got = new(before, base, instruct)
   assert [t.split(";")[0] for t in got] == [
-      "warning: image_size: Base 56, Instruct 126", "warning: the vision parts differ"]
+    "warning: image_size: Base 56, Instruct 126",
+    "warning: the vision parts differ",
+  ]
   assert got[1].endswith("\n  vision_model.position.weight: Base (4, 8), Instruct (9, 8)")
 
 
 # What the same weights compute.
 
 
-@pytest.mark.parametrize("side, fields, want", [
-    ("base", dict(rms_norm_eps=1e-5),
-     ["warning: rms_norm_eps: Base 1e-05, Instruct 1e-06; each runs with its own; the graft adds "
-      "weights only"]),
-    ("instruct", dict(rope_parameters=dict(rope_theta=5e6, rope_type="default")),
-     ["warning: rope_theta: Base 1000000.0, Instruct 5000000.0; positions mean something else to "
-      "each: each runs with its own, but the delta of q and k was learnt under the Base's"]),
+@pytest.mark.parametrize(
+  "side, fields, want",
+  [
+    (
+      "base",
+      dict(rms_norm_eps=1e-5),
+      [
+        "warning: rms_norm_eps: Base 1e-05, Instruct 1e-06; each runs with its own; the graft adds "
+        "weights only"
+      ],
+    ),
+    (
+      "instruct",
+      dict(rope_parameters=dict(rope_theta=5e6, rope_type="default")),
+      [
+        "warning: rope_theta: Base 1000000.0, Instruct 5000000.0; positions mean something else to "
+        "each: each runs with its own, but the delta of q and k was learnt under the Base's"
+      ],
+    ),
     ("instruct", dict(rope_parameters=None, rope_theta=1e6), []),
     ("instruct", dict(rope_parameters=None, rope_theta=1e6, rope_scaling=None), []),
-    ("instruct", dict(rope_parameters=None, rope_theta=1e6,
-                      rope_scaling=dict(type="linear", factor=2.0)),
-     ["warning: rope_scaling.factor: Base None, Instruct 2.0",
-      "warning: rope_type: Base default, Instruct linear"]),
-    ("base", dict(partial_rotary_factor=0.5),
-     ["warning: rope_scaling.partial_rotary_factor: Base 0.5, Instruct 1.0"]),
+    (
+      "instruct",
+      dict(rope_parameters=None, rope_theta=1e6, rope_scaling=dict(type="linear", factor=2.0)),
+      [
+        "warning: rope_scaling.factor: Base None, Instruct 2.0",
+        "warning: rope_type: Base default, Instruct linear",
+      ],
+    ),
+    (
+      "base",
+      dict(partial_rotary_factor=0.5),
+      ["warning: rope_scaling.partial_rotary_factor: Base 0.5, Instruct 1.0"],
+    ),
     ("base", dict(hidden_act="gelu"), ["warning: hidden_act: Base gelu, Instruct silu"]),
     ("base", dict(hidden_act=None), []),
-    ("base", dict(sliding_window=64, use_sliding_window=True),
-     ["warning: sliding_window: Base 64, Instruct None"]),
-    ("base", dict(sliding_window=64, use_sliding_window=None),      # Mistral has no such field
-     ["warning: sliding_window: Base 64, Instruct None"]),
+    (
+      "base",
+      dict(sliding_window=64, use_sliding_window=True),
+      ["warning: sliding_window: Base 64, Instruct None"],
+    ),
+    (
+      "base",
+      dict(sliding_window=64, use_sliding_window=None),  # Mistral has no such field
+      ["warning: sliding_window: Base 64, Instruct None"],
+    ),
     ("base", dict(sliding_window=64, use_sliding_window=False), []),
-    ("base", dict(max_position_embeddings=64),
-     ["note: max_position_embeddings: Base 64, Instruct 512; train within the Base's, the grafted "
-      "model keeps the Instruct's"]),
-])
+    (
+      "base",
+      dict(max_position_embeddings=64),
+      [
+        "note: max_position_embeddings: Base 64, Instruct 512; train within the Base's, the "
+        "grafted model keeps the Instruct's"
+      ],
+    ),
+  ],
+)
 def test_fields_that_change_what_is_computed(pair, side, fields, want):
   base, instruct = pair()
   before = pair_check.check(base, instruct)
@@ -267,11 +345,19 @@ def test_fields_that_change_what_is_computed(pair, side, fields, want):
 
 
 def test_gemma_3_turns_by_kind_of_layer_in_both_spellings():
-  old = dict(model_type="gemma3_text", rope_theta=1e6, rope_local_base_freq=1e4,
-             rope_scaling=dict(rope_type="linear", factor=8.0))
-  new_spelling = dict(model_type="gemma3_text", rope_parameters=dict(
+  old = dict(
+    model_type="gemma3_text",
+    rope_theta=1e6,
+    rope_local_base_freq=1e4,
+    rope_scaling=dict(rope_type="linear", factor=8.0),
+  )
+  new_spelling = dict(
+    model_type="gemma3_text",
+    rope_parameters=dict(
       full_attention=dict(rope_type="linear", factor=8.0, rope_theta=1e6),
-      sliding_attention=dict(rope_type="default", rope_theta=1e4)))
+      sliding_attention=dict(rope_type="default", rope_theta=1e4),
+    ),
+  )
   partial = dict(model_type="gemma3_text", rope_scaling=dict(rope_type="linear", factor=8.0))
   assert pair_folder.rope(old) == pair_folder.rope(new_spelling) == pair_folder.rope(partial)
   assert pair_folder.rope(old)["rope_theta of full_attention"] == 1e6
@@ -312,8 +398,9 @@ def test_tokenizers_that_cannot_be_compared_are_warned_of(pair):
   before = pair_check.check(base, instruct)
   (base / "tokenizer.json").rename(base / "tokenizer.model")
   (got,) = [t for t in new(before, base, instruct) if "cannot be compared" in t]
-  assert got.startswith("warning: the tokenizers cannot be compared (Base tokenizer.model, "
-                        "Instruct tokenizer.json)")
+  assert got.startswith(
+    "warning: the tokenizers cannot be compared (Base tokenizer.model, Instruct tokenizer.json)"
+  )
   (base / "tokenizer.model").unlink()
   assert "Base has none, Instruct tokenizer.json" in "".join(new(before, base, instruct))
   (instruct / "tokenizer.json").unlink()
@@ -326,7 +413,8 @@ def test_sentencepiece_files_are_compared_whole(pair):
     (side / "tokenizer.json").unlink()
     (side / "tokenizer.model").write_bytes(b"pieces")
   assert "note: the vocabulary is the same (tokenizer.model" in pair_check.report(
-      pair_check.check(base, instruct))
+    pair_check.check(base, instruct)
+  )
   (base / "tokenizer.model").write_bytes(b"other pieces")
   (error,) = [f.text for f in pair_check.check(base, instruct) if f.level == "error"]
   assert error.startswith("tokenizer.model differs (sha256 Base ")
@@ -335,9 +423,11 @@ def test_sentencepiece_files_are_compared_whole(pair):
 def test_a_token_id_that_means_two_tokens_is_an_error(pair):
   base, instruct = pair()
   before = pair_check.check(base, instruct)
+
   def swap(fields):
     vocabulary = fields["model"]["vocab"]
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+
   edit_tokenizer(instruct, swap)
   (got,) = new(before, base, instruct)
   assert got.startswith("error: 2 token ids mean another token to each")
@@ -350,7 +440,8 @@ def test_a_longer_vocabulary_is_a_warning(pair):
   edit_tokenizer(instruct, lambda f: f["model"]["vocab"].update(new=260))
   got = new(before, base, instruct)
   assert [t[:78] for t in got] == [
-      "warning: the vocabularies differ in length: Base 256, Instruct 257; the Base n"]
+    "warning: the vocabularies differ in length: Base 256, Instruct 257; the Base n"
+  ]
 
 
 def test_other_merges_are_a_warning_however_they_are_spelt(pair):
@@ -366,8 +457,9 @@ def test_other_merges_are_a_warning_however_they_are_spelt(pair):
 def test_a_unigram_vocabulary_is_a_list(pair):
   base, instruct = pair()
   for side in (base, instruct):
-    edit_tokenizer(side, lambda f: f["model"].update(
-        vocab=[[t, -1.0] for t in f["model"]["vocab"]], merges=None))
+    edit_tokenizer(
+      side, lambda f: f["model"].update(vocab=[[t, -1.0] for t in f["model"]["vocab"]], merges=None)
+    )
   before = pair_check.check(base, instruct)
   assert [f.level for f in before] == ["note"] * 3
   edit_tokenizer(base, lambda f: f["model"]["vocab"].__setitem__(9, ["other", -1.0]))
@@ -377,13 +469,16 @@ def test_a_unigram_vocabulary_is_a_list(pair):
 def test_added_tokens_of_one_side_are_a_warning(pair):
   base, instruct = pair()
   before = pair_check.check(base, instruct)
-  edit_tokenizer(instruct, lambda f: f["added_tokens"].append(
-      dict(f["added_tokens"][0], id=260, content="<tool>")))
+  edit_tokenizer(
+    instruct,
+    lambda f: f["added_tokens"].append(dict(f["added_tokens"][0], id=260, content="<tool>")),
+  )
   edit_tokenizer(base, lambda f: f["added_tokens"][1].update(content="<reserved>"))
   (got,) = [t for t in new(before, base, instruct) if "added tokens" in t]
   assert got.startswith("warning: added tokens differ")
-  assert got.endswith("\n  1: Base '<reserved>', Instruct '<|im_start|>'"
-                      "\n  260: Base None, Instruct '<tool>'")
+  assert got.endswith(
+    "\n  1: Base '<reserved>', Instruct '<|im_start|>'\n  260: Base None, Instruct '<tool>'"
+  )
 
 
 def test_special_tokens_are_a_note_and_a_warning_where_a_text_begins(pair):
@@ -391,8 +486,10 @@ def test_special_tokens_are_a_note_and_a_warning_where_a_text_begins(pair):
   before = pair_check.check(base, instruct)
   edit(base / "tokenizer_config.json", eos_token={"content": "<|endoftext|>"})
   (got,) = new(before, base, instruct)
-  assert got == ("note: special tokens differ; the Instruct's are used for both: eos_token: Base "
-                 "'<|endoftext|>', Instruct '<|im_end|>'")
+  assert got == (
+    "note: special tokens differ; the Instruct's are used for both: eos_token: Base "
+    "'<|endoftext|>', Instruct '<|im_end|>'"
+  )
   edit(instruct / "tokenizer_config.json", bos_token="<|im_start|>")
   (got,) = new(before, base, instruct)
   assert got.startswith("warning: special tokens differ")
@@ -411,19 +508,25 @@ def test_an_instruct_without_a_template_looks_swapped(pair):
   before = pair_check.check(base, instruct)
   (instruct / "chat_template.jinja").unlink()
   got = new(before, base, instruct)
-  assert [t[:60] for t in got] == ["warning: Base and Instruct look swapped: only the Base has a",
-                                   "warning: the Instruct has no chat template: it may be a Base"]
+  assert [t[:60] for t in got] == [
+    "warning: Base and Instruct look swapped: only the Base has a",
+    "warning: the Instruct has no chat template: it may be a Base",
+  ]
   (base / "chat_template.jinja").unlink()
   assert [t[:44] for t in new(before, base, instruct)] == [
-      "warning: the Instruct has no chat template: "]
+    "warning: the Instruct has no chat template: "
+  ]
 
 
-@pytest.mark.parametrize("file, field, at_text, at_turn", [
+@pytest.mark.parametrize(
+  "file, field, at_text, at_turn",
+  [
     ("generation_config.json", "eos_token_id", 0, [2, 0]),
     ("config.json", "eos_token_id", 0, 2),
-    ("tokenizer_config.json", "eos_token", "<|endoftext|>", "<|im_end|>")])
-def test_a_base_that_stops_at_the_end_of_a_turn_looks_swapped(
-    pair, file, field, at_text, at_turn):
+    ("tokenizer_config.json", "eos_token", "<|endoftext|>", "<|im_end|>"),
+  ],
+)
+def test_a_base_that_stops_at_the_end_of_a_turn_looks_swapped(pair, file, field, at_text, at_turn):
   base, instruct = pair()
   for side, stop in ((base, at_text), (instruct, at_turn)):
     edit(side / "tokenizer_config.json", eos_token="<|endoftext|>")
@@ -433,8 +536,10 @@ def test_a_base_that_stops_at_the_end_of_a_turn_looks_swapped(
   right, swapped = pair_check.check(base, instruct), pair_check.check(instruct, base)
   assert {f.level for f in right} == {"note"}
   (got,) = [f.text for f in swapped if f.level != "note"]
-  assert got == ("Base and Instruct look swapped: only the Base stops at a token of the chat "
-                 "template; the delta would be learnt on the Instruct and grafted onto the Base")
+  assert got == (
+    "Base and Instruct look swapped: only the Base stops at a token of the chat "
+    "template; the delta would be learnt on the Instruct and grafted onto the Base"
+  )
 
 
 @pytest.mark.parametrize("place", ["tokenizer_config.json", "chat_template.json"])
@@ -453,16 +558,19 @@ def test_a_template_is_found_wherever_it_is_kept(pair, place):
 # Rows that the Base never trained.
 
 
-@pytest.mark.parametrize("table, kind", [("model.embed_tokens.weight", "embedding"),
-                                         ("lm_head.weight", "head")])
+@pytest.mark.parametrize(
+  "table, kind", [("model.embed_tokens.weight", "embedding"), ("lm_head.weight", "head")]
+)
 def test_rows_that_were_never_trained_are_warned_of(pair, table, kind):
   base, instruct = pair()
   before = pair_check.check(base, instruct)
+
   def shrink(name, x):
     if name == table:
       x = x.copy()
       x[2] *= 0.2
     return name, x
+
   edit_tensors(base, shrink)
   (got,) = new(before, base, instruct)
   assert got.startswith(f"warning: the Base's {kind} rows of <|im_end|> look never trained")
@@ -471,31 +579,39 @@ def test_rows_that_were_never_trained_are_warned_of(pair, table, kind):
 def test_rows_as_short_as_those_of_no_token_were_never_trained(pair):
   base, instruct = pair()
   before = pair_check.check(base, instruct)
+
   def shrink(name, x):
     if name == "lm_head.weight":
       x = x.copy()
       x /= np.linalg.norm(x, axis=1, keepdims=True)
       x[259:] *= 0.35
       x[259] *= 0.4 / 0.35
-      x[1] = x[259]                      # not that short in itself, but as a row of no token
+      x[1] = x[259]  # not that short in itself, but as a row of no token
     return name, x
+
   edit_tensors(base, shrink)
   (got,) = new(before, base, instruct)
-  assert got.startswith("warning: the Base's head rows of <|im_start|> look never trained: norms "
-                        "<|im_start|> 0.4, <|im_end|> 1, usually 1;")
+  assert got.startswith(
+    "warning: the Base's head rows of <|im_start|> look never trained: norms "
+    "<|im_start|> 0.4, <|im_end|> 1, usually 1;"
+  )
 
 
 def test_a_chat_token_beyond_the_table_is_an_error(pair):
   base, instruct = pair()
   before = pair_check.check(base, instruct)
+
   def move(fields):
     fields["added_tokens"][2]["id"] = 900
     fields["model"]["vocab"]["<|im_end|>"] = 900
+
   edit_tokenizer(instruct, move)
   got = [t for t in new(before, base, instruct) if t.startswith("error: the Base's")]
-  assert got == [f"error: the Base's {kind} has 264 rows, and none for these tokens of the chat "
-                 "template: <|im_end|> (900); it cannot read a chat"
-                 for kind in ("embedding", "head")]
+  assert got == [
+    f"error: the Base's {kind} has 264 rows, and none for these tokens of the chat "
+    "template: <|im_end|> (900); it cannot read a chat"
+    for kind in ("embedding", "head")
+  ]
 
 
 def test_of_long_tables_only_some_rows_are_read(pair, monkeypatch):
@@ -503,12 +619,15 @@ def test_of_long_tables_only_some_rows_are_read(pair, monkeypatch):
   for side in (base, instruct):
     edit_config(side, vocab_size=9000)
     edit_tensors(side, lambda n, x: (n, np.resize(x, (9000, 32)) if "embed" in n else x))
-    edit_tokenizer(side, lambda f: f["model"]["vocab"].update(
-        {f"word {i}": i for i in range(300, 8000)}))
+    edit_tokenizer(
+      side, lambda f: f["model"]["vocab"].update({f"word {i}": i for i in range(300, 8000)})
+    )
   read, rows = [], safetensors_file.rows
+
   def counted(tensor, start=0, stop=None):
     read.append(stop - start)
     return rows(tensor, start, stop)
+
   monkeypatch.setattr(safetensors_file, "rows", counted)
   found = pair_check.check(base, instruct)
   assert {f.level for f in found} == {"note"}
@@ -530,30 +649,45 @@ def test_all_errors_are_raised_as_one_and_nothing_else_is():
   warning, note = (pair_check.Finding(x, "x") for x in ("warning", "note"))
   pair_check.raise_errors([warning, note])
   with pytest.raises(InputError) as error:
-    pair_check.raise_errors([pair_check.Finding("error", "one"), warning,
-                             pair_check.Finding("error", "two")])
-  assert str(error.value) == ("the two folders are no pair that can be trained and grafted:"
-                              "\n- one\n- two")
+    pair_check.raise_errors(
+      [pair_check.Finding("error", "one"), warning, pair_check.Finding("error", "two")]
+    )
+  assert str(error.value) == (
+    "the two folders are no pair that can be trained and grafted:\n- one\n- two"
+  )
 
 
 def test_models_of_remote_code_are_compared_like_others(tmp_path):
   layer = "model.layers.0."
-  shapes = {"model.tok_embeddings.weight": (9, 4), layer + "attention.wqkv.weight": (8, 4),
-            layer + "feed_forward.w1.weight": (6, 4), "output.weight": (9, 4)}
+  shapes = {
+    "model.tok_embeddings.weight": (9, 4),
+    layer + "attention.wqkv.weight": (8, 4),
+    layer + "feed_forward.w1.weight": (6, 4),
+    "output.weight": (9, 4),
+  }
   random = np.random.default_rng(0)
   for side in ("base", "chat"):
     folder = tmp_path / side
     folder.mkdir()
-    save_file({n: random.normal(size=s).astype(np.float16) for n, s in shapes.items()},
-              folder / "model.safetensors")
+    save_file(
+      {n: random.normal(size=s).astype(np.float16) for n, s in shapes.items()},
+      folder / "model.safetensors",
+    )
     edit_config(folder, model_type="internlm2", vocab_size=9, hidden_size=4)
     (folder / "tokenizer.model").write_bytes(b"pieces")
-    edit(folder / "tokenizer_config.json", chat_template="[UNUSED]" if side == "chat" else None,
-         added_tokens_decoder={"8": {"content": "[UNUSED]"}})
+    edit(
+      folder / "tokenizer_config.json",
+      chat_template="[UNUSED]" if side == "chat" else None,
+      added_tokens_decoder={"8": {"content": "[UNUSED]"}},
+    )
   found = pair_check.check(tmp_path / "base", tmp_path / "chat")
   assert [f.level for f in found] == ["note"] * 4
   assert [f.text[:14] for f in found] == [
-      "graft and simi", "the vocabulary", "the chat token", "the chat token"]
+    "graft and simi",
+    "the vocabulary",
+    "the chat token",
+    "the chat token",
+  ]
   edit_tensors(tmp_path / "chat", lambda n, x: (n, x[:-1] if "w1" in n else x))
   with pytest.raises(InputError, match=r"layers.0.feed_forward.w1.weight: Base \(6, 4\)"):
     pair_check.raise_errors(pair_check.check(tmp_path / "base", tmp_path / "chat"))
@@ -561,10 +695,13 @@ def test_models_of_remote_code_are_compared_like_others(tmp_path):
 
 # Released pairs: what is known to differ is what is found.
 
-KNOWN = {"qwen2.5-14b": ["rms_norm_eps"], "qwen2.5-32b": ["rms_norm_eps"],
-         "qwen3-4b-2507": ["rope_theta"],
-         "llama-3.2-11b-vision": ["image_size", "the vision parts differ"],
-         "llama-3.2-90b-vision": ["image_size", "the vision parts differ"]}
+KNOWN = {
+  "qwen2.5-14b": ["rms_norm_eps"],
+  "qwen2.5-32b": ["rms_norm_eps"],
+  "qwen3-4b-2507": ["rope_theta"],
+  "llama-3.2-11b-vision": ["image_size", "the vision parts differ"],
+  "llama-3.2-90b-vision": ["image_size", "the vision parts differ"],
+}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -576,15 +713,16 @@ def test_released_pairs_differ_in_what_is_known(name, tmp_path, monkeypatch):
     edit_config(folder, **CONFIGS[name][i])
     edit(folder / "tokenizer.json", model=dict(vocab={"a": 0}, merges=[]), added_tokens=[])
     edit(folder / "tokenizer_config.json", chat_template="a" if side == "instruct" else None)
-    tensors[folder] = {n: safetensors_file.Tensor(None, "BF16", s, 0, 0)
-                       for n, s in theirs(name, i).items()}
+    tensors[folder] = {
+      n: safetensors_file.Tensor(None, "BF16", s, 0, 0) for n, s in theirs(name, i).items()
+    }
   monkeypatch.setattr(safetensors_file, "find", tensors.__getitem__)
   found = pair_check.check(tmp_path / "base", tmp_path / "instruct")
   text = "\n".join(f"{f.level}: {f.text}" for f in found)
   assert "error:" not in text
   assert [re.split("[:;]", f.text)[0] for f in found if f.level == "warning"] == sorted(
-      KNOWN.get(name, []), key=lambda t: t.startswith("image"))
+    KNOWN.get(name, []), key=lambda t: t.startswith("image")
+  )
   for word in ("rms_norm_eps", "rope_theta", "image"):
-    assert (word in pairs.PAIRS[name].note) == any(
-        word in k for k in KNOWN.get(name, [])), word
+    assert (word in pairs.PAIRS[name].note) == any(word in k for k in KNOWN.get(name, [])), word
   assert ("tied embeddings" in pairs.PAIRS[name].note) == ("tied embeddings in both" in text)

@@ -14,13 +14,31 @@ from shadowft_jax import folder, pairs, presets, safetensors_file
 from shadowft_jax.errors import InputError
 
 # The authors' run.sh gives a Base the template of the first of these that its path contains.
-GLOBS = (("Llama-3", "llama3"), ("Qwen2", "qwen"), ("Llama-2", "llama2"), ("Qwen3", "qwen3"),
-         ("internlm2", "intern2"), ("Mistral", "mistral"), ("Falcon", "falcon"),
-         ("gemma3", "gemma3"), ("gemma", "gemma"), ("Yi", "yi"), ("Baichuan", "baichuan2"))
+GLOBS = (
+  ("Llama-3", "llama3"),
+  ("Qwen2", "qwen"),
+  ("Llama-2", "llama2"),
+  ("Qwen3", "qwen3"),
+  ("internlm2", "intern2"),
+  ("Mistral", "mistral"),
+  ("Falcon", "falcon"),
+  ("gemma3", "gemma3"),
+  ("gemma", "gemma"),
+  ("Yi", "yi"),
+  ("Baichuan", "baichuan2"),
+)
 # Ids in the authors' list that do not exist, or are another model.
-WRONG = ("Qwen/Qwen2.5-7B-Chat", "Qwen/Qwen2.5-32B-Chat", "tiiuae/falcon-7b",
-         "google/gemma-3-4b", "baichuan-inc/Baichuan2-7B", "internlm/internlm2-7b-chat",
-         "internlm/internlm2-1_8b-chat", "THUDM/glm-4-32b", "THUDM/glm-4-32b-chat")
+WRONG = (
+  "Qwen/Qwen2.5-7B-Chat",
+  "Qwen/Qwen2.5-32B-Chat",
+  "tiiuae/falcon-7b",
+  "google/gemma-3-4b",
+  "baichuan-inc/Baichuan2-7B",
+  "internlm/internlm2-7b-chat",
+  "internlm/internlm2-1_8b-chat",
+  "THUDM/glm-4-32b",
+  "THUDM/glm-4-32b-chat",
+)
 
 
 def test_names_and_ids_are_well_formed_and_used_once():
@@ -46,8 +64,11 @@ def test_templates_are_those_of_the_authors_script(name):
 
 def test_a_pair_is_found_by_name_and_a_misspelt_one_names_the_nearest():
   assert pairs.get("qwen3-8b").base == "Qwen/Qwen3-8B-Base"
-  for wrong, nearest in (("qwen3-8", "qwen3-8b"), ("Llama-3.1-8B", "llama-3.1-8b"),
-                         ("gemma3-12b", "gemma-3-12b")):
+  for wrong, nearest in (
+    ("qwen3-8", "qwen3-8b"),
+    ("Llama-3.1-8B", "llama-3.1-8b"),
+    ("gemma3-12b", "gemma-3-12b"),
+  ):
     with pytest.raises(InputError, match=f"{wrong!r} is none of.*did you mean {nearest}[?] "):
       pairs.get(wrong)
 
@@ -67,26 +88,53 @@ def test_training_a_family_of_remote_code_is_refused(tmp_path):
     pairs.check_trainable(tmp_path)
 
 
-@pytest.mark.parametrize("name, inside, outside", [
-    ("internlm2-7b",
-     ("model.layers.0.attention.wqkv.weight", "model.layers.31.attention.wo.weight",
-      "model.layers.3.feed_forward.w1.weight", "model.layers.3.feed_forward.w3.weight"),
-     ("model.tok_embeddings.weight", "output.weight", "model.layers.0.ffn_norm.weight")),
-    ("baichuan2-7b",
-     ("model.layers.0.self_attn.W_pack.weight", "model.layers.0.self_attn.o_proj.weight",
-      "model.layers.9.mlp.gate_proj.weight"),
-     ("lm_head.weight", "model.layers.0.input_layernorm.weight")),
-    ("qwen2.5-7b",
-     ("model.layers.0.self_attn.q_proj.bias", "model.layers.10.mlp.down_proj.weight"),
-     ("model.layers.0.self_attn.q_norm.weight", "model.embed_tokens.weight", "lm_head.weight")),
-    ("qwen3-30b-a3b", ("model.layers.0.mlp.experts.127.up_proj.weight",),
-     ("model.layers.0.mlp.gate.weight",)),
-    ("glm-4-32b-0414", ("model.layers.0.mlp.gate_up_proj.weight",),
-     ("model.layers.0.post_mlp_layernorm.weight",)),
-    ("gemma-3-4b", ("language_model.model.layers.0.self_attn.k_proj.weight",
-                    "model.language_model.layers.0.self_attn.k_proj.weight"),
-     ("vision_tower.vision_model.encoder.layers.0.self_attn.k_proj.weight",)),
-])
+@pytest.mark.parametrize(
+  "name, inside, outside",
+  [
+    (
+      "internlm2-7b",
+      (
+        "model.layers.0.attention.wqkv.weight",
+        "model.layers.31.attention.wo.weight",
+        "model.layers.3.feed_forward.w1.weight",
+        "model.layers.3.feed_forward.w3.weight",
+      ),
+      ("model.tok_embeddings.weight", "output.weight", "model.layers.0.ffn_norm.weight"),
+    ),
+    (
+      "baichuan2-7b",
+      (
+        "model.layers.0.self_attn.W_pack.weight",
+        "model.layers.0.self_attn.o_proj.weight",
+        "model.layers.9.mlp.gate_proj.weight",
+      ),
+      ("lm_head.weight", "model.layers.0.input_layernorm.weight"),
+    ),
+    (
+      "qwen2.5-7b",
+      ("model.layers.0.self_attn.q_proj.bias", "model.layers.10.mlp.down_proj.weight"),
+      ("model.layers.0.self_attn.q_norm.weight", "model.embed_tokens.weight", "lm_head.weight"),
+    ),
+    (
+      "qwen3-30b-a3b",
+      ("model.layers.0.mlp.experts.127.up_proj.weight",),
+      ("model.layers.0.mlp.gate.weight",),
+    ),
+    (
+      "glm-4-32b-0414",
+      ("model.layers.0.mlp.gate_up_proj.weight",),
+      ("model.layers.0.post_mlp_layernorm.weight",),
+    ),
+    (
+      "gemma-3-4b",
+      (
+        "language_model.model.layers.0.self_attn.k_proj.weight",
+        "model.language_model.layers.0.self_attn.k_proj.weight",
+      ),
+      ("vision_tower.vision_model.encoder.layers.0.self_attn.k_proj.weight",),
+    ),
+  ],
+)
 def test_projections_are_the_papers_scope(name, inside, outside):
   found = {n for n in (*inside, *outside) if re.search(pairs.PAIRS[name].projections, n)}
   assert found == set(inside)
@@ -97,6 +145,7 @@ def cache(tmp_path, monkeypatch):
   """cache(id, *files): puts empty files into an otherwise empty cache of the hub's client."""
   monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
   monkeypatch.chdir(tmp_path)
+
   def put(model, *files):
     root = tmp_path / "hub" / f"models--{model.replace('/', '--')}"
     snapshot = root / "snapshots" / ("0" * 40)
@@ -106,6 +155,7 @@ def cache(tmp_path, monkeypatch):
     for file in files:
       (snapshot / file).touch()
     return snapshot
+
   return put
 
 
@@ -132,20 +182,36 @@ def test_what_is_not_on_disk_says_how_to_download_it(cache, tmp_path):
 
 def test_an_id_with_pickles_only_is_refused_with_both_commands(cache):
   cache("baichuan-inc/Baichuan2-7B-Base", "config.json")
-  with pytest.raises(InputError, match="no safetensors weights; run `hf download "
-                     "baichuan-inc/Baichuan2-7B-Base --local-dir Baichuan2-7B-Base`.*python -c"):
+  with pytest.raises(
+    InputError,
+    match="no safetensors weights; run `hf download "
+    "baichuan-inc/Baichuan2-7B-Base --local-dir Baichuan2-7B-Base`.*python -c",
+  ):
     pairs.locate("baichuan-inc/Baichuan2-7B-Base")
 
 
 def test_a_download_leaves_out_twins_of_the_weights(tmp_path, monkeypatch):
-  files = ["config.json", "model-00001-of-00002.safetensors", "tokenizer.model", "merges.txt",
-           "chat_template.jinja", "LICENSE"]
-  twins = ["original/consolidated.00.pth", "original/tokenizer.model", "pytorch_model.bin",
-           "consolidated.safetensors", "model.gguf"]
+  files = [
+    "config.json",
+    "model-00001-of-00002.safetensors",
+    "tokenizer.model",
+    "merges.txt",
+    "chat_template.jinja",
+    "LICENSE",
+  ]
+  twins = [
+    "original/consolidated.00.pth",
+    "original/tokenizer.model",
+    "pytorch_model.bin",
+    "consolidated.safetensors",
+    "model.gguf",
+  ]
+
   def download(model, ignore_patterns):
     for file in filter_repo_objects([*files, *twins], ignore_patterns=ignore_patterns):
       (tmp_path / file).touch()
     return str(tmp_path)
+
   monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
   monkeypatch.chdir(tmp_path)
   found = pairs.locate("mistralai/Mistral-7B-v0.1")
@@ -153,20 +219,23 @@ def test_a_download_leaves_out_twins_of_the_weights(tmp_path, monkeypatch):
 
 
 def test_the_command_that_converts_pickles_works(tmp_path):
-  want = {"model.embed_tokens.weight": torch.randn(6, 4), "lm_head.weight": torch.randn(6, 4),
-          "model.norm.weight": torch.randn(4).bfloat16()}
+  want = {
+    "model.embed_tokens.weight": torch.randn(6, 4),
+    "lm_head.weight": torch.randn(6, 4),
+    "model.norm.weight": torch.randn(4).bfloat16(),
+  }
   for i, name in enumerate(want):
     torch.save({name: want[name]}, tmp_path / f"pytorch_model-0000{i + 1}-of-00003.bin")
-  torch.save({"lr": 1.0}, tmp_path / "training_args.bin")      # no weights
+  torch.save({"lr": 1.0}, tmp_path / "training_args.bin")  # no weights
   with pytest.raises(InputError, match="only pickled weights .pytorch_model-00001") as error:
     folder.refuse_pickles(tmp_path)
-  _, _, code = shlex.split(str(error.value)[str(error.value).index("python -c"):])
+  _, _, code = shlex.split(str(error.value)[str(error.value).index("python -c") :])
   exec(code)
   folder.refuse_pickles(tmp_path)
   got = safetensors_file.find(tmp_path)
   assert got.keys() == want.keys()
   for name, tensor in got.items():
-    (_, x), = safetensors_file.rows(tensor)
+    ((_, x),) = safetensors_file.rows(tensor)
     assert torch.equal(torch.tensor(x.astype("float32")), want[name].float())
 
 

@@ -19,26 +19,45 @@ QWEN = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
 # Family -> what comes before everything, a system block, a turn.  // is where learning begins
 # in a turn, and the end of the turn is where it ends.
 FRAMES = {
-    "llama3": ("<|begin_of_text|>", "<|start_header_id|>system<|end_header_id|>\n\n{s}<|eot_id|>",
-               "<|start_header_id|>user<|end_header_id|>\n\n{q}<|eot_id|>"
-               "<|start_header_id|>assistant<|end_header_id|>\n\n//{a}<|eot_id|>"),
-    "qwen": ("", "<|im_start|>system\n{s}<|im_end|>\n",
-             "<|im_start|>user\n{q}<|im_end|>\n<|im_start|>assistant\n//{a}<|im_end|>\n"),
-    "qwen3": ("", "<|im_start|>system\n{s}<|im_end|>\n",
-              "<|im_start|>user\n{q}<|im_end|>\n<|im_start|>assistant\n"
-              "//<think>\n\n</think>\n\n{a}<|im_end|>\n"),
-    "gemma": ("<bos>", None,
-              "<start_of_turn>user\n{q}<end_of_turn>\n<start_of_turn>model\n//{a}<end_of_turn>\n"),
-    "yi": ("", "<|im_start|>system\n{s}<|im_end|>\n",
-           "<|im_start|>user\n{q}<|im_end|>\n<|im_start|>assistant\n//{a}<|im_end|>\n"),
-    "falcon": ("", "{s}", "User: {q}\nFalcon://{a}\n"),
+  "llama3": (
+    "<|begin_of_text|>",
+    "<|start_header_id|>system<|end_header_id|>\n\n{s}<|eot_id|>",
+    "<|start_header_id|>user<|end_header_id|>\n\n{q}<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n//{a}<|eot_id|>",
+  ),
+  "qwen": (
+    "",
+    "<|im_start|>system\n{s}<|im_end|>\n",
+    "<|im_start|>user\n{q}<|im_end|>\n<|im_start|>assistant\n//{a}<|im_end|>\n",
+  ),
+  "qwen3": (
+    "",
+    "<|im_start|>system\n{s}<|im_end|>\n",
+    "<|im_start|>user\n{q}<|im_end|>\n<|im_start|>assistant\n"
+    "//<think>\n\n</think>\n\n{a}<|im_end|>\n",
+  ),
+  "gemma": (
+    "<bos>",
+    None,
+    "<start_of_turn>user\n{q}<end_of_turn>\n<start_of_turn>model\n//{a}<end_of_turn>\n",
+  ),
+  "yi": (
+    "",
+    "<|im_start|>system\n{s}<|im_end|>\n",
+    "<|im_start|>user\n{q}<|im_end|>\n<|im_start|>assistant\n//{a}<|im_end|>\n",
+  ),
+  "falcon": ("", "{s}", "User: {q}\nFalcon://{a}\n"),
 }
 FRAMES["gemma3"] = FRAMES["gemma"]
-TOKENS = {"llama3": ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
-          "gemma": ["<start_of_turn>", "<end_of_turn>"], "gemma3": ["<start_of_turn>",
-                                                                   "<end_of_turn>"]}
-TALKS = [[("What is it?", "It is four.")],
-         [("What is it?", "It is four."), ("Why {} {0}?", "  A dog, and\n\n"), ("{q}", "//")]]
+TOKENS = {
+  "llama3": ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
+  "gemma": ["<start_of_turn>", "<end_of_turn>"],
+  "gemma3": ["<start_of_turn>", "<end_of_turn>"],
+}
+TALKS = [
+  [("What is it?", "It is four.")],
+  [("What is it?", "It is four."), ("Why {} {0}?", "  A dog, and\n\n"), ("{q}", "//")],
+]
 
 
 def byte_tokenizer(special, bos=None, eos=None, merges=()):
@@ -48,15 +67,18 @@ def byte_tokenizer(special, bos=None, eos=None, merges=()):
   t.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
   t.decoder = decoders.ByteLevel()
   t.add_special_tokens([AddedToken(x, special=True, normalized=False) for x in special])
-  return PreTrainedTokenizerFast(tokenizer_object=t, bos_token=bos, eos_token=eos,
-                                 model_max_length=16)
+  return PreTrainedTokenizerFast(
+    tokenizer_object=t, bos_token=bos, eos_token=eos, model_max_length=16
+  )
 
 
 @pytest.fixture(scope="module")
 def tokenizer_of():
   tiny = load_tokenizer(TINY)
-  made = {"llama3": byte_tokenizer(TOKENS["llama3"] + ["<|begin_of_text|>"], "<|begin_of_text|>"),
-          "gemma": byte_tokenizer(TOKENS["gemma"] + ["<bos>"], "<bos>")}
+  made = {
+    "llama3": byte_tokenizer(TOKENS["llama3"] + ["<|begin_of_text|>"], "<|begin_of_text|>"),
+    "gemma": byte_tokenizer(TOKENS["gemma"] + ["<bos>"], "<bos>"),
+  }
   return lambda name: made.get(name.removesuffix("3") if "gemma" in name else name, tiny)
 
 
@@ -95,7 +117,8 @@ def framed(name, turns, system, eos=""):
   elif system:
     head += block.replace("{s}", system)
   text = head + "//".join(
-      turn.replace("{q}", "\0").replace("{a}", a).replace("\0", q) for q, a in turns)
+    turn.replace("{q}", "\0").replace("{a}", a).replace("\0", q) for q, a in turns
+  )
   return text + eos
 
 
@@ -132,14 +155,20 @@ def test_falcon_learns_its_end_token_in_place_of_the_next_question(tokenizer_of,
 
 def test_texts_that_are_tokenised_apart_share_no_token():
   """System text, question, block of thoughts and answer, whatever would merge over a border."""
-  tokenizer = byte_tokenizer(["<|im_start|>", "<|im_end|>"], eos="<|im_end|>",
-                             merges=[(":", ":"), ("x", "U"), ("Ċ", "b"), ("Ċ", "<"), ("Ċ", "Ċ")])
+  tokenizer = byte_tokenizer(
+    ["<|im_start|>", "<|im_end|>"],
+    eos="<|im_end|>",
+    merges=[(":", ":"), ("x", "U"), ("Ċ", "b"), ("Ċ", "<"), ("Ċ", "Ċ")],
+  )
   ids = lambda text: tokenizer(text, add_special_tokens=False).input_ids
   example = encode([("a", ": b")], "falcon", tokenizer, system="x")
   apart = ["x", "User: a\nFalcon:", ": b\n", "<|im_end|>"]
   assert example.token.tolist() == [i for text in apart for i in ids(text)] != ids("".join(apart))
-  apart = ["<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n", paper.NO_THOUGHTS,
-           "b<|im_end|>\n"]
+  apart = [
+    "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n",
+    paper.NO_THOUGHTS,
+    "b<|im_end|>\n",
+  ]
   for think in ("learnt", "masked"):
     example = encode([("a", "b")], "qwen3", tokenizer, think=think)
     assert example.token.tolist() == [i for text in apart for i in ids(text)] != ids("".join(apart))
@@ -152,27 +181,55 @@ def test_thoughts_are_learnt_or_masked(tokenizer_of):
   own = "<think>\nhm\n\nso\n</think>\n\n"
   # Tags that are not written so stay as they are, and ask for no block.
   turns = [("a", "b"), ("c", f"{own}\nd{own}e"), ("f", "<think>hm"), ("g", "hm</think>h")]
-  assert pieces(encode(turns, "qwen3", tokenizer), tokenizer) == "<|im_end|>\n//".join([
-      f"{ask('a')}//{none}b", f"{ask('c')}//{own}\nd{own}e", f"{ask('f')}//<think>hm",
-      f"{ask('g')}//hm</think>h"]) + "<|im_end|>\n"
+  assert (
+    pieces(encode(turns, "qwen3", tokenizer), tokenizer)
+    == "<|im_end|>\n//".join(
+      [
+        f"{ask('a')}//{none}b",
+        f"{ask('c')}//{own}\nd{own}e",
+        f"{ask('f')}//<think>hm",
+        f"{ask('g')}//hm</think>h",
+      ]
+    )
+    + "<|im_end|>\n"
+  )
   masked = encode(turns, "qwen3", tokenizer, think="masked")
-  assert pieces(masked, tokenizer) == "<|im_end|>\n//".join([
-      f"{ask('a')}{none}//b", f"{ask('c')}{none}//de", f"{ask('f')}//<think>hm",
-      f"{ask('g')}//hm</think>h"]) + "<|im_end|>\n"
+  assert (
+    pieces(masked, tokenizer)
+    == "<|im_end|>\n//".join(
+      [
+        f"{ask('a')}{none}//b",
+        f"{ask('c')}{none}//de",
+        f"{ask('f')}//<think>hm",
+        f"{ask('g')}//hm</think>h",
+      ]
+    )
+    + "<|im_end|>\n"
+  )
   # Only qwen3 has it.
   assert pieces(encode(turns[:1], "yi", tokenizer, think="masked"), tokenizer) == (
-      f"{ask('a')}//b<|im_end|>\n")
+    f"{ask('a')}//b<|im_end|>\n"
+  )
 
 
 def test_a_cut_keeps_the_answer_where_it_can():
   """Kept prompt and answer tokens, of so many, in so much room; by the rule in the facts."""
   golden = {
-      (5, 3, 8): (5, 3), (5, 3, 100): (5, 3), (4, 4, 8): (4, 4),   # all fits
-      (90, 3, 20): (17, 3), (11, 9, 20): (11, 9),                   # a short answer: cut the prompt
-      (90, 9, 20): (11, 9), (3, 90, 20): (3, 17), (9, 90, 20): (9, 11),   # a short prompt
-      (90, 10, 20): (18, 2), (10, 90, 20): (2, 18),                 # both long: in proportion
-      (10, 10, 19): (10, 9), (30, 10, 7): (6, 1), (1, 1, 1): (1, 0), (9, 9, 0): (0, 0),
-      (710, 290, 100): (72, 28),        # 100 * (290 / 1000) is 28.999... in floats
+    (5, 3, 8): (5, 3),
+    (5, 3, 100): (5, 3),
+    (4, 4, 8): (4, 4),  # all fits
+    (90, 3, 20): (17, 3),
+    (11, 9, 20): (11, 9),  # a short answer: cut the prompt
+    (90, 9, 20): (11, 9),
+    (3, 90, 20): (3, 17),
+    (9, 90, 20): (9, 11),  # a short prompt
+    (90, 10, 20): (18, 2),
+    (10, 90, 20): (2, 18),  # both long: in proportion
+    (10, 10, 19): (10, 9),
+    (30, 10, 7): (6, 1),
+    (1, 1, 1): (1, 0),
+    (9, 9, 0): (0, 0),
+    (710, 290, 100): (72, 28),  # 100 * (290 / 1000) is 28.999... in floats
   }
   assert {case: paper.kept(*case) for case in golden} == golden
 
@@ -201,8 +258,8 @@ def test_any_length_cuts_the_same_conversation(tokenizer_of, name):
   eos = name == "falcon"
   # The parts of the whole: prompt, answer, prompt, ...
   plain = whole.answer * (1 if whole.label is None else whole.label == whole.token)
-  plain = plain[:len(plain) - eos]
-  parts = np.split(whole.token[:len(plain)], np.flatnonzero(np.diff(plain)) + 1)
+  plain = plain[: len(plain) - eos]
+  parts = np.split(whole.token[: len(plain)], np.flatnonzero(np.diff(plain)) + 1)
   assert len(parts) == 6
   for max_length in range(1, len(whole.token) + 2):
     example = encode(turns, name, tokenizer, max_length)
@@ -232,8 +289,11 @@ def test_a_cut_turn_loses_its_end(tokenizer_of):
 def test_rows_are_encoded_each_by_itself_and_in_order(tokenizer_of):
   tokenizer = tokenizer_of("qwen")
   settings = formats.Settings(100, "paper", "qwen")
-  rows = [row_of(TALKS[1], where="A"), formats.Row("B", [], text="raw"),
-          row_of(TALKS[0], "x", where="C", rejected=[])]
+  rows = [
+    row_of(TALKS[1], where="A"),
+    formats.Row("B", [], text="raw"),
+    row_of(TALKS[0], "x", where="C", rejected=[]),
+  ]
   together = paper.encode_rows(rows, tokenizer, settings)
   assert str(together[1]).startswith("B: ")
   for i in (0, 2):
@@ -248,7 +308,7 @@ def test_rows_are_encoded_each_by_itself_and_in_order(tokenizer_of):
 def test_long_text_warns_of_nothing(caplog, recwarn):
   # A tokenizer says once that a text is longer than its model's limit, of 16 tokens here.
   tokenizer = byte_tokenizer(["<|im_start|>", "<|im_end|>"])
-  logger = logging.getLogger("transformers")     # It hands nothing on by itself.
+  logger = logging.getLogger("transformers")  # It hands nothing on by itself.
   logger.addHandler(caplog.handler)
   try:
     encode([("a " * 90, "b " * 90)], "yi", tokenizer)
@@ -262,23 +322,34 @@ def test_long_text_warns_of_nothing(caplog, recwarn):
 TURN = row_of(TALKS[0]).messages
 
 
-@pytest.mark.parametrize("row, what", [
+@pytest.mark.parametrize(
+  "row, what",
+  [
     (formats.Row("F row 3", [], text="some text"), "raw text"),
     (formats.Row("F row 3", TURN, tools=[{"type": "function"}]), "tools"),
-    (formats.Row("F row 3", [*TURN, {"role": "tool", "content": "4"}, TURN[1]]),
-     "roles user, assistant, tool, assistant"),
+    (
+      formats.Row("F row 3", [*TURN, {"role": "tool", "content": "4"}, TURN[1]]),
+      "roles user, assistant, tool, assistant",
+    ),
     (formats.Row("F row 3", TURN[:1]), "roles user"),
     (formats.Row("F row 3", TURN[::-1]), "roles assistant, user"),
     (formats.Row("F row 3", TURN[:1] + TURN), "roles user, user, assistant"),
-    (formats.Row("F row 3", [*TURN, {"role": "system", "content": "x"}, *TURN]),
-     "roles user, assistant, system, user, assistant"),
+    (
+      formats.Row("F row 3", [*TURN, {"role": "system", "content": "x"}, *TURN]),
+      "roles user, assistant, system, user, assistant",
+    ),
     (formats.Row("F row 3", [{"role": "system", "content": "x"}]), "roles system"),
     (formats.Row("F row 3", [TURN[0], {**TURN[1], "weight": 0}, *TURN]), "weight of the assistant"),
-    (formats.Row("F row 3", [TURN[0], {**TURN[1], "tool_calls": [{}]}]),
-     "tool_calls of the assistant"),
-    (formats.Row("F row 3", [TURN[0], {**TURN[1], "reasoning_content": "hm"}]),
-     "reasoning_content of the assistant"),
-])
+    (
+      formats.Row("F row 3", [TURN[0], {**TURN[1], "tool_calls": [{}]}]),
+      "tool_calls of the assistant",
+    ),
+    (
+      formats.Row("F row 3", [TURN[0], {**TURN[1], "reasoning_content": "hm"}]),
+      "reasoning_content of the assistant",
+    ),
+  ],
+)
 def test_what_it_does_not_frame_is_refused_by_row(tokenizer_of, row, what):
   [entry] = paper.encode_rows([row], tokenizer_of("qwen"), formats.Settings(99, "paper", "qwen"))
   assert isinstance(entry, InputError)
@@ -289,16 +360,23 @@ def test_what_it_does_not_frame_is_refused_by_row(tokenizer_of, row, what):
 
 def test_a_weight_of_one_and_a_rejected_answer_change_nothing(tokenizer_of):
   tokenizer, settings = tokenizer_of("yi"), formats.Settings(99, "paper", "yi")
-  row = formats.Row("r", [TURN[0], {**TURN[1], "weight": 1}],
-                    rejected=[TURN[0], {"role": "assistant", "content": "no"}])
+  row = formats.Row(
+    "r",
+    [TURN[0], {**TURN[1], "weight": 1}],
+    rejected=[TURN[0], {"role": "assistant", "content": "no"}],
+  )
   [[example]] = paper.encode_rows([row], tokenizer, settings)
   assert pieces(example, tokenizer) == framed("yi", TALKS[0], None)
 
 
-@pytest.mark.parametrize("name, lacks", [
+@pytest.mark.parametrize(
+  "name, lacks",
+  [
     ("llama3", "\n  <|end_header_id|>\n  <|eot_id|>\n  <|start_header_id|>\n  a begin token"),
     ("gemma", "\n  <end_of_turn>\n  <start_of_turn>\n  a begin token"),
-    ("gemma3", "\n  <end_of_turn>\n  <start_of_turn>\n  a begin token")])
+    ("gemma3", "\n  <end_of_turn>\n  <start_of_turn>\n  a begin token"),
+  ],
+)
 def test_a_tokenizer_of_another_family_is_refused(tokenizer_of, name, lacks):
   with pytest.raises(InputError) as caught:
     encode(TALKS[0], name, tokenizer_of("qwen"))
@@ -322,25 +400,46 @@ def test_unknown_names_and_lengths_are_refused(tokenizer_of):
     encode(TALKS[0], "qwen", tokenizer_of("qwen"), max_length=0)
 
 
-@pytest.mark.parametrize("base, name", [
-    ("meta-llama/Llama-3.1-8B", "llama3"), ("/m/Llama-3.2-1B/", "llama3"),
-    ("Qwen/Qwen2.5-32B", "qwen"), ("Qwen/Qwen2-7B", "qwen"), ("Qwen/Qwen3-8B-Base", "qwen3"),
-    ("/hub/models--Qwen--Qwen3-4B-Base/snapshots/0f", "qwen3"), ("01-ai/Yi-6B", "yi"),
-    ("01-ai/Yi-Coder-9B", "yi"), ("tiiuae/Falcon3-10B-Base", "falcon"),
-    ("google/gemma-3-4b-pt", "gemma"), ("x/gemma3-4b", "gemma3"), ("google/gemma-2-2b", "gemma"),
+@pytest.mark.parametrize(
+  "base, name",
+  [
+    ("meta-llama/Llama-3.1-8B", "llama3"),
+    ("/m/Llama-3.2-1B/", "llama3"),
+    ("Qwen/Qwen2.5-32B", "qwen"),
+    ("Qwen/Qwen2-7B", "qwen"),
+    ("Qwen/Qwen3-8B-Base", "qwen3"),
+    ("/hub/models--Qwen--Qwen3-4B-Base/snapshots/0f", "qwen3"),
+    ("01-ai/Yi-6B", "yi"),
+    ("01-ai/Yi-Coder-9B", "yi"),
+    ("tiiuae/Falcon3-10B-Base", "falcon"),
+    ("google/gemma-3-4b-pt", "gemma"),
+    ("x/gemma3-4b", "gemma3"),
+    ("google/gemma-2-2b", "gemma"),
     # The order decides.
-    ("Yi/Qwen3-8B", "qwen3"), ("Llama-3/Qwen2.5", "llama3"), ("Falcon/gemma3", "falcon")])
+    ("Yi/Qwen3-8B", "qwen3"),
+    ("Llama-3/Qwen2.5", "llama3"),
+    ("Falcon/gemma3", "falcon"),
+  ],
+)
 def test_the_path_of_the_base_names_the_template(base, name):
   assert paper.name_of(base) == name
 
 
-@pytest.mark.parametrize("base, what", [
-    ("tiiuae/falcon-7b", "none of Llama-3, Qwen2,"), ("/m/llama-3-8b", "none of Llama-3, Qwen2,"),
-    ("Qwen/qwen3", "none of Llama-3, Qwen2,"), ("meta-llama/Llama-2-7b-hf", "llama2"),
-    ("internlm/internlm2-7b", "intern2"), ("mistralai/Mistral-7B-v0.3", "mistral"),
+@pytest.mark.parametrize(
+  "base, what",
+  [
+    ("tiiuae/falcon-7b", "none of Llama-3, Qwen2,"),
+    ("/m/llama-3-8b", "none of Llama-3, Qwen2,"),
+    ("Qwen/qwen3", "none of Llama-3, Qwen2,"),
+    ("meta-llama/Llama-2-7b-hf", "llama2"),
+    ("internlm/internlm2-7b", "intern2"),
+    ("mistralai/Mistral-7B-v0.3", "mistral"),
     # These would be gemma and Yi, had they not been found before.
-    ("Mistral/gemma", "mistral"), ("Llama-2/Yi", "llama2"),
-    ("baichuan-inc/Baichuan2-7B-Base", "baichuan2")])
+    ("Mistral/gemma", "mistral"),
+    ("Llama-2/Yi", "llama2"),
+    ("baichuan-inc/Baichuan2-7B-Base", "baichuan2"),
+  ],
+)
 def test_a_path_without_a_template_is_refused(base, what):
   with pytest.raises(InputError) as caught:
     paper.name_of(base)
@@ -353,7 +452,8 @@ def test_the_split_is_that_of_datasets():
   datasets = pytest.importorskip("datasets")
   for count, ratio, seed in [(2000, 0.01, 42), (101, 0.01, 42), (50, 0.3, 7)]:
     want = datasets.Dataset.from_dict({"i": list(range(count))}).train_test_split(
-        test_size=ratio, seed=seed)
+      test_size=ratio, seed=seed
+    )
     train, valid = paper.split(count, ratio, seed)
     assert train.tolist() == want["train"]["i"] and valid.tolist() == want["test"]["i"]
 

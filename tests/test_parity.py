@@ -17,7 +17,7 @@ from tests import pico
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
-TOLERANCE = 2e-4      # of the largest logit; of a leaf's gradient norm
+TOLERANCE = 2e-4  # of the largest logit; of a leaf's gradient norm
 
 
 def both(name):
@@ -32,8 +32,10 @@ def tokens(shape, seed=0):
   return np.random.default_rng(seed).integers(0, 96, shape)
 
 
-@pytest.mark.parametrize("name, backend", [
-    *((name, "xla") for name in pico.CONFIGS), ("gemma2", "chunked"), ("gemma3", "chunked")])
+@pytest.mark.parametrize(
+  "name, backend",
+  [*((name, "xla") for name in pico.CONFIGS), ("gemma2", "chunked"), ("gemma3", "chunked")],
+)
 def test_logits_and_gradients_agree_with_transformers(name, backend):
   hf, model, params = both(name)
   model = model.clone(backend=backend)
@@ -46,11 +48,15 @@ def test_logits_and_gradients_agree_with_transformers(name, backend):
   out.loss.backward()
   grads = pico.per_expert({n: p.grad.numpy() for n, p in hf.named_parameters()})
   want_grads = port.load(grads.__getitem__, params)
+
   def mean_nll(params):
-    h_BTD, head_DV = model.apply({"params": params}, jnp.array(token_BT),
-                                 method="hidden_and_head")
-    return -jnp.sum(loss.token_logprobs(h_BTD, head_DV, jnp.array(token_BT), 16,
-                                        model.cfg.final_logit_softcapping)) / (2 * 39)
+    h_BTD, head_DV = model.apply({"params": params}, jnp.array(token_BT), method="hidden_and_head")
+    return -jnp.sum(
+      loss.token_logprobs(
+        h_BTD, head_DV, jnp.array(token_BT), 16, model.cfg.final_logit_softcapping
+      )
+    ) / (2 * 39)
+
   got_grads = tree.names(jax.jit(jax.grad(mean_nll))(params))
   for leaf, g in tree.names(want_grads).items():
     norm = np.linalg.norm(g)
@@ -70,10 +76,19 @@ def test_rematerialisation_changes_no_gradient(name, remat):
 
 
 LLAMA32 = dict(
-    hidden_size=2048, num_attention_heads=32, head_dim=64, max_position_embeddings=131072,
-    rope_theta=500000.0, rope_scaling=dict(
-        factor=32.0, high_freq_factor=4.0, low_freq_factor=1.0,
-        original_max_position_embeddings=8192, rope_type="llama3"))
+  hidden_size=2048,
+  num_attention_heads=32,
+  head_dim=64,
+  max_position_embeddings=131072,
+  rope_theta=500000.0,
+  rope_scaling=dict(
+    factor=32.0,
+    high_freq_factor=4.0,
+    low_freq_factor=1.0,
+    original_max_position_embeddings=8192,
+    rope_type="llama3",
+  ),
+)
 
 
 def test_llama_3_2_frequencies_agree_with_transformers():
@@ -89,7 +104,9 @@ def test_both_spellings_of_rope_settings_read_alike():
   assert models.config.read_rope(old) == models.config.read_rope(new)
 
 
-@pytest.mark.parametrize("change, message", [
+@pytest.mark.parametrize(
+  "change, message",
+  [
     (dict(model_type="mamba"), "model_type is one of .*llama, .*qwen3, .*; got 'mamba'"),
     (dict(hidden_act="gelu"), "hidden_act is 'gelu'; only 'silu' is ported"),
     (dict(use_sliding_window=True), "use_sliding_window is True; only False is ported"),
@@ -98,7 +115,8 @@ def test_both_spellings_of_rope_settings_read_alike():
     (dict(quantization_config=dict(bits=4)), "quantization_config"),
     (dict(attention_dropout=0.1), "attention_dropout is 0.1"),
     (dict(hidden_size=None), "config.json lacks\n  hidden_size"),
-])
+  ],
+)
 def test_what_is_not_ported_is_refused_by_name(change, message):
   hf = dict(pico.CONFIGS["qwen3"], model_type="qwen3")
   with pytest.raises(InputError, match=message):
@@ -112,6 +130,7 @@ def test_real_configs_make_the_tensors_transformers_makes(name, shared_data):
   ours = tree.names(models.abstract_params(models.from_config(hf)))
   with torch.device("meta"):
     from transformers import AutoModelForCausalLM
+
     theirs = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path.parent))
   want = {n: tuple(p.shape) for n, p in theirs.named_parameters()}
   assert port.file_shapes(ours) == want
@@ -127,34 +146,47 @@ def read_llama2c(path):
   dim, hidden, depth, heads, kv_heads, vocab, _ = np.frombuffer(raw, np.int32, 7).tolist()
   at, values = 0, np.frombuffer(raw, np.float32, offset=28)
   head = dim // heads
+
   def take(*shape):
     nonlocal at
     size = int(np.prod(shape))
     at += size
-    return values[at - size:at].reshape(shape)
+    return values[at - size : at].reshape(shape)
+
   def halves(w_LOD, count):
     w = w_LOD.reshape(depth, count, head // 2, 2, dim)
     return w.transpose(0, 1, 3, 2, 4).reshape(depth, count * head, dim)
+
   out = {"model.embed_tokens.weight": take(vocab, dim)}
   stacks = {
-      "input_layernorm": take(depth, dim),
-      "self_attn.q_proj": halves(take(depth, dim, dim), heads),
-      "self_attn.k_proj": halves(take(depth, kv_heads * head, dim), kv_heads),
-      "self_attn.v_proj": take(depth, kv_heads * head, dim),
-      "self_attn.o_proj": take(depth, dim, dim),
-      "post_attention_layernorm": take(depth, dim),
-      "mlp.gate_proj": take(depth, hidden, dim),
-      "mlp.down_proj": take(depth, dim, hidden),
-      "mlp.up_proj": take(depth, hidden, dim)}
+    "input_layernorm": take(depth, dim),
+    "self_attn.q_proj": halves(take(depth, dim, dim), heads),
+    "self_attn.k_proj": halves(take(depth, kv_heads * head, dim), kv_heads),
+    "self_attn.v_proj": take(depth, kv_heads * head, dim),
+    "self_attn.o_proj": take(depth, dim, dim),
+    "post_attention_layernorm": take(depth, dim),
+    "mlp.gate_proj": take(depth, hidden, dim),
+    "mlp.down_proj": take(depth, dim, hidden),
+    "mlp.up_proj": take(depth, hidden, dim),
+  }
   for module, stack in stacks.items():
     for i, w in enumerate(stack):
       out[f"model.layers.{i}.{module}.weight"] = w
   out["model.norm.weight"] = take(dim)
   config = dict(
-      model_type="llama", architectures=["LlamaForCausalLM"], vocab_size=vocab, hidden_size=dim,
-      intermediate_size=hidden, num_hidden_layers=depth, num_attention_heads=heads,
-      num_key_value_heads=kv_heads, rms_norm_eps=1e-5, rope_theta=10000.0,
-      tie_word_embeddings=True, hidden_act="silu")
+    model_type="llama",
+    architectures=["LlamaForCausalLM"],
+    vocab_size=vocab,
+    hidden_size=dim,
+    intermediate_size=hidden,
+    num_hidden_layers=depth,
+    num_attention_heads=heads,
+    num_key_value_heads=kv_heads,
+    rms_norm_eps=1e-5,
+    rope_theta=10000.0,
+    tie_word_embeddings=True,
+    hidden_act="silu",
+  )
   return config, out
 
 
@@ -163,24 +195,31 @@ def read_vocabulary(path):
   raw, at, out = path.read_bytes(), 4, []
   while at < len(raw):
     length = int(np.frombuffer(raw, np.int32, 1, at + 4)[0])
-    out.append(raw[at + 8:at + 8 + length])
+    out.append(raw[at + 8 : at + 8 + length])
     at += 8 + length
   return out
 
 
 def test_real_weights_tell_the_published_story(shared_data, tmp_path):
   from safetensors.numpy import save_file
+
   folder = shared_data("stories260K")
   config, tensors = read_llama2c(folder / "stories260K.bin")
   (tmp_path / "config.json").write_text(json.dumps(config))
-  save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()},
-            tmp_path / "model.safetensors")
+  save_file(
+    {k: np.ascontiguousarray(v) for k, v in tensors.items()}, tmp_path / "model.safetensors"
+  )
   model, params = checkpoint.load_model(tmp_path)
   [story] = generate.generate(model, {"params": params}, [[1]], max_new=300, stop=(1,))
   vocabulary = read_vocabulary(folder / "tok512.bin")
-  text = b"".join(
+  text = (
+    b"".join(
       bytes([int(piece[3:5], 16)]) if piece.startswith(b"<0x") else piece
-      for piece in (vocabulary[i] for i in story)).decode().lstrip(" ")
+      for piece in (vocabulary[i] for i in story)
+    )
+    .decode()
+    .lstrip(" ")
+  )
   card = (folder / "stories260K.md").read_text()
   want = card.split("-t 0.0\n")[1].split("\n```")[0]
-  assert text[:len(want)] == want
+  assert text[: len(want)] == want

@@ -23,7 +23,19 @@ from shadowft_jax import delta_stream, stream
 from shadowft_jax.errors import InputError
 from tests import pico
 from tests.test_stream import (
-    ROOT, WEIGHTS, adapter, command, factors, full, load, near, raw, run, sides, trio)
+  ROOT,
+  WEIGHTS,
+  adapter,
+  command,
+  factors,
+  full,
+  load,
+  near,
+  raw,
+  run,
+  sides,
+  trio,
+)
 
 UP = "model.layers.0.mlp.up_proj.weight"
 TOKEN = torch.arange(3, 35).reshape(2, 16)
@@ -36,8 +48,10 @@ def bf16(tmp_path_factory):
 
 def copied(model, tmp_path, *names):
   """Folders that a test may spoil; the others stay."""
-  return [pathlib.Path(shutil.copytree(model / n, tmp_path / n)) if n in names else model / n
-          for n in ("base", "tuned", "instruct")]
+  return [
+    pathlib.Path(shutil.copytree(model / n, tmp_path / n)) if n in names else model / n
+    for n in ("base", "tuned", "instruct")
+  ]
 
 
 def grafted(tmp_path, base, tuned, instruct, *args, **options):
@@ -63,10 +77,12 @@ def learn(model, folder, lr, steps=3, **options):
 
 # The arithmetic.
 
+
 @pytest.mark.parametrize("gap", [0.02, 0.2, 1.0])
 @pytest.mark.parametrize("learnt", [1e-4, 0.004, 0.2])
 def test_no_number_is_farther_from_the_exact_sum_than_in_the_authors_arithmetic(
-    tmp_path, gap, learnt):
+  tmp_path, gap, learnt
+):
   noise = torch.Generator().manual_seed(0)
   r = lambda size: size * 0.025 * torch.randn(512, 256, generator=noise)
   w = r(1).bfloat16().float()
@@ -79,7 +95,7 @@ def test_no_number_is_farther_from_the_exact_sum_than_in_the_authors_arithmetic(
   assert is_exact.float().mean() > 0.85
   assert torch.equal(got[is_exact], theirs[is_exact])
   # Two numbers may be as near to the exact sum as float32 can tell.
-  slack = 2.0 ** -23 * exact.abs()
+  slack = 2.0**-23 * exact.abs()
   assert ((got - exact).abs() <= (theirs - exact).abs() + slack).all()
   assert not torch.equal(got, i)
 
@@ -103,11 +119,12 @@ def test_the_result_has_the_instructs_dtype_whatever_that_of_the_tuned_model(bf1
   got = grafted(tmp_path, base, tuned, instruct)
   for name, x in got.items():
     assert x.dtype == torch.bfloat16
-    if "_proj." in name:     # and nothing is rounded before the sum
+    if "_proj." in name:  # and nothing is rounded before the sum
       assert torch.equal(x, (i[name].float() + (tensors[name] - a[name].float())).bfloat16())
 
 
 # Names.
+
 
 def test_an_adapter_in_a_models_place_is_refused(bf16, tmp_path):
   folder = adapter(tmp_path / "adapter", factors())
@@ -115,8 +132,9 @@ def test_an_adapter_in_a_models_place_is_refused(bf16, tmp_path):
   assert told.returncode == 2 and f"{folder} is an adapter; expected a whole" in told.stderr
 
 
-@pytest.mark.parametrize("dtype, scales", [
-    (torch.float8_e4m3fn, "weight_scale_inv"), (torch.float8_e5m2, "weight_scale")])
+@pytest.mark.parametrize(
+  "dtype, scales", [(torch.float8_e4m3fn, "weight_scale_inv"), (torch.float8_e5m2, "weight_scale")]
+)
 def test_eight_bit_weights_are_refused(bf16, tmp_path, dtype, scales):
   base, tuned, instruct = copied(bf16, tmp_path, "tuned")
   tensors = load(tuned)
@@ -133,12 +151,13 @@ def shapes_of(names):
 
 
 SCOPES = {
-    "qwen2": ["self_attn.q_proj.weight", "self_attn.q_proj.bias", "mlp.down_proj.weight"],
-    "phi3": ["self_attn.qkv_proj.weight", "self_attn.o_proj.weight", "mlp.gate_up_proj.weight"],
-    "glm4": ["self_attn.k_proj.bias", "mlp.gate_up_proj.weight"],
-    "qwen3_moe": ["mlp.experts.0.gate_proj.weight", "mlp.experts.1.down_proj.weight"],
-    "internlm2": ["attention.wqkv.weight", "attention.wo.weight", "feed_forward.w2.weight"],
-    "baichuan": ["self_attn.W_pack.weight", "mlp.up_proj.weight"]}
+  "qwen2": ["self_attn.q_proj.weight", "self_attn.q_proj.bias", "mlp.down_proj.weight"],
+  "phi3": ["self_attn.qkv_proj.weight", "self_attn.o_proj.weight", "mlp.gate_up_proj.weight"],
+  "glm4": ["self_attn.k_proj.bias", "mlp.gate_up_proj.weight"],
+  "qwen3_moe": ["mlp.experts.0.gate_proj.weight", "mlp.experts.1.down_proj.weight"],
+  "internlm2": ["attention.wqkv.weight", "attention.wo.weight", "feed_forward.w2.weight"],
+  "baichuan": ["self_attn.W_pack.weight", "mlp.up_proj.weight"],
+}
 OTHERS = ["self_attn.q_norm.weight", "input_layernorm.weight", "mlp.gate.weight", "mlp.fc1.weight"]
 
 
@@ -149,8 +168,11 @@ def test_a_familys_projections_are_grafted_and_what_is_not_is_told(tmp_path, kin
   beyond += ["model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"]
   for seed, side in enumerate(("base", "tuned", "instruct")):
     noise = torch.Generator().manual_seed(seed)
-    raw(tmp_path / side, {n: torch.randn(s, generator=noise)
-                          for n, s in shapes_of(inside + beyond).items()}, kind)
+    raw(
+      tmp_path / side,
+      {n: torch.randn(s, generator=noise) for n, s in shapes_of(inside + beyond).items()},
+      kind,
+    )
   plan, _ = full(tmp_path / "out", *sides(tmp_path))
   i, got = load(tmp_path / "instruct"), load(tmp_path / "out")
   assert {n for n in i if not torch.equal(i[n], got[n])} == set(inside)
@@ -158,13 +180,16 @@ def test_a_familys_projections_are_grafted_and_what_is_not_is_told(tmp_path, kin
 
 
 def test_experts_in_one_tensor_are_grafted(tmp_path):
-  names = {"model.layers.0.mlp.experts.gate_up_proj": (3, 8, 4),
-           "model.layers.0.mlp.experts.down_proj": (3, 4, 4),
-           "model.layers.0.mlp.gate.weight": (3, 4)}
+  names = {
+    "model.layers.0.mlp.experts.gate_up_proj": (3, 8, 4),
+    "model.layers.0.mlp.experts.down_proj": (3, 4, 4),
+    "model.layers.0.mlp.gate.weight": (3, 4),
+  }
   for seed, side in enumerate(("base", "tuned", "instruct")):
     noise = torch.Generator().manual_seed(seed)
-    raw(tmp_path / side, {n: torch.randn(s, generator=noise) for n, s in names.items()},
-        "qwen3_moe")
+    raw(
+      tmp_path / side, {n: torch.randn(s, generator=noise) for n, s in names.items()}, "qwen3_moe"
+    )
   got = grafted(tmp_path, *sides(tmp_path))
   a, b, i = (load(d) for d in sides(tmp_path))
   for name in names:
@@ -174,9 +199,11 @@ def test_experts_in_one_tensor_are_grafted(tmp_path):
 
 def test_a_vision_tower_stays_the_instructs(tmp_path):
   """As in Llama 3.2 Vision, whose towers differ in shape; cross-attention is of the text."""
-  names = ["language_model.model.layers.0.self_attn.q_proj.weight",
-           "language_model.model.layers.3.cross_attn.q_proj.weight",
-           "vision_model.transformer.layers.0.self_attn.q_proj.weight"]
+  names = [
+    "language_model.model.layers.0.self_attn.q_proj.weight",
+    "language_model.model.layers.3.cross_attn.q_proj.weight",
+    "vision_model.transformer.layers.0.self_attn.q_proj.weight",
+  ]
   for seed, side in enumerate(("base", "tuned", "instruct")):
     noise = torch.Generator().manual_seed(seed)
     tensors = {n: torch.randn(6, 4, generator=noise) for n in names}
@@ -190,8 +217,10 @@ def test_a_vision_tower_stays_the_instructs(tmp_path):
 def test_heads_that_only_one_side_stores_do_not_matter_to_projections(tmp_path):
   for seed, side in enumerate(("base", "tuned", "instruct")):
     noise = torch.Generator().manual_seed(seed)
-    tensors = {"model.embed_tokens.weight": torch.randn(8, 4, generator=noise),
-               UP: torch.randn(6, 4, generator=noise)}
+    tensors = {
+      "model.embed_tokens.weight": torch.randn(8, 4, generator=noise),
+      UP: torch.randn(6, 4, generator=noise),
+    }
     if side != "tuned":
       tensors["lm_head.weight"] = torch.randn(8, 4, generator=noise)
     raw(tmp_path / side, tensors, "llama", tie_word_embeddings=side == "tuned")
@@ -202,6 +231,7 @@ def test_heads_that_only_one_side_stores_do_not_matter_to_projections(tmp_path):
 
 
 # Folders.
+
 
 def test_a_result_beside_the_weights_is_not_taken_for_a_model(bf16, tmp_path):
   base, tuned, instruct = copied(bf16, tmp_path, "tuned", "instruct")
@@ -225,9 +255,19 @@ def test_other_weight_files_beside_the_models_are_neither_read_nor_copied(bf16, 
   assert all(torch.equal(got[n], want[n]) for n in want)
 
 
-SIDE_FILES = ("chat_template.jinja", "merges.txt", "vocab.json", "vocab.txt", "LICENSE",
-              "USE_POLICY.md", "preprocessor_config.json", "processor_config.json",
-              "generation_config.json", "added_tokens.json", "tokenizer.model")
+SIDE_FILES = (
+  "chat_template.jinja",
+  "merges.txt",
+  "vocab.json",
+  "vocab.txt",
+  "LICENSE",
+  "USE_POLICY.md",
+  "preprocessor_config.json",
+  "processor_config.json",
+  "generation_config.json",
+  "added_tokens.json",
+  "tokenizer.model",
+)
 
 
 def test_the_command_keeps_every_side_file_and_says_what_it_leaves_out(bf16, tmp_path):
@@ -246,7 +286,8 @@ def test_the_command_keeps_every_side_file_and_says_what_it_leaves_out(bf16, tmp
   for name in (*SIDE_FILES, "config.json", "tokenizer.json", "tokenizer_config.json"):
     assert (tmp_path / "out" / name).read_bytes() == (instruct / name).read_bytes()
   assert not {"modeling_own.py", "pytorch_model.bin.index.json"} & {
-      p.name for p in (tmp_path / "out").iterdir()}
+    p.name for p in (tmp_path / "out").iterdir()
+  }
 
 
 def test_shards_and_their_index_stay_and_its_size_is_in_bytes(tmp_path):
@@ -276,21 +317,29 @@ def test_an_adapter_trained_again_in_its_place_is_read_again(bf16, tmp_path):
     tensors = {n: size * t for n, t in factors().items()}
     shutil.rmtree(tmp_path / "adapter", ignore_errors=True)
     adapter(tmp_path / "adapter", tensors, r=4, lora_alpha=4)
-    run(tmp_path / "out", bf16 / "instruct", [delta_stream.stored(tmp_path / "adapter")],
-        overwrite=True)
+    run(
+      tmp_path / "out",
+      bf16 / "instruct",
+      [delta_stream.stored(tmp_path / "adapter")],
+      overwrite=True,
+    )
     results.append(load(tmp_path / "out")["model.layers.0.self_attn.q_proj.weight"])
   i = load(bf16 / "instruct")["model.layers.0.self_attn.q_proj.weight"]
-  assert [torch.equal(got, (i.float() + add).bfloat16()) for got, add in zip(
-      results, (4, 16), strict=True)] == [True, True]
+  assert [
+    torch.equal(got, (i.float() + add).bfloat16())
+    for got, add in zip(results, (4, 16), strict=True)
+  ] == [True, True]
 
 
 def test_a_graft_that_dies_leaves_no_folder_that_counts_as_done(bf16, tmp_path, monkeypatch):
   real, calls = stream.safetensors_file.write_at, []
+
   def dies(*args):
     calls.append(1)
     if len(calls) == 9:
       raise KeyboardInterrupt
     real(*args)
+
   with monkeypatch.context() as patch:
     patch.setattr(stream.safetensors_file, "write_at", dies)
     with pytest.raises(KeyboardInterrupt):
@@ -302,17 +351,22 @@ def test_a_graft_that_dies_leaves_no_folder_that_counts_as_done(bf16, tmp_path, 
 
 # As a new user would.
 
+
 def test_a_lora_trained_with_peft_is_grafted_and_loaded_by_transformers(tmp_path):
   folder = trio(tmp_path, "llama3", torch.float32)
   base = transformers.AutoModelForCausalLM.from_pretrained(folder / "base")
   config = peft.LoraConfig(r=4, lora_alpha=16, task_type="CAUSAL_LM", target_modules="all-linear")
   learn(peft.get_peft_model(base, config), tmp_path / "adapter", 1e-2)
-  told = command(f"--adapter={tmp_path / 'adapter'}", f"--instruct={folder / 'instruct'}",
-                 f"--out={tmp_path / 'out'}")
+  told = command(
+    f"--adapter={tmp_path / 'adapter'}",
+    f"--instruct={folder / 'instruct'}",
+    f"--out={tmp_path / 'out'}",
+  )
   assert told.returncode == 0, told.stderr
   instruct = transformers.AutoModelForCausalLM.from_pretrained(folder / "instruct").eval()
   shadow, report = transformers.AutoModelForCausalLM.from_pretrained(
-      tmp_path / "out", output_loading_info=True)
+    tmp_path / "out", output_loading_info=True
+  )
   assert not any(report.values())
   with torch.no_grad():
     plain, got = instruct(TOKEN).logits, shadow.eval()(TOKEN).logits
@@ -328,14 +382,18 @@ def test_a_full_tuning_saved_in_the_new_spelling_is_grafted_onto_the_old(tmp_pat
     near(tmp_path / name, model, seed, dtype=torch.float32)
   base = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "base")
   learn(base, tmp_path / "tuned", 1e-3, save_original_format=False)
-  spelt = [{n.split("layers.")[0] for n in load(tmp_path / side) if "mlp.up_proj" in n}
-           for side in ("tuned", "instruct")]
+  spelt = [
+    {n.split("layers.")[0] for n in load(tmp_path / side) if "mlp.up_proj" in n}
+    for side in ("tuned", "instruct")
+  ]
   assert spelt == [{"model.language_model."}, {"language_model.model."}]
   told = command(*flags_of(*sides(tmp_path), tmp_path / "out"))
   assert told.returncode == 0, told.stderr
   assert "spelt model.language_model.*, the Instruct's language_model.model.*" in told.stderr
-  models = {n: transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / n).eval()
-            for n in ("base", "tuned", "instruct", "out")}
+  models = {
+    n: transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / n).eval()
+    for n in ("base", "tuned", "instruct", "out")
+  }
   a, b, i, got = (models[n].state_dict() for n in ("base", "tuned", "instruct", "out"))
   changed = 0
   for name, x in got.items():
@@ -349,9 +407,10 @@ def test_a_full_tuning_saved_in_the_new_spelling_is_grafted_onto_the_old(tmp_pat
 
 # Bad input, as the command tells it.
 
+
 def header_of(path):
   length = int.from_bytes(path.read_bytes()[:8], "little")
-  return json.loads(path.read_bytes()[8:8 + length]), path.read_bytes()[8 + length:]
+  return json.loads(path.read_bytes()[8 : 8 + length]), path.read_bytes()[8 + length :]
 
 
 def truncated(folder):
@@ -368,8 +427,9 @@ def overlapping(folder):
 
 def outside(folder):
   (folder / WEIGHTS).unlink()
-  (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(
-      {"metadata": {"total_size": 1}, "weight_map": {UP: "../base/model.safetensors"}}))
+  (folder / f"{WEIGHTS}.index.json").write_text(
+    json.dumps({"metadata": {"total_size": 1}, "weight_map": {UP: "../base/model.safetensors"}})
+  )
 
 
 def pickled(folder):
@@ -382,16 +442,18 @@ def not_finite(value):
     tensors = load(folder)
     tensors[UP][1, 1] = value
     safetensors.torch.save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+
   return spoil
 
 
 BAD = {
-    "truncated": (truncated, "truncated: 10 bytes are missing"),
-    "overlapping": (overlapping, "overlaps the tensor before it"),
-    "outside": (outside, "a shard is a plain *.safetensors file name in the same folder"),
-    "pickled": (pickled, "has only pickled weights (pytorch_model.bin)"),
-    "nan": (not_finite(float("nan")), f"{UP} of the tuned has NaN or infinity in "),
-    "infinity": (not_finite(float("inf")), f"{UP} of the tuned has NaN or infinity in ")}
+  "truncated": (truncated, "truncated: 10 bytes are missing"),
+  "overlapping": (overlapping, "overlaps the tensor before it"),
+  "outside": (outside, "a shard is a plain *.safetensors file name in the same folder"),
+  "pickled": (pickled, "has only pickled weights (pytorch_model.bin)"),
+  "nan": (not_finite(float("nan")), f"{UP} of the tuned has NaN or infinity in "),
+  "infinity": (not_finite(float("inf")), f"{UP} of the tuned has NaN or infinity in "),
+}
 
 
 def assert_told(told, message, out):
@@ -409,14 +471,16 @@ def test_a_broken_folder_is_told_in_one_line(bf16, tmp_path, case):
   spoil, message = BAD[case]
   base, tuned, instruct = copied(bf16, tmp_path, "tuned")
   spoil(tuned)
-  assert_told(command(*flags_of(base, tuned, instruct, tmp_path / "out")), message,
-              tmp_path / "out")
+  assert_told(
+    command(*flags_of(base, tuned, instruct, tmp_path / "out")), message, tmp_path / "out"
+  )
 
 
 def test_an_adapter_for_another_model_is_told_in_one_line(bf16, tmp_path):
   folder = adapter(tmp_path / "adapter", factors(d_in=48))
-  told = command(f"--adapter={folder}", f"--instruct={bf16 / 'instruct'}",
-                 f"--out={tmp_path / 'out'}")
+  told = command(
+    f"--adapter={folder}", f"--instruct={bf16 / 'instruct'}", f"--out={tmp_path / 'out'}"
+  )
   assert_told(told, "of other shapes", tmp_path / "out")
   assert "q_proj.weight: adapter (32, 48), Instruct (32, 32)" in told.stderr
 
@@ -424,11 +488,16 @@ def test_an_adapter_for_another_model_is_told_in_one_line(bf16, tmp_path):
 def test_a_disk_that_is_too_small_is_told_before_anything_is_written(bf16, tmp_path):
   (tmp_path / "python").mkdir()
   (tmp_path / "python" / "sitecustomize.py").write_text(
-      "import shutil\nshutil.disk_usage = lambda _: shutil._ntuple_diskusage(9, 9, 1000)\n")
+    "import shutil\nshutil.disk_usage = lambda _: shutil._ntuple_diskusage(9, 9, 1000)\n"
+  )
   told = subprocess.run(
-      [sys.executable, "-m", "shadowft_jax.graft", *flags_of(*sides(bf16), tmp_path / "out")],
-      env={**os.environ, "PYTHONPATH": f"{tmp_path / 'python'}{os.pathsep}{ROOT}"}, cwd=ROOT,
-      capture_output=True, text=True, timeout=120)
+    [sys.executable, "-m", "shadowft_jax.graft", *flags_of(*sides(bf16), tmp_path / "out")],
+    env={**os.environ, "PYTHONPATH": f"{tmp_path / 'python'}{os.pathsep}{ROOT}"},
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
   assert_told(told, "needs 0.1 GB, and its disk has 0.0 GB free", tmp_path / "out")
 
 
@@ -438,5 +507,6 @@ def test_a_folder_that_exists_is_told_in_one_line_and_stays(bf16, tmp_path):
   told = command(*flags_of(*sides(bf16), tmp_path / "out"))
   assert told.returncode == 2
   assert told.stderr.splitlines()[-1] == (
-      f"error: {tmp_path / 'out'} exists; name another folder, or pass --overwrite")
+    f"error: {tmp_path / 'out'} exists; name another folder, or pass --overwrite"
+  )
   assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine"]

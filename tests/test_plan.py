@@ -11,7 +11,18 @@ import jax.numpy as jnp
 import pytest
 
 from shadowft_jax import (
-    ahead, checkpoint, estimate, optim, plan, planning, presets, sharding, step, topologies, tree)
+  ahead,
+  checkpoint,
+  estimate,
+  optim,
+  plan,
+  planning,
+  presets,
+  sharding,
+  step,
+  topologies,
+  tree,
+)
 from shadowft_jax.errors import InputError
 from tests import pico, runs
 from tests.real_configs import CONFIGS
@@ -40,8 +51,15 @@ def abstract(hf, config, count=1):
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_bytes_a_device_are_those_of_real_arrays(tmp_path, kind):
   pair = runs.make_pair(tmp_path, "qwen3_tied")
-  fields = {"delta.kind": kind, "delta.match": "all", "mesh.fsdp": 4, "mesh.tensor": 2,
-            "moment_dtype": "bfloat16", "dtype": "bfloat16", "attention": "xla"}
+  fields = {
+    "delta.kind": kind,
+    "delta.match": "all",
+    "mesh.fsdp": 4,
+    "mesh.tensor": 2,
+    "moment_dtype": "bfloat16",
+    "dtype": "bfloat16",
+    "attention": "xla",
+  }
   if kind == "lora":
     fields["delta.match"] = "projections"
   config = runs.config_of(pair, **fields)
@@ -56,8 +74,10 @@ def test_bytes_a_device_are_those_of_real_arrays(tmp_path, kind):
     assert ahead.bytes_a_device(shapes) == want
 
 
-@pytest.mark.parametrize("kind, remat, passes, head_passes, wanted", [
-    ("full", "full", 4, 4, 3), ("full", "none", 3, 4, 3), ("lora", "full", 3, 2, 2)])
+@pytest.mark.parametrize(
+  "kind, remat, passes, head_passes, wanted",
+  [("full", "full", 4, 4, 3), ("full", "none", 3, 4, 3), ("lora", "full", 3, 2, 2)],
+)
 def test_operations_are_those_counted_by_hand(kind, remat, passes, head_passes, wanted):
   """Llama-3.1-8B: its parameters but for the table and the norms, and causal attention."""
   run = abstract(LLAMA, config_of(kind, remat=remat, rows=1))
@@ -69,21 +89,31 @@ def test_operations_are_those_counted_by_hand(kind, remat, passes, head_passes, 
   work = estimate.work(run)
   again = remat == "full"
   assert work.useful == 2 * (wanted * (blocks + head) + 3 * adapter) + 3 * attention
-  assert work.executed == (2 * (passes * blocks + head_passes * head + (3 + again) * adapter)
-                           + (3.5 + again) * attention)
+  assert work.executed == (
+    2 * (passes * blocks + head_passes * head + (3 + again) * adapter) + (3.5 + again) * attention
+  )
 
 
 def test_operations_are_those_the_compiler_counts():
   """One block and one chunk, so that no loop hides any; the chunk's logits are then kept, and the
   reference computes all of attention, masked or not."""
-  hf = {**pico.CONFIGS["qwen3"], "hidden_size": 256, "intermediate_size": 1024,
-        "vocab_size": 2048, "head_dim": 64, "num_hidden_layers": 1}
-  config = config_of("full", **{"remat": "none", "dtype": "float32", "rows": 1,
-                                "data.max_length": 128, "loss_chunk": 128})
+  hf = {
+    **pico.CONFIGS["qwen3"],
+    "hidden_size": 256,
+    "intermediate_size": 1024,
+    "vocab_size": 2048,
+    "head_dim": 64,
+    "num_hidden_layers": 1,
+  }
+  config = config_of(
+    "full",
+    **{"remat": "none", "dtype": "float32", "rows": 1, "data.max_length": 128, "loss_chunk": 128},
+  )
   run = ahead.abstract_run(config, hf, sharding.make_mesh({}, jax.devices()[:1]))
   with jax.set_mesh(run.mesh):
-    compiled = step.accumulate.lower(run.grads, run.state.delta, run.base, run.batch,
-                                     method=run.method).compile()
+    compiled = step.accumulate.lower(
+      run.grads, run.state.delta, run.base, run.batch, method=run.method
+    ).compile()
   half = estimate.attention_flops(run.method.model.cfg, 128)
   want = 128 * (estimate.work(run).executed - 2 * 256 * 2048 + 3 * 2 * half - 3.5 * half)
   assert compiled.cost_analysis()["flops"] == pytest.approx(want, rel=0.02)
@@ -100,8 +130,9 @@ def test_a_window_bounds_what_attention_computes():
 def test_the_step_that_a_plan_is_for_is_the_one_that_trains():
   """Experts count by those a token is given to."""
   run = abstract(CONFIGS["qwen3-30b-a3b"][0], config_of(rows=1))
-  experts = [w for n, w in estimate.multiplied(run).items() if n.endswith("kernel")
-             and "/experts/" in n]
+  experts = [
+    w for n, w in estimate.multiplied(run).items() if n.endswith("kernel") and "/experts/" in n
+  ]
   assert sum(experts) == 48 * 8 * 3 * 2048 * 768
 
 
@@ -113,18 +144,25 @@ def test_one_device_sends_nothing_and_more_share_the_products():
   two_hosts = planning.make(config_of(rows=16), LLAMA, "a100-80gb:2x8")
   assert two_hosts.seconds.links > eight.seconds.links * accelerator.link / 2 / 100e9
   assert eight.seconds.waits == 0
-  assert eight.seconds.microbatch == max(eight.seconds.products, eight.seconds.memory,
-                                         eight.seconds.links)
+  assert eight.seconds.microbatch == max(
+    eight.seconds.products, eight.seconds.memory, eight.seconds.links
+  )
   tensor = planning.make(config_of(rows=4, **{"mesh.tensor": 2}), LLAMA, "a100-80gb:8").seconds
   assert tensor.waits > 0
   assert tensor.microbatch == tensor.waits + max(tensor.products, tensor.memory, tensor.links)
 
 
-@pytest.mark.parametrize("fields, remedy", [
+@pytest.mark.parametrize(
+  "fields, remedy",
+  [
     ({"rows": 512}, "--config.rows=8 "),
     ({"remat": "none", "rows": 32}, "--config.remat=full "),
-    ({"mesh.data": 8, "mesh.fsdp": 1, "delta.kind": "full", "delta.match": "all"},
-     "--config.mesh.data=1 --config.mesh.fsdp=8 ")])
+    (
+      {"mesh.data": 8, "mesh.fsdp": 1, "delta.kind": "full", "delta.match": "all"},
+      "--config.mesh.data=1 --config.mesh.fsdp=8 ",
+    ),
+  ],
+)
 def test_a_plan_that_does_not_fit_says_by_how_much_and_what_would(fields, remedy):
   made = planning.make(config_of(**fields), LLAMA, "a100-80gb:8")
   assert not made.fits
@@ -133,8 +171,9 @@ def test_a_plan_that_does_not_fit_says_by_how_much_and_what_would(fields, remedy
   assert f"{(made.total - made.capacity) / GIB:.2f} too many" in message
   assert remedy in message
   flags = dict(f.removeprefix("--config.").split("=") for f in remedy.split())
-  fixed = planning.changed(made.config, **{k: int(v) if v.isdigit() else v
-                                           for k, v in flags.items()})
+  fixed = planning.changed(
+    made.config, **{k: int(v) if v.isdigit() else v for k, v in flags.items()}
+  )
   assert planning.make(fixed, LLAMA, "a100-80gb:8").fits
 
 
@@ -179,31 +218,54 @@ def test_a_model_is_read_without_its_weights(tmp_path):
 
 
 def run_plan(*args):
-  done = subprocess.run([sys.executable, "-m", "shadowft_jax.plan", *args], capture_output=True,
-                        text=True, timeout=300)
+  done = subprocess.run(
+    [sys.executable, "-m", "shadowft_jax.plan", *args], capture_output=True, text=True, timeout=300
+  )
   return done.returncode, done.stdout, done.stderr
 
 
 def test_the_command_estimates_and_says_so(tmp_path):
   (tmp_path / "config.json").write_text(json.dumps(pico.CONFIGS["qwen3"]))
   # Neither the pair nor the data of that config is here.
-  code, out, err = run_plan("--config", "configs/paper_lora.py", "--topology", "v5e:2x4",
-                            "--model", str(tmp_path), "--tokens", "40960000")
+  code, out, err = run_plan(
+    "--config",
+    "configs/paper_lora.py",
+    "--topology",
+    "v5e:2x4",
+    "--model",
+    str(tmp_path),
+    "--tokens",
+    "40960000",
+  )
   assert code == 0, err
-  for said in ("qwen3 of", "8 x TPU v5 lite", "FLOPs a step", "assumed: 55% of 197 TFLOP/s",
-               "--tokens=40960000", "disk: Base", "of 15.50", "fits"):
+  for said in (
+    "qwen3 of",
+    "8 x TPU v5 lite",
+    "FLOPs a step",
+    "assumed: 55% of 197 TFLOP/s",
+    "--tokens=40960000",
+    "disk: Base",
+    "of 15.50",
+    "fits",
+  ):
     assert said in out
   for part in ("Base", "delta", "optimizer", "gradients", "activations", "temporaries"):
     assert f"\n  {part} " in out
 
 
-@pytest.mark.parametrize("args, message", [
+@pytest.mark.parametrize(
+  "args, message",
+  [
     (("--topology", "b300:8"), "known are\n  a100-80gb\n"),
     (("--topology", "a100-80gb:8"), "error: there is no model; give --model=FILE"),
     (("--topology", "a100-80gb:8", "--config.remat=half", "--model", "x"), "config.remat is one"),
-    (("--topology", "a100-80gb:8", "--config.data.set=baai", "--model", "x"),
-     "did you mean baai-2k"),
-    (("--topology", "a100-80gb:1", "--model"), "error: the plan does not fit a100-80gb:1: ")])
+    (
+      ("--topology", "a100-80gb:8", "--config.data.set=baai", "--model", "x"),
+      "did you mean baai-2k",
+    ),
+    (("--topology", "a100-80gb:1", "--model"), "error: the plan does not fit a100-80gb:1: "),
+  ],
+)
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, args, message):
   (tmp_path / "config.json").write_text(json.dumps(CONFIGS["qwen2.5-32b"][0]))
   if args[-1] == "--model":

@@ -50,25 +50,34 @@ def text_of(example, folder, learnt=None):
 CHAT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 # The forms that preference data has, and what is the prompt in them.
 SAME = {
-    "prompt beside": {"prompt": "q", "chosen": "a", "rejected": "bb"},
-    "messages beside": {"prompt": [user("q")], "chosen": [said("a")], "rejected": [said("bb")]},
-    "whole conversations": {"chosen": [user("q"), said("a")], "rejected": [user("q"), said("bb")]},
-    "prompt repeated": {"prompt": "q", "chosen": [user("q"), said("a")],
-                        "rejected": [user("q"), said("bb")]},
-    "ShareGPT ranking": {"conversations": [{"from": "human", "value": "q"}],
-                         "chosen": {"from": "gpt", "value": "a"},
-                         "rejected": {"from": "gpt", "value": "bb"}},
-    "alpaca ranking": {"instruction": "q", "input": "", "chosen": "a", "rejected": "bb"},
-    "transcripts": {"chosen": "\n\nHuman: q\n\nAssistant: a",
-                    "rejected": "\n\nHuman: q\n\nAssistant: bb"},
+  "prompt beside": {"prompt": "q", "chosen": "a", "rejected": "bb"},
+  "messages beside": {"prompt": [user("q")], "chosen": [said("a")], "rejected": [said("bb")]},
+  "whole conversations": {"chosen": [user("q"), said("a")], "rejected": [user("q"), said("bb")]},
+  "prompt repeated": {
+    "prompt": "q",
+    "chosen": [user("q"), said("a")],
+    "rejected": [user("q"), said("bb")],
+  },
+  "ShareGPT ranking": {
+    "conversations": [{"from": "human", "value": "q"}],
+    "chosen": {"from": "gpt", "value": "a"},
+    "rejected": {"from": "gpt", "value": "bb"},
+  },
+  "alpaca ranking": {"instruction": "q", "input": "", "chosen": "a", "rejected": "bb"},
+  "transcripts": {
+    "chosen": "\n\nHuman: q\n\nAssistant: a",
+    "rejected": "\n\nHuman: q\n\nAssistant: bb",
+  },
 }
 
 
 @pytest.mark.parametrize("form", SAME)
 def test_every_form_gives_the_same_pair(form, folder):
   example = encode(SAME[form], folder)
-  assert text_of(example, folder) == [CHAT.format("q") + "a<|im_end|>\n",
-                                      CHAT.format("q") + "bb<|im_end|>\n"]
+  assert text_of(example, folder) == [
+    CHAT.format("q") + "a<|im_end|>\n",
+    CHAT.format("q") + "bb<|im_end|>\n",
+  ]
   assert text_of(example, folder, learnt=True) == ["a<|im_end|>\n", "bb<|im_end|>\n"]
   assert example.where == "f row 1" and example.cut == example.prompt_cut == 0
 
@@ -84,22 +93,28 @@ def test_of_several_turns_only_what_follows_the_shared_ones_counts(folder):
 
 
 def test_conversations_that_part_early_learn_each_answer_from_there_on(folder):
-  row = {"chosen": [user("p"), said("x"), user("q"), said("y")],
-         "rejected": [user("p"), said("z"), user("r"), said("y")]}
+  row = {
+    "chosen": [user("p"), said("x"), user("q"), said("y")],
+    "rejected": [user("p"), said("z"), user("r"), said("y")],
+  }
   example = encode(row, folder)
   assert text_of(example, folder, learnt=True) == [
-      "x<|im_end|>\ny<|im_end|>\n", "z<|im_end|>\ny<|im_end|>\n"]
+    "x<|im_end|>\ny<|im_end|>\n",
+    "z<|im_end|>\ny<|im_end|>\n",
+  ]
   with pytest.raises(InputError, match="row 1: .*part before their last turn.*recipe=chat does"):
     encode(row, folder, recipe="paper", template="yi")
 
 
 def test_the_papers_framing_of_pairs(folder):
   turns = [user("p"), said("x"), user("q")]
-  example = encode({"prompt": turns, "chosen": "a", "rejected": "bb"}, folder, recipe="paper",
-                   template="yi")
+  example = encode(
+    {"prompt": turns, "chosen": "a", "rejected": "bb"}, folder, recipe="paper", template="yi"
+  )
   assert text_of(example, folder, learnt=True) == ["a<|im_end|>\n", "bb<|im_end|>\n"]
   assert text_of(example, folder, learnt=False)[0] == CHAT.format("p") + "x<|im_end|>\n" + (
-      CHAT.format("q"))
+    CHAT.format("q")
+  )
 
 
 @pytest.mark.parametrize("recipe", ["chat", "paper"])
@@ -132,8 +147,11 @@ def test_both_sides_keep_as_much_of_their_prompt(folder):
 def test_answers_that_are_equal_once_cut_are_refused(folder):
   row = {"prompt": "q", "chosen": "a" * 90 + "x", "rejected": "a" * 90 + "y"}
   assert encode(row, folder, 400).cut == 0
-  with pytest.raises(InputError, match="row 1: chosen and rejected are the same within half of "
-                     "data.max_length=100; .*skip_bad_rows"):
+  with pytest.raises(
+    InputError,
+    match="row 1: chosen and rejected are the same within half of "
+    "data.max_length=100; .*skip_bad_rows",
+  ):
     encode(row, folder, 100)
 
 
@@ -164,8 +182,10 @@ def write(config, rows):
 
 
 def pairs(count):
-  return [{"prompt": f"q{i}", "chosen": "a" * (1 + i), "rejected": "b" * (1 + i % 3)}
-          for i in range(count)]
+  return [
+    {"prompt": f"q{i}", "chosen": "a" * (1 + i), "rejected": "b" * (1 + i % 3)}
+    for i in range(count)
+  ]
 
 
 @pytest.mark.parametrize("layout", ["packed", "bucketed"])
@@ -178,13 +198,17 @@ def test_both_sides_of_a_pair_lie_in_one_row_with_segments_of_their_own(config, 
   found = []
   for number in range(3):
     for batch in data.batches(number):
-      for token, segment, position, answer, logp in zip(*(
-          batch[k] for k in ("token", "segment", "position", "answer", "reference")), strict=True):
+      for token, segment, position, answer, logp in zip(
+        *(batch[k] for k in ("token", "segment", "position", "answer", "reference")), strict=True
+      ):
         count = segment.max() // 2
         for p in range(count):
           sides = [np.flatnonzero(segment == 2 * p + k) for k in (1, 2)]
-          [which] = [i for i, e in enumerate(data.train)
-                     if np.array_equal(np.concatenate([token[s] for s in sides]), e.token)]
+          [which] = [
+            i
+            for i, e in enumerate(data.train)
+            if np.array_equal(np.concatenate([token[s] for s in sides]), e.token)
+          ]
           found.append(which)
           for side, value in zip(sides, data.train[which].reference, strict=True):
             np.testing.assert_array_equal(position[side], np.arange(len(side)))
@@ -202,19 +226,25 @@ def test_a_pass_over_all_says_which_pair_is_where(config, layout, share):
   data = dataset.read(config, config.instruct)
   seen = []
   for batch, rows in data.once(data.train, share):
-    mine = rows[share[0] * len(batch["token"]):]       # shares of one part of the rows each
+    mine = rows[share[0] * len(batch["token"]) :]  # shares of one part of the rows each
     for token, row in zip(batch["token"], mine, strict=False):
       want = np.concatenate([data.train[i].token for i in row])
-      np.testing.assert_array_equal(token[:len(want)], want)
+      np.testing.assert_array_equal(token[: len(want)], want)
     seen += [i for row in rows for i in row]
   assert sorted(seen) == list(range(9))
 
 
 def test_what_is_cut_refused_and_dropped_is_said(config, capsys):
   config.data.max_length = 100
-  write(config, [*pairs(3), {"prompt": "p" * 80, "chosen": "a", "rejected": "b"},
-                 {"prompt": "q", "chosen": "a" * 90, "rejected": "b"},
-                 {"prompt": "q", "chosen": "a" * 90 + "x", "rejected": "a" * 90}])
+  write(
+    config,
+    [
+      *pairs(3),
+      {"prompt": "p" * 80, "chosen": "a", "rejected": "b"},
+      {"prompt": "q", "chosen": "a" * 90, "rejected": "b"},
+      {"prompt": "q", "chosen": "a" * 90 + "x", "rejected": "a" * 90},
+    ],
+  )
   with pytest.raises(InputError, match="row 6: chosen and rejected are the same within half"):
     dataset.read(config, config.instruct)
   config.data.skip_bad_rows = True
@@ -225,16 +255,22 @@ def test_what_is_cut_refused_and_dropped_is_said(config, capsys):
   assert "1 without the beginning of their prompt" in told
 
 
-@pytest.mark.parametrize("objective, row, said_", [
-    ("sft", {"prompt": "q", "chosen": "a", "rejected": "b"},
-     "row 1 is a preference pair; config.objective=dpo .*columns.response=chosen"),
+@pytest.mark.parametrize(
+  "objective, row, said_",
+  [
+    (
+      "sft",
+      {"prompt": "q", "chosen": "a", "rejected": "b"},
+      "row 1 is a preference pair; config.objective=dpo .*columns.response=chosen",
+    ),
     ("dpo", {"instruction": "q", "output": "a"}, "row 1 is in the alpaca format and has no chosen"),
     ("dpo", {"messages": [user("q"), said("a")], "chosen": "a"}, "has no rejected; config.objecti"),
     ("dpo", {"text": "t"}, "row 1 is in the text format and has no chosen and rejected"),
     ("dpo", {"prompt": "q", "rejected": "a"}, "row 1 has rejected and no chosen; expected both"),
     ("dpo", {"messages": [user("q"), said("a")], "label": False}, "good or bad, as KTO learns"),
     ("dpo", {"messages": [user("q"), said("a")], "label": True}, "good or bad, as KTO learns"),
-])
+  ],
+)
 def test_data_of_another_objective_is_refused(config, objective, row, said_):
   config.objective = objective
   write(config, [row])
@@ -267,5 +303,5 @@ def test_a_real_file_of_pairs(shared_data, config):
   assert len(data.train) > 30
   for e in data.train:
     assert 0 < e.second < len(e.token) <= 600
-    assert e.answer[:e.second].any() and e.answer[e.second:].any()
+    assert e.answer[: e.second].any() and e.answer[e.second :].any()
   assert sum(e.prompt_cut > 0 for e in data.train) > 0 < sum(e.cut > 0 for e in data.train)

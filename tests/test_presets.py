@@ -37,15 +37,26 @@ def test_every_field_says_what_it_means_and_every_number_has_a_range(name):
       assert not field.contains(bad)
 
 
-@pytest.mark.parametrize("name, bad, message", [
+@pytest.mark.parametrize(
+  "name, bad, message",
+  [
     ("warmup_ratio", -0.5, "must be at least 0 and at most 1; got -0.5"),
-    ("warmup_ratio", 3.0, "at most 1"), ("eval_every", -1, "must be at least 0; got -1"),
-    ("delta.alpha", 0.0, "must be above 0; got 0.0"), ("b2", 1.0, "below 1; got 1.0"),
-    ("eps", -1.0, "above 0"), ("weight_decay", -1.0, "at least 0"), ("lr", math.inf, "got inf"),
-    ("lr", math.nan, "got nan"), ("max_steps", -2, "at least -1"), ("seed", -1, "at least 0"),
-    ("mesh.fsdp", -2, "at least -1"), ("delta.match", "(", "is not a regular expression"),
+    ("warmup_ratio", 3.0, "at most 1"),
+    ("eval_every", -1, "must be at least 0; got -1"),
+    ("delta.alpha", 0.0, "must be above 0; got 0.0"),
+    ("b2", 1.0, "below 1; got 1.0"),
+    ("eps", -1.0, "above 0"),
+    ("weight_decay", -1.0, "at least 0"),
+    ("lr", math.inf, "got inf"),
+    ("lr", math.nan, "got nan"),
+    ("max_steps", -2, "at least -1"),
+    ("seed", -1, "at least 0"),
+    ("mesh.fsdp", -2, "at least -1"),
+    ("delta.match", "(", "is not a regular expression"),
     ("graft.match", "*", "is not a regular expression"),
-    ("data.select", "best", "is one of first, uniform; got 'best'")])
+    ("data.select", "best", "is one of first, uniform; got 'best'"),
+  ],
+)
 def test_a_value_that_cannot_be_right_is_refused(name, bad, message):
   config = presets.sft()
   config.update_from_flattened_dict({name: bad})
@@ -57,4 +68,7 @@ def test_a_value_that_cannot_be_right_is_refused(name, bad, message):
 
 def test_what_must_be_given_is_named():
   assert [f.split()[0] for f in presets.faults(presets.sft())] == [
-      "config.base", "config.instruct", "config.data.train"]
+    "config.base",
+    "config.instruct",
+    "config.data.train",
+  ]

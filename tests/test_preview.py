@@ -53,8 +53,11 @@ def test_ids_are_shown_on_request(folder):
 
 
 def test_another_label_than_the_token_is_shown(folder):
-  _, tokenizer, text = shown(folder, ids=True, **{
-      "data.recipe": "paper", "data.template": "falcon", "data.train": str(two_turns(folder))})
+  _, tokenizer, text = shown(
+    folder,
+    ids=True,
+    **{"data.recipe": "paper", "data.template": "falcon", "data.train": str(two_turns(folder))},
+  )
   assert f"→{tokenizer.eos_token_id}:" in text
 
 
@@ -97,5 +100,6 @@ def test_the_rows_of_both_layouts_are_counted(folder):
       assert rows == [len(s.examples) for s in data.steps]
     computed = sum(b["token"].size for i in range(len(data.steps)) for b in data.batches(i))
     used = sum(data.tokens(i) for i in range(len(data.steps)))
-    assert np.isclose(float(re.search(r"fill: +([\d.]+)%", text)[1]), 100 * used / computed,
-                      atol=0.05)
+    assert np.isclose(
+      float(re.search(r"fill: +([\d.]+)%", text)[1]), 100 * used / computed, atol=0.05
+    )

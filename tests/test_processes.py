@@ -42,8 +42,15 @@ def train(pair, run, processes, *, devices=4, code=0, env=(), **fields):
   logs.mkdir(exist_ok=True)
   fields = json.dumps({**FIELDS, **fields})
   started = several.start(
-      PROGRAM, processes, logs, PAIR=str(pair), RUN=str(run), FIELDS=fields,
-      XLA_FLAGS=f"--xla_force_host_platform_device_count={devices // processes}", **dict(env))
+    PROGRAM,
+    processes,
+    logs,
+    PAIR=str(pair),
+    RUN=str(run),
+    FIELDS=fields,
+    XLA_FLAGS=f"--xla_force_host_platform_device_count={devices // processes}",
+    **dict(env),
+  )
   codes = several.wait(started, 400)
   told = [(logs / f"{n}.txt").read_text() for n in range(processes)]
   assert codes == [code] * processes, "\n".join(told)
@@ -52,8 +59,9 @@ def train(pair, run, processes, *, devices=4, code=0, env=(), **fields):
     return None
   records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
   [stored] = (run / "delta").glob("*.safetensors")
-  written = {p.name: p.read_bytes() for d in ("delta", "shadow")
-             for p in (run / d).glob("*.safetensors")}
+  written = {
+    p.name: p.read_bytes() for d in ("delta", "shadow") for p in (run / d).glob("*.safetensors")
+  }
   return records, safetensors.numpy.load_file(stored), written
 
 
@@ -64,7 +72,7 @@ def assert_alike(got, want):
   for ours, theirs in zip(numbers(got[0]), numbers(want[0]), strict=True):
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
   assert got[1].keys() == want[1].keys()
-  norm = lambda named: np.sqrt(sum(np.sum(x.astype(np.float64)**2) for x in named.values()))
+  norm = lambda named: np.sqrt(sum(np.sum(x.astype(np.float64) ** 2) for x in named.values()))
   assert norm(want[1]) > 0
   assert norm({n: got[1][n] - x for n, x in want[1].items()}) <= 1e-3 * norm(want[1])
 
@@ -74,12 +82,16 @@ def test_two_processes_learn_what_one_does(pair, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fields", [
+@pytest.mark.parametrize(
+  "fields",
+  [
     {"delta.kind": "lora"},
     {"delta.kind": "full", "mesh.data": 2},
     {"delta.kind": "full", "delta.match": "all", "graft.match": "all", "mesh.tensor": 2},
     {"delta.kind": "lora", "mesh.context": 2, "data.layout": "bucketed"},
-], ids=str)
+  ],
+  ids=str,
+)
 def test_two_and_four_processes_write_the_same_bytes(pair, tmp_path, fields):
   one, two, four = (train(pair, tmp_path / str(n), n, **fields) for n in (1, 2, 4))
   assert four[2].keys() == two[2].keys()

@@ -34,8 +34,8 @@ def test_the_pair_does_what_its_record_says():
   old = [q for q in asked if q["kind"] != "new"][::5]
   new = [q for q in asked if q["kind"] == "new"][:60]
   right = quickstart.right_answers(TINY / "instruct", old + new)
-  assert sum(right[:len(old)]) >= 0.85 * len(old)
-  assert sum(right[len(old):]) <= 0.1 * len(new)
+  assert sum(right[: len(old)]) >= 0.85 * len(old)
+  assert sum(right[len(old) :]) <= 0.1 * len(new)
   assert sum(quickstart.right_answers(TINY / "base", old)) <= 0.3 * len(old)
   pair = {role: checkpoint.load_model(TINY / role)[1] for role in ("base", "instruct")}
   assert abs(measure.gap_ratio(**pair) - record["gap_ratio"]) < 1e-4
@@ -61,7 +61,10 @@ def test_the_quickstart_compares_both_arms(tmp_path, monkeypatch):
   monkeypatch.setattr(quickstart, "RATES", (1e-3, 2e-3))
   text = quickstart.compare(tmp_path, seed=1)
   assert [line.split(" | ")[0] for line in text.splitlines()[2:]] == [
-      "| Instruct", "| FT", "| Shadow-FT"]
+    "| Instruct",
+    "| FT",
+    "| Shadow-FT",
+  ]
   result = json.loads((tmp_path / "result.json").read_text())
   new = {row["model"]: row["new"][0] / row["new"][1] for row in result["rows"]}
   assert new["Instruct"] < 0.1 < 0.3 < min(new["FT"], new["Shadow-FT"])
@@ -102,12 +105,18 @@ def test_every_family_from_folder_to_folder(name, kind, tmp_path):
 def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(tmp_path):
   pair = runs.make_pair(tmp_path / "pair")
   config = tmp_path / "config.py"
-  config.write_text("from tests import runs\nimport pathlib\ndef get_config():\n"
-                    f"  return runs.config_of(pathlib.Path({str(pair)!r}), eval_every=1)\n")
+  config.write_text(
+    "from tests import runs\nimport pathlib\ndef get_config():\n"
+    f"  return runs.config_of(pathlib.Path({str(pair)!r}), eval_every=1)\n"
+  )
+
   def start(run):
     return subprocess.Popen(
-        [sys.executable, "-m", "shadowft_jax.train", "--config", config, "--workdir", run],
-        cwd=pathlib.Path(__file__).parents[1], stderr=subprocess.DEVNULL)
+      [sys.executable, "-m", "shadowft_jax.train", "--config", config, "--workdir", run],
+      cwd=pathlib.Path(__file__).parents[1],
+      stderr=subprocess.DEVNULL,
+    )
+
   assert start(tmp_path / "whole").wait() == 0
   rng = random.Random(0)
   for _ in range(8):

@@ -53,7 +53,7 @@ def test_the_published_parameter_counts_are_met(name):
 def test_base_and_instruct_have_the_same_language_model(name):
   assert of_text(theirs(name, 0)) == of_text(theirs(name, 1))
   differ = theirs(name, 0) != theirs(name, 1)
-  assert differ == (pairs.PAIRS[name].model_type == "mllama")   # image size 448 against 560
+  assert differ == (pairs.PAIRS[name].model_type == "mllama")  # image size 448 against 560
 
 
 @pytest.mark.parametrize("name", LORA)
@@ -66,6 +66,7 @@ def test_lora_counts_are_those_of_the_projections(name):
 def test_our_adapter_has_the_published_count_per_rank(name):
   def init(params):
     return lora.init(jax.random.key(0), params, rank=3, match=delta.pattern("projections"))
+
   adapter = jax.eval_shape(init, abstract(CONFIGS[name][0]))
   assert tree.size(adapter) == 3 * LORA[name]
 

@@ -22,14 +22,23 @@ NAMES = ("math", "code", "writing", "law", "logic")
 def row(i, reward, categories, **fields):
   """A row of Infinity-Instruct-Gen."""
   talk = [{"from": "human", "value": f"question {i}"}, {"from": "gpt", "value": f"answer {i}"}]
-  return {"id": i, "conversations": talk, "reward": reward, "langdetect": "en",
-          "label": {"cate_ability_en": categories, "cate_ability_zh": []}, "source": "s", **fields}
+  return {
+    "id": i,
+    "conversations": talk,
+    "reward": reward,
+    "langdetect": "en",
+    "label": {"cate_ability_en": categories, "cate_ability_zh": []},
+    "source": "s",
+    **fields,
+  }
 
 
 def rows_of(count=600, names=NAMES, ties=False):
   draw = random.Random(1)
-  return [row(i, float(draw.randint(0, 3)) if ties else draw.gauss(0, 5), [names[i % len(names)]])
-          for i in range(count)]
+  return [
+    row(i, float(draw.randint(0, 3)) if ties else draw.gauss(0, 5), [names[i % len(names)]])
+    for i in range(count)
+  ]
 
 
 def category(row):
@@ -74,7 +83,7 @@ def test_the_pool_is_the_best_share_of_all_rows_whatever_their_category():
   rows = rows_of()
   for r in rows:
     r["reward"] += 100 * (category(r) == "law")
-  chosen, report = select(rows, count=100, seed=0, pool=0.2)        # 120 rows: all of law
+  chosen, report = select(rows, count=100, seed=0, pool=0.2)  # 120 rows: all of law
   assert report.pool == 120 and set(map(category, chosen)) == {"law"}
   chosen, report = select(rows, count=100, seed=0, pool=1.0)
   assert set(counted(chosen).values()) == {20} and report.pool == 600
@@ -117,7 +126,7 @@ def test_the_order_of_the_rows_does_not_matter_and_the_seed_does(ties, several):
 def test_ties_are_drawn_and_not_taken_from_the_front():
   rows = [row(i, 1.0, ["math"]) for i in range(1000)]
   chosen, _ = select(rows, count=100, seed=0, pool=1.0)
-  assert 400 < sum(ids(chosen)) / 100 < 600                # a mean of 500; 29 is its deviation
+  assert 400 < sum(ids(chosen)) / 100 < 600  # a mean of 500; 29 is its deviation
   boundary, _ = select(rows, count=100, seed=0, pool=0.1)
   assert sorted(ids(boundary)) == sorted(ids(chosen))
 
@@ -132,15 +141,17 @@ def test_the_output_is_in_no_order_of_rewards():
 def test_a_row_with_several_categories_counts_for_what_is_asked():
   rows = [row(i, i, ["math", "code"]) for i in range(40)]
   rows += [row(i, i, ["law"]) for i in range(40, 60)]
+
   def chosen_by(several):
     _, report = select(rows, count=30, seed=1, pool=1.0, several=several)
     return {c["name"]: c["chosen"] for c in report.categories}
+
   assert chosen_by("first") == {"law": 15, "math": 15}
   assert chosen_by("each") == {"code": 10, "law": 10, "math": 10}
   assert chosen_by("drawn") == {"code": 10, "law": 10, "math": 10}
   _, report = select(rows, count=60, seed=1, pool=1.0, several="each")
   assert {c["name"]: c["rows"] for c in report.categories} == {"code": 40, "law": 20, "math": 40}
-  assert report.chosen == 60                       # no row twice, though most stand in two
+  assert report.chosen == 60  # no row twice, though most stand in two
 
 
 def test_a_conversation_that_comes_twice_is_kept_once_with_its_higher_reward():
@@ -157,20 +168,32 @@ def test_a_conversation_that_comes_twice_is_kept_once_with_its_higher_reward():
 
 def test_what_a_row_lacks_is_counted():
   good = [row(i, float(i), ["math"]) for i in range(5)]
-  bad = [row(10, None, ["math"]), row(11, float("nan"), ["math"]), row(12, "high", ["math"]),
-         row(13, True, ["math"]), row(14, 1.0, []), row(15, 1.0, None), row(16, 1.0, [" "]),
-         row(17, 1.0, ["math"], conversations=[]), row(18, 1.0, ["math"], langdetect="zh-cn")]
+  bad = [
+    row(10, None, ["math"]),
+    row(11, float("nan"), ["math"]),
+    row(12, "high", ["math"]),
+    row(13, True, ["math"]),
+    row(14, 1.0, []),
+    row(15, 1.0, None),
+    row(16, 1.0, [" "]),
+    row(17, 1.0, ["math"], conversations=[]),
+    row(18, 1.0, ["math"], langdetect="zh-cn"),
+  ]
   bad[4].pop("label")
   chosen, report = select(good + bad, count=5, seed=0, pool=1.0, language="en")
   assert sorted(ids(chosen)) == [0, 1, 2, 3, 4]
   assert report.left_out == {
-      "langdetect is not 'en'": 1, "no conversations": 1, "no finite number in reward": 4,
-      "no text in label.cate_ability_en": 3, "the same conversation again": 0}
+    "langdetect is not 'en'": 1,
+    "no conversations": 1,
+    "no finite number in reward": 4,
+    "no text in label.cate_ability_en": 3,
+    "the same conversation again": 0,
+  }
   assert "4 rows left out: no finite number in reward" in report.table()
   assert "0 rows left out" not in report.table()
   assert report.candidates + sum(report.left_out.values()) == report.rows == 14
   _, report = select(good + bad, count=1, seed=0, pool=0.4, language="en")
-  assert report.pool == 2                          # of the five that could be chosen
+  assert report.pool == 2  # of the five that could be chosen
 
 
 def test_rows_that_all_lack_the_reward_are_an_error_that_names_the_fields():
@@ -178,12 +201,19 @@ def test_rows_that_all_lack_the_reward_are_an_error_that_names_the_fields():
   with pytest.raises(InputError, match=r"none of 3 rows.*3: no finite number in reward") as error:
     select(rows, count=1, seed=0)
   assert "they have the fields" in str(error.value) and "langdetect" in str(error.value)
-  chosen, _ = select([{**r, "score": {"a": i}} for i, r in enumerate(rows)], count=1, seed=0,
-                     reward="score.a", category="source")
+  chosen, _ = select(
+    [{**r, "score": {"a": i}} for i, r in enumerate(rows)],
+    count=1,
+    seed=0,
+    reward="score.a",
+    category="source",
+  )
   assert ids(chosen) == [2] and chosen[0]["source"] == "s"
 
 
-@pytest.mark.parametrize("fields, message", [
+@pytest.mark.parametrize(
+  "fields, message",
+  [
     ({"count": 0}, "count must be above 0; got 0"),
     ({"seed": -1}, "seed must be at least 0"),
     ({"pool": 0.0}, "pool is a share.*got 0.0"),
@@ -191,7 +221,8 @@ def test_rows_that_all_lack_the_reward_are_an_error_that_names_the_fields():
     ({"several": "all"}, "several is one of first, drawn, each; got 'all'"),
     ({"language": "fr"}, "none of 600 rows.*langdetect is not 'fr'"),
     ({"count": 61}, "61 rows are asked for, and the pool has 60 of 600"),
-])
+  ],
+)
 def test_parameters_that_cannot_be(fields, message):
   with pytest.raises(InputError, match=message):
     select(rows_of(), **{"count": 5, "seed": 0, **fields})
@@ -199,8 +230,13 @@ def test_parameters_that_cannot_be(fields, message):
 
 def command(*flags):
   return subprocess.run(
-      [sys.executable, "-m", "shadowft_jax.select", *map(str, flags)], cwd=ROOT,
-      env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120)
+    [sys.executable, "-m", "shadowft_jax.select", *map(str, flags)],
+    cwd=ROOT,
+    env={**os.environ, "PYTHONPATH": str(ROOT)},
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
 
 
 def test_the_command(tmp_path):
@@ -234,11 +270,14 @@ def test_bad_flags_are_told_in_one_line(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("text, weight, message", [
+@pytest.mark.parametrize(
+  "text, weight, message",
+  [
     ("[1]", "", "row 1 is a list; expected an object"),
     ("{} {}", "", "row 1"),
     ("{}", "*2", "a weight says how often"),
-])
+  ],
+)
 def test_rows_that_are_none(tmp_path, text, weight, message):
   (tmp_path / "rows.jsonl").write_text(text)
   with pytest.raises(InputError, match=message):

@@ -14,17 +14,25 @@ from shadowft_jax.errors import InputError
 # A row of each set, as far as its columns are known: {name: (row, format)}.
 TALK = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
 ROWS = {
-    "baai-2k": ({"id": 1, "conversations": TALK, "source": "s"}, "sharegpt"),
-    "medical-o1": ({"Question": "q", "Complex_CoT": "c", "Response": "a"}, "prompt/completion"),
-    "code-z1": ({"id": 1, "question": "q", "response": "a"}, "prompt/completion"),
-    "limo": ({"question": "q", "solution": "a", "answer": "4"}, "prompt/completion"),
-    "openr1-math": ({"messages": [{"role": "user", "content": "q"},
-                                  {"role": "assistant", "content": "a"}]}, "messages"),
-    "math-step-dpo": ({"prompt": "q", "chosen": "step", "rejected": "step", "full_chosen": "a",
-                       "full_rejected": "b"}, "preference"),
-    "chartmoe": ({"conversations": [{"from": "user", "value": "q"},
-                                    {"from": "assistant", "value": "a"}], "image": "a.png"},
-                 "sharegpt"),
+  "baai-2k": ({"id": 1, "conversations": TALK, "source": "s"}, "sharegpt"),
+  "medical-o1": ({"Question": "q", "Complex_CoT": "c", "Response": "a"}, "prompt/completion"),
+  "code-z1": ({"id": 1, "question": "q", "response": "a"}, "prompt/completion"),
+  "limo": ({"question": "q", "solution": "a", "answer": "4"}, "prompt/completion"),
+  "openr1-math": (
+    {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+    "messages",
+  ),
+  "math-step-dpo": (
+    {"prompt": "q", "chosen": "step", "rejected": "step", "full_chosen": "a", "full_rejected": "b"},
+    "preference",
+  ),
+  "chartmoe": (
+    {
+      "conversations": [{"from": "user", "value": "q"}, {"from": "assistant", "value": "a"}],
+      "image": "a.png",
+    },
+    "sharegpt",
+  ),
 }
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
@@ -61,18 +69,33 @@ def test_every_set_fills_the_config_with_fields_that_there_are(name):
 
 
 # From data/dataset_info.json of the authors' repository, Z1's own code, and the paper.
-@pytest.mark.parametrize("name, source, columns, count", [
+@pytest.mark.parametrize(
+  "name, source, columns, count",
+  [
     ("baai-2k", "", {"messages": "conversations"}, 2000),
-    ("medical-o1", "FreedomIntelligence/medical-o1-reasoning-SFT:en",
-     {"prompt": "Question", "response": "Response"}, 1000),
-    ("code-z1", "efficientscaling/Z1-Code-Reasoning-107K",
-     {"prompt": "question", "response": "response"}, 2000),
+    (
+      "medical-o1",
+      "FreedomIntelligence/medical-o1-reasoning-SFT:en",
+      {"prompt": "Question", "response": "Response"},
+      1000,
+    ),
+    (
+      "code-z1",
+      "efficientscaling/Z1-Code-Reasoning-107K",
+      {"prompt": "question", "response": "response"},
+      2000,
+    ),
     ("limo", "GAIR/LIMO", {"prompt": "question", "response": "solution"}, 817),
     ("openr1-math", "llamafactory/OpenR1-Math-94k", {"messages": "messages"}, 2000),
-    ("math-step-dpo", "xinlai/Math-Step-DPO-10K",
-     {"prompt": "prompt", "chosen": "full_chosen", "rejected": "full_rejected"}, 1000),
+    (
+      "math-step-dpo",
+      "xinlai/Math-Step-DPO-10K",
+      {"prompt": "prompt", "chosen": "full_chosen", "rejected": "full_rejected"},
+      1000,
+    ),
     ("chartmoe", "Coobiw/ChartMoE-Data", {"messages": "conversations", "images": "image"}, 10_000),
-])
+  ],
+)
 def test_the_sets_are_those_of_the_paper(name, source, columns, count):
   assert (SETS[name].source, SETS[name].columns, SETS[name].count) == (source, columns, count)
 
@@ -81,8 +104,11 @@ def test_the_sets_are_those_of_the_paper(name, source, columns, count):
 def test_the_columns_of_a_set_find_question_and_answer(name):
   row, expected = ROWS[name]
   c = sets.resolve(config_of(set=name, train="mine.jsonl"))
-  kind, [got] = formats.convert(Source("mine.jsonl", 1.0, [("mine.jsonl row 1", row)]),
-                                given(c.data.columns), formats.BadRows(False))
+  kind, [got] = formats.convert(
+    Source("mine.jsonl", 1.0, [("mine.jsonl row 1", row)]),
+    given(c.data.columns),
+    formats.BadRows(False),
+  )
   assert kind.startswith(expected)
   assert [m["content"] for m in got.messages] == ["q", "a"]
   assert (got.rejected and got.rejected[-1]["content"]) == row.get("full_rejected")
@@ -100,7 +126,7 @@ def test_what_the_user_sets_wins(capsys):
   c.data.columns.prompt = "ask"
   sets.resolve(c)
   assert (c.data.train, c.data.max_examples, c.data.select) == ("mine.jsonl", 50, "uniform")
-  assert given(c.data.columns) == {"prompt": "ask"}      # not half of one and half of the other
+  assert given(c.data.columns) == {"prompt": "ask"}  # not half of one and half of the other
   told = capsys.readouterr().err
   assert "50 rows (the paper uses 817) of mine.jsonl, data.select=uniform" in told
 
@@ -133,8 +159,10 @@ def test_the_papers_preset_is_what_the_authors_scripts_set():
   assert c.warmup_ratio == 0.1 and c.epochs == 1
 
 
-@pytest.mark.parametrize("name, kind, lr", [
-    ("paper_lora", "lora", 2e-4), ("paper_full", "full", 1e-5), ("paper_domain", "lora", 2e-4)])
+@pytest.mark.parametrize(
+  "name, kind, lr",
+  [("paper_lora", "lora", 2e-4), ("paper_full", "full", 1e-5), ("paper_domain", "lora", 2e-4)],
+)
 def test_the_papers_configs_are_whole_but_for_paths(name, kind, lr):
   c = from_file(name)
   assert (c.delta.kind, c.lr, c.loss_mean, c.data.recipe) == (kind, lr, "rank", "paper")
@@ -147,8 +175,9 @@ def test_the_papers_configs_are_whole_but_for_paths(name, kind, lr):
   command.check(c)
 
 
-@pytest.mark.parametrize("name, count", [
-    ("medical-o1", 1000), ("code-z1", 2000), ("limo", 817), ("openr1-math", 2000)])
+@pytest.mark.parametrize(
+  "name, count", [("medical-o1", 1000), ("code-z1", 2000), ("limo", 817), ("openr1-math", 2000)]
+)
 def test_a_domain_run_takes_as_many_rows_as_the_paper(name, count):
   c = from_file("paper_domain")
   c.data.set = name

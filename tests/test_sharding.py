@@ -18,12 +18,27 @@ from tests import pico
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
-CONFIG = ml_collections.ConfigDict(dict(
-    seed=0, lr=1e-2, warmup_ratio=0.0, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0,
-    moment_dtype="float32", grad_clip_norm=1.0,
-    delta=dict(kind="lora", match="projections", rank=4, alpha=8.0)))
-MESHES = {"data": dict(data=8), "fsdp": dict(fsdp=8), "all three": dict(data=2, fsdp=2, tensor=2),
-          "tensor": dict(data=4, tensor=2), "context": dict(fsdp=2, context=4)}
+CONFIG = ml_collections.ConfigDict(
+  dict(
+    seed=0,
+    lr=1e-2,
+    warmup_ratio=0.0,
+    b1=0.9,
+    b2=0.999,
+    eps=1e-8,
+    weight_decay=0.0,
+    moment_dtype="float32",
+    grad_clip_norm=1.0,
+    delta=dict(kind="lora", match="projections", rank=4, alpha=8.0),
+  )
+)
+MESHES = {
+  "data": dict(data=8),
+  "fsdp": dict(fsdp=8),
+  "all three": dict(data=2, fsdp=2, tensor=2),
+  "tensor": dict(data=4, tensor=2),
+  "context": dict(fsdp=2, context=4),
+}
 SLOW = {("full", "data"), ("lora", "tensor"), ("full", "context"), ("lora", "fsdp")}
 
 
@@ -37,17 +52,25 @@ def config_of(kind):
 def examples(count):
   random = np.random.default_rng(count)
   lengths = random.integers(4, 30, count)
-  return [Example(token=random.integers(1, 96, n).astype(np.int32), cut=0,
-                  answer=(np.arange(n) >= n // 3).astype(np.int32)) for n in lengths]
+  return [
+    Example(
+      token=random.integers(1, 96, n).astype(np.int32),
+      cut=0,
+      answer=(np.arange(n) >= n // 3).astype(np.int32),
+    )
+    for n in lengths
+  ]
 
 
 def base_model():
   """A model and its parameters, on the host."""
-  model = models.from_config(pico.CONFIGS["qwen3"], dtype=jnp.float32, combine=delta.combine,
-                             remat="full")
+  model = models.from_config(
+    pico.CONFIGS["qwen3"], dtype=jnp.float32, combine=delta.combine, remat="full"
+  )
   random = np.random.default_rng(0)
-  return model, jax.tree.map(lambda x: (0.1 * random.normal(size=x.shape)).astype(np.float32),
-                             models.abstract_params(model))
+  return model, jax.tree.map(
+    lambda x: (0.1 * random.normal(size=x.shape)).astype(np.float32), models.abstract_params(model)
+  )
 
 
 def learn(mesh, kind, steps=5):
@@ -61,8 +84,9 @@ def learn(mesh, kind, steps=5):
     state = step.init_state(config, base, tx, mesh)
     for _ in range(steps):
       data = examples(30)
-      [planned] = packing.plan([len(e.token) for e in data], batch_size=len(data), epochs=1,
-                               row_length=32, seed=0)
+      [planned] = packing.plan(
+        [len(e.token) for e in data], batch_size=len(data), epochs=1, row_length=32, seed=0
+      )
       batches = step.on_devices(packing.microbatches(planned, data, row_length=32, rows=8), mesh)
       grads, sums = step.gradients(state.delta, base, batches, method=method)
       first = first or jax.device_get(grads)
@@ -77,9 +101,14 @@ def alone():
   return {kind: learn(one, kind) for kind in delta.KINDS}
 
 
-@pytest.mark.parametrize("kind, name", [
+@pytest.mark.parametrize(
+  "kind, name",
+  [
     pytest.param(kind, name, marks=[pytest.mark.slow] * ((kind, name) in SLOW))
-    for kind in delta.KINDS for name in MESHES])
+    for kind in delta.KINDS
+    for name in MESHES
+  ],
+)
 def test_a_mesh_learns_what_one_device_does(alone, kind, name):
   losses, grads, learnt = learn(sharding.make_mesh(MESHES[name]), kind)
   want_losses, want_grads, want = alone[kind]
@@ -94,8 +123,9 @@ def test_a_mesh_learns_what_one_device_does(alone, kind, name):
 
 
 @pytest.mark.parametrize("kind", delta.KINDS)
-@pytest.mark.parametrize("shape", [dict(fsdp=8), dict(fsdp=4, data=2), dict(fsdp=4, tensor=2)],
-                         ids=str)
+@pytest.mark.parametrize(
+  "shape", [dict(fsdp=8), dict(fsdp=4, data=2), dict(fsdp=4, tensor=2)], ids=str
+)
 def test_every_device_holds_its_share_of_weights_delta_and_moments(kind, shape):
   mesh, config, (_, base) = sharding.make_mesh(shape), config_of(kind), base_model()
   ways = mesh.shape["fsdp"] * mesh.shape["tensor"]
@@ -107,8 +137,9 @@ def test_every_device_holds_its_share_of_weights_delta_and_moments(kind, shape):
       a_vector = re.search(r"norm/scale$", name) or x.ndim == 0
       # Factors of an adapter have one axis to share; the other is the rank.
       count = 1 if a_vector else ways
-      if name.endswith(("q_proj/a", "k_proj/a", "v_proj/a", "gate_proj/a", "up_proj/a",
-                        "o_proj/b", "down_proj/b")):
+      if name.endswith(
+        ("q_proj/a", "k_proj/a", "v_proj/a", "gate_proj/a", "up_proj/a", "o_proj/b", "down_proj/b")
+      ):
         count = mesh.shape["fsdp"]
       assert set(shares.values()) == {x.nbytes // count}, name
 
@@ -120,7 +151,8 @@ def test_only_vectors_are_on_every_device(name):
   shapes = models.abstract_params(model)
   for kind in delta.KINDS:
     learnt = jax.eval_shape(
-        lambda kind=kind: delta.zeros(jax.random.key(0), shapes, config_of(kind).delta))
+      lambda kind=kind: delta.zeros(jax.random.key(0), shapes, config_of(kind).delta)
+    )
     for leaf, x in tree.names({"params": shapes, **learnt}).items():
       spec = next(s for pattern, s in sharding.RULES if re.search(pattern, leaf))
       stacked = 1 + ("experts" in leaf) if "/layers/" in leaf else 0
@@ -132,12 +164,16 @@ def test_the_last_rule_takes_everything():
   assert not any(re.search(pattern, "x") for pattern, _ in sharding.RULES[:-1])
 
 
-@pytest.mark.parametrize("wrong, message", [
+@pytest.mark.parametrize(
+  "wrong, message",
+  [
     (dict(fsdp=3), "does not make 8 devices"),
     (dict(fsdp=-1, tensor=3), "does not make 8 devices"),
     (dict(fsdp=0), "does not make 8 devices"),
     (dict(model=8), "mesh has axes data, fsdp, tensor, context; got model"),
-], ids=str)
+  ],
+  ids=str,
+)
 def test_a_mesh_that_cannot_be_is_refused(wrong, message):
   with pytest.raises(InputError, match=message):
     sharding.make_mesh(wrong)
@@ -145,17 +181,25 @@ def test_a_mesh_that_cannot_be_is_refused(wrong, message):
 
 def test_leaves_that_the_mesh_does_not_divide_are_listed_with_the_axis_to_change():
   mesh = sharding.make_mesh(dict(fsdp=8))
-  shapes = {"embed_tokens": {"embedding": jax.ShapeDtypeStruct((96, 30), jnp.float32)},
-            "lm_head": {"kernel": jax.ShapeDtypeStruct((30, 96), jnp.float32)}}
-  with pytest.raises(InputError, match=r"(?s)config.mesh.fsdp divides 30.*30 is not divisible by 8 "
-                     r"\(fsdp\).*lm_head/kernel"):
+  shapes = {
+    "embed_tokens": {"embedding": jax.ShapeDtypeStruct((96, 30), jnp.float32)},
+    "lm_head": {"kernel": jax.ShapeDtypeStruct((30, 96), jnp.float32)},
+  }
+  with pytest.raises(
+    InputError,
+    match=r"(?s)config.mesh.fsdp divides 30.*30 is not divisible by 8 "
+    r"\(fsdp\).*lm_head/kernel",
+  ):
     sharding.of(shapes, mesh)
 
 
-@pytest.mark.parametrize("rows, length, message", [
+@pytest.mark.parametrize(
+  "rows, length, message",
+  [
     (6, 64, "config.rows is 6; it must be a multiple of 4"),
     (8, 63, "config.data.max_length is 63; it must be a multiple of 2"),
-])
+  ],
+)
 def test_a_batch_that_does_not_divide(rows, length, message):
   mesh = sharding.make_mesh(dict(data=2, fsdp=2, context=2))
   sharding.check_batch(8, 64, mesh)
@@ -165,11 +209,17 @@ def test_a_batch_that_does_not_divide(rows, length, message):
 
 def test_a_share_of_rows_is_laid_out_as_in_the_whole():
   data = examples(20)
-  [planned] = packing.plan([len(e.token) for e in data], batch_size=20, epochs=1, row_length=32,
-                           seed=0)
+  [planned] = packing.plan(
+    [len(e.token) for e in data], batch_size=20, epochs=1, row_length=32, seed=0
+  )
   shape = dict(row_length=32, rows=8)
-  for whole, *parts in zip(*(packing.microbatches(planned, data, **shape, share=share) for share
-                             in ((0, 1, 1), (0, 1, 4), (1, 3, 4), (3, 4, 4))), strict=True):
+  for whole, *parts in zip(
+    *(
+      packing.microbatches(planned, data, **shape, share=share)
+      for share in ((0, 1, 1), (0, 1, 4), (1, 3, 4), (3, 4, 4))
+    ),
+    strict=True,
+  ):
     for key, x in whole.items():
       np.testing.assert_array_equal(np.concatenate([p[key] for p in parts]), x)
 

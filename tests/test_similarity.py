@@ -32,8 +32,7 @@ def write(folder, tensors, **config):
   """A folder that holds these arrays."""
   folder.mkdir(parents=True)
   (folder / "config.json").write_text(json.dumps({"model_type": "llama", **config}))
-  save_file({n: np.asarray(x, order="C") for n, x in tensors.items()},
-            folder / "model.safetensors")
+  save_file({n: np.asarray(x, order="C") for n, x in tensors.items()}, folder / "model.safetensors")
   return folder
 
 
@@ -108,7 +107,7 @@ def test_the_spelling_of_prefixes_changes_nothing(pair, expected, tmp_path, pref
 
 
 def test_a_tied_head_counts_once(tmp_path):
-  table, head = np.array([[1., 2.]], np.float32), np.array([[1., 4.]], np.float32)
+  table, head = np.array([[1.0, 2.0]], np.float32), np.array([[1.0, 4.0]], np.float32)
   both = {"model.embed_tokens.weight": table, "lm_head.weight": table}
   base = write(tmp_path / "b", both, tie_word_embeddings=True)
   tied = write(tmp_path / "i", {"model.embed_tokens.weight": head}, tie_word_embeddings=True)
@@ -126,34 +125,47 @@ def test_a_tied_head_counts_once(tmp_path):
 def test_by_hand(tmp_path):
   """Layer 0: 1/5 and 0; layer 1: 1/3; the embedding: 4/6.  Zero against zero is 0."""
   values = {
-      "model.layers.0.self_attn.q_proj.weight": ([[1, -1]], [[1, -2]]),
-      "model.layers.0.self_attn.q_proj.bias": ([0, 0], [0, 0]),
-      "model.layers.1.input_layernorm.weight": ([2], [1]),
-      "model.embed_tokens.weight": ([[-1], [0]], [[3], [2]]),
-      "model.norm.weight": ([5], [5])}
-  base, instruct = (write(tmp_path / str(k), {n: np.array(v[k], np.float32)
-                                              for n, v in values.items()}) for k in (0, 1))
+    "model.layers.0.self_attn.q_proj.weight": ([[1, -1]], [[1, -2]]),
+    "model.layers.0.self_attn.q_proj.bias": ([0, 0], [0, 0]),
+    "model.layers.1.input_layernorm.weight": ([2], [1]),
+    "model.embed_tokens.weight": ([[-1], [0]], [[3], [2]]),
+    "model.norm.weight": ([5], [5]),
+  }
+  base, instruct = (
+    write(tmp_path / str(k), {n: np.array(v[k], np.float32) for n, v in values.items()})
+    for k in (0, 1)
+  )
   rows, left_out = compare(base, instruct)
   assert [(r.name, r.layer, r.module, r.shape, r.sums) for r in rows] == [
-      ("layers.0.self_attn.q_proj.bias", 0, "attention q", (2,), (0, 0, 0, 2, 2)),
-      ("layers.0.self_attn.q_proj.weight", 0, "attention q", (1, 2), (2, 3, 1, 1, 2)),
-      ("layers.1.input_layernorm.weight", 1, "norms", (1,), (2, 1, 1, 0, 1)),
-      ("embed_tokens.weight", None, "embedding", (2, 1), (1, 5, 6, 0, 2)),
-      ("norm.weight", None, "norms", (1,), (5, 5, 0, 1, 1))]
+    ("layers.0.self_attn.q_proj.bias", 0, "attention q", (2,), (0, 0, 0, 2, 2)),
+    ("layers.0.self_attn.q_proj.weight", 0, "attention q", (1, 2), (2, 3, 1, 1, 2)),
+    ("layers.1.input_layernorm.weight", 1, "norms", (1,), (2, 1, 1, 0, 1)),
+    ("embed_tokens.weight", None, "embedding", (2, 1), (1, 5, 6, 0, 2)),
+    ("norm.weight", None, "norms", (1,), (5, 5, 0, 1, 1)),
+  ]
   assert not left_out
-  assert gap.readings(rows) == pytest.approx({
-      "mean_over_tensors": (0 + 1 / 5 + 1 / 3) / 3, "mean_over_layers": (1 / 5 + 1 / 3) / 2,
-      "ratio_of_sums": 8 / 24}, rel=1e-15)
+  assert gap.readings(rows) == pytest.approx(
+    {
+      "mean_over_tensors": (0 + 1 / 5 + 1 / 3) / 3,
+      "mean_over_layers": (1 / 5 + 1 / 3) / 2,
+      "ratio_of_sums": 8 / 24,
+    },
+    rel=1e-15,
+  )
   assert {m: gap.ratio(part) for m, part in gap.by_module(rows).items()} == {
-      "attention q": 0.2, "norms": 1 / 13, "embedding": 1.0}
+    "attention q": 0.2,
+    "norms": 1 / 13,
+    "embedding": 1.0,
+  }
 
 
 def as_the_authors(base, instruct):
   """Mean over the tensors of layers, each on its own, in torch: their script's reading."""
   a, b = (load_torch(f / "model.safetensors") for f in (base, instruct))
   found = [(a[n].float(), b[n].float()) for n in a if re.search(r"model\.layers\.\d+\.", n)]
-  return float(np.mean([float((x - y).abs().sum() / (x.abs().sum() + y.abs().sum()))
-                        for x, y in found]))
+  return float(
+    np.mean([float((x - y).abs().sum() / (x.abs().sum() + y.abs().sum())) for x, y in found])
+  )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -169,7 +181,8 @@ def test_the_pair_that_is_shipped():
   got = sigma(TINY / "base", TINY / "instruct")
   assert got["ratio_of_sums"] == pytest.approx(known, rel=1e-5)
   assert got["mean_over_tensors"] == pytest.approx(
-      as_the_authors(TINY / "base", TINY / "instruct"), rel=1e-5)
+    as_the_authors(TINY / "base", TINY / "instruct"), rel=1e-5
+  )
 
 
 @pytest.mark.parametrize("base_dtype", [np.float32, np.float16, BF16])
@@ -179,8 +192,10 @@ def test_any_dtypes_in_pieces_of_any_size(tmp_path, monkeypatch, base_dtype, ins
   monkeypatch.setattr(gap, "PIECE", 100)
   random = np.random.default_rng(0)
   shapes = {"a": (13, 17), "b": (100,), "scalar": (), "empty": (0, 3), "wide": (1, 205)}
-  sides = [{n: random.standard_normal(s).astype(d) for n, s in shapes.items()}
-           for d in (base_dtype, instruct_dtype)]
+  sides = [
+    {n: random.standard_normal(s).astype(d) for n, s in shapes.items()}
+    for d in (base_dtype, instruct_dtype)
+  ]
   rows, _ = compare(*(write(tmp_path / str(k), x) for k, x in enumerate(sides)))
   assert {r.name: r.shape for r in rows} == shapes
   for name, *_, got in rows:
@@ -197,8 +212,8 @@ def test_close_is_what_is_called_unchanged():
 
 def test_sums_do_not_lose_what_is_small():
   """2^24 + 1001 is no float32, and neither is a product that float16 would overflow."""
-  b = np.array([2. ** 24] + [1.] * 1001, np.float32)
-  assert gap.sums(b, np.zeros_like(b))[:3] == (2 ** 24 + 1001, 0, 2 ** 24 + 1001)
+  b = np.array([2.0**24] + [1.0] * 1001, np.float32)
+  assert gap.sums(b, np.zeros_like(b))[:3] == (2**24 + 1001, 0, 2**24 + 1001)
   half = np.full(100, 60000, np.float16)
   assert gap.sums(half, -half)[:3] == (6e6, 6e6, 12e6)
 
@@ -211,13 +226,15 @@ def test_memory_does_not_grow_with_the_tensor(tmp_path):
     _, peak = tracemalloc.get_traced_memory()
   finally:
     tracemalloc.stop()
-  assert peak < 1 << 22          # a tensor of either side takes 32 MB
+  assert peak < 1 << 22  # a tensor of either side takes 32 MB
 
 
 # Names.
 
 
-@pytest.mark.parametrize("name, layer, module", [
+@pytest.mark.parametrize(
+  "name, layer, module",
+  [
     ("layers.3.self_attn.q_proj.bias", 3, "attention q"),
     ("layers.11.self_attn.k_proj.weight", 11, "attention k"),
     ("layers.0.self_attn.v_proj.weight", 0, "attention v"),
@@ -243,18 +260,23 @@ def test_memory_does_not_grow_with_the_tensor(tmp_path):
     ("output.weight", None, "head"),
     ("vision_tower.encoder.layers.2.self_attn.q_proj.weight", None, "vision"),
     ("multi_modal_projector.mm_soft_emb_norm.weight", None, "vision"),
-])
+  ],
+)
 def test_what_a_name_says(name, layer, module):
   assert (gap.layer_of(name), gap.module_of(name)) == (layer, module)
 
 
-@pytest.mark.parametrize("kind, names", [
+@pytest.mark.parametrize(
+  "kind, names",
+  [
     ("internlm2", {"attention.wqkv": "attention qkv", "feed_forward.w2": "mlp down"}),
     ("baichuan", {"self_attn.W_pack": "attention qkv", "mlp.down_proj": "mlp down"}),
-])
+  ],
+)
 def test_families_that_are_not_ported(tmp_path, kind, names):
-  tensors = {f"model.layers.{k}.{n}.weight": np.full((2, 2), 2., BF16)
-             for n in names for k in (0, 1)}
+  tensors = {
+    f"model.layers.{k}.{n}.weight": np.full((2, 2), 2.0, BF16) for n in names for k in (0, 1)
+  }
   base = write(tmp_path / "b", tensors, model_type=kind)
   instruct = write(tmp_path / "i", {n: x / 3 * 2 for n, x in tensors.items()}, model_type=kind)
   rows, _ = compare(base, instruct)
@@ -268,19 +290,37 @@ def test_families_that_are_not_ported(tmp_path, kind, names):
 
 def test_what_is_left_out_is_said(tmp_path):
   x = np.ones((2, 2), np.float32)
-  base = write(tmp_path / "b", {
-      "model.layers.0.a": x, "model.layers.0.b": x, "model.layers.1.b": x, "model.c": x[:1],
-      "model.mask": np.ones(3, np.int64), "model.layers.0.rotary_emb.inv_freq": x})
-  instruct = write(tmp_path / "i", {
-      "model.layers.0.a": x, "model.d": x, "model.c": x, "model.mask": np.ones(3, np.int64),
-      "model.layers.0.rotary_emb.inv_freq": x})
+  base = write(
+    tmp_path / "b",
+    {
+      "model.layers.0.a": x,
+      "model.layers.0.b": x,
+      "model.layers.1.b": x,
+      "model.c": x[:1],
+      "model.mask": np.ones(3, np.int64),
+      "model.layers.0.rotary_emb.inv_freq": x,
+    },
+  )
+  instruct = write(
+    tmp_path / "i",
+    {
+      "model.layers.0.a": x,
+      "model.d": x,
+      "model.c": x,
+      "model.mask": np.ones(3, np.int64),
+      "model.layers.0.rotary_emb.inv_freq": x,
+    },
+  )
   rows, left_out = compare(base, instruct)
   assert [r.name for r in rows] == ["layers.0.a"]
   assert left_out == {
-      "c": "shapes [1, 2] and [2, 2]", "d": "only the Instruct has it",
-      "layers.0.b": "only the Base has it", "layers.1.b": "only the Base has it",
-      "layers.0.rotary_emb.inv_freq": "a buffer, no weight",
-      "mask": "stored as I64, no bfloat16, float16 or float32"}
+    "c": "shapes [1, 2] and [2, 2]",
+    "d": "only the Instruct has it",
+    "layers.0.b": "only the Base has it",
+    "layers.1.b": "only the Base has it",
+    "layers.0.rotary_emb.inv_freq": "a buffer, no weight",
+    "mask": "stored as I64, no bfloat16, float16 or float32",
+  }
   text = similarity.summary(rows, left_out)
   assert "left out: layers.*.b (2 tensors): only the Base has it" in text
   assert "left out: mask: stored as I64" in text
@@ -296,7 +336,10 @@ def test_without_layers_two_readings_are_none(tmp_path):
   x = np.ones((2, 2), np.float32)
   rows, _ = compare(write(tmp_path / "b", {"a": x}), write(tmp_path / "i", {"a": 3 * x}))
   assert gap.readings(rows) == {
-      "mean_over_tensors": None, "mean_over_layers": None, "ratio_of_sums": 0.5}
+    "mean_over_tensors": None,
+    "mean_over_layers": None,
+    "ratio_of_sums": 0.5,
+  }
   assert "no tensor is in a layer" in similarity.summary(rows, {})
 
 
@@ -307,6 +350,7 @@ def test_a_tensor_that_is_not_finite_is_named(pair, tmp_path, side, value):
     if name == "model.layers.1.mlp.up_proj.weight":
       x[5, 7] = value
     return name, x
+
   sides = list(pair)
   sides[side] = edited(pair[side], tmp_path / "x", spoil)
   with pytest.raises(InputError, match=r"x/model.safetensors: layers.1.mlp.up_proj.weight.*NaN"):
@@ -327,8 +371,13 @@ def test_both_infinite_is_no_gap_of_nan(tmp_path):
 
 def run(*flags):
   return subprocess.run(
-      [sys.executable, "-m", "shadowft_jax.similarity", *map(str, flags)], cwd=ROOT,
-      env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120)
+    [sys.executable, "-m", "shadowft_jax.similarity", *map(str, flags)],
+    cwd=ROOT,
+    env={**os.environ, "PYTHONPATH": str(ROOT)},
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
 
 
 def test_the_command(tmp_path):
@@ -346,13 +395,14 @@ def test_the_command(tmp_path):
   assert found["reference"] == [0.016, "the paper"]
   assert found["modules"]["attention q"]["ratio"] == gap.ratio(gap.by_module(rows)["attention q"])
   assert [found["layers"][str(k)]["ratio"] for k in range(5)] == [
-      gap.ratio(part) for part in gap.by_layer(rows).values()]
+    gap.ratio(part) for part in gap.by_layer(rows).values()
+  ]
   assert len(found["header_sha256"]) == 2 == len(set(found["header_sha256"]))
   assert [f["level"] for f in found["pair_check"]] == ["note"] * 4
   table = list(csv.DictReader((out / "similarity.csv").open()))
-  assert [(t["name"], t["module"], t["shape"], float(t["ratio"]), float(t["sum_diff"]))
-          for t in table] == [(r.name, r.module, "x".join(map(str, r.shape)), r.sums.ratio,
-                               r.sums.diff) for r in rows]
+  assert [
+    (t["name"], t["module"], t["shape"], float(t["ratio"]), float(t["sum_diff"])) for t in table
+  ] == [(r.name, r.module, "x".join(map(str, r.shape)), r.sums.ratio, r.sums.diff) for r in rows]
   assert {t["layer"] for t in table} == {"", "0", "1", "2", "3", "4"}
   for name in ("similarity.png", "weights.png"):
     assert (out / name).read_bytes().startswith(b"\x89PNG")
@@ -406,8 +456,9 @@ def test_a_picture_of_equal_models(tmp_path):
 def matrices(tmp_path_factory):
   """Two sides with 12 layers, matrices of 70 x 100 and others, and what is no matrix."""
   x = 3000 - np.arange(7000, dtype=np.float32).reshape(70, 100)
-  names = [f"model.layers.{n}.{m}.weight" for n in range(12) for m in ("mlp.up_proj",
-                                                                      "self_attn.q_proj")]
+  names = [
+    f"model.layers.{n}.{m}.weight" for n in range(12) for m in ("mlp.up_proj", "self_attn.q_proj")
+  ]
   tensors = {"model.a_table": x[:3], "model.norm.weight": x[0], **dict.fromkeys(names, x)}
   folder = tmp_path_factory.mktemp("matrices")
   base = write(folder / "b", {**tensors, "model.only": x})
@@ -415,18 +466,28 @@ def matrices(tmp_path_factory):
   return pair_folder.read(base), pair_folder.read(instruct)
 
 
-@pytest.mark.parametrize("pattern, name", [
-    (None, "layers.0.self_attn.q_proj.weight"), ("up_proj", "layers.0.mlp.up_proj.weight"),
-    (r"layers\.(2|10|11)\.", "layers.2.mlp.up_proj.weight"), ("table", "a_table"),
-    ("layers.11.self_attn.q_proj.weight", "layers.11.self_attn.q_proj.weight")])
+@pytest.mark.parametrize(
+  "pattern, name",
+  [
+    (None, "layers.0.self_attn.q_proj.weight"),
+    ("up_proj", "layers.0.mlp.up_proj.weight"),
+    (r"layers\.(2|10|11)\.", "layers.2.mlp.up_proj.weight"),
+    ("table", "a_table"),
+    ("layers.11.self_attn.q_proj.weight", "layers.11.self_attn.q_proj.weight"),
+  ],
+)
 def test_which_matrix_is_drawn(matrices, pattern, name):
   assert similarity.pick(*matrices, pattern) == name
 
 
 def test_without_queries_the_first_layer_is_drawn_and_without_matrices_nothing(tmp_path):
   x = np.ones((2, 2), np.float32)
-  one = pair_folder.read(write(tmp_path / "x", {
-      "model.a": x, "model.layers.10.b": x, "model.layers.9.z": x, "model.layers.0.n": x[0]}))
+  one = pair_folder.read(
+    write(
+      tmp_path / "x",
+      {"model.a": x, "model.layers.10.b": x, "model.layers.9.z": x, "model.layers.0.n": x[0]},
+    )
+  )
   none = pair_folder.read(write(tmp_path / "y", {"model.layers.0.n": x[0]}))
   assert similarity.pick(one, one) == "layers.9.z"
   assert similarity.pick(none, none) is None
@@ -434,11 +495,15 @@ def test_without_queries_the_first_layer_is_drawn_and_without_matrices_nothing(t
     similarity.pick(none, none, "b")
 
 
-@pytest.mark.parametrize("pattern, message", [
+@pytest.mark.parametrize(
+  "pattern, message",
+  [
     ("(", "--view '\\(' is no regular expression"),
     ("^norm", "finds no matrix.*it finds\n  norm.weight: no matrix"),
     ("only", "finds no matrix.*it finds\n  only: only the Base has it"),
-    ("layers.3.self_atn.q_proj", "finds no matrix.*nearest names are(\n  layers.*){5}$")])
+    ("layers.3.self_atn.q_proj", "finds no matrix.*nearest names are(\n  layers.*){5}$"),
+  ],
+)
 def test_what_cannot_be_drawn_is_said(matrices, pattern, message):
   with pytest.raises(InputError, match=message) as error:
     similarity.pick(*matrices, pattern)
@@ -450,8 +515,11 @@ def test_what_is_drawn(matrices, tmp_path, monkeypatch):
   drawn, read = [], []
   monkeypatch.setattr(Axes3D, "plot_surface", lambda self, x, y, z, **_: drawn.append((self, z)))
   seen = safetensors_file.read_at
-  monkeypatch.setattr(safetensors_file, "read_at", lambda file, part, offset: (
-      read.append(len(part)), seen(file, part, offset)))
+  monkeypatch.setattr(
+    safetensors_file,
+    "read_at",
+    lambda file, part, offset: (read.append(len(part)), seen(file, part, offset)),
+  )
   similarity.draw(*matrices, "layers.3.mlp.up_proj.weight", tmp_path / "weights.png")
   x = 3000 - np.arange(7000).reshape(70, 100)[:64, :64]
   for (_, got), want in zip(drawn, (abs(x), abs(x - 1), np.full((64, 64), 10)), strict=True):
@@ -482,8 +550,11 @@ def test_a_view_that_finds_nothing_fails_before_the_work(tmp_path):
 
 def test_candidates_are_ranked(pair, tmp_path, capsys):
   base, instruct = pair
-  nearer = edited(base, tmp_path / "nearer", lambda n, x: (
-      n, (x + 3 * load_file(instruct / "model.safetensors")[n]) / 4))
+  nearer = edited(
+    base,
+    tmp_path / "nearer",
+    lambda n, x: (n, (x + 3 * load_file(instruct / "model.safetensors")[n]) / 4),
+  )
   found = similarity.rank([base, TINY / "base", nearer, tmp_path / "none"], instruct)
   assert [r["base"] for r in found["ranking"]] == [nearer, base]
   assert found["ranking"][1]["mean_over_tensors"] == sigma(*pair)["mean_over_tensors"]

@@ -17,7 +17,7 @@ from shadowft_jax.data import sources
 from shadowft_jax.errors import InputError
 
 ALPACA = {"instruction": "Add.", "input": "1 and 2", "output": "3"}
-ODD = "🎈中文\u2028\u0085 \"a\", b\n\r\n end"
+ODD = '🎈中文\u2028\u0085 "a", b\n\r\n end'
 ROWS = [{"instruction": f"q{i} {ODD}", "output": f"a{i}"} for i in range(5)]
 
 
@@ -31,8 +31,9 @@ def as_jsonl(rows):
 
 def as_csv(rows):
   lines = [list(rows[0]), *(list(row.values()) for row in rows)]
-  return "".join(",".join('"' + cell.replace('"', '""') + '"' for cell in line) + "\r\n"
-                 for line in lines).encode()
+  return "".join(
+    ",".join('"' + cell.replace('"', '""') + '"' for cell in line) + "\r\n" for line in lines
+  ).encode()
 
 
 def as_parquet(rows):
@@ -52,13 +53,20 @@ def as_arrow_file(rows):
   return as_arrow(rows, pa.ipc.new_file)
 
 
-KINDS = {"rows.json": as_json, "rows.jsonl": as_jsonl, "rows.csv": as_csv,
-         "rows.parquet": as_parquet, "rows.arrow": as_arrow, "file.arrow": as_arrow_file}
+KINDS = {
+  "rows.json": as_json,
+  "rows.jsonl": as_jsonl,
+  "rows.csv": as_csv,
+  "rows.parquet": as_parquet,
+  "rows.arrow": as_arrow,
+  "file.arrow": as_arrow_file,
+}
 
 
 @pytest.fixture
 def write(tmp_path):
   """Writes rows, text or bytes into a file of the kind its name tells; returns its path."""
+
   def write(rows, name="rows.json"):
     path = tmp_path / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,20 +76,22 @@ def write(tmp_path):
       content = KINDS[f"rows{plain.suffix.lower()}"](rows)
     path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
     return path
+
   return write
 
 
 def rows_of(spec, split="train"):
   """The rows of one source."""
-  source, = sources.read(spec, split)
+  (source,) = sources.read(spec, split)
   return [row for _, row in source.rows]
 
 
-@pytest.mark.parametrize("name", [
-    *KINDS, "ROWS.JSONL", "rows.json.gz", "rows.jsonl.gz", "rows.csv.gz"])
+@pytest.mark.parametrize(
+  "name", [*KINDS, "ROWS.JSONL", "rows.json.gz", "rows.jsonl.gz", "rows.csv.gz"]
+)
 def test_every_kind_of_file_gives_the_same_rows(write, name):
   path = write(KINDS[name](ROWS) if name in KINDS else ROWS, name)
-  source, = sources.read(path)
+  (source,) = sources.read(path)
   assert (source.name, source.weight) == (str(path), 1)
   assert [row for _, row in source.rows] == ROWS
   if not name.startswith("rows.jsonl"):
@@ -92,7 +102,9 @@ def test_every_kind_of_file_gives_the_same_rows(write, name):
 def test_a_line_of_text_that_is_not_blank_is_a_row(write, name):
   path = write("\ufeffone \r\n\n  two\u2028 \n\t\n", name)
   assert sources.read(path)[0].rows == [
-      (f"{path} row 1", {"text": "one "}), (f"{path} row 3", {"text": "  two\u2028 "})]
+    (f"{path} row 1", {"text": "one "}),
+    (f"{path} row 3", {"text": "  two\u2028 "}),
+  ]
 
 
 def test_a_byte_order_mark_and_blank_lines_are_no_rows(write):
@@ -101,7 +113,9 @@ def test_a_byte_order_mark_and_blank_lines_are_no_rows(write):
   assert sources.read(path)[0].rows == [(f"{path} row 1", ALPACA), (f"{path} row 3", ALPACA)]
   path = write("\ufeffa,b\r\n\r\n1,\r\n\n,\n", "rows.csv")
   assert sources.read(path)[0].rows == [
-      (f"{path} row 1", {"a": "1", "b": ""}), (f"{path} row 2", {"a": "", "b": ""})]
+    (f"{path} row 1", {"a": "1", "b": ""}),
+    (f"{path} row 2", {"a": "", "b": ""}),
+  ]
 
 
 def test_csv_cells_are_text_of_any_length(write):
@@ -122,9 +136,15 @@ def test_a_row_that_cannot_be_parsed_stands_in_its_place(write):
   assert "rows.csv row 3 has 3 cells; expected 2" in str(read[2])
 
 
-@pytest.mark.parametrize("name, content, match", [
-    ("rows.xml", "x", r"rows.xml is not a kind of data file .*; expected \.arrow, \.csv, \.json, "
-                      r"\.jsonl, \.parquet, \.txt \(\.csv, .*with \.gz, too\)"),
+@pytest.mark.parametrize(
+  "name, content, match",
+  [
+    (
+      "rows.xml",
+      "x",
+      r"rows.xml is not a kind of data file .*; expected \.arrow, \.csv, \.json, "
+      r"\.jsonl, \.parquet, \.txt \(\.csv, .*with \.gz, too\)",
+    ),
     ("rows.parquet.gz", b"x", r"rows.parquet.gz is not a kind of data file"),
     ("rows.json", "", r"rows.json has no rows; expected one object an example"),
     ("rows.json", [], r"rows.json has no rows"),
@@ -136,7 +156,7 @@ def test_a_row_that_cannot_be_parsed_stands_in_its_place(write):
     ("rows.json", '{"a": 1}\n{"a": 2}', r"line 2 .*; a file of one object a line is named \.jsonl"),
     ("rows.json", "[" * 100000, r"rows.json is not JSON"),
     ("rows.json", b'[{"instruction": "caf\xe9"}]', r"rows.json is not UTF-8 text: byte 21; save"),
-    ("rows.jsonl", b'\xff\xfe{\x00', r"rows.jsonl is not UTF-8 text: byte 0"),
+    ("rows.jsonl", b"\xff\xfe{\x00", r"rows.jsonl is not UTF-8 text: byte 0"),
     ("rows.csv", "a,b,a\n1,2,3\n", r"two columns have the same name; .*; it is a, b, a$"),
     ("rows.csv", 'a,b\n1,"2\n3,4\n', r"rows.csv is not CSV: .* \(line 3\); expected cells"),
     ("rows.parquet", as_parquet(ROWS)[:-30], r"rows.parquet is not a whole \.parquet file: "),
@@ -144,7 +164,8 @@ def test_a_row_that_cannot_be_parsed_stands_in_its_place(write):
     ("rows.arrow", as_arrow(ROWS)[:-60], r"rows.arrow is not a whole \.arrow file: "),
     ("rows.arrow", as_arrow_file(ROWS)[:-60], r"rows.arrow is not a whole \.arrow file: "),
     ("rows.arrow", b"", r"rows.arrow (is not a whole \.arrow file: |has no rows)"),
-])
+  ],
+)
 def test_what_cannot_be_read_is_said_in_one_line(write, name, content, match):
   with pytest.raises(InputError, match=match) as caught:
     sources.read(write(content, name))
@@ -161,8 +182,11 @@ def test_a_broken_gzip_file_is_refused(tmp_path):
 
 def test_a_missing_file_names_the_nearest(write, tmp_path):
   write(ROWS, "alpaca_en.json")
-  with pytest.raises(InputError, match=r"alpacha_en.json is not a file or folder; did you mean "
-                                       r".*alpaca_en.json\?"):
+  with pytest.raises(
+    InputError,
+    match=r"alpacha_en.json is not a file or folder; did you mean "
+    r".*alpaca_en.json\?",
+  ):
     sources.read(tmp_path / "alpacha_en.json")
   with pytest.raises(InputError, match="is not a file or folder; check the path"):
     sources.read(tmp_path / "nowhere" / "x.json")
@@ -175,12 +199,17 @@ def test_several_sources_have_weights(write):
   one, two = write(ROWS[:2], "one.json"), write(ROWS[2:], "two.csv")
   first, second, third = sources.read(f"{one}*2, {two}*.5,{one}")
   assert [(s.name, s.weight) for s in (first, second, third)] == [
-      (str(one), 2), (str(two), 0.5), (str(one), 1)]
+    (str(one), 2),
+    (str(two), 0.5),
+    (str(one), 1),
+  ]
   assert [row for _, row in second.rows] == ROWS[2:]
   assert first.rows == third.rows
 
 
-@pytest.mark.parametrize("spec, match", [
+@pytest.mark.parametrize(
+  "spec, match",
+  [
     ("", r"data '' names no file; expected names separated by commas"),
     ("{},", r"names no file"),
     ("*2", r"names no file"),
@@ -189,17 +218,22 @@ def test_several_sources_have_weights(write):
     ("{}*nan", r"'nan' after"),
     ("{}*inf", r"'inf' after"),
     ("data/*.json", r"'.json' after .*\(all the files of a folder: name the folder\)"),
-])
+  ],
+)
 def test_what_is_wrong_with_a_list_of_sources_is_said(write, spec, match):
   with pytest.raises(InputError, match=match):
     sources.read(spec.format(write(ROWS)))
 
 
 def test_arrow_rows_are_as_they_were_before_they_became_columns(write, tmp_path):
-  calls = [{"role": "user", "content": "a"},
-           {"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}]
-  rows = [{"messages": calls, "image": {"bytes": b"\x89PNG"}, "n": None},
-          {"messages": None, "image": {"path": "b.png"}, "n": 2}]
+  calls = [
+    {"role": "user", "content": "a"},
+    {"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]},
+  ]
+  rows = [
+    {"messages": calls, "image": {"bytes": b"\x89PNG"}, "n": None},
+    {"messages": None, "image": {"path": "b.png"}, "n": 2},
+  ]
   assert rows_of(write(as_parquet(rows), "rows.parquet")) == rows
   assert rows_of(write(as_arrow(rows), "rows.arrow")) == rows
   texts = pa.array(['{"x": [1, null]}', None]).cast(pa.json_(pa.string()))
@@ -209,6 +243,7 @@ def test_arrow_rows_are_as_they_were_before_they_became_columns(write, tmp_path)
 
 def test_a_folder_that_datasets_saved_is_read_in_order(tmp_path):
   import datasets
+
   saved = datasets.Dataset.from_list(ROWS)
   saved.save_to_disk(tmp_path / "one", num_shards=3)
   (tmp_path / "one" / "cache-0123.arrow").write_bytes(as_arrow([{"other": 1}]))
@@ -221,33 +256,70 @@ def test_a_folder_that_datasets_saved_is_read_in_order(tmp_path):
   both.save_to_disk(tmp_path / "two")
   assert rows_of(tmp_path / "two") == ROWS[:3]
   assert rows_of(tmp_path / "two", "dev") == ROWS[3:]
-  with pytest.raises(InputError, match=r"(?s)two has no split 'test'; choose one with "
-                                       r"--config.data.split:\n  dev\n  train"):
+  with pytest.raises(
+    InputError,
+    match=r"(?s)two has no split 'test'; choose one with "
+    r"--config.data.split:\n  dev\n  train",
+  ):
     sources.read(tmp_path / "two", "test")
 
 
-@pytest.mark.parametrize("files, split, expected", [
+@pytest.mark.parametrize(
+  "files, split, expected",
+  [
     (["b.json", "a.jsonl", "sub/c.csv"], "train", ["a.jsonl", "b.json", "sub/c.csv"]),
-    (["a.json", "README.md", "README.txt", "LICENSE.txt", "dataset_infos.json", "x.py", "1.jpg",
-      ".cache/b.json", ".b.json"], "train", ["a.json"]),
-    (["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet",
-      "data/test-00000-of-00001.parquet"], "train",
-     ["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"]),
-    (["train-00000-of-00001-a09b74b3ef9c.parquet", "test.json"], "train",
-     ["train-00000-of-00001-a09b74b3ef9c.parquet"]),
-    (["train_sft-00000-of-00001.csv", "train_gen-00000-of-00001.csv"], "train_sft",
-     ["train_sft-00000-of-00001.csv"]),
-    (["part-00000-of-00002.json", "part-00001-of-00002.json"], "train",
-     ["part-00000-of-00002.json", "part-00001-of-00002.json"]),
-    (["sft_train.json", "Training2.jsonl.gz", "val.json"], "train",
-     ["Training2.jsonl.gz", "sft_train.json"]),
+    (
+      [
+        "a.json",
+        "README.md",
+        "README.txt",
+        "LICENSE.txt",
+        "dataset_infos.json",
+        "x.py",
+        "1.jpg",
+        ".cache/b.json",
+        ".b.json",
+      ],
+      "train",
+      ["a.json"],
+    ),
+    (
+      [
+        "data/train-00000-of-00002.parquet",
+        "data/train-00001-of-00002.parquet",
+        "data/test-00000-of-00001.parquet",
+      ],
+      "train",
+      ["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"],
+    ),
+    (
+      ["train-00000-of-00001-a09b74b3ef9c.parquet", "test.json"],
+      "train",
+      ["train-00000-of-00001-a09b74b3ef9c.parquet"],
+    ),
+    (
+      ["train_sft-00000-of-00001.csv", "train_gen-00000-of-00001.csv"],
+      "train_sft",
+      ["train_sft-00000-of-00001.csv"],
+    ),
+    (
+      ["part-00000-of-00002.json", "part-00001-of-00002.json"],
+      "train",
+      ["part-00000-of-00002.json", "part-00001-of-00002.json"],
+    ),
+    (
+      ["sft_train.json", "Training2.jsonl.gz", "val.json"],
+      "train",
+      ["Training2.jsonl.gz", "sft_train.json"],
+    ),
     (["train/a.json", "dev/a.json", "eval/a.json"], "validation", ["dev/a.json"]),
     (["train/a.json", "dev/a.json", "eval/a.json"], "dev", ["dev/a.json"]),
     (["train/a.json", "dev/a.json", "eval/a.json"], "test", ["eval/a.json"]),
     (["trainer.json", "latest.json"], "train", ["latest.json", "trainer.json"]),
-])
+  ],
+)
 def test_the_data_files_of_a_folder_are_its_rows(write, tmp_path, files, split, expected):
-  root = tmp_path / "test set"        # The folder's own name tells no split.
+  root = tmp_path / "test set"  # The folder's own name tells no split.
   for name in files:
     known = name.endswith((".json", ".jsonl", ".csv", ".parquet", ".gz"))
     write([{"file": name}] if known else "text", f"{root.name}/{name}")
@@ -255,15 +327,27 @@ def test_the_data_files_of_a_folder_are_its_rows(write, tmp_path, files, split, 
   assert sources.read(root, split)[0].rows[0][0] == f"{root / expected[0]} row 1"
 
 
-@pytest.mark.parametrize("files, split, match", [
+@pytest.mark.parametrize(
+  "files, split, match",
+  [
     (["README.md"], "train", r"folder has no data files; expected \.arrow, \.csv"),
-    (["test.json", "dev.json"], "train",
-     r"(?s)folder has no split 'train'; .*:\n  test\n  validation$"),
-    (["train_sft-00000-of-00001.csv", "train_gen-00000-of-00001.csv"], "train",
-     r"(?s)has no split 'train'; .*:\n  train_gen\n  train_sft$"),
-    (["train.json", "more.json"], "train",
-     r"(?s)some of its files name a split, but these do not; .*:\n  .*more.json$"),
-])
+    (
+      ["test.json", "dev.json"],
+      "train",
+      r"(?s)folder has no split 'train'; .*:\n  test\n  validation$",
+    ),
+    (
+      ["train_sft-00000-of-00001.csv", "train_gen-00000-of-00001.csv"],
+      "train",
+      r"(?s)has no split 'train'; .*:\n  train_gen\n  train_sft$",
+    ),
+    (
+      ["train.json", "more.json"],
+      "train",
+      r"(?s)some of its files name a split, but these do not; .*:\n  .*more.json$",
+    ),
+  ],
+)
 def test_a_folder_that_is_not_clear_is_refused(write, tmp_path, files, split, match):
   for name in files:
     write("[]", f"folder/{name}")
@@ -273,10 +357,12 @@ def test_a_folder_that_is_not_clear_is_refused(write, tmp_path, files, split, ma
 
 REVISION = "a" * 40
 HUB = {
-    "README.md": b"---\nconfigs:\n- config_name: en\n  data_files:\n"
-                 b"  - {split: train, path: data/train.jsonl}\n"
-                 b"  - {split: dev, path: data/dev.jsonl}\n---\n",
-    "data/train.jsonl": b'{"q": "1"}\n{"q": "2"}\n', "data/dev.jsonl": b'{"q": "3"}\n'}
+  "README.md": b"---\nconfigs:\n- config_name: en\n  data_files:\n"
+  b"  - {split: train, path: data/train.jsonl}\n"
+  b"  - {split: dev, path: data/dev.jsonl}\n---\n",
+  "data/train.jsonl": b'{"q": "1"}\n{"q": "2"}\n',
+  "data/dev.jsonl": b'{"q": "3"}\n',
+}
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
@@ -294,15 +380,22 @@ class Hub(http.server.BaseHTTPRequestHandler):
   do_HEAD = do_GET
 
   def answer(self, path):
-    files = [{"type": "file", "path": name, "size": len(body),
-              "oid": hashlib.sha1(body).hexdigest()} for name, body in HUB.items()]
+    files = [
+      {"type": "file", "path": name, "size": len(body), "oid": hashlib.sha1(body).hexdigest()}
+      for name, body in HUB.items()
+    ]
     if "/set/" in path and not {"v1", REVISION} & set(path.split("/")):
       return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
     if path.startswith("/api/datasets/org/set/tree/"):
       return 200, {}, json.dumps(files).encode()
     if path.startswith("/api/datasets/org/set"):
-      return 200, {}, json.dumps({"id": "org/set", "sha": REVISION, "siblings": [
-          {"rfilename": name} for name in HUB]}).encode()
+      return (
+        200,
+        {},
+        json.dumps(
+          {"id": "org/set", "sha": REVISION, "siblings": [{"rfilename": name} for name in HUB]}
+        ).encode(),
+      )
     for revision in ("v1", REVISION):
       before, _, name = path.partition(f"/datasets/org/set/resolve/{revision}/")
       if not before and name in HUB:
@@ -330,28 +423,50 @@ print(json.dumps(out))
 
 
 def test_a_data_set_of_the_hub_is_read(tmp_path):
-  asked = [("org/set:en@v1", "train"), ("org/set:en@v1", "dev"), ("org/set:en@v1", "test"),
-           ("org/set:zh@v1", "train"), ("org/nothing", "train")]
+  asked = [
+    ("org/set:en@v1", "train"),
+    ("org/set:en@v1", "dev"),
+    ("org/set:en@v1", "test"),
+    ("org/set:zh@v1", "train"),
+    ("org/nothing", "train"),
+  ]
   with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    env = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-           "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    env = {
+      **os.environ,
+      "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+      "HF_HOME": str(tmp_path),
+      "HF_HUB_OFFLINE": "0",
+    }
     # The library reads its settings once, when it is imported.
-    out = subprocess.run([sys.executable, "-c", READ, json.dumps(asked)], env=env, text=True,
-                         capture_output=True, timeout=100, check=True).stdout
+    out = subprocess.run(
+      [sys.executable, "-c", READ, json.dumps(asked)],
+      env=env,
+      text=True,
+      capture_output=True,
+      timeout=100,
+      check=True,
+    ).stdout
     server.shutdown()
   train, dev, no_split, no_subset, nothing = json.loads(out)
   assert train == [["org/set:en@v1 row 1", {"q": "1"}], ["org/set:en@v1 row 2", {"q": "2"}]]
   assert dev == [["org/set:en@v1 row 1", {"q": "3"}]]
-  for error, said in ((no_split, 'Unknown split "test"'), (no_subset, "'zh' not found"),
-                      (nothing, "doesn't exist")):
+  for error, said in (
+    (no_split, 'Unknown split "test"'),
+    (no_subset, "'zh' not found"),
+    (nothing, "doesn't exist"),
+  ):
     assert "is no file or folder here, and as a data set of the hub (split '" in error
     assert said in error and "\n" not in error
-  assert nothing.endswith("(hf download --repo-type dataset org/nothing --local-dir FOLDER) and "
-                          "give the FOLDER")
+  assert nothing.endswith(
+    "(hf download --repo-type dataset org/nothing --local-dir FOLDER) and give the FOLDER"
+  )
 
 
 def test_without_a_network_a_hub_id_says_what_was_tried():
-  with pytest.raises(InputError, match=r"org/set:en is no file or folder here, .* could not be "
-                                       r"loaded: .*OfflineMode.*; check the name, or download"):
+  with pytest.raises(
+    InputError,
+    match=r"org/set:en is no file or folder here, .* could not be "
+    r"loaded: .*OfflineMode.*; check the name, or download",
+  ):
     sources.read("org/set:en")

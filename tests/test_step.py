@@ -17,28 +17,43 @@ pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 def setup(name, kind, dtype=jnp.float32, remat="full", **fields):
   """(method, delta, base, two batches of eight rows)."""
-  model = models.from_config({**pico.CONFIGS[name], **fields}, dtype=dtype, remat=remat,
-                             combine=delta_lib.combine)
+  model = models.from_config(
+    {**pico.CONFIGS[name], **fields}, dtype=dtype, remat=remat, combine=delta_lib.combine
+  )
   random = np.random.default_rng(0)
+
   def like(shapes, size):
     return jax.tree.map(lambda x: jnp.asarray(size * random.normal(size=x.shape), x.dtype), shapes)
+
   shapes = models.abstract_params(model)
   base = jax.tree.map(lambda w: w.astype(dtype), like(shapes, 0.1))
-  delta = {"delta": shapes} if kind == "full" else jax.eval_shape(
-      lambda: {"lora": lora.init(jax.random.key(1), shapes, rank=4, match="_proj")})
+  delta = (
+    {"delta": shapes}
+    if kind == "full"
+    else jax.eval_shape(
+      lambda: {"lora": lora.init(jax.random.key(1), shapes, rank=4, match="_proj")}
+    )
+  )
   delta = like(delta, 0.02)
+
   def batch():
-    return {"token": random.integers(1, 96, (8, 12)), "answer": random.integers(0, 2, (8, 12)),
-            "segment": np.tile([1] * 5 + [2] * 5 + [0] * 2, (8, 1)),
-            "position": np.tile([*range(5), *range(5), 0, 0], (8, 1))}
+    return {
+      "token": random.integers(1, 96, (8, 12)),
+      "answer": random.integers(0, 2, (8, 12)),
+      "segment": np.tile([1] * 5 + [2] * 5 + [0] * 2, (8, 1)),
+      "position": np.tile([*range(5), *range(5), 0, 0], (8, 1)),
+    }
+
   batches = [{k: v.astype(np.int32) for k, v in batch().items()} for _ in range(2)]
   return step.Method(model, objectives.sft, 0.5, 8), delta, base, batches
 
 
 def plain(method, delta, base, batches):
   """Σ d loss sum / d delta over the batches, by jax.grad."""
+
   def loss(delta):
     return sum(method.sums(delta, base, batch)["loss"] for batch in batches)
+
   return jax.jit(jax.grad(loss))(delta)
 
 
@@ -54,8 +69,10 @@ def assert_close(got, want, bound):
     assert np.linalg.norm(g - want[name]) <= bound * np.linalg.norm(want[name]), name
 
 
-@pytest.mark.parametrize("name, kind, remat", [
-    ("gemma2", "full", "full"), ("qwen3_moe", "full", "dots"), ("qwen2", "lora", "none")])
+@pytest.mark.parametrize(
+  "name, kind, remat",
+  [("gemma2", "full", "full"), ("qwen3_moe", "full", "dots"), ("qwen2", "lora", "none")],
+)
 def test_gradients_are_those_of_jax_grad(name, kind, remat):
   given = setup(name, kind, remat=remat)
   got, sums = gradients(*given)
@@ -80,8 +97,9 @@ def test_gradients_in_bfloat16_are_those_of_the_frozen_weights():
   want, _ = gradients(method, delta, base, batches[:1])
   assert {g.dtype for g in jax.tree.leaves(got)} == {jnp.dtype(jnp.bfloat16)}
   assert {g.dtype for g in jax.tree.leaves(want)} == {jnp.dtype(jnp.float32)}
-  jax.tree.map(np.testing.assert_array_equal, jax.tree.map(lambda g: g.astype("float32"), got),
-               want)
+  jax.tree.map(
+    np.testing.assert_array_equal, jax.tree.map(lambda g: g.astype("float32"), got), want
+  )
   state = step.TrainState(jnp.int32(0), delta, optax.sgd(1.0).init(delta))
   state, _ = step.update(state, got, {"loss": 1.0, "count": 1.0}, tx=optax.sgd(1.0))
   assert {d.dtype for d in jax.tree.leaves(state.delta)} == {jnp.dtype(jnp.float32)}
@@ -109,8 +127,9 @@ def test_the_first_moment_has_the_dtype_of_the_config():
     assert adam.nu["delta"]["w"].dtype == "float32"
 
 
-@pytest.mark.parametrize("fields", [
-    {"delta.kind": "lora"}, {"delta.kind": "full", "dtype": "float32"}])
+@pytest.mark.parametrize(
+  "fields", [{"delta.kind": "lora"}, {"delta.kind": "full", "dtype": "float32"}]
+)
 def test_gradients_in_bfloat16_are_refused_where_they_are_not_made(fields):
   config = presets.sft()
   config.base = config.instruct = config.data.train = "somewhere"

@@ -18,7 +18,17 @@ import torch
 import transformers
 
 from shadowft_jax import (
-    buffers, checkpoint, delta_stream, graft, graft_plan, layout, lora, report, stream, tree)
+  buffers,
+  checkpoint,
+  delta_stream,
+  graft,
+  graft_plan,
+  layout,
+  lora,
+  report,
+  stream,
+  tree,
+)
 from shadowft_jax.errors import InputError
 from tests import pico, runs
 
@@ -26,8 +36,9 @@ WEIGHTS = "model.safetensors"
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def run(out, instruct, deltas, scope="paper", *, vocab="refuse", verify=True, overwrite=False,
-        **options):
+def run(
+  out, instruct, deltas, scope="paper", *, vocab="refuse", verify=True, overwrite=False, **options
+):
   """As the command does, without its flags; returns the plan and the outcome."""
   target = delta_stream.read_checkpoint(instruct)
   wanted = graft_plan.scope(target.kind, scope, **options)
@@ -41,8 +52,11 @@ def full(out, base, tuned, instruct, *args, **options):
 
 def load(folder):
   """{tensor name: torch tensor} of all shards."""
-  return {n: t for p in sorted(folder.glob("*.safetensors"))
-          for n, t in safetensors.torch.load_file(p).items()}
+  return {
+    n: t
+    for p in sorted(folder.glob("*.safetensors"))
+    for n, t in safetensors.torch.load_file(p).items()
+  }
 
 
 def near(folder, model, seed, size=0.05, dtype=torch.bfloat16, **options):
@@ -93,9 +107,16 @@ def test_no_delta_keeps_every_byte(bf16, tmp_path, scope):
   base, _, instruct = sides(bf16)
   _, done = full(tmp_path / "out", base, base, instruct, scope)
   assert (tmp_path / "out" / WEIGHTS).read_bytes() == (instruct / WEIGHTS).read_bytes()
-  assert done.changed == 0 and "byte for byte" in " ".join(stream.lines(
-      graft_plan.plan(delta_stream.read_checkpoint(instruct), [
-          delta_stream.difference(base, base)], wanted=lambda *_: True), done))
+  assert done.changed == 0 and "byte for byte" in " ".join(
+    stream.lines(
+      graft_plan.plan(
+        delta_stream.read_checkpoint(instruct),
+        [delta_stream.difference(base, base)],
+        wanted=lambda *_: True,
+      ),
+      done,
+    )
+  )
 
 
 def test_onto_the_base_it_gives_the_tuned_model_where_the_difference_is_exact(bf16, tmp_path):
@@ -139,16 +160,29 @@ def test_it_equals_the_graft_in_memory(tmp_path):
   learnt = tree.map_named(lambda _, w: jnp.float32(noise.normal(0, 0.02, w.shape)), params)
   checkpoint.save_dense(tmp_path / "delta", learnt)
   for scope in ("projections", "all"):
-    run(tmp_path / f"stream {scope}", pair / "instruct", [delta_stream.stored(tmp_path / "delta")],
-        "paper" if scope == "projections" else "all")
+    run(
+      tmp_path / f"stream {scope}",
+      pair / "instruct",
+      [delta_stream.stored(tmp_path / "delta")],
+      "paper" if scope == "projections" else "all",
+    )
     _, fresh = checkpoint.load_model(pair / "instruct")
     shadow, leaves = graft.graft(fresh, {"delta": learnt}, match=scope)
-    checkpoint.export(tmp_path / f"memory {scope}", {n: tree.names(shadow)[n] for n in leaves},
-                      like=pair / "instruct", card="card")
-    run(tmp_path / f"match {scope}", pair / "instruct", [delta_stream.stored(
-        tmp_path / "delta")], match=scope)
-    a, b, c = ((tmp_path / f"{x} {scope}" / WEIGHTS).read_bytes()
-               for x in ("stream", "memory", "match"))
+    checkpoint.export(
+      tmp_path / f"memory {scope}",
+      {n: tree.names(shadow)[n] for n in leaves},
+      like=pair / "instruct",
+      card="card",
+    )
+    run(
+      tmp_path / f"match {scope}",
+      pair / "instruct",
+      [delta_stream.stored(tmp_path / "delta")],
+      match=scope,
+    )
+    a, b, c = (
+      (tmp_path / f"{x} {scope}" / WEIGHTS).read_bytes() for x in ("stream", "memory", "match")
+    )
     assert a == b == c
 
 
@@ -158,8 +192,9 @@ def test_our_adapter_equals_the_graft_in_memory(tmp_path):
   noise = np.random.default_rng(0)
   shape = lora.init(np.array([0, 1], np.uint32), params, rank=4, match="_proj/")
   adapter = tree.map_named(lambda _, w: jnp.float32(noise.normal(0, 0.1, w.shape)), shape)
-  checkpoint.save_adapter(tmp_path / "adapter", adapter, rank=4, alpha=8.0,
-                          base_model=str(pair / "instruct"))
+  checkpoint.save_adapter(
+    tmp_path / "adapter", adapter, rank=4, alpha=8.0, base_model=str(pair / "instruct")
+  )
   run(tmp_path / "out", pair / "instruct", [delta_stream.stored(tmp_path / "adapter")])
   shadow, _ = graft.graft(params, {"lora": adapter}, scale=2.0)
   checkpoint.export(tmp_path / "memory", tree.names(shadow), like=pair / "instruct", card="card")
@@ -180,14 +215,26 @@ def test_weights_and_several_deltas_add_up(float32, tmp_path):
   assert not torch.equal(got[name], i[name])
 
 
-@pytest.mark.parametrize("options", [{}, {"rslora": True}, {"patterns": True}],
-                         ids=["plain", "rslora", "patterns"])
+@pytest.mark.parametrize(
+  "options", [{}, {"rslora": True}, {"patterns": True}], ids=["plain", "rslora", "patterns"]
+)
 def test_an_adapter_of_peft_gives_equal_logits(float32, tmp_path, options):
   model = transformers.AutoModelForCausalLM.from_pretrained(float32 / "base")
-  patterns = {"rank_pattern": {"down_proj": 2, "layers.0.self_attn.q_proj": 6},
-              "alpha_pattern": {"q_proj": 3}} if options.get("patterns") else {}
-  config = peft.LoraConfig(r=4, lora_alpha=16, use_rslora=options.get("rslora", False),
-                           target_modules=["q_proj", "v_proj", "down_proj"], **patterns)
+  patterns = (
+    {
+      "rank_pattern": {"down_proj": 2, "layers.0.self_attn.q_proj": 6},
+      "alpha_pattern": {"q_proj": 3},
+    }
+    if options.get("patterns")
+    else {}
+  )
+  config = peft.LoraConfig(
+    r=4,
+    lora_alpha=16,
+    use_rslora=options.get("rslora", False),
+    target_modules=["q_proj", "v_proj", "down_proj"],
+    **patterns,
+  )
   tuned = peft.get_peft_model(model, config)
   optimizer = torch.optim.SGD([w for w in tuned.parameters() if w.requires_grad], lr=0.05)
   token = torch.arange(3, 35).reshape(2, 16)
@@ -221,20 +268,34 @@ def test_a_tuning_in_the_new_spelling_lands_in_the_old(tmp_path):
   full(tmp_path / "plain", *sides(tmp_path))
   got = load(tmp_path / "out")
   assert (tmp_path / "out" / WEIGHTS).read_bytes() == (tmp_path / "plain" / WEIGHTS).read_bytes()
-  assert any("spelt model.language_model.*, the Instruct's language_model.model.*" in line
-             for line in plan.mapped)
+  assert any(
+    "spelt model.language_model.*, the Instruct's language_model.model.*" in line
+    for line in plan.mapped
+  )
   assert {n for n in old if not torch.equal(old[n], got[n])} == {
-      n for n in old if "_proj." in n and "vision" not in n}
+    n for n in old if "_proj." in n and "vision" not in n
+  }
 
 
 def internlm(seed, layers=2):
   random = torch.Generator().manual_seed(seed)
-  shapes = {"model.tok_embeddings.weight": (40, 16), "output.weight": (40, 16),
-            "model.norm.weight": (16,)}
+  shapes = {
+    "model.tok_embeddings.weight": (40, 16),
+    "output.weight": (40, 16),
+    "model.norm.weight": (16,),
+  }
   for i in range(layers):
-    shapes |= {f"model.layers.{i}.{n}.weight": s for n, s in {
-        "attention.wqkv": (32, 16), "attention.wo": (16, 16), "feed_forward.w1": (24, 16),
-        "feed_forward.w2": (16, 24), "feed_forward.w3": (24, 16), "attention_norm": (16,)}.items()}
+    shapes |= {
+      f"model.layers.{i}.{n}.weight": s
+      for n, s in {
+        "attention.wqkv": (32, 16),
+        "attention.wo": (16, 16),
+        "feed_forward.w1": (24, 16),
+        "feed_forward.w2": (16, 24),
+        "feed_forward.w3": (24, 16),
+        "attention_norm": (16,),
+      }.items()
+    }
   return {n: torch.randn(s, generator=random).bfloat16() for n, s in shapes.items()}
 
 
@@ -250,26 +311,30 @@ def test_a_family_that_is_not_ported(tmp_path):
   got, instruct = load(tmp_path / "out"), load(tmp_path / "instruct")
   assert {n for n in got if not torch.equal(got[n], instruct[n])} == {t.name for t in plan.targets}
   r = torch.randn
-  factors = {f"base_model.model.model.layers.1.attention.wqkv.lora_{k}.weight": r(s)
-             for k, s in (("A", (3, 16)), ("B", (32, 3)))}
+  factors = {
+    f"base_model.model.model.layers.1.attention.wqkv.lora_{k}.weight": r(s)
+    for k, s in (("A", (3, 16)), ("B", (32, 3)))
+  }
   adapter(tmp_path / "adapter", factors, r=3, lora_alpha=6)
   run(tmp_path / "low", tmp_path / "instruct", [delta_stream.stored(tmp_path / "adapter")])
   name = "model.layers.1.attention.wqkv.weight"
   a, b = factors.values()
-  want = (instruct[name].float() + 2 * (b @ a))
+  want = instruct[name].float() + 2 * (b @ a)
   torch.testing.assert_close(load(tmp_path / "low")[name].float(), want, rtol=8e-3, atol=1e-3)
 
 
 def adapter(folder, tensors, **config):
   folder.mkdir()
-  (folder / "adapter_config.json").write_text(json.dumps(
-      {"peft_type": "LORA", "r": 4, "lora_alpha": 8, **config}))
+  (folder / "adapter_config.json").write_text(
+    json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8, **config})
+  )
   safetensors.torch.save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
   return folder
 
 
-@pytest.mark.parametrize("shape", [(3, 5), (3000, 700), (1, 1_500_000), (2_100_000,), (2, 3, 5),
-                                   (), (0, 4)], ids=str)
+@pytest.mark.parametrize(
+  "shape", [(3, 5), (3000, 700), (1, 1_500_000), (2_100_000,), (2, 3, 5), (), (0, 4)], ids=str
+)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 def test_tensors_of_any_shape_are_cut_and_put_together(tmp_path, monkeypatch, shape, dtype):
   if math.prod(shape) > 1e6 and dtype != torch.bfloat16:
@@ -277,8 +342,14 @@ def test_tensors_of_any_shape_are_cut_and_put_together(tmp_path, monkeypatch, sh
   random = torch.Generator().manual_seed(0)
   names = ("model.layers.0.mlp.up_proj.weight", "model.norm.weight")
   for side in ("base", "tuned", "instruct"):
-    raw(tmp_path / side, {names[1]: torch.randn(7, generator=random).to(dtype),
-                          names[0]: torch.randn(shape, generator=random).to(dtype)}, "llama")
+    raw(
+      tmp_path / side,
+      {
+        names[1]: torch.randn(7, generator=random).to(dtype),
+        names[0]: torch.randn(shape, generator=random).to(dtype),
+      },
+      "llama",
+    )
   plan, done = full(tmp_path / "out", *sides(tmp_path))
   a, b, i, got = (load(d) for d in [*sides(tmp_path), tmp_path / "out"])
   want = (i[names[0]].float() + (b[names[0]].float() - a[names[0]].float())).to(dtype)
@@ -293,13 +364,26 @@ def want_survival(name, d, w, shadow, base=None):
   """In float64, by torch."""
   d, e = d.double(), shadow.double() - w.double()
   same = shadow == w
-  out = [name, w.numel(), same.sum(), (same & (d != 0)).sum(), d.square().sum(), e.square().sum(),
-         (d * e).sum()]
+  out = [
+    name,
+    w.numel(),
+    same.sum(),
+    (same & (d != 0)).sum(),
+    d.square().sum(),
+    e.square().sum(),
+    (d * e).sum(),
+  ]
   if base is None:
     return [*out, *[None] * 5]
   g = w.double() - base.double()
-  return [*out, g.square().sum(), (d * g).sum(), base.double().abs().sum(),
-          w.double().abs().sum(), g.abs().sum()]
+  return [
+    *out,
+    g.square().sum(),
+    (d * g).sum(),
+    base.double().abs().sum(),
+    w.double().abs().sum(),
+    g.abs().sum(),
+  ]
 
 
 def same_numbers(got, want):
@@ -334,14 +418,18 @@ def test_without_a_base_the_gap_is_unknown_and_with_one_it_is_measured(bf16, tmp
     known = against and delta_stream.read_checkpoint(against)
     plan = graft_plan.plan(target, [low], wanted=graft_plan.scope("qwen2"), base=known)
     out = tmp_path / f"out {against is None}"
-    got, = stream.run(plan, out).survival
+    (got,) = stream.run(plan, out).survival
     b = load(base)[one] if against else None
     same_numbers(got, want_survival(one, d, w, load(out)[one], b))
     record = json.loads((out / "provenance.json").read_text())["sha256"]
     assert ("base" in record) == bool(against)
   with pytest.raises(InputError, match="has none of the tensors that change, in their shapes"):
-    graft_plan.plan(target, [low], wanted=graft_plan.scope("qwen2"),
-                    base=delta_stream.read_checkpoint(raw(tmp_path / "x", internlm(0))))
+    graft_plan.plan(
+      target,
+      [low],
+      wanted=graft_plan.scope("qwen2"),
+      base=delta_stream.read_checkpoint(raw(tmp_path / "x", internlm(0))),
+    )
 
 
 def test_shards_and_files_stay_but_for_what_was_grafted(tmp_path):
@@ -353,12 +441,17 @@ def test_shards_and_files_stay_but_for_what_was_grafted(tmp_path):
   assert len(plan.shards) > 2 and done.left_out == ["pytorch_model.bin.index.json"]
   mine, theirs = ({p.name: p for p in d.iterdir()} for d in (tmp_path / "out", instruct))
   assert mine.keys() - theirs.keys() == {
-      "README.instruct.md", "provenance.json", "graft_report.json", "graft_report.png"}
+    "README.instruct.md",
+    "provenance.json",
+    "graft_report.json",
+    "graft_report.png",
+  }
   assert theirs.keys() - mine.keys() == {"pytorch_model.bin.index.json"}
   for name in theirs.keys() & mine.keys() - {"README.md"}:
     a, b = theirs[name].read_bytes(), mine[name].read_bytes()
     assert (a == b) == (not name.startswith("model-")) or not any(
-        t.tensor.path.name == name for t in plan.targets)
+      t.tensor.path.name == name for t in plan.targets
+    )
     if name.endswith(".safetensors"):
       length = 8 + int.from_bytes(a[:8], "little")
       assert a[:length] == b[:length] and len(a) == len(b)
@@ -367,7 +460,8 @@ def test_shards_and_files_stay_but_for_what_was_grafted(tmp_path):
     assert digest == report.sha256(mine[name])
   assert set(record["sha256"]) == {"base", "tuned", "instruct", "output"}
   assert record["sha256"]["tuned"][str(folder / "tuned" / WEIGHTS)] == report.sha256(
-      folder / "tuned" / WEIGHTS)
+    folder / "tuned" / WEIGHTS
+  )
 
 
 def test_a_tied_model_that_stores_its_table_twice_gets_both(tmp_path):
@@ -375,8 +469,9 @@ def test_a_tied_model_that_stores_its_table_twice_gets_both(tmp_path):
   table = {s: torch.randn(8, 4, generator=random) for s in ("base", "tuned", "instruct")}
   for side, w in table.items():
     twin = {"lm_head.weight": w.clone()} if side == "instruct" else {}
-    raw(tmp_path / side, {"model.embed_tokens.weight": w, **twin}, "llama",
-        tie_word_embeddings=True)
+    raw(
+      tmp_path / side, {"model.embed_tokens.weight": w, **twin}, "llama", tie_word_embeddings=True
+    )
   full(tmp_path / "out", *sides(tmp_path), "all")
   got = load(tmp_path / "out")
   assert torch.equal(got["lm_head.weight"], got["model.embed_tokens.weight"])
@@ -386,16 +481,25 @@ def test_a_tied_model_that_stores_its_table_twice_gets_both(tmp_path):
 def tables(folder, rows, head=True):
   for side, n in rows.items():
     random = torch.Generator().manual_seed(n)
-    raw(folder / side, {"model.embed_tokens.weight": torch.randn(n, 4, generator=random),
-                        "model.layers.0.mlp.up_proj.weight": torch.randn(6, 4)}, "llama")
+    raw(
+      folder / side,
+      {
+        "model.embed_tokens.weight": torch.randn(n, 4, generator=random),
+        "model.layers.0.mlp.up_proj.weight": torch.randn(6, 4),
+      },
+      "llama",
+    )
   return sides(folder)
 
 
 def test_tables_of_different_length(tmp_path):
   folders = tables(tmp_path, {"base": 8, "tuned": 9, "instruct": 12})
   full(tmp_path / "paper", *folders)
-  with pytest.raises(InputError, match=r"--vocab=common.*\n  model.embed_tokens.weight: tuned "
-                     r"\(9, 4\), Base \(8, 4\), Instruct \(12, 4\)"):
+  with pytest.raises(
+    InputError,
+    match=r"--vocab=common.*\n  model.embed_tokens.weight: tuned "
+    r"\(9, 4\), Base \(8, 4\), Instruct \(12, 4\)",
+  ):
     full(tmp_path / "out", *folders, "all")
   full(tmp_path / "out", *folders, "all", vocab="common")
   a, b, i, got = (load(d)["model.embed_tokens.weight"] for d in [*folders, tmp_path / "out"])
@@ -405,7 +509,8 @@ def test_tables_of_different_length(tmp_path):
 def test_include_and_exclude_narrow_the_scope(bf16, tmp_path):
   plan, _ = full(tmp_path / "out", *sides(bf16), include=r"layers\.1\.", exclude="mlp|bias")
   assert {t.name for t in plan.targets} == {
-      f"model.layers.1.self_attn.{x}_proj.weight" for x in "qkvo"}
+    f"model.layers.1.self_attn.{x}_proj.weight" for x in "qkvo"
+  }
   assert "model.layers.0.self_attn.q_proj.weight" in plan.beyond
 
 
@@ -451,8 +556,13 @@ def test_names_on_one_side_are_listed_with_the_flag_that_allows_them(bf16, tmp_p
 def test_nothing_that_matches_is_an_error(bf16, tmp_path):
   for side in ("base", "tuned"):
     raw(tmp_path / side, internlm(0))
-  text = fails("nothing would be grafted", tmp_path / "out", tmp_path / "base", tmp_path / "tuned",
-               raw(tmp_path / "i", internlm(1), "llama"))
+  text = fails(
+    "nothing would be grafted",
+    tmp_path / "out",
+    tmp_path / "base",
+    tmp_path / "tuned",
+    raw(tmp_path / "i", internlm(1), "llama"),
+  )
   assert "--scope=all" in text and "model.layers.0.attention.wqkv.weight" in text
   fails("'[(]' is no regular", tmp_path / "out", *sides(bf16), include="(")
 
@@ -466,14 +576,18 @@ def test_a_number_that_is_none_is_named(tmp_path, side, value):
       w[5, 3] = value
     raw(tmp_path / name, {"model.layers.0.mlp.up_proj.weight": w}, "llama")
   role = {"base": "Base", "instruct": "Instruct"}.get(side, side)
-  fails(f"layers.0.mlp.up_proj.weight of the {role} has NaN or infinity in .*{side}",
-        tmp_path / "out", *sides(tmp_path))
+  fails(
+    f"layers.0.mlp.up_proj.weight of the {role} has NaN or infinity in .*{side}",
+    tmp_path / "out",
+    *sides(tmp_path),
+  )
 
 
 def test_a_sum_beyond_float16(tmp_path):
   for name, x in (("base", 0.0), ("tuned", 6e4), ("instruct", 6e4)):
-    raw(tmp_path / name, {"model.layers.0.mlp.up_proj.weight": torch.full((6, 4), x).half()},
-        "llama")
+    raw(
+      tmp_path / name, {"model.layers.0.mlp.up_proj.weight": torch.full((6, 4), x).half()}, "llama"
+    )
   fails("beyond the range of F16", tmp_path / "out", *sides(tmp_path))
 
 
@@ -484,11 +598,13 @@ def test_a_disk_that_is_too_small(bf16, tmp_path, monkeypatch):
 
 def test_a_byte_that_reads_back_wrong(bf16, tmp_path, monkeypatch):
   write = stream.safetensors_file.write_at
+
   def spoilt(path, offset, data):
     if offset:
       data = data.copy()
       data[-1] ^= 1
     write(path, offset, data)
+
   monkeypatch.setattr(stream.safetensors_file, "write_at", spoilt)
   fails("reads back other bytes", tmp_path / "out", *sides(bf16))
   full(tmp_path / "unseen", *sides(bf16), verify=False)
@@ -509,22 +625,32 @@ def test_folders_that_cannot_be_read(bf16, tmp_path):
   (spoilt / f"{WEIGHTS}.index.json").unlink()
   (spoilt / WEIGHTS).write_bytes(content)
   config = json.loads((spoilt / "config.json").read_text())
-  (spoilt / "config.json").write_text(json.dumps({**config, "quantization_config": {
-      "quant_method": "gptq"}}))
+  (spoilt / "config.json").write_text(
+    json.dumps({**config, "quantization_config": {"quant_method": "gptq"}})
+  )
   fails(r"quantised \(gptq\)", tmp_path / "out", base, spoilt, instruct)
-  fails("is an adapter; expected a whole", tmp_path / "out", base,
-        adapter(tmp_path / "adapter", {}), instruct)
+  fails(
+    "is an adapter; expected a whole",
+    tmp_path / "out",
+    base,
+    adapter(tmp_path / "adapter", {}),
+    instruct,
+  )
 
 
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
 
 
 def factors(rank=4, d_in=32, d_out=32, module=Q):
-  return {f"{module}.lora_A.weight": torch.ones(rank, d_in),
-          f"{module}.lora_B.weight": torch.ones(d_out, rank)}
+  return {
+    f"{module}.lora_A.weight": torch.ones(rank, d_in),
+    f"{module}.lora_B.weight": torch.ones(d_out, rank),
+  }
 
 
-@pytest.mark.parametrize("config, tensors, message", [
+@pytest.mark.parametrize(
+  "config, tensors, message",
+  [
     ({"use_dora": True}, factors(), "use_dora is True; expected False"),
     ({"modules_to_save": ["lm_head"]}, factors(), r"modules_to_save is \['lm_head'\]"),
     ({"bias": "all"}, factors(), "bias is 'all'; expected 'none'"),
@@ -540,7 +666,9 @@ def factors(rank=4, d_in=32, d_out=32, module=Q):
     ({}, factors(d_in=16), r"q_proj.weight: adapter \(32, 16\), Instruct \(32, 32\)"),
     ({}, factors(module=Q.replace(".0.", ".9.")), r"layers.9.*Instruct has none"),
     ({}, factors(module="base_model.model.h.0.c_attn"), "nothing would be grafted"),
-], ids=lambda x: str(x)[:20] if isinstance(x, str) else "")
+  ],
+  ids=lambda x: str(x)[:20] if isinstance(x, str) else "",
+)
 def test_an_adapter_that_cannot_be_grafted(bf16, tmp_path, config, tensors, message):
   folder = adapter(tmp_path / "adapter", tensors, **config)
   with pytest.raises(InputError, match=message):
@@ -558,15 +686,27 @@ def test_an_adapter_that_is_a_pickle(tmp_path):
 
 def command(*flags):
   return subprocess.run(
-      [sys.executable, "-m", "shadowft_jax.graft", *map(str, flags)], cwd=ROOT,
-      env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120)
+    [sys.executable, "-m", "shadowft_jax.graft", *map(str, flags)],
+    cwd=ROOT,
+    env={**os.environ, "PYTHONPATH": str(ROOT)},
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
 
 
 def test_the_command(float32, tmp_path):
   base, tuned, instruct = sides(float32)
   adapter(tmp_path / "adapter", factors(), r=4, lora_alpha=8)
-  flags = [f"--base={base}", f"--tuned={tuned}", f"--adapter={tmp_path / 'adapter'}:0.5",
-           f"--instruct={instruct}", f"--out={tmp_path / 'out'}", "--alpha=0.5", "--no-verify"]
+  flags = [
+    f"--base={base}",
+    f"--tuned={tuned}",
+    f"--adapter={tmp_path / 'adapter'}:0.5",
+    f"--instruct={instruct}",
+    f"--out={tmp_path / 'out'}",
+    "--alpha=0.5",
+    "--no-verify",
+  ]
   told = command(*flags, "--dry-run")
   assert told.returncode == 0 and not (tmp_path / "out").exists(), told.stderr
   assert f"{instruct} + 0.5 x {tuned} - {base} + 0.25 x the adapter" in told.stderr
@@ -580,4 +720,6 @@ def test_the_command(float32, tmp_path):
   assert [d["weight"] for d in record["deltas"]] == [0.5, 0.25]
   wrong = command(f"--tuned={tuned}", f"--instruct={instruct}", f"--out={tmp_path / 'x'}")
   assert (wrong.returncode, wrong.stderr) == (
-      2, "error: --tuned needs --base: what was learnt is their difference\n")
+    2,
+    "error: --tuned needs --base: what was learnt is their difference\n",
+  )

@@ -41,8 +41,13 @@ def row(name, w, d, dtype=BF16, base=None, round_to=None):
   sums = [(d * d).sum(), (e * e).sum(), (d * e).sum()]
   if base is not None:
     b = np.asarray(base, np.float64)
-    sums += [((w - b) ** 2).sum(), (d * (w - b)).sum(), abs(b).sum(), abs(w).sum(),
-             abs(w - b).sum()]
+    sums += [
+      ((w - b) ** 2).sum(),
+      (d * (w - b)).sum(),
+      abs(b).sum(),
+      abs(w).sum(),
+      abs(w - b).sum(),
+    ]
   return Row(name, w.size, int(same.sum()), int((same & (d != 0)).sum()), *map(float, sums))
 
 
@@ -56,18 +61,41 @@ def random(count=1000, scale=1.0, seed=0):
 def test_by_hand():
   """Delta (3, 4), of which (0, 4) is kept; the gap is (6, 8) and twice the delta."""
   one = Row(Q.format(0), 2, 1, 1, 25.0, 16.0, 16.0, 100.0, 50.0, 20.0, 8.0, 14.0)
-  assert survival.numbers([one]) == pytest.approx({
-      "tensors": 1, "size": 2, "delta_norm": 5, "kept_norm": 4, "kept": 0.8, "cosine": 0.8,
-      "mean_kept": 0.64, "unchanged": 0.5, "lost": 0.5, "with_base": 1, "gap_norm": 10,
-      "gap_cosine": 1, "gap_ratio": 0.5}, rel=1e-15)
+  assert survival.numbers([one]) == pytest.approx(
+    {
+      "tensors": 1,
+      "size": 2,
+      "delta_norm": 5,
+      "kept_norm": 4,
+      "kept": 0.8,
+      "cosine": 0.8,
+      "mean_kept": 0.64,
+      "unchanged": 0.5,
+      "lost": 0.5,
+      "with_base": 1,
+      "gap_norm": 10,
+      "gap_cosine": 1,
+      "gap_ratio": 0.5,
+    },
+    rel=1e-15,
+  )
 
 
 def test_sums_are_added_up_before_any_root():
-  rows = [row(Q.format(0), random(), random(scale=0.01, seed=1), base=random(seed=2)),
-          row(Q.format(1), random(500, 3), random(500, 0.1, 3), base=random(500, seed=4))]
-  both = row("x", *(np.concatenate(pair) for pair in zip(
-      (random(), random(scale=0.01, seed=1)), (random(500, 3), random(500, 0.1, 3)), strict=True)),
-      base=np.concatenate([random(seed=2), random(500, seed=4)]))
+  rows = [
+    row(Q.format(0), random(), random(scale=0.01, seed=1), base=random(seed=2)),
+    row(Q.format(1), random(500, 3), random(500, 0.1, 3), base=random(500, seed=4)),
+  ]
+  both = row(
+    "x",
+    *(
+      np.concatenate(pair)
+      for pair in zip(
+        (random(), random(scale=0.01, seed=1)), (random(500, 3), random(500, 0.1, 3)), strict=True
+      )
+    ),
+    base=np.concatenate([random(seed=2), random(500, seed=4)]),
+  )
   want = {**survival.numbers([both]), "tensors": 2, "with_base": 2}
   assert survival.numbers(rows) == pytest.approx(want, rel=1e-12)
 
@@ -81,12 +109,12 @@ def test_an_exact_result_survives_whole():
 
 
 def test_less_than_half_an_ulp_is_lost():
-  lost = row(Q.format(0), np.ones(8), np.full(8, 2.0 ** -10))     # an ulp of 1 is 2^-7
+  lost = row(Q.format(0), np.ones(8), np.full(8, 2.0**-10))  # an ulp of 1 is 2^-7
   found = survival.numbers([lost])
   assert (found["kept"], found["cosine"], found["mean_kept"]) == (0, 0, 0)
   assert (found["unchanged"], found["lost"]) == (1, 1)
   assert survival.warnings([lost])
-  assert survival.warnings([row(Q.format(0), np.ones(8), np.full(8, 2.0 ** -7))]) == []
+  assert survival.warnings([row(Q.format(0), np.ones(8), np.full(8, 2.0**-7))]) == []
 
 
 def test_no_delta_is_neither_lost_nor_kept():
@@ -115,10 +143,12 @@ def test_the_gap_ratio_is_that_of_gap():
 def test_noise_without_bias_keeps_the_mean():
   """Up or down by chance: the cosine is low, and the mean is the delta."""
   chance = np.random.default_rng(0)
+
   def stochastic(x):
     bits = x.view(np.uint32) + chance.integers(0, 1 << 16, x.shape, np.uint32)
     return (bits >> 16).astype(np.uint16).view(BF16)
-  one = row("a", np.ones(100_000), np.full(100_000, 2.0 ** -10), round_to=stochastic)
+
+  one = row("a", np.ones(100_000), np.full(100_000, 2.0**-10), round_to=stochastic)
   found = survival.numbers([one])
   assert found["mean_kept"] == pytest.approx(1, rel=0.03)
   assert found["cosine"] == pytest.approx(math.sqrt(1 / 8), rel=0.03)
@@ -149,8 +179,9 @@ def test_every_number_has_a_meaning():
 def rows():
   """Three layers; layer 2 is lost in q; a norm and the embedding beside them."""
   found = [row(UP.format(n), random(), random(scale=0.1, seed=n + 1)) for n in range(3)]
-  found += [row(Q.format(n), np.ones(8), np.full(8, 2.0 ** -10 if n == 2 else 0.25))
-            for n in range(3)]
+  found += [
+    row(Q.format(n), np.ones(8), np.full(8, 2.0**-10 if n == 2 else 0.25)) for n in range(3)
+  ]
   found.append(row("model.language_model.embed_tokens.weight", random(), random(seed=5)))
   return [*found, row("model.layers.0.input_layernorm.weight", [1.0], [0.0])]
 
@@ -161,15 +192,28 @@ def test_groups(rows):
   assert list(survival.by_layer(rows)) == [0, 1, 2]
   assert survival.by_layer(rows)[1] == survival.numbers([rows[1], rows[4]])
   cells = survival.cells(rows)
-  assert list(cells) == [("attention q", 0), ("attention q", 1), ("attention q", 2), ("mlp up", 0),
-                         ("mlp up", 1), ("mlp up", 2), ("norms", 0)]
+  assert list(cells) == [
+    ("attention q", 0),
+    ("attention q", 1),
+    ("attention q", 2),
+    ("mlp up", 0),
+    ("mlp up", 1),
+    ("mlp up", 2),
+    ("norms", 0),
+  ]
   assert cells["attention q", 2] == survival.numbers([rows[5]])
 
 
-@pytest.mark.parametrize("name, module", [
-    ("lm_head.weight", "head"), ("language_model.lm_head.weight", "head"),
-    ("model.embed_tokens.weight", "embedding"), ("model.norm.weight", "norms"),
-    ("language_model.model.layers.3.mlp.experts.7.down_proj.weight", "mlp down")])
+@pytest.mark.parametrize(
+  "name, module",
+  [
+    ("lm_head.weight", "head"),
+    ("language_model.lm_head.weight", "head"),
+    ("model.embed_tokens.weight", "embedding"),
+    ("model.norm.weight", "norms"),
+    ("language_model.model.layers.3.mlp.experts.7.down_proj.weight", "mlp down"),
+  ],
+)
 def test_prefixes_do_not_hide_a_module(name, module):
   one = row(name, [1.0], [1.0])
   assert survival.module_of(one) == module
@@ -181,32 +225,68 @@ def test_prefixes_do_not_hide_a_module(name, module):
 
 def test_the_table(rows):
   head, *lines = survival.table(rows).splitlines()
-  assert head.split() == ["module", "tensors", "elements", "norm", "norm", "kept", "survival",
-                          "cos", "unchanged", "lost"]
+  assert head.split() == [
+    "module",
+    "tensors",
+    "elements",
+    "norm",
+    "norm",
+    "kept",
+    "survival",
+    "cos",
+    "unchanged",
+    "lost",
+  ]
   assert [line[:11].strip() for line in lines] == [
-      "attention q", "mlp up", "norms", "embedding", "all", "norm: of th"]
-  assert lines[0].split() == ["attention", "q", "3", "24", "1", "1.0000", "1.0000", "33.33%",
-                              "33.33%"]
+    "attention q",
+    "mlp up",
+    "norms",
+    "embedding",
+    "all",
+    "norm: of th",
+  ]
+  assert lines[0].split() == [
+    "attention",
+    "q",
+    "3",
+    "24",
+    "1",
+    "1.0000",
+    "1.0000",
+    "33.33%",
+    "33.33%",
+  ]
   assert lines[2].split() == ["norms", "1", "1", "0", "-", "-", "100.00%", "0.00%"]
   with_base = survival.table([row(Q.format(0), [2.0], [1.0], base=[1.0])])
   assert with_base.splitlines()[1].split() == [
-      "attention", "q", "1", "1", "1", "1.0000", "1.0000", "1.0000", "0.00%", "0.00%", "0.333333"]
+    "attention",
+    "q",
+    "1",
+    "1",
+    "1",
+    "1.0000",
+    "1.0000",
+    "1.0000",
+    "0.00%",
+    "0.00%",
+    "0.333333",
+  ]
 
 
 def test_the_warning_says_where_and_what_to_do(rows):
   told, advice = survival.warnings(rows)
-  assert told == ("warning: attention q: survival cosine 0.0000, below 0.95 in 1 of 3 layers, "
-                  "lowest in layer 2")
+  assert told == (
+    "warning: attention q: survival cosine 0.0000, below 0.95 in 1 of 3 layers, lowest in layer 2"
+  )
   worse = Row(Q.format(3), 1, 0, 0, 1.0, 1.0, -0.5)
   assert survival.warnings([*rows, worse])[0] == (
-      "warning: attention q: survival cosine -0.5000, below 0.95 in 2 of 4 layers, lowest in "
-      "layer 3")
+    "warning: attention q: survival cosine -0.5000, below 0.95 in 2 of 4 layers, lowest in layer 3"
+  )
   for flag in ("--output adapter", "--output delta", "--dtype float32", "--rounding stochastic"):
     assert flag in advice
   assert "stochastic" not in survival.warnings(rows, rounding="stochastic")[1]
-  table = row("model.embed_tokens.weight", np.ones(8), np.full(8, 2.0 ** -10))
-  assert survival.warnings([table])[0] == (
-      "warning: embedding: survival cosine 0.0000, below 0.95")
+  table = row("model.embed_tokens.weight", np.ones(8), np.full(8, 2.0**-10))
+  assert survival.warnings([table])[0] == ("warning: embedding: survival cosine 0.0000, below 0.95")
 
 
 def test_the_warning_begins_below_its_limit():
@@ -218,8 +298,9 @@ def test_the_warning_begins_below_its_limit():
 @pytest.mark.parametrize("with_base", [True, False])
 def test_the_files(rows, tmp_path, with_base):
   if with_base:
-    rows = [r._replace(gap2=4.0, gap_dot=0.1, base_abs=1.0, instruct_abs=2.0, gap_abs=1.0)
-            for r in rows]
+    rows = [
+      r._replace(gap2=4.0, gap_dot=0.1, base_abs=1.0, instruct_abs=2.0, gap_abs=1.0) for r in rows
+    ]
   report.write_graft(tmp_path, rows, {"alpha": 0.5}, "a title")
   assert {p.name for p in tmp_path.iterdir()} == {"graft_report.json", "graft_report.png"}
   assert (tmp_path / "graft_report.png").read_bytes().startswith(b"\x89PNG")
@@ -229,30 +310,36 @@ def test_the_files(rows, tmp_path, with_base):
   assert found["modules"]["mlp up"] == survival.numbers(rows[:3])
   assert found["layers"]["2"] == survival.by_layer(rows)[2]
   assert [(t["name"], t["layer"], t["module"]) for t in found["tensors"][4:7]] == [
-      (Q.format(1), 1, "attention q"), (Q.format(2), 2, "attention q"),
-      ("model.language_model.embed_tokens.weight", None, "embedding")]
+    (Q.format(1), 1, "attention q"),
+    (Q.format(2), 2, "attention q"),
+    ("model.language_model.embed_tokens.weight", None, "embedding"),
+  ]
   assert found["tensors"][0].items() >= survival.numbers(rows[:1]).items()
 
 
 def test_the_picture_shows_the_numbers(rows, tmp_path, monkeypatch):
   drawn = {}
   draw = Axes.pcolormesh
+
   def spy(self, x, y, grid, **options):
     drawn[self] = grid, options
     return draw(self, x, y, grid, **options)
+
   monkeypatch.setattr(Axes, "pcolormesh", spy)
   cells = survival.cells(rows)
   report.plot_survival(cells, "a title", tmp_path / "x.png")
-  drawn = {axes: x for axes, x in drawn.items() if axes.get_title("left")}   # no colour bars
+  drawn = {axes: x for axes, x in drawn.items() if axes.get_title("left")}  # no colour bars
   panels = [p for p in report.PANELS if not p[0].startswith("gap")]
   assert [axes.get_title("left") for axes in drawn] == [p[1] for p in panels]
   for (key, _, _, low, high), (grid, options) in zip(panels, drawn.values(), strict=True):
-    want = [[cells[m, n][key] if (m, n) in cells else None for n in range(3)]
-            for m in ("attention q", "mlp up", "norms")]
+    want = [
+      [cells[m, n][key] if (m, n) in cells else None for n in range(3)]
+      for m in ("attention q", "mlp up", "norms")
+    ]
     np.testing.assert_array_equal(grid, np.array(want, float))
     assert (options["vmin"], options["vmax"]) == (low, high)
   marked = [line.get_xydata().tolist() for axes in drawn for line in axes.lines]
-  assert marked == [[[2, 0]]]            # layer 2 of attention q
+  assert marked == [[[2, 0]]]  # layer 2 of attention q
 
 
 def test_without_layers_there_is_no_picture(tmp_path):

@@ -35,19 +35,25 @@ def small_chunks(monkeypatch):
 
 
 def turns(i):
-  return [{"role": role, "content": f"{role} {'é' * (i % 50)} {i}"}
-          for role in ("user", "assistant")]
+  return [
+    {"role": role, "content": f"{role} {'é' * (i % 50)} {i}"} for role in ("user", "assistant")
+  ]
 
 
 def make_rows(count=40):
   """Conversations of one or two turns, some too long; every seventh has no answer."""
-  return [formats.Row(f"a.jsonl row {i}", [ALONE] if i % 7 == 3 else turns(i) * (1 + i % 2))
-          for i in range(count)]
+  return [
+    formats.Row(f"a.jsonl row {i}", [ALONE] if i % 7 == 3 else turns(i) * (1 + i % 2))
+    for i in range(count)
+  ]
 
 
 def with_raw_text(rows):
-  return [*rows, formats.Row("b.txt row 1", [], text="no turns here " * 40),
-          formats.Row("b.txt row 2", turns(1), tools=[{"name": "f", "parameters": {}}])]
+  return [
+    *rows,
+    formats.Row("b.txt row 1", [], text="no turns here " * 40),
+    formats.Row("b.txt row 2", turns(1), tools=[{"name": "f", "parameters": {}}]),
+  ]
 
 
 def direct(rows, folder, settings):
@@ -88,9 +94,16 @@ def test_a_hit_gives_what_a_miss_gives(folder, tmp_path, settings, monkeypatch):
 def test_examples_of_rows_with_and_without_labels_stay_apart(folder, tmp_path, monkeypatch):
   def encode(rows, tokenizer, settings):
     ids = [np.arange(len(row.text), dtype=np.int32) for row in rows]
-    return [[chat.Example(x, x % 2, len(x), altered=len(x) > 4, where=row.where,
-                          label=x + 9 if len(x) % 2 else None)] * (len(x) % 3)
-            for x, row in zip(ids, rows, strict=True)]
+    return [
+      [
+        chat.Example(
+          x, x % 2, len(x), altered=len(x) > 4, where=row.where, label=x + 9 if len(x) % 2 else None
+        )
+      ]
+      * (len(x) % 3)
+      for x, row in zip(ids, rows, strict=True)
+    ]
+
   monkeypatch.setitem(tokenise.RECIPES, "chat", encode)
   rows = [formats.Row(f"row {i}", [], text="x" * i) for i in range(1, 9)]
   for _ in range(2):
@@ -99,8 +112,12 @@ def test_examples_of_rows_with_and_without_labels_stay_apart(folder, tmp_path, m
 
 
 def test_a_hit_is_of_the_rows_and_folder_that_ask(folder, tmp_path, monkeypatch):
-  rows = [dataclasses.replace(row, messages=[{"role": "tool", "content": 3}] if i % 5 == 0
-                              else row.messages) for i, row in enumerate(make_rows())]
+  rows = [
+    dataclasses.replace(
+      row, messages=[{"role": "tool", "content": 3}] if i % 5 == 0 else row.messages
+    )
+    for i, row in enumerate(make_rows())
+  ]
   tokenise.tokenise(rows, folder, CHAT, tmp_path / "cache")
   monkeypatch.setattr(tokenise, "_encoded", never)
   other = shutil.copytree(folder, tmp_path / "other")
@@ -109,11 +126,14 @@ def test_a_hit_is_of_the_rows_and_folder_that_ask(folder, tmp_path, monkeypatch)
   assert_same(tokenise.tokenise(moved, other, CHAT, tmp_path / "cache"), want)
 
 
-def test_an_error_that_names_the_tokenizer_names_the_one_that_is_asked_for(folder, tmp_path,
-                                                                            monkeypatch):
+def test_an_error_that_names_the_tokenizer_names_the_one_that_is_asked_for(
+  folder, tmp_path, monkeypatch
+):
   rows = [formats.Row("row 1", [{"role": "assistant", "content": "x"}])]
+
   def encode(rows, tokenizer, settings):
     return [InputError(f"{row.where}: {tokenizer.name_or_path} fails") for row in rows]
+
   monkeypatch.setitem(tokenise.RECIPES, "chat", encode)
   other = shutil.copytree(folder, tmp_path / "other")
   for where in (folder, other):
@@ -126,10 +146,18 @@ def key(rows, folder, settings=CHAT):
   return tokenise._key(rows, folder, settings)[0]
 
 
-@pytest.mark.parametrize("field, value", [
-    ("messages", [*turns(1), ALONE]), ("messages", [{**m, "weight": 1} for m in turns(1)]),
-    ("messages", [dict(reversed(m.items())) for m in turns(1)]), ("rejected", turns(2)),
-    ("text", "x"), ("tools", []), ("images", ("a.png",))])
+@pytest.mark.parametrize(
+  "field, value",
+  [
+    ("messages", [*turns(1), ALONE]),
+    ("messages", [{**m, "weight": 1} for m in turns(1)]),
+    ("messages", [dict(reversed(m.items())) for m in turns(1)]),
+    ("rejected", turns(2)),
+    ("text", "x"),
+    ("tools", []),
+    ("images", ("a.png",)),
+  ],
+)
 def test_each_field_of_a_row_changes_the_key(folder, field, value):
   row = formats.Row("row 1", turns(1))
   assert key([row], folder) == key([dataclasses.replace(row, where="row 2")], folder)
@@ -148,10 +176,21 @@ def test_each_setting_changes_the_key(folder):
   assert len({key(make_rows(), folder, settings) for settings in [CHAT, *changed]}) == 5
 
 
-@pytest.mark.parametrize("name", [
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "chat_template.jinja", "additional_chat_templates/rag.jinja", "config.json", "vocab.txt",
-    "merges.txt", "tokenizer.model"])
+@pytest.mark.parametrize(
+  "name",
+  [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "additional_chat_templates/rag.jinja",
+    "config.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+  ],
+)
 def test_each_file_of_the_tokenizer_changes_the_key(folder, tmp_path, name):
   copy = shutil.copytree(folder, tmp_path / "copy")
   assert key(make_rows(), copy) == key(make_rows(), folder)
@@ -167,7 +206,7 @@ def test_the_names_of_files_change_the_key(folder, tmp_path):
   copy = shutil.copytree(folder, tmp_path / "copy")
   (copy / "vocab.txt").write_text("x")
   before = key(make_rows(), copy)
-  (copy / "vocab.txt").rename(copy / "vocab.model")     # the same in order
+  (copy / "vocab.txt").rename(copy / "vocab.model")  # the same in order
   assert key(make_rows(), copy) != before
 
 
@@ -182,8 +221,9 @@ def test_weights_and_notes_beside_the_tokenizer_leave_the_key(folder, tmp_path):
 @pytest.mark.parametrize("package", ["transformers", "tokenizers", "jinja2"])
 def test_versions_change_the_key(folder, package, monkeypatch):
   before, real = key(make_rows(), folder), importlib.metadata.version
-  monkeypatch.setattr(importlib.metadata, "version",
-                      lambda name: "0.0" if name == package else real(name))
+  monkeypatch.setattr(
+    importlib.metadata, "version", lambda name: "0.0" if name == package else real(name)
+  )
   assert key(make_rows(), folder) != before
 
 
@@ -198,10 +238,18 @@ def test_code_changes_the_key(folder, tmp_path, monkeypatch):
   assert key(make_rows(), folder) != before
 
 
-@pytest.mark.parametrize("spoil", [
-    lambda data: b"", lambda data: data[:-30], lambda data: b"junk" * 9,
-    lambda data: data[:len(data) // 2] + bytes([data[len(data) // 2] ^ 1])
-    + data[len(data) // 2 + 1:]], ids=["empty", "cut short", "junk", "one bit"])
+@pytest.mark.parametrize(
+  "spoil",
+  [
+    lambda data: b"",
+    lambda data: data[:-30],
+    lambda data: b"junk" * 9,
+    lambda data: (
+      data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :]
+    ),
+  ],
+  ids=["empty", "cut short", "junk", "one bit"],
+)
 def test_a_corrupt_file_is_said_and_written_anew(folder, tmp_path, spoil, capsys):
   rows = make_rows()
   want = tokenise.tokenise(rows, folder, CHAT, tmp_path)
@@ -226,6 +274,7 @@ def test_a_file_is_written_whole_or_not_at_all(folder, tmp_path, monkeypatch, ca
   def full(file, **arrays):
     file.write(b"half")
     raise OSError(28, "No space left on device")
+
   with monkeypatch.context() as patch:
     patch.setattr(np, "savez", full)
     got = tokenise.tokenise(make_rows(), folder, CHAT, tmp_path)
@@ -236,15 +285,19 @@ def test_a_file_is_written_whole_or_not_at_all(folder, tmp_path, monkeypatch, ca
 
 def test_several_may_write_at_once(folder, tmp_path, monkeypatch):
   meet, save = threading.Barrier(3), np.savez
+
   def together(file, **arrays):
-    meet.wait(30)            # All have a file open before any is done.
+    meet.wait(30)  # All have a file open before any is done.
     save(file, **arrays)
     meet.wait(30)
+
   rows, found = make_rows(), []
   with monkeypatch.context() as patch:
     patch.setattr(np, "savez", together)
-    threads = [threading.Thread(target=lambda: found.append(
-        tokenise.tokenise(rows, folder, CHAT, tmp_path))) for _ in range(3)]
+    threads = [
+      threading.Thread(target=lambda: found.append(tokenise.tokenise(rows, folder, CHAT, tmp_path)))
+      for _ in range(3)
+    ]
     for thread in threads:
       thread.start()
     for thread in threads:
@@ -272,8 +325,9 @@ def processes(monkeypatch):
   started, popen = [], subprocess.Popen
   monkeypatch.setattr(tokenise, "WORTH", 1)
   monkeypatch.setattr(tokenise, "_cores", lambda: 2)
-  monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k))
-                      or started[-1])
+  monkeypatch.setattr(
+    subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1]
+  )
   yield started
   assert len(started) == 2 and all(p.returncode is not None for p in started), "all have ended"
 
@@ -316,10 +370,11 @@ def test_a_bug_in_a_process_is_told_with_its_traceback(folder, tmp_path, process
 def test_an_interrupt_ends_the_processes(folder, tmp_path, processes, monkeypatch):
   def interrupted(*_):
     raise KeyboardInterrupt
+
   monkeypatch.setattr(tokenise.tqdm, "update", interrupted)
   rows = make_rows(200)
   rows[12] = formats.Row("row 12", [Calls(time.sleep, (3600,))])
-  with pytest.raises(KeyboardInterrupt):     # after the first chunk; the second would take an hour
+  with pytest.raises(KeyboardInterrupt):  # after the first chunk; the second would take an hour
     tokenise.tokenise(rows, folder, CHAT, tmp_path)
 
 
@@ -327,7 +382,7 @@ def test_few_rows_start_no_process(folder, tmp_path, monkeypatch):
   monkeypatch.setattr(subprocess, "Popen", never)
   tokenise.tokenise(make_rows(), folder, CHAT, tmp_path)
   size = sum(tokenise._key(make_rows(), folder, CHAT)[1])
-  for name, value in (("WORTH", size), ("CHUNK", size // 2)):    # many, but in three chunks
+  for name, value in (("WORTH", size), ("CHUNK", size // 2)):  # many, but in three chunks
     monkeypatch.setattr(tokenise, name, value)
     monkeypatch.setattr(tokenise, "_cores", lambda: 1 if name == "WORTH" else 8)
     tokenise.tokenise(make_rows(), folder, CHAT, tmp_path / name)

@@ -12,10 +12,19 @@ from shadowft_jax.data import chat, formats
 from shadowft_jax.errors import InputError
 from tests import real_tokenizers
 
-TEXTS = ["Hello, world!", " leading", "  two  spaces ", "tabs\t\tand\r\nlines\n\n\n  x",
-         "naïve 中文字 再见", "🎈🏳️‍🌈 𝔘 é",
-         "def f(x):\n    return x ** 2  # 3.14159", "1234567 ½ 10%", "'LL I'll WE'VE",
-         "<think>\n\n</think>\n\n", ""]
+TEXTS = [
+  "Hello, world!",
+  " leading",
+  "  two  spaces ",
+  "tabs\t\tand\r\nlines\n\n\n  x",
+  "naïve 中文字 再见",
+  "🎈🏳️‍🌈 𝔘 é",
+  "def f(x):\n    return x ** 2  # 3.14159",
+  "1234567 ½ 10%",
+  "'LL I'll WE'VE",
+  "<think>\n\n</think>\n\n",
+  "",
+]
 
 
 @pytest.fixture(scope="session")
@@ -33,8 +42,10 @@ def ids_of(texts, tokenizer):
   return tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
 
 
-@pytest.mark.parametrize("name, vectors", [
-    ("llama3", "llama-bpe"), ("qwen", "qwen2"), ("llama2", "llama-spm"), ("gpt2", "gpt-2")])
+@pytest.mark.parametrize(
+  "name, vectors",
+  [("llama3", "llama-bpe"), ("qwen", "qwen2"), ("llama2", "llama-spm"), ("gpt2", "gpt-2")],
+)
 def test_ids_are_those_of_llama_cpp(real, shared_data, name, vectors):
   texts, wanted = zip(*real_tokenizers.vectors(vectors, shared_data), strict=True)
   assert len(texts) == 46
@@ -58,10 +69,16 @@ def test_a_round_trip_changes_nothing(real, name):
 
 
 def test_special_tokens_have_their_ids(real):
-  wanted = {"llama3": {"<|begin_of_text|>": 128000, "<|start_header_id|>": 128006,
-                       "<|eom_id|>": 128008, "<|eot_id|>": 128009},
-            "qwen": {"<|endoftext|>": 151643, "<|im_start|>": 151644, "<|im_end|>": 151645},
-            "qwen3": {"<|im_end|>": 151645, "<think>": 151667, "</think>": 151668}}
+  wanted = {
+    "llama3": {
+      "<|begin_of_text|>": 128000,
+      "<|start_header_id|>": 128006,
+      "<|eom_id|>": 128008,
+      "<|eot_id|>": 128009,
+    },
+    "qwen": {"<|endoftext|>": 151643, "<|im_start|>": 151644, "<|im_end|>": 151645},
+    "qwen3": {"<|im_end|>": 151645, "<think>": 151667, "</think>": 151668},
+  }
   for name, tokens in wanted.items():
     assert ids_of(list(tokens), real(name)) == [[i] for i in tokens.values()]
 
@@ -88,7 +105,8 @@ def learnt(messages, tokenizer, tools=None):
   """The texts that are learnt, after a check that the tokens are those of the rendered text."""
   example = encode(messages, tokenizer, tools)
   text = tokenizer.apply_chat_template(
-      messages, tools=tools, tokenize=False, date_string="26 Jul 2024")
+    messages, tools=tools, tokenize=False, date_string="26 Jul 2024"
+  )
   [ids] = ids_of([text], tokenizer)
   assert example.token.tolist() == ids and text_of(ids, tokenizer) == text
   return [text_of(example.token[a:b], tokenizer) for a, b in runs_of(example.answer)]
@@ -113,6 +131,7 @@ def extended(tokenizer, bos, eos, *special, **how):
 @pytest.fixture(scope="session")
 def fitting(real):
   """fitting(name): a tokenizer for templates of that family, the real one where it is here."""
+
   @functools.cache
   def build(name):
     if name not in SPECIAL:
@@ -122,26 +141,33 @@ def fitting(real):
       # Gemma's puts no space before a text.
       tokenizer.backend_tokenizer.normalizer = normalizers.Replace(" ", "▁")
       tokenizer.backend_tokenizer.decoder = decoders.Sequence(
-          [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+      )
     return tokenizer
+
   return build
 
 
 # Family -> the real tokenizer that stands in for its own, its begin, end and other special tokens.
 SPECIAL = {
-    "gemma": ("llama2", "<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"),
-    "phi": ("llama2", "<s>", "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>",
-            "<|end|>"),
-    "deepseek": ("minimind", "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>",
-                 "<｜Assistant｜>"),
-    "mistral": ("minimind", "<s>", "</s>", "[INST]", "[/INST]"),
+  "gemma": ("llama2", "<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"),
+  "phi": ("llama2", "<s>", "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
+  "deepseek": (
+    "minimind",
+    "<｜begin▁of▁sentence｜>",
+    "<｜end▁of▁sentence｜>",
+    "<｜User｜>",
+    "<｜Assistant｜>",
+  ),
+  "mistral": ("minimind", "<s>", "</s>", "[INST]", "[/INST]"),
 }
 
 
 def talk(*contents, system=None):
   first = [{"role": "system", "content": system}] if system is not None else []
-  return first + [{"role": ("user", "assistant")[i % 2], "content": c}
-                  for i, c in enumerate(contents)]
+  return first + [
+    {"role": ("user", "assistant")[i % 2], "content": c} for i, c in enumerate(contents)
+  ]
 
 
 ANSWERS = ["It is four.", "Four.\n\nIt is 2 + 2:\n  2 and\n  2", "中文字 🏳️‍🌈", "the", "1"]
@@ -149,19 +175,22 @@ NO_THOUGHTS = "<think>\n\n</think>\n\n"
 LLAMA, QWEN, GEMMA = ("<|eot_id|>",) * 2, ("<|im_end|>\n",) * 2, ("<end_of_turn>\n",) * 2
 # Template -> tokenizer, what closes a turn, what closes the last one.
 KNOWN = {
-    "trl/llama3": ("llama3", *LLAMA),
-    "llama_cpp/meta-llama-Llama-3.1-8B-Instruct": ("llama3", *LLAMA),
-    "llama_cpp/meta-llama-Llama-3.2-3B-Instruct": ("llama3", *LLAMA),
-    "llama_cpp/meta-llama-Llama-3.3-70B-Instruct": ("llama3", *LLAMA),
-    "llama_cpp/Qwen-Qwen2.5-7B-Instruct": ("qwen", *QWEN),
-    "trl/qwen3": ("qwen3", *QWEN),
-    "trl/qwen3_instruct_2507": ("qwen3", *QWEN),
-    "llama_cpp/google-gemma-2-2b-it": ("gemma", *GEMMA),
-    "trl/gemma3": ("gemma", *GEMMA),
-    "llama_cpp/mistralai-Mistral-Nemo-Instruct-2407": ("mistral", "</s>", "</s>"),
-    "llama_cpp/microsoft-Phi-3.5-mini-instruct": ("phi", "<|end|>\n", "<|end|>\n<|endoftext|>"),
-    "llama_cpp/deepseek-ai-DeepSeek-R1-Distill-Llama-8B":
-        ("deepseek", "<｜end▁of▁sentence｜>", "<｜end▁of▁sentence｜>"),
+  "trl/llama3": ("llama3", *LLAMA),
+  "llama_cpp/meta-llama-Llama-3.1-8B-Instruct": ("llama3", *LLAMA),
+  "llama_cpp/meta-llama-Llama-3.2-3B-Instruct": ("llama3", *LLAMA),
+  "llama_cpp/meta-llama-Llama-3.3-70B-Instruct": ("llama3", *LLAMA),
+  "llama_cpp/Qwen-Qwen2.5-7B-Instruct": ("qwen", *QWEN),
+  "trl/qwen3": ("qwen3", *QWEN),
+  "trl/qwen3_instruct_2507": ("qwen3", *QWEN),
+  "llama_cpp/google-gemma-2-2b-it": ("gemma", *GEMMA),
+  "trl/gemma3": ("gemma", *GEMMA),
+  "llama_cpp/mistralai-Mistral-Nemo-Instruct-2407": ("mistral", "</s>", "</s>"),
+  "llama_cpp/microsoft-Phi-3.5-mini-instruct": ("phi", "<|end|>\n", "<|end|>\n<|endoftext|>"),
+  "llama_cpp/deepseek-ai-DeepSeek-R1-Distill-Llama-8B": (
+    "deepseek",
+    "<｜end▁of▁sentence｜>",
+    "<｜end▁of▁sentence｜>",
+  ),
 }
 
 
@@ -180,20 +209,31 @@ def test_answers_and_their_ends_are_learnt_to_the_token(fitting, templates, name
   for count in (2, 10):
     *before, last = turns[1:count:2]
     assert learnt(talk(*turns[:count], system=system), tokenizer) == [
-        *(answer + close for answer in before), opening + last + last_close]
+      *(answer + close for answer in before),
+      opening + last + last_close,
+    ]
 
 
-@pytest.mark.parametrize("name", [
-    "trl/qwen3", "trl/qwen3_instruct_2507", "trl/llama3_1",
-    "llama_cpp/deepseek-ai-DeepSeek-R1-Distill-Qwen-32B"])
+@pytest.mark.parametrize(
+  "name",
+  [
+    "trl/qwen3",
+    "trl/qwen3_instruct_2507",
+    "trl/llama3_1",
+    "llama_cpp/deepseek-ai-DeepSeek-R1-Distill-Qwen-32B",
+  ],
+)
 def test_thoughts_are_learnt_where_the_template_writes_them(fitting, templates, name):
   one, two = "<think>\nhm\n</think>\n\nFour.", "<think>\nhm, 5\n</think>\n\nFive."
   wanted = {
-      "trl/qwen3": ["Four.<|im_end|>\n", two + "<|im_end|>\n"],
-      "trl/qwen3_instruct_2507": [one + "<|im_end|>\n", two + "<|im_end|>\n"],
-      "trl/llama3_1": [one + "<|eot_id|>", two + "<|eot_id|>"],
-      "llama_cpp/deepseek-ai-DeepSeek-R1-Distill-Qwen-32B":
-          ["\n\nFour.<｜end▁of▁sentence｜>", "\n\nFive.<｜end▁of▁sentence｜>"]}[name]
+    "trl/qwen3": ["Four.<|im_end|>\n", two + "<|im_end|>\n"],
+    "trl/qwen3_instruct_2507": [one + "<|im_end|>\n", two + "<|im_end|>\n"],
+    "trl/llama3_1": [one + "<|eot_id|>", two + "<|eot_id|>"],
+    "llama_cpp/deepseek-ai-DeepSeek-R1-Distill-Qwen-32B": [
+      "\n\nFour.<｜end▁of▁sentence｜>",
+      "\n\nFive.<｜end▁of▁sentence｜>",
+    ],
+  }[name]
   kind = {"trl/llama3_1": "llama3"}.get(name, "qwen3" if "trl" in name else "deepseek")
   tokenizer = dressed(fitting(kind), templates[name])
   assert learnt(talk("2 + 2?", one, "2 + 3?", two), tokenizer) == wanted
@@ -215,30 +255,46 @@ def test_llama_trims_and_qwen_does_not(real, templates):
 def test_spaces_that_a_tokenizer_adds_or_takes_move_no_border(real, templates):
   """Phi's tokens take the line end after them, and the text between them gets a space."""
   tokenizer = dressed(
-      extended(real("llama2"), "<s>", "<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>",
-               rstrip=True), templates["trl/phi3_5"])
+    extended(
+      real("llama2"), "<s>", "<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>", rstrip=True
+    ),
+    templates["trl/phi3_5"],
+  )
   example = encode(talk("What is it?", "It is four.", "Why?", "So."), tokenizer)
   said = [tokenizer.convert_ids_to_tokens(example.token[a:b]) for a, b in runs_of(example.answer)]
-  assert said == [["▁It", "▁is", "▁four", ".", "<|end|>"],
-                  ["▁So", ".", "<|end|>", "<|endoftext|>"]]
+  assert said == [["▁It", "▁is", "▁four", ".", "<|end|>"], ["▁So", ".", "<|end|>", "<|endoftext|>"]]
 
 
 # The part of a template that writes an answer, and the same with generation tags around it.
 TAGGED = {
-    "trl/llama3": ("llama3", "{{ content }}", (
-        "{% if message['role'] == 'assistant' %}{{ '<|start_header_id|>assistant<|end_header_id|>"
-        "\n\n' }}{% generation %}{{ message['content'] | trim + '<|eot_id|>' }}{% endgeneration %}"
-        "{% else %}{{ content }}{% endif %}")),
-    "trl/qwen2_5": ("qwen", (
-        "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}"), (
-        "{{- '<|im_start|>' + message.role + '\\n' }}{%- if message.role == 'assistant' %}"
-        "{% generation %}{{- message.content + '<|im_end|>' + '\\n' }}{% endgeneration %}"
-        "{%- else %}{{- message.content + '<|im_end|>' + '\\n' }}{%- endif %}")),
-    "trl/qwen3_instruct_2507": ("qwen3", (
-        "{{- '<|im_start|>' + message.role + '\\n' + content }}\n        {%- if "
-        "message.tool_calls %}"), (
-        "{{- '<|im_start|>' + message.role + '\\n' }}{% generation %}{{- content + '<|im_end|>\\n' "
-        "}}{% endgeneration %}{% continue %}{%- if message.tool_calls %}")),
+  "trl/llama3": (
+    "llama3",
+    "{{ content }}",
+    (
+      "{% if message['role'] == 'assistant' %}{{ '<|start_header_id|>assistant<|end_header_id|>"
+      "\n\n' }}{% generation %}{{ message['content'] | trim + '<|eot_id|>' }}{% endgeneration %}"
+      "{% else %}{{ content }}{% endif %}"
+    ),
+  ),
+  "trl/qwen2_5": (
+    "qwen",
+    ("{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}"),
+    (
+      "{{- '<|im_start|>' + message.role + '\\n' }}{%- if message.role == 'assistant' %}"
+      "{% generation %}{{- message.content + '<|im_end|>' + '\\n' }}{% endgeneration %}"
+      "{%- else %}{{- message.content + '<|im_end|>' + '\\n' }}{%- endif %}"
+    ),
+  ),
+  "trl/qwen3_instruct_2507": (
+    "qwen3",
+    (
+      "{{- '<|im_start|>' + message.role + '\\n' + content }}\n        {%- if message.tool_calls %}"
+    ),
+    (
+      "{{- '<|im_start|>' + message.role + '\\n' }}{% generation %}{{- content + '<|im_end|>\\n' "
+      "}}{% endgeneration %}{% continue %}{%- if message.tool_calls %}"
+    ),
+  ),
 }
 
 
@@ -248,10 +304,13 @@ def test_generation_tags_mark_what_is_found_without_them(real, templates, name):
   assert templates[name].count(plain) == 1
   with_tags = dressed(real(kind), templates[name].replace(plain, tagged))
   without = dressed(real(kind), templates[name])
-  for messages in (talk("What is it?", ANSWERS[1]),
-                   talk("a", *[x for a in ANSWERS for x in (a, "why?")][:-1], system="Be brief.")):
+  for messages in (
+    talk("What is it?", ANSWERS[1]),
+    talk("a", *[x for a in ANSWERS for x in (a, "why?")][:-1], system="Be brief."),
+  ):
     marked = with_tags.apply_chat_template(
-        messages, return_dict=True, return_assistant_tokens_mask=True)
+      messages, return_dict=True, return_assistant_tokens_mask=True
+    )
     for tokenizer in (with_tags, without):
       example = encode(messages, tokenizer)
       assert example.token.tolist() == marked["input_ids"]
@@ -259,16 +318,31 @@ def test_generation_tags_mark_what_is_found_without_them(real, templates, name):
     assert sum(marked["assistant_masks"]) > 5
 
 
-TOOLS = [{"type": "function", "function": {
-    "name": "weather", "description": "The weather of a city.",
-    "parameters": {"type": "object", "properties": {"city": {"type": "string"}},
-                   "required": ["city"]}}}]
+TOOLS = [
+  {
+    "type": "function",
+    "function": {
+      "name": "weather",
+      "description": "The weather of a city.",
+      "parameters": {
+        "type": "object",
+        "properties": {"city": {"type": "string"}},
+        "required": ["city"],
+      },
+    },
+  }
+]
 
 
 def call(*cities, content=""):
-  return {"role": "assistant", "content": content, "tool_calls": [
+  return {
+    "role": "assistant",
+    "content": content,
+    "tool_calls": [
       {"type": "function", "function": {"name": "weather", "arguments": {"city": c}}}
-      for c in cities]}
+      for c in cities
+    ],
+  }
 
 
 def result(text):
@@ -276,28 +350,48 @@ def result(text):
 
 
 def qwen_calls(*cities):
-  return "\n".join(f'<tool_call>\n{{"name": "weather", "arguments": {{"city": "{c}"}}}}\n'
-                   "</tool_call>" for c in cities) + "<|im_end|>\n"
+  return (
+    "\n".join(
+      f'<tool_call>\n{{"name": "weather", "arguments": {{"city": "{c}"}}}}\n</tool_call>'
+      for c in cities
+    )
+    + "<|im_end|>\n"
+  )
 
 
 def llama_calls(city):
   return f'{{"name": "weather", "parameters": {{"city": "{city}"}}}}<|eot_id|>'
 
 
-@pytest.mark.parametrize("name, kind", [
-    ("trl/llama3_1", "llama3"), ("trl/llama3_2", "llama3"), ("trl/qwen2_5", "qwen"),
-    ("trl/qwen3", "qwen3"), ("trl/qwen3_instruct_2507", "qwen3")])
+@pytest.mark.parametrize(
+  "name, kind",
+  [
+    ("trl/llama3_1", "llama3"),
+    ("trl/llama3_2", "llama3"),
+    ("trl/qwen2_5", "qwen"),
+    ("trl/qwen3", "qwen3"),
+    ("trl/qwen3_instruct_2507", "qwen3"),
+  ],
+)
 def test_a_call_is_learnt_and_its_result_is_not(real, templates, name, kind):
   tokenizer = dressed(real(kind), templates[name])
   calls, close = (llama_calls, LLAMA[0]) if kind == "llama3" else (qwen_calls, QWEN[0])
   opening = NO_THOUGHTS if name == "trl/qwen3" else ""
-  asked = [*talk("Rain in Oslo?", system="Be brief."), call("Oslo"), result("rain: weather"),
-           *talk("x", "Yes, rain.")[1:]]
+  asked = [
+    *talk("Rain in Oslo?", system="Be brief."),
+    call("Oslo"),
+    result("rain: weather"),
+    *talk("x", "Yes, rain.")[1:],
+  ]
   assert learnt(asked, tokenizer, TOOLS) == [calls("Oslo"), opening + "Yes, rain." + close]
   # Again, after an answer; the words of a call are those of its question and its result.
   again = [*asked, *talk("weather"), call("weather"), result("weather"), *talk("x", "weather")[1:]]
   assert learnt(again, tokenizer, TOOLS) == [
-      calls("Oslo"), "Yes, rain." + close, calls("weather"), opening + "weather" + close]
+    calls("Oslo"),
+    "Yes, rain." + close,
+    calls("weather"),
+    opening + "weather" + close,
+  ]
   # A call that ends the conversation, and one that is not to be learnt.
   assert learnt(asked[:3], tokenizer, TOOLS) == [opening + calls("Oslo")]
   asked[2] = {**asked[2], "weight": 0}
@@ -308,22 +402,35 @@ def test_a_call_is_learnt_and_its_result_is_not(real, templates, name, kind):
 def test_words_before_calls_and_several_calls_are_learnt(real, templates, name, kind):
   tokenizer = dressed(real(kind), templates[name])
   opening = NO_THOUGHTS if name == "trl/qwen3" else ""
-  messages = [*talk("Rain?"), call("Oslo", "Rome", content="I look."), result("rain"),
-              result("sun"), *talk("x", "In Oslo.")[1:]]
+  messages = [
+    *talk("Rain?"),
+    call("Oslo", "Rome", content="I look."),
+    result("rain"),
+    result("sun"),
+    *talk("x", "In Oslo.")[1:],
+  ]
   assert learnt(messages, tokenizer, TOOLS) == [
-      "I look.\n" + qwen_calls("Oslo", "Rome"), opening + "In Oslo.<|im_end|>\n"]
+    "I look.\n" + qwen_calls("Oslo", "Rome"),
+    opening + "In Oslo.<|im_end|>\n",
+  ]
 
 
 def test_a_call_that_cannot_be_placed_is_refused(fitting, templates):
   """Mistral-Nemo's prompt holds a system text that the whole conversation leaves out."""
-  tokenizer = dressed(fitting("mistral"),
-                      templates["llama_cpp/mistralai-Mistral-Nemo-Instruct-2407"])
+  tokenizer = dressed(
+    fitting("mistral"), templates["llama_cpp/mistralai-Mistral-Nemo-Instruct-2407"]
+  )
   asked = call("Oslo")
   asked["tool_calls"][0]["id"] = "abcdefghi"
-  asked = [*talk("Rain?"), asked, {**result("rain"), "tool_call_id": "abcdefghi"},
-           *talk("x", "Yes.")[1:]]
+  asked = [
+    *talk("Rain?"),
+    asked,
+    {**result("rain"), "tool_call_id": "abcdefghi"},
+    *talk("x", "Yes.")[1:],
+  ]
   assert learnt(asked, tokenizer, TOOLS) == [
-      '[TOOL_CALLS][{"name": "weather", "arguments": {"city": "Oslo"}, "id": "abcdefghi"}]</s>',
-      "Yes.</s>"]
+    '[TOOL_CALLS][{"name": "weather", "arguments": {"city": "Oslo"}, "id": "abcdefghi"}]</s>',
+    "Yes.</s>",
+  ]
   with pytest.raises(InputError, match="^row 1: turn 3: the answer '' is not found"):
     encode([*talk(system="Be brief."), *asked], tokenizer, TOOLS)

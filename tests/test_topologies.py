@@ -8,25 +8,31 @@ from shadowft_jax import topologies
 from shadowft_jax.errors import InputError
 
 
-@pytest.mark.parametrize("topology, kind, sizes", [
+@pytest.mark.parametrize(
+  "topology, kind, sizes",
+  [
     ("a100-80gb:8", "NVIDIA A100-SXM4-80GB", (8,)),
     ("h200:2x8", "NVIDIA H200", (2, 8)),
     ("v5e:2x4", "TPU v5 lite", (2, 4)),
     ("v5p:2x2x1", "TPU v5", (2, 2, 1)),
-])
+  ],
+)
 def test_a_topology_is_a_name_and_a_shape(topology, kind, sizes):
   found, got = topologies.parse(topology)
   assert (found.kind, got) == (kind, sizes)
 
 
-@pytest.mark.parametrize("topology, message", [
+@pytest.mark.parametrize(
+  "topology, message",
+  [
     ("b300:8", r"known are\n  a100-80gb\n  h100-80gb\n  h200\n  v5e\n  v5p\n  v6e"),
     ("a100-80gb", "write a100-80gb:8"),
     ("a100-80gb:1x2x8", "h?a100-80gb:GPUs or a100-80gb:HOSTSxGPUs"),
     ("h200:0", "h200:8"),
     ("v5p:4", "v5p:XxY or v5p:XxYxZ"),
     ("v5p:2x-1", "write v5p:2x2"),
-])
+  ],
+)
 def test_a_bad_topology_is_refused(topology, message):
   with pytest.raises(InputError, match=message):
     topologies.parse(topology)
@@ -41,7 +47,11 @@ def test_a_missing_compiler_is_named_with_its_remedy(monkeypatch, topology, comp
 
 def test_the_description_of_a_gpu_has_its_limits():
   text = topologies.KNOWN["a100-80gb"].description
-  for field in ("shared_memory_per_block_optin: 166912", "device_memory_size: 84929347584",
-                "memory_bandwidth: 2039000000000", "{ major: 8 minor: 0 }",
-                'device_description_str: "NVIDIA A100-SXM4-80GB"'):
+  for field in (
+    "shared_memory_per_block_optin: 166912",
+    "device_memory_size: 84929347584",
+    "memory_bandwidth: 2039000000000",
+    "{ major: 8 minor: 0 }",
+    'device_description_str: "NVIDIA A100-SXM4-80GB"',
+  ):
     assert field in text

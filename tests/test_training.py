@@ -22,8 +22,13 @@ def torch_steps(model, data, config):
     (losses, norms of the gradients before they are clipped).
   """
   learnt = [p for p in model.parameters() if p.requires_grad]
-  adam = torch.optim.AdamW(learnt, lr=config.lr, betas=(config.b1, config.b2), eps=config.eps,
-                           weight_decay=config.weight_decay)
+  adam = torch.optim.AdamW(
+    learnt,
+    lr=config.lr,
+    betas=(config.b1, config.b2),
+    eps=config.eps,
+    weight_decay=config.weight_decay,
+  )
   warmup = int(np.ceil(config.warmup_ratio * len(data.steps)))
   schedule = get_cosine_schedule_with_warmup(adam, warmup, len(data.steps))
   losses, norms = [], []
@@ -32,12 +37,12 @@ def torch_steps(model, data, config):
     width = max(len(e.token) for e in chosen)
     pad = lambda x, fill: np.pad(x, (0, width - len(x)), constant_values=fill)
     token = torch.tensor(np.stack([pad(e.token, 0) for e in chosen]), dtype=torch.long)
-    label = torch.tensor(np.stack([pad(np.where(e.answer, e.token, -100), -100) for e in chosen]),
-                         dtype=torch.long)
+    label = torch.tensor(
+      np.stack([pad(np.where(e.answer, e.token, -100), -100) for e in chosen]), dtype=torch.long
+    )
     mask = torch.tensor(np.stack([pad(np.ones_like(e.token), 0) for e in chosen]))
     logits = model(input_ids=token, attention_mask=mask).logits
-    loss = torch.nn.functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1), label[:, 1:].flatten())
+    loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), label[:, 1:].flatten())
     loss.backward()
     norms.append(float(torch.nn.utils.clip_grad_norm_(learnt, config.grad_clip_norm)))
     adam.step()
@@ -78,8 +83,9 @@ def initial_delta(config):
 
 def test_lora_agrees_with_peft_over_twenty_steps(config, tmp_path):
   start = initial_delta(config)
-  checkpoint.save_adapter(tmp_path / "start", start["lora"], rank=4, alpha=8.0,
-                          base_model=config.base)
+  checkpoint.save_adapter(
+    tmp_path / "start", start["lora"], rank=4, alpha=8.0, base_model=config.base
+  )
   records = train.train(config, tmp_path / "run")
 
   model = AutoModelForCausalLM.from_pretrained(config.base, dtype=torch.float32)
@@ -89,9 +95,11 @@ def test_lora_agrees_with_peft_over_twenty_steps(config, tmp_path):
   assert_steps_equal(records, losses, norms)
 
   model.save_pretrained(tmp_path / "theirs")
+
   def product(folder):
     learnt, scale = checkpoint.load_delta(folder)
     return delta.densify(learnt, scale)
+
   assert distance(product(tmp_path / "run" / "delta"), product(tmp_path / "theirs")) <= 1e-3
 
 
@@ -111,9 +119,18 @@ def test_full_tuning_agrees_with_transformers_over_twenty_steps(config, tmp_path
 
 @pytest.mark.parametrize("steps, ratio", [(8, 0.1), (20, 0.1), (5, 0.0), (62, 0.1)])
 def test_the_schedule_is_that_of_the_hugging_face_trainer(steps, ratio):
-  config = ml_collections.ConfigDict(dict(
-      lr=0.5, warmup_ratio=ratio, b1=0.9, b2=0.999, eps=1e-8, moment_dtype="float32",
-      weight_decay=0.0, grad_clip_norm=1.0))
+  config = ml_collections.ConfigDict(
+    dict(
+      lr=0.5,
+      warmup_ratio=ratio,
+      b1=0.9,
+      b2=0.999,
+      eps=1e-8,
+      moment_dtype="float32",
+      weight_decay=0.0,
+      grad_clip_norm=1.0,
+    )
+  )
   _, schedule = optim.make(config, steps)
   adam = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
   theirs = get_cosine_schedule_with_warmup(adam, int(np.ceil(ratio * steps)), steps)
@@ -131,5 +148,6 @@ def test_the_optimizer_sees_the_delta_alone(config):
   learnt = initial_delta(config)
   assert tree.size(tx.init(learnt)) <= 2 * tree.size(learnt) + 2
   assert tree.size(learnt) < tree.size(frozen)
-  assert float(optax.tree.norm({k: v for k, v in tree.names(learnt).items()
-                                if k.endswith("/b")})) == 0.0
+  assert (
+    float(optax.tree.norm({k: v for k, v in tree.names(learnt).items() if k.endswith("/b")})) == 0.0
+  )

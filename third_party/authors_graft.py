@@ -21,21 +21,28 @@ COPIED = ("config", "tokenizer", "special", "generation")
 
 def load(folder):
   """{name: tensor} of every safetensors file in a folder."""
-  return {name: tensor for path in sorted(pathlib.Path(folder).glob("*.safetensors"))
-          for name, tensor in load_file(path).items()}
+  return {
+    name: tensor
+    for path in sorted(pathlib.Path(folder).glob("*.safetensors"))
+    for name, tensor in load_file(path).items()
+  }
 
 
 def main(base, tuned, instruct, out):
   before, after, shadow = load(base), load(tuned), load(instruct)
-  learnt = {name: after[name] - before[name] for name in after
-            if name in before and any(part in name.lower() for part in CONTAINED)}
+  learnt = {
+    name: after[name] - before[name]
+    for name in after
+    if name in before and any(part in name.lower() for part in CONTAINED)
+  }
   shadow = {name: w + learnt[name] if name in learnt else w for name, w in shadow.items()}
   out = pathlib.Path(out)
   out.mkdir()
   save_torch_state_dict(shadow, out, max_shard_size="5GB")
   for path in pathlib.Path(instruct).iterdir():
-    if (path.name.startswith(COPIED) or path.suffix in (".md", ".json", ".py")
-        ) and not path.name.endswith(".index.json"):
+    if (
+      path.name.startswith(COPIED) or path.suffix in (".md", ".json", ".py")
+    ) and not path.name.endswith(".index.json"):
       shutil.copy(path, out)
 
 

@@ -15,12 +15,14 @@ PROJECTIONS = r"\.(q|k|v|o|gate|up|down)_proj\."
 
 
 def main(base, tuned, instruct, out):
-  base, tuned, shadow = (load_file(pathlib.Path(d) / "model.safetensors")
-                         for d in (base, tuned, instruct))
+  base, tuned, shadow = (
+    load_file(pathlib.Path(d) / "model.safetensors") for d in (base, tuned, instruct)
+  )
   for name in shadow:
     if re.search(PROJECTIONS, name):
       shadow[name] = (shadow[name].float() + (tuned[name].float() - base[name].float())).to(
-          shadow[name].dtype)
+        shadow[name].dtype
+      )
   pathlib.Path(out).mkdir()
   save_file(shadow, pathlib.Path(out) / "model.safetensors", {"format": "pt"})
 

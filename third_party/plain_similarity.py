@@ -14,8 +14,14 @@ from safetensors.torch import load_file
 
 
 def main(*folders):
-  base, instruct = ({n: x for path in sorted(pathlib.Path(f).glob("*.safetensors"))
-                     for n, x in load_file(path).items()} for f in folders)
+  base, instruct = (
+    {
+      n: x
+      for path in sorted(pathlib.Path(f).glob("*.safetensors"))
+      for n, x in load_file(path).items()
+    }
+    for f in folders
+  )
   found = []
   for name in base:
     if re.search(r"model\.layers\.\d+\.", name) and name in instruct:

@@ -23,9 +23,20 @@ import transformers
 import trl
 
 ARGS = dict(
-    num_train_epochs=1, gradient_accumulation_steps=1, max_length=None, lr_scheduler_type="cosine",
-    max_grad_norm=1.0, logging_steps=1, report_to="none", save_strategy="no", use_cpu=True,
-    bf16=False, gradient_checkpointing=False, disable_dropout=False, disable_tqdm=True)
+  num_train_epochs=1,
+  gradient_accumulation_steps=1,
+  max_length=None,
+  lr_scheduler_type="cosine",
+  max_grad_norm=1.0,
+  logging_steps=1,
+  report_to="none",
+  save_strategy="no",
+  use_cpu=True,
+  bf16=False,
+  gradient_checkpointing=False,
+  disable_dropout=False,
+  disable_tqdm=True,
+)
 
 
 class InOrder(trl.DPOTrainer):
@@ -48,12 +59,21 @@ def losses(given, output):
   if any(len(step) != size for step in given["steps"]):
     raise SystemExit("steps of different sizes: trl has one batch size")
   args = trl.DPOConfig(
-      output, per_device_train_batch_size=size, beta=given["beta"], learning_rate=given["lr"],
-      warmup_steps=given["warmup"], precompute_ref_log_probs=given["precompute"], **ARGS)
+    output,
+    per_device_train_batch_size=size,
+    beta=given["beta"],
+    learning_rate=given["lr"],
+    warmup_steps=given["warmup"],
+    precompute_ref_log_probs=given["precompute"],
+    **ARGS,
+  )
   rows = datasets.Dataset.from_list([talk(row) for step in given["steps"] for row in step])
   trainer = InOrder(
-      model, args=args, train_dataset=rows,
-      processing_class=transformers.AutoTokenizer.from_pretrained(given["base"]))
+    model,
+    args=args,
+    train_dataset=rows,
+    processing_class=transformers.AutoTokenizer.from_pretrained(given["base"]),
+  )
   trainer.train()
   return [record["loss"] for record in trainer.state.log_history if "loss" in record]
 

@@ -13,7 +13,7 @@ import numpy as np
 from shadowft_jax.data.tokenizer import name_of
 from shadowft_jax.errors import InputError
 
-MARK = "zqxanswerqxz"          # stands in for an answer to see what is written around it
+MARK = "zqxanswerqxz"  # stands in for an answer to see what is written around it
 # Llama 3's templates write today's date unless they are given one: a run would not be
 # repeated tomorrow.  This is the date they fall back on themselves.
 DATE = "26 Jul 2024"
@@ -22,16 +22,17 @@ DATE = "26 Jul 2024"
 @dataclasses.dataclass(frozen=True, eq=False)
 class Example:
   """One conversation as tokens, or a piece of raw text."""
-  token: np.ndarray            # int32 [T]
-  answer: np.ndarray           # int32 [T]: 1 where the loss counts
-  cut: int = 0                 # answer tokens cut away, beyond max_length
-  altered: bool = False        # the template left out, or changed, a part of what it was given
-  label: np.ndarray | None = None    # int32 [T]: what is to be predicted, if not `token`
-  where: str = ""              # "FILE row N"
+
+  token: np.ndarray  # int32 [T]
+  answer: np.ndarray  # int32 [T]: 1 where the loss counts
+  cut: int = 0  # answer tokens cut away, beyond max_length
+  altered: bool = False  # the template left out, or changed, a part of what it was given
+  label: np.ndarray | None = None  # int32 [T]: what is to be predicted, if not `token`
+  where: str = ""  # "FILE row N"
   # Of a preference pair, whose chosen conversation comes first:
-  second: int = 0              # where the rejected one begins
-  prompt_cut: int = 0          # tokens of prompts cut away, at their beginning
-  reference: tuple | None = None   # log p of the two answers by what training starts from
+  second: int = 0  # where the rejected one begins
+  prompt_cut: int = 0  # tokens of prompts cut away, at their beginning
+  reference: tuple | None = None  # log p of the two answers by what training starts from
 
   @property
   def learnt(self):
@@ -58,8 +59,10 @@ def encode_rows(rows, tokenizer, settings) -> list:
   if settings.max_length < 1:
     raise InputError(f"data.max_length must be above 0; got {settings.max_length}")
   if not tokenizer.chat_template and any(row.messages for row in rows):
-    raise InputError(f"{name_of(tokenizer)} has no chat template; use the tokenizer of the "
-                     "Instruct model, or put its chat_template.jinja into the folder")
+    raise InputError(
+      f"{name_of(tokenizer)} has no chat template; use the tokenizer of the "
+      "Instruct model, or put its chat_template.jinja into the folder"
+    )
   texts, out = [], []
   for row in rows:
     try:
@@ -70,8 +73,13 @@ def encode_rows(rows, tokenizer, settings) -> list:
   if not texts:
     return out
   encoded = tokenizer(
-      [text for text, _ in texts], add_special_tokens=False, return_offsets_mapping=True,
-      return_attention_mask=False, return_token_type_ids=False, verbose=False)
+    [text for text, _ in texts],
+    add_special_tokens=False,
+    return_offsets_mapping=True,
+    return_attention_mask=False,
+    return_token_type_ids=False,
+    verbose=False,
+  )
   done = zip(encoded.input_ids, encoded.offset_mapping, texts, strict=True)
   for row, examples in zip(rows, out, strict=True):
     if not isinstance(examples, InputError):
@@ -80,19 +88,30 @@ def encode_rows(rows, tokenizer, settings) -> list:
         examples += _pieces(ids, tokenizer, settings.max_length, row.where)
       else:
         answer = _learnt(np.array(offsets, np.int64).reshape(-1, 2), spans)
-        cut = int(answer[settings.max_length:].sum())
-        examples.append(Example(np.array(ids[:settings.max_length], np.int32),
-                                answer[:settings.max_length], cut, _altered(text, row),
-                                where=row.where))
+        cut = int(answer[settings.max_length :].sum())
+        examples.append(
+          Example(
+            np.array(ids[: settings.max_length], np.int32),
+            answer[: settings.max_length],
+            cut,
+            _altered(text, row),
+            where=row.where,
+          )
+        )
   return out
 
 
 def _pieces(ids, tokenizer, max_length, where):
   """Raw text, learnt whole between the tokenizer's begin and end tokens, in equal pieces."""
-  ids = [*([] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]), *ids,
-         *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])]
-  return [Example(np.array(part, np.int32), np.ones(len(part), np.int32), where=where)
-          for part in np.array_split(ids, -(-len(ids) // max_length))]
+  ids = [
+    *([] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]),
+    *ids,
+    *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]),
+  ]
+  return [
+    Example(np.array(part, np.int32), np.ones(len(part), np.int32), where=where)
+    for part in np.array_split(ids, -(-len(ids) // max_length))
+  ]
 
 
 def _altered(text, row):
@@ -116,8 +135,9 @@ def _learnt(offsets, spans):
 
 def _answers(row, tokenizer):
   """The rendered conversation, and the span (start, end) of each answer that is learnt."""
-  turns = [i for i, m in enumerate(row.messages)
-           if m["role"] == "assistant" and m.get("weight") != 0]
+  turns = [
+    i for i, m in enumerate(row.messages) if m["role"] == "assistant" and m.get("weight") != 0
+  ]
   if not turns:
     raise InputError("there is no turn of the assistant to learn; expected at least one answer")
   text = _render(row.messages, tokenizer, row.tools)
@@ -133,17 +153,17 @@ def _span(text, messages, turn, tokenizer, tools):
   before, after = _around(text, messages, turn, tokenizer, tools)
   end = len(text) - len(after)
   # A call's mark stands in the middle of what is learnt.
-  start = (len(before) if text.startswith(before) and not messages[turn].get("tool_calls")
-           else None)
+  start = len(before) if text.startswith(before) and not messages[turn].get("tool_calls") else None
   if turn:
     prompt = _render(messages[:turn], tokenizer, tools, prompt=True)
     # Not so where the prompt opens thoughts that the rendered conversation leaves out.
     start = len(prompt) if text.startswith(prompt) else start
   if start is None or start > end or not text.endswith(after):
     raise InputError(
-        f"turn {turn + 1}: the answer {(messages[turn]['content'] or '')[:60]!r} is not found in "
-        f"what the chat template of {name_of(tokenizer)} writes; its template cannot be learnt "
-        "from")
+      f"turn {turn + 1}: the answer {(messages[turn]['content'] or '')[:60]!r} is not found in "
+      f"what the chat template of {name_of(tokenizer)} writes; its template cannot be learnt "
+      "from"
+    )
   return start, end + _closing(text, messages, turn, after, tokenizer, tools)
 
 
@@ -152,11 +172,13 @@ def _around(text, messages, turn, tokenizer, tools):
   mark = MARK
   while mark in text:
     mark += MARK
-  marked = [*messages[:turn], _marked(messages[turn], mark), *messages[turn + 1:]]
+  marked = [*messages[:turn], _marked(messages[turn], mark), *messages[turn + 1 :]]
   before, *after = _render(marked, tokenizer, tools).split(mark)
   if len(after) != 1:
-    raise InputError(f"turn {turn + 1}: the chat template of {name_of(tokenizer)} writes an answer "
-                     f"{len(after)} times; expected once")
+    raise InputError(
+      f"turn {turn + 1}: the chat template of {name_of(tokenizer)} writes an answer "
+      f"{len(after)} times; expected once"
+    )
   return before, after[0]
 
 
@@ -166,15 +188,17 @@ def _marked(message, mark):
   if not message.get("tool_calls"):
     return {**message, "content": mark}
   *calls, last = message["tool_calls"]
-  return {**message, "tool_calls": [*calls, {**last, "function": {**last["function"],
-                                                                  "name": mark}}]}
+  return {
+    **message,
+    "tool_calls": [*calls, {**last, "function": {**last["function"], "name": mark}}],
+  }
 
 
 def _closing(text, messages, turn, after, tokenizer, tools):
   """The length of what closes an answer: what would follow if it were the last."""
   if turn == len(messages) - 1:
     return len(after)
-  alone = _around(text, messages[:turn + 1], turn, tokenizer, tools)[1]
+  alone = _around(text, messages[: turn + 1], turn, tokenizer, tools)[1]
   shared = len(os.path.commonprefix([alone, after]))
   if shared == len(alone):
     return shared
@@ -191,8 +215,11 @@ def _render(messages, tokenizer, tools=None, prompt=False):
   try:
     # transformers renders in jinja2's ImmutableSandboxedEnvironment.
     return tokenizer.apply_chat_template(
-        messages, tools=tools, tokenize=False, add_generation_prompt=prompt, date_string=DATE)
-  except Exception as error:   # A template is foreign code: it may raise anything.
-    raise InputError(f"the chat template of {name_of(tokenizer)} fails on roles "
-                     f"{', '.join(m['role'] for m in messages)}: {error}; change the "
-                     "conversation or the template") from error
+      messages, tools=tools, tokenize=False, add_generation_prompt=prompt, date_string=DATE
+    )
+  except Exception as error:  # A template is foreign code: it may raise anything.
+    raise InputError(
+      f"the chat template of {name_of(tokenizer)} fails on roles "
+      f"{', '.join(m['role'] for m in messages)}: {error}; change the "
+      "conversation or the template"
+    ) from error

@@ -7,9 +7,9 @@ import reprlib
 from shadowft_jax.data import turns
 from shadowft_jax.errors import InputError, listing
 
-TURNS = ("messages", "conversations")       # keys of a list of messages
+TURNS = ("messages", "conversations")  # keys of a list of messages
 PROMPTS = ("prompt", *TURNS, "instruction")  # keys that hold, or begin, what comes before an answer
-COMMON = ("system", "tools", "images", "image")     # keys beside those of any conversation
+COMMON = ("system", "tools", "images", "image")  # keys beside those of any conversation
 ALPACA = ("instruction", "input", "context", "output", "response", "history")
 COMPLETION = ("prompt", "completion", "response")
 
@@ -30,9 +30,10 @@ def format_of(fields, where) -> str:
     has, lacks = sorted(("chosen", "rejected"), key=lambda key: key not in fields)
     raise InputError(f"{where} has {has} and no {lacks}; expected both, a preference pair")
   raise InputError(
-      f"{where} is of {' and '.join(found) or 'no'} format; its keys:{listing(fields)}\n"
-      f"expected exactly one of the formats:{listing(FORMATS)}\nor name the keys to use: "
-      "--config.data.columns.prompt=KEY --config.data.columns.response=KEY")
+    f"{where} is of {' and '.join(found) or 'no'} format; its keys:{listing(fields)}\n"
+    f"expected exactly one of the formats:{listing(FORMATS)}\nor name the keys to use: "
+    "--config.data.columns.prompt=KEY --config.data.columns.response=KEY"
+  )
 
 
 def _with_common(row, where, messages, rejected=None, images=()):
@@ -40,14 +41,19 @@ def _with_common(row, where, messages, rejected=None, images=()):
   if row.get("system") not in turns.EMPTY:
     system = {"role": "system", "content": turns.text(row, "system", where)}
     if messages[:1] and messages[0]["role"] == "system":
-      raise InputError(f"{where} has a system text beside its messages and one in them; expected "
-                       "one of the two")
+      raise InputError(
+        f"{where} has a system text beside its messages and one in them; expected one of the two"
+      )
     messages, rejected = [system, *messages], rejected and [system, *rejected]
   beside = _images(row)
   if beside and images:
     raise InputError(f"{where} has images beside its messages and in them; expected one of the two")
-  return dict(messages=messages, rejected=rejected, images=beside or tuple(images),
-              tools=turns.tools(row.get("tools"), where))
+  return dict(
+    messages=messages,
+    rejected=rejected,
+    images=beside or tuple(images),
+    tools=turns.tools(row.get("tools"), where),
+  )
 
 
 def _images(row):
@@ -73,12 +79,12 @@ def _alpaca_prompt(row, where):
   messages = []
   history = row.get("history") or []
   if not isinstance(history, list):
-    raise InputError(f"{where}: history is {reprlib.repr(history)}; expected "
-                     "[[question, answer], ...]")
+    raise InputError(
+      f"{where}: history is {reprlib.repr(history)}; expected [[question, answer], ...]"
+    )
   for pair in history:
     if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(x, str) for x in pair)):
-      raise InputError(f"{where}: history holds {reprlib.repr(pair)}; expected "
-                       "[question, answer]")
+      raise InputError(f"{where}: history holds {reprlib.repr(pair)}; expected [question, answer]")
     messages += [_user(pair[0]), _assistant(pair[1])]
   return [*messages, _user("\n".join(filter(None, asked)))]
 
@@ -143,14 +149,19 @@ def _preference(row, where):
     raise InputError(f"{where}: chosen and rejected are the same; remove the row")
   # The turns that they share are the prompt; from where they part, it can be several.
   prompt = [_unlearnt(message) for message in _shared(chosen, rejected)]
-  return _with_common(row, where, *([*prompt, *messages[len(prompt):]]
-                                    for messages in (chosen, rejected)), [*images, *more])
+  return _with_common(
+    row,
+    where,
+    *([*prompt, *messages[len(prompt) :]] for messages in (chosen, rejected)),
+    [*images, *more],
+  )
 
 
 def _shared(chosen, rejected):
   """The turns that both conversations begin with, but for the last of either."""
-  both = itertools.takewhile(lambda pair: pair[0] == pair[1],
-                             zip(chosen[:-1], rejected[:-1], strict=False))
+  both = itertools.takewhile(
+    lambda pair: pair[0] == pair[1], zip(chosen[:-1], rejected[:-1], strict=False)
+  )
   return [turn for turn, _ in both]
 
 
@@ -158,13 +169,17 @@ def _check_whole(row, chosen, rejected, where):
   """Checks that two whole conversations answer one prompt."""
   prompt = _shared(chosen, rejected)
   if not prompt:
-    raise InputError(f"{where}: chosen and rejected differ from their first turn on; expected "
-                     "answers to the same prompt")
+    raise InputError(
+      f"{where}: chosen and rejected differ from their first turn on; expected "
+      "answers to the same prompt"
+    )
   # Some sets repeat the first question in a column of its own.
   asked = row.get("prompt")
   if isinstance(asked, str) and all(asked != message["content"] for message in prompt):
-    raise InputError(f"{where}: chosen is a whole conversation, and prompt is none of its turns; "
-                     "expected answers to the prompt, or no prompt")
+    raise InputError(
+      f"{where}: chosen is a whole conversation, and prompt is none of its turns; "
+      "expected answers to the prompt, or no prompt"
+    )
 
 
 def _text(row, where):
@@ -178,8 +193,10 @@ def _text(row, where):
 def _labelled(row, where):
   """A row of another format whose answer is good (label true) or bad."""
   if not _label(row):
-    raise InputError(f"{where}: its answer is marked as bad (label is false), and supervised "
-                     "tuning would learn it; --config.data.skip_bad_rows leaves such rows out")
+    raise InputError(
+      f"{where}: its answer is marked as bad (label is false), and supervised "
+      "tuning would learn it; --config.data.skip_bad_rows leaves such rows out"
+    )
   rest = {key: value for key, value in row.items() if key != "label"}
   return FORMATS[format_of(rest, where)].convert(rest, where)
 
@@ -227,17 +244,21 @@ def _words(row):
 # Name -> (whether a row has this format, the fields of a Row, the keys that it may use).
 Format = collections.namedtuple("Format", "detect convert keys")
 FORMATS = {
-    "alpaca": Format(_plain(lambda row: "instruction" in row), _alpaca, (*ALPACA, *COMMON)),
-    "sharegpt": Format(_plain(lambda row: "from" in _words(row)), _conversation,
-                       (*TURNS, *COMMON)),
-    "messages": Format(_plain(lambda row: "role" in _words(row)), _conversation,
-                       (*TURNS, *COMMON)),
-    "prompt/completion": Format(
-        _plain(lambda row: "prompt" in row and bool(row.keys() & {"completion", "response"})),
-        _prompt_completion, (*COMPLETION, *COMMON)),
-    "preference": Format(_is_pair, _preference, (
-        "chosen", "rejected", *PROMPTS, "input", "context", "history", *COMMON)),
-    "labelled": Format(_is_labelled, _labelled, ("label", *TURNS, *ALPACA, *COMPLETION, *COMMON)),
-    "text": Format(lambda row: "text" in row and not row.keys() & {*PROMPTS, "chosen", "rejected"},
-                   _text, ("text", "images", "image")),
+  "alpaca": Format(_plain(lambda row: "instruction" in row), _alpaca, (*ALPACA, *COMMON)),
+  "sharegpt": Format(_plain(lambda row: "from" in _words(row)), _conversation, (*TURNS, *COMMON)),
+  "messages": Format(_plain(lambda row: "role" in _words(row)), _conversation, (*TURNS, *COMMON)),
+  "prompt/completion": Format(
+    _plain(lambda row: "prompt" in row and bool(row.keys() & {"completion", "response"})),
+    _prompt_completion,
+    (*COMPLETION, *COMMON),
+  ),
+  "preference": Format(
+    _is_pair, _preference, ("chosen", "rejected", *PROMPTS, "input", "context", "history", *COMMON)
+  ),
+  "labelled": Format(_is_labelled, _labelled, ("label", *TURNS, *ALPACA, *COMPLETION, *COMMON)),
+  "text": Format(
+    lambda row: "text" in row and not row.keys() & {*PROMPTS, "chosen", "rejected"},
+    _text,
+    ("text", "images", "image"),
+  ),
 }

@@ -14,16 +14,17 @@ from shadowft_jax.progress import say
 @dataclasses.dataclass(frozen=True)
 class Dataset:
   """Encoded examples, and which of them make up each optimizer step."""
-  train: list              # of chat.Example
+
+  train: list  # of chat.Example
   valid: list
-  steps: list              # of packing.Step over `train`
-  valid_steps: list        # none, or one over `valid`
-  layout: str              # packed, bucketed
-  row_length: int          # tokens
-  rows: int                # a micro-batch
-  ranks: tuple | None      # of loss_mean=rank: (ranks, examples a rank takes at a time)
-  labelled: bool           # some example is to predict other tokens than its own
-  inputs: dict             # {"train", "validation": the files read, or ids of the hub}
+  steps: list  # of packing.Step over `train`
+  valid_steps: list  # none, or one over `valid`
+  layout: str  # packed, bucketed
+  row_length: int  # tokens
+  rows: int  # a micro-batch
+  ranks: tuple | None  # of loss_mean=rank: (ranks, examples a rank takes at a time)
+  labelled: bool  # some example is to predict other tokens than its own
+  inputs: dict  # {"train", "validation": the files read, or ids of the hub}
 
   def batches(self, step, share=(0, 1, 1)):
     """The micro-batches of optimizer step `step`, counted from 0; `share` as in `packing`."""
@@ -47,21 +48,31 @@ class Dataset:
 
   def with_reference(self, train, valid):
     """The dataset with log p of both answers of each pair by a model, float32 [pairs, 2]."""
+
     def given(examples, logps):
-      return [dataclasses.replace(e, reference=tuple(logp))
-              for e, logp in zip(examples, logps.tolist(), strict=True)]
-    return dataclasses.replace(self, train=given(self.train, train),
-                               valid=given(self.valid, valid))
+      return [
+        dataclasses.replace(e, reference=tuple(logp))
+        for e, logp in zip(examples, logps.tolist(), strict=True)
+      ]
+
+    return dataclasses.replace(self, train=given(self.train, train), valid=given(self.valid, valid))
 
   def tokens(self, step):
     """How many tokens step `step` has, without padding."""
     return sum(len(self.train[i].token) for i in self.steps[step].examples)
 
   def _batches(self, step, examples, weight, share):
-    return packing.microbatches(step, examples, row_length=self.row_length, rows=self.rows,
-                                layout=self.layout, weight=weight, labelled=self.labelled,
-                                referenced=all(e.reference is not None for e in examples),
-                                share=share)
+    return packing.microbatches(
+      step,
+      examples,
+      row_length=self.row_length,
+      rows=self.rows,
+      layout=self.layout,
+      weight=weight,
+      labelled=self.labelled,
+      referenced=all(e.reference is not None for e in examples),
+      share=share,
+    )
 
 
 def read(config, tokenizer):
@@ -79,14 +90,18 @@ def read(config, tokenizer):
   bad = formats.BadRows(c.skip_bad_rows)
   inputs = {}
   train, parts, inputs["train"] = _encoded(
-      c.train, c.split, config, tokenizer, bad, limit=max(0, c.max_examples))
+    c.train, c.split, config, tokenizer, bad, limit=max(0, c.max_examples)
+  )
   if c.validation:
     valid, _, inputs["validation"] = _encoded(
-        c.validation, c.validation_split, config, tokenizer, bad)
+      c.validation, c.validation_split, config, tokenizer, bad
+    )
   else:
     train_ids, valid_ids = (
-        paper.split(len(train), c.val_ratio, config.seed) if c.recipe == "paper"
-        else packing.split(packing.shuffled(len(train), config.seed, 0), c.val_ratio))
+      paper.split(len(train), c.val_ratio, config.seed)
+      if c.recipe == "paper"
+      else packing.split(packing.shuffled(len(train), config.seed, 0), c.val_ratio)
+    )
     valid = [train[i] for i in valid_ids]
     # In order, so that a source's examples stay together.
     train_ids = np.sort(train_ids)
@@ -98,13 +113,24 @@ def read(config, tokenizer):
     say(f"{len(bad.errors)} bad rows left out:{listing(bad.errors)}")
   shape = dict(row_length=c.max_length, seed=config.seed, layout=c.layout)
   return Dataset(
-      train, valid,
-      packing.plan(lengths(train), batch_size=config.batch_size, epochs=config.epochs,
-                   max_steps=max(0, config.max_steps), sources=parts, **shape),
-      packing.plan(lengths(valid), batch_size=len(valid), epochs=1, **shape) if valid else [],
-      c.layout, c.max_length, config.rows,
-      (config.ranks, config.rank_examples) if config.loss_mean == "rank" else None,
-      any(e.label is not None for e in train + valid), inputs)
+    train,
+    valid,
+    packing.plan(
+      lengths(train),
+      batch_size=config.batch_size,
+      epochs=config.epochs,
+      max_steps=max(0, config.max_steps),
+      sources=parts,
+      **shape,
+    ),
+    packing.plan(lengths(valid), batch_size=len(valid), epochs=1, **shape) if valid else [],
+    c.layout,
+    c.max_length,
+    config.rows,
+    (config.ranks, config.rank_examples) if config.loss_mean == "rank" else None,
+    any(e.label is not None for e in train + valid),
+    inputs,
+  )
 
 
 def lengths(examples):
@@ -128,8 +154,9 @@ def _source(source, config, tokenizer, bad, limit):
   """The examples of one source; says what it holds and what becomes of it."""
   c = config.data
   if limit and limit < len(source.rows):
-    source = dataclasses.replace(source, rows=[source.rows[i] for i in _chosen(
-        len(source.rows), limit, c.select, config.seed)])
+    source = dataclasses.replace(
+      source, rows=[source.rows[i] for i in _chosen(len(source.rows), limit, c.select, config.seed)]
+    )
   columns = {k: v for k, v in c.columns.items() if v}
   paired = presets.is_paired(config)
   kind, rows = formats.convert(source, columns, bad, paired)
@@ -146,8 +173,10 @@ def _source(source, config, tokenizer, bad, limit):
   # A first token is predicted from nothing, so it is never learnt.
   kept = [e for e in encoded if e.learnt]
   if not kept:
-    raise InputError(f"{source.name}: none of {len(encoded)} examples has an answer token within "
-                     f"data.max_length={c.max_length}; raise data.max_length")
+    raise InputError(
+      f"{source.name}: none of {len(encoded)} examples has an answer token within "
+      f"data.max_length={c.max_length}; raise data.max_length"
+    )
   say(f"{source.name}: {kind}: {_told(kept, len(encoded) - len(kept))}")
   return kept
 
@@ -164,8 +193,12 @@ def _without_images(rows, policy, bad):
   kept = []
   for row in rows:
     if row.images and policy == "refuse":
-      bad.add(InputError(f"{row.where} has {len(row.images)} images, and the model reads text "
-                         "alone; --config.data.images=ignore learns the text without them"))
+      bad.add(
+        InputError(
+          f"{row.where} has {len(row.images)} images, and the model reads text "
+          "alone; --config.data.images=ignore learns the text without them"
+        )
+      )
     elif row.images:
       kept.append(formats.without_images(row))
     else:
@@ -178,11 +211,20 @@ def _told(examples, dropped):
   what = "pairs" if examples[0].second else "examples"
   altered = sum(e.altered for e in examples)
   tokens, learnt = sum(lengths(examples)), sum(e.learnt for e in examples)
-  return "; ".join([
+  return "; ".join(
+    [
       f"{len(examples):,} {what}, {tokens:,} tokens, {learnt:,} of them learnt",
       *([f"{dropped:,} dropped (their answers lie beyond data.max_length)"] if dropped else []),
       *([f"{cut:,} cut at data.max_length"] if cut else []),
-      *([f"{prompts:,} without the beginning of their prompt, for data.max_length"]
-        if prompts else []),
-      *([f"of {altered:,} the chat template leaves out a part, such as earlier thoughts"]
-        if altered else [])])
+      *(
+        [f"{prompts:,} without the beginning of their prompt, for data.max_length"]
+        if prompts
+        else []
+      ),
+      *(
+        [f"of {altered:,} the chat template leaves out a part, such as earlier thoughts"]
+        if altered
+        else []
+      ),
+    ]
+  )

@@ -37,8 +37,9 @@ def _json(path):
   try:
     rows = json.loads(text)
   except (ValueError, RecursionError) as error:
-    raise InputError(f"{path} is not JSON: {error}; a file of one object a line is named "
-                     ".jsonl") from error
+    raise InputError(
+      f"{path} is not JSON: {error}; a file of one object a line is named .jsonl"
+    ) from error
   if not isinstance(rows, list):
     raise InputError(f"{path} holds one {type(rows).__name__}; expected an array of objects")
   return [(f"{path} row {number}", row) for number, row in enumerate(rows, 1)]
@@ -58,8 +59,7 @@ def _jsonl(path):
     try:
       rows.append((where, json.loads(line)))
     except (ValueError, RecursionError) as error:
-      rows.append((where, InputError(
-          f"{where} is not JSON: {error}; expected one object a line")))
+      rows.append((where, InputError(f"{where} is not JSON: {error}; expected one object a line")))
   return rows
 
 
@@ -74,28 +74,34 @@ def _csv(path):
   rows, header = [], None
   try:
     for cells in reader:
-      if not cells:     # A blank line.
+      if not cells:  # A blank line.
         continue
       if header is None:
         header = [name or f"column {i}" for i, name in enumerate(cells, 1)]
         if len(set(header)) < len(header):
-          raise InputError(f"{path}: two columns have the same name; expected a first line that "
-                           f"names each column; it is {', '.join(header)}")
+          raise InputError(
+            f"{path}: two columns have the same name; expected a first line that "
+            f"names each column; it is {', '.join(header)}"
+          )
         continue
       where = f"{path} row {len(rows) + 1}"
       row = dict(zip(header, cells, strict=False))
       if len(cells) != len(header):
-        row = InputError(f"{where} has {len(cells)} cells; expected {len(header)}, as the first "
-                         "line names")
+        row = InputError(
+          f"{where} has {len(cells)} cells; expected {len(header)}, as the first line names"
+        )
       rows.append((where, row))
   except csv.Error as error:
-    raise InputError(f"{path} is not CSV: {error} (line {reader.line_num}); expected cells "
-                     "separated by commas, and quotes in pairs") from error
+    raise InputError(
+      f"{path} is not CSV: {error} (line {reader.line_num}); expected cells "
+      "separated by commas, and quotes in pairs"
+    ) from error
   return rows
 
 
 def _parquet(path):
-  import pyarrow.parquet    # Takes a quarter of a second.
+  import pyarrow.parquet  # Takes a quarter of a second.
+
   # Not read_table, which takes folders named a=b for columns.
   return _arrow_rows(path, lambda: pyarrow.parquet.ParquetFile(path).iter_batches())
 
@@ -110,17 +116,20 @@ def _arrow(path):
       file.seek(0)
       opened = pyarrow.ipc.open_file(file) if indexed else pyarrow.ipc.open_stream(file)
       yield from opened.read_all().to_batches()
+
   return _arrow_rows(path, batches)
 
 
 def _arrow_rows(path, batches):
   import pyarrow
+
   try:
     return [(f"{path} row {number}", row) for number, row in enumerate(plain(batches()), 1)]
   except (pyarrow.ArrowException, OSError) as error:
     reason = str(error).strip().split("\n")[0]
-    raise InputError(f"{path} is not a whole {path.suffix} file: {reason}; download or write it "
-                     "again") from error
+    raise InputError(
+      f"{path} is not a whole {path.suffix} file: {reason}; download or write it again"
+    ) from error
 
 
 def plain(batches):
@@ -141,18 +150,26 @@ def _converter(kind):
   taken out.  Objects too different for that are stored as JSON.
   """
   import pyarrow
+
   if getattr(kind, "extension_name", "") == "arrow.json":
     return lambda value: value if value is None else json.loads(value)
   if pyarrow.types.is_struct(kind):
     inner = {field.name: _converter(field.type) or (lambda value: value) for field in kind}
-    return lambda value: value if value is None else {
-        key: inner[key](x) for key, x in value.items() if x is not None}
+    return lambda value: (
+      value if value is None else {key: inner[key](x) for key, x in value.items() if x is not None}
+    )
   if pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind):
     item = _converter(kind.value_type)
     return item and (lambda value: value if value is None else [item(x) for x in value])
   return None
 
 
-READERS = {".json": _json, ".jsonl": _jsonl, ".csv": _csv, ".txt": _txt, ".parquet": _parquet,
-           ".arrow": _arrow}
-GZIPPED = (".csv", ".json", ".jsonl", ".txt")     # Read with .gz after them, too.
+READERS = {
+  ".json": _json,
+  ".jsonl": _jsonl,
+  ".csv": _csv,
+  ".txt": _txt,
+  ".parquet": _parquet,
+  ".arrow": _arrow,
+}
+GZIPPED = (".csv", ".json", ".jsonl", ".txt")  # Read with .gz after them, too.

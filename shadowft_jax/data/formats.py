@@ -9,27 +9,29 @@ from shadowft_jax.data import turns
 from shadowft_jax.data.converters import FORMATS, format_of
 from shadowft_jax.errors import InputError, listing
 
-OPTIONAL = ("system", "tools", "images")    # of data.columns: a row may lack them
+OPTIONAL = ("system", "tools", "images")  # of data.columns: a row may lack them
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
   """One conversation, preference pair or raw text."""
-  where: str                      # "FILE row N"
-  messages: list[dict]            # {"role", "content", ...}, see turns.py; [] for raw text
+
+  where: str  # "FILE row N"
+  messages: list[dict]  # {"role", "content", ...}, see turns.py; [] for raw text
   rejected: list[dict] | None = None  # of a pair: `messages`, but with the rejected answer
-  text: str = ""                  # raw text, learnt whole and without a template
-  tools: list | None = None       # JSON schemas, for the template
-  images: tuple = ()              # references, as the row has them
+  text: str = ""  # raw text, learnt whole and without a template
+  tools: list | None = None  # JSON schemas, for the template
+  images: tuple = ()  # references, as the row has them
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
   """How rows become tokens."""
-  max_length: int                 # tokens an example at most
-  recipe: str = "chat"            # chat, paper
-  template: str = ""              # of the paper's recipe: a name in paper.TEMPLATES
-  think: str = "learnt"           # learnt, masked: the paper's empty block of thoughts
+
+  max_length: int  # tokens an example at most
+  recipe: str = "chat"  # chat, paper
+  template: str = ""  # of the paper's recipe: a name in paper.TEMPLATES
+  think: str = "learnt"  # learnt, masked: the paper's empty block of thoughts
 
 
 class BadRows:
@@ -75,26 +77,37 @@ def convert(source, columns, bad, pairs=None) -> tuple[str, list[Row]]:
         keys = FORMATS[name].keys
         used = {columns[key] for key in keys if key in columns} if columns else set(keys)
       if name != first[1]:
-        raise InputError(f"{where} is in the {name} format, {first[0]} in {first[1]}; give the "
-                         "two as sources of their own")
+        raise InputError(
+          f"{where} is in the {name} format, {first[0]} in {first[1]}; give the "
+          "two as sources of their own"
+        )
       out.append(_checked(Row(where, **FORMATS[name].convert(fields, where))))
     except InputError as error:
       bad.add(error)
       continue
     unused |= {key for key in row.keys() - used - unused if row[key] not in turns.EMPTY}
   if not out:
-    raise InputError(f"{source.name}: none of its {len(source.rows)} rows is left; what is wrong "
-                     f"with the first: {''.join(bad.errors[before:before + 1])}")
+    raise InputError(
+      f"{source.name}: none of its {len(source.rows)} rows is left; what is wrong "
+      f"with the first: {''.join(bad.errors[before : before + 1])}"
+    )
   named = f" (not used: {', '.join(sorted(unused))})" if unused else ""
   return first[1] + named, out
 
 
 def without_images(row) -> Row:
   """The row with its images, and the marks of where they stand, taken out."""
+
   def bare(messages):
     return messages and [{**m, "content": _unmarked(m["content"])} for m in messages]
-  return dataclasses.replace(row, messages=bare(row.messages), rejected=bare(row.rejected),
-                             text=_unmarked(row.text), images=())
+
+  return dataclasses.replace(
+    row,
+    messages=bare(row.messages),
+    rejected=bare(row.rejected),
+    text=_unmarked(row.text),
+    images=(),
+  )
 
 
 def _unmarked(text):
@@ -106,14 +119,16 @@ def _fields(row, columns, seen, where):
 
   `seen` are the keys of all rows of the source.
   """
-  if isinstance(row, InputError):     # What the file says in the row's place.
+  if isinstance(row, InputError):  # What the file says in the row's place.
     raise row
   if not isinstance(row, dict):
     raise InputError(f"{where} is {reprlib.repr(row)}; expected an object")
   for name, column in columns.items():
     if column not in row and (name not in OPTIONAL or column not in seen):
-      raise InputError(f"{where} has no column {column!r}, which data.columns.{name} names; its "
-                       f"columns are:{listing(row)}")
+      raise InputError(
+        f"{where} has no column {column!r}, which data.columns.{name} names; its "
+        f"columns are:{listing(row)}"
+      )
   pairs = ((name, row.get(column)) for name, column in columns.items()) if columns else row.items()
   return {key: value for key, value in pairs if value is not None}
 
@@ -121,16 +136,22 @@ def _fields(row, columns, seen, where):
 def _check_kind(name, fields, pairs, where):
   """Raises InputError for a row that is no preference pair, or is one, unlike `pairs`."""
   if pairs and name == "labelled":
-    raise InputError(f"{where} has one answer that is marked as good or bad, as KTO learns from; "
-                     "config.objective=dpo learns from pairs: a chosen and a rejected answer")
+    raise InputError(
+      f"{where} has one answer that is marked as good or bad, as KTO learns from; "
+      "config.objective=dpo learns from pairs: a chosen and a rejected answer"
+    )
   if pairs and name != "preference":
     lacks = " and ".join(key for key in ("chosen", "rejected") if key not in fields)
-    raise InputError(f"{where} is in the {name} format and has no {lacks}; config.objective=dpo "
-                     "learns from pairs of both; config.objective=sft learns from such a row")
+    raise InputError(
+      f"{where} is in the {name} format and has no {lacks}; config.objective=dpo "
+      "learns from pairs of both; config.objective=sft learns from such a row"
+    )
   if not pairs and name == "preference":
-    raise InputError(f"{where} is a preference pair; config.objective=dpo learns from pairs; to "
-                     "learn the chosen answers alone, set --config.data.columns.prompt=KEY "
-                     "--config.data.columns.response=chosen")
+    raise InputError(
+      f"{where} is a preference pair; config.objective=dpo learns from pairs; to "
+      "learn the chosen answers alone, set --config.data.columns.prompt=KEY "
+      "--config.data.columns.response=chosen"
+    )
 
 
 def _checked(row):
@@ -139,8 +160,9 @@ def _checked(row):
     _check_unicode(row.text, "text", row.where)
     return row
   for messages in [row.messages] + ([] if row.rejected is None else [row.rejected]):
-    learnt = [(i, m) for i, m in enumerate(messages, 1)
-              if m["role"] == "assistant" and m.get("weight") != 0]
+    learnt = [
+      (i, m) for i, m in enumerate(messages, 1) if m["role"] == "assistant" and m.get("weight") != 0
+    ]
     what = None if learnt else "no turn of the assistant is to be learnt"
     for i, message in learnt:
       if not message["content"].strip() and "tool_calls" not in message:
@@ -158,5 +180,7 @@ def _check_unicode(value, what, where):
   try:
     (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)).encode()
   except UnicodeEncodeError as error:
-    raise InputError(f"{where}: {what} is not Unicode: half of a surrogate pair at character "
-                     f"{error.start}; remove it") from error
+    raise InputError(
+      f"{where}: {what} is not Unicode: half of a surrogate pair at character "
+      f"{error.start}; remove it"
+    ) from error

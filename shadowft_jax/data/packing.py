@@ -13,14 +13,15 @@ import numpy as np
 
 from shadowft_jax.errors import InputError, listing
 
-LEAST = 64                   # tokens: a padded row is not halved below it
+LEAST = 64  # tokens: a padded row is not halved below it
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
   """What one optimizer step learns from."""
-  examples: list[int]        # which, in the order of the epoch; one can come twice
-  rows: list[list[int]]      # places in `examples` that share a row
+
+  examples: list[int]  # which, in the order of the epoch; one can come twice
+  rows: list[list[int]]  # places in `examples` that share a row
 
 
 def shuffled(count, seed, *more):
@@ -48,13 +49,16 @@ def split(order, ratio):
     raise InputError(f"data.val_ratio is at least 0 and below 1; got {ratio}")
   valid = math.ceil(ratio * len(order))
   if valid >= len(order):
-    raise InputError(f"data.val_ratio={ratio} of {len(order)} examples leaves none to train on; "
-                     "lower it or add examples")
+    raise InputError(
+      f"data.val_ratio={ratio} of {len(order)} examples leaves none to train on; "
+      "lower it or add examples"
+    )
   return order[valid:], order[:valid]
 
 
-def plan(lengths, *, batch_size, epochs, row_length, seed, max_steps=0, sources=None,
-         layout="packed") -> list[Step]:
+def plan(
+  lengths, *, batch_size, epochs, row_length, seed, max_steps=0, sources=None, layout="packed"
+) -> list[Step]:
   """Plans every step of a run.
 
   Each epoch passes over all examples once, or as often as the weights of their sources say, in
@@ -76,26 +80,36 @@ def plan(lengths, *, batch_size, epochs, row_length, seed, max_steps=0, sources=
   lengths = np.asarray(lengths, np.int64).tolist()
   bad = [f"example {i}: {n} tokens" for i, n in enumerate(lengths) if not 0 < n <= row_length]
   if bad:
-    raise InputError(f"expected examples of 1 to {row_length} tokens; cut them at "
-                     f"data.max_length, or raise it:{listing(bad)}")
+    raise InputError(
+      f"expected examples of 1 to {row_length} tokens; cut them at "
+      f"data.max_length, or raise it:{listing(bad)}"
+    )
   sources = sources or [(len(lengths), 1.0)]
   a_epoch = sum(_passed(count, weight) for count, weight in sources)
   if not a_epoch:
     raise InputError("there are no examples to plan steps of; expected at least one")
-  orders = (_order(sources, seed, epoch) for epoch in itertools.count(1))   # 0 is the split's
-  batches = (order[i:i + batch_size] for order in orders for i in range(0, a_epoch, batch_size))
+  orders = (_order(sources, seed, epoch) for epoch in itertools.count(1))  # 0 is the split's
+  batches = (order[i : i + batch_size] for order in orders for i in range(0, a_epoch, batch_size))
   count = max_steps or epochs * math.ceil(a_epoch / batch_size)
-  return [Step(chosen, _packed(chosen, lengths, row_length) if layout == "packed"
-               else [[place] for place in range(len(chosen))])
-          for chosen in itertools.islice(batches, count)]
+  return [
+    Step(
+      chosen,
+      _packed(chosen, lengths, row_length)
+      if layout == "packed"
+      else [[place] for place in range(len(chosen))],
+    )
+    for chosen in itertools.islice(batches, count)
+  ]
 
 
 def _passed(count, weight):
   """How many examples a source of `count` gives to an epoch."""
   passed = int(weight) * count + round(weight % 1 * count)
   if count and not passed:
-    raise InputError(f"weight {weight} of a source of {count} examples passes none of them in an "
-                     "epoch; raise the weight in data.train, or leave the source out")
+    raise InputError(
+      f"weight {weight} of a source of {count} examples passes none of them in an "
+      "epoch; raise the weight in data.train, or leave the source out"
+    )
   return passed
 
 
@@ -103,7 +117,7 @@ def _order(sources, seed, epoch):
   """The examples of an epoch, in its order."""
   passed, first = [], 0
   for number, (count, weight) in enumerate(sources, 1):
-    some = shuffled(count, seed, epoch, number)[:round(weight % 1 * count)]
+    some = shuffled(count, seed, epoch, number)[: round(weight % 1 * count)]
     passed += [*[np.arange(first, first + count)] * int(weight), first + some]
     first += count
   passed = np.concatenate(passed)
@@ -113,7 +127,7 @@ def _order(sources, seed, epoch):
 def _packed(chosen, lengths, row_length):
   """Rows of places in `chosen`, best fit decreasing: long examples first, each into the fullest
   row it fits."""
-  rows, space = [], []         # space: sorted (tokens free, row)
+  rows, space = [], []  # space: sorted (tokens free, row)
   mine = np.array([lengths[i] for i in chosen])
   for place in np.lexsort((chosen, -mine)).tolist():
     length = lengths[chosen[place]]
@@ -128,8 +142,18 @@ def _packed(chosen, lengths, row_length):
   return rows
 
 
-def microbatches(step, examples, *, row_length, rows, layout="packed", weight=None,
-                 labelled=False, referenced=False, share=(0, 1, 1)):
+def microbatches(
+  step,
+  examples,
+  *,
+  row_length,
+  rows,
+  layout="packed",
+  weight=None,
+  labelled=False,
+  referenced=False,
+  share=(0, 1, 1),
+):
   """Yields the batches of a step, see `collate`; what is left of the last is filled up with 0.
 
   Of each, only rows first / of to stop / of are laid out, (first, stop, of) being `share`.
@@ -141,8 +165,16 @@ def microbatches(step, examples, *, row_length, rows, layout="packed", weight=No
   lengths = [len(examples[i].token) for i in step.examples]
   for some, (count, length) in groups(step.rows, lengths, row_length, rows, layout):
     low, high = (count * part // share[2] for part in share[:2])
-    yield collate(some[low:high], step, examples, row_length=length, row_count=high - low,
-                  weight=weight, labelled=labelled, referenced=referenced)
+    yield collate(
+      some[low:high],
+      step,
+      examples,
+      row_length=length,
+      row_count=high - low,
+      weight=weight,
+      labelled=labelled,
+      referenced=referenced,
+    )
 
 
 def shapes(step, lengths, *, row_length, rows, layout="packed") -> list[tuple[int, int]]:
@@ -155,7 +187,7 @@ def groups(all_rows, lengths, row_length, rows, layout="packed"):
   """Yields (rows of one micro-batch, its shape); `lengths` are tokens a place of the step."""
   if layout == "packed":
     for start in range(0, len(all_rows), rows):
-      yield all_rows[start:start + rows], (rows, row_length)
+      yield all_rows[start : start + rows], (rows, row_length)
     return
   # From the longest, each batch full: no other way has fewer batches.
   left = sorted(all_rows, key=lambda row: -lengths[row[0]])
@@ -163,12 +195,13 @@ def groups(all_rows, lengths, row_length, rows, layout="packed"):
     half = 0
     while lengths[left[0][0]] <= row_length >> half + 1 >= LEAST:
       half += 1
-    yield left[:rows << half], (rows << half, row_length >> half)
-    left = left[rows << half:]
+    yield left[: rows << half], (rows << half, row_length >> half)
+    left = left[rows << half :]
 
 
-def collate(rows, step, examples, *, row_length, row_count, weight=None, labelled=False,
-            referenced=False):
+def collate(
+  rows, step, examples, *, row_length, row_count, weight=None, labelled=False, referenced=False
+):
   """Lays out rows of a step as one batch.
 
   Args:
@@ -199,8 +232,9 @@ def collate(rows, step, examples, *, row_length, row_count, weight=None, labelle
       example = examples[step.examples[place]]
       here = slice(start, start + len(example.token))
       if here.stop > row_length:
-        raise InputError(f"examples {[step.examples[p] for p in row]} do not fit in a row of "
-                         f"{row_length} tokens")
+        raise InputError(
+          f"examples {[step.examples[p] for p in row]} do not fit in a row of {row_length} tokens"
+        )
       batch["token"][r, here] = example.token
       batch["answer"][r, here] = example.answer
       if labelled:

@@ -24,14 +24,15 @@ THOUGHTS = re.compile(r"<think>\n.*?\n</think>\n\n", re.DOTALL)
 @dataclasses.dataclass(frozen=True)
 class Template:
   """The framing of a family; {} is the text of a turn."""
+
   user: str
   assistant: str
   system: str = "{}"
   default_system: str = ""
   system_in_user: bool = False  # tokenised with the first question, inside the user's turn
-  bos: bool = False             # the begin token comes first
-  efficient_eos: bool = False   # turns end with the end token, which stands only after the last
-  thinking: bool = False        # an answer without thoughts gets an empty block of them
+  bos: bool = False  # the begin token comes first
+  efficient_eos: bool = False  # turns end with the end token, which stands only after the last
+  thinking: bool = False  # an answer without thoughts gets an empty block of them
 
   @property
   def special(self):
@@ -40,33 +41,49 @@ class Template:
 
 
 LLAMA3 = Template(
-    system="<|start_header_id|>system<|end_header_id|>\n\n{}<|eot_id|>",
-    user="<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>"
-         "<|start_header_id|>assistant<|end_header_id|>\n\n",
-    assistant="{}<|eot_id|>", bos=True)
+  system="<|start_header_id|>system<|end_header_id|>\n\n{}<|eot_id|>",
+  user="<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>"
+  "<|start_header_id|>assistant<|end_header_id|>\n\n",
+  assistant="{}<|eot_id|>",
+  bos=True,
+)
 CHATML = Template(
-    system="<|im_start|>system\n{}<|im_end|>\n",
-    user="<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
-    assistant="{}<|im_end|>\n")
+  system="<|im_start|>system\n{}<|im_end|>\n",
+  user="<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
+  assistant="{}<|im_end|>\n",
+)
 GEMMA = Template(
-    system="{}\n\n", system_in_user=True,
-    user="<start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\n",
-    assistant="{}<end_of_turn>\n", bos=True)
+  system="{}\n\n",
+  system_in_user=True,
+  user="<start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\n",
+  assistant="{}<end_of_turn>\n",
+  bos=True,
+)
 TEMPLATES = {
-    "llama3": LLAMA3,
-    "qwen": dataclasses.replace(
-        CHATML, default_system="You are Qwen, created by Alibaba Cloud. You are a helpful "
-                               "assistant."),
-    "qwen3": dataclasses.replace(CHATML, thinking=True),
-    "gemma": GEMMA,
-    "gemma3": GEMMA,
-    "yi": CHATML,
-    "falcon": Template(user="User: {}\nFalcon:", assistant="{}\n", efficient_eos=True),
+  "llama3": LLAMA3,
+  "qwen": dataclasses.replace(
+    CHATML, default_system="You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+  ),
+  "qwen3": dataclasses.replace(CHATML, thinking=True),
+  "gemma": GEMMA,
+  "gemma3": GEMMA,
+  "yi": CHATML,
+  "falcon": Template(user="User: {}\nFalcon:", assistant="{}\n", efficient_eos=True),
 }
 # What the path of a Base contains -> its template.  The first that fits counts.
-NAMES = {"Llama-3": "llama3", "Qwen2": "qwen", "Llama-2": "llama2", "Qwen3": "qwen3",
-         "internlm2": "intern2", "Mistral": "mistral", "Falcon": "falcon", "gemma3": "gemma3",
-         "gemma": "gemma", "Yi": "yi", "Baichuan": "baichuan2"}
+NAMES = {
+  "Llama-3": "llama3",
+  "Qwen2": "qwen",
+  "Llama-2": "llama2",
+  "Qwen3": "qwen3",
+  "internlm2": "intern2",
+  "Mistral": "mistral",
+  "Falcon": "falcon",
+  "gemma3": "gemma3",
+  "gemma": "gemma",
+  "Yi": "yi",
+  "Baichuan": "baichuan2",
+}
 
 
 def name_of(base) -> str:
@@ -78,10 +95,15 @@ def name_of(base) -> str:
   found = next((name for part, name in NAMES.items() if part in str(base)), None)
   if found in TEMPLATES:
     return found
-  what = (f"its template there, {found}, is not among ours" if found
-          else f"its path has none of {', '.join(NAMES)} in it")
-  raise InputError(f"data.recipe=paper finds no template for the Base {base}: {what}; set "
-                   f"--config.data.template to one of:{listing(TEMPLATES)}")
+  what = (
+    f"its template there, {found}, is not among ours"
+    if found
+    else f"its path has none of {', '.join(NAMES)} in it"
+  )
+  raise InputError(
+    f"data.recipe=paper finds no template for the Base {base}: {what}; set "
+    f"--config.data.template to one of:{listing(TEMPLATES)}"
+  )
 
 
 def split(count, ratio, seed):
@@ -107,17 +129,32 @@ def encode_rows(rows, tokenizer, settings) -> list:
     raise InputError(f"data.max_length must be above 0; got {settings.max_length}")
   template = _template(settings.template, tokenizer)
   framed = [_framed(row, template, settings.think) for row in rows]
-  texts = [text for turns in framed if not isinstance(turns, InputError)
-           for turn in turns for part in turn for text in part]
+  texts = [
+    text
+    for turns in framed
+    if not isinstance(turns, InputError)
+    for turn in turns
+    for part in turn
+    for text in part
+  ]
   if not texts:
     return framed
-  ids = iter(tokenizer(texts, add_special_tokens=False, return_attention_mask=False,
-                       return_token_type_ids=False, verbose=False).input_ids)
+  ids = iter(
+    tokenizer(
+      texts,
+      add_special_tokens=False,
+      return_attention_mask=False,
+      return_token_type_ids=False,
+      verbose=False,
+    ).input_ids
+  )
   out = []
   for row, turns in zip(rows, framed, strict=True):
     if not isinstance(turns, InputError):
-      turns = [[list(itertools.chain.from_iterable(next(ids) for _ in part)) for part in turn]
-               for turn in turns]
+      turns = [
+        [list(itertools.chain.from_iterable(next(ids) for _ in part)) for part in turn]
+        for turn in turns
+      ]
       if template.bos:
         turns[0][0].insert(0, tokenizer.bos_token_id)
       eos = tokenizer.eos_token_id if template.efficient_eos else None
@@ -129,19 +166,24 @@ def encode_rows(rows, tokenizer, settings) -> list:
 def _template(name, tokenizer):
   """The template of that name, whose special tokens the tokenizer has."""
   if name not in TEMPLATES:
-    raise InputError(f"config.data.template {name!r} is not known; expected one of:"
-                     f"{listing(TEMPLATES)}")
+    raise InputError(
+      f"config.data.template {name!r} is not known; expected one of:{listing(TEMPLATES)}"
+    )
   template = TEMPLATES[name]
-  lacks = [token for token in template.special
-           if len(tokenizer(token, add_special_tokens=False).input_ids) != 1]
+  lacks = [
+    token
+    for token in template.special
+    if len(tokenizer(token, add_special_tokens=False).input_ids) != 1
+  ]
   lacks += ["a begin token"] if template.bos and tokenizer.bos_token_id is None else []
   lacks += ["an end token"] if template.efficient_eos and tokenizer.eos_token_id is None else []
   if lacks:
     # Spelt out in ordinary tokens, the framing would be text like any other.
     raise InputError(
-        f"the template {name} of data.recipe=paper does not fit {tokenizers.name_of(tokenizer)}; "
-        "choose the template of its family by --config.data.template, or set "
-        f"--config.data.recipe=chat; the tokenizer lacks:{listing(lacks)}")
+      f"the template {name} of data.recipe=paper does not fit {tokenizers.name_of(tokenizer)}; "
+      "choose the template of its family by --config.data.template, or set "
+      f"--config.data.recipe=chat; the tokenizer lacks:{listing(lacks)}"
+    )
   return template
 
 
@@ -153,9 +195,11 @@ def _framed(row, template, think):
     system, messages = messages[0]["content"], messages[1:]
   what = _unframed(row, [m["role"] for m in messages])
   if what:
-    return InputError(f"{row.where}: data.recipe=paper frames text of user and assistant in "
-                      f"turns, after at most one system text; got {what}; "
-                      "--config.data.recipe=chat takes such rows")
+    return InputError(
+      f"{row.where}: data.recipe=paper frames text of user and assistant in "
+      f"turns, after at most one system text; got {what}; "
+      "--config.data.recipe=chat takes such rows"
+    )
   system = system or template.default_system
   before = [template.system.format(system)] if system else []
   turns = []
@@ -179,8 +223,12 @@ def _unframed(row, roles):
     return "raw text"
   if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
     return f"roles {', '.join(m['role'] for m in row.messages)}"
-  extra = {f"{key} of the {m['role']}" for m in row.messages for key, value in m.items()
-           if key not in ("role", "content") and (key, value) != ("weight", 1)}
+  extra = {
+    f"{key} of the {m['role']}"
+    for m in row.messages
+    for key, value in m.items()
+    if key not in ("role", "content") and (key, value) != ("weight", 1)
+  }
   return " and ".join(sorted(extra) + ["tools"] * bool(row.tools))
 
 
@@ -210,6 +258,6 @@ def kept(source, target, room):
   elif 2 * source < room:
     most = room - source
   else:
-    most = int(room * (target / (source + target)))   # In floats, for the same rounding.
+    most = int(room * (target / (source + target)))  # In floats, for the same rounding.
   said = min(most, target)
   return min(room - said, source), said

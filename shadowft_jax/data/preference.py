@@ -13,7 +13,7 @@ from shadowft_jax.data.chat import Example
 from shadowft_jax.data.tokenise import tokenise
 from shadowft_jax.errors import InputError
 
-WHOLE = 1 << 30              # tokens: more than any conversation has
+WHOLE = 1 << 30  # tokens: more than any conversation has
 
 
 def encode(rows, tokenizer_dir, settings, cache_dir="") -> list:
@@ -36,15 +36,24 @@ def encode(rows, tokenizer_dir, settings, cache_dir="") -> list:
   for row, *pair in zip(rows, entries[::2], entries[1::2], strict=True):
     bad = [entry for entry in pair if isinstance(entry, InputError)]
     if settings.recipe == "paper" and row.messages[:-1] != row.rejected[:-1]:
-      bad = [InputError(f"{row.where}: chosen and rejected part before their last turn, which "
-                        "data.recipe=paper does not frame; --config.data.recipe=chat does")]
+      bad = [
+        InputError(
+          f"{row.where}: chosen and rejected part before their last turn, which "
+          "data.recipe=paper does not frame; --config.data.recipe=chat does"
+        )
+      ]
     if not bad:
-      example = _pair([_split(side, settings.recipe) for [side] in pair],
-                      settings.max_length // 2, row.where)
+      example = _pair(
+        [_split(side, settings.recipe) for [side] in pair], settings.max_length // 2, row.where
+      )
       if _same(example):
-        bad = [InputError(f"{row.where}: chosen and rejected are the same within half of "
-                          f"data.max_length={settings.max_length}; raise it, or leave such rows "
-                          "out by --config.data.skip_bad_rows")]
+        bad = [
+          InputError(
+            f"{row.where}: chosen and rejected are the same within half of "
+            f"data.max_length={settings.max_length}; raise it, or leave such rows "
+            "out by --config.data.skip_bad_rows"
+          )
+        ]
     out.append(bad[0] if bad else [example])
   return out
 
@@ -52,7 +61,7 @@ def encode(rows, tokenizer_dir, settings, cache_dir="") -> list:
 def _sides(row, recipe):
   """The two conversations as rows of their own."""
   for messages in (row.messages, row.rejected):
-    if recipe == "paper":    # which learns every turn; all but the last are unlearnt afterwards
+    if recipe == "paper":  # which learns every turn; all but the last are unlearnt afterwards
       messages = [{k: v for k, v in m.items() if k != "weight"} for m in messages]
     yield dataclasses.replace(row, messages=messages, rejected=None)
 
@@ -71,21 +80,27 @@ def _pair(sides, room, where):
   answers = [len(side.token) - prompt for side, prompt in sides]
   asked, said = paper.kept(max(prompts), max(answers), room)
   parts = [slice(max(0, prompt - asked), prompt + said) for prompt in prompts]
+
   def joined(arrays):
     return np.concatenate([x[part] for x, part in zip(arrays, parts, strict=True)])
-  answer = [np.where(np.arange(len(side.token)) < prompt, 0, side.answer)
-            for side, prompt in sides]
+
+  answer = [np.where(np.arange(len(side.token)) < prompt, 0, side.answer) for side, prompt in sides]
   chosen, rejected = kept = [x[part] for x, part in zip(answer, parts, strict=True)]
   count = np.concatenate(kept) * (chosen.any() and rejected.any())
   examples = [side for side, _ in sides]
   labels = [e.label for e in examples if e.label is not None]
   return Example(
-      joined([e.token for e in examples]), count.astype(np.int32),
-      cut=sum(int(x[part.stop:].sum()) for x, part in zip(answer, parts, strict=True)),
-      altered=any(e.altered for e in examples), label=joined(labels) if labels else None,
-      where=where, second=len(chosen), prompt_cut=sum(part.start for part in parts))
+    joined([e.token for e in examples]),
+    count.astype(np.int32),
+    cut=sum(int(x[part.stop :].sum()) for x, part in zip(answer, parts, strict=True)),
+    altered=any(e.altered for e in examples),
+    label=joined(labels) if labels else None,
+    where=where,
+    second=len(chosen),
+    prompt_cut=sum(part.start for part in parts),
+  )
 
 
 def _same(example):
   """Whether the two sides have the same tokens."""
-  return np.array_equal(example.token[:example.second], example.token[example.second:])
+  return np.array_equal(example.token[: example.second], example.token[example.second :])

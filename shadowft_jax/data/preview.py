@@ -7,7 +7,7 @@ import numpy as np
 from shadowft_jax.data import dataset, packing
 
 LEARNT, PLAIN, END = "\x1b[1;32m", "\x1b[2m", "\x1b[0m"
-BAR = 40                     # characters of the longest bar
+BAR = 40  # characters of the longest bar
 
 
 def text(data, tokenizer, count, *, ids=False, colour=True) -> str:
@@ -23,22 +23,26 @@ def text(data, tokenizer, count, *, ids=False, colour=True) -> str:
 
 
 def _example(number, example, tokenizer, ids, colour):
-  head = (f"--- example {number}: {example.where}: {len(example.token):,} tokens, "
-          f"{example.learnt:,} learnt" + (f", {example.cut:,} cut away" if example.cut else ""))
+  head = (
+    f"--- example {number}: {example.where}: {len(example.token):,} tokens, "
+    f"{example.learnt:,} learnt" + (f", {example.cut:,} cut away" if example.cut else "")
+  )
   head += f", {example.prompt_cut:,} of the prompts cut away" if example.prompt_cut else ""
   every = np.arange(len(example.token))
   sides = {"": every}
   if example.second:
-    sides = {"chosen:\n": every[:example.second], "\nrejected:\n": every[example.second:]}
-  text = "".join(name + "".join(_run(*run, tokenizer, ids, colour) for run in _runs(example, side))
-                 for name, side in sides.items())
+    sides = {"chosen:\n": every[: example.second], "\nrejected:\n": every[example.second :]}
+  text = "".join(
+    name + "".join(_run(*run, tokenizer, ids, colour) for run in _runs(example, side))
+    for name, side in sides.items()
+  )
   return f"{head}\n{text}\n"
 
 
 def _runs(example, side):
   """Yields (tokens, labels, whether they are learnt) of the runs of an example's tokens `side`."""
   learnt = example.answer[side] > 0
-  learnt[:1] = False         # nothing predicts a first token
+  learnt[:1] = False  # nothing predicts a first token
   edges = np.flatnonzero(np.diff(learnt)) + 1
   labels = example.token if example.label is None else example.label
   for part in np.split(side, edges):
@@ -49,9 +53,14 @@ def _runs(example, side):
 def _run(tokens, labels, is_learnt, tokenizer, ids, colour):
   """One run of tokens that are learnt alike, as text."""
   if ids:
-    out = " ".join(f"{t}:{_visible(tokenizer.decode([t]))}" + (
-        f"→{label}:{_visible(tokenizer.decode([label]))}" if label != t else "")
-                   for t, label in zip(tokens.tolist(), labels.tolist(), strict=True)) + " "
+    out = (
+      " ".join(
+        f"{t}:{_visible(tokenizer.decode([t]))}"
+        + (f"→{label}:{_visible(tokenizer.decode([label]))}" if label != t else "")
+        for t, label in zip(tokens.tolist(), labels.tolist(), strict=True)
+      )
+      + " "
+    )
   else:
     out = tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
     # Which line ends are learnt cannot be seen otherwise.
@@ -75,37 +84,55 @@ def _lengths(data):
   edges = [0, *(low * 2**k for k in range(int(math.log2(top // low)) + 1))]
   counts = np.histogram(lengths, [e + 0.5 for e in edges])[0]
   first = int(np.flatnonzero(counts)[0])
-  lines = [f"  {a + 1:>7,} to {b:>7,}  {n:>9,}  {'#' * math.ceil(BAR * n / counts.max())}"
-           for a, b, n in zip(edges[first:-1], edges[first + 1:], counts[first:], strict=True)]
-  return "\n".join(["tokens an example:", *lines,
-                    f"  median {int(np.median(lengths)):,}, longest {lengths.max():,}"])
+  lines = [
+    f"  {a + 1:>7,} to {b:>7,}  {n:>9,}  {'#' * math.ceil(BAR * n / counts.max())}"
+    for a, b, n in zip(edges[first:-1], edges[first + 1 :], counts[first:], strict=True)
+  ]
+  return "\n".join(
+    [
+      "tokens an example:",
+      *lines,
+      f"  median {int(np.median(lengths)):,}, longest {lengths.max():,}",
+    ]
+  )
 
 
 def _totals(data):
   tokens = sum(len(e.token) for e in data.train)
   learnt = sum(e.learnt for e in data.train)
   cut = [e.cut for e in data.train if e.cut]
-  return "\n".join([
+  return "\n".join(
+    [
       f"examples:        {len(data.train):,} to train on, {len(data.valid):,} to validate on",
       f"learnt tokens:   {learnt:,} of {tokens:,} ({learnt / tokens:.1%})",
       f"truncated:       {len(cut):,} examples, {sum(cut):,} answer tokens lost, at "
-      f"data.max_length={data.row_length}"])
+      f"data.max_length={data.row_length}",
+    ]
+  )
 
 
 def _steps(data):
   """How the examples fill rows and steps."""
   examples = [len(s.examples) for s in data.steps]
   lengths = dataset.lengths(data.train)
-  shapes = [packing.shapes(s, lengths, row_length=data.row_length, rows=data.rows,
-                           layout=data.layout) for s in data.steps]
+  shapes = [
+    packing.shapes(s, lengths, row_length=data.row_length, rows=data.rows, layout=data.layout)
+    for s in data.steps
+  ]
   computed = sum(rows * length for batches in shapes for rows, length in batches)
   tokens = sum(data.tokens(i) for i in range(len(data.steps)))
   rows = [len(s.rows) for s in data.steps]
   spread = lambda x: f"{min(x):,}" if min(x) == max(x) else f"{min(x):,} to {max(x):,}"
-  return "\n".join([
+  return "\n".join(
+    [
       f"steps:           {len(data.steps):,} of {spread(examples)} examples",
       f"rows a step:     {spread(rows)}, {data.layout}, in {spread([len(x) for x in shapes])} "
       "micro-batches",
       f"fill:            {tokens / computed:.1%} of what is computed is not padding"
-      + (f"; {tokens / (sum(rows) * data.row_length):.1%} within the rows that hold examples"
-         if data.layout == "packed" else "")])
+      + (
+        f"; {tokens / (sum(rows) * data.row_length):.1%} within the rows that hold examples"
+        if data.layout == "packed"
+        else ""
+      ),
+    ]
+  )

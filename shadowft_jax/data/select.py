@@ -27,13 +27,14 @@ SEVERAL = ("first", "drawn", "each")
 @dataclasses.dataclass(frozen=True)
 class Report:
   """What became of the rows."""
-  settings: dict[str, object]    # of `select`, all of them
-  rows: int                      # as they came
-  left_out: dict[str, int]       # why a row is no candidate -> how many
+
+  settings: dict[str, object]  # of `select`, all of them
+  rows: int  # as they came
+  left_out: dict[str, int]  # why a row is no candidate -> how many
   candidates: int
-  pool: int                      # candidates of high reward
+  pool: int  # candidates of high reward
   chosen: int
-  categories: list[dict]         # of each: name, rows (candidates), pool, chosen, and the least
+  categories: list[dict]  # of each: name, rows (candidates), pool, chosen, and the least
   #                                and greatest reward chosen
 
   def table(self) -> str:
@@ -42,17 +43,24 @@ class Report:
     lines = [f"{'category':{width}}  {'rows':>9}  {'pool':>9}  {'chosen':>6}  reward"]
     for c in self.categories:
       reward = f"{c['lowest']:.3f} to {c['highest']:.3f}" if c["chosen"] else ""
-      lines.append(f"{c['name']:{width}}  {c['rows']:>9,}  {c['pool']:>9,}  {c['chosen']:>6,}  "
-                   f"{reward}".rstrip())
+      lines.append(
+        f"{c['name']:{width}}  {c['rows']:>9,}  {c['pool']:>9,}  {c['chosen']:>6,}  "
+        f"{reward}".rstrip()
+      )
     lines += [f"{count:,} rows left out: {why}" for why, count in self.left_out.items() if count]
-    return "\n".join([*lines, f"{self.chosen:,} chosen of a pool of {self.pool:,}, of "
-                              f"{self.candidates:,} candidates, of {self.rows:,} rows"])
+    return "\n".join(
+      [
+        *lines,
+        f"{self.chosen:,} chosen of a pool of {self.pool:,}, of "
+        f"{self.candidates:,} candidates, of {self.rows:,} rows",
+      ]
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class _Candidate:
-  order: tuple[float, bytes]     # the best come first, ties by the seed
-  categories: tuple[str, ...]    # that the row counts for
+  order: tuple[float, bytes]  # the best come first, ties by the seed
+  categories: tuple[str, ...]  # that the row counts for
   row: dict
 
   @property
@@ -60,8 +68,18 @@ class _Candidate:
     return -self.order[0]
 
 
-def select(rows, *, count, seed, reward="reward", category="label.cate_ability_en", pool=0.1,
-           min_reward=None, several="first", language=""):
+def select(
+  rows,
+  *,
+  count,
+  seed,
+  reward="reward",
+  category="label.cate_ability_en",
+  pool=0.1,
+  min_reward=None,
+  several="first",
+  language="",
+):
   """Chooses `count` rows of high reward, as evenly over the categories as they allow.
 
   The categories take turns, each taking its best row that is left, the one with the best row of
@@ -83,21 +101,37 @@ def select(rows, *, count, seed, reward="reward", category="label.cate_ability_e
   Raises:
     InputError: a parameter cannot be, no row is a candidate, or too few are in the pool.
   """
-  settings = dict(count=count, seed=seed, reward=reward, category=category, pool=pool,
-                  min_reward=min_reward, several=several, language=language)
+  settings = dict(
+    count=count,
+    seed=seed,
+    reward=reward,
+    category=category,
+    pool=pool,
+    min_reward=min_reward,
+    several=several,
+    language=language,
+  )
   _check(settings)
   key = functools.partial(_digest, seed)
   left_out, candidates = _candidates(rows, settings, key)
-  best = sorted(candidates, key=lambda c: c.order)[:max(1, round(pool * len(candidates)))]
+  best = sorted(candidates, key=lambda c: c.order)[: max(1, round(pool * len(candidates)))]
   best = [c for c in best if min_reward is None or c.reward >= min_reward]
   if len(best) < count:
     raise InputError(
-        f"{count:,} rows are asked for, and the pool has {len(best):,} of {len(candidates):,} "
-        "candidates; ask for fewer, raise pool or lower min_reward")
+      f"{count:,} rows are asked for, and the pool has {len(best):,} of {len(candidates):,} "
+      "candidates; ask for fewer, raise pool or lower min_reward"
+    )
   taken = _take_turns(best, count)
   chosen = sorted((c for part in taken.values() for c in part), key=lambda c: key(c.order[1]))
-  report = Report(settings, len(rows), left_out, len(candidates), len(best), len(chosen),
-                  _by_category(candidates, best, taken))
+  report = Report(
+    settings,
+    len(rows),
+    left_out,
+    len(candidates),
+    len(best),
+    len(chosen),
+    _by_category(candidates, best, taken),
+  )
   return [c.row for c in chosen], report
 
 
@@ -119,9 +153,13 @@ def _candidates(rows, settings, key):
   Raises:
     InputError: there is none.
   """
-  why = dict(language=f"langdetect is not {settings['language']!r}",
-             conversations="no conversations", reward=f"no finite number in {settings['reward']}",
-             category=f"no text in {settings['category']}", again="the same conversation again")
+  why = dict(
+    language=f"langdetect is not {settings['language']!r}",
+    conversations="no conversations",
+    reward=f"no finite number in {settings['reward']}",
+    category=f"no text in {settings['category']}",
+    again="the same conversation again",
+  )
   lacks, found = collections.Counter(), {}
   for row in rows:
     lack = _lack(row, settings)
@@ -139,12 +177,15 @@ def _candidates(rows, settings, key):
   left_out = {text: lacks[name] for name, text in why.items()}
   if not found:
     fields = sorted({field for row in rows for field in row})
-    raise InputError(f"none of {len(rows):,} rows can be chosen: " + "; ".join(
-        f"{n:,}: {text}" for text, n in left_out.items() if n)
-        + f"; they have the fields:{listing(fields)}")
+    raise InputError(
+      f"none of {len(rows):,} rows can be chosen: "
+      + "; ".join(f"{n:,}: {text}" for text, n in left_out.items() if n)
+      + f"; they have the fields:{listing(fields)}"
+    )
   return left_out, [
-      _Candidate((rank[0], conversation), _counts_for(row, conversation, settings), row)
-      for conversation, (rank, row) in found.items()]
+    _Candidate((rank[0], conversation), _counts_for(row, conversation, settings), row)
+    for conversation, (rank, row) in found.items()
+  ]
 
 
 def _lack(row, settings):
@@ -164,7 +205,7 @@ def _counts_for(row, conversation, settings):
   if settings["several"] == "each":
     return names
   at = int.from_bytes(conversation, "big") % len(names) if settings["several"] == "drawn" else 0
-  return names[at:at + 1]
+  return names[at : at + 1]
 
 
 def _take_turns(best, count):
@@ -176,7 +217,7 @@ def _take_turns(best, count):
   taken, gone = {name: [] for name in queues}, set()
   while len(gone) < count:
     for name, queue in queues.items():
-      while queue and queue[0].order in gone:      # by another of its categories
+      while queue and queue[0].order in gone:  # by another of its categories
         queue.popleft()
       if queue and len(gone) < count:
         taken[name].append(queue.popleft())
@@ -186,13 +227,21 @@ def _take_turns(best, count):
 
 def _by_category(candidates, best, taken):
   """Report.categories, by name."""
-  there, high = (collections.Counter(n for c in part for n in c.categories)
-                 for part in (candidates, best))
+  there, high = (
+    collections.Counter(n for c in part for n in c.categories) for part in (candidates, best)
+  )
   rewards = {name: [c.reward for c in part] for name, part in taken.items()}
-  return [dict(name=name, rows=there[name], pool=high[name], chosen=len(rewards.get(name, ())),
-               lowest=min(rewards.get(name, ()), default=None),
-               highest=max(rewards.get(name, ()), default=None))
-          for name in sorted(there)]
+  return [
+    dict(
+      name=name,
+      rows=there[name],
+      pool=high[name],
+      chosen=len(rewards.get(name, ())),
+      lowest=min(rewards.get(name, ()), default=None),
+      highest=max(rewards.get(name, ()), default=None),
+    )
+    for name in sorted(there)
+  ]
 
 
 def _field(row, path):

@@ -16,47 +16,70 @@ INFO = "data/dataset_info.json of the authors' repository"
 @dataclasses.dataclass(frozen=True)
 class PaperSet:
   """A set of the paper (arXiv 2505.12716) as a config takes it."""
-  source: str                # hub id ORG/NAME[:SUBSET]; empty: on no hub, see `note`
-  columns: dict[str, str]    # of data.columns
-  count: int                 # rows that the paper uses
-  note: str                  # what the paper says of it, and what is not known
-  origin: str                # what `source` and `columns` were read from
+
+  source: str  # hub id ORG/NAME[:SUBSET]; empty: on no hub, see `note`
+  columns: dict[str, str]  # of data.columns
+  count: int  # rows that the paper uses
+  note: str  # what the paper says of it, and what is not known
+  origin: str  # what `source` and `columns` were read from
 
 
 SETS = {
-    "baai-2k": PaperSet(
-        source="", columns={"messages": "conversations"}, count=2000, origin=INFO,
-        note="Shadow_2k.parquet in data/ of https://github.com/wutaiqiang/Shadow-FT, or a set "
-             "alike, made of BAAI/Infinity-Instruct:Gen by python -m shadowft_jax.select; the "
-             "paper: rows of high reward, uniform over categories; not known: which reward, "
-             "which categories, the order of the rows"),
-    "medical-o1": PaperSet(
-        source="FreedomIntelligence/medical-o1-reasoning-SFT:en",
-        columns={"prompt": "Question", "response": "Response"}, count=1000, origin=INFO,
-        note="the column Complex_CoT is not used; the paper samples 1000 rows, not known: which"),
-    "code-z1": PaperSet(
-        source="efficientscaling/Z1-Code-Reasoning-107K",
-        columns={"prompt": "question", "response": "response"}, count=2000,
-        origin="train/preprocess.py of https://github.com/efficientscaling/Z1",
-        note="the authors' repository has no entry for it, so source and columns are those of "
-             "Z1's own training code; not known: whether the authors used them so, and which rows"),
-    "limo": PaperSet(
-        source="GAIR/LIMO", columns={"prompt": "question", "response": "solution"}, count=817,
-        origin=INFO, note="the paper uses all its rows"),
-    "openr1-math": PaperSet(
-        source="llamafactory/OpenR1-Math-94k", columns={"messages": "messages"}, count=2000,
-        origin=INFO, note="the paper samples 2000 rows, not known: which"),
-    "math-step-dpo": PaperSet(
-        source="xinlai/Math-Step-DPO-10K",
-        columns={"prompt": "prompt", "chosen": "full_chosen", "rejected": "full_rejected"},
-        count=1000, origin=INFO,
-        note="preference pairs, for DPO; the paper uses 1000, not known: which, and the beta, "
-             "learning rate and epochs"),
-    "chartmoe": PaperSet(
-        source="Coobiw/ChartMoE-Data",
-        columns={"messages": "conversations", "images": "image"}, count=10_000, origin=INFO,
-        note="charts with questions, for models that read images; the paper uses 10,000 rows, "
-             "not known: which"),
+  "baai-2k": PaperSet(
+    source="",
+    columns={"messages": "conversations"},
+    count=2000,
+    origin=INFO,
+    note="Shadow_2k.parquet in data/ of https://github.com/wutaiqiang/Shadow-FT, or a set "
+    "alike, made of BAAI/Infinity-Instruct:Gen by python -m shadowft_jax.select; the "
+    "paper: rows of high reward, uniform over categories; not known: which reward, "
+    "which categories, the order of the rows",
+  ),
+  "medical-o1": PaperSet(
+    source="FreedomIntelligence/medical-o1-reasoning-SFT:en",
+    columns={"prompt": "Question", "response": "Response"},
+    count=1000,
+    origin=INFO,
+    note="the column Complex_CoT is not used; the paper samples 1000 rows, not known: which",
+  ),
+  "code-z1": PaperSet(
+    source="efficientscaling/Z1-Code-Reasoning-107K",
+    columns={"prompt": "question", "response": "response"},
+    count=2000,
+    origin="train/preprocess.py of https://github.com/efficientscaling/Z1",
+    note="the authors' repository has no entry for it, so source and columns are those of "
+    "Z1's own training code; not known: whether the authors used them so, and which rows",
+  ),
+  "limo": PaperSet(
+    source="GAIR/LIMO",
+    columns={"prompt": "question", "response": "solution"},
+    count=817,
+    origin=INFO,
+    note="the paper uses all its rows",
+  ),
+  "openr1-math": PaperSet(
+    source="llamafactory/OpenR1-Math-94k",
+    columns={"messages": "messages"},
+    count=2000,
+    origin=INFO,
+    note="the paper samples 2000 rows, not known: which",
+  ),
+  "math-step-dpo": PaperSet(
+    source="xinlai/Math-Step-DPO-10K",
+    columns={"prompt": "prompt", "chosen": "full_chosen", "rejected": "full_rejected"},
+    count=1000,
+    origin=INFO,
+    note="preference pairs, for DPO; the paper uses 1000, not known: which, and the beta, "
+    "learning rate and epochs",
+  ),
+  "chartmoe": PaperSet(
+    source="Coobiw/ChartMoE-Data",
+    columns={"messages": "conversations", "images": "image"},
+    count=10_000,
+    origin=INFO,
+    note="charts with questions, for models that read images; the paper uses 10,000 rows, "
+    "not known: which",
+  ),
 }
 
 
@@ -80,19 +103,25 @@ def resolve(config, needed=True):
     return config
   if c.set not in SETS:
     near = difflib.get_close_matches(c.set, SETS, n=1)
-    raise InputError(f"config.data.set is one of {', '.join(SETS)}; got {c.set!r}"
-                     + (f"; did you mean {near[0]}?" if near else ""))
+    raise InputError(
+      f"config.data.set is one of {', '.join(SETS)}; got {c.set!r}"
+      + (f"; did you mean {near[0]}?" if near else "")
+    )
   known = SETS[c.set]
   c.train = c.train or known.source
   if not c.train:
     if not needed:
       return config
-    raise InputError(f"config.data.set {c.set} is on no hub; set --config.data.train to your "
-                     f"copy of it: {known.note}")
+    raise InputError(
+      f"config.data.set {c.set} is on no hub; set --config.data.train to your "
+      f"copy of it: {known.note}"
+    )
   if not any(c.columns.values()):
     c.columns.update(known.columns)
   c.max_examples = c.max_examples or known.count
   theirs = "" if c.max_examples == known.count else f" (the paper uses {known.count:,})"
-  say(f"{c.set}: at most {c.max_examples:,} rows{theirs} of {c.train}, data.select={c.select}; "
-      f"{known.note}")
+  say(
+    f"{c.set}: at most {c.max_examples:,} rows{theirs} of {c.train}, data.select={c.select}; "
+    f"{known.note}"
+  )
   return config

@@ -12,21 +12,37 @@ from shadowft_jax.folder import read_json
 
 HUB_ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?::([^:@]+))?(?:@(.+))?")
 # What lies beside the data of a folder and is none, in small letters.
-NOT_DATA = ("readme*", "license*", "requirements*.txt", "dataset_info*.json", "dataset_dict.json",
-            "state.json")
+NOT_DATA = (
+  "readme*",
+  "license*",
+  "requirements*.txt",
+  "dataset_info*.json",
+  "dataset_dict.json",
+  "state.json",
+)
 # Words in the names of files -> the split they hold.
-SPLITS = {"train": "train", "training": "train", "validation": "validation",
-          "valid": "validation", "val": "validation", "dev": "validation", "test": "test",
-          "testing": "test", "eval": "test", "evaluation": "test"}
+SPLITS = {
+  "train": "train",
+  "training": "train",
+  "validation": "validation",
+  "valid": "validation",
+  "val": "validation",
+  "dev": "validation",
+  "test": "test",
+  "testing": "test",
+  "eval": "test",
+  "evaluation": "test",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
   """The rows of one file, folder or data set of the hub."""
-  name: str                       # as it was given, without the weight
-  weight: float                   # how often its rows are passed in an epoch
+
+  name: str  # as it was given, without the weight
+  weight: float  # how often its rows are passed in an epoch
   rows: list[tuple[str, object]]  # ("FILE row N", the row, or an InputError: why it is none)
-  files: tuple = ()               # what was read, as paths; none of a data set of the hub
+  files: tuple = ()  # what was read, as paths; none of a data set of the hub
 
 
 def read(spec, split="train") -> list[Source]:
@@ -45,8 +61,9 @@ def read(spec, split="train") -> list[Source]:
   for part in str(spec).split(","):
     name, weight = _weighted(part.strip(), spec)
     files = _files_of(name, split)
-    rows = ([row for file in files for row in _reader(file)(file)] if files
-            else _from_hub(name, split))
+    rows = (
+      [row for file in files for row in _reader(file)(file)] if files else _from_hub(name, split)
+    )
     if not rows:
       raise InputError(f"{name} has no rows; expected one object an example")
     sources.append(Source(name, weight, rows, tuple(files)))
@@ -65,8 +82,10 @@ def _weighted(part, spec):
   except ValueError:
     number = 0
   if not 0 < number < math.inf:
-    raise InputError(f"{part}: {weight!r} after the * is no weight; expected a positive number "
-                     "(all the files of a folder: name the folder)")
+    raise InputError(
+      f"{part}: {weight!r} after the * is no weight; expected a positive number "
+      "(all the files of a folder: name the folder)"
+    )
   return name, number
 
 
@@ -101,7 +120,7 @@ def _kinds():
 
 def _files(folder, split):
   """The data files of a folder, or those of one split where their names tell splits."""
-  if (folder / "state.json").is_file():       # Written by Dataset.save_to_disk.
+  if (folder / "state.json").is_file():  # Written by Dataset.save_to_disk.
     state = read_json(folder / "state.json")
     if "_data_files" in state:
       return [folder / file["filename"] for file in state["_data_files"]]
@@ -118,8 +137,10 @@ def _files(folder, split):
     return files
   untold = [file for file in files if not splits[file]]
   if untold:
-    raise InputError(f"{folder}: some of its files name a split, but these do not; give the files "
-                     f"to read, separated by commas:{listing(untold)}")
+    raise InputError(
+      f"{folder}: some of its files name a split, but these do not; give the files "
+      f"to read, separated by commas:{listing(untold)}"
+    )
   wanted = SPLITS.get(split, split)
   if wanted not in splits.values():
     raise _no_split(folder, split, set(splits.values()))
@@ -127,13 +148,17 @@ def _files(folder, split):
 
 
 def _no_split(folder, split, splits):
-  return InputError(f"{folder} has no split {split!r}; choose one with --config.data.split:"
-                    f"{listing(splits)}")
+  return InputError(
+    f"{folder} has no split {split!r}; choose one with --config.data.split:{listing(splits)}"
+  )
 
 
 def _is_data(path):
-  return (_reader(path) is not None and not any(part.startswith(".") for part in path.parts)
-          and not any(fnmatch.fnmatchcase(path.name.lower(), name) for name in NOT_DATA))
+  return (
+    _reader(path) is not None
+    and not any(part.startswith(".") for part in path.parts)
+    and not any(fnmatch.fnmatchcase(path.name.lower(), name) for name in NOT_DATA)
+  )
 
 
 def _split_of(path):
@@ -149,17 +174,19 @@ def _split_of(path):
 
 
 def _from_hub(name, split):
-  import datasets     # Takes a second, and few runs need it.
+  import datasets  # Takes a second, and few runs need it.
+
   repo, subset, revision = HUB_ID.fullmatch(name).groups()
   try:
     loaded = datasets.load_dataset(repo, subset, split=split, revision=revision)
     # Not the data set itself, which would decode images.
     batches = loaded.with_format("arrow").iter(batch_size=1000)
     return [(f"{name} row {number}", row) for number, row in enumerate(plain(batches), 1)]
-  except Exception as error:   # Many types: no network, no such name, subset, split, revision.
+  except Exception as error:  # Many types: no network, no such name, subset, split, revision.
     reason = str(error).strip().split("\n")[0].rstrip(".")
     raise InputError(
-        f"{name} is no file or folder here{nearest(pathlib.Path(name))}, and as a data set of the "
-        f"hub (split {split!r}) it could not be loaded: {reason}; check the name, or download it "
-        f"where there is a network (hf download --repo-type dataset {repo} --local-dir FOLDER) "
-        "and give the FOLDER") from error
+      f"{name} is no file or folder here{nearest(pathlib.Path(name))}, and as a data set of the "
+      f"hub (split {split!r}) it could not be loaded: {reason}; check the name, or download it "
+      f"where there is a network (hf download --repo-type dataset {repo} --local-dir FOLDER) "
+      "and give the FOLDER"
+    ) from error

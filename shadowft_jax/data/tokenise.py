@@ -27,16 +27,18 @@ from shadowft_jax.errors import InputError
 from shadowft_jax.progress import say
 
 RECIPES = {"chat": chat.encode_rows, "paper": paper.encode_rows}
-CHUNK = 500_000              # characters of rows that are encoded at a time
-WORTH = 10_000_000           # characters of rows from which it pays to start processes
+CHUNK = 500_000  # characters of rows that are encoded at a time
+WORTH = 10_000_000  # characters of rows from which it pays to start processes
 # What a cached result depends on, beside the rows: code, packages and files of the tokenizer.
-CODE = tuple(pathlib.Path(file) for file in (
-    __file__, chat.__file__, paper.__file__, tokenizers.__file__))
+CODE = tuple(
+  pathlib.Path(file) for file in (__file__, chat.__file__, paper.__file__, tokenizers.__file__)
+)
 PACKAGES = ("jinja2", "tokenizers", "transformers")
 SUFFIXES = (".jinja", ".json", ".model", ".tiktoken", ".txt")
 CONTENT = operator.attrgetter(
-    *(field.name for field in dataclasses.fields(formats.Row) if field.name != "where"))
-FOLDER = "\0"                # stands for the tokenizer's folder in what is kept of an error
+  *(field.name for field in dataclasses.fields(formats.Row) if field.name != "where")
+)
+FOLDER = "\0"  # stands for the tokenizer's folder in what is kept of an error
 
 
 def tokenise(rows, tokenizer_dir, settings, cache_dir="") -> list:
@@ -61,8 +63,9 @@ def tokenise(rows, tokenizer_dir, settings, cache_dir="") -> list:
     return []
   folder = os.path.abspath(tokenizer_dir)
   key, sizes = _key(rows, folder, settings)
-  cache = pathlib.Path(cache_dir or pathlib.Path(
-      os.environ.get("XDG_CACHE_HOME") or "~/.cache", "shadowft_jax")).expanduser()
+  cache = pathlib.Path(
+    cache_dir or pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "shadowft_jax")
+  ).expanduser()
   flat = _load(cache / f"{key}.npz")
   if flat is None:
     flat = _encoded(rows, sizes, folder, settings)
@@ -73,8 +76,10 @@ def tokenise(rows, tokenizer_dir, settings, cache_dir="") -> list:
 def _key(rows, folder, settings):
   """(a digest of all that decides the result, characters of each row)."""
   digest = hashlib.sha256()
+
   def add(*parts):
     digest.update(repr(parts).encode())
+
   add(settings, [(name, importlib.metadata.version(name)) for name in PACKAGES])
   files = [p for p in pathlib.Path(folder).glob("*") if p.suffix in SUFFIXES and p.is_file()]
   files += pathlib.Path(folder, "additional_chat_templates").glob("*.jinja")
@@ -96,9 +101,11 @@ def _encoded(rows, sizes, folder, settings):
   count = min(_cores(), len(chunks) // 2) if sizes.sum() >= WORTH else 1
   parts = []
   with tqdm(total=len(rows), unit="row", desc="tokenising", leave=False, disable=None) as bar:
+
     def done(part):
       parts.append(part)
       bar.update(len(part["count"]))
+
     if count > 1:
       say(f"tokenising {len(rows):,} rows in {count} processes")
       _in_processes(chunks, count, folder, settings, done)
@@ -118,6 +125,7 @@ def _cores():
 def _in_processes(chunks, count, folder, settings, done):
   """Encodes chunks in `count` processes, and calls `done` on the result of each, in order."""
   free = queue.SimpleQueue()
+
   def ask(chunk):
     process, connection = worker = free.get()
     try:
@@ -125,9 +133,10 @@ def _in_processes(chunks, count, folder, settings, done):
       result = connection.recv()
     except (EOFError, OSError) as error:
       raise RuntimeError(
-          f"a process that tokenises ended with exit code {process.wait()}; where it was killed "
-          "(-9), memory may have run out: allow the run fewer cores (taskset), or give it "
-          "more memory") from error
+        f"a process that tokenises ended with exit code {process.wait()}; where it was killed "
+        "(-9), memory may have run out: allow the run fewer cores (taskset), or give it "
+        "more memory"
+      ) from error
     finally:
       free.put(worker)
     if isinstance(result, Exception):
@@ -139,7 +148,7 @@ def _in_processes(chunks, count, folder, settings, done):
     threads = stack.enter_context(concurrent.futures.ThreadPoolExecutor(count))
     for worker in workers:
       free.put(worker)
-      stack.callback(worker[0].kill)     # Or a thread may wait for an answer for ever.
+      stack.callback(worker[0].kill)  # Or a thread may wait for an answer for ever.
     for result in threads.map(ask, chunks):
       done(result)
 
@@ -150,33 +159,47 @@ def _start(stack):
   stack.enter_context(ours)
   # Not a process of multiprocessing, which would import what the run was started by, and jax with
   # it.  Tokenizers need no torch, which takes seconds to import.
-  code = (f"import sys; sys.path = {sys.path!r}; sys.modules['torch'] = None; "
-          f"from {__name__} import serve; serve({theirs.fileno()})")
+  code = (
+    f"import sys; sys.path = {sys.path!r}; sys.modules['torch'] = None; "
+    f"from {__name__} import serve; serve({theirs.fileno()})"
+  )
   with theirs:
     # In a session of its own, Ctrl-C ends the run alone, and that ends the process.
-    process = stack.enter_context(subprocess.Popen(
-        [sys.executable, "-c", code], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
-        start_new_session=True, env={**os.environ, "TOKENIZERS_PARALLELISM": "false"}))
+    process = stack.enter_context(
+      subprocess.Popen(
+        [sys.executable, "-c", code],
+        pass_fds=[theirs.fileno()],
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
+      )
+    )
   stack.callback(process.kill)
   return process, ours
 
 
 def serve(descriptor):
   """What each process does: answers each list of rows with its flat examples, or what failed."""
+
   @functools.cache
   def load(folder):
     tokenizer = tokenizers.load_tokenizer(folder)
-    gc.freeze()              # Nothing imported is looked through for garbage again and again.
+    gc.freeze()  # Nothing imported is looked through for garbage again and again.
     return tokenizer
-  with contextlib.suppress(EOFError, OSError), (     # The run has ended.
-      multiprocessing.connection.Connection(descriptor)) as connection:
+
+  with (
+    contextlib.suppress(EOFError, OSError),
+    (  # The run has ended.
+      multiprocessing.connection.Connection(descriptor)
+    ) as connection,
+  ):
     while True:
       folder, settings, rows = connection.recv()
       try:
         result = _flat(rows, load(folder), settings)
       except InputError as error:
         result = error
-      except Exception:      # A traceback cannot be sent.
+      except Exception:  # A traceback cannot be sent.
         result = RuntimeError(f"a process that tokenises failed:\n{traceback.format_exc()}")
       connection.send(result)
 
@@ -192,36 +215,51 @@ def _flat(rows, tokenizer, settings):
   entries = RECIPES[settings.recipe](rows, tokenizer, settings)
   counts = [-1 if isinstance(entry, InputError) else len(entry) for entry in entries]
   examples = [e for entry, count in zip(entries, counts, strict=True) if count > 0 for e in entry]
-  errors = [str(entry).removeprefix(row.where).replace(tokenizer.name_or_path, FOLDER)
-            for row, entry, count in zip(rows, entries, counts, strict=True) if count < 0]
+  errors = [
+    str(entry).removeprefix(row.where).replace(tokenizer.name_or_path, FOLDER)
+    for row, entry, count in zip(rows, entries, counts, strict=True)
+    if count < 0
+  ]
   lines = "".join(json.dumps(text) + "\n" for text in errors)
+
   def joined(dtype, parts):
     return np.concatenate([np.zeros(0, dtype), *parts]).astype(dtype, copy=False)
+
   return {
-      "count": np.array(counts, np.int32),
-      "length": np.array([len(e.token) for e in examples], np.int32),
-      "cut": np.array([e.cut for e in examples], np.int32),
-      "altered": np.array([e.altered for e in examples], bool),
-      "labelled": np.array([e.label is not None for e in examples], bool),
-      "token": joined(np.int32, [e.token for e in examples]),
-      "answer": joined(np.uint8, [e.answer for e in examples]),
-      "label": joined(np.int32, [e.label for e in examples if e.label is not None]),
-      "error": np.frombuffer(lines.encode(), np.uint8)}
+    "count": np.array(counts, np.int32),
+    "length": np.array([len(e.token) for e in examples], np.int32),
+    "cut": np.array([e.cut for e in examples], np.int32),
+    "altered": np.array([e.altered for e in examples], bool),
+    "labelled": np.array([e.label is not None for e in examples], bool),
+    "token": joined(np.int32, [e.token for e in examples]),
+    "answer": joined(np.uint8, [e.answer for e in examples]),
+    "label": joined(np.int32, [e.label for e in examples if e.label is not None]),
+    "error": np.frombuffer(lines.encode(), np.uint8),
+  }
 
 
 def _entries(flat, rows, folder):
   """What `tokenise` returns; the examples are views of the flat arrays."""
+
   def parts(name, lengths):
     array = flat[name].astype(np.int32, copy=False)
-    return [array[end - n:end] for end, n in zip(
-        np.cumsum(lengths, dtype=np.int64).tolist(), lengths.tolist(), strict=True)]
+    return [
+      array[end - n : end]
+      for end, n in zip(np.cumsum(lengths, dtype=np.int64).tolist(), lengths.tolist(), strict=True)
+    ]
+
   length, labelled = flat["length"], flat["labelled"]
   labels = iter(parts("label", length[labelled]))
-  fields = {"token": parts("token", length), "answer": parts("answer", length),
-            "label": [next(labels) if has else None for has in labelled.tolist()],
-            "cut": flat["cut"].tolist(), "altered": flat["altered"].tolist()}
-  examples = (dict(zip(fields, values, strict=True))
-              for values in zip(*fields.values(), strict=True))
+  fields = {
+    "token": parts("token", length),
+    "answer": parts("answer", length),
+    "label": [next(labels) if has else None for has in labelled.tolist()],
+    "cut": flat["cut"].tolist(),
+    "altered": flat["altered"].tolist(),
+  }
+  examples = (
+    dict(zip(fields, values, strict=True)) for values in zip(*fields.values(), strict=True)
+  )
   errors = iter(flat["error"].tobytes().splitlines())
   out = []
   for row, count in zip(rows, flat["count"].tolist(), strict=True):
@@ -238,8 +276,8 @@ def _load(path):
     return None
   try:
     with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-      return dict(file)      # Read whole, which checks its checksums.
-  except Exception as error:   # Many types, by which byte is wrong.
+      return dict(file)  # Read whole, which checks its checksums.
+  except Exception as error:  # Many types, by which byte is wrong.
     say(f"{path} cannot be read ({error}); its rows are tokenised again")
     return None
 
@@ -256,5 +294,7 @@ def _save(path, flat):
     finally:
       partial.unlink(missing_ok=True)
   except OSError as error:
-    say(f"tokens are not kept for the next run: {error}; --config.data.cache=FOLDER names another "
-         "place")
+    say(
+      f"tokens are not kept for the next run: {error}; --config.data.cache=FOLDER names another "
+      "place"
+    )

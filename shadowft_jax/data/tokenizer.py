@@ -21,15 +21,20 @@ def load_tokenizer(directory):
   whole = (pathlib.Path(directory) / "tokenizer.json").is_file()
   try:
     tokenizer = (PreTrainedTokenizerFast if whole else AutoTokenizer).from_pretrained(
-        str(directory), local_files_only=True, trust_remote_code=False)
-  except Exception as error:   # Many types, by what is wrong with which file.
+      str(directory), local_files_only=True, trust_remote_code=False
+    )
+  except Exception as error:  # Many types, by what is wrong with which file.
     # The rest of the message tells of packages, or how to allow the folder's code to run.
     reason = str(error).strip().split("\n")[0]
-    raise InputError(f"{directory} has no tokenizer that can be read: {reason}; copy "
-                     "tokenizer.json and tokenizer_config.json there") from error
+    raise InputError(
+      f"{directory} has no tokenizer that can be read: {reason}; copy "
+      "tokenizer.json and tokenizer_config.json there"
+    ) from error
   if not tokenizer.is_fast:
-    raise InputError(f"{directory} has only a slow tokenizer; expected a tokenizer.json: save "
-                     "one with AutoTokenizer.from_pretrained(...).save_pretrained(...)")
+    raise InputError(
+      f"{directory} has only a slow tokenizer; expected a tokenizer.json: save "
+      "one with AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+    )
   return tokenizer
 
 

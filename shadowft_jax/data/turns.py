@@ -7,16 +7,24 @@ import reprlib
 from shadowft_jax.errors import InputError, listing
 
 # What data calls a role -> what templates call it.
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant",
-         "tool": "tool"}
+ROLES = {
+  "system": "system",
+  "developer": "system",
+  "user": "user",
+  "assistant": "assistant",
+  "tool": "tool",
+}
 SHAREGPT_ROLES = {
-    "system": "system", "human": "user", "user": "user",
-    **dict.fromkeys(("gpt", "assistant", "chatgpt", "model", "bard", "bing"), "assistant"),
-    **dict.fromkeys(("observation", "tool", "function", "function_response"), "tool"),
-    "function_call": "assistant"}
+  "system": "system",
+  "human": "user",
+  "user": "user",
+  **dict.fromkeys(("gpt", "assistant", "chatgpt", "model", "bard", "bing"), "assistant"),
+  **dict.fromkeys(("observation", "tool", "function", "function_response"), "tool"),
+  "function_call": "assistant",
+}
 OPTIONAL = ("tool_calls", "tool_call_id", "name", "reasoning_content", "weight")
 EMPTY = (None, "", [], {})
-IMAGE = "<image>"     # Stands in a text where an image is.
+IMAGE = "<image>"  # Stands in a text where an image is.
 
 
 def text(row, key, where):
@@ -43,8 +51,7 @@ def messages(value, key, where, images) -> list[dict]:
   """
   if not isinstance(value, list):
     raise InputError(f"{where}: {key} is {reprlib.repr(value)}; expected a list of messages")
-  return [_message(item, f"{where}: turn {i} of {key}", images)
-          for i, item in enumerate(value, 1)]
+  return [_message(item, f"{where}: turn {i} of {key}", images) for i, item in enumerate(value, 1)]
 
 
 def _message(item, where, images):
@@ -58,11 +65,13 @@ def _message(item, where, images):
   # Any other key may change what is to be learnt: none is dropped in silence.
   unknown = rest.keys() - set(OPTIONAL)
   if unknown:
-    raise InputError(f"{where} has keys that are not known; expected role, content and at most "
-                     f"{', '.join(OPTIONAL)}; remove:{listing(unknown)}")
+    raise InputError(
+      f"{where} has keys that are not known; expected role, content and at most "
+      f"{', '.join(OPTIONAL)}; remove:{listing(unknown)}"
+    )
   rest = {key: FIELDS[key](value, item["role"], f"{where}: {key}") for key, value in rest.items()}
   if item["role"] != "assistant":
-    rest.pop("weight", None)      # 0, as for all that is not the assistant's.
+    rest.pop("weight", None)  # 0, as for all that is not the assistant's.
   if item.get("content") is None and rest.get("tool_calls"):
     content = ""
   elif isinstance(item.get("content"), list):
@@ -83,13 +92,16 @@ def _from_sharegpt(item, where):
   rest = {key: value for key, value in item.items() if key not in ("from", "value")}
   role = _role(item["from"], SHAREGPT_ROLES, where)
   if rest.keys() & {"role", "content"}:
-    raise InputError(f"{where} has keys of two forms; expected from and value, or role and "
-                     "content")
+    raise InputError(f"{where} has keys of two forms; expected from and value, or role and content")
   if item["from"] != "function_call":
     return {**rest, "role": role, "content": text(item, "value", where)}
   calls = parsed(text(item, "value", where), f"{where}: value")
-  return {**rest, "role": role, "content": None,
-          "tool_calls": calls if isinstance(calls, list) else [calls]}
+  return {
+    **rest,
+    "role": role,
+    "content": None,
+    "tool_calls": calls if isinstance(calls, list) else [calls],
+  }
 
 
 def _joined(parts, where, images):
@@ -105,8 +117,9 @@ def _joined(parts, where, images):
       # OpenAI's form: {"image_url": {"url": ...}}.  An image that is only marked lies beside.
       images += [x["url"] if isinstance(x, dict) and "url" in x else x for x in found[:1]]
     else:
-      raise InputError(f"{where}: content holds {reprlib.repr(part)}; expected parts of type "
-                       "text or image")
+      raise InputError(
+        f"{where}: content holds {reprlib.repr(part)}; expected parts of type text or image"
+      )
   return "".join(out)
 
 
@@ -132,16 +145,20 @@ def _calls(value, role, where):
   for call in calls if isinstance(calls, list) else [None]:
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-      raise InputError(f"{where} is {reprlib.repr(value)}; expected a list of "
-                       '{"function": {"name", "arguments"}}')
+      raise InputError(
+        f"{where} is {reprlib.repr(value)}; expected a list of "
+        '{"function": {"name", "arguments"}}'
+      )
     arguments = function.get("arguments")
     arguments = {} if arguments in EMPTY else parsed(arguments, f"{where}: arguments")
     if not isinstance(arguments, dict):
       raise InputError(f"{where}: arguments are {reprlib.repr(arguments)}; expected an object")
-    rest = {k: v for k, v in call.items()
-            if k not in ("function", "name", "arguments") and v is not None}
-    out.append({"type": "function", **rest,
-                "function": {"name": function["name"], "arguments": arguments}})
+    rest = {
+      k: v for k, v in call.items() if k not in ("function", "name", "arguments") and v is not None
+    }
+    out.append(
+      {"type": "function", **rest, "function": {"name": function["name"], "arguments": arguments}}
+    )
   return out
 
 
@@ -152,8 +169,10 @@ def _only_assistant(role, where):
 
 def _weight(value, role, where):
   if value not in (0, 1) or value and role != "assistant":
-    raise InputError(f"{where} is {reprlib.repr(value)}; expected 0, or 1 to learn what the "
-                     f"assistant says; the role is {role}")
+    raise InputError(
+      f"{where} is {reprlib.repr(value)}; expected 0, or 1 to learn what the "
+      f"assistant says; the role is {role}"
+    )
   return int(value)
 
 
@@ -168,8 +187,13 @@ def _reasoning(value, role, where):
   return _string(value, role, where)
 
 
-FIELDS = {"tool_calls": _calls, "tool_call_id": _string, "name": _string,
-          "reasoning_content": _reasoning, "weight": _weight}
+FIELDS = {
+  "tool_calls": _calls,
+  "tool_call_id": _string,
+  "name": _string,
+  "reasoning_content": _reasoning,
+  "weight": _weight,
+}
 
 
 def tools(value, where) -> list | None:
@@ -186,8 +210,10 @@ def tools(value, where) -> list | None:
     tool = parsed(tool, f"{where}: tools")
     function = tool.get("function", tool) if isinstance(tool, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-      raise InputError(f"{where}: tools is {reprlib.repr(value)}; expected a list of "
-                       '{"type": "function", "function": {"name", "description", "parameters"}}')
+      raise InputError(
+        f"{where}: tools is {reprlib.repr(value)}; expected a list of "
+        '{"type": "function", "function": {"name", "description", "parameters"}}'
+      )
     out.append(tool if "function" in tool else {"type": "function", "function": tool})
   return out
 
@@ -202,8 +228,12 @@ def transcript(value, key, where) -> list[dict]:
   """
   before, *turns = re.split(r"\n\n(Human|Assistant):", "\n\n" + value.lstrip())
   if before or not turns:
-    raise InputError(f"{where}: {key} is text without a prompt; expected a prompt beside it, a "
-                     'list of messages, or turns that begin with "Human:" and "Assistant:"')
+    raise InputError(
+      f"{where}: {key} is text without a prompt; expected a prompt beside it, a "
+      'list of messages, or turns that begin with "Human:" and "Assistant:"'
+    )
   roles = {"Human": "user", "Assistant": "assistant"}
-  return [{"role": roles[name], "content": said.strip()}
-          for name, said in zip(turns[::2], turns[1::2], strict=True)]
+  return [
+    {"role": roles[name], "content": said.strip()}
+    for name, said in zip(turns[::2], turns[1::2], strict=True)
+  ]

@@ -8,10 +8,19 @@ from shadowft_jax.models import config, gemma, glm, llama, mistral, olmo, qwen, 
 from shadowft_jax.models.decoder import Decoder
 
 FAMILIES = {
-    "llama": llama.llama, "qwen2": qwen.qwen2, "qwen3": qwen.qwen3, "qwen3_moe": qwen.qwen3_moe,
-    "gemma2": gemma.gemma2, "gemma3": gemma.gemma3, "gemma3_text": gemma.gemma3_text,
-    "mistral": mistral.mistral, "olmo2": olmo.olmo2, "olmo3": olmo.olmo3,
-    "smollm3": smollm.smollm3, "glm4": glm.glm4}
+  "llama": llama.llama,
+  "qwen2": qwen.qwen2,
+  "qwen3": qwen.qwen3,
+  "qwen3_moe": qwen.qwen3_moe,
+  "gemma2": gemma.gemma2,
+  "gemma3": gemma.gemma3,
+  "gemma3_text": gemma.gemma3_text,
+  "mistral": mistral.mistral,
+  "olmo2": olmo.olmo2,
+  "olmo3": olmo.olmo3,
+  "smollm3": smollm.smollm3,
+  "glm4": glm.glm4,
+}
 
 
 def from_config(hf, **options):

@@ -23,11 +23,12 @@ from shadowft_jax.models import chunked, flash, layers, splash
 
 class Rows(NamedTuple):
   """What is known of queries and keys: int32 [B, T] and [B, S]."""
+
   segment_BT: jax.Array
   segment_BS: jax.Array
   position_BT: jax.Array
   position_BS: jax.Array
-  index_BT: jax.Array      # where a query's own key lies among the keys
+  index_BT: jax.Array  # where a query's own key lies among the keys
 
 
 def visible(segment_BT, segment_BS, position_BT, position_BS, window=None):
@@ -61,8 +62,9 @@ def reference(q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window=None, softcap=None)
   # Heads before positions: each product is then one plain matrix product a head.
   q_BKGTH = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
   k_BKSH, v_BKSH = (x.transpose(0, 2, 1, 3) for x in (k_BSKH, v_BSKH))
-  logit_BKGTS = scale * jnp.einsum("BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH,
-                                   preferred_element_type=jnp.float32)
+  logit_BKGTS = scale * jnp.einsum(
+    "BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH, preferred_element_type=jnp.float32
+  )
   logit_BKGTS = layers.softcap(logit_BKGTS, softcap)
   mask_BTS = visible(*rows[:4], window)
   # A finite floor: a padding query sees no key, and must not become NaN.
@@ -73,13 +75,15 @@ def reference(q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window=None, softcap=None)
 
 
 def _by_blocks(attend, q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window, softcap):
-  return attend(q_BTNH, k_BSKH, v_BSKH, first_visible(rows, window), rows.index_BT, scale=scale,
-                softcap=softcap)
+  return attend(
+    q_BTNH, k_BSKH, v_BSKH, first_visible(rows, window), rows.index_BT, scale=scale, softcap=softcap
+  )
 
 
 def _splash(q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window, softcap):
-  return splash.attend(q_BTNH, k_BSKH, v_BSKH, rows.segment_BT, scale=scale, window=window,
-                       softcap=softcap)
+  return splash.attend(
+    q_BTNH, k_BSKH, v_BSKH, rows.segment_BT, scale=scale, window=window, softcap=softcap
+  )
 
 
 def _cudnn(q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window, softcap):
@@ -89,16 +93,27 @@ def _cudnn(q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window, softcap):
   """
   assert softcap is None
   attend = functools.partial(
-      jax.nn.dot_product_attention, q_BTNH, k_BSKH, v_BSKH, scale=scale, is_causal=True,
-      local_window_size=window and (window - 1, 0), implementation="cudnn")
+    jax.nn.dot_product_attention,
+    q_BTNH,
+    k_BSKH,
+    v_BSKH,
+    scale=scale,
+    is_causal=True,
+    local_window_size=window and (window - 1, 0),
+    implementation="cudnn",
+  )
+
   def by_lengths():
     length_B = jnp.sum(rows.segment_BT > 0, axis=1, dtype=jnp.int32)
     return attend(query_seq_lengths=length_B, key_value_seq_lengths=length_B)
+
   def by_mask():
     index_11S = jnp.arange(k_BSKH.shape[1])[None, None]
-    mask_BTS = ((first_visible(rows, window)[:, :, None] <= index_11S)
-                & (index_11S <= rows.index_BT[:, :, None]))
+    mask_BTS = (first_visible(rows, window)[:, :, None] <= index_11S) & (
+      index_11S <= rows.index_BT[:, :, None]
+    )
     return attend(mask=mask_BTS[:, None])
+
   return jax.lax.cond(jnp.max(rows.segment_BT) <= 1, by_lengths, by_mask)
 
 
@@ -114,6 +129,7 @@ class Backend:
     softcap: it caps logits.
     shards_rows: the queries it is given may be a part of their row.
   """
+
   attend: Callable
   platforms: tuple[str, ...] = ()
   dtypes: tuple[str, ...] = ()
@@ -124,17 +140,19 @@ class Backend:
 
 HALF = ("bfloat16", "float16")
 BACKENDS = {
-    "xla": Backend(reference),
-    "chunked": Backend(functools.partial(_by_blocks, chunked.attend)),
-    "cudnn": Backend(_cudnn, platforms=("gpu",), dtypes=HALF, traced_window=False, softcap=False,
-                     shards_rows=False),
-    "flash": Backend(functools.partial(_by_blocks, flash.attend), platforms=("gpu",)),
-    "splash": Backend(_splash, platforms=("tpu",), traced_window=False, shards_rows=False),
+  "xla": Backend(reference),
+  "chunked": Backend(functools.partial(_by_blocks, chunked.attend)),
+  "cudnn": Backend(
+    _cudnn, platforms=("gpu",), dtypes=HALF, traced_window=False, softcap=False, shards_rows=False
+  ),
+  "flash": Backend(functools.partial(_by_blocks, flash.attend), platforms=("gpu",)),
+  "splash": Backend(_splash, platforms=("tpu",), traced_window=False, shards_rows=False),
 }
 
 
-def attend(name, q_BTNH, k_BTKH, v_BTKH, segment_BT, position_BT, *, scale, windows, kind=0,
-           softcap=None):
+def attend(
+  name, q_BTNH, k_BTKH, v_BTKH, segment_BT, position_BT, *, scale, windows, kind=0, softcap=None
+):
   """Attention of packed rows by the backend of that name; padding is 0, with no gradient.
 
   On a mesh each device takes its own rows, heads and, of the queries, its own part of a row.
@@ -148,13 +166,17 @@ def attend(name, q_BTNH, k_BTKH, v_BTKH, segment_BT, position_BT, *, scale, wind
   """
   index_BT = jnp.broadcast_to(jnp.arange(segment_BT.shape[1])[None], segment_BT.shape)
   rows = Rows(segment_BT, segment_BT, position_BT, position_BT, index_BT)
-  def given(window, q, k, v, rows):     # what a device does with its part
+
+  def given(window, q, k, v, rows):  # what a device does with its part
     out_BTNH = BACKENDS[name].attend(q, k, v, rows, scale=scale, window=window, softcap=softcap)
     return jnp.where(rows.segment_BT[:, :, None, None] > 0, out_BTNH, 0)
+
   if BACKENDS[name].traced_window:
     return _on_own_part(name, given, window_of(windows, kind), q_BTNH, k_BTKH, v_BTKH, rows)
+
   def switched(kind, *args):
     return jax.lax.switch(kind, [functools.partial(given, w) for w in windows], *args)
+
   return _on_own_part(name, switched, kind, q_BTNH, k_BTKH, v_BTKH, rows)
 
 
@@ -183,12 +205,15 @@ def _on_own_part(name, fn, window, q_BTNH, k_BTKH, v_BTKH, rows):
   """
   (B, T, N, _), K = q_BTNH.shape, k_BTKH.shape[2]
   (batch, b), (context, c), (heads, h) = (
-      _mesh_axes(*x) for x in (("batch", B), ("context", T), ("heads", N)))
+    _mesh_axes(*x) for x in (("batch", B), ("context", T), ("heads", N))
+  )
   if c > 1 and not BACKENDS[name].shards_rows:
     able = ", ".join(n for n, backend in BACKENDS.items() if backend.shards_rows)
-    raise InputError(f"config.attention={name} cannot share a row among devices, and the mesh "
-                     f"axis {' x '.join(context)} is {c}; set it to 1, or attention to one of "
-                     f"{able}")
+    raise InputError(
+      f"config.attention={name} cannot share a row among devices, and the mesh "
+      f"axis {' x '.join(context)} is {c}; set it to 1, or attention to one of "
+      f"{able}"
+    )
   if b * c * h == 1:
     return fn(window, q_BTNH, k_BTKH, v_BTKH, rows)
   # Where there are fewer key heads than devices, each device's queries get a copy of theirs.
@@ -198,5 +223,8 @@ def _on_own_part(name, fn, window, q_BTNH, k_BTKH, v_BTKH, rows):
   rows_spec = Rows(own, all_, own, all_, own)
   of_keys = P(batch, None, heads)
   return jax.shard_map(
-      fn, in_specs=(P(), P(batch, context, heads), of_keys, of_keys, rows_spec),
-      out_specs=P(batch, context, heads), check_vma=False)(window, q_BTNH, k_BTKH, v_BTKH, rows)
+    fn,
+    in_specs=(P(), P(batch, context, heads), of_keys, of_keys, rows_spec),
+    out_specs=P(batch, context, heads),
+    check_vma=False,
+  )(window, q_BTNH, k_BTKH, v_BTKH, rows)

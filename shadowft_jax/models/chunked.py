@@ -9,8 +9,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-BLOCK = 256     # queries, and keys, a block
-FLOOR = -1e30   # of masked logits: finite, so that a row that sees nothing makes no NaN
+BLOCK = 256  # queries, and keys, a block
+FLOOR = -1e30  # of masked logits: finite, so that a row that sees nothing makes no NaN
 
 
 def attend(q_BTNH, k_BSKH, v_BSKH, first_BT, last_BT, *, scale, softcap=None):
@@ -26,20 +26,24 @@ def attend(q_BTNH, k_BSKH, v_BSKH, first_BT, last_BT, *, scale, softcap=None):
   q_BTKGH = jnp.pad(q_BTNH, ((0, 0), (0, pad_T), (0, 0), (0, 0))).reshape(B, -1, K, N // K, H)
   # Heads before positions: each product is then one plain matrix product a head.
   q_nBKGtH = jnp.moveaxis(q_BTKGH.reshape(B, -1, size_T, K, N // K, H), (1, 2), (0, 4))
-  k_BKSH, v_BKSH = (jnp.moveaxis(jnp.pad(x, ((0, 0), (0, pad_S), (0, 0), (0, 0))), 2, 1)
-                    for x in (k_BSKH, v_BSKH))
+  k_BKSH, v_BKSH = (
+    jnp.moveaxis(jnp.pad(x, ((0, 0), (0, pad_S), (0, 0), (0, 0))), 2, 1) for x in (k_BSKH, v_BSKH)
+  )
   # The rows that fill the last block see what the last query sees.
-  range_n2Bt = jnp.moveaxis(jnp.pad(
-      jnp.stack([first_BT, last_BT]), ((0, 0), (0, 0), (0, pad_T)), mode="edge",
-  ).reshape(2, B, -1, size_T), 2, 0)
+  range_n2Bt = jnp.moveaxis(
+    jnp.pad(jnp.stack([first_BT, last_BT]), ((0, 0), (0, 0), (0, pad_T)), mode="edge").reshape(
+      2, B, -1, size_T
+    ),
+    2,
+    0,
+  )
   out_nBKGtH = _attend(q_nBKGtH, k_BKSH, v_BKSH, range_n2Bt, scale, softcap, size_S)
   return jnp.moveaxis(out_nBKGtH, (0, 4), (1, 2)).reshape(B, -1, N, H)[:, :T]
 
 
 def _logits(q_BKGtH, k_BKsH, range_2Bt, start, scale, softcap):
   """float32 [B, K, G, t, s] of keys from `start` on, and the derivative of the softcap."""
-  x = scale * jnp.einsum("BKGtH,BKsH->BKGts", q_BKGtH, k_BKsH,
-                         preferred_element_type=jnp.float32)
+  x = scale * jnp.einsum("BKGtH,BKsH->BKGts", q_BKGtH, k_BKsH, preferred_element_type=jnp.float32)
   slope = 1.0
   if softcap is not None:
     tanh = jnp.tanh(x / softcap)
@@ -67,6 +71,7 @@ def _attend(q, k, v, ranges, scale, softcap, size):
 def _forward(q_nBKGtH, k_BKSH, v_BKSH, range_n2Bt, scale, softcap, size):
   def one(block):
     q_BKGtH, range_2Bt = block
+
     def step(j, carry):
       out, top, total = carry
       x, _ = _logits(q_BKGtH, _cut(k_BKSH, j, size), range_2Bt, j * size, scale, softcap)
@@ -74,13 +79,21 @@ def _forward(q_nBKGtH, k_BKSH, v_BKSH, range_n2Bt, scale, softcap, size):
       p = jnp.exp(x - new_top[..., None])
       shrink = jnp.exp(top - new_top)
       out = out * shrink[..., None] + jnp.einsum(
-          "BKGts,BKsH->BKGtH", p.astype(v_BKSH.dtype), _cut(v_BKSH, j, size),
-          preferred_element_type=jnp.float32)
+        "BKGts,BKsH->BKGtH",
+        p.astype(v_BKSH.dtype),
+        _cut(v_BKSH, j, size),
+        preferred_element_type=jnp.float32,
+      )
       return out, new_top, total * shrink + jnp.sum(p, axis=-1)
-    start = (jnp.zeros(q_BKGtH.shape, jnp.float32),
-             jnp.full(q_BKGtH.shape[:-1], FLOOR), jnp.zeros(q_BKGtH.shape[:-1]))
+
+    start = (
+      jnp.zeros(q_BKGtH.shape, jnp.float32),
+      jnp.full(q_BKGtH.shape[:-1], FLOOR),
+      jnp.zeros(q_BKGtH.shape[:-1]),
+    )
     out, top, total = jax.lax.fori_loop(*_blocks(range_2Bt, size), step, start)
     return (out / total[..., None]).astype(q_BKGtH.dtype), top + jnp.log(total)
+
   out, lse = jax.lax.map(one, (q_nBKGtH, range_n2Bt))
   return out, (q_nBKGtH, k_BKSH, v_BKSH, range_n2Bt, out, lse)
 
@@ -89,8 +102,10 @@ def _backward(scale, softcap, size, saved, g_nBKGtH):
   q_nBKGtH, k_BKSH, v_BKSH, range_n2Bt, out, lse = saved
   # Along a row of logits: the gradient's mean under p, from the outputs alone.
   mean_nBKGt = jnp.sum(g_nBKGtH.astype(jnp.float32) * out, axis=-1)
+
   def one(grads, block):
     q_BKGtH, range_2Bt, g_BKGtH, mean_BKGt, lse_BKGt = block
+
     def step(j, carry):
       dq, dk, dv = carry
       k, v = _cut(k_BKSH, j, size), _cut(v_BKSH, j, size)
@@ -99,16 +114,21 @@ def _backward(scale, softcap, size, saved, g_nBKGtH):
       dp = jnp.einsum("BKGtH,BKsH->BKGts", g_BKGtH, v, preferred_element_type=jnp.float32)
       dx = (scale * p * slope * (dp - mean_BKGt[..., None])).astype(k.dtype)
       dq += jnp.einsum("BKGts,BKsH->BKGtH", dx, k, preferred_element_type=jnp.float32)
+
       def added(total, equation, left, right):
         part = jnp.einsum(equation, left, right, preferred_element_type=jnp.float32)
         return jax.lax.dynamic_update_slice_in_dim(
-            total, _cut(total, j, size) + part, j * size, axis=2)
+          total, _cut(total, j, size) + part, j * size, axis=2
+        )
+
       dk = added(dk, "BKGts,BKGtH->BKsH", dx, q_BKGtH)
       dv = added(dv, "BKGts,BKGtH->BKsH", p.astype(v.dtype), g_BKGtH)
       return dq, dk, dv
+
     start = jnp.zeros(q_BKGtH.shape, jnp.float32)
     dq, *grads = jax.lax.fori_loop(*_blocks(range_2Bt, size), step, (start, *grads))
     return tuple(grads), dq.astype(q_BKGtH.dtype)
+
   start = (jnp.zeros(k_BKSH.shape, jnp.float32), jnp.zeros(v_BKSH.shape, jnp.float32))
   (dk, dv), dq = jax.lax.scan(one, start, (q_nBKGtH, range_n2Bt, g_nBKGtH, mean_nBKGt, lse))
   return dq, dk.astype(k_BKSH.dtype), dv.astype(v_BKSH.dtype), None

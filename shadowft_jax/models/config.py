@@ -5,19 +5,20 @@ import dataclasses
 from shadowft_jax.errors import InputError, listing
 from shadowft_jax.models.layers import Rope
 
-REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-            "num_attention_heads")
+REQUIRED = (
+  "vocab_size",
+  "hidden_size",
+  "intermediate_size",
+  "num_hidden_layers",
+  "num_attention_heads",
+)
 # Options of config.json that would change the computation, and the values that do not.
-PORTED = {
-    "hidden_act": ("silu", "swish"),
-    "attention_dropout": (0, 0.0, None),
-}
+PORTED = {"hidden_act": ("silu", "swish"), "attention_dropout": (0, 0.0, None)}
 # Kinds of rope scaling, and the fields each must have; YaRN only where a family asks for it.
 ROPE_TYPES = {
-    "default": (),
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor",
-               "original_max_position_embeddings"),
+  "default": (),
+  "linear": ("factor",),
+  "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
 YARN = {"yarn": ("factor", "original_max_position_embeddings")}
 LAYER_TYPES = ("full_attention", "sliding_attention")
@@ -26,6 +27,7 @@ LAYER_TYPES = ("full_attention", "sliding_attention")
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
   """Shape and options; fields keep their config.json names where one exists."""
+
   vocab_size: int
   hidden_size: int
   intermediate_size: int
@@ -39,23 +41,23 @@ class DecoderConfig:
   ropes: tuple[Rope, ...]
   rope_interleaved: bool = False  # GLM-4
   tie_word_embeddings: bool = False
-  qkv_bias: bool = False          # Qwen2; Llama, Qwen3, … with attention_bias
-  o_bias: bool = False            # Llama, Qwen3, … with attention_bias
-  mlp_bias: bool = False          # Llama and SmolLM3 with mlp_bias
-  qk_norm: str | None = None      # of each "head" (Qwen3, Gemma 3), or of the "whole" (OLMo 2)
-  fused_gate_up: bool = False     # GLM-4
-  num_experts: int = 0            # Qwen3-MoE: in the place of the MLP
+  qkv_bias: bool = False  # Qwen2; Llama, Qwen3, … with attention_bias
+  o_bias: bool = False  # Llama, Qwen3, … with attention_bias
+  mlp_bias: bool = False  # Llama and SmolLM3 with mlp_bias
+  qk_norm: str | None = None  # of each "head" (Qwen3, Gemma 3), or of the "whole" (OLMo 2)
+  fused_gate_up: bool = False  # GLM-4
+  num_experts: int = 0  # Qwen3-MoE: in the place of the MLP
   num_experts_per_tok: int = 0
   moe_intermediate_size: int = 0
   norm_topk_prob: bool = False
   hidden_act: str = "silu"
   # The norms before and after attention, before and after the MLP.
   norms: tuple[str | None, ...] = ("input_layernorm", None, "post_attention_layernorm", None)
-  norm_offset: float = 0.0        # Gemma: 1
-  embedding_scale: float = 1.0    # Gemma: sqrt(hidden_size)
-  query_pre_attn_scalar: float | None = None     # Gemma; head_dim where None
-  attn_logit_softcapping: float | None = None    # Gemma 2
-  final_logit_softcapping: float | None = None   # Gemma 2
+  norm_offset: float = 0.0  # Gemma: 1
+  embedding_scale: float = 1.0  # Gemma: sqrt(hidden_size)
+  query_pre_attn_scalar: float | None = None  # Gemma; head_dim where None
+  attn_logit_softcapping: float | None = None  # Gemma 2
+  final_logit_softcapping: float | None = None  # Gemma 2
 
 
 def refuse(hf, **ported):
@@ -67,8 +69,10 @@ def refuse(hf, **ported):
   for name, values in ported.items():
     if name in hf and hf[name] not in values:
       wanted = " or ".join(repr(v) for v in values[:1])
-      raise InputError(f"config.json of model_type {hf.get('model_type')!r}: {name} is "
-                       f"{hf[name]!r}; only {wanted} is ported")
+      raise InputError(
+        f"config.json of model_type {hf.get('model_type')!r}: {name} is "
+        f"{hf[name]!r}; only {wanted} is ported"
+      )
 
 
 def refuse_quantised(hf):
@@ -76,9 +80,11 @@ def refuse_quantised(hf):
   for part in (hf, hf.get("text_config") or {}):
     if (quantised := part.get("quantization_config")) is not None:
       method = quantised.get("quant_method") if isinstance(quantised, dict) else None
-      raise InputError(f"config.json has a quantization_config ({method or 'of no named method'}): "
-                       "a delta is added to plain weights; choose the checkpoint of this model "
-                       "in BF16, F16 or F32")
+      raise InputError(
+        f"config.json has a quantization_config ({method or 'of no named method'}): "
+        "a delta is added to plain weights; choose the checkpoint of this model "
+        "in BF16, F16 or F32"
+      )
 
 
 def read_rope(hf, *, kinds=ROPE_TYPES, partial=False):
@@ -101,9 +107,13 @@ def read_rope(hf, *, kinds=ROPE_TYPES, partial=False):
     raise InputError(f"config.json: rope_type is one of {', '.join(kinds)}; got {kind!r}")
   if missing := [n for n in kinds[kind] if scaling.get(n) is None]:
     raise InputError(f"config.json: rope_type {kind!r} lacks{listing(missing)}")
-  refuse({**scaling, "partial_rotary_factor": fraction, "model_type": hf.get("model_type")},
-         partial_rotary_factor=(fraction,) if partial else (1, 1.0, None), mscale=(None,),
-         mscale_all_dim=(None,), truncate=(True, None))
+  refuse(
+    {**scaling, "partial_rotary_factor": fraction, "model_type": hf.get("model_type")},
+    partial_rotary_factor=(fraction,) if partial else (1, 1.0, None),
+    mscale=(None,),
+    mscale_all_dim=(None,),
+    truncate=(True, None),
+  )
   return Rope(float(theta), tuple(sorted(scaling.items())), 1.0 if fraction is None else fraction)
 
 
@@ -114,9 +124,17 @@ def local_and_global(hf, windows, *, local_theta, global_theta, kinds=ROPE_TYPES
   for each type of layer in rope_parameters.
   """
   nested = hf.get("rope_parameters") or {"full_attention": hf.get("rope_scaling")}
+
   def rope(layer_type, theta):
-    return read_rope({"model_type": hf.get("model_type"), "rope_theta": theta,
-                      "rope_parameters": nested.get(layer_type)}, kinds=kinds)
+    return read_rope(
+      {
+        "model_type": hf.get("model_type"),
+        "rope_theta": theta,
+        "rope_parameters": nested.get(layer_type),
+      },
+      kinds=kinds,
+    )
+
   whole, local = rope("full_attention", global_theta), rope("sliding_attention", local_theta)
   return tuple(whole if w is None else local for w in windows)
 
@@ -135,8 +153,10 @@ def read_windows(hf, full_every):
   count = hf["num_hidden_layers"]
   kinds = hf.get("layer_types") or [LAYER_TYPES[(i + 1) % full_every != 0] for i in range(count)]
   if len(kinds) != count or set(kinds) - set(LAYER_TYPES):
-    raise InputError(f"config.json: layer_types has {' or '.join(LAYER_TYPES)} for each of "
-                     f"{count} layers; got {kinds!r}")
+    raise InputError(
+      f"config.json: layer_types has {' or '.join(LAYER_TYPES)} for each of "
+      f"{count} layers; got {kinds!r}"
+    )
   window = hf.get("sliding_window")
   if "sliding_attention" in kinds and not (isinstance(window, int) and window > 0):
     raise InputError(f"config.json: sliding_window is a number of tokens; got {window!r}")
@@ -159,8 +179,9 @@ def read(hf, **options):
   count, heads = hf["num_hidden_layers"], hf["num_attention_heads"]
   kv_heads = hf.get("num_key_value_heads") or heads
   if heads % kv_heads:
-    raise InputError(f"config.json: num_attention_heads {heads} is no multiple of "
-                     f"num_key_value_heads {kv_heads}")
+    raise InputError(
+      f"config.json: num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}"
+    )
   if "windows" not in options:
     options["windows"] = (None,) * count
     if any(kind != "full_attention" for kind in hf.get("layer_types") or ()):
@@ -168,9 +189,10 @@ def read(hf, **options):
   if "ropes" not in options:
     options["ropes"] = (read_rope(hf),) * count
   return DecoderConfig(
-      **{n: hf[n] for n in REQUIRED},
-      num_key_value_heads=kv_heads,
-      head_dim=hf.get("head_dim") or hf["hidden_size"] // heads,
-      rms_norm_eps=hf.get("rms_norm_eps", 1e-6),
-      tie_word_embeddings=bool(hf.get("tie_word_embeddings", False)),
-      **options)
+    **{n: hf[n] for n in REQUIRED},
+    num_key_value_heads=kv_heads,
+    head_dim=hf.get("head_dim") or hf["hidden_size"] // heads,
+    rms_norm_eps=hf.get("rms_norm_eps", 1e-6),
+    tie_word_embeddings=bool(hf.get("tie_word_embeddings", False)),
+    **options,
+  )

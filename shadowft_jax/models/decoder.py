@@ -15,13 +15,21 @@ import jax.numpy as jnp
 from shadowft_jax.models import attention, moe
 from shadowft_jax.models.config import DecoderConfig
 from shadowft_jax.models.layers import (
-    ACTIVATIONS, Embed, Head, Linear, RMSNorm, apply_rope, rope_angles, softcap)
+  ACTIVATIONS,
+  Embed,
+  Head,
+  Linear,
+  RMSNorm,
+  apply_rope,
+  rope_angles,
+  softcap,
+)
 
 # What a rematerialised block keeps for its backward pass, by the name the config gives.
 REMAT = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "none": None,
+  "full": jax.checkpoint_policies.nothing_saveable,
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "none": None,
 }
 
 
@@ -41,25 +49,38 @@ class Attention(nn.Module):
     N, K, H = cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim
     q_BTNH, k_BTKH = (self.heads(n, x_BTD, count, cfg.qk_norm) for n, count in (("q", N), ("k", K)))
     v_BTKH = self.heads("v", x_BTD, K, None)
-    q_BTNH, k_BTKH = (apply_rope(x, rows["sin"], rows["cos"], cfg.rope_interleaved)
-                      for x in (q_BTNH, k_BTKH))
+    q_BTNH, k_BTKH = (
+      apply_rope(x, rows["sin"], rows["cos"], cfg.rope_interleaved) for x in (q_BTNH, k_BTKH)
+    )
     out_BTNH = self.attend(q_BTNH, k_BTKH, v_BTKH, rows)
     return Linear(D, cfg.o_bias, name="o_proj")(out_BTNH.reshape(B, T, N * H))
 
   def attend(self, q_BTNH, k_BTKH, v_BTKH, rows):
     """Attention among the rows themselves or, where there is a cache, over what it holds."""
     segment_BT, position_BT, windows = rows["segment"], rows["position"], distinct(self.cfg.windows)
-    options = dict(scale=(self.cfg.query_pre_attn_scalar or self.cfg.head_dim)**-0.5,
-                   softcap=self.cfg.attn_logit_softcapping)
+    options = dict(
+      scale=(self.cfg.query_pre_attn_scalar or self.cfg.head_dim) ** -0.5,
+      softcap=self.cfg.attn_logit_softcapping,
+    )
     if not self.has_variable("cache", "k"):
-      return attention.attend(self.backend, q_BTNH, k_BTKH, v_BTKH, segment_BT, position_BT,
-                              windows=windows, kind=rows["window"], **options)
+      return attention.attend(
+        self.backend,
+        q_BTNH,
+        k_BTKH,
+        v_BTKH,
+        segment_BT,
+        position_BT,
+        windows=windows,
+        kind=rows["window"],
+        **options,
+      )
     k_BSKH, v_BSKH = (self.cached(n, x, position_BT) for n, x in (("k", k_BTKH), ("v", v_BTKH)))
     segment_BS = jnp.ones(k_BSKH.shape[:2], jnp.int32)
     position_BS = jnp.broadcast_to(jnp.arange(k_BSKH.shape[1])[None], k_BSKH.shape[:2])
     seen = attention.Rows(segment_BT, segment_BS, position_BT, position_BS, position_BT)
-    return attention.reference(q_BTNH, k_BSKH, v_BSKH, seen, window=attention.window_of(
-        windows, rows["window"]), **options)
+    return attention.reference(
+      q_BTNH, k_BSKH, v_BSKH, seen, window=attention.window_of(windows, rows["window"]), **options
+    )
 
   def heads(self, name, x_BTD, count, normed):
     """Projects to `count` heads, [B, T, count, H], each or all together `normed`."""
@@ -107,8 +128,12 @@ class Block(nn.Module):
     cfg = self.cfg
     before_attn, after_attn, before_mlp, after_mlp = (norm(cfg, name) for name in cfg.norms)
     rope = layer.get("rope", 0)
-    rows = {**rows, "sin": rows["sin"][rope], "cos": rows["cos"][rope],
-            "window": layer.get("window", 0)}
+    rows = {
+      **rows,
+      "sin": rows["sin"][rope],
+      "cos": rows["cos"][rope],
+      "window": layer.get("window", 0),
+    }
     x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "context", None))
     h_BTD = Attention(cfg, self.backend, name="self_attn")(before_attn(x_BTD), rows)
     x_BTD += after_attn(h_BTD)
@@ -121,8 +146,10 @@ def by_layer(cfg):
 
   Each is an index into the `distinct` ones of `cfg.windows` or `cfg.ropes`.
   """
-  values = {name: [distinct(all_).index(x) for x in all_]
-            for name, all_ in (("window", cfg.windows), ("rope", cfg.ropes))}
+  values = {
+    name: [distinct(all_).index(x) for x in all_]
+    for name, all_ in (("window", cfg.windows), ("rope", cfg.ropes))
+  }
   return {k: jnp.array(v, jnp.int32) for k, v in values.items() if len(set(v)) > 1}
 
 
@@ -133,6 +160,7 @@ def distinct(values):
 
 class Backbone(nn.Module):
   """Embedding, blocks, final norm: everything Hugging Face keeps under `model.`."""
+
   cfg: DecoderConfig
   dtype: Any
   backend: str
@@ -146,9 +174,12 @@ class Backbone(nn.Module):
       block = nn.remat(block, policy=REMAT[self.remat], prevent_cse=False)
     self.embed_tokens = self.mapped(Embed, "__call__", "table")(cfg.vocab_size, cfg.hidden_size)
     self.layers = nn.scan(
-        block, variable_axes={c: 0 for c in ("params", "delta", "lora", "cache")},
-        split_rngs={"params": True}, in_axes=(0, nn.broadcast),
-        length=cfg.num_hidden_layers)(cfg, self.backend)
+      block,
+      variable_axes={c: 0 for c in ("params", "delta", "lora", "cache")},
+      split_rngs={"params": True},
+      in_axes=(0, nn.broadcast),
+      length=cfg.num_hidden_layers,
+    )(cfg, self.backend)
     self.norm = self.mapped(RMSNorm)(cfg.rms_norm_eps, cfg.norm_offset)
 
   def __call__(self, token_BT, segment_BT, position_BT):
@@ -171,6 +202,7 @@ class Decoder(nn.Module):
     combine: {"params", "delta"} -> {"params"}, applied to one layer's slices at a time, so
       that the sum of weights and a dense delta never exists for the whole model.
   """
+
   cfg: DecoderConfig
   dtype: Any = jnp.bfloat16
   backend: str = "xla"
@@ -186,8 +218,9 @@ class Decoder(nn.Module):
     """`module`, given its parameters with the delta on them."""
     if self.combine is None or self.is_initializing():
       return module
-    return nn.map_variables(module, ("params", "delta"), trans_in_fn=self.combine,
-                            methods=methods or None)
+    return nn.map_variables(
+      module, ("params", "delta"), trans_in_fn=self.combine, methods=methods or None
+    )
 
   def hidden_and_head(self, token_BT, segment_BT=None, position_BT=None):
     """The last hidden states [B, T, D] and the output kernel [D, V]; see `loss.py`.

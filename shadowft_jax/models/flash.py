@@ -12,13 +12,13 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-FLOOR = -1e30      # of masked logits: finite, so that no difference of two is NaN
+FLOOR = -1e30  # of masked logits: finite, so that no difference of two is NaN
 # By the bytes of a head: queries and keys a block and warps, forward; then backward.
 BLOCKS = {
-    128: ((128, 64, 4), (64, 64, 4)),
-    256: ((128, 64, 8), (64, 64, 8)),
-    512: ((64, 64, 8), (32, 32, 4)),
-    1024: ((32, 32, 8), (16, 16, 4)),
+  128: ((128, 64, 4), (64, 64, 4)),
+  256: ((128, 64, 8), (64, 64, 8)),
+  512: ((64, 64, 8), (32, 32, 4)),
+  1024: ((32, 32, 8), (16, 16, 4)),
 }
 
 
@@ -36,13 +36,25 @@ def attend(q_BTNH, k_BSKH, v_BSKH, first_BT, last_BT, *, scale, softcap=None, in
   # Triton's blocks are powers of two, and whole.
   width = max(16, pl.next_power_of_2(H))
   most = max(*forward[:2], *backward[:2])
+
   def padded(x):
     return jnp.pad(x, ((0, 0), (0, -x.shape[1] % most), (0, 0), (0, width - H)))
+
   # The rows that fill the last block see what the last query sees.
-  first_BT, last_BT = (jnp.pad(x, ((0, 0), (0, -T % most)), mode="edge")
-                       for x in (first_BT, last_BT))
-  out_BTNH = _attend(padded(q_BTNH), padded(k_BSKH), padded(v_BSKH), first_BT, last_BT,
-                     (scale, softcap), forward, backward, interpret)
+  first_BT, last_BT = (
+    jnp.pad(x, ((0, 0), (0, -T % most)), mode="edge") for x in (first_BT, last_BT)
+  )
+  out_BTNH = _attend(
+    padded(q_BTNH),
+    padded(k_BSKH),
+    padded(v_BSKH),
+    first_BT,
+    last_BT,
+    (scale, softcap),
+    forward,
+    backward,
+    interpret,
+  )
   return out_BTNH[:, :T, :, :H]
 
 
@@ -65,8 +77,7 @@ def _logits(left, right, scale, softcap):
 
 
 def _within(low, high, start, size, axis):
-  """bool: low <= index < high, of indices from `start` laid along `axis`, bounds along the other.
-  """
+  """bool: low <= index < high; indices from `start` lie along `axis`, bounds along the other."""
   index = jnp.expand_dims(start + jnp.arange(size), 1 - axis)
   low, high = jnp.expand_dims(low, axis), jnp.expand_dims(high, axis)
   return (low <= index) & (index < high)
@@ -74,6 +85,7 @@ def _within(low, high, start, size, axis):
 
 def _forward_kernel(q_ref, k_ref, v_ref, first_ref, end_ref, out_ref, lse_ref, *, logits, size):
   q, first, end = q_ref[...], first_ref[...], end_ref[...]
+
   def step(j, carry):
     out, top, total = carry
     at = pl.ds(j * size, size)
@@ -84,18 +96,24 @@ def _forward_kernel(q_ref, k_ref, v_ref, first_ref, end_ref, out_ref, lse_ref, *
     v = v_ref[at, :]
     out = out * shrink[:, None] + plgpu.dot(p.astype(v.dtype), v)
     return out, new_top, total * shrink + jnp.sum(p, axis=1)
-  start = (jnp.zeros(q.shape, jnp.float32), jnp.full(q.shape[:1], FLOOR, jnp.float32),
-           jnp.zeros(q.shape[:1], jnp.float32))
+
+  start = (
+    jnp.zeros(q.shape, jnp.float32),
+    jnp.full(q.shape[:1], FLOOR, jnp.float32),
+    jnp.zeros(q.shape[:1], jnp.float32),
+  )
   blocks = jnp.min(first) // size, (jnp.max(end) + size - 1) // size
   out, top, total = jax.lax.fori_loop(*blocks, step, start)
   out_ref[...] = (out / total[:, None]).astype(out_ref.dtype)
   lse_ref[...] = top + jnp.log(total)
 
 
-def _dq_kernel(q_ref, k_ref, v_ref, g_ref, lse_ref, mean_ref, first_ref, end_ref, dq_ref, *,
-               logits, size):
+def _dq_kernel(
+  q_ref, k_ref, v_ref, g_ref, lse_ref, mean_ref, first_ref, end_ref, dq_ref, *, logits, size
+):
   q, g, first, end = q_ref[...], g_ref[...], first_ref[...], end_ref[...]
   lse, mean = lse_ref[...], mean_ref[...]
+
   def step(j, dq):
     at = pl.ds(j * size, size)
     k, v = k_ref[at, :], v_ref[at, :]
@@ -104,15 +122,31 @@ def _dq_kernel(q_ref, k_ref, v_ref, g_ref, lse_ref, mean_ref, first_ref, end_ref
     dp = plgpu.dot(g, v.T)
     dx = jnp.exp(x - lse[:, None]) * slope * (dp - mean[:, None])
     return dq + plgpu.dot(dx.astype(k.dtype), k)
+
   blocks = jnp.min(first) // size, (jnp.max(end) + size - 1) // size
   dq = jax.lax.fori_loop(*blocks, step, jnp.zeros(q.shape, jnp.float32))
   dq_ref[...] = (logits[0] * dq).astype(dq_ref.dtype)
 
 
-def _dkv_kernel(q_ref, k_ref, v_ref, g_ref, lse_ref, mean_ref, start_ref, end_ref, dk_ref, dv_ref,
-                *, logits, size, group):
+def _dkv_kernel(
+  q_ref,
+  k_ref,
+  v_ref,
+  g_ref,
+  lse_ref,
+  mean_ref,
+  start_ref,
+  end_ref,
+  dk_ref,
+  dv_ref,
+  *,
+  logits,
+  size,
+  group,
+):
   k, v, start, end = k_ref[...], v_ref[...], start_ref[...], end_ref[...]
   blocks = jnp.min(start) // size, (jnp.max(end) + size - 1) // size
+
   def head(n, grads):
     def step(i, grads):
       dk, dv = grads
@@ -124,7 +158,9 @@ def _dkv_kernel(q_ref, k_ref, v_ref, g_ref, lse_ref, mean_ref, start_ref, end_re
       dv += plgpu.dot(p.astype(g.dtype), g)
       dx = p * slope * (plgpu.dot(v, g.T) - mean_ref[n, at][None, :])
       return dk + plgpu.dot(dx.astype(q.dtype), q), dv
+
     return jax.lax.fori_loop(*blocks, step, grads)
+
   zeros = jnp.zeros(k.shape, jnp.float32)
   dk, dv = jax.lax.fori_loop(0, group, head, (zeros, zeros))
   dk_ref[...] = (logits[0] * dk).astype(dk_ref.dtype)
@@ -137,9 +173,13 @@ def _attend(q, k, v, first, last, logits, forward, backward, interpret):
 
 
 def _call(kernel, grid, warps, interpret, **specs):
-  return pl.pallas_call(kernel, grid=grid, interpret=interpret,
-                        compiler_params=plgpu.CompilerParams(num_warps=warps, num_stages=2),
-                        **specs)
+  return pl.pallas_call(
+    kernel,
+    grid=grid,
+    interpret=interpret,
+    compiler_params=plgpu.CompilerParams(num_warps=warps, num_stages=2),
+    **specs,
+  )
 
 
 def _forward(q_BTNH, k_BSKH, v_BSKH, first_BT, last_BT, logits, forward, backward, interpret):
@@ -148,19 +188,25 @@ def _forward(q_BTNH, k_BSKH, v_BSKH, first_BT, last_BT, logits, forward, backwar
   end_BT = last_BT + 1
   own, per_query, keys = _specs_of_queries(size_T, S, H, N // K)
   out, lse = _call(
-      functools.partial(_forward_kernel, logits=logits, size=size_S),
-      (T // size_T, B, N), warps, interpret, name="flash_forward",
-      in_specs=[own, keys, keys, per_query, per_query], out_specs=[own, _spec_of_lse(size_T)],
-      out_shape=[q_BTNH, jax.ShapeDtypeStruct((B, N, T), jnp.float32)],
+    functools.partial(_forward_kernel, logits=logits, size=size_S),
+    (T // size_T, B, N),
+    warps,
+    interpret,
+    name="flash_forward",
+    in_specs=[own, keys, keys, per_query, per_query],
+    out_specs=[own, _spec_of_lse(size_T)],
+    out_shape=[q_BTNH, jax.ShapeDtypeStruct((B, N, T), jnp.float32)],
   )(q_BTNH, k_BSKH, v_BSKH, first_BT, end_BT)
   return out, (q_BTNH, k_BSKH, v_BSKH, first_BT, end_BT, out, lse)
 
 
 def _specs_of_queries(size, S, H, group):
   """Blocks of a grid (block of queries, row, head): [B, T, N, H], [B, T], and all keys."""
-  return (pl.BlockSpec((None, size, None, H), lambda i, b, n: (b, i, n, 0)),
-          pl.BlockSpec((None, size), lambda i, b, n: (b, i)),
-          pl.BlockSpec((None, S, None, H), lambda i, b, n: (b, 0, n // group, 0)))
+  return (
+    pl.BlockSpec((None, size, None, H), lambda i, b, n: (b, i, n, 0)),
+    pl.BlockSpec((None, size), lambda i, b, n: (b, i)),
+    pl.BlockSpec((None, S, None, H), lambda i, b, n: (b, 0, n // group, 0)),
+  )
 
 
 def _spec_of_lse(size):
@@ -176,10 +222,14 @@ def _backward(logits, forward, backward, interpret, saved, g_BTNH):
   own, per_query, keys = _specs_of_queries(size_T, S, H, N // K)
   lse = _spec_of_lse(size_T)
   dq = _call(
-      functools.partial(_dq_kernel, logits=logits, size=size_S),
-      (T // size_T, B, N), warps, interpret, name="flash_dq",
-      in_specs=[own, keys, keys, own, lse, lse, per_query, per_query], out_specs=own,
-      out_shape=q_BTNH,
+    functools.partial(_dq_kernel, logits=logits, size=size_S),
+    (T // size_T, B, N),
+    warps,
+    interpret,
+    name="flash_dq",
+    in_specs=[own, keys, keys, own, lse, lse, per_query, per_query],
+    out_specs=own,
+    out_shape=q_BTNH,
   )(q_BTNH, k_BSKH, v_BSKH, g_BTNH, lse_BNT, mean_BNT, first_BT, end_BT)
   # The queries that see a key are those from the first whose last key is it, or one behind it,
   # to the last whose first key is it, or one before it.
@@ -191,10 +241,14 @@ def _backward(logits, forward, backward, interpret, saved, g_BTNH):
   queries = pl.BlockSpec((None, T, N // K, H), lambda j, b, h: (b, 0, h, 0))
   lse = pl.BlockSpec((None, N // K, T), lambda j, b, h: (b, h, 0))
   dk, dv = _call(
-      functools.partial(_dkv_kernel, logits=logits, size=size_T, group=N // K),
-      (S // size_S, B, K), warps, interpret, name="flash_dkv",
-      in_specs=[queries, block, block, queries, lse, lse, per_key, per_key],
-      out_specs=[block, block], out_shape=[k_BSKH, v_BSKH],
+    functools.partial(_dkv_kernel, logits=logits, size=size_T, group=N // K),
+    (S // size_S, B, K),
+    warps,
+    interpret,
+    name="flash_dkv",
+    in_specs=[queries, block, block, queries, lse, lse, per_key, per_key],
+    out_specs=[block, block],
+    out_shape=[k_BSKH, v_BSKH],
   )(q_BTNH, k_BSKH, v_BSKH, g_BTNH, lse_BNT, mean_BNT, start_BS, stop_BS)
   return dq, dk, dv, None, None
 

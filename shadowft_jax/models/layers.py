@@ -35,8 +35,10 @@ def _product_backward(saved, g):
   """As autodiff has it, but d w = x' g straight away: autodiff makes g' x and turns it round."""
   x, w = saved
   *rows, last = range(x.ndim)
-  return (jax.lax.dot_general(g, w, (((last,), (1,)), ((), ()))),
-          jax.lax.dot_general(x, g, ((rows, rows), ((), ()))))
+  return (
+    jax.lax.dot_general(g, w, (((last,), (1,)), ((), ()))),
+    jax.lax.dot_general(x, g, ((rows, rows), ((), ()))),
+  )
 
 
 product.defvjp(_product_forward, _product_backward)
@@ -44,6 +46,7 @@ product.defvjp(_product_forward, _product_backward)
 
 class Linear(nn.Module):
   """y = x W [+ b] [+ x A B, where the `lora` collection holds A and a B already scaled]."""
+
   features: int
   use_bias: bool = False
 
@@ -62,6 +65,7 @@ class Linear(nn.Module):
 
 class RMSNorm(nn.Module):
   """x / rms(x) * (scale + offset), in float32."""
+
   eps: float
   offset: float = 0.0
 
@@ -76,12 +80,14 @@ class RMSNorm(nn.Module):
 
 class Embed(nn.Module):
   """The token table [V, D]: rows for the input, and the head where a model is tied."""
+
   vocab_size: int
   features: int
 
   def setup(self):
-    self.embedding = self.param("embedding", nn.initializers.normal(0.02),
-                                (self.vocab_size, self.features))
+    self.embedding = self.param(
+      "embedding", nn.initializers.normal(0.02), (self.vocab_size, self.features)
+    )
 
   def __call__(self, token_BT):
     return jnp.take(self.embedding, token_BT, axis=0)
@@ -92,17 +98,20 @@ class Embed(nn.Module):
 
 class Head(nn.Module):
   """The untied output projection; it hands out its kernel [D, V] and multiplies nothing."""
+
   hidden_size: int
   vocab_size: int
 
   @nn.compact
   def __call__(self):
-    return self.param("kernel", nn.initializers.normal(0.02),
-                      (self.hidden_size, self.vocab_size))
+    return self.param("kernel", nn.initializers.normal(0.02), (self.hidden_size, self.vocab_size))
 
 
-ACTIVATIONS = {"silu": jax.nn.silu, "swish": jax.nn.silu,
-               "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True)}
+ACTIVATIONS = {
+  "silu": jax.nn.silu,
+  "swish": jax.nn.silu,
+  "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
+}
 
 
 def softcap(x, cap):
@@ -119,6 +128,7 @@ class Rope:
     scaling: config.json's dict as sorted items, () for none.
     fraction: of the pairs of a head that turn; the last ones stand still.
   """
+
   theta: float = 10_000.0
   scaling: tuple[tuple[str, object], ...] = ()
   fraction: float = 1.0
@@ -154,9 +164,11 @@ def rope_frequencies(head_dim, rope):
 def _yarn_stretch(turning, theta, scaling):
   """What YaRN multiplies each frequency by: as llama3 does, but linear in the pair's number."""
   original = scaling["original_max_position_embeddings"]
+
   def pair_of(turns):
     """The number of the pair that makes so many turns within the original context."""
     return turning * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
   first = max(math.floor(pair_of(scaling.get("beta_fast") or 32)), 0)
   last = min(math.ceil(pair_of(scaling.get("beta_slow") or 1)), turning - 1)
   slow = jnp.clip((jnp.arange(turning // 2) - first) / max(last - first, 1e-3), 0.0, 1.0)
@@ -173,8 +185,9 @@ def rope_magnitude(rope):
 
 def rope_angles(position_BT, head_dim, rope):
   """sin and cos of every angle, float32 [B, T, 1, H / 2], times `rope_magnitude`."""
-  angle_BT1h = (position_BT.astype(jnp.float32)[:, :, None, None]
-                * _as_row(rope_frequencies(head_dim, rope), 4))
+  angle_BT1h = position_BT.astype(jnp.float32)[:, :, None, None] * _as_row(
+    rope_frequencies(head_dim, rope), 4
+  )
   return tuple(rope_magnitude(rope) * f(angle_BT1h) for f in (jnp.sin, jnp.cos))
 
 
@@ -182,7 +195,8 @@ def apply_rope(x_BTNH, sin, cos, interleaved=False):
   """Turns each pair by its angle: (i, i + H / 2), or (2i, 2i + 1) where `interleaved`."""
   half, axis = x_BTNH.shape[-1] // 2, -1 if interleaved else -2
   pairs = x_BTNH.astype(jnp.float32).reshape(
-      *x_BTNH.shape[:-1], *((half, 2) if interleaved else (2, half)))
+    *x_BTNH.shape[:-1], *((half, 2) if interleaved else (2, half))
+  )
   x1, x2 = jnp.unstack(pairs, axis=axis)
   turned = jnp.stack([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis)
   return turned.reshape(x_BTNH.shape).astype(x_BTNH.dtype)

@@ -11,6 +11,6 @@ DEFAULTS = {"num_key_value_heads": 8, "sliding_window": 4096}
 def mistral(hf):
   """config.json -> DecoderConfig; all layers have the same window, or none."""
   hf = {**DEFAULTS, **hf}
-  config.refuse(hf, layer_types=(None,))     # transformers ignores it
+  config.refuse(hf, layer_types=(None,))  # transformers ignores it
   windows = (hf["sliding_window"],) * (hf.get("num_hidden_layers") or 0)
   return config.read(hf, windows=windows)

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from shadowft_jax.models.layers import ACTIVATIONS, Linear
 
+
 @jax.custom_vjp
 def grouped_matmul(x_MD, w_EDF, size_E):
   """Rows times their expert's matrix, [M, F]: the first size_E[0] rows are of expert 0, and so on.
@@ -34,11 +35,14 @@ def _forward(x_MD, w_EDF, size_E):
 def _backward(saved, g_MF):
   x_MD, w_EDF, size_E = saved
   x_grad = jax.lax.platform_dependent(
-      g_MF, w_EDF, size_E, tpu=functools.partial(ragged, axis=2),
-      default=functools.partial(by_block, axis=2))
+    g_MF,
+    w_EDF,
+    size_E,
+    tpu=functools.partial(ragged, axis=2),
+    default=functools.partial(by_block, axis=2),
+  )
   # Where a kernel is frozen, its gradient is unused and the compiler removes it.
-  w_grad = jax.lax.platform_dependent(
-      x_MD, g_MF, size_E, tpu=outer_ragged, default=outer_by_block)
+  w_grad = jax.lax.platform_dependent(x_MD, g_MF, size_E, tpu=outer_ragged, default=outer_by_block)
   return x_grad, w_grad.astype(w_EDF.dtype), None
 
 
@@ -63,7 +67,7 @@ def _blocks(M, size_E):
   There are as many as any `size_E` may need; those that it does not need begin at row M.
   """
   E = len(size_E)
-  C = min(max(16, 2 ** (M // E).bit_length() // 4), 512)     # half the rows of one expert
+  C = min(max(16, 2 ** (M // E).bit_length() // 4), 512)  # half the rows of one expert
   count_E = -(-size_E // C)
   end_E, last_E = jnp.cumsum(size_E), jnp.cumsum(count_E)
   block = jnp.arange(min(M, M // C + E), dtype=jnp.int32)
@@ -77,12 +81,14 @@ def by_block(x_MD, w_EDF, size_E, axis=1):
   M = len(x_MD)
   C, blocks = _blocks(M, size_E)
   x_MD = jnp.pad(x_MD, ((0, C), (0, 0)))
+
   def one(y_MF, block):
     expert, first, _ = block
     x_CD = jax.lax.dynamic_slice_in_dim(x_MD, first, C)
     y_CF = jax.lax.dot_general(x_CD, w_EDF[expert], (((1,), (axis - 1,)), ((), ())))
     # Rows beyond the expert's own are overwritten by the block that follows, where they begin.
     return jax.lax.dynamic_update_slice_in_dim(y_MF, y_CF, first, 0), None
+
   start = jnp.zeros((M + C, w_EDF.shape[3 - axis]), x_MD.dtype)
   return jax.lax.scan(one, start, blocks)[0][:M]
 
@@ -91,14 +97,17 @@ def outer_by_block(x_MD, g_MF, size_E):
   """`outer_ragged`, a block of one expert's rows at a time."""
   C, blocks = _blocks(len(x_MD), size_E)
   x_MD, g_MF = (jnp.pad(x, ((0, C), (0, 0))) for x in (x_MD, g_MF))
+
   def one(w_EDF, block):
     expert, first, end = block
     x_CD, g_CF = (jax.lax.dynamic_slice_in_dim(x, first, C) for x in (x_MD, g_MF))
     own_C1 = (first + jnp.arange(C) < end)[:, None]
     w_DF = jax.lax.dynamic_index_in_dim(w_EDF, expert, keepdims=False)
-    w_DF += jnp.einsum("CD,CF->DF", jnp.where(own_C1, x_CD, 0), g_CF,
-                       preferred_element_type=jnp.float32)
+    w_DF += jnp.einsum(
+      "CD,CF->DF", jnp.where(own_C1, x_CD, 0), g_CF, preferred_element_type=jnp.float32
+    )
     return jax.lax.dynamic_update_index_in_dim(w_EDF, w_DF, expert, 0), None
+
   start = jnp.zeros((len(size_E), x_MD.shape[1], g_MF.shape[1]), jnp.float32)
   return jax.lax.scan(one, start, blocks)[0]
 
@@ -108,6 +117,7 @@ class Kernels(nn.Module):
 
   It hands them out and multiplies nothing.
   """
+
   shape: tuple[int, int, int]
 
   @nn.compact
@@ -120,14 +130,17 @@ class Kernels(nn.Module):
 
 class Experts(nn.Module):
   """{projection: its `Kernels`}."""
+
   cfg: Any
 
   @nn.compact
   def __call__(self):
     cfg = self.cfg
     E, D, F = cfg.num_experts, cfg.hidden_size, cfg.moe_intermediate_size
-    return {n: Kernels(shape, name=n)() for n, shape in (
-        ("gate_proj", (E, D, F)), ("up_proj", (E, D, F)), ("down_proj", (E, F, D)))}
+    return {
+      n: Kernels(shape, name=n)()
+      for n, shape in (("gate_proj", (E, D, F)), ("up_proj", (E, D, F)), ("down_proj", (E, F, D)))
+    }
 
 
 def _project(x_MD, kernels, size_E):
@@ -170,8 +183,13 @@ def on_own_rows(fn, *arrays_BTx, kernels):
   ways = math.prod(mesh.shape[a] for a in axes)
   if ways > 1 and len(arrays_BTx[0]) % ways == 0:
     rows = P(axes)
-    fn = jax.shard_map(fn, in_specs=(*(rows for _ in arrays_BTx), P()), out_specs=rows,
-                       axis_names=set(axes), check_vma=False)
+    fn = jax.shard_map(
+      fn,
+      in_specs=(*(rows for _ in arrays_BTx), P()),
+      out_specs=rows,
+      axis_names=set(axes),
+      check_vma=False,
+    )
   return fn(*arrays_BTx, kernels)
 
 

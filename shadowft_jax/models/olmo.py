@@ -21,6 +21,11 @@ def olmo3(hf):
   # Of a rope_theta at the top, transformers gives layers with a window none but this one.
   config.refuse(hf, rope_theta=(500_000, None))
   windows = config.read_windows(hf, full_every=4)
-  ropes = config.local_and_global(hf, windows, local_theta=500_000.0, global_theta=500_000.0,
-                                  kinds={**config.ROPE_TYPES, **config.YARN})
+  ropes = config.local_and_global(
+    hf,
+    windows,
+    local_theta=500_000.0,
+    global_theta=500_000.0,
+    kinds={**config.ROPE_TYPES, **config.YARN},
+  )
   return olmo2(hf, windows=windows, ropes=ropes)

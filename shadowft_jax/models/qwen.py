@@ -7,8 +7,12 @@ transformers 5.23.
 from shadowft_jax.models import config
 
 # What a config.json leaves out is taken from transformers.
-MOE = {"num_key_value_heads": 4, "moe_intermediate_size": 768, "num_experts_per_tok": 8,
-       "norm_topk_prob": False}
+MOE = {
+  "num_key_value_heads": 4,
+  "moe_intermediate_size": 768,
+  "num_experts_per_tok": 8,
+  "norm_topk_prob": False,
+}
 
 
 def qwen2(hf):
@@ -30,10 +34,20 @@ def qwen3_moe(hf):
   Transformers 4 and the hub call the number of experts num_experts, 5 num_local_experts.
   """
   hf = {**MOE, **hf}
-  config.refuse(hf, use_sliding_window=(False, None), decoder_sparse_step=(1,),
-                mlp_only_layers=([], None), output_router_logits=(False, None))
+  config.refuse(
+    hf,
+    use_sliding_window=(False, None),
+    decoder_sparse_step=(1,),
+    mlp_only_layers=([], None),
+    output_router_logits=(False, None),
+  )
   bias = bool(hf.get("attention_bias", False))
   experts = {n: hf[n] for n in ("num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob")}
-  return config.read(hf, qkv_bias=bias, o_bias=bias, qk_norm="head",
-                     num_experts=hf.get("num_local_experts") or hf.get("num_experts") or 128,
-                     **experts)
+  return config.read(
+    hf,
+    qkv_bias=bias,
+    o_bias=bias,
+    qk_norm="head",
+    num_experts=hf.get("num_local_experts") or hf.get("num_experts") or 128,
+    **experts,
+  )

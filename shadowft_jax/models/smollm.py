@@ -7,8 +7,12 @@ from shadowft_jax.errors import InputError
 from shadowft_jax.models import config
 from shadowft_jax.models.layers import NO_ROPE
 
-DEFAULTS = {"num_key_value_heads": 4, "rope_theta": 2_000_000.0, "tie_word_embeddings": True,
-            "no_rope_layer_interval": 4}
+DEFAULTS = {
+  "num_key_value_heads": 4,
+  "rope_theta": 2_000_000.0,
+  "tie_word_embeddings": True,
+  "no_rope_layer_interval": 4,
+}
 
 
 def smollm3(hf):
@@ -20,8 +24,14 @@ def smollm3(hf):
   if turns is None:
     turns = [(i + 1) % every != 0 for i in range(count)]
   if len(turns) < count:
-    raise InputError(f"config.json: no_rope_layers has a 0 or 1 for each of {count} layers; got "
-                     f"{turns!r}")
+    raise InputError(
+      f"config.json: no_rope_layers has a 0 or 1 for each of {count} layers; got {turns!r}"
+    )
   rope, bias = config.read_rope(hf), bool(hf.get("attention_bias", False))
-  return config.read(hf, ropes=tuple(rope if t else NO_ROPE for t in turns[:count]),
-                     qkv_bias=bias, o_bias=bias, mlp_bias=bool(hf.get("mlp_bias", False)))
+  return config.read(
+    hf,
+    ropes=tuple(rope if t else NO_ROPE for t in turns[:count]),
+    qkv_bias=bias,
+    o_bias=bias,
+    mlp_bias=bool(hf.get("mlp_bias", False)),
+  )

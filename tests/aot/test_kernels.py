@@ -21,27 +21,43 @@ os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5e-4")
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 GPUS, TPUS = ("a100-80gb", "h100-80gb", "h200"), ("v5e", "v5p", "v6e")
 SHAPES = {
-    "head_dim_64": (64, {}),
-    "head_dim_128": (128, {}),
-    "head_dim_128_window": (128, dict(windows=(4096,))),
-    "head_dim_256": (256, {}),
-    "head_dim_256_windows_by_layer": (256, dict(windows=(512, None))),
-    "head_dim_256_softcap": (256, dict(softcap=50.0)),
-    "head_dim_80": (80, {}),
+  "head_dim_64": (64, {}),
+  "head_dim_128": (128, {}),
+  "head_dim_128_window": (128, dict(windows=(4096,))),
+  "head_dim_256": (256, {}),
+  "head_dim_256_windows_by_layer": (256, dict(windows=(512, None))),
+  "head_dim_256_softcap": (256, dict(softcap=50.0)),
+  "head_dim_80": (80, {}),
 }
 
 
-def compiled(topology, backend, head_dim, *, windows=(None,), softcap=None, length=4096,
-             dtype=jnp.bfloat16):
+def compiled(
+  topology, backend, head_dim, *, windows=(None,), softcap=None, length=4096, dtype=jnp.bfloat16
+):
   """Forward and backward of packed rows on one device: 8 query heads, 2 key heads."""
   mesh = Mesh(np.array(topologies.mesh_devices(topology)[:1]), ("x",))
+
   def array(*shape, dtype=dtype):
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P()))
+
   def both(q, k, v, g, segment_BT, position_BT, kind):
-    out, vjp = jax.vjp(lambda *qkv: attention.attend(
-        backend, *qkv, segment_BT, position_BT, scale=head_dim**-0.5, windows=windows, kind=kind,
-        softcap=softcap), q, k, v)
+    out, vjp = jax.vjp(
+      lambda *qkv: attention.attend(
+        backend,
+        *qkv,
+        segment_BT,
+        position_BT,
+        scale=head_dim**-0.5,
+        windows=windows,
+        kind=kind,
+        softcap=softcap,
+      ),
+      q,
+      k,
+      v,
+    )
     return out, *vjp(g)
+
   q, k = array(2, length, 8, head_dim), array(2, length, 2, head_dim)
   row = array(2, length, dtype=jnp.int32)
   return jax.jit(both).lower(q, k, k, q, row, row, array(dtype=jnp.int32)).compile()
@@ -56,8 +72,8 @@ def megabytes(program):
 def test_flash_compiles_for_gpus(gpu, shape):
   head_dim, options = SHAPES[shape]
   program = compiled(f"{gpu}:1", "flash", head_dim, **options)
-  assert program.as_text().count("flash_d") >= 2            # both kernels of the backward pass
-  assert megabytes(program) < 100                           # a table of logits would be 1024
+  assert program.as_text().count("flash_d") >= 2  # both kernels of the backward pass
+  assert megabytes(program) < 100  # a table of logits would be 1024
 
 
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
@@ -108,30 +124,51 @@ def test_the_table_names_only_what_these_tests_compile():
 
 
 GEMMA3 = dict(
-    model_type="gemma3_text", vocab_size=4096, hidden_size=512, intermediate_size=1024,
-    num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2, head_dim=256,
-    rms_norm_eps=1e-6, max_position_embeddings=8192, rope_theta=1e6, rope_local_base_freq=1e4,
-    query_pre_attn_scalar=256, sliding_window=512, sliding_window_pattern=6,
-    hidden_activation="gelu_pytorch_tanh", tie_word_embeddings=True)
+  model_type="gemma3_text",
+  vocab_size=4096,
+  hidden_size=512,
+  intermediate_size=1024,
+  num_hidden_layers=6,
+  num_attention_heads=4,
+  num_key_value_heads=2,
+  head_dim=256,
+  rms_norm_eps=1e-6,
+  max_position_embeddings=8192,
+  rope_theta=1e6,
+  rope_local_base_freq=1e4,
+  query_pre_attn_scalar=256,
+  sliding_window=512,
+  sliding_window_pattern=6,
+  hidden_activation="gelu_pytorch_tanh",
+  tie_word_embeddings=True,
+)
 
 
-@pytest.mark.parametrize("topology, backend", [
-    ("a100-80gb:8", "flash"), ("h200:8", "flash"), ("v5e:2x4", "splash")])
+@pytest.mark.parametrize(
+  "topology, backend", [("a100-80gb:8", "flash"), ("h200:8", "flash"), ("v5e:2x4", "splash")]
+)
 def test_a_model_compiles_on_a_mesh(topology, backend):
   """Gradients of a small Gemma 3, its windows by layer, on fsdp 4 and tensor 2."""
   mesh = sharding.make_mesh({"fsdp": 4, "tensor": 2}, topologies.mesh_devices(topology))
   model = models.from_config(GEMMA3, backend=backend, remat="full")
   params = tree.map_named(lambda name, x: x, models.abstract_params(model))
   params = jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=s),
-      params, sharding.of(params, mesh))
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=s),
+    params,
+    sharding.of(params, mesh),
+  )
   row = jax.ShapeDtypeStruct((8, 4096), jnp.int32, sharding=NamedSharding(mesh, sharding.BATCH))
+
   def loss(params, token_BT, segment_BT, position_BT):
-    h_BTD, _ = model.apply({"params": params}, token_BT, segment_BT, position_BT,
-                           method="hidden_and_head")
+    h_BTD, _ = model.apply(
+      {"params": params}, token_BT, segment_BT, position_BT, method="hidden_and_head"
+    )
     return jnp.sum(h_BTD.astype(jnp.float32) ** 2)
-  with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(
-      sharding.ACTIVATIONS):
+
+  with (
+    jax.sharding.use_abstract_mesh(mesh.abstract_mesh),
+    nn.logical_axis_rules(sharding.ACTIVATIONS),
+  ):
     program = jax.jit(jax.grad(loss)).lower(params, row, row, row).compile()
   # A row a device and half the heads: of logits in float32 one layer alone would make 256 MiB.
   assert megabytes(program) < 250

@@ -38,15 +38,17 @@ def test_qwen_32b_by_full_tuning_fits_eight_a100():
   plan = planned("qwen2.5-32b", "full", "a100-80gb:8")
   assert plan.fits and plan.total < 76.5 * GIB
   assert plan.total == pytest.approx(sum(estimate.memory(plan.run).values()), rel=0.05)
-  less = planned("qwen2.5-32b", "full", "a100-80gb:8", gradient_dtype="bfloat16",
-                 moment_dtype="bfloat16")
+  less = planned(
+    "qwen2.5-32b", "full", "a100-80gb:8", gradient_dtype="bfloat16", moment_dtype="bfloat16"
+  )
   assert less.total < plan.total - 14 * GIB
 
 
 def test_no_device_has_the_hidden_features_of_all_rows():
   """Where they lie is said to the compiler; left to itself, it gathers them: 3.9 GiB."""
-  plan = planned("llama-3.1-8b", "full", "a100-80gb:8", 2, remat="dots",
-                 **{"mesh.fsdp": 2, "mesh.tensor": 4})
+  plan = planned(
+    "llama-3.1-8b", "full", "a100-80gb:8", 2, remat="dots", **{"mesh.fsdp": 2, "mesh.tensor": 4}
+  )
   assert plan.memory["temporaries"] < 2 * GIB
 
 
@@ -56,13 +58,16 @@ def test_weights_are_gathered_and_gradients_scattered_in_bfloat16():
   mesh = sharding.make_mesh(config.mesh, topologies.mesh_devices("a100-80gb:8"))
   run = ahead.abstract_run(config, {**CONFIGS["llama-3.1-8b"][0], "num_hidden_layers": 4}, mesh)
   with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATIONS):
-    text = step.accumulate.lower(run.grads, run.state.delta, run.base, run.batch,
-                                 method=run.method).compile().as_text()
+    text = (
+      step.accumulate.lower(run.grads, run.state.delta, run.base, run.batch, method=run.method)
+      .compile()
+      .as_text()
+    )
   sent = re.findall(r"= \(*(\w+)\[([\d,]*)\][^\n]*? (all-gather|reduce-scatter)-start\(", text)
   assert len(sent) > 12
   vocabulary = str(run.method.model.cfg.vocab_size)
   wide = [x for x in sent if x[0] == "f32" and vocabulary not in x[1]]
-  assert not wide      # the head's gradient is summed over the chunks in float32
+  assert not wide  # the head's gradient is summed over the chunks in float32
 
 
 def test_a_plan_for_a_tpu_compiles_and_one_that_is_too_big_says_so():
