@@ -153,7 +153,7 @@ def settings(kind, remat, rows, options):
 
 def flops(run, lengths):
   """estimate.Work of a token, of examples of these lengths."""
-  from shadowft_jax import estimate
+  from shadowft_jax.planning import estimate
 
   lengths = np.asarray(lengths, np.float64)
   return estimate.work(run, length=float((lengths**2).sum() / lengths.sum()))
@@ -178,13 +178,15 @@ def trained(kind, remat, rows, options):
   import flax.linen as nn
   import jax
 
-  from shadowft_jax import ahead, sharding, step as step_lib
+  from shadowft_jax import sharding
+  from shadowft_jax.learning import step as step_lib
+  from shadowft_jax.planning import shapes
   from shadowft_jax.data import packing
 
   mesh = sharding.make_mesh()
   with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATIONS):
     config = settings(kind, remat, rows, options)
-    run = ahead.abstract_run(config, shape_of(kind, options), mesh)
+    run = shapes.abstract_run(config, shape_of(kind, options), mesh)
     frozen = jax.jit(lambda: jax.tree_util.tree_map_with_path(random_leaf, run.base))()
     state = step_lib.init_state(config, frozen, run.tx, mesh)
     data = examples(options, run.method.model.cfg.vocab_size)
@@ -425,16 +427,17 @@ def measured(make, want, repeats=10):
 
 def compiled(options):
   """Ours, compiled for a GPU that is not there: memory, and FLOPs of a token."""
-  from shadowft_jax import ahead, sharding, topologies
+  from shadowft_jax import sharding
+  from shadowft_jax.planning import shapes, topologies
 
   found, _ = topologies.parse(options.topology)
   mesh = sharding.make_mesh(devices=topologies.mesh_devices(options.topology))
   for kind, tries in TRIES.items():
     for remat, rows in tries:
-      run = ahead.abstract_run(settings(kind, remat, rows, options), shape_of(kind, options), mesh)
+      run = shapes.abstract_run(settings(kind, remat, rows, options), shape_of(kind, options), mesh)
       start = time.perf_counter()
-      made, work = ahead.compiled(run), flops(run, LENGTHS)
-      held = sum(map(ahead.bytes_a_device, (run.base, run.state, run.grads)))
+      made, work = shapes.compiled(run), flops(run, LENGTHS)
+      held = sum(map(shapes.bytes_a_device, (run.base, run.state, run.grads)))
       peak = held + max(made.gradients, made.update) + made.unshared
       print(
         json.dumps(

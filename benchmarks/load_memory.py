@@ -112,7 +112,8 @@ def memory(field):
 def measure(folder):
   """What the process of its own does: (bytes above the imports' at the peak, seconds)."""
   import jax
-  from shadowft_jax import checkpoint, sharding
+  from shadowft_jax import sharding
+  from shadowft_jax.hf import weights
 
   mesh = sharding.make_mesh({"fsdp": 8})
   jax.block_until_ready(jax.numpy.ones(8) + 1)
@@ -121,7 +122,7 @@ def measure(folder):
   except OSError:
     pass  # the peak is then that of the whole process: no less than the loading's
   before, start = memory("VmRSS"), time.time()
-  _, params = checkpoint.load_model(folder, mesh=mesh)
+  _, params = weights.load_model(folder, mesh=mesh)
   seconds = time.time() - start
   assert len(params["model"]["embed_tokens"]["embedding"].sharding.device_set) == 8
   print(json.dumps([memory("VmHWM") - before, memory("VmRSS") - before, seconds]))

@@ -19,7 +19,8 @@ import jax
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from shadowft_jax import planning, presets, topologies  # noqa: E402
+from shadowft_jax import presets  # noqa: E402
+from shadowft_jax.planning import search, topologies  # noqa: E402
 from tests.real_configs import CONFIGS  # noqa: E402
 
 # Tables 1 and 5 of the paper; of the Gemma 3 models, the language model.
@@ -55,11 +56,11 @@ def smallest(name, kind, accelerator):
   for i, shape in enumerate(LADDER[accelerator]):
     topology = f"{accelerator}:{shape}"
     config = config_of(kind, math.prod(topologies.parse(topology)[1]))
-    guess = planning.make(config, CONFIGS[name][0], topology, compile=False)
-    if guess.total > planning.NEAR * guess.capacity and i + 1 < len(LADDER[accelerator]):
+    guess = search.make(config, CONFIGS[name][0], topology, compile=False)
+    if guess.total > search.NEAR * guess.capacity and i + 1 < len(LADDER[accelerator]):
       continue
     start = time.perf_counter()
-    plan = planning.make(config, CONFIGS[name][0], topology)
+    plan = search.make(config, CONFIGS[name][0], topology)
     seconds = time.perf_counter() - start
     if plan.fits:
       break

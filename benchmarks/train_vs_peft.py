@@ -148,7 +148,9 @@ def ours(folder, options):
   import jax.numpy as jnp
   import ml_collections
 
-  from shadowft_jax import checkpoint, delta, objectives, optim, sharding, step as step_lib
+  from shadowft_jax import delta, sharding
+  from shadowft_jax.hf import weights
+  from shadowft_jax.learning import objectives, optim, step as step_lib
   from shadowft_jax.data import packing
   from shadowft_jax.data.chat import Example
 
@@ -156,11 +158,11 @@ def ours(folder, options):
   before = memory("VmRSS")
   mesh = sharding.make_mesh()
   with jax.set_mesh(mesh):
-    model, frozen = checkpoint.load_model(
+    model, frozen = weights.load_model(
       folder / "model", dtype=jnp.float32, mesh=mesh, remat="none", backend=options.attention
     )
     if options.kind == "lora":
-      learnt, scale = checkpoint.load_delta(folder / "adapter", mesh=mesh)
+      learnt, scale = weights.load_delta(folder / "adapter", mesh=mesh)
     else:
       config = ml_collections.ConfigDict(dict(kind="full", match="all"))
       learnt, scale = delta.zeros(jax.random.key(0), frozen, config), 1.0

@@ -4,7 +4,8 @@ import jax
 import numpy as np
 
 from lab import questions, text
-from shadowft_jax import gap, generate
+from shadowft_jax.generation import decode
+from shadowft_jax.pairs import gap
 
 MAX_NEW = 16
 
@@ -25,7 +26,7 @@ def accuracy(model, params, tok, examples: list[dict], form: str) -> dict[str, f
   stops = tuple(tok.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"]))
   render = text.plain if form == "plain" else lambda question: chat(tok, question)
   prompts = tok([render(e["question"]) for e in examples])["input_ids"]
-  outputs = generate.generate(
+  outputs = decode.generate(
     model, {"params": params}, prompts, max_new=MAX_NEW, stop=stops, batch_size=128
   )
   right = {}

@@ -30,7 +30,8 @@ import transformers
 from safetensors.flax import save_file
 
 from lab import measure, questions, text, tokenizer, training
-from shadowft_jax import checkpoint, models, port, tree
+from shadowft_jax import models, tree
+from shadowft_jax.hf import names, weights
 
 SEED = 0
 SHAPE = {
@@ -139,7 +140,7 @@ def write_model(folder: pathlib.Path, params, tok, title: str, what: str) -> Non
     do_sample=False, eos_token_id=ends, pad_token_id=tok.pad_token_id
   ).save_pretrained(folder)
   save_file(
-    {name: jnp.asarray(array, jnp.bfloat16) for name, array in port.export(params)},
+    {name: jnp.asarray(array, jnp.bfloat16) for name, array in names.export(params)},
     folder / "model.safetensors",
     metadata={"format": "pt"},
   )
@@ -203,7 +204,7 @@ def measured(out: pathlib.Path) -> dict:
   tok = transformers.AutoTokenizer.from_pretrained(out / "instruct")
   pair = {}
   for name in ("base", "instruct"):
-    model, pair[name] = checkpoint.load_model(out / name, dtype=jnp.float32)
+    model, pair[name] = weights.load_model(out / name, dtype=jnp.float32)
   # The first of these are the questions of questions.jsonl.
   held_out = [
     example

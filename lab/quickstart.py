@@ -19,7 +19,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import jax.numpy as jnp
 
-from shadowft_jax import checkpoint, generate, train
+from shadowft_jax import train
+from shadowft_jax.generation import decode
+from shadowft_jax.hf import weights
 from shadowft_jax.data import chat
 from shadowft_jax.data.tokenizer import load_tokenizer, stop_tokens
 
@@ -47,11 +49,11 @@ def right_answers(folder, questions):
   """Whether a model answers each question exactly, asked in its chat template, greedily."""
   tokenizer = load_tokenizer(folder)
   stop = stop_tokens(tokenizer, folder)
-  model, params = checkpoint.load_model(folder, dtype=jnp.float32)
+  model, params = weights.load_model(folder, dtype=jnp.float32)
   prompts = [
     chat.render_prompt([{"role": "user", "content": q["question"]}], tokenizer) for q in questions
   ]
-  answers = generate.generate(
+  answers = decode.generate(
     model, {"params": params}, prompts, max_new=MAX_NEW, stop=stop, batch_size=128
   )
   texts = tokenizer.batch_decode(answers, skip_special_tokens=True)

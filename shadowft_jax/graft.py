@@ -16,18 +16,9 @@ import re
 from absl import flags
 import jax
 
-from shadowft_jax import (
-  combine,
-  command,
-  delta as delta_lib,
-  delta_stream,
-  folder,
-  graft_plan,
-  outputs,
-  report,
-  stream,
-  tree,
-)
+from shadowft_jax import command, delta as delta_lib, files, tree
+from shadowft_jax.grafting import delta_only, matching, recipe, sources, write as stream
+from shadowft_jax.runs import pictures
 from shadowft_jax.errors import InputError
 from shadowft_jax.progress import say
 
@@ -92,14 +83,14 @@ def write(out, delta, *, instruct, base, match, card):
     card: text of its README.md.
 
   Raises:
-    InputError: see `graft_plan.plan` and `stream.run`.
+    InputError: see `matching.plan` and `write.run`.
   """
-  target = delta_stream.read_checkpoint(instruct)
-  plan = graft_plan.plan(
+  target = sources.read_checkpoint(instruct)
+  plan = matching.plan(
     target,
-    [delta_stream.stored(delta)],
-    wanted=graft_plan.scope(target.kind, match=match),
-    base=delta_stream.read_checkpoint(base),
+    [sources.stored(delta)],
+    wanted=matching.scope(target.kind, match=match),
+    base=sources.read_checkpoint(base),
   )
   _run(plan, out, card=card, made={"match": match}, overwrite=True)
 
@@ -130,13 +121,13 @@ def _deltas():
     raise InputError("--tuned needs --base: what was learnt is their difference")
   found = []
   if TUNED.value:
-    found.append(delta_stream.difference(BASE.value, TUNED.value, ALPHA.value))
+    found.append(sources.difference(BASE.value, TUNED.value, ALPHA.value))
   for place, weight in map(_weighted, DELTA.value or ()):
-    found.append(delta_stream.stored(place, ALPHA.value * weight))
+    found.append(sources.stored(place, ALPHA.value * weight))
   for place, weight in map(_weighted, ADAPTER.value or ()):
     if not (pathlib.Path(place) / "adapter_config.json").exists():
       raise InputError(f"--adapter {place} has no adapter_config.json; expected a PEFT adapter")
-    found.append(delta_stream.stored(place, ALPHA.value * weight))
+    found.append(sources.stored(place, ALPHA.value * weight))
   if not found:
     raise InputError("nothing to graft: give --delta, --adapter, or --base and --tuned")
   return found
@@ -153,7 +144,7 @@ def _settings(deltas):
 
 
 def _recipe():
-  return combine.Recipe(
+  return recipe.Recipe(
     COMBINE.value, DENSITY.value, DROP_RATE.value, ROUNDING.value, DTYPE.value, SEED.value
   )
 
@@ -179,21 +170,21 @@ def _form():
       "--rounding and --dtype are for --output=shadow, where a sum is stored; got "
       f"--output={OUTPUT.value}"
     )
-  return outputs.Form(OUTPUT.value, DELTA_DTYPE.value, RANK.value, ENERGY.value)
+  return delta_only.Form(OUTPUT.value, DELTA_DTYPE.value, RANK.value, ENERGY.value)
 
 
 def _write_learnt(plan, form):
   """What is added to the Instruct, in the place of the sum."""
   out = OUT.value
-  outputs.check(plan, out, form)
-  say("\n  ".join(graft_plan.lines(plan, out, outputs.need(plan, form), stream.free(out))))
+  delta_only.check(plan, out, form)
+  say("\n  ".join(matching.lines(plan, out, delta_only.need(plan, form), stream.free(out))))
   if DRY_RUN.value:
     return
   made = {**_settings(plan.deltas), "output": form._asdict()}
-  told = outputs.run(
+  told = delta_only.run(
     plan, out, form, made=made, overwrite=OVERWRITE.value, verify=not NO_VERIFY.value
   )
-  for line in outputs.lines(form, told):
+  for line in delta_only.lines(form, told):
     say(line)
   say(f"wrote the {form.name} of {len(plan.targets)} tensors for {INSTRUCT.value}: {out}")
 
@@ -201,24 +192,24 @@ def _write_learnt(plan, form):
 def main():
   form = _form()
   if not DRY_RUN.value:
-    folder.check_new(OUT.value, OVERWRITE.value)
-  instruct = delta_stream.read_checkpoint(INSTRUCT.value)
+    files.check_new(OUT.value, OVERWRITE.value)
+  instruct = sources.read_checkpoint(INSTRUCT.value)
   deltas = _deltas()
-  wanted = graft_plan.scope(
+  wanted = matching.scope(
     instruct.kind, SCOPE.value, match=MATCH.value, include=INCLUDE.value, exclude=EXCLUDE.value
   )
-  base = delta_stream.read_checkpoint(BASE.value) if BASE.value else None
-  plan = graft_plan.plan(
+  base = sources.read_checkpoint(BASE.value) if BASE.value else None
+  plan = matching.plan(
     instruct, deltas, wanted=wanted, vocab=VOCAB.value, base=base, recipe=_recipe()
   )
   if form:
     _write_learnt(plan, form)
     return
-  say("\n  ".join(graft_plan.lines(plan, OUT.value, stream.need(plan), stream.free(OUT.value))))
+  say("\n  ".join(matching.lines(plan, OUT.value, stream.need(plan), stream.free(OUT.value))))
   if DRY_RUN.value:
     stream.check_room(plan, OUT.value)
     return
-  card = report.model_card(
+  card = pictures.model_card(
     base=BASE.value or ", ".join(d.what for d in deltas),
     instruct=INSTRUCT.value,
     learn_on="base",
@@ -262,7 +253,7 @@ if __name__ == "__main__":
   DELTA_DTYPE = flags.DEFINE_enum(
     "delta-dtype",
     "float32",
-    sorted(outputs.DTYPES, reverse=True),
+    sorted(delta_only.DTYPES, reverse=True),
     "In which --output=delta stores its numbers.",
   )
   RANK = flags.DEFINE_integer(

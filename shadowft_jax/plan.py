@@ -13,7 +13,9 @@ import pathlib
 from absl import flags
 import jax
 
-from shadowft_jax import command, estimate, folder, pairs, planning, topologies, tree
+from shadowft_jax import command, files, tree
+from shadowft_jax.pairs import registry
+from shadowft_jax.planning import estimate, search, topologies
 from shadowft_jax.data import dataset, sets
 from shadowft_jax.errors import InputError
 
@@ -29,8 +31,8 @@ def read_model(name):
   """
   path = pathlib.Path(name)
   if not path.is_file():
-    path = (path if path.is_dir() else pairs.locate(name, weights=False)) / "config.json"
-  return folder.read_json(path)
+    path = (path if path.is_dir() else registry.locate(name, weights=False)) / "config.json"
+  return files.read_json(path)
 
 
 def rows_of(config, tokens):
@@ -105,7 +107,7 @@ def memory_table(plan):
 def too_big(plan, hf, topology):
   """The InputError of a plan that does not fit: by how much, and what would."""
   over = max(0.0, plan.total - plan.capacity) / GIB
-  what = "; or ".join(planning.remedies(plan, hf, topology))
+  what = "; or ".join(search.remedies(plan, hf, topology))
   said = f" (the compiler: {plan.refused[:200]})" if plan.refused else ""
   return InputError(
     f"the plan does not fit {topology}: {plan.total / GIB:.2f} of "
@@ -134,7 +136,7 @@ def main():
   topologies.parse(TOPOLOGY.value)
   config = CONFIG.value
   if not MODEL.value:
-    pairs.resolve(config)
+    registry.resolve(config)
   sets.resolve(config, needed=False)
   model = MODEL.value or config[config.learn_on]
   if not model:
@@ -145,17 +147,17 @@ def main():
   command.check(config, complete=False)
   hf = read_model(model)
   if SEARCH.value:
-    tried = planning.search(config, hf, TOPOLOGY.value)
+    tried = search.search(config, hf, TOPOLOGY.value)
     print("\n".join(table_of(tried)))
     plan = tried[-1]
   else:
-    plan = planning.make(config, hf, TOPOLOGY.value)
+    plan = search.make(config, hf, TOPOLOGY.value)
   print("\n".join(describe(plan, hf, rows_of(config, TOKENS.value)) + memory_table(plan)))
   if not plan.fits:
     raise too_big(plan, hf, TOPOLOGY.value)
   print("fits" + ("" if plan.compiled else ", by estimate"))
   if SEARCH.value:
-    print("the fastest that fits: " + " ".join(planning.flags_of(plan)))
+    print("the fastest that fits: " + " ".join(search.flags_of(plan)))
 
 
 if __name__ == "__main__":

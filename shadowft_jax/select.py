@@ -14,9 +14,9 @@ import pathlib
 from absl import flags
 
 from shadowft_jax import command
-from shadowft_jax.data import select as select_lib, sources
+from shadowft_jax.data import high_reward as select_lib, sources
 from shadowft_jax.errors import InputError
-from shadowft_jax.log import write_json
+from shadowft_jax.runs.metrics import write_json
 from shadowft_jax.progress import say
 
 

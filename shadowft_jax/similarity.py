@@ -20,19 +20,13 @@ from absl import flags
 import numpy as np
 from tqdm import tqdm
 
-from shadowft_jax import (
-  command,
-  folder,
-  gap,
-  pair_check,
-  pair_folder,
-  pairs,
-  report,
-  safetensors_file,
-  survival,
-)
+from shadowft_jax import command, files
+from shadowft_jax.grafting import survival
+from shadowft_jax.hf import folder as pair_folder, safetensors
+from shadowft_jax.pairs import check as pair_check, gap, registry
+from shadowft_jax.runs import pictures
 from shadowft_jax.errors import InputError, listing
-from shadowft_jax.log import write_json
+from shadowft_jax.runs.metrics import write_json
 from shadowft_jax.progress import say
 
 
@@ -166,7 +160,7 @@ def write(out, rows, found, title):
       for layer, inside in layers.items()
       for m, part in gap.by_module(inside).items()
     }
-    report.plot_gap(
+    pictures.plot_gap(
       cells,
       {n: gap.ratio(part) for n, part in layers.items()},
       gap.readings(rows),
@@ -213,15 +207,15 @@ def draw(base, instruct, name, path):
   """Writes weights.png: the first VIEWED rows and columns of a tensor of both models."""
 
   def corner(tensor):
-    rows = safetensors_file.rows(tensor, 0, min(VIEWED, tensor.shape[0]))
+    rows = safetensors.rows(tensor, 0, min(VIEWED, tensor.shape[0]))
     return np.concatenate([part[:, :VIEWED].astype(np.float32) for _, part in rows])
 
   blocks = [corner(side.tensors[name]) for side in (base, instruct)]
   size = " x ".join(map(str, blocks[0].shape))
-  report.plot_weights(
+  pictures.plot_weights(
     *blocks,
     f"{name}: the first {size} weights of {base.directory} and "
-    f"{instruct.directory}; the difference is enlarged {report.FACTOR} times",
+    f"{instruct.directory}; the difference is enlarged {pictures.FACTOR} times",
     path,
   )
 
@@ -235,7 +229,7 @@ def rank(candidates, instruct_dir):
   instruct, found, refused = pair_folder.read(instruct_dir), [], {}
   for candidate in candidates:
     try:
-      base_dir = pairs.locate(candidate)
+      base_dir = registry.locate(candidate)
       pair_check.raise_errors(pair_check.check(base_dir, instruct_dir))
       rows, left_out = measure(pair_folder.read(base_dir), instruct)
     except InputError as error:
@@ -270,7 +264,7 @@ def choose(base, instruct, pair):
     InputError: one of them is not given, or there is no such pair.
   """
   if pair:
-    known = pairs.get(pair, flags="")
+    known = registry.get(pair, flags="")
     base, instruct = base or known.base, instruct or known.instruct
   for name, value in (("base", base), ("instruct", instruct)):
     if not value:
@@ -288,7 +282,7 @@ def main():
     )
   out = contextlib.nullcontext()
   if OUT.value and not CHECK_ONLY.value:
-    out = folder.atomic(OUT.value, OVERWRITE.value)
+    out = files.atomic(OUT.value, OVERWRITE.value)
   with out as fresh:
     if CANDIDATES.value:
       found = _rank()
@@ -306,12 +300,12 @@ def _rank():
       "--candidates needs --instruct, and takes no --base, --pair or --check_only: "
       "it looks for the Base"
     )
-  return rank(CANDIDATES.value, pairs.locate(INSTRUCT.value))
+  return rank(CANDIDATES.value, registry.locate(INSTRUCT.value))
 
 
 def _compare(fresh):
   names = choose(BASE.value, INSTRUCT.value, PAIR.value)
-  dirs = [pairs.locate(name) for name in names]
+  dirs = [registry.locate(name) for name in names]
   findings = check(*dirs)
   if CHECK_ONLY.value:
     return
@@ -331,7 +325,9 @@ def _compare(fresh):
 if __name__ == "__main__":
   BASE = flags.DEFINE_string("base", None, "The Base: a folder, or an id of the hub.")
   INSTRUCT = flags.DEFINE_string("instruct", None, "The Instruct, likewise.")
-  PAIR = flags.DEFINE_string("pair", None, "A pair of pairs.py, for what the two leave out.")
+  PAIR = flags.DEFINE_string(
+    "pair", None, "A pair of pairs/registry.py, for what the two leave out."
+  )
   CANDIDATES = flags.DEFINE_multi_string("candidates", [], "Ranks these Bases for --instruct.")
   CHECK_ONLY = flags.DEFINE_bool(
     "check_only",

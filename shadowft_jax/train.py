@@ -16,26 +16,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from shadowft_jax import (
-  backends,
-  checkpoint,
-  command,
-  delta as delta_lib,
-  graft,
-  hosts,
-  log,
+from shadowft_jax import command, delta as delta_lib, graft, hosts, presets, sharding, tree
+from shadowft_jax.hf import weights
+from shadowft_jax.learning import (
+  checkpoints,
+  kernels,
   objectives,
   optim,
-  pair_check,
-  pairs,
-  presets,
   reference,
-  report,
-  resume,
-  sharding,
   step as step_lib,
-  tree,
 )
+from shadowft_jax.pairs import check, registry
+from shadowft_jax.runs import metrics, pictures
 from shadowft_jax.data import dataset, preview, sets
 from shadowft_jax.data.tokenizer import load_tokenizer
 from shadowft_jax.errors import InputError
@@ -55,7 +47,7 @@ def check_tokens(data, model, config):
 def check_graft(frozen, instruct, config):
   """Raises InputError for a delta that could not be grafted: before the work, not after it."""
   delta = jax.eval_shape(lambda: delta_lib.zeros(jax.random.key(0), frozen, config.delta))
-  graft.select(delta, checkpoint.abstract_model(instruct)[1], config.graft.match)
+  graft.select(delta, weights.abstract_model(instruct)[1], config.graft.match)
 
 
 def load_start(config, frozen, mesh):
@@ -67,7 +59,7 @@ def load_start(config, frozen, mesh):
   c = config.delta
   if not c.init:
     return None
-  start, scale = checkpoint.load_delta(c.init, mesh=mesh)
+  start, scale = weights.load_delta(c.init, mesh=mesh)
   want = jax.eval_shape(lambda: delta_lib.zeros(jax.random.key(0), frozen, c))
   forms = [
     f"a delta of {', '.join(d)}, scale {s:g}, {tree.size(d):,} parameters"
@@ -120,7 +112,7 @@ def learn(state, frozen, data, *, start, method, tx, schedule, config, saved, wr
       found = validate()
       check_finite(found, step, saved)
       writer.validated(step, metrics["loss"], found)
-      resume.save(saved, state, step, found.get("valid_loss"))
+      checkpoints.save(saved, state, step, found.get("valid_loss"))
       writer.restart_clock()
   return state
 
@@ -147,18 +139,18 @@ def learn_delta(frozen, data, method, config, workdir, mesh):
   paired = presets.is_paired(config)
   on_the_fly = paired and config.dpo.reference == "on_the_fly"
   if paired and not on_the_fly:
-    folders = filter(None, [pairs.locate(config[config.learn_on]), config.delta.init])
+    folders = filter(None, [registry.locate(config[config.learn_on]), config.delta.init])
     data = reference.kept(start, frozen, data, folders, method=method, mesh=mesh, workdir=workdir)
   start = start if on_the_fly else None
   say(
     f"{tree.size(frozen):,} parameters frozen, {tree.size(state.delta):,} learnt "
     f"({config.delta.kind}), {len(data.steps)} steps of {config.batch_size} examples"
   )
-  with resume.open_checkpoints(workdir / "checkpoints") as saved:
+  with checkpoints.open_checkpoints(workdir / "checkpoints") as saved:
     if saved.latest:
-      state = resume.restore(saved, state)
+      state = checkpoints.restore(saved, state)
       say(f"taking up {workdir} after step {saved.latest.step}")
-    with log.Log(workdir, int(state.step), len(data.steps)) as writer:
+    with metrics.Log(workdir, int(state.step), len(data.steps)) as writer:
       state = learn(
         state,
         frozen,
@@ -173,14 +165,14 @@ def learn_delta(frozen, data, method, config, workdir, mesh):
         mesh=mesh,
       )
     if config.graft.checkpoint == "best":
-      state = resume.restore(saved, state, resume.best_step(saved))
+      state = checkpoints.restore(saved, state, checkpoints.best_step(saved))
   return state.delta
 
 
 def write_delta(directory, delta, config, like):
   """Writes what was learnt: a PEFT adapter for the Instruct model, or delta.safetensors."""
   if "lora" in delta:
-    checkpoint.save_adapter(
+    weights.save_adapter(
       directory,
       delta["lora"],
       rank=config.delta.rank,
@@ -190,7 +182,7 @@ def write_delta(directory, delta, config, like):
       overwrite=True,
     )
   else:
-    checkpoint.save_dense(directory, delta["delta"], overwrite=True)
+    weights.save_dense(directory, delta["delta"], overwrite=True)
 
 
 def measure_shadow(delta, data, method, config, mesh, like):
@@ -203,7 +195,7 @@ def measure_shadow(delta, data, method, config, mesh, like):
   """
   if not data.valid:
     return {}
-  model, instruct = checkpoint.load_model(like, mesh=mesh)
+  model, instruct = weights.load_model(like, mesh=mesh)
   method = dataclasses.replace(
     method, model=model.clone(dtype=method.model.dtype, backend=config.attention)
   )
@@ -225,7 +217,7 @@ def write_shadow(workdir, config, folders):
   """Grafts the delta onto the Instruct's files, from disk to disk."""
   if not hosts.is_first():
     return
-  card = report.model_card(
+  card = pictures.model_card(
     base=config.base,
     instruct=config.instruct,
     match=config.graft.match,
@@ -251,26 +243,26 @@ def train(config, workdir):
     FloatingPointError: the loss is not finite.
   """
   workdir = pathlib.Path(workdir)
-  pairs.resolve(config)
+  registry.resolve(config)
   sets.resolve(config)
   command.check(config)
   mesh = sharding.make_mesh(config.mesh)
   sharding.check_batch(config.rows, config.data.max_length, mesh)
-  log.claim(workdir, config)
+  metrics.claim(workdir, config)
   hosts.wait("the run's folder is made")
   if (workdir / "provenance.json").exists():  # written last
     say(f"{workdir} is complete; its grafted model is {workdir / 'shadow'}")
-    return log.read_metrics(workdir)
-  folders = {name: pairs.locate(config[name]) for name in ("base", "instruct")}
-  pairs.check_trainable(folders[config.learn_on])
-  findings = pair_check.check(folders["base"], folders["instruct"])
-  pair_check.raise_errors(findings)
-  say(pair_check.report(findings))
-  cfg = checkpoint.abstract_model(folders[config.learn_on])[0].cfg
-  config.attention = backends.choose(config.attention, cfg, config.dtype, config.data.max_length)
+    return metrics.read_metrics(workdir)
+  folders = {name: registry.locate(config[name]) for name in ("base", "instruct")}
+  registry.check_trainable(folders[config.learn_on])
+  findings = check.check(folders["base"], folders["instruct"])
+  check.raise_errors(findings)
+  say(check.report(findings))
+  cfg = weights.abstract_model(folders[config.learn_on])[0].cfg
+  config.attention = kernels.choose(config.attention, cfg, config.dtype, config.data.max_length)
   with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATIONS):
     data = dataset.read(config, folders["instruct"])
-    model, frozen = checkpoint.load_model(  # W_B: never written again
+    model, frozen = weights.load_model(  # W_B: never written again
       folders[config.learn_on],
       dtype=jnp.dtype(config.dtype),
       mesh=mesh,
@@ -300,13 +292,13 @@ def wrap_up(config, workdir, losses, inputs):
   """Writes the picture and the provenance of a finished run; returns its metrics."""
   if hosts.is_first():
     unit = "pair" if presets.is_paired(config) else "answer token"
-    report.plot_loss(log.append(workdir, losses), workdir / "loss.png", unit)
-    log.write_json(workdir / "provenance.json", report.provenance(inputs, seed=config.seed))
+    pictures.plot_loss(metrics.append(workdir, losses), workdir / "loss.png", unit)
+    metrics.write_json(workdir / "provenance.json", pictures.provenance(inputs, seed=config.seed))
   hosts.wait("the run is complete")
   for name, value in losses.items():
     say(f"{name.replace('_', ' ')} {value:.4f}")
   say("\n".join(f"written: {workdir / name}" for name in ("delta", "shadow", "loss.png")))
-  return log.read_metrics(workdir)
+  return metrics.read_metrics(workdir)
 
 
 def show(config, count, *, ids=False):
@@ -315,10 +307,10 @@ def show(config, count, *, ids=False):
   Raises:
     InputError: as `dataset.read`.
   """
-  pairs.resolve(config)
+  registry.resolve(config)
   sets.resolve(config)
   command.check(config)
-  folder = pairs.locate(config.instruct, weights=False)
+  folder = registry.locate(config.instruct, weights=False)
   print(
     preview.text(
       dataset.read(config, folder),

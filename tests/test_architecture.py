@@ -1,72 +1,80 @@
-"""The arrows of ARCHITECTURE.md, kept by reading the imports; and the size of files."""
+"""The floors of ARCHITECTURE.md, held by reading every import; and the size of files."""
 
 import ast
+import functools
 import importlib.util
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "shadowft_jax"
-# From low to high: a module imports only modules of lower layers, or of its own.
-LAYERS = (
-  {"errors", "hosts", "progress", "presets"},
-  {"tree", "models", "attention", "layers"},
-  {"topologies", "port", "sharding", "lora", "delta", "objectives", "loss", "optim"},
-  {"step", "ahead", "estimate"},
-  {
-    "folder",
-    "safetensors_file",
-    "delta_file",
-    "delta_stream",
-    "buffers",
-    "checkpoint",
-    "stream",
-    "graft_plan",
-    "measure",
-    "combine",
-    "layout",
-    "journal",
-    "gap",
-    "survival",
-    "pairs",
-    "pair_folder",
-    "pair_check",
-    "reference",
-    "resume",
-    "log",
-    "report",
-    "data",
-    "generate",
-    "outputs",
-    "summed",
-    "factored",
-    "extract",
-    "backends",
-    "planning",
-  },
-  {"command"},
-  {"graft", "select", "similarity"},
-  {"train", "plan"},
-)
-HEIGHT = {name: i for i, layer in enumerate(LAYERS) for name in layer}
-# Outside packages that only some modules may import.
+# A room (a folder or file at the top of the package) imports rooms of lower floors, and its own.
+FLOORS = {
+  "ground": {"errors", "progress", "hosts", "files"},
+  "idea": {"delta", "lora", "tree", "sharding", "models", "presets"},
+  "edges": {"hf", "data", "runs", "generation", "tasks"},
+  "method": {"pairs", "learning", "grafting", "evaluation", "planning"},
+  "commands": {"command", "train", "graft", "similarity", "select", "plan"},
+}
+HEIGHT = {room: i for i, rooms in enumerate(FLOORS.values()) for room in rooms}
+# The arrows within a floor; there are no others.
+SIDEWAYS = {
+  "hosts": {"errors", "progress"},
+  "files": {"errors", "progress"},
+  "lora": {"tree"},
+  "delta": {"lora", "tree"},
+  "sharding": {"tree"},
+  "data": {"hf"},
+  "runs": {"hf"},
+  "generation": {"hf"},
+  "grafting": {"pairs"},
+  "planning": {"learning"},
+  **{name: {"command"} for name in FLOORS["commands"] - {"command"}},
+}
+# What a room, or a module, must not bring along, however indirectly.
+NEVER = {
+  "errors": {"jax", "numpy", "flax"},
+  "progress": {"jax", "numpy"},
+  "files": {"jax", "transformers"},
+  "presets": {"jax", "numpy", "shadowft_jax"},
+  "data": {"jax", "flax"},
+  "tasks": {"jax", "flax"},
+  "hf/safetensors": {"jax"},
+  "hf/folder": {"jax"},
+}
+# Outside packages that only some rooms may import.
 ONLY = {
-  "flax": {"models", "step", "train", "ahead"},
-  "optax": {"optim", "step"},
-  "orbax": {"resume"},
+  "flax": {"models", "learning", "train", "planning"},
+  "optax": {"learning"},
+  "orbax": {"learning"},
   "transformers": {"data"},
   "ml_collections": {"command", "presets"},
-  "matplotlib": {"report"},
-  "absl": {"command", "graft", "plan", "select", "similarity", "train"},
+  "matplotlib": {"runs"},
+  "absl": {"command"},
   "torch": set(),
   "peft": set(),
   "lab": set(),
   "tests": set(),
   "configs": set(),
 }
-BUDGET = 430  # until the rooms are built; then 300
-MODULES = sorted(PACKAGE.rglob("*.py"))
+# Still to be mended, each with the module that it is about; ends empty.
+UNDER_REPAIR = {
+  ("train", "graft"),
+  ("runs/pictures", "grafting"),
+  ("hf/safetensors", "jax"),
+  ("hf/folder", "jax"),
+  ("graft", "absl"),
+  ("plan", "absl"),
+  ("select", "absl"),
+  ("similarity", "absl"),
+  ("train", "absl"),
+}
+MOST_BOXES, MOST_LEVELS = 36, 20
+MOST_LINES, MOST_FUNCTION_LINES = 430, 50
+MODULES = {str(p.relative_to(PACKAGE).with_suffix("")): p for p in sorted(PACKAGE.rglob("*.py"))}
 
 
 def imported(path):
@@ -78,67 +86,122 @@ def imported(path):
       yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def part(path):
-  """The module or subpackage of shadowft_jax that a file belongs to."""
-  return path.relative_to(PACKAGE).with_suffix("").parts[0]
+@functools.cache
+def arrows(module):
+  """(our modules that a module imports, the outside packages that it imports)."""
+  ours, outside = set(), set()
+  for name in imported(MODULES[module]):
+    head, *rest = name.split(".")
+    if head != "shadowft_jax":
+      outside.add(head)
+      continue
+    # The name may be of something in a module, of a module, or of a package.
+    names = ["/".join(rest[:n]) for n in range(len(rest), 0, -1)]
+    found = next(x for n in names for x in (n, f"{n}/__init__") if x in MODULES)
+    # What leads to a module runs first.
+    parents = {f"{'/'.join(rest[:n])}/__init__" for n in range(1, len(rest))}
+    ours |= {found} | {p for p in parents & MODULES.keys() if room(p) != room(module)}
+  return ours, outside
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_arrows_point_down(path):
-  here = part(path)
+@functools.cache
+def reached(module):
+  """All of our modules that importing one runs, itself included."""
+  seen, left = set(), [module]
+  while left:
+    here = left.pop()
+    if here not in seen:
+      seen.add(here)
+      left += arrows(here)[0]
+  return seen
+
+
+def room(module):
+  return module.split("/")[0]
+
+
+def is_repaired(module, other):
+  return (module, other) not in UNDER_REPAIR
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_arrows_point_down(module):
+  here = room(module)
+  ours, outside = arrows(module)
   if here == "__init__":
-    assert not list(imported(path))
+    assert not ours and not outside
     return
-  for name in imported(path):
-    package, *rest = name.split(".")
-    if package == "shadowft_jax":
-      assert rest[0] in HEIGHT, f"{here} imports {rest[0]}, which has no layer in this test"
-      assert HEIGHT[rest[0]] <= HEIGHT[here], f"{here} imports {name}"
-      if here == "models":
-        assert rest[0] in ("models", "errors"), f"models/ imports {name}"
-    assert here in ONLY.get(package, {here}), f"{here} imports {name}"
-    if here == "data":
-      assert package != "jax", "data/ never imports jax"
+  assert here in HEIGHT, f"{here} is on no floor of this test"
+  for other in {room(m) for m in ours} - {here, "__init__"}:
+    below = HEIGHT[other] < HEIGHT[here]
+    allowed = below or other in SIDEWAYS.get(here, ())
+    assert allowed == is_repaired(module, other), f"{module} imports {other}"
+    assert here != "models" or other == "errors", f"models/ imports {other}"
+  for package in outside & ONLY.keys():
+    assert (here in ONLY[package]) == is_repaired(module, package), f"{module} imports {package}"
 
 
-def test_modules_import_no_cycle():
-  graph = {}
-  for path in MODULES:
-    edges = {n.split(".")[1] for n in imported(path) if n.startswith("shadowft_jax.")}
-    graph.setdefault(part(path), set()).update(edges - {part(path)})
-  done = set()
+@pytest.mark.parametrize("place", NEVER)
+def test_no_module_brings_along_what_its_room_must_not(place):
+  for module in [m for m in MODULES if m == place or m.startswith(f"{place}/")]:
+    brought = {p for m in reached(module) for p in arrows(m)[1]}
+    brought |= {"shadowft_jax"} if reached(module) - {module} else set()
+    for package in NEVER[place]:
+      assert (package not in brought) == is_repaired(module, package), (module, package)
 
-  def visit(name, above):
-    assert name not in above, f"cycle: {' -> '.join([*above, name])}"
-    if name not in done:
-      for other in sorted(graph.get(name, ())):
-        visit(other, [*above, name])
-      done.add(name)
 
-  for name in sorted(graph):
-    visit(name, [])
+def test_data_brings_no_jax_when_it_runs():
+  code = (
+    "import sys, shadowft_jax.data.dataset, shadowft_jax.data.preview; print('jax' in sys.modules)"
+  )
+  done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+  assert done.stdout == "False\n", done.stderr
+
+
+def test_no_cycle_and_few_levels():
+  levels = {}
+
+  def level(module, above):
+    assert module not in above, f"cycle: {' -> '.join([*above, module])}"
+    if module not in levels:
+      below = [level(m, [*above, module]) for m in arrows(module)[0]]
+      levels[module] = 1 + max(below, default=0)
+    return levels[module]
+
+  assert max(level(module, []) for module in MODULES) <= MOST_LEVELS
+
+
+def test_few_boxes_at_the_top():
+  boxes = {room(m) for m in MODULES} - {"__init__"}
+  assert len(boxes) <= MOST_BOXES
+  assert boxes <= HEIGHT.keys()
+
+
+def test_only_models_and_tasks_run_code_where_they_begin():
+  full = [m for m in MODULES if m.endswith("__init__") and MODULES[m].read_text().strip()]
+  assert {room(m) for m in full} <= {"models", "tasks", "__init__"}
 
 
 @pytest.mark.parametrize(
-  "path", [*MODULES, *sorted((ROOT / "lab").glob("*.py"))], ids=lambda p: str(p.relative_to(ROOT))
+  "path",
+  [*MODULES.values(), *sorted((ROOT / "lab").glob("*.py"))],
+  ids=lambda p: str(p.relative_to(ROOT)),
 )
 def test_files_and_functions_keep_their_budget(path):
   text = path.read_text()
-  assert len(text.splitlines()) <= BUDGET
+  assert len(text.splitlines()) <= MOST_LINES
   for node in ast.walk(ast.parse(text)):
     if isinstance(node, ast.FunctionDef):
       body = [
         s for s in node.body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))
       ]
       length = body[-1].end_lineno - body[0].lineno + 1 if body else 0
-      assert length <= 50, f"{node.name} has {length} lines"
+      assert length <= MOST_FUNCTION_LINES, f"{node.name} has {length} lines"
 
 
 def test_every_module_has_a_docstring():
-  bare = [
-    p for p in MODULES if p.read_text().strip() and not ast.get_docstring(ast.parse(p.read_text()))
-  ]
-  assert not bare
+  texts = {m: path.read_text() for m, path in MODULES.items()}
+  assert not [m for m, t in texts.items() if t.strip() and not ast.get_docstring(ast.parse(t))]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)
@@ -158,5 +221,5 @@ def test_every_config_imports_and_says_how_to_run_it(path):
 
 def test_the_architecture_page_names_every_module():
   page = (ROOT / "ARCHITECTURE.md").read_text()
-  missing = [p.name for p in MODULES if p.name != "__init__.py" and p.name not in page]
+  missing = [m for m, p in MODULES.items() if p.name != "__init__.py" and p.name not in page]
   assert not missing

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from shadowft_jax import backends
+from shadowft_jax.learning import kernels
 from shadowft_jax.errors import InputError
 from shadowft_jax.models import attention, chunked
 from shadowft_jax.models.config import DecoderConfig
@@ -78,8 +78,8 @@ def test_a_backend_that_is_wrong_is_not_used(monkeypatch, cache, fault, dtype):
     match=r"attention=chunked does not work here: it disagrees with "
     r"the reference by \d.*\(output\), .*\(dq\).*; set it to auto.*\n  xla",
   ):
-    backends.choose("chunked", cfg, dtype, 512)
-  assert backends.choose("auto", cfg, dtype, 512) == "xla"
+    kernels.choose("chunked", cfg, dtype, 512)
+  assert kernels.choose("auto", cfg, dtype, 512) == "xla"
   assert not cache.exists()
 
 
@@ -90,18 +90,18 @@ def test_a_wrong_gradient_is_found(monkeypatch):
     return right(q, jax.lax.stop_gradient(k), v, rows, **options)
 
   replaced(monkeypatch, "chunked", attend=attend)
-  assert "100.00% (dk)" in backends.refusal("chunked", CFG, "float32")
+  assert "100.00% (dk)" in kernels.refusal("chunked", CFG, "float32")
 
 
 def test_a_nan_is_no_agreement(monkeypatch):
   replaced(
     monkeypatch, "chunked", attend=lambda q, *args, **options: jnp.full_like(q, jnp.nan) + q * 0
   )
-  assert "nan% (output)" in backends.refusal("chunked", CFG, "float32")
+  assert "nan% (output)" in kernels.refusal("chunked", CFG, "float32")
 
 
 def test_what_agreed_is_not_run_again(monkeypatch, cache, capfd):
-  assert backends.choose("auto", CFG, "float32", 512) == "chunked"
+  assert kernels.choose("auto", CFG, "float32", 512) == "chunked"
   assert "chunked agrees with the reference within 0.00%" in capfd.readouterr().err
   [(key, error)] = json.loads(cache.read_text()).items()
   assert "jax 0." in key and "cpu" in key and max(error.values()) < 1e-5
@@ -109,19 +109,19 @@ def test_what_agreed_is_not_run_again(monkeypatch, cache, capfd):
   def forbidden(*args):
     raise AssertionError("it was run again")
 
-  monkeypatch.setattr(backends, "disagreement", forbidden)
-  assert backends.choose("chunked", CFG, "float32", 512) == "chunked"
+  monkeypatch.setattr(kernels, "disagreement", forbidden)
+  assert kernels.choose("chunked", CFG, "float32", 512) == "chunked"
   other = dataclasses.replace(CFG, head_dim=16)
-  assert "it was run again" in backends.refusal("chunked", other, "float32")
-  assert "it was run again" in backends.refusal("chunked", CFG, "bfloat16")
+  assert "it was run again" in kernels.refusal("chunked", other, "float32")
+  assert "it was run again" in kernels.refusal("chunked", CFG, "bfloat16")
   monkeypatch.setattr(chunked, "__file__", __file__)  # other code
-  assert "it was run again" in backends.refusal("chunked", CFG, "float32")
+  assert "it was run again" in kernels.refusal("chunked", CFG, "float32")
 
 
 def test_a_broken_cache_is_made_anew(cache):
   cache.parent.mkdir()
   cache.write_text('{"chunked')
-  assert backends.choose("auto", CFG, "float32", 512) == "chunked"
+  assert kernels.choose("auto", CFG, "float32", 512) == "chunked"
   assert len(json.loads(cache.read_text())) == 1
 
 
@@ -138,16 +138,16 @@ def test_a_backend_of_another_platform_is_refused_by_name(name, dtype, message):
     match=f"config.attention={name} does not work here: {message}; "
     "set it to auto, or to one that does:\n  chunked\n  xla",
   ):
-    backends.choose(name, CFG, dtype, 512)
+    kernels.choose(name, CFG, dtype, 512)
 
 
 def test_what_a_backend_lacks_is_named():
   softcapped = dataclasses.replace(CFG, attn_logit_softcapping=30.0)
-  assert backends.unsuited("cudnn", CFG, "bfloat16", "gpu") is None
-  assert "no softcap, and the model's is 30.0" in backends.unsuited(
+  assert kernels.unsuited("cudnn", CFG, "bfloat16", "gpu") is None
+  assert "no softcap, and the model's is 30.0" in kernels.unsuited(
     "cudnn", softcapped, "bfloat16", "gpu"
   )
-  assert "takes bfloat16 and float16, and config.dtype is float32" in backends.unsuited(
+  assert "takes bfloat16 and float16, and config.dtype is float32" in kernels.unsuited(
     "cudnn", CFG, jnp.float32, "gpu"
   )
 
@@ -157,15 +157,15 @@ def test_a_failure_to_compile_is_a_reason_not_a_crash(monkeypatch, capfd):
     raise NotImplementedError("no such kernel\nat all")
 
   replaced(monkeypatch, "chunked", attend=fails)
-  assert backends.choose("auto", CFG, "float32", 512) == "xla"
+  assert kernels.choose("auto", CFG, "float32", 512) == "xla"
   assert "attention: xla on cpu; not chunked: NotImplementedError: no such kernel\n" in (
     capfd.readouterr().err
   )
 
 
 def test_short_rows_on_a_cpu_take_the_reference_unchecked(monkeypatch, cache):
-  monkeypatch.setattr(backends, "disagreement", None)
-  assert backends.choose("auto", CFG, "float32", 64) == "xla"
+  monkeypatch.setattr(kernels, "disagreement", None)
+  assert kernels.choose("auto", CFG, "float32", 64) == "xla"
   assert not cache.exists()
 
 
@@ -178,6 +178,6 @@ def test_short_rows_on_a_cpu_take_the_reference_unchecked(monkeypatch, cache):
   ],
 )
 def test_for_an_absent_device_the_table_speaks(kind, platform, backend, said):
-  got, sentence = backends.expected(kind, platform, CFG, "bfloat16")
+  got, sentence = kernels.expected(kind, platform, CFG, "bfloat16")
   assert got == backend
   assert kind in sentence and said in sentence

@@ -15,17 +15,8 @@ from safetensors.numpy import load_file, save_file
 import torch
 import transformers
 
-from shadowft_jax import (
-  checkpoint,
-  delta,
-  delta_file,
-  folder,
-  models,
-  port,
-  safetensors_file,
-  sharding,
-  tree,
-)
+from shadowft_jax import delta, files, models, sharding, tree
+from shadowft_jax.hf import deltas, names, safetensors as safetensors_file, weights
 from shadowft_jax.errors import InputError
 from tests import pico
 
@@ -96,11 +87,11 @@ def copy(made, tmp_path):
 
 @pytest.mark.parametrize("name", pico.CONFIGS)
 def test_leaves_are_the_tensors_transformers_has(made, name):
-  model, params = checkpoint.load_model(made(name), mesh=mesh_of("2x2x2"))
+  model, params = weights.load_model(made(name), mesh=mesh_of("2x2x2"))
   state = pico.per_expert(
     {n: p.detach().numpy() for n, p in pico.hf_model(name).named_parameters()}
   )
-  want = tree.names(port.load(state.__getitem__, models.abstract_params(model)))
+  want = tree.names(names.load(state.__getitem__, models.abstract_params(model)))
   got = tree.names(params)
   assert got.keys() == want.keys()
   for leaf, w in want.items():
@@ -114,7 +105,7 @@ def test_every_mesh_gives_the_same_weights_and_logits(made, shards):
   reference, want = None, None
   for name in MESHES:
     mesh = mesh_of(name)
-    model, params = checkpoint.load_model(path, mesh=mesh)
+    model, params = weights.load_model(path, mesh=mesh)
     logits = np.asarray(jax.jit(model.apply)({"params": params}, token_BT))
     assert logits.shape == (2, 12, 264)
     if mesh is None:
@@ -126,10 +117,10 @@ def test_every_mesh_gives_the_same_weights_and_logits(made, shards):
 
 
 def test_stored_dtypes_are_kept_or_cast(made):
-  model, params = checkpoint.load_model(made("qwen2", "bf16"))
+  model, params = weights.load_model(made("qwen2", "bf16"))
   assert model.dtype == jnp.bfloat16
   assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
-  wide, cast = checkpoint.load_model(made("qwen2", "bf16"), dtype="float32", remat="full")
+  wide, cast = weights.load_model(made("qwen2", "bf16"), dtype="float32", remat="full")
   assert (wide.dtype, wide.remat) == (jnp.float32, "full")
   jax.tree.map(
     lambda a, b: np.testing.assert_array_equal(np.asarray(a, np.float32), b), params, cast
@@ -141,33 +132,33 @@ def test_a_leaf_may_have_a_dtype_of_its_own(copy):
   tensors = load_file(path / MODEL)
   tensors = {n: x.astype(jnp.bfloat16) if x.ndim == 2 else x for n, x in tensors.items()}
   save_file(tensors, path / MODEL)
-  model, params = checkpoint.load_model(path)
+  model, params = weights.load_model(path)
   assert model.dtype == jnp.bfloat16
   assert params["model"]["norm"]["scale"].dtype == jnp.float32
   tensors["model.layers.1.mlp.up_proj.weight"] = np.zeros((64, 32), np.float16)
   save_file(tensors, path / MODEL)
   with pytest.raises(InputError, match="mlp/up_proj/kernel: layers are stored in BF16 and F16"):
-    checkpoint.load_model(path)
+    weights.load_model(path)
 
 
 def test_half_precision_is_read_exactly(copy):
   path = copy("qwen2", "f32")
   tensors = {n: x.astype(np.float16) for n, x in load_file(path / MODEL).items()}
   save_file(tensors, path / MODEL)
-  _, params = checkpoint.load_model(path, mesh=mesh_of("fsdp"))
-  for name, part in port.export(params):
+  _, params = weights.load_model(path, mesh=mesh_of("fsdp"))
+  for name, part in names.export(params):
     np.testing.assert_array_equal(part, tensors[name])
 
 
 def test_headers_are_enough_for_shapes(copy):
   path = copy("llama3_tied", "bf16", "sharded")
-  want = jax.tree.map(lambda x: (x.shape, x.dtype), checkpoint.load_model(path)[1])
+  want = jax.tree.map(lambda x: (x.shape, x.dtype), weights.load_model(path)[1])
   for shard in path.glob("*.safetensors"):  # holes in the place of the weights
     start = 8 + int.from_bytes(shard.read_bytes()[:8], "little")
     size = shard.stat().st_size
     os.truncate(shard, start)
     os.truncate(shard, size)
-  model, abstract = checkpoint.abstract_model(path)
+  model, abstract = weights.abstract_model(path)
   assert jax.tree.map(lambda x: (x.shape, x.dtype), abstract) == want
   assert model.cfg.num_hidden_layers == 3
 
@@ -175,14 +166,14 @@ def test_headers_are_enough_for_shapes(copy):
 def test_only_files_that_the_index_names_are_read(copy):
   path = copy("qwen2", "f32", "sharded")
   (path / "consolidated.safetensors").write_bytes(b"nothing of the kind")
-  checkpoint.load_model(path)
+  weights.load_model(path)
 
 
 def test_chunks_of_any_size_read_the_same(made, monkeypatch):
-  _, want = checkpoint.load_model(made("llama_bias"), mesh=mesh_of("2x2x2"))
+  _, want = weights.load_model(made("llama_bias"), mesh=mesh_of("2x2x2"))
   for size in (1, 300, 1000):
     monkeypatch.setattr(safetensors_file, "CHUNK", size)
-    _, got = checkpoint.load_model(made("llama_bias"), mesh=mesh_of("2x2x2"))
+    _, got = weights.load_model(made("llama_bias"), mesh=mesh_of("2x2x2"))
     jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
@@ -202,7 +193,7 @@ def test_a_process_reads_only_the_rows_it_needs(made, monkeypatch):
 
 def test_loaded_weights_may_be_donated(made):
   mesh = mesh_of("fsdp")
-  _, params = checkpoint.load_model(made("qwen2"), mesh=mesh)
+  _, params = weights.load_model(made("qwen2"), mesh=mesh)
   want = jax.tree.map(lambda x: np.asarray(x) + 1, params)
   placed = jax.tree.map(lambda x: x.sharding, params)
   got = jax.jit(lambda p: jax.tree.map(lambda x: x + 1, p), donate_argnums=0, out_shardings=placed)(
@@ -216,33 +207,33 @@ def test_loaded_weights_may_be_donated(made):
 
 def test_a_folder_that_is_none_is_refused(tmp_path, made):
   with pytest.raises(InputError, match="does not exist; expected a folder"):
-    checkpoint.load_model(tmp_path / "nowhere")
+    weights.load_model(tmp_path / "nowhere")
   with pytest.raises(InputError, match="is a file; expected a folder"):
-    checkpoint.load_model(made() / MODEL)
+    weights.load_model(made() / MODEL)
 
 
 def test_a_folder_without_its_config_is_refused(copy):
   path = copy()
   (path / "config.json").write_text("{")
   with pytest.raises(InputError, match="config.json is no JSON"):
-    checkpoint.load_model(path)
+    weights.load_model(path)
   (path / "config.json").write_text("[]")
   with pytest.raises(InputError, match="holds a JSON list; expected an object"):
-    checkpoint.load_model(path)
+    weights.load_model(path)
   (path / "config.json").unlink()
   with pytest.raises(InputError, match="has no config.json"):
-    checkpoint.load_model(path)
+    weights.load_model(path)
 
 
 def test_a_folder_without_weights_is_refused(copy):
   path = copy()
   (path / MODEL).rename(path / "consolidated.safetensors")
   with pytest.raises(InputError, match="has no model.safetensors and no .*download the weights"):
-    checkpoint.load_model(path)
+    weights.load_model(path)
   (path / "consolidated.safetensors").unlink()
   (path / "pytorch_model.bin").touch()
   with pytest.raises(InputError, match=r"only pickled weights \(pytorch_model.bin\).*python -c"):
-    checkpoint.load_model(path)
+    weights.load_model(path)
 
 
 def test_a_missing_shard_is_named(copy):
@@ -250,7 +241,7 @@ def test_a_missing_shard_is_named(copy):
   gone = sorted(path.glob("*.safetensors"))[1]
   gone.unlink()
   with pytest.raises(InputError, match=f"lacks shards.*\n  {gone.name}$"):
-    checkpoint.load_model(path)
+    weights.load_model(path)
 
 
 @pytest.mark.parametrize(
@@ -269,14 +260,14 @@ def test_a_shard_outside_the_folder_is_refused(copy, bad):
   path = copy("qwen2", "f32", "sharded")
   edit_json(path / f"{MODEL}.index.json", weight_map={"model.norm.weight": bad})
   with pytest.raises(InputError, match=r"a shard is a plain \*.safetensors file name"):
-    checkpoint.load_model(path)
+    weights.load_model(path)
 
 
 def test_an_index_without_a_map_is_refused(copy):
   path = copy("qwen2", "f32", "sharded")
   edit_json(path / f"{MODEL}.index.json", weight_map=[])
   with pytest.raises(InputError, match="has no weight_map"):
-    checkpoint.load_model(path)
+    weights.load_model(path)
 
 
 def test_an_index_that_its_shards_do_not_fit_is_refused(copy):
@@ -288,11 +279,11 @@ def test_an_index_that_its_shards_do_not_fit_is_refused(copy):
   places[norm] = next(s for s in shards if s != places[norm])
   edit_json(index, weight_map=places)
   with pytest.raises(InputError, match=f"{norm}: the index has it in {places[norm]}, which lacks"):
-    checkpoint.load_model(path)
+    weights.load_model(path)
   del places[norm]
   edit_json(index, weight_map=places)
   with pytest.raises(InputError, match=f"{norm}: .* has it, the index has it in no shard"):
-    checkpoint.load_model(path)
+    weights.load_model(path)
 
 
 def test_a_tensor_that_two_shards_have_is_refused(copy):
@@ -301,14 +292,14 @@ def test_a_tensor_that_two_shards_have_is_refused(copy):
   other = next(path / s for s in sorted(set(places.values())) if s != places[NORM])
   save_file({**load_file(other), NORM: np.zeros(32, np.float32)}, other)
   with pytest.raises(InputError, match=f"{NORM}: {other.name} has it, the index .* {places[NORM]}"):
-    checkpoint.load_model(path)
+    weights.load_model(path)
 
 
 def test_two_kinds_of_weights_are_refused(copy, made):
   path = copy("qwen2", "f32", "sharded")
   shutil.copy(made() / MODEL, path)
   with pytest.raises(InputError, match="has both model.safetensors and an index"):
-    checkpoint.load_model(path)
+    weights.load_model(path)
 
 
 @pytest.mark.parametrize("keep, missing", [(-100, "100"), (4, "4"), (0, "8")])
@@ -316,14 +307,14 @@ def test_a_truncated_file_tells_what_is_missing(copy, keep, missing):
   path = copy()
   os.truncate(path / MODEL, keep % (path / MODEL).stat().st_size)
   with pytest.raises(InputError, match=f"is truncated: {missing} bytes are missing"):
-    checkpoint.load_model(path)
+    weights.load_model(path)
 
 
 def test_a_truncated_header_tells_what_is_missing(copy):
   path = copy()
   os.truncate(path / MODEL, 200)
   with pytest.raises(InputError, match="is truncated: [0-9]+ bytes are missing"):
-    checkpoint.load_model(path)
+    weights.load_model(path)
 
 
 def test_bytes_after_the_end_are_refused(copy):
@@ -331,21 +322,21 @@ def test_bytes_after_the_end_are_refused(copy):
   with open(path / MODEL, "ab") as file:
     file.write(b"12345")
   with pytest.raises(InputError, match="5 bytes follow the last tensor"):
-    checkpoint.load_model(path)
+    weights.load_model(path)
 
 
 def test_a_pointer_of_git_lfs_is_told(copy):
   path = copy()
   (path / MODEL).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
   with pytest.raises(InputError, match="is a Git LFS pointer.*git lfs pull"):
-    checkpoint.load_model(path)
+    weights.load_model(path)
 
 
 def test_a_header_too_long_is_refused(copy):
   path = copy()
   (path / MODEL).write_bytes((100_000_001).to_bytes(8, "little") + bytes(64))
   with pytest.raises(InputError, match="header has at most 100000000 bytes"):
-    checkpoint.load_model(path)
+    weights.load_model(path)
 
 
 NORM = "model.norm.weight"
@@ -388,7 +379,7 @@ def test_a_malformed_header_is_refused(copy, case):
   change, match = HEADERS[case]
   edit_header(path / MODEL, change)
   with pytest.raises(InputError, match=match):
-    checkpoint.load_model(path)
+    weights.load_model(path)
 
 
 def test_no_header_of_random_bytes_ends_in_another_error(copy):
@@ -401,7 +392,7 @@ def test_no_header_of_random_bytes_ends_in_another_error(copy):
       noisy[at] = rng.integers(256)
     (path / MODEL).write_bytes(bytes(noisy) + raw[8 + length :])
     try:
-      checkpoint.abstract_model(path)
+      weights.abstract_model(path)
     except InputError:
       pass
 
@@ -416,7 +407,7 @@ def test_all_tensors_that_do_not_fit_are_listed_at_once(copy):
   del tensors["lm_head.weight"], tensors["model.layers.1.mlp.down_proj.weight"]
   save_file(tensors, path / MODEL)
   with pytest.raises(InputError) as error:
-    checkpoint.load_model(path)
+    weights.load_model(path)
   assert str(error.value).split("again:\n")[1].splitlines() == [
     "  lm_head.weight: the model asks for (264, 32), the folder has none",
     "  model.layers.0.mlp.up_proj.weight: dtype I64; weights are read in BF16, F16, F32",
@@ -432,7 +423,7 @@ def test_quantised_weights_are_refused_by_name(copy):
   save_file({"x": np.zeros(2, np.int8)}, path / MODEL)
   edit_header(path / MODEL, lambda h: {"x": {**h["x"], "dtype": "F8_E4M3"}})
   with pytest.raises(InputError, match="read in BF16, F16, F32; this folder has F8_E4M3"):
-    checkpoint.load_model(path)
+    weights.load_model(path)
 
 
 @pytest.fixture
@@ -447,13 +438,13 @@ def twin(copy):
 
 
 def test_the_head_of_a_tied_model_may_be_there_if_it_is_the_table(twin):
-  _, params = checkpoint.load_model(twin)
+  _, params = weights.load_model(twin)
   assert set(params) == {"model"}
   tensors = load_file(twin / MODEL)
   tensors["lm_head.weight"][5, 5] += 1
   save_file(tensors, twin / MODEL)
   with pytest.raises(InputError, match="lm_head.weight is not the embedding table"):
-    checkpoint.load_model(twin)
+    weights.load_model(twin)
 
 
 # Export.
@@ -464,8 +455,8 @@ def test_the_head_of_a_tied_model_may_be_there_if_it_is_the_table(twin):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_export_of_load_is_the_same_folder(made, tmp_path, dtype, shards, mesh):
   path = made("qwen2", dtype, shards)
-  _, params = checkpoint.load_model(path, mesh=mesh_of(mesh))
-  assert checkpoint.export(tmp_path / "out", tree.names(params), like=path) == []
+  _, params = weights.load_model(path, mesh=mesh_of(mesh))
+  assert weights.export(tmp_path / "out", tree.names(params), like=path) == []
   assert contents(tmp_path / "out") == contents(path)
 
 
@@ -476,8 +467,8 @@ def test_export_writes_every_tensor_in_its_place(made, tmp_path, name):
   like = pico.save(
     pico.hf_model(name, seed=1), tmp_path / "like", dtype=torch.bfloat16, max_shard_size="20KB"
   )
-  _, params = checkpoint.load_model(path, mesh=mesh_of("2x2x2"))
-  checkpoint.export(tmp_path / "out", tree.names(params), like=like)
+  _, params = weights.load_model(path, mesh=mesh_of("2x2x2"))
+  weights.export(tmp_path / "out", tree.names(params), like=like)
   assert contents(tmp_path / "out") == contents(path)
 
 
@@ -488,17 +479,17 @@ def test_every_bit_survives(copy, tmp_path):
   start = 8 + int.from_bytes(raw[:8], "little")
   raw[start:] = np.random.default_rng(0).bytes(len(raw) - start)
   (path / MODEL).write_bytes(raw)
-  _, params = checkpoint.load_model(path, mesh=mesh_of("2x2x2"))
-  checkpoint.export(tmp_path / "out", tree.names(params), like=path)
+  _, params = weights.load_model(path, mesh=mesh_of("2x2x2"))
+  weights.export(tmp_path / "out", tree.names(params), like=path)
   assert (tmp_path / "out" / MODEL).read_bytes() == raw
 
 
 @pytest.mark.parametrize("shards", ["single", "sharded"])
 def test_only_what_is_named_changes(made, tmp_path, shards):
   path = made("qwen2", "bf16", shards)
-  _, params = checkpoint.load_model(path, mesh=mesh_of("fsdp"))
+  _, params = weights.load_model(path, mesh=mesh_of("fsdp"))
   kernel = tree.names(params)[KERNEL]
-  checkpoint.export(tmp_path / "out", {KERNEL: (kernel + 1).astype(kernel.dtype)}, like=path)
+  weights.export(tmp_path / "out", {KERNEL: (kernel + 1).astype(kernel.dtype)}, like=path)
   old, new = safetensors_file.find(path), safetensors_file.find(tmp_path / "out")
   assert [(n, *t[1:]) for n, t in new.items()] == [(n, *t[1:]) for n, t in old.items()]
   for name, tensor in old.items():
@@ -519,9 +510,9 @@ def test_only_what_is_named_changes(made, tmp_path, shards):
 
 def test_an_export_opens_in_transformers(made, tmp_path):
   path = made("qwen3", "f32", "sharded")
-  model, params = checkpoint.load_model(path)
+  model, params = weights.load_model(path)
   named = {n: x * 2 for n, x in tree.names(params).items() if "mlp" in n}
-  checkpoint.export(tmp_path / "out", named, like=path)
+  weights.export(tmp_path / "out", named, like=path)
   hf = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
   want = hf(torch.arange(12)[None]).logits.detach().numpy()
   params = tree.nest({**tree.names(params), **named})
@@ -530,15 +521,15 @@ def test_an_export_opens_in_transformers(made, tmp_path):
 
 
 def test_the_head_of_a_tied_model_changes_with_its_table(twin, tmp_path):
-  _, params = checkpoint.load_model(twin)
-  table = tree.names(params)[checkpoint.TABLE]
-  checkpoint.export(tmp_path / "out", {checkpoint.TABLE: table * 2}, like=twin)
+  _, params = weights.load_model(twin)
+  table = tree.names(params)[weights.TABLE]
+  weights.export(tmp_path / "out", {weights.TABLE: table * 2}, like=twin)
   got, old = load_file(tmp_path / "out" / MODEL), load_file(twin / MODEL)
   for name in ("model.embed_tokens.weight", "lm_head.weight"):
     np.testing.assert_array_equal(got.pop(name), np.asarray(table) * 2)
   for name, x in got.items():
     np.testing.assert_array_equal(x, old[name])
-  checkpoint.load_model(tmp_path / "out")
+  weights.load_model(tmp_path / "out")
 
 
 def test_leaves_that_do_not_fit_are_refused_before_anything_is_written(made, tmp_path):
@@ -550,7 +541,7 @@ def test_leaves_that_do_not_fit_are_refused_before_anything_is_written(made, tmp
     "lm_head/kernel": jnp.zeros((32, 264), jnp.bfloat16),
   }
   with pytest.raises(InputError) as error:
-    checkpoint.export(tmp_path / "sub" / "out", leaves, like=path)
+    weights.export(tmp_path / "sub" / "out", leaves, like=path)
   assert [line.split(", /")[0] for line in str(error.value).splitlines()[1:]] == [
     f"  {KERNEL}: got float32 (3, 32, 32)",
     "  model/norm/scale: got bfloat16 (31,)",
@@ -595,7 +586,7 @@ def littered(copy):
 
 
 def test_side_files_are_copied_and_twins_of_the_weights_are_left_out(littered, tmp_path):
-  left_out = checkpoint.export(tmp_path / "out", {}, like=littered, card="mine\n")
+  left_out = weights.export(tmp_path / "out", {}, like=littered, card="mine\n")
   [shard] = (path.name for path in (littered / "sub").glob("*.safetensors"))
   assert left_out == [
     ".cache/",
@@ -628,8 +619,8 @@ def test_side_files_are_copied_and_twins_of_the_weights_are_left_out(littered, t
 
 
 def test_an_export_of_an_export_keeps_one_readme_of_the_instruct(littered, tmp_path):
-  checkpoint.export(tmp_path / "one", {}, like=littered, card="one")
-  assert checkpoint.export(tmp_path / "two", {}, like=tmp_path / "one") == ["README.instruct.md"]
+  weights.export(tmp_path / "one", {}, like=littered, card="one")
+  assert weights.export(tmp_path / "two", {}, like=tmp_path / "one") == ["README.instruct.md"]
   assert (tmp_path / "two" / "README.instruct.md").read_text() == "one"
   assert not (tmp_path / "two" / "README.md").exists()
 
@@ -645,8 +636,8 @@ def test_links_of_a_hub_cache_are_followed_and_pipes_are_not(made, tmp_path):
   (cache / "dangling").symlink_to("nowhere")
   (cache / "folder").symlink_to(tmp_path / "blobs")
   os.mkfifo(cache / "pipe")
-  _, params = checkpoint.load_model(cache)
-  left_out = checkpoint.export(tmp_path / "out", tree.names(params), like=cache)
+  _, params = weights.load_model(cache)
+  left_out = weights.export(tmp_path / "out", tree.names(params), like=cache)
   assert left_out == ["dangling", "folder/", "pipe"]
   assert contents(tmp_path / "out") == contents(made("qwen2", "f32", "sharded"))
   assert not any(p.is_symlink() for p in (tmp_path / "out").iterdir())
@@ -660,9 +651,9 @@ def test_an_existing_folder_is_replaced_only_if_asked(made, tmp_path):
   out.mkdir()
   (out / "mine").write_text("precious")
   with pytest.raises(InputError, match="out exists; name another folder, or pass --overwrite"):
-    checkpoint.export(out, {}, like=path)
+    weights.export(out, {}, like=path)
   assert contents(tmp_path) == {"out/mine": b"precious"}
-  checkpoint.export(out, {}, like=path, overwrite=True)
+  weights.export(out, {}, like=path, overwrite=True)
   assert contents(out) == contents(path)
   assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
@@ -670,7 +661,7 @@ def test_an_existing_folder_is_replaced_only_if_asked(made, tmp_path):
 def test_a_file_is_never_replaced(made, tmp_path):
   (tmp_path / "out").write_text("precious")
   with pytest.raises(InputError, match="is a file"):
-    checkpoint.export(tmp_path / "out", {}, like=made("qwen2"), overwrite=True)
+    weights.export(tmp_path / "out", {}, like=made("qwen2"), overwrite=True)
 
 
 @pytest.mark.parametrize("place", [".", "inside", ".."])
@@ -678,7 +669,7 @@ def test_the_instruct_is_never_written_over(copy, place):
   path = copy("qwen2")
   before = contents(path)
   with pytest.raises(InputError, match="lie in one another"):
-    checkpoint.export(path / place, {}, like=path, overwrite=True)
+    weights.export(path / place, {}, like=path, overwrite=True)
   assert contents(path) == before
 
 
@@ -690,7 +681,7 @@ def test_a_crash_in_the_middle_leaves_nothing_behind(made, tmp_path, monkeypatch
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("precious")
   before = contents(tmp_path)
-  _, params = checkpoint.load_model(path)
+  _, params = weights.load_model(path)
   count = iter(range(100))
 
   def write_at(*args, real=safetensors_file.write_at):
@@ -700,7 +691,7 @@ def test_a_crash_in_the_middle_leaves_nothing_behind(made, tmp_path, monkeypatch
 
   monkeypatch.setattr(safetensors_file, "write_at", write_at)
   with pytest.raises(type(error)):
-    checkpoint.export(tmp_path / "out", tree.names(params), like=path, overwrite=overwrite)
+    weights.export(tmp_path / "out", tree.names(params), like=path, overwrite=overwrite)
   assert contents(tmp_path) == before
   assert [p.name for p in tmp_path.iterdir()] == ["out"] * overwrite
 
@@ -716,7 +707,7 @@ def test_the_old_folder_comes_back_if_the_new_one_cannot_take_its_place(tmp_path
 
   monkeypatch.setattr(os, "rename", rename)
   with pytest.raises(OSError, match="no"):
-    with folder.atomic(tmp_path / "out", overwrite=True) as fresh:
+    with files.atomic(tmp_path / "out", overwrite=True) as fresh:
       (fresh / "new").write_text("x")
   assert contents(tmp_path) == {"out/mine": b"precious"}
 
@@ -735,14 +726,14 @@ def adapter_of(params, rank=4, match="q_proj|up_proj|down_proj"):
 def adapter(made, tmp_path):
   """(folder of the model, folder of an adapter for it, its tree)."""
   model = made("llama3_tied")
-  lora_tree = adapter_of(checkpoint.abstract_model(model)[1])
-  checkpoint.save_adapter(tmp_path / "adapter", lora_tree, rank=4, alpha=8.0, base_model=model)
+  lora_tree = adapter_of(weights.abstract_model(model)[1])
+  weights.save_adapter(tmp_path / "adapter", lora_tree, rank=4, alpha=8.0, base_model=model)
   return model, tmp_path / "adapter", lora_tree
 
 
 def test_an_adapter_opens_in_peft(adapter):
   path, directory, lora_tree = adapter
-  model, params = checkpoint.load_model(path)
+  model, params = weights.load_model(path)
   token_BT = np.arange(24).reshape(2, 12)
   hf = transformers.AutoModelForCausalLM.from_pretrained(path)
   plain = hf(torch.tensor(token_BT)).logits.detach().numpy()
@@ -793,7 +784,7 @@ def test_an_adapter_has_the_files_peft_and_vllm_read(adapter):
 @pytest.mark.parametrize("mesh", ["one", "2x2x2"])
 def test_an_adapter_comes_back(adapter, mesh):
   _, directory, lora_tree = adapter
-  back, scale = checkpoint.load_delta(directory, mesh=mesh_of(mesh))
+  back, scale = weights.load_delta(directory, mesh=mesh_of(mesh))
   assert scale == 2.0 and set(back) == {"lora"}
   jax.tree.map(np.testing.assert_array_equal, back["lora"], lora_tree)
 
@@ -811,8 +802,8 @@ def test_an_adapter_that_peft_wrote_is_read(made, tmp_path):
   tuned = peft.get_peft_model(hf, config).eval()
   tuned.save_pretrained(tmp_path / "adapter")
   want = tuned(torch.arange(12)[None]).logits.detach().numpy()
-  model, params = checkpoint.load_model(path, mesh=mesh_of("fsdp"))
-  back, scale = checkpoint.load_delta(tmp_path / "adapter", mesh=mesh_of("fsdp"))
+  model, params = weights.load_model(path, mesh=mesh_of("fsdp"))
+  back, scale = weights.load_delta(tmp_path / "adapter", mesh=mesh_of("fsdp"))
   assert scale == 1.5
   got = model.apply(delta.variables(params, back, scale), jnp.arange(12)[None])
   np.testing.assert_allclose(got, want, atol=2e-4 * np.abs(want).max())
@@ -834,7 +825,7 @@ def test_an_adapter_of_another_kind_is_refused(adapter, field, value, match):
   _, directory, _ = adapter
   edit_json(directory / "adapter_config.json", **{field: value})
   with pytest.raises(InputError, match=match):
-    checkpoint.load_delta(directory)
+    weights.load_delta(directory)
 
 
 ADAPTERS = {
@@ -862,22 +853,22 @@ def test_an_adapter_of_other_tensors_is_refused(adapter, case):
   pairs = [change(n, x) for n, x in load_file(file).items()]
   save_file({n: np.ascontiguousarray(x) for n, x in filter(None, pairs)}, file)
   with pytest.raises(InputError, match=match):
-    checkpoint.load_delta(directory)
+    weights.load_delta(directory)
 
 
 def test_a_wrong_rank_is_refused_before_an_adapter_is_written(adapter, tmp_path):
   _, _, lora_tree = adapter
   with pytest.raises(InputError, match="A and B of rank 8 in every module"):
-    checkpoint.save_adapter(tmp_path / "other", lora_tree, rank=8, alpha=8, base_model="x")
+    weights.save_adapter(tmp_path / "other", lora_tree, rank=8, alpha=8, base_model="x")
   assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize("name", ["llama_bias", "qwen3", "llama3_tied"])
 @pytest.mark.parametrize("limit", [10**9, 30_000])
 def test_a_dense_delta_comes_back(made, tmp_path, monkeypatch, name, limit):
-  monkeypatch.setattr(delta_file, "MAX_SHARD", limit)
-  _, params = checkpoint.load_model(made(name), mesh=mesh_of("fsdp"))
-  checkpoint.save_dense(tmp_path / "delta", params)
+  monkeypatch.setattr(deltas, "MAX_SHARD", limit)
+  _, params = weights.load_model(made(name), mesh=mesh_of("fsdp"))
+  weights.save_dense(tmp_path / "delta", params)
   files = sorted(contents(tmp_path / "delta"))
   if limit == 10**9:
     assert files == ["delta.safetensors"]
@@ -896,15 +887,15 @@ def test_a_dense_delta_comes_back(made, tmp_path, monkeypatch, name, limit):
     min(t.offset for t in tensors if t.path == path) % 8 for path in {t.path for t in tensors}
   )  # readers that map a file want it so
   for mesh in ("one", "2x2x2"):
-    back, scale = checkpoint.load_delta(tmp_path / "delta", mesh=mesh_of(mesh))
+    back, scale = weights.load_delta(tmp_path / "delta", mesh=mesh_of(mesh))
     assert scale == 1.0 and set(back) == {"delta"}
     jax.tree.map(np.testing.assert_array_equal, back["delta"], params)
 
 
 def test_a_dense_delta_has_the_names_and_shapes_of_the_model(made, tmp_path):
-  _, params = checkpoint.load_model(made("qwen2", "bf16"))
+  _, params = weights.load_model(made("qwen2", "bf16"))
   part = tree.nest({n: x for n, x in tree.names(params).items() if "layers" in n})
-  checkpoint.save_dense(tmp_path / "delta", part)
+  weights.save_dense(tmp_path / "delta", part)
   got, want = load_file(tmp_path / "delta" / "delta.safetensors"), load_file(made("qwen2") / MODEL)
   assert got.keys() == {n for n in want if "layers" in n}
   for name, x in got.items():
@@ -914,30 +905,30 @@ def test_a_dense_delta_has_the_names_and_shapes_of_the_model(made, tmp_path):
 
 
 def test_a_dense_delta_lacks_no_layer(made, tmp_path):
-  checkpoint.save_dense(tmp_path / "delta", checkpoint.load_model(made("qwen2"))[1])
+  weights.save_dense(tmp_path / "delta", weights.load_model(made("qwen2"))[1])
   file = tmp_path / "delta" / "delta.safetensors"
   tensors = load_file(file)
   del tensors["model.layers.1.self_attn.q_proj.bias"]
   save_file(tensors, file)
   with pytest.raises(InputError, match=r"q_proj/bias: lacks 1 of 3 tensors, first that of layer 1"):
-    checkpoint.load_delta(tmp_path / "delta")
+    weights.load_delta(tmp_path / "delta")
 
 
 def test_deltas_do_not_replace_a_folder_unasked(adapter, tmp_path):
   _, directory, lora_tree = adapter
   before = contents(directory)
   with pytest.raises(InputError, match="exists; name another folder"):
-    checkpoint.save_adapter(directory, lora_tree, rank=4, alpha=8, base_model="x")
+    weights.save_adapter(directory, lora_tree, rank=4, alpha=8, base_model="x")
   with pytest.raises(InputError, match="exists; name another folder"):
-    checkpoint.save_dense(directory, {"w": {"kernel": jnp.ones((2, 2))}})
+    weights.save_dense(directory, {"w": {"kernel": jnp.ones((2, 2))}})
   assert contents(directory) == before
-  checkpoint.save_dense(directory, {"w": {"kernel": jnp.ones((2, 2))}}, overwrite=True)
+  weights.save_dense(directory, {"w": {"kernel": jnp.ones((2, 2))}}, overwrite=True)
   assert list(contents(directory)) == ["delta.safetensors"]
 
 
 def test_a_folder_without_a_delta_is_refused(tmp_path):
   with pytest.raises(InputError, match="does not exist"):
-    checkpoint.load_delta(tmp_path / "nowhere")
+    weights.load_delta(tmp_path / "nowhere")
   (tmp_path / "empty").mkdir()
   with pytest.raises(InputError, match="no delta.safetensors"):
-    checkpoint.load_delta(tmp_path / "empty")
+    weights.load_delta(tmp_path / "empty")

@@ -10,8 +10,9 @@ import safetensors.torch
 import torch
 import transformers
 
-from shadowft_jax import buffers, combine, delta, delta_stream, graft_plan, outputs, stream
-from shadowft_jax.combine import Recipe
+from shadowft_jax import delta
+from shadowft_jax.grafting import buffers, delta_only, matching, recipe as combine, sources, write
+from shadowft_jax.grafting.recipe import Recipe
 from shadowft_jax.errors import InputError
 from tests.test_stream import (
   WEIGHTS,
@@ -47,14 +48,14 @@ def dense(folder, tensors):
 
 def run(out, instruct, deltas, *, verify=False, **recipe):
   """Grafts [(folder, weight)]; the Outcome."""
-  found = [delta_stream.stored(f, w) for f, w in deltas]
-  plan = graft_plan.plan(
-    delta_stream.read_checkpoint(instruct),
+  found = [sources.stored(f, w) for f, w in deltas]
+  plan = matching.plan(
+    sources.read_checkpoint(instruct),
     found,
-    wanted=graft_plan.scope("llama", "all"),
+    wanted=matching.scope("llama", "all"),
     recipe=Recipe(**recipe),
   )
-  return stream.run(plan, out, verify=verify)
+  return write.run(plan, out, verify=verify)
 
 
 def random(*shape, seed=0, size=1.0):
@@ -132,10 +133,10 @@ def test_the_least_magnitude_kept_is_exact(tmp_path, monkeypatch, d, density):
   monkeypatch.setattr(buffers, "CHUNK", 1024)
   d = np.asarray(d, np.float32)
   instruct = model(tmp_path / "i", {NAME: np.zeros(d.shape)})
-  plan = graft_plan.plan(
-    delta_stream.read_checkpoint(instruct),
-    [delta_stream.stored(dense(tmp_path / "d", {NAME: d}))],
-    wanted=graft_plan.scope("llama", "all"),
+  plan = matching.plan(
+    sources.read_checkpoint(instruct),
+    [sources.stored(dense(tmp_path / "d", {NAME: d}))],
+    wanted=matching.scope("llama", "all"),
     recipe=Recipe("ties", density),
   )
   got = combine.floors(plan.targets[0], plan.recipe).view(np.float32)[0]
@@ -355,13 +356,13 @@ def test_a_result_in_float32_holds_the_sum_itself(tmp_path):
     "part": {"dtype": "bfloat16", "torch_dtype": None, "n": 1},
   }
   (folder / "instruct" / "config.json").write_text(json.dumps(nested))
-  plan = graft_plan.plan(
-    delta_stream.read_checkpoint(folder / "instruct"),
-    [delta_stream.difference(folder / "base", folder / "tuned")],
-    wanted=graft_plan.scope("qwen2"),
+  plan = matching.plan(
+    sources.read_checkpoint(folder / "instruct"),
+    [sources.difference(folder / "base", folder / "tuned")],
+    wanted=matching.scope("qwen2"),
     recipe=Recipe(dtype="float32"),
   )
-  done = stream.run(plan, tmp_path / "out", card="card")
+  done = write.run(plan, tmp_path / "out", card="card")
   told = json.loads((tmp_path / "out" / "config.json").read_text())
   assert (
     told
@@ -522,26 +523,26 @@ def test_an_adapter_is_multiplied_in_steps_of_either_size(tmp_path, monkeypatch,
   ids=str,
 )
 def test_the_delta_or_the_adapter_of_a_recipe_grafts_to_the_same(made, tmp_path, recipe):
-  found = [delta_stream.stored(made / n) for n in "abc"]
-  plan = graft_plan.plan(
-    delta_stream.read_checkpoint(made / "instruct"),
+  found = [sources.stored(made / n) for n in "abc"]
+  plan = matching.plan(
+    sources.read_checkpoint(made / "instruct"),
     found,
-    wanted=graft_plan.scope("llama"),
+    wanted=matching.scope("llama"),
     recipe=Recipe(**recipe),
   )
-  stream.run(plan, tmp_path / "direct")
-  outputs.run(plan, tmp_path / "delta", outputs.Form("delta"))
-  outputs.run(plan, tmp_path / "adapter", outputs.Form("adapter", energy=1.0))
+  write.run(plan, tmp_path / "direct")
+  delta_only.run(plan, tmp_path / "delta", delta_only.Form("delta"))
+  delta_only.run(plan, tmp_path / "adapter", delta_only.Form("adapter", energy=1.0))
   by = {}
   for name in ("delta", "adapter"):
     told = json.loads((tmp_path / name / "provenance.json").read_text())
     assert told["combine"] == recipe.get("combine", "sum") and told["drop_rate"] == recipe.get(
       "drop_rate", 0
     )
-    once = graft_plan.plan(
-      plan.instruct, [delta_stream.stored(tmp_path / name)], wanted=graft_plan.scope("llama")
+    once = matching.plan(
+      plan.instruct, [sources.stored(tmp_path / name)], wanted=matching.scope("llama")
     )
-    stream.run(once, tmp_path / f"by {name}")
+    write.run(once, tmp_path / f"by {name}")
     by[name] = load(tmp_path / f"by {name}")[NAME]
   want = load(tmp_path / "direct")[NAME]
   assert torch.equal(by["delta"], want) and not torch.equal(want, load(made / "instruct")[NAME])
@@ -552,17 +553,19 @@ def test_adapters_are_not_joined_where_numbers_are_dropped(made, tmp_path):
   module = "base_model.model." + NAME.removesuffix(".weight")
   low = adapter(tmp_path / "low", factors(d_in=70, d_out=90, module=module))
   for recipe in ({"combine": "ties"}, {"drop_rate": 0.1}, {}):
-    plan = graft_plan.plan(
-      delta_stream.read_checkpoint(made / "instruct"),
-      [delta_stream.stored(low)],
-      wanted=graft_plan.scope("llama"),
+    plan = matching.plan(
+      sources.read_checkpoint(made / "instruct"),
+      [sources.stored(low)],
+      wanted=matching.scope("llama"),
       recipe=Recipe(**recipe),
     )
     if recipe:
       with pytest.raises(InputError, match="of what TIES or DARE leaves, tell how much"):
-        outputs.check(plan, tmp_path / "out", outputs.Form("adapter"))
-    outputs.check(
-      plan, tmp_path / "out", outputs.Form("adapter", rank=4) if recipe else outputs.Form("adapter")
+        delta_only.check(plan, tmp_path / "out", delta_only.Form("adapter"))
+    delta_only.check(
+      plan,
+      tmp_path / "out",
+      delta_only.Form("adapter", rank=4) if recipe else delta_only.Form("adapter"),
     )
 
 

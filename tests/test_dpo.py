@@ -17,19 +17,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, get_cosine_schedule_with_warmup
 
-from shadowft_jax import (
-  checkpoint,
-  command,
-  delta,
-  log,
-  lora,
-  models,
-  objectives,
-  reference,
-  sharding,
-  step,
-  train,
-)
+from shadowft_jax import command, delta, lora, models, sharding, train
+from shadowft_jax.hf import weights
+from shadowft_jax.learning import objectives, reference, step
+from shadowft_jax.runs import metrics
 from shadowft_jax.data import dataset, packing
 from shadowft_jax.data.chat import Example
 from shadowft_jax.errors import InputError
@@ -353,7 +344,7 @@ def parts(folder):
   config = config_of(folder)
   mesh = sharding.make_mesh(config.mesh)
   with jax.set_mesh(mesh):
-    model, base = checkpoint.load_model(folder / "base", dtype=jnp.float32, mesh=mesh)
+    model, base = weights.load_model(folder / "base", dtype=jnp.float32, mesh=mesh)
   data = dataset.read(config, config.instruct)
   return base, data, step.Method(model, objectives.Dpo(), 2.0, 32), mesh
 
@@ -403,7 +394,7 @@ def test_a_stopped_run_goes_on_with_the_reference_that_it_has(run, folder, tmp_p
   class Stop(Exception):
     pass
 
-  real = log.Log.step
+  real = metrics.Log.step
 
   def stopping(self, at, *args, **kwargs):
     real(self, at, *args, **kwargs)
@@ -411,7 +402,7 @@ def test_a_stopped_run_goes_on_with_the_reference_that_it_has(run, folder, tmp_p
       raise Stop
 
   with monkeypatch.context() as patch:
-    patch.setattr(log.Log, "step", stopping)
+    patch.setattr(metrics.Log, "step", stopping)
     with pytest.raises(Stop):
       train.train(config_of(folder, eval_every=2), tmp_path / "run")
   monkeypatch.setattr(
@@ -461,7 +452,7 @@ def test_dpo_after_sft_starts_at_log_2_and_goes_on_with_the_same_factors(
   )
   records = train.train(config, tmp_path / "dpo")
   np.testing.assert_allclose(steps_of(records)[0]["loss"], math.log(2), rtol=1e-4)
-  before, after = (checkpoint.load_delta(f)[0] for f in (learnt, tmp_path / "dpo" / "delta"))
+  before, after = (weights.load_delta(f)[0] for f in (learnt, tmp_path / "dpo" / "delta"))
   distance = norm(jax.tree.map(jnp.subtract, after, before))
   assert 0 < distance < 0.2 * norm(before)
   digests = json.loads((tmp_path / "dpo" / "provenance.json").read_text())["sha256"]
@@ -534,9 +525,9 @@ def start_of(config, folder):
   """Writes the adapter that a run of `config` starts from."""
   mesh = sharding.make_mesh(config.mesh)
   with jax.set_mesh(mesh):
-    _, frozen = checkpoint.load_model(config.base, dtype=jnp.float32, mesh=mesh)
+    _, frozen = weights.load_model(config.base, dtype=jnp.float32, mesh=mesh)
     start = jax.jit(lambda key: delta.zeros(key, frozen, config.delta))(jax.random.key(config.seed))
-  checkpoint.save_adapter(
+  weights.save_adapter(
     folder, start["lora"], rank=config.delta.rank, alpha=config.delta.alpha, base_model=config.base
   )
   return folder

@@ -16,7 +16,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from shadowft_jax import checkpoint, generate, log, resume, step, train
+from shadowft_jax import train
+from shadowft_jax.generation import decode
+from shadowft_jax.hf import weights
+from shadowft_jax.learning import checkpoints, step
+from shadowft_jax.runs import metrics
 from tests import runs
 
 TOKENS = np.random.default_rng(0).integers(0, 96, (2, 24))
@@ -31,7 +35,7 @@ def torch_logits(folder, dtype=torch.float32, adapter=None):
 
 
 def our_logits(folder):
-  model, params = checkpoint.load_model(folder, dtype=jnp.float32)
+  model, params = weights.load_model(folder, dtype=jnp.float32)
   return np.asarray(model.apply({"params": params}, jnp.array(TOKENS)))
 
 
@@ -120,8 +124,8 @@ def test_generation_agrees_with_transformers(lora_run):
     pad_token_id=0,
   )
   want = [t for t in out[0, len(prompt) :].tolist() if t != tokenizer.eos_token_id]
-  model, params = checkpoint.load_model(folder)
-  got = generate.generate(
+  model, params = weights.load_model(folder)
+  got = decode.generate(
     model, {"params": params}, [prompt[:3], prompt], max_new=12, stop=(tokenizer.eos_token_id,)
   )
   assert got[1] == want
@@ -147,8 +151,8 @@ def test_a_bf16_pair(tmp_path):
   assert {str(t.dtype) for t in tensors(shadow).values()} == {"torch.bfloat16"}
   assert_close(torch_logits(shadow), our_logits(shadow))
   instruct, scale = our_logits(pair / "instruct"), None
-  model, params = checkpoint.load_model(pair / "instruct", dtype=jnp.float32)
-  learnt, scale = checkpoint.load_delta(apart)
+  model, params = weights.load_model(pair / "instruct", dtype=jnp.float32)
+  learnt, scale = weights.load_delta(apart)
   from shadowft_jax import delta
 
   exact = np.asarray(model.apply(delta.variables(params, learnt, scale), jnp.array(TOKENS)))
@@ -179,14 +183,14 @@ class Stop(Exception):
 
 
 def stop_after(monkeypatch, step):
-  real = log.Log.step
+  real = metrics.Log.step
 
   def stopping(self, at, *args, **kwargs):
     real(self, at, *args, **kwargs)
     if at == step:
       raise Stop
 
-  monkeypatch.setattr(log.Log, "step", stopping)
+  monkeypatch.setattr(metrics.Log, "step", stopping)
 
 
 @pytest.mark.parametrize(
@@ -257,9 +261,9 @@ def test_the_best_checkpoint_can_be_grafted(pair, tmp_path):
   valid = {r["step"]: r["valid_loss"] for r in newest if r.get("valid_loss") and r["step"]}
   best = min(valid, key=valid.get)
   assert best < max(valid)
-  with resume.open_checkpoints(tmp_path / "best" / "checkpoints") as saved:
-    assert resume.best_step(saved) == best
-  a, b = (checkpoint.load_delta(tmp_path / n / "delta")[0] for n in ("newest", "best"))
+  with checkpoints.open_checkpoints(tmp_path / "best" / "checkpoints") as saved:
+    assert checkpoints.best_step(saved) == best
+  a, b = (weights.load_delta(tmp_path / n / "delta")[0] for n in ("newest", "best"))
   different = jax.tree.map(lambda x, y: bool(jnp.any(x != y)), a, b)
   assert any(jax.tree.leaves(different))
 

@@ -11,22 +11,11 @@ from safetensors.numpy import load_file, save_file
 import torch
 import transformers
 
-from shadowft_jax import (
-  checkpoint,
-  delta,
-  generate,
-  graft,
-  loss,
-  models,
-  objectives,
-  pair_check,
-  port,
-  safetensors_file,
-  sharding,
-  step,
-  train,
-  tree,
-)
+from shadowft_jax import delta, graft, models, sharding, train, tree
+from shadowft_jax.generation import decode
+from shadowft_jax.hf import names, safetensors, weights
+from shadowft_jax.learning import loss, objectives, step
+from shadowft_jax.pairs import check
 from shadowft_jax.data import packing
 from shadowft_jax.data.chat import Example
 from shadowft_jax.errors import InputError
@@ -49,7 +38,7 @@ def torch_logits(folder, adapter=None):
 
 
 def our_logits(folder, learnt=None, scale=1.0):
-  model, params = checkpoint.load_model(folder, dtype=jnp.float32)
+  model, params = weights.load_model(folder, dtype=jnp.float32)
   return np.asarray(
     model.apply(delta.variables(params, learnt or {"delta": {}}, scale), jnp.array(TOKENS))
   )
@@ -210,7 +199,7 @@ def both(name, dtype=torch.float32):
   hf = pico.hf_model(name)
   model = models.from_config(hf.config.to_dict(), dtype=jnp.float32, combine=delta.combine)
   named = pico.per_expert({n: p.detach().numpy() for n, p in hf.named_parameters()})
-  return hf, model, port.load(named.__getitem__, models.abstract_params(model))
+  return hf, model, names.load(named.__getitem__, models.abstract_params(model))
 
 
 # Over 21 models and three seeds: at most 0.019 from float32, and 1.16 times transformers' error.
@@ -241,11 +230,11 @@ def test_a_cache_filled_token_by_token_gives_the_logits_of_the_whole_text(name):
   with torch.no_grad():
     want = hf(torch.tensor(TOKENS)).logits.numpy()[:, 4:]
   step = jax.jit(
-    lambda cache, token_BT, position_BT: generate._next(
+    lambda cache, token_BT, position_BT: decode._next(
       model, {"params": params}, cache, token_BT, position_BT, jnp.full(2, token_BT.shape[1] - 1)
     )
   )
-  cache, at, got = generate._empty_cache(model.cfg, 2, 24, jnp.float32), 0, []
+  cache, at, got = decode._empty_cache(model.cfg, 2, 24, jnp.float32), 0, []
   for size in [5] + [1] * 19:
     logit_BV, cache = step(
       cache, jnp.array(TOKENS[:, at : at + size]), jnp.tile(jnp.arange(at, at + size), (2, 1))
@@ -260,7 +249,7 @@ def test_generation_with_a_cache_agrees_with_transformers(name):
   """From prompts shorter and longer than the window, well beyond it."""
   hf, model, params = both(name)
   prompts = [TOKENS[0, :3].tolist(), TOKENS[1, :17].tolist()]
-  got = generate.generate(model, {"params": params}, prompts, max_new=14, stop=(263,), batch_size=2)
+  got = decode.generate(model, {"params": params}, prompts, max_new=14, stop=(263,), batch_size=2)
   for prompt, answer in zip(prompts, got, strict=True):
     out = hf.generate(
       torch.tensor([prompt]), max_new_tokens=14, do_sample=False, eos_token_id=263, pad_token_id=263
@@ -335,7 +324,7 @@ def test_the_mesh_changes_no_logit(name, tmp_path):
   path = pico.save(pico.hf_model(name), tmp_path / name)
   mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
   with jax.set_mesh(mesh):
-    model, params = checkpoint.load_model(path, mesh=mesh)
+    model, params = weights.load_model(path, mesh=mesh)
     got = np.asarray(jax.jit(model.apply)({"params": params}, jnp.array(TOKENS)))
   assert_close(got, our_logits(path), 1e-5)
 
@@ -351,21 +340,21 @@ def test_names_of_a_text_tower_are_read_in_every_spelling():
     ),
     ("lm_head.weight", ("language_model.lm_head.weight", "lm_head.weight")),
   ):
-    assert {port.own_name(n) for n in stored} == {ours}
+    assert {names.own_name(n) for n in stored} == {ours}
   served = "model.language_model.layers.0.mlp.up_proj.lora_A.weight"
-  assert port.served_name(port.own_name(served), "gemma3") == served
-  assert port.served_name("model.norm.weight", "gemma3_text") == "model.norm.weight"
-  assert port.served_name("lm_head.weight", "gemma3") == "lm_head.weight"
+  assert names.served_name(names.own_name(served), "gemma3") == served
+  assert names.served_name("model.norm.weight", "gemma3_text") == "model.norm.weight"
+  assert names.served_name("lm_head.weight", "gemma3") == "lm_head.weight"
 
 
 def test_export_of_load_is_the_same_folder(tmp_path):
   """With shards that hold nothing of the text tower."""
   like = pico.save(pico.hf_model("gemma3_vision"), tmp_path / "like", max_shard_size="5KB")
-  _, params = checkpoint.load_model(like)
-  checkpoint.export(tmp_path / "out", tree.names(params), like=like)
+  _, params = weights.load_model(like)
+  weights.export(tmp_path / "out", tree.names(params), like=like)
   contents = lambda folder: {p.name: p.read_bytes() for p in folder.iterdir()}
   assert contents(tmp_path / "out") == contents(like)
-  text = {t.path for t in port.text_tower(safetensors_file.find(like), "gemma3").values()}
+  text = {t.path for t in names.text_tower(safetensors.find(like), "gemma3").values()}
   assert len(text) < len(list(like.glob("*.safetensors")))
 
 
@@ -406,7 +395,7 @@ def vision_run(vision_pair):
 
 
 def test_both_spellings_of_a_text_tower_are_read(vision_pair):
-  pair_check.raise_errors(pair_check.check(vision_pair / "base", vision_pair / "instruct"))
+  check.raise_errors(check.check(vision_pair / "base", vision_pair / "instruct"))
   for name in ("base", "instruct"):
     assert_close(our_logits(vision_pair / name), torch_logits(vision_pair / name))
 
@@ -426,7 +415,7 @@ def test_the_grafted_tower_and_its_adapter_give_our_logits(vision_pair, vision_r
   assert np.abs(want - our_logits(vision_pair / "instruct")).max() > 0.1
   assert_close(torch_logits(vision_run / "shadow"), want)
   assert_close(torch_logits(vision_pair / "instruct", vision_run / "delta"), want)
-  learnt, scale = checkpoint.load_delta(vision_run / "delta")
+  learnt, scale = weights.load_delta(vision_run / "delta")
   assert_close(our_logits(vision_pair / "instruct", learnt, scale), want)
 
 
@@ -445,7 +434,7 @@ def test_a_tower_in_two_spellings_is_refused(vision_pair, tmp_path):
   norm = "language_model.model.norm.weight"
   save_file({**tensors, "model.language_model.norm.weight": tensors[norm]}, tmp_path / MODEL)
   with pytest.raises(InputError, match="in two spellings; keep one:\n  .*norm.weight"):
-    checkpoint.load_model(tmp_path)
+    weights.load_model(tmp_path)
 
 
 def test_other_tensors_beside_a_text_tower_are_not_passed_over(vision_pair, tmp_path):
@@ -453,7 +442,7 @@ def test_other_tensors_beside_a_text_tower_are_not_passed_over(vision_pair, tmp_
   tensors = load_file(vision_pair / "base" / MODEL)
   save_file({**tensors, "audio_tower.weight": np.zeros((2, 2), np.float32)}, tmp_path / MODEL)
   with pytest.raises(InputError, match="audio_tower.weight: .* the model asks for none"):
-    checkpoint.load_model(tmp_path)
+    weights.load_model(tmp_path)
 
 
 def test_a_text_model_knows_no_towers(vision_pair, tmp_path):
@@ -461,7 +450,7 @@ def test_a_text_model_knows_no_towers(vision_pair, tmp_path):
   tensors = load_file(path / MODEL)
   save_file({**tensors, "vision_tower.weight": np.zeros((2, 2), np.float32)}, path / MODEL)
   with pytest.raises(InputError, match="vision_tower.weight: .* the model asks for none"):
-    checkpoint.load_model(path)
+    weights.load_model(path)
 
 
 # Deltas.
@@ -494,7 +483,7 @@ def test_a_family_is_trained_grafted_exported_and_reloaded(name, kind, tmp_path)
   want = our_logits(tmp_path / "run" / "shadow")
   assert np.abs(want - our_logits(pair / "instruct")).max() > 1e-2 * np.abs(want).max()
   assert_close(torch_logits(tmp_path / "run" / "shadow"), want)
-  learnt, scale = checkpoint.load_delta(tmp_path / "run" / "delta")
+  learnt, scale = weights.load_delta(tmp_path / "run" / "delta")
   assert_close(our_logits(pair / "instruct", learnt, scale), want)
   if kind == "lora":
     assert_close(torch_logits(pair / "instruct", tmp_path / "run" / "delta"), want)

@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 
-from shadowft_jax import delta_stream, graft_plan, journal, stream
+from shadowft_jax.grafting import journal, matching, sources, write
 from shadowft_jax.errors import InputError
 from tests.test_stream import ROOT, WEIGHTS, raw, sides
 
@@ -39,12 +39,12 @@ def many(tmp_path_factory):
 
 def graft(out, folder, *, verify=False, made=None, overwrite=False):
   base, tuned, instruct = sides(folder)
-  plan = graft_plan.plan(
-    delta_stream.read_checkpoint(instruct),
-    [delta_stream.difference(base, tuned)],
-    wanted=graft_plan.scope("llama"),
+  plan = matching.plan(
+    sources.read_checkpoint(instruct),
+    [sources.difference(base, tuned)],
+    wanted=matching.scope("llama"),
   )
-  return stream.run(plan, out, card="card", verify=verify, made=made, overwrite=overwrite)
+  return write.run(plan, out, card="card", verify=verify, made=made, overwrite=overwrite)
 
 
 def contents(folder):
@@ -55,13 +55,13 @@ def stop_after(monkeypatch, count, error):
   """Raises `error` in the place of a write, after so many."""
   seen = []
 
-  def write_at(path, offset, array, real=stream.safetensors_file.write_at):
+  def write_at(path, offset, array, real=write.safetensors_file.write_at):
     if len(seen) == count:
       raise error
     seen.append(path)
     real(path, offset, array)
 
-  monkeypatch.setattr(stream.safetensors_file, "write_at", write_at)
+  monkeypatch.setattr(write.safetensors_file, "write_at", write_at)
   return seen
 
 
@@ -80,7 +80,7 @@ def leave(out, folder, monkeypatch, count=700, **options):
 @pytest.mark.parametrize("count", [0, 1, 100, 700, COUNT - 1])
 def test_an_interrupted_graft_goes_on(many, tmp_path, monkeypatch, capsys, verify, count):
   done = leave(tmp_path / "out", many, monkeypatch, count, verify=verify)
-  assert max(0, count - 2 * stream.KEPT - 2) <= done <= count
+  assert max(0, count - 2 * write.KEPT - 2) <= done <= count
   seen = stop_after(monkeypatch, -1, None)
   outcome = graft(tmp_path / "out", many, verify=verify)
   # Two for the header, then what was not done.
@@ -123,7 +123,7 @@ def test_a_line_that_was_torn_is_done_again(many, tmp_path, monkeypatch):
   path.write_text(text[:-10])
   seen = stop_after(monkeypatch, -1, None)
   graft(tmp_path / "out", many)
-  assert len(seen) == 2 + COUNT - (done - stream.KEPT)
+  assert len(seen) == 2 + COUNT - (done - write.KEPT)
   assert contents(tmp_path / "out")[WEIGHTS] == contents(many / "whole")[WEIGHTS]
 
 

@@ -11,19 +11,9 @@ import numpy as np
 import optax
 import pytest
 
-from shadowft_jax import (
-  delta,
-  graft,
-  lora,
-  loss,
-  models,
-  objectives,
-  optim,
-  port,
-  sharding,
-  step,
-  tree,
-)
+from shadowft_jax import delta, graft, lora, models, sharding, tree
+from shadowft_jax.hf import names
+from shadowft_jax.learning import loss, objectives, optim, step
 from shadowft_jax.data import packing
 from shadowft_jax.data.chat import Example
 from shadowft_jax.errors import InputError
@@ -464,5 +454,5 @@ def test_a_scope_that_selects_nothing_is_an_error():
 @pytest.mark.parametrize("name", pico.CONFIGS)
 def test_export_is_the_inverse_of_load(name):
   model, params, _, _ = setup(name)
-  back = port.load(dict(port.export(params)).__getitem__, params)
+  back = names.load(dict(names.export(params)).__getitem__, params)
   assert_bits_equal(back, params)

@@ -13,21 +13,11 @@ from safetensors import safe_open
 import torch
 import transformers
 
-from shadowft_jax import (
-  checkpoint,
-  delta,
-  generate,
-  graft,
-  lora,
-  models,
-  objectives,
-  pair_check,
-  port,
-  sharding,
-  step,
-  train,
-  tree,
-)
+from shadowft_jax import delta, graft, lora, models, sharding, train, tree
+from shadowft_jax.generation import decode
+from shadowft_jax.hf import names, weights
+from shadowft_jax.learning import objectives, step
+from shadowft_jax.pairs import check
 from shadowft_jax.errors import InputError
 from shadowft_jax.models import moe
 from tests import pico, real_configs, runs
@@ -44,7 +34,7 @@ def both(name, seed=0):
   hf = pico.hf_model(name, seed)
   model = models.from_config(hf.config.to_dict(), dtype=jnp.float32, combine=delta.combine)
   named = pico.per_expert({n: p.detach().numpy() for n, p in hf.named_parameters()})
-  return hf, model, port.load(named.__getitem__, models.abstract_params(model))
+  return hf, model, names.load(named.__getitem__, models.abstract_params(model))
 
 
 def torch_logits(folder, adapter=None):
@@ -60,7 +50,7 @@ def apply(model, variables):
 
 
 def our_logits(folder, learnt=None, scale=1.0):
-  model, params = checkpoint.load_model(folder, dtype=jnp.float32)
+  model, params = weights.load_model(folder, dtype=jnp.float32)
   return apply(model, delta.variables(params, learnt or {"delta": {}}, scale))
 
 
@@ -288,7 +278,7 @@ def test_experts_are_sharded_whole():
 def test_generation_with_a_cache_agrees_with_transformers():
   hf, model, params = both("qwen3_moe", seed=2)
   prompts = [TOKENS[0, :3].tolist(), TOKENS[1, :17].tolist()]
-  got = generate.generate(model, {"params": params}, prompts, max_new=14, stop=(263,), batch_size=2)
+  got = decode.generate(model, {"params": params}, prompts, max_new=14, stop=(263,), batch_size=2)
   for prompt, answer in zip(prompts, got, strict=True):
     out = hf.generate(
       torch.tensor([prompt]), max_new_tokens=14, do_sample=False, eos_token_id=263, pad_token_id=263
@@ -303,13 +293,13 @@ def test_generation_with_a_cache_agrees_with_transformers():
 def test_a_leaf_stands_for_a_tensor_a_layer_and_expert():
   params = models.abstract_params(models.from_config(pico.CONFIGS["qwen3_moe"]))
   named = tree.names({**params, **random_adapter(params, WITH_ROUTER)})
-  tensors = list(port.tensors(named))
+  tensors = list(names.tensors(named))
   assert len({hf_name for hf_name, _, _ in tensors}) == len(tensors)
-  shapes = port.file_shapes(named)
+  shapes = names.file_shapes(named)
   for hf_name, name, index in tensors:
-    assert port.leaf_of(hf_name, len(shapes[hf_name])) == (name, index)
+    assert names.leaf_of(hf_name, len(shapes[hf_name])) == (name, index)
   for name, x in named.items():
-    assert port.hf_names(name, x.shape) == [hf for hf, n, _ in tensors if n == name]
+    assert names.hf_names(name, x.shape) == [hf for hf, n, _ in tensors if n == name]
   assert (
     "model.layers.1.mlp.experts.7.down_proj.weight",
     "model/layers/mlp/experts/down_proj/kernel",
@@ -320,13 +310,13 @@ def test_a_leaf_stands_for_a_tensor_a_layer_and_expert():
     "model.layers.1.experts.03.gate.weight",
     "model.layers.1.mlp.experts.gate_proj.weight",
   ):
-    assert port.leaf_of(hf_name, 2) == (None, None), hf_name
+    assert names.leaf_of(hf_name, 2) == (None, None), hf_name
 
 
 def test_load_then_export_gives_every_tensor_back():
   hf, _, params = both("qwen3_moe")
   named = pico.per_expert({n: p.detach().numpy() for n, p in hf.named_parameters()})
-  got = dict(port.export(params))
+  got = dict(names.export(params))
   assert got.keys() == named.keys()
   for name, x in got.items():
     np.testing.assert_array_equal(x, named[name], strict=True)
@@ -343,34 +333,34 @@ def made(tmp_path_factory):
 
 
 def test_both_forms_of_the_experts_are_read_alike(made):
-  apart, fused = (checkpoint.load_model(made[n])[1] for n in ("apart", "fused"))
+  apart, fused = (weights.load_model(made[n])[1] for n in ("apart", "fused"))
   for (name, a), b in zip(tree.names(apart).items(), jax.tree.leaves(fused), strict=True):
     np.testing.assert_array_equal(a, b, err_msg=name, strict=True)
-  pair_check.raise_errors(pair_check.check(made["apart"], made["fused"]))
+  check.raise_errors(check.check(made["apart"], made["fused"]))
   mesh = sharding.make_mesh({"fsdp": 4, "tensor": 2})
-  _, placed = checkpoint.load_model(made["fused"], mesh=mesh)
+  _, placed = weights.load_model(made["fused"], mesh=mesh)
   for a, b in zip(jax.tree.leaves(apart), jax.tree.leaves(placed), strict=True):
     np.testing.assert_array_equal(a, b, strict=True)
 
 
 @pytest.mark.parametrize("form", ["apart", "fused"])
 def test_export_of_load_is_the_folder_byte_for_byte(made, form, tmp_path):
-  _, params = checkpoint.load_model(made[form])
-  checkpoint.export(tmp_path / "out", tree.names(params), like=made[form])
+  _, params = weights.load_model(made[form])
+  weights.export(tmp_path / "out", tree.names(params), like=made[form])
   assert (tmp_path / "out" / FILE).read_bytes() == (made[form] / FILE).read_bytes()
 
 
 @pytest.mark.parametrize("form", ["apart", "fused"])
 def test_a_graft_writes_each_expert_where_it_lies(made, form, tmp_path):
   """And transformers reads it there."""
-  model, params = checkpoint.load_model(made[form])
+  model, params = weights.load_model(made[form])
   adapter = random_adapter(params, rank=4)
   shadow, leaves = graft.graft(params, adapter, scale=0.5)
   want = apply(
     model.clone(dtype=jnp.float32),
     {"params": jax.tree.map(lambda x: x.astype(jnp.float32), shadow)},
   )
-  checkpoint.export(tmp_path / "out", {n: tree.names(shadow)[n] for n in leaves}, like=made[form])
+  weights.export(tmp_path / "out", {n: tree.names(shadow)[n] for n in leaves}, like=made[form])
   assert_close(torch_logits(tmp_path / "out"), want)
   assert np.abs(our_logits(made[form]) - want).max() > 0.1 * np.abs(want).max()
   with safe_open(made[form] / FILE, "np") as a, safe_open(tmp_path / "out" / FILE, "np") as b:
@@ -389,7 +379,7 @@ def test_a_folder_with_both_forms_is_refused(made, tmp_path):
   twin = "model.layers.0.mlp.experts.3.up_proj.weight"
   save_file({**tensors, twin: load_file(made["apart"] / FILE)[twin]}, tmp_path / FILE)
   with pytest.raises(InputError, match="twice, .*keep one:\n  model.layers.0.mlp.experts.3.up_pr"):
-    checkpoint.load_model(tmp_path)
+    weights.load_model(tmp_path)
 
 
 def test_fused_experts_of_another_shape_are_refused(made, tmp_path):
@@ -405,7 +395,7 @@ def test_fused_experts_of_another_shape_are_refused(made, tmp_path):
   ):
     save_file({**tensors, name: np.ascontiguousarray(change(tensors[name]))}, tmp_path / FILE)
     with pytest.raises(InputError, match=message):
-      checkpoint.load_model(tmp_path)
+      weights.load_model(tmp_path)
 
 
 # Deltas.
@@ -450,8 +440,8 @@ def test_a_dense_delta_acts_as_the_sum_and_comes_back(tmp_path):
   live = apply(model, {"params": params, **learnt})
   total = jax.tree.map(jnp.add, params, learnt["delta"])
   assert_close(live, apply(model, {"params": total}))
-  checkpoint.save_dense(tmp_path / "delta", learnt["delta"])
-  back, scale = checkpoint.load_delta(tmp_path / "delta")
+  weights.save_dense(tmp_path / "delta", learnt["delta"])
+  back, scale = weights.load_delta(tmp_path / "delta")
   assert scale == 1.0
   jax.tree.map(np.testing.assert_array_equal, back, learnt)
 
@@ -459,9 +449,9 @@ def test_a_dense_delta_acts_as_the_sum_and_comes_back(tmp_path):
 @pytest.mark.parametrize("match", ["projections", WITH_ROUTER])
 def test_peft_serves_the_adapter_that_we_wrote(made, match, tmp_path):
   """Its names are those of transformers 4; peft fuses them for transformers 5 as it loads."""
-  _, params = checkpoint.load_model(made["apart"], dtype=jnp.float32)
+  _, params = weights.load_model(made["apart"], dtype=jnp.float32)
   adapter = random_adapter(params, match)
-  checkpoint.save_adapter(
+  weights.save_adapter(
     tmp_path / "delta", adapter["lora"], rank=2, alpha=1.0, base_model=made["apart"]
   )
   with safe_open(tmp_path / "delta" / "adapter_model.safetensors", "np") as file:
@@ -469,7 +459,7 @@ def test_peft_serves_the_adapter_that_we_wrote(made, match, tmp_path):
       "base_model.model.model.layers.0.mlp.experts.3.gate_proj.lora_A.weight"
     ).get_shape()
   assert found == [2, 32]
-  back, scale = checkpoint.load_delta(tmp_path / "delta")
+  back, scale = weights.load_delta(tmp_path / "delta")
   assert scale == 0.5
   jax.tree.map(np.testing.assert_array_equal, back, adapter)
   want = our_logits(made["apart"], adapter, 0.5)
@@ -480,8 +470,8 @@ def test_peft_serves_the_adapter_that_we_wrote(made, match, tmp_path):
 def test_an_adapter_without_one_expert_is_refused(made, tmp_path):
   from safetensors.numpy import load_file, save_file
 
-  _, params = checkpoint.load_model(made["apart"])
-  checkpoint.save_adapter(
+  _, params = weights.load_model(made["apart"])
+  weights.save_adapter(
     tmp_path,
     random_adapter(params)["lora"],
     rank=2,
@@ -494,7 +484,7 @@ def test_an_adapter_without_one_expert_is_refused(made, tmp_path):
   del tensors["base_model.model.model.layers.1.mlp.experts.5.up_proj.lora_B.weight"]
   save_file(tensors, file)
   with pytest.raises(InputError, match="up_proj/b: lacks 1 of 16 .* that of layer 1, expert 5"):
-    checkpoint.load_delta(tmp_path)
+    weights.load_delta(tmp_path)
 
 
 def test_an_adapter_that_peft_wrote_for_fused_experts_is_refused(made, tmp_path):
@@ -503,7 +493,7 @@ def test_an_adapter_that_peft_wrote_for_fused_experts_is_refused(made, tmp_path)
   peft.get_peft_model(model, config).save_pretrained(tmp_path)
   assert json.loads((tmp_path / "adapter_config.json").read_text())["target_parameters"]
   with pytest.raises(InputError, match="target_parameters is"):
-    checkpoint.load_delta(tmp_path)
+    weights.load_delta(tmp_path)
 
 
 # The whole method.
@@ -521,7 +511,7 @@ def run(tmp_path, **fields):
   want = our_logits(tmp_path / "run" / "shadow")
   assert np.abs(want - our_logits(pair / "instruct")).max() > 1e-2 * np.abs(want).max()
   assert_close(torch_logits(tmp_path / "run" / "shadow"), want)
-  learnt, scale = checkpoint.load_delta(tmp_path / "run" / "delta")
+  learnt, scale = weights.load_delta(tmp_path / "run" / "delta")
   assert_close(our_logits(pair / "instruct", learnt, scale), want)
   return pair, want
 

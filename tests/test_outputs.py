@@ -12,29 +12,22 @@ import safetensors.torch
 import torch
 import transformers
 
-from shadowft_jax import (
-  delta_file,
-  delta_stream,
-  extract,
-  graft_plan,
-  layout,
-  outputs,
-  safetensors_file,
-)
+from shadowft_jax.grafting import chunks, delta_only, extract, matching, sources
+from shadowft_jax.hf import deltas, safetensors as safetensors_file
 from shadowft_jax.errors import InputError
 from tests import pico
 from tests.test_stream import adapter, command, load, near, raw, run, sides, trio
 
-DELTA, ADAPTER = outputs.Form("delta"), outputs.Form("adapter")
+DELTA, ADAPTER = delta_only.Form("delta"), delta_only.Form("adapter")
 TOKEN = torch.arange(3, 35).reshape(2, 16)
 
 
 def write(out, instruct, deltas, form, scope="paper", *, vocab="refuse", verify=True, **options):
   """As the command does, without its flags."""
-  target = delta_stream.read_checkpoint(instruct)
-  wanted = graft_plan.scope(target.kind, scope, **options)
-  plan = graft_plan.plan(target, deltas, wanted=wanted, vocab=vocab)
-  return outputs.run(plan, out, form, verify=verify)
+  target = sources.read_checkpoint(instruct)
+  wanted = matching.scope(target.kind, scope, **options)
+  plan = matching.plan(target, deltas, wanted=wanted, vocab=vocab)
+  return delta_only.run(plan, out, form, verify=verify)
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +63,10 @@ def same_bytes(a, b):
 @pytest.mark.parametrize("scope", ["paper", "all"])
 def test_a_graft_by_the_delta_is_the_direct_graft(bf16, tmp_path, scope):
   base, tuned, instruct = sides(bf16)
-  learnt = [delta_stream.difference(base, tuned)]
+  learnt = [sources.difference(base, tuned)]
   write(tmp_path / "delta", instruct, learnt, DELTA, scope)
   run(tmp_path / "direct", instruct, learnt, scope)
-  run(tmp_path / "by delta", instruct, [delta_stream.stored(tmp_path / "delta")], scope)
+  run(tmp_path / "by delta", instruct, [sources.stored(tmp_path / "delta")], scope)
   assert same_bytes(tmp_path / "by delta", tmp_path / "direct")
   assert not same_bytes(tmp_path / "direct", instruct)
   a, b, got = load(base), load(tuned), load(tmp_path / "delta")
@@ -84,7 +77,7 @@ def test_a_graft_by_the_delta_is_the_direct_graft(bf16, tmp_path, scope):
 def test_the_delta_of_several_is_their_weighted_sum(float32, tmp_path):
   base, tuned, instruct = sides(float32)
   random_adapter(tmp_path / "low", instruct, "q_proj", lora_alpha=8)
-  learnt = [delta_stream.difference(base, tuned, 0.7), delta_stream.stored(tmp_path / "low", -0.3)]
+  learnt = [sources.difference(base, tuned, 0.7), sources.stored(tmp_path / "low", -0.3)]
   write(tmp_path / "delta", instruct, learnt, DELTA)
   a, b, got = load(base), load(tuned), load(tmp_path / "delta")
   assert set(got) == {n for n in a if "_proj." in n}
@@ -96,7 +89,7 @@ def test_the_delta_of_several_is_their_weighted_sum(float32, tmp_path):
       want -= 0.3 * 2 * (low[pair % "B"].double() @ low[pair % "A"].double())
     torch.testing.assert_close(d.double(), want, rtol=1e-5, atol=1e-6)
   run(tmp_path / "direct", instruct, learnt)
-  run(tmp_path / "by delta", instruct, [delta_stream.stored(tmp_path / "delta")])
+  run(tmp_path / "by delta", instruct, [sources.stored(tmp_path / "delta")])
   direct, by_delta = load(tmp_path / "direct"), load(tmp_path / "by delta")
   for name in direct:
     torch.testing.assert_close(by_delta[name], direct[name], rtol=2e-7, atol=2e-7)
@@ -104,9 +97,9 @@ def test_the_delta_of_several_is_their_weighted_sum(float32, tmp_path):
 
 def test_a_bfloat16_delta_is_within_its_rounding(float32, tmp_path):
   base, tuned, instruct = sides(float32)
-  learnt = [delta_stream.difference(base, tuned)]
+  learnt = [sources.difference(base, tuned)]
   write(tmp_path / "delta", instruct, learnt, DELTA._replace(dtype="bfloat16"), "all")
-  run(tmp_path / "out", instruct, [delta_stream.stored(tmp_path / "delta")], "all")
+  run(tmp_path / "out", instruct, [sources.stored(tmp_path / "delta")], "all")
   a, b, i, got, kept = (
     load(d) for d in [base, tuned, instruct, tmp_path / "out", tmp_path / "delta"]
   )
@@ -119,9 +112,9 @@ def test_a_bfloat16_delta_is_within_its_rounding(float32, tmp_path):
 
 def test_a_large_delta_is_cut_into_shards(bf16, tmp_path, monkeypatch):
   base, tuned, instruct = sides(bf16)
-  learnt = [delta_stream.difference(base, tuned)]
+  learnt = [sources.difference(base, tuned)]
   write(tmp_path / "one", instruct, learnt, DELTA, "all")
-  monkeypatch.setattr(delta_file, "MAX_SHARD", 20_000)
+  monkeypatch.setattr(deltas, "MAX_SHARD", 20_000)
   write(tmp_path / "several", instruct, learnt, DELTA, "all")
   files = sorted(p.name for p in (tmp_path / "several").glob("*.safetensors"))
   assert len(files) > 3 and files[0] == f"delta-00001-of-{len(files):05}.safetensors"
@@ -136,11 +129,11 @@ def test_a_large_delta_is_cut_into_shards(bf16, tmp_path, monkeypatch):
 
 def test_shards_are_filled_to_the_last_byte(tmp_path):
   shapes = {"a": (5,), "b": (5,), "c": (1,)}
-  assert list(delta_file.shards(tmp_path, "delta", shapes, 40).values()) == [
+  assert list(deltas.shards(tmp_path, "delta", shapes, 40).values()) == [
     {"a": (5,), "b": (5,)},
     {"c": (1,)},
   ]
-  assert list(delta_file.shards(tmp_path, "delta", shapes, 44)) == ["delta.safetensors"]
+  assert list(deltas.shards(tmp_path, "delta", shapes, 44)) == ["delta.safetensors"]
 
 
 def test_a_tensor_of_several_chunks_is_put_together(tmp_path):
@@ -149,7 +142,7 @@ def test_a_tensor_of_several_chunks_is_put_together(tmp_path):
   for side in ("base", "tuned", "instruct"):
     raw(tmp_path / side, {name: torch.randn(shape, generator=noise).bfloat16()}, "llama")
   base, tuned, instruct = sides(tmp_path)
-  learnt = [delta_stream.difference(base, tuned)]
+  learnt = [sources.difference(base, tuned)]
   write(tmp_path / "delta", instruct, learnt, DELTA)
   write(tmp_path / "adapter", instruct, learnt, ADAPTER._replace(rank=2))
   want = load(tuned)[name].float() - load(base)[name].float()
@@ -170,12 +163,12 @@ def test_rows_that_a_delta_lacks_are_zero_in_it(tmp_path):
       "llama",
       tie_word_embeddings=True,
     )
-  learnt = [delta_stream.difference(tmp_path / "base", tmp_path / "tuned")]
+  learnt = [sources.difference(tmp_path / "base", tmp_path / "tuned")]
   write(tmp_path / "delta", tmp_path / "instruct", learnt, DELTA, "all", vocab="common")
   [(name, d)] = load(tmp_path / "delta").items()
   assert name == "model.embed_tokens.weight" and d.shape == (12, 4)
   assert torch.equal(d[:8], tables["tuned"][:8] - tables["base"]) and not d[8:].any()
-  run(tmp_path / "out", tmp_path / "instruct", [delta_stream.stored(tmp_path / "delta")], "all")
+  run(tmp_path / "out", tmp_path / "instruct", [sources.stored(tmp_path / "delta")], "all")
   got = load(tmp_path / "out")
   assert torch.equal(got[name], got["lm_head.weight"])
   assert torch.equal(got[name], tables["instruct"] + d)
@@ -218,7 +211,7 @@ def test_one_adapter_of_adapters_is_served_by_peft_as_their_sum(float32, tmp_pat
   instruct, learnt = float32 / "instruct", []
   for i, (modules, config) in enumerate(ADAPTERS[case]):
     folder = random_adapter(tmp_path / str(i), instruct, modules, seed=i, **config)
-    learnt.append(delta_stream.stored(folder, (1.0, -0.5)[i]))
+    learnt.append(sources.stored(folder, (1.0, -0.5)[i]))
   told = write(tmp_path / "adapter", instruct, learnt, ADAPTER)
   run(tmp_path / "out", instruct, learnt)
   assert_served(tmp_path / "adapter", instruct, tmp_path / "out")
@@ -232,7 +225,7 @@ def test_one_adapter_of_adapters_is_served_by_peft_as_their_sum(float32, tmp_pat
   }
   for name, x in load(tmp_path / "adapter").items():
     assert x.shape["lora_B" in name] == rank
-  run(tmp_path / "again", instruct, [delta_stream.stored(tmp_path / "adapter")])
+  run(tmp_path / "again", instruct, [sources.stored(tmp_path / "adapter")])
   a, b = load(tmp_path / "again"), load(tmp_path / "out")
   for name in b:
     torch.testing.assert_close(a[name], b[name], rtol=1e-5, atol=1e-5)
@@ -241,7 +234,7 @@ def test_one_adapter_of_adapters_is_served_by_peft_as_their_sum(float32, tmp_pat
 def test_an_adapter_of_some_layers_names_its_modules(float32, tmp_path, recwarn):
   instruct = float32 / "instruct"
   folder = random_adapter(tmp_path / "low", instruct, "_proj", lora_alpha=6)
-  learnt = [delta_stream.stored(folder)]
+  learnt = [sources.stored(folder)]
   write(tmp_path / "adapter", instruct, learnt, ADAPTER, include=r"layers\.1\..*(up|q)_proj")
   run(tmp_path / "out", instruct, learnt, include=r"layers\.1\..*(up|q)_proj")
   config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
@@ -261,10 +254,10 @@ def test_an_adapter_of_a_model_with_vision_is_named_as_engines_want(tmp_path, is
     near(tmp_path / name, model, seed, dtype=torch.float32)
   base, tuned, instruct = sides(tmp_path)
   if is_dense:
-    learnt, form = [delta_stream.difference(base, tuned)], ADAPTER._replace(energy=1.0)
+    learnt, form = [sources.difference(base, tuned)], ADAPTER._replace(energy=1.0)
   else:
     folder = random_adapter(tmp_path / "low", instruct, "^language_model.*_proj", lora_alpha=6)
-    learnt, form = [delta_stream.stored(folder)], ADAPTER
+    learnt, form = [sources.stored(folder)], ADAPTER
   write(tmp_path / "adapter", instruct, learnt, form)
   names = safetensors.numpy.load_file(tmp_path / "adapter" / "adapter_model.safetensors").keys()
   assert len(names) == 2 * 7 * 3 and all(
@@ -335,7 +328,7 @@ def test_a_delta_of_zeros_has_factors_of_zeros():
 
 def test_an_adapter_of_a_difference_is_the_best_of_its_rank(bf16, tmp_path):
   base, tuned, instruct = sides(bf16)
-  learnt = [delta_stream.difference(base, tuned, 0.5)]
+  learnt = [sources.difference(base, tuned, 0.5)]
   told = write(tmp_path / "adapter", instruct, learnt, ADAPTER._replace(rank=20))
   a, b, got = load(base), load(tuned), load(tmp_path / "adapter")
   kept, total = {}, {}
@@ -361,7 +354,7 @@ def test_an_adapter_of_a_difference_is_the_best_of_its_rank(bf16, tmp_path):
 
 def test_the_rank_is_the_largest_that_a_tensor_needs(float32, tmp_path):
   base, tuned, instruct = sides(float32)
-  learnt = [delta_stream.difference(base, tuned)]
+  learnt = [sources.difference(base, tuned)]
   told = write(tmp_path / "adapter", instruct, learnt, ADAPTER._replace(energy=0.8), exclude="bias")
   a, b, got = load(base), load(tuned), load(tmp_path / "adapter")
   ranks = []
@@ -379,7 +372,7 @@ def test_the_rank_is_the_largest_that_a_tensor_needs(float32, tmp_path):
 
 def test_all_energy_of_a_difference_is_served_as_the_grafted_model(float32, tmp_path):
   base, tuned, instruct = sides(float32)
-  learnt = [delta_stream.difference(base, tuned)]
+  learnt = [sources.difference(base, tuned)]
   told = write(tmp_path / "adapter", instruct, learnt, ADAPTER._replace(energy=1.0), exclude="bias")
   run(tmp_path / "out", instruct, learnt, exclude="bias")
   assert_served(tmp_path / "adapter", instruct, tmp_path / "out")
@@ -398,7 +391,7 @@ def fails(match, out, *args, **options):
 
 def test_what_no_adapter_can_hold_is_listed_with_the_flag_that_leaves_it_out(float32, tmp_path):
   base, tuned, instruct = sides(float32)
-  learnt, form = [delta_stream.difference(base, tuned)], ADAPTER._replace(rank=2)
+  learnt, form = [sources.difference(base, tuned)], ADAPTER._replace(rank=2)
   for scope, lost in (
     ("paper", "self_attn.q_proj.bias"),
     ("all", "model.embed_tokens.weight"),
@@ -418,7 +411,7 @@ def test_vision_is_in_no_adapter(tmp_path):
   model = pico.hf_model("gemma3_vision")
   for name, seed in (("base", 0), ("tuned", 1), ("instruct", 2)):
     near(tmp_path / name, model, seed)
-  learnt = [delta_stream.difference(tmp_path / "base", tmp_path / "tuned")]
+  learnt = [sources.difference(tmp_path / "base", tmp_path / "tuned")]
   text = fails(
     "text model's linear layers alone",
     tmp_path / "out",
@@ -436,7 +429,7 @@ def test_a_dense_delta_needs_a_rank_for_an_adapter(bf16, tmp_path):
     "--rank .*or --energy",
     tmp_path / "out",
     bf16 / "instruct",
-    [delta_stream.difference(bf16 / "base", bf16 / "tuned")],
+    [sources.difference(bf16 / "base", bf16 / "tuned")],
     ADAPTER,
   )
 
@@ -454,19 +447,19 @@ def test_a_number_that_is_none_is_named(bf16, tmp_path, form):
     "layers.1.self_attn.q_proj.weight of the lora_B has NaN or infinity in .*low",
     tmp_path / "out",
     bf16 / "instruct",
-    [delta_stream.stored(folder)],
+    [sources.stored(folder)],
     form,
   )
 
 
 def test_a_disk_that_is_too_small(bf16, tmp_path, monkeypatch):
-  learnt = [delta_stream.difference(bf16 / "base", bf16 / "tuned")]
+  learnt = [sources.difference(bf16 / "base", bf16 / "tuned")]
   monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 1000))
   fails("needs 0.1 GB, and its disk has 0.0 GB", tmp_path / "out", bf16 / "instruct", learnt, DELTA)
 
 
 def test_an_input_is_not_overwritten(bf16):
-  learnt = [delta_stream.difference(bf16 / "base", bf16 / "tuned")]
+  learnt = [sources.difference(bf16 / "base", bf16 / "tuned")]
   for out in (bf16 / "tuned", bf16 / "instruct" / "new"):
     with pytest.raises(InputError, match="lie in one another"):
       write(out, bf16 / "instruct", learnt, DELTA)
@@ -474,7 +467,7 @@ def test_an_input_is_not_overwritten(bf16):
 
 @pytest.mark.parametrize("form", [DELTA, ADAPTER._replace(rank=2)], ids=["delta", "adapter"])
 def test_a_byte_that_reads_back_wrong(bf16, tmp_path, monkeypatch, form):
-  learnt = [delta_stream.difference(bf16 / "base", bf16 / "tuned")]
+  learnt = [sources.difference(bf16 / "base", bf16 / "tuned")]
   real = safetensors_file.write_at
 
   def spoilt(path, offset, data):
@@ -488,15 +481,15 @@ def test_a_byte_that_reads_back_wrong(bf16, tmp_path, monkeypatch, form):
 
 
 def test_a_plan_knows_what_it_will_write(bf16, tmp_path):
-  instruct = delta_stream.read_checkpoint(bf16 / "instruct")
-  learnt = [delta_stream.difference(bf16 / "base", bf16 / "tuned")]
-  plan = graft_plan.plan(instruct, learnt, wanted=graft_plan.scope("llama"))
+  instruct = sources.read_checkpoint(bf16 / "instruct")
+  learnt = [sources.difference(bf16 / "base", bf16 / "tuned")]
+  plan = matching.plan(instruct, learnt, wanted=matching.scope("llama"))
   for form in (DELTA, DELTA._replace(dtype="bfloat16"), ADAPTER._replace(rank=3)):
-    outputs.run(plan, tmp_path / "out", form)
+    delta_only.run(plan, tmp_path / "out", form)
     [file] = (tmp_path / "out").glob("*.safetensors")
     times = 2 if form.name == "adapter" else 1  # the factors lie there twice for a while
     size = sum(t.nbytes for t in safetensors_file.header(file).values())
-    assert outputs.need(plan, form)["write"] == times * size
+    assert delta_only.need(plan, form)["write"] == times * size
     shutil.rmtree(tmp_path / "out")
 
 
@@ -552,11 +545,11 @@ def test_flags_that_do_not_fit(float32, tmp_path, flags, message):
 
 
 def test_every_number_that_changes_is_read_once(bf16):
-  instruct = delta_stream.read_checkpoint(bf16 / "instruct")
-  learnt = [delta_stream.difference(bf16 / "base", bf16 / "tuned")]
-  plan = graft_plan.plan(instruct, learnt, wanted=graft_plan.scope("llama", "all"))
+  instruct = sources.read_checkpoint(bf16 / "instruct")
+  learnt = [sources.difference(bf16 / "base", bf16 / "tuned")]
+  plan = matching.plan(instruct, learnt, wanted=matching.scope("llama", "all"))
   counts = {}
-  for chunk in outputs.summed.chunks(plan):
+  for chunk in delta_only.summed.chunks(plan):
     counts[chunk.target.name] = counts.get(chunk.target.name, 0) + chunk.stop - chunk.first
   assert counts == {t.name: t.count for t in plan.targets}
-  assert sum(counts.values()) == sum(c.stop - c.first for c in layout.chunks(plan) if c.target)
+  assert sum(counts.values()) == sum(c.stop - c.first for c in chunks.chunks(plan) if c.target)

@@ -11,7 +11,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import shadowft_jax
-from shadowft_jax import pair_check, pair_folder, pairs, safetensors_file
+from shadowft_jax.hf import folder, safetensors
+from shadowft_jax.pairs import check, registry
 from shadowft_jax.errors import InputError
 from tests import runs
 from tests.real_configs import CONFIGS, theirs
@@ -65,7 +66,7 @@ def edit_tokenizer(folder, change):
 
 def new(before, base, instruct):
   """The findings that were not there `before`, as "level: text"."""
-  found = {f"{f.level}: {f.text}" for f in pair_check.check(base, instruct)}
+  found = {f"{f.level}: {f.text}" for f in check.check(base, instruct)}
   return sorted(found - {f"{f.level}: {f.text}" for f in before})
 
 
@@ -78,17 +79,17 @@ def heads(findings):
 
 def test_a_clean_pair_has_notes_alone(pair):
   base, instruct = pair()
-  assert heads(pair_check.check(base, instruct)) == [
+  assert heads(check.check(base, instruct)) == [
     ("note", VOCABULARY),
     ("note", f"{ROWS} embedd"),
     ("note", f"{ROWS} head l"),
   ]
   base.rename(base.with_name("other"))
-  pair_check.raise_errors(pair_check.check(base.with_name("other"), instruct))
+  check.raise_errors(check.check(base.with_name("other"), instruct))
 
 
 def test_the_pair_that_is_shipped_has_notes_alone():
-  found = pair_check.check(TINY / "base", TINY / "instruct")
+  found = check.check(TINY / "base", TINY / "instruct")
   assert [f.level for f in found] == ["note"] * 4
   assert [re.match(r"[\w' ]+", f.text)[0] for f in found] == [
     "tied embeddings in both",
@@ -102,7 +103,7 @@ def test_the_pair_that_is_shipped_has_notes_alone():
 
 
 def test_two_families_are_an_error(made):
-  found = pair_check.check(made["llama3_tied"] / "base", made["qwen3"] / "instruct")
+  found = check.check(made["llama3_tied"] / "base", made["qwen3"] / "instruct")
   assert found[0] == (
     "error",
     "two different families: Base llama, Instruct qwen3; a delta "
@@ -110,18 +111,18 @@ def test_two_families_are_an_error(made):
     "Instruct was made from",
   )
   with pytest.raises(InputError, match="two different families(.|\n)*num_hidden_layers"):
-    pair_check.raise_errors(found)
+    check.raise_errors(found)
 
 
 def test_one_folder_twice_is_warned_of(made):
-  found = pair_check.check(made["qwen3"] / "base", made["qwen3"] / "base")
+  found = check.check(made["qwen3"] / "base", made["qwen3"] / "base")
   (got,) = [f.text for f in found if f.level == "warning"]
   assert got.startswith("Base and Instruct are the same folder, ")
 
 
 def test_all_sizes_that_differ_are_told_at_once(pair):
   base, instruct = pair()
-  before = pair_check.check(base, instruct)
+  before = check.check(base, instruct)
   edit_config(
     instruct,
     num_hidden_layers=3,
@@ -154,7 +155,7 @@ def test_all_sizes_that_differ_are_told_at_once(pair):
 
 def test_another_vocab_size_is_a_warning_and_its_tables_are_excused(pair):
   base, instruct = pair()
-  before = pair_check.check(base, instruct)
+  before = check.check(base, instruct)
 
   def longer(name, x):
     return name, np.concatenate([x, x[:8]]) if re.search("embed|lm_head", name) else x
@@ -173,8 +174,8 @@ def test_another_vocab_size_is_a_warning_and_its_tables_are_excused(pair):
 
 def test_tied_against_untied_is_a_warning_and_the_head_is_excused(pair):
   base, instruct = pair("llama3_tied")
-  before = pair_check.check(base, instruct)
-  assert "tied embeddings in both" in pair_check.report(before)
+  before = check.check(base, instruct)
+  assert "tied embeddings in both" in check.report(before)
   edit_config(instruct, tie_word_embeddings=False)
   table = load_file(instruct / "model.safetensors")["model.embed_tokens.weight"]
   save_file(
@@ -192,7 +193,7 @@ def test_tied_against_untied_is_a_warning_and_the_head_is_excused(pair):
 
 def test_tensors_of_one_side_are_listed_layer_by_layer(pair):
   base, instruct = pair()
-  before = pair_check.check(base, instruct)
+  before = check.check(base, instruct)
   edit_tensors(
     instruct,
     lambda n, x: (
@@ -205,15 +206,15 @@ def test_tensors_of_one_side_are_listed_layer_by_layer(pair):
     "\n  layers.*.self_attn.q_norm.weight (2 tensors): Base (16,), Instruct has none"
     "\n  layers.1.mlp.up_proj.weight: Base (64, 32), Instruct (56, 32)"
   )
-  report = pair_check.report(pair_check.check(base, instruct))
+  report = check.report(check.check(base, instruct))
   assert "\n    layers.1.mlp.up_proj.weight: Base (64, 32)" in report
-  back = pair_check.check(instruct, base)[0]
+  back = check.check(instruct, base)[0]
   assert back.level == "error" and "Base has none, Instruct (16,)" in back.text
 
 
 def test_old_buffers_do_no_harm(pair):
   base, instruct = pair()
-  before = pair_check.check(base, instruct)
+  before = check.check(base, instruct)
   file = base / "model.safetensors"
   save_file(
     {**load_file(file), "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(8, np.float32)},
@@ -233,7 +234,7 @@ def test_old_buffers_do_no_harm(pair):
 )
 def test_another_spelling_of_the_prefix_is_a_note(pair, spelling):
   base, instruct = pair()
-  before = pair_check.check(base, instruct)
+  before = check.check(base, instruct)
   edit_tensors(base, lambda n, x: (spelling(n), x))
   (got,) = new(before, base, instruct)
   assert got.startswith("note: tensor names are spelt otherwise (Base ")
@@ -245,12 +246,12 @@ def test_a_tensor_under_two_prefixes_is_refused(pair):
   file = base / "model.safetensors"
   save_file({**load_file(file), "language_model.model.norm.weight": np.ones(32, np.float32)}, file)
   with pytest.raises(InputError, match="base has norm.weight under two prefixes"):
-    pair_check.check(base, instruct)
+    check.check(base, instruct)
 
 
 def test_other_dtypes_are_a_note(pair):
   base, instruct = pair()
-  before = pair_check.check(base, instruct)
+  before = check.check(base, instruct)
   edit_tensors(base, lambda n, x: (n, x if "norm" in n else x.astype("bfloat16")))
   assert (
     "note: stored as: Base BF16 and F32, Instruct F32; a grafted tensor keeps the Instruct's"
@@ -260,7 +261,7 @@ def test_other_dtypes_are_a_note(pair):
 
 def test_vision_that_differs_is_a_warning(pair):
   base, instruct = pair()
-  before = pair_check.check(base, instruct)
+  before = check.check(base, instruct)
   for side, patches in ((base, 4), (instruct, 9)):
     file = side / "model.safetensors"
     save_file(
@@ -337,7 +338,7 @@ def test_vision_that_differs_is_a_warning(pair):
 )
 def test_fields_that_change_what_is_computed(pair, side, fields, want):
   base, instruct = pair()
-  before = pair_check.check(base, instruct)
+  before = check.check(base, instruct)
   edit_config({"base": base, "instruct": instruct}[side], **fields)
   got = new(before, base, instruct)
   assert len(got) == len(want)
@@ -359,9 +360,9 @@ def test_gemma_3_turns_by_kind_of_layer_in_both_spellings():
     ),
   )
   partial = dict(model_type="gemma3_text", rope_scaling=dict(rope_type="linear", factor=8.0))
-  assert pair_folder.rope(old) == pair_folder.rope(new_spelling) == pair_folder.rope(partial)
-  assert pair_folder.rope(old)["rope_theta of full_attention"] == 1e6
-  assert pair_folder.rope(old)["rope_theta of sliding_attention"] == 1e4
+  assert folder.rope(old) == folder.rope(new_spelling) == folder.rope(partial)
+  assert folder.rope(old)["rope_theta of full_attention"] == 1e6
+  assert folder.rope(old)["rope_theta of sliding_attention"] == 1e4
 
 
 # Folders that hold no plain weights.
@@ -369,7 +370,7 @@ def test_gemma_3_turns_by_kind_of_layer_in_both_spellings():
 
 def test_a_quantised_checkpoint_is_an_error_by_config_or_by_dtype(pair):
   base, instruct = pair()
-  before = pair_check.check(base, instruct)
+  before = check.check(base, instruct)
   edit_config(base, quantization_config=dict(quant_method="gptq", bits=4))
   (got,) = new(before, base, instruct)
   assert got.startswith("error: the Base is quantised (gptq): its weights are codes")
@@ -384,10 +385,10 @@ def test_gguf_and_pickles_are_refused(pair):
   base, instruct = pair()
   (base / "model.safetensors").rename(base / "model.gguf")
   with pytest.raises(InputError, match="only GGUF weights.*download the original model"):
-    pair_check.check(base, instruct)
+    check.check(base, instruct)
   (base / "model.gguf").rename(base / "pytorch_model.bin")
   with pytest.raises(InputError, match="only pickled weights .pytorch_model.bin.*python -c"):
-    pair_check.check(base, instruct)
+    check.check(base, instruct)
 
 
 # Tokenizers and templates.
@@ -395,7 +396,7 @@ def test_gguf_and_pickles_are_refused(pair):
 
 def test_tokenizers_that_cannot_be_compared_are_warned_of(pair):
   base, instruct = pair()
-  before = pair_check.check(base, instruct)
+  before = check.check(base, instruct)
   (base / "tokenizer.json").rename(base / "tokenizer.model")
   (got,) = [t for t in new(before, base, instruct) if "cannot be compared" in t]
   assert got.startswith(
@@ -412,17 +413,17 @@ def test_sentencepiece_files_are_compared_whole(pair):
   for side in (base, instruct):
     (side / "tokenizer.json").unlink()
     (side / "tokenizer.model").write_bytes(b"pieces")
-  assert "note: the vocabulary is the same (tokenizer.model" in pair_check.report(
-    pair_check.check(base, instruct)
+  assert "note: the vocabulary is the same (tokenizer.model" in check.report(
+    check.check(base, instruct)
   )
   (base / "tokenizer.model").write_bytes(b"other pieces")
-  (error,) = [f.text for f in pair_check.check(base, instruct) if f.level == "error"]
+  (error,) = [f.text for f in check.check(base, instruct) if f.level == "error"]
   assert error.startswith("tokenizer.model differs (sha256 Base ")
 
 
 def test_a_token_id_that_means_two_tokens_is_an_error(pair):
   base, instruct = pair()
-  before = pair_check.check(base, instruct)
+  before = check.check(base, instruct)
 
   def swap(fields):
     vocabulary = fields["model"]["vocab"]
@@ -436,7 +437,7 @@ def test_a_token_id_that_means_two_tokens_is_an_error(pair):
 
 def test_a_longer_vocabulary_is_a_warning(pair):
   base, instruct = pair()
-  before = pair_check.check(base, instruct)
+  before = check.check(base, instruct)
   edit_tokenizer(instruct, lambda f: f["model"]["vocab"].update(new=260))
   got = new(before, base, instruct)
   assert [t[:78] for t in got] == [
@@ -446,7 +447,7 @@ def test_a_longer_vocabulary_is_a_warning(pair):
 
 def test_other_merges_are_a_warning_however_they_are_spelt(pair):
   base, instruct = pair()
-  before = pair_check.check(base, instruct)
+  before = check.check(base, instruct)
   edit_tokenizer(base, lambda f: f["model"].update(merges=["a b", "c d"]))
   (got,) = new(before, base, instruct)
   assert got.startswith("warning: the merge rules of the tokenizers differ")
@@ -460,7 +461,7 @@ def test_a_unigram_vocabulary_is_a_list(pair):
     edit_tokenizer(
       side, lambda f: f["model"].update(vocab=[[t, -1.0] for t in f["model"]["vocab"]], merges=None)
     )
-  before = pair_check.check(base, instruct)
+  before = check.check(base, instruct)
   assert [f.level for f in before] == ["note"] * 3
   edit_tokenizer(base, lambda f: f["model"]["vocab"].__setitem__(9, ["other", -1.0]))
   assert "9: Base 'other', Instruct " in "".join(new(before, base, instruct))
@@ -468,7 +469,7 @@ def test_a_unigram_vocabulary_is_a_list(pair):
 
 def test_added_tokens_of_one_side_are_a_warning(pair):
   base, instruct = pair()
-  before = pair_check.check(base, instruct)
+  before = check.check(base, instruct)
   edit_tokenizer(
     instruct,
     lambda f: f["added_tokens"].append(dict(f["added_tokens"][0], id=260, content="<tool>")),
@@ -483,7 +484,7 @@ def test_added_tokens_of_one_side_are_a_warning(pair):
 
 def test_special_tokens_are_a_note_and_a_warning_where_a_text_begins(pair):
   base, instruct = pair()
-  before = pair_check.check(base, instruct)
+  before = check.check(base, instruct)
   edit(base / "tokenizer_config.json", eos_token={"content": "<|endoftext|>"})
   (got,) = new(before, base, instruct)
   assert got == (
@@ -500,12 +501,12 @@ def test_a_malformed_tokenizer_is_refused(pair):
   base, instruct = pair()
   edit_tokenizer(base, lambda f: f.pop("model"))
   with pytest.raises(InputError, match="tokenizer.json.*KeyError: 'model'.*download it again"):
-    pair_check.check(base, instruct)
+    check.check(base, instruct)
 
 
 def test_an_instruct_without_a_template_looks_swapped(pair):
   base, instruct = pair()
-  before = pair_check.check(base, instruct)
+  before = check.check(base, instruct)
   (instruct / "chat_template.jinja").unlink()
   got = new(before, base, instruct)
   assert [t[:60] for t in got] == [
@@ -533,7 +534,7 @@ def test_a_base_that_stops_at_the_end_of_a_turn_looks_swapped(pair, file, field,
     edit(side / "generation_config.json", eos_token_id=None)
     edit_config(side, eos_token_id=0)
     edit(side / file, **{field: stop})
-  right, swapped = pair_check.check(base, instruct), pair_check.check(instruct, base)
+  right, swapped = check.check(base, instruct), check.check(instruct, base)
   assert {f.level for f in right} == {"note"}
   (got,) = [f.text for f in swapped if f.level != "note"]
   assert got == (
@@ -545,7 +546,7 @@ def test_a_base_that_stops_at_the_end_of_a_turn_looks_swapped(pair, file, field,
 @pytest.mark.parametrize("place", ["tokenizer_config.json", "chat_template.json"])
 def test_a_template_is_found_wherever_it_is_kept(pair, place):
   base, instruct = pair()
-  before = pair_check.check(base, instruct)
+  before = check.check(base, instruct)
   template = (instruct / "chat_template.jinja").read_text()
   (instruct / "chat_template.jinja").unlink()
   edit(instruct / place, chat_template=template)
@@ -563,7 +564,7 @@ def test_a_template_is_found_wherever_it_is_kept(pair, place):
 )
 def test_rows_that_were_never_trained_are_warned_of(pair, table, kind):
   base, instruct = pair()
-  before = pair_check.check(base, instruct)
+  before = check.check(base, instruct)
 
   def shrink(name, x):
     if name == table:
@@ -578,7 +579,7 @@ def test_rows_that_were_never_trained_are_warned_of(pair, table, kind):
 
 def test_rows_as_short_as_those_of_no_token_were_never_trained(pair):
   base, instruct = pair()
-  before = pair_check.check(base, instruct)
+  before = check.check(base, instruct)
 
   def shrink(name, x):
     if name == "lm_head.weight":
@@ -599,7 +600,7 @@ def test_rows_as_short_as_those_of_no_token_were_never_trained(pair):
 
 def test_a_chat_token_beyond_the_table_is_an_error(pair):
   base, instruct = pair()
-  before = pair_check.check(base, instruct)
+  before = check.check(base, instruct)
 
   def move(fields):
     fields["added_tokens"][2]["id"] = 900
@@ -622,16 +623,16 @@ def test_of_long_tables_only_some_rows_are_read(pair, monkeypatch):
     edit_tokenizer(
       side, lambda f: f["model"]["vocab"].update({f"word {i}": i for i in range(300, 8000)})
     )
-  read, rows = [], safetensors_file.rows
+  read, rows = [], safetensors.rows
 
   def counted(tensor, start=0, stop=None):
     read.append(stop - start)
     return rows(tensor, start, stop)
 
-  monkeypatch.setattr(safetensors_file, "rows", counted)
-  found = pair_check.check(base, instruct)
+  monkeypatch.setattr(safetensors, "rows", counted)
+  found = check.check(base, instruct)
   assert {f.level for f in found} == {"note"}
-  assert set(read) == {1} and len(read) <= 2 * pair_check.SAMPLE + 2
+  assert set(read) == {1} and len(read) <= 2 * check.SAMPLE + 2
 
 
 # The report, and checkpoints that no model is built from.
@@ -640,18 +641,16 @@ def test_of_long_tables_only_some_rows_are_read(pair, monkeypatch):
 def test_the_report_counts_and_orders_by_gravity(pair):
   base, instruct = pair()
   edit_config(base, rms_norm_eps=1e-5, head_dim=8)
-  lines = pair_check.report(pair_check.check(base, instruct)).split("\n")
+  lines = check.report(check.check(base, instruct)).split("\n")
   assert lines[0] == "pair check: 1 error, 1 warning, 3 notes"
   assert [x.split(":")[0] for x in lines[1:]] == ["  error", "  warning", *["  note"] * 3]
 
 
 def test_all_errors_are_raised_as_one_and_nothing_else_is():
-  warning, note = (pair_check.Finding(x, "x") for x in ("warning", "note"))
-  pair_check.raise_errors([warning, note])
+  warning, note = (check.Finding(x, "x") for x in ("warning", "note"))
+  check.raise_errors([warning, note])
   with pytest.raises(InputError) as error:
-    pair_check.raise_errors(
-      [pair_check.Finding("error", "one"), warning, pair_check.Finding("error", "two")]
-    )
+    check.raise_errors([check.Finding("error", "one"), warning, check.Finding("error", "two")])
   assert str(error.value) == (
     "the two folders are no pair that can be trained and grafted:\n- one\n- two"
   )
@@ -680,7 +679,7 @@ def test_models_of_remote_code_are_compared_like_others(tmp_path):
       chat_template="[UNUSED]" if side == "chat" else None,
       added_tokens_decoder={"8": {"content": "[UNUSED]"}},
     )
-  found = pair_check.check(tmp_path / "base", tmp_path / "chat")
+  found = check.check(tmp_path / "base", tmp_path / "chat")
   assert [f.level for f in found] == ["note"] * 4
   assert [f.text[:14] for f in found] == [
     "graft and simi",
@@ -690,7 +689,7 @@ def test_models_of_remote_code_are_compared_like_others(tmp_path):
   ]
   edit_tensors(tmp_path / "chat", lambda n, x: (n, x[:-1] if "w1" in n else x))
   with pytest.raises(InputError, match=r"layers.0.feed_forward.w1.weight: Base \(6, 4\)"):
-    pair_check.raise_errors(pair_check.check(tmp_path / "base", tmp_path / "chat"))
+    check.raise_errors(check.check(tmp_path / "base", tmp_path / "chat"))
 
 
 # Released pairs: what is known to differ is what is found.
@@ -714,15 +713,15 @@ def test_released_pairs_differ_in_what_is_known(name, tmp_path, monkeypatch):
     edit(folder / "tokenizer.json", model=dict(vocab={"a": 0}, merges=[]), added_tokens=[])
     edit(folder / "tokenizer_config.json", chat_template="a" if side == "instruct" else None)
     tensors[folder] = {
-      n: safetensors_file.Tensor(None, "BF16", s, 0, 0) for n, s in theirs(name, i).items()
+      n: safetensors.Tensor(None, "BF16", s, 0, 0) for n, s in theirs(name, i).items()
     }
-  monkeypatch.setattr(safetensors_file, "find", tensors.__getitem__)
-  found = pair_check.check(tmp_path / "base", tmp_path / "instruct")
+  monkeypatch.setattr(safetensors, "find", tensors.__getitem__)
+  found = check.check(tmp_path / "base", tmp_path / "instruct")
   text = "\n".join(f"{f.level}: {f.text}" for f in found)
   assert "error:" not in text
   assert [re.split("[:;]", f.text)[0] for f in found if f.level == "warning"] == sorted(
     KNOWN.get(name, []), key=lambda t: t.startswith("image")
   )
   for word in ("rms_norm_eps", "rope_theta", "image"):
-    assert (word in pairs.PAIRS[name].note) == any(word in k for k in KNOWN.get(name, [])), word
-  assert ("tied embeddings" in pairs.PAIRS[name].note) == ("tied embeddings in both" in text)
+    assert (word in registry.PAIRS[name].note) == any(word in k for k in KNOWN.get(name, [])), word
+  assert ("tied embeddings" in registry.PAIRS[name].note) == ("tied embeddings in both" in text)

@@ -10,7 +10,9 @@ import pytest
 import torch
 from huggingface_hub.utils import filter_repo_objects
 
-from shadowft_jax import folder, pairs, presets, safetensors_file
+from shadowft_jax import files, presets
+from shadowft_jax.hf import safetensors
+from shadowft_jax.pairs import registry
 from shadowft_jax.errors import InputError
 
 # The authors' run.sh gives a Base the template of the first of these that its path contains.
@@ -42,10 +44,10 @@ WRONG = (
 
 
 def test_names_and_ids_are_well_formed_and_used_once():
-  assert len(pairs.PAIRS) == 37
-  ids = [p.instruct for p in pairs.PAIRS.values()]
+  assert len(registry.PAIRS) == 37
+  ids = [p.instruct for p in registry.PAIRS.values()]
   assert len(set(ids)) == len(ids)
-  for name, pair in pairs.PAIRS.items():
+  for name, pair in registry.PAIRS.items():
     assert re.fullmatch(r"[a-z0-9.-]+", name)
     for model in (pair.base, pair.instruct):
       assert re.fullmatch(r"[\w-]+/[\w.-]+", model) and model not in WRONG
@@ -54,27 +56,27 @@ def test_names_and_ids_are_well_formed_and_used_once():
     assert not re.search(r"Instruct|[Cc]hat|-it$", pair.base), pair.base
 
 
-@pytest.mark.parametrize("name", pairs.PAIRS)
+@pytest.mark.parametrize("name", registry.PAIRS)
 def test_templates_are_those_of_the_authors_script(name):
-  pair = pairs.PAIRS[name]
+  pair = registry.PAIRS[name]
   want = next((t for part, t in GLOBS if part in pair.base), None)
   # Their script knows no vision models; mllama is llama3 with an image token.
   assert pair.template == ("mllama" if pair.model_type == "mllama" else want)
 
 
 def test_a_pair_is_found_by_name_and_a_misspelt_one_names_the_nearest():
-  assert pairs.get("qwen3-8b").base == "Qwen/Qwen3-8B-Base"
+  assert registry.get("qwen3-8b").base == "Qwen/Qwen3-8B-Base"
   for wrong, nearest in (
     ("qwen3-8", "qwen3-8b"),
     ("Llama-3.1-8B", "llama-3.1-8b"),
     ("gemma3-12b", "gemma-3-12b"),
   ):
     with pytest.raises(InputError, match=f"{wrong!r} is none of.*did you mean {nearest}[?] "):
-      pairs.get(wrong)
+      registry.get(wrong)
 
 
 def test_remote_code_is_graft_only_and_says_why():
-  why = {n: p.why_not_train for n, p in pairs.PAIRS.items() if p.why_not_train}
+  why = {n: p.why_not_train for n, p in registry.PAIRS.items() if p.why_not_train}
   assert {n.split("-")[0] for n in why} == {"internlm2", "internlm2.5", "baichuan2"}
   assert len(why) == 6
   assert "remote code" in why["baichuan2-7b"] and "graft" in why["baichuan2-7b"]
@@ -82,10 +84,10 @@ def test_remote_code_is_graft_only_and_says_why():
 
 def test_training_a_family_of_remote_code_is_refused(tmp_path):
   (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
-  pairs.check_trainable(tmp_path)
+  registry.check_trainable(tmp_path)
   (tmp_path / "config.json").write_text('{"model_type": "internlm2"}')
   with pytest.raises(InputError, match="cannot be trained: internlm2 models bring their own code"):
-    pairs.check_trainable(tmp_path)
+    registry.check_trainable(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +138,7 @@ def test_training_a_family_of_remote_code_is_refused(tmp_path):
   ],
 )
 def test_projections_are_the_papers_scope(name, inside, outside):
-  found = {n for n in (*inside, *outside) if re.search(pairs.PAIRS[name].projections, n)}
+  found = {n for n in (*inside, *outside) if re.search(registry.PAIRS[name].projections, n)}
   assert found == set(inside)
 
 
@@ -161,23 +163,23 @@ def cache(tmp_path, monkeypatch):
 
 def test_a_folder_is_itself_and_an_id_its_snapshot(cache, tmp_path):
   snapshot = cache("Qwen/Qwen3-8B", "model.safetensors", "config.json")
-  assert pairs.locate("Qwen/Qwen3-8B") == snapshot
+  assert registry.locate("Qwen/Qwen3-8B") == snapshot
   (tmp_path / "Qwen" / "Qwen3-8B").mkdir(parents=True)
-  assert pairs.locate("Qwen/Qwen3-8B").samefile(tmp_path / "Qwen" / "Qwen3-8B")
-  assert pairs.locate(tmp_path) == tmp_path
+  assert registry.locate("Qwen/Qwen3-8B").samefile(tmp_path / "Qwen" / "Qwen3-8B")
+  assert registry.locate(tmp_path) == tmp_path
 
 
 def test_what_is_not_on_disk_says_how_to_download_it(cache, tmp_path):
   with pytest.raises(InputError, match=r"run `hf download Qwen/Qwen3-8B` .*hf auth login"):
-    pairs.locate("Qwen/Qwen3-8B")
+    registry.locate("Qwen/Qwen3-8B")
   (tmp_path / "runs" / "base").mkdir(parents=True)
   with pytest.raises(InputError, match=r"runs/bse is no folder; did you mean runs/base[?], and"):
-    pairs.locate("runs/bse")
+    registry.locate("runs/bse")
   with pytest.raises(InputError, match="no/such/folder does not exist; expected a folder"):
-    pairs.locate("no/such/folder")
+    registry.locate("no/such/folder")
   (tmp_path / "file").touch()
   with pytest.raises(InputError, match="is a file; expected a folder"):
-    pairs.locate(tmp_path / "file")
+    registry.locate(tmp_path / "file")
 
 
 def test_an_id_with_pickles_only_is_refused_with_both_commands(cache):
@@ -187,7 +189,7 @@ def test_an_id_with_pickles_only_is_refused_with_both_commands(cache):
     match="no safetensors weights; run `hf download "
     "baichuan-inc/Baichuan2-7B-Base --local-dir Baichuan2-7B-Base`.*python -c",
   ):
-    pairs.locate("baichuan-inc/Baichuan2-7B-Base")
+    registry.locate("baichuan-inc/Baichuan2-7B-Base")
 
 
 def test_a_download_leaves_out_twins_of_the_weights(tmp_path, monkeypatch):
@@ -214,7 +216,7 @@ def test_a_download_leaves_out_twins_of_the_weights(tmp_path, monkeypatch):
 
   monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
   monkeypatch.chdir(tmp_path)
-  found = pairs.locate("mistralai/Mistral-7B-v0.1")
+  found = registry.locate("mistralai/Mistral-7B-v0.1")
   assert sorted(p.name for p in found.iterdir()) == sorted(files)
 
 
@@ -228,14 +230,14 @@ def test_the_command_that_converts_pickles_works(tmp_path):
     torch.save({name: want[name]}, tmp_path / f"pytorch_model-0000{i + 1}-of-00003.bin")
   torch.save({"lr": 1.0}, tmp_path / "training_args.bin")  # no weights
   with pytest.raises(InputError, match="only pickled weights .pytorch_model-00001") as error:
-    folder.refuse_pickles(tmp_path)
+    files.refuse_pickles(tmp_path)
   _, _, code = shlex.split(str(error.value)[str(error.value).index("python -c") :])
   exec(code)
-  folder.refuse_pickles(tmp_path)
-  got = safetensors_file.find(tmp_path)
+  files.refuse_pickles(tmp_path)
+  got = safetensors.find(tmp_path)
   assert got.keys() == want.keys()
   for name, tensor in got.items():
-    ((_, x),) = safetensors_file.rows(tensor)
+    ((_, x),) = safetensors.rows(tensor)
     assert torch.equal(torch.tensor(x.astype("float32")), want[name].float())
 
 
@@ -251,26 +253,26 @@ class Bomb:
 
 def test_the_command_that_converts_pickles_runs_none_of_their_code(tmp_path):
   torch.save({"w": Bomb(tmp_path / "ran")}, tmp_path / "pytorch_model.bin")
-  _, _, code = shlex.split(folder.conversion(tmp_path))
+  _, _, code = shlex.split(files.conversion(tmp_path))
   with pytest.raises(pickle.UnpicklingError):
     exec(code)
   assert not (tmp_path / "ran").exists()
 
 
 def test_folders_without_pickles_pass(tmp_path):
-  folder.refuse_pickles(tmp_path)
+  files.refuse_pickles(tmp_path)
   (tmp_path / "training_args.bin").touch()
-  folder.refuse_pickles(tmp_path)
+  files.refuse_pickles(tmp_path)
 
 
 def test_a_config_is_filled_from_its_pair_and_keeps_what_is_set():
   config = presets.sft()
-  pairs.resolve(config)
+  registry.resolve(config)
   assert (config.base, config.instruct, config.data.template) == ("", "", "")
   config.pair, config.base = "qwen2.5-7b", "mine"
-  pairs.resolve(config)
+  registry.resolve(config)
   assert (config.base, config.instruct) == ("mine", "Qwen/Qwen2.5-7B-Instruct")
   assert config.data.template == "qwen"
   config.pair = "internlm2-7b"
   with pytest.raises(InputError, match="internlm2-7b cannot be trained: .*remote code"):
-    pairs.resolve(config)
+    registry.resolve(config)

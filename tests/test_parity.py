@@ -10,7 +10,10 @@ import torch
 from transformers import AutoConfig, LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from shadowft_jax import checkpoint, delta, generate, loss, models, port, tree
+from shadowft_jax import delta, models, tree
+from shadowft_jax.generation import decode
+from shadowft_jax.hf import names, weights
+from shadowft_jax.learning import loss
 from shadowft_jax.errors import InputError
 from shadowft_jax.models import layers
 from tests import pico
@@ -25,7 +28,7 @@ def both(name):
   hf = pico.hf_model(name)
   model = models.from_config(hf.config.to_dict(), dtype=jnp.float32, combine=delta.combine)
   named = pico.per_expert({n: p.detach().numpy() for n, p in hf.named_parameters()})
-  return hf, model, port.load(named.__getitem__, models.abstract_params(model))
+  return hf, model, names.load(named.__getitem__, models.abstract_params(model))
 
 
 def tokens(shape, seed=0):
@@ -47,7 +50,7 @@ def test_logits_and_gradients_agree_with_transformers(name, backend):
 
   out.loss.backward()
   grads = pico.per_expert({n: p.grad.numpy() for n, p in hf.named_parameters()})
-  want_grads = port.load(grads.__getitem__, params)
+  want_grads = names.load(grads.__getitem__, params)
 
   def mean_nll(params):
     h_BTD, head_DV = model.apply({"params": params}, jnp.array(token_BT), method="hidden_and_head")
@@ -133,7 +136,7 @@ def test_real_configs_make_the_tensors_transformers_makes(name, shared_data):
 
     theirs = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path.parent))
   want = {n: tuple(p.shape) for n, p in theirs.named_parameters()}
-  assert port.file_shapes(ours) == want
+  assert names.file_shapes(ours) == want
 
 
 def read_llama2c(path):
@@ -209,8 +212,8 @@ def test_real_weights_tell_the_published_story(shared_data, tmp_path):
   save_file(
     {k: np.ascontiguousarray(v) for k, v in tensors.items()}, tmp_path / "model.safetensors"
   )
-  model, params = checkpoint.load_model(tmp_path)
-  [story] = generate.generate(model, {"params": params}, [[1]], max_new=300, stop=(1,))
+  model, params = weights.load_model(tmp_path)
+  [story] = decode.generate(model, {"params": params}, [[1]], max_new=300, stop=(1,))
   vocabulary = read_vocabulary(folder / "tok512.bin")
   text = (
     b"".join(

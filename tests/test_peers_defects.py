@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 import transformers
 
-from shadowft_jax import delta_stream, stream
+from shadowft_jax.grafting import sources, write
 from shadowft_jax.errors import InputError
 from tests import pico
 from tests.test_stream import (
@@ -317,12 +317,7 @@ def test_an_adapter_trained_again_in_its_place_is_read_again(bf16, tmp_path):
     tensors = {n: size * t for n, t in factors().items()}
     shutil.rmtree(tmp_path / "adapter", ignore_errors=True)
     adapter(tmp_path / "adapter", tensors, r=4, lora_alpha=4)
-    run(
-      tmp_path / "out",
-      bf16 / "instruct",
-      [delta_stream.stored(tmp_path / "adapter")],
-      overwrite=True,
-    )
+    run(tmp_path / "out", bf16 / "instruct", [sources.stored(tmp_path / "adapter")], overwrite=True)
     results.append(load(tmp_path / "out")["model.layers.0.self_attn.q_proj.weight"])
   i = load(bf16 / "instruct")["model.layers.0.self_attn.q_proj.weight"]
   assert [
@@ -332,7 +327,7 @@ def test_an_adapter_trained_again_in_its_place_is_read_again(bf16, tmp_path):
 
 
 def test_a_graft_that_dies_leaves_no_folder_that_counts_as_done(bf16, tmp_path, monkeypatch):
-  real, calls = stream.safetensors_file.write_at, []
+  real, calls = write.safetensors_file.write_at, []
 
   def dies(*args):
     calls.append(1)
@@ -341,7 +336,7 @@ def test_a_graft_that_dies_leaves_no_folder_that_counts_as_done(bf16, tmp_path, 
     real(*args)
 
   with monkeypatch.context() as patch:
-    patch.setattr(stream.safetensors_file, "write_at", dies)
+    patch.setattr(write.safetensors_file, "write_at", dies)
     with pytest.raises(KeyboardInterrupt):
       full(tmp_path / "out", *sides(bf16))
   assert [p.name for p in tmp_path.iterdir()] == ["out.part"]

@@ -10,19 +10,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from shadowft_jax import (
-  ahead,
-  checkpoint,
-  estimate,
-  optim,
-  plan,
-  planning,
-  presets,
-  sharding,
-  step,
-  topologies,
-  tree,
-)
+from shadowft_jax import plan, presets, sharding, tree
+from shadowft_jax.hf import weights
+from shadowft_jax.learning import optim, step
+from shadowft_jax.planning import estimate, search, shapes as ahead, topologies
 from shadowft_jax.errors import InputError
 from tests import pico, runs
 from tests.real_configs import CONFIGS
@@ -65,7 +56,7 @@ def test_bytes_a_device_are_those_of_real_arrays(tmp_path, kind):
   config = runs.config_of(pair, **fields)
   mesh = sharding.make_mesh(config.mesh)
   with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATIONS):
-    _, base = checkpoint.load_model(pair / "base", dtype=jnp.bfloat16, mesh=mesh)
+    _, base = weights.load_model(pair / "base", dtype=jnp.bfloat16, mesh=mesh)
     state = step.init_state(config, base, optim.make(config, 2)[0], mesh)
   run = abstract(json.loads((pair / "base" / "config.json").read_text()), config, 8)
   for shapes, arrays in ((run.base, base), (run.state, state)):
@@ -138,16 +129,16 @@ def test_the_step_that_a_plan_is_for_is_the_one_that_trains():
 
 def test_one_device_sends_nothing_and_more_share_the_products():
   accelerator = topologies.KNOWN["a100-80gb"]
-  one, eight = (planning.make(config_of(rows=8), LLAMA, f"a100-80gb:{n}") for n in (1, 8))
+  one, eight = (search.make(config_of(rows=8), LLAMA, f"a100-80gb:{n}") for n in (1, 8))
   assert one.seconds.links == 0 < eight.seconds.links
   assert one.seconds.products == pytest.approx(8 * eight.seconds.products)
-  two_hosts = planning.make(config_of(rows=16), LLAMA, "a100-80gb:2x8")
+  two_hosts = search.make(config_of(rows=16), LLAMA, "a100-80gb:2x8")
   assert two_hosts.seconds.links > eight.seconds.links * accelerator.link / 2 / 100e9
   assert eight.seconds.waits == 0
   assert eight.seconds.microbatch == max(
     eight.seconds.products, eight.seconds.memory, eight.seconds.links
   )
-  tensor = planning.make(config_of(rows=4, **{"mesh.tensor": 2}), LLAMA, "a100-80gb:8").seconds
+  tensor = search.make(config_of(rows=4, **{"mesh.tensor": 2}), LLAMA, "a100-80gb:8").seconds
   assert tensor.waits > 0
   assert tensor.microbatch == tensor.waits + max(tensor.products, tensor.memory, tensor.links)
 
@@ -164,46 +155,44 @@ def test_one_device_sends_nothing_and_more_share_the_products():
   ],
 )
 def test_a_plan_that_does_not_fit_says_by_how_much_and_what_would(fields, remedy):
-  made = planning.make(config_of(**fields), LLAMA, "a100-80gb:8")
+  made = search.make(config_of(**fields), LLAMA, "a100-80gb:8")
   assert not made.fits
   message = str(plan.too_big(made, LLAMA, "a100-80gb:8"))
   assert f"{made.total / GIB:.2f} of 77.10 GiB a device" in message
   assert f"{(made.total - made.capacity) / GIB:.2f} too many" in message
   assert remedy in message
   flags = dict(f.removeprefix("--config.").split("=") for f in remedy.split())
-  fixed = planning.changed(
-    made.config, **{k: int(v) if v.isdigit() else v for k, v in flags.items()}
-  )
-  assert planning.make(fixed, LLAMA, "a100-80gb:8").fits
+  fixed = search.changed(made.config, **{k: int(v) if v.isdigit() else v for k, v in flags.items()})
+  assert search.make(fixed, LLAMA, "a100-80gb:8").fits
 
 
 def test_more_devices_are_the_last_remedy():
-  made = planning.make(config_of("full", rows=1), LLAMA, "a100-80gb:1")
-  [remedy] = planning.remedies(made, LLAMA, "a100-80gb:1")
+  made = search.make(config_of("full", rows=1), LLAMA, "a100-80gb:1")
+  [remedy] = search.remedies(made, LLAMA, "a100-80gb:1")
   assert remedy == "2 such devices or more"
-  assert planning.make(config_of("full", rows=2), LLAMA, "a100-80gb:2").fits
+  assert search.make(config_of("full", rows=2), LLAMA, "a100-80gb:2").fits
 
 
 def test_a_search_ends_with_the_fastest_that_fits():
   config = config_of("full", **{"delta.match": "all"})
-  [found] = planning.search(config, LLAMA, "a100-80gb:4")
+  [found] = search.search(config, LLAMA, "a100-80gb:4")
   assert found.fits
-  others = [planning.make(c, LLAMA, "a100-80gb:4") for c in planning.candidates(config, 4)]
+  others = [search.make(c, LLAMA, "a100-80gb:4") for c in search.candidates(config, 4)]
   assert any(not other.fits for other in others)
   assert found.seconds_a_row == min(o.seconds_a_row for o in others if o.fits)
-  again = {f.removeprefix("--config.").split("=")[0] for f in planning.flags_of(found)}
-  assert again == set(planning.FIELDS)
+  again = {f.removeprefix("--config.").split("=")[0] for f in search.flags_of(found)}
+  assert again == set(search.FIELDS)
 
 
 def test_candidates_use_every_device_and_only_whole_micro_batches():
-  for c in planning.candidates(config_of(), 8):
+  for c in search.candidates(config_of(), 8):
     assert math.prod(c.mesh.values()) == 8
     assert c.rows % (c.mesh.data * c.mesh.fsdp) == 0
 
 
 def test_a_mesh_that_divides_no_model_is_an_error():
   with pytest.raises(InputError, match="no mesh of 7 devices divides the model"):
-    planning.search(config_of(), LLAMA, "a100-80gb:7")
+    search.search(config_of(), LLAMA, "a100-80gb:7")
 
 
 def test_the_compiler_s_refusal_is_read():

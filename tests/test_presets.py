@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from shadowft_jax import command, delta, objectives, presets
+from shadowft_jax import command, delta, presets
+from shadowft_jax.learning import objectives
 from shadowft_jax.errors import InputError
 from shadowft_jax.models import attention, decoder
 

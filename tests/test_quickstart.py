@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import pytest
 
 from lab import measure, preference, questions, quickstart
-from shadowft_jax import checkpoint, pair_check, train
+from shadowft_jax import train
+from shadowft_jax.hf import weights
+from shadowft_jax.pairs import check
 from tests import pico, runs
 from tests.test_end_to_end import assert_close, our_logits, torch_logits
 
@@ -22,8 +24,8 @@ TINY = pathlib.Path(quickstart.load_config().instruct).parent
 def test_the_pair_is_small_and_fits_together():
   size = sum(p.stat().st_size for role in ("base", "instruct") for p in (TINY / role).iterdir())
   assert size <= 12e6
-  pair_check.raise_errors(pair_check.check(TINY / "base", TINY / "instruct"))
-  assert checkpoint.abstract_model(TINY / "base")[0].dtype == jnp.bfloat16
+  check.raise_errors(check.check(TINY / "base", TINY / "instruct"))
+  assert weights.abstract_model(TINY / "base")[0].dtype == jnp.bfloat16
 
 
 def test_the_pair_does_what_its_record_says():
@@ -37,7 +39,7 @@ def test_the_pair_does_what_its_record_says():
   assert sum(right[: len(old)]) >= 0.85 * len(old)
   assert sum(right[len(old) :]) <= 0.1 * len(new)
   assert sum(quickstart.right_answers(TINY / "base", old)) <= 0.3 * len(old)
-  pair = {role: checkpoint.load_model(TINY / role)[1] for role in ("base", "instruct")}
+  pair = {role: weights.load_model(TINY / role)[1] for role in ("base", "instruct")}
   assert abs(measure.gap_ratio(**pair) - record["gap_ratio"]) < 1e-4
 
 

@@ -6,7 +6,9 @@ import re
 import jax
 import pytest
 
-from shadowft_jax import delta, lora, models, pairs, port, tree
+from shadowft_jax import delta, lora, models, tree
+from shadowft_jax.hf import names
+from shadowft_jax.pairs import registry
 from tests.real_configs import CONFIGS, LORA, PARAMETERS, on_meta, theirs
 
 # Families of PAIRS that cannot be trained yet; a family leaves with its port.
@@ -38,7 +40,7 @@ def abstract(hf):
 @pytest.mark.parametrize("side", [0, 1], ids=["base", "instruct"])
 def test_our_tensors_are_those_of_transformers(name, side):
   hf = text(CONFIGS[name][side])
-  ours = port.file_shapes(tree.names(abstract(hf)))
+  ours = names.file_shapes(tree.names(abstract(hf)))
   want = on_meta(hf)
   assert ours == want
   assert tree.size(abstract(hf)) == count(want)
@@ -53,7 +55,7 @@ def test_the_published_parameter_counts_are_met(name):
 def test_base_and_instruct_have_the_same_language_model(name):
   assert of_text(theirs(name, 0)) == of_text(theirs(name, 1))
   differ = theirs(name, 0) != theirs(name, 1)
-  assert differ == (pairs.PAIRS[name].model_type == "mllama")  # image size 448 against 560
+  assert differ == (registry.PAIRS[name].model_type == "mllama")  # image size 448 against 560
 
 
 @pytest.mark.parametrize("name", LORA)
@@ -72,12 +74,12 @@ def test_our_adapter_has_the_published_count_per_rank(name):
 
 
 def test_what_is_not_ported_is_known():
-  trained = {p.model_type for p in pairs.PAIRS.values() if not p.why_not_train}
+  trained = {p.model_type for p in registry.PAIRS.values() if not p.why_not_train}
   assert trained - models.FAMILIES.keys() == UNPORTED
 
 
 def test_every_pair_that_is_trained_has_its_configs():
-  assert CONFIGS.keys() == {n for n, p in pairs.PAIRS.items() if not p.why_not_train}
+  assert CONFIGS.keys() == {n for n, p in registry.PAIRS.items() if not p.why_not_train}
   assert len(LORA) == 16
   for name, configs in CONFIGS.items():
-    assert {c["model_type"] for c in configs} == {pairs.PAIRS[name].model_type}
+    assert {c["model_type"] for c in configs} == {registry.PAIRS[name].model_type}

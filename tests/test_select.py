@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from shadowft_jax import select as select_command
-from shadowft_jax.data.select import select
+from shadowft_jax.data.high_reward import select
 from shadowft_jax.errors import InputError
 
 ROOT = pathlib.Path(__file__).parents[1]

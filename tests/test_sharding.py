@@ -10,7 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from shadowft_jax import delta, models, objectives, optim, sharding, step, tree
+from shadowft_jax import delta, models, sharding, tree
+from shadowft_jax.learning import objectives, optim, step
 from shadowft_jax.data import packing
 from shadowft_jax.data.chat import Example
 from shadowft_jax.errors import InputError

@@ -19,7 +19,10 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_torch
 
 import shadowft_jax
-from shadowft_jax import gap, pair_folder, pairs, report, safetensors_file, similarity
+from shadowft_jax import similarity
+from shadowft_jax.hf import folder as pair_folder, safetensors
+from shadowft_jax.pairs import gap, registry
+from shadowft_jax.runs import pictures
 from shadowft_jax.errors import InputError
 from tests import pico, runs
 
@@ -430,7 +433,7 @@ def test_check_only_reads_no_weights(pair, tmp_path):
 
 def test_what_is_compared():
   assert similarity.choose("a", "b", None) == ("a", "b")
-  known = pairs.get("qwen3-4b-2507")
+  known = registry.get("qwen3-4b-2507")
   assert similarity.choose(None, None, "qwen3-4b-2507") == (known.base, known.instruct)
   assert similarity.choose("a", None, "qwen3-4b-2507") == ("a", known.instruct)
   with pytest.raises(InputError, match="--instruct is not given.*--pair NAME"):
@@ -440,7 +443,7 @@ def test_what_is_compared():
 
 
 def test_every_reference_is_of_a_pair_that_is_known():
-  assert gap.REFERENCES.keys() <= pairs.PAIRS.keys()
+  assert gap.REFERENCES.keys() <= registry.PAIRS.keys()
 
 
 def test_a_picture_of_equal_models(tmp_path):
@@ -514,9 +517,9 @@ def test_what_is_drawn(matrices, tmp_path, monkeypatch):
   """The first 64 rows and columns, and a difference of 1 ten times as high, on one axis."""
   drawn, read = [], []
   monkeypatch.setattr(Axes3D, "plot_surface", lambda self, x, y, z, **_: drawn.append((self, z)))
-  seen = safetensors_file.read_at
+  seen = safetensors.read_at
   monkeypatch.setattr(
-    safetensors_file,
+    safetensors,
     "read_at",
     lambda file, part, offset: (read.append(len(part)), seen(file, part, offset)),
   )
@@ -531,7 +534,7 @@ def test_what_is_drawn(matrices, tmp_path, monkeypatch):
 
 def test_a_small_matrix_is_drawn_whole(matrices, tmp_path, monkeypatch):
   drawn = []
-  monkeypatch.setattr(report, "plot_weights", lambda *args: drawn.append(args))
+  monkeypatch.setattr(pictures, "plot_weights", lambda *args: drawn.append(args))
   similarity.draw(*matrices, "a_table", tmp_path / "weights.png")
   [(base, instruct, title, _)] = drawn
   assert base.shape == instruct.shape == (3, 64)

@@ -7,8 +7,10 @@ import numpy as np
 import optax
 import pytest
 
-from shadowft_jax import command, delta as delta_lib, lora, models, objectives, optim, presets
-from shadowft_jax import sharding, step, tree
+from shadowft_jax import command, delta as delta_lib, lora, models, presets
+from shadowft_jax.learning import objectives, optim
+from shadowft_jax import sharding, tree
+from shadowft_jax.learning import step
 from shadowft_jax.errors import InputError
 from tests import pico
 

@@ -17,18 +17,10 @@ import safetensors.torch
 import torch
 import transformers
 
-from shadowft_jax import (
-  buffers,
-  checkpoint,
-  delta_stream,
-  graft,
-  graft_plan,
-  layout,
-  lora,
-  report,
-  stream,
-  tree,
-)
+from shadowft_jax import graft, lora, tree
+from shadowft_jax.grafting import buffers, chunks, matching, sources, write as stream
+from shadowft_jax.hf import weights
+from shadowft_jax.runs import pictures
 from shadowft_jax.errors import InputError
 from tests import pico, runs
 
@@ -40,14 +32,14 @@ def run(
   out, instruct, deltas, scope="paper", *, vocab="refuse", verify=True, overwrite=False, **options
 ):
   """As the command does, without its flags; returns the plan and the outcome."""
-  target = delta_stream.read_checkpoint(instruct)
-  wanted = graft_plan.scope(target.kind, scope, **options)
-  plan = graft_plan.plan(target, deltas, wanted=wanted, vocab=vocab)
+  target = sources.read_checkpoint(instruct)
+  wanted = matching.scope(target.kind, scope, **options)
+  plan = matching.plan(target, deltas, wanted=wanted, vocab=vocab)
   return plan, stream.run(plan, out, card="card", verify=verify, overwrite=overwrite)
 
 
 def full(out, base, tuned, instruct, *args, **options):
-  return run(out, instruct, [delta_stream.difference(base, tuned)], *args, **options)
+  return run(out, instruct, [sources.difference(base, tuned)], *args, **options)
 
 
 def load(folder):
@@ -109,10 +101,8 @@ def test_no_delta_keeps_every_byte(bf16, tmp_path, scope):
   assert (tmp_path / "out" / WEIGHTS).read_bytes() == (instruct / WEIGHTS).read_bytes()
   assert done.changed == 0 and "byte for byte" in " ".join(
     stream.lines(
-      graft_plan.plan(
-        delta_stream.read_checkpoint(instruct),
-        [delta_stream.difference(base, base)],
-        wanted=lambda *_: True,
+      matching.plan(
+        sources.read_checkpoint(instruct), [sources.difference(base, base)], wanted=lambda *_: True
       ),
       done,
     )
@@ -155,20 +145,20 @@ def test_the_sum_is_taken_in_float32_and_rounded_once(bf16, tmp_path):
 
 def test_it_equals_the_graft_in_memory(tmp_path):
   pair = runs.make_pair(tmp_path / "pair", dtype=torch.bfloat16)
-  _, params = checkpoint.load_model(pair / "instruct")
+  _, params = weights.load_model(pair / "instruct")
   noise = np.random.default_rng(0)
   learnt = tree.map_named(lambda _, w: jnp.float32(noise.normal(0, 0.02, w.shape)), params)
-  checkpoint.save_dense(tmp_path / "delta", learnt)
+  weights.save_dense(tmp_path / "delta", learnt)
   for scope in ("projections", "all"):
     run(
       tmp_path / f"stream {scope}",
       pair / "instruct",
-      [delta_stream.stored(tmp_path / "delta")],
+      [sources.stored(tmp_path / "delta")],
       "paper" if scope == "projections" else "all",
     )
-    _, fresh = checkpoint.load_model(pair / "instruct")
+    _, fresh = weights.load_model(pair / "instruct")
     shadow, leaves = graft.graft(fresh, {"delta": learnt}, match=scope)
-    checkpoint.export(
+    weights.export(
       tmp_path / f"memory {scope}",
       {n: tree.names(shadow)[n] for n in leaves},
       like=pair / "instruct",
@@ -177,7 +167,7 @@ def test_it_equals_the_graft_in_memory(tmp_path):
     run(
       tmp_path / f"match {scope}",
       pair / "instruct",
-      [delta_stream.stored(tmp_path / "delta")],
+      [sources.stored(tmp_path / "delta")],
       match=scope,
     )
     a, b, c = (
@@ -188,16 +178,16 @@ def test_it_equals_the_graft_in_memory(tmp_path):
 
 def test_our_adapter_equals_the_graft_in_memory(tmp_path):
   pair = runs.make_pair(tmp_path / "pair")
-  _, params = checkpoint.load_model(pair / "instruct")
+  _, params = weights.load_model(pair / "instruct")
   noise = np.random.default_rng(0)
   shape = lora.init(np.array([0, 1], np.uint32), params, rank=4, match="_proj/")
   adapter = tree.map_named(lambda _, w: jnp.float32(noise.normal(0, 0.1, w.shape)), shape)
-  checkpoint.save_adapter(
+  weights.save_adapter(
     tmp_path / "adapter", adapter, rank=4, alpha=8.0, base_model=str(pair / "instruct")
   )
-  run(tmp_path / "out", pair / "instruct", [delta_stream.stored(tmp_path / "adapter")])
+  run(tmp_path / "out", pair / "instruct", [sources.stored(tmp_path / "adapter")])
   shadow, _ = graft.graft(params, {"lora": adapter}, scale=2.0)
-  checkpoint.export(tmp_path / "memory", tree.names(shadow), like=pair / "instruct", card="card")
+  weights.export(tmp_path / "memory", tree.names(shadow), like=pair / "instruct", card="card")
   a, b = load(tmp_path / "out"), load(tmp_path / "memory")
   for n in a:
     torch.testing.assert_close(a[n], b[n], rtol=1e-6, atol=1e-6)
@@ -205,8 +195,8 @@ def test_our_adapter_equals_the_graft_in_memory(tmp_path):
 
 def test_weights_and_several_deltas_add_up(float32, tmp_path):
   base, tuned, instruct = sides(float32)
-  half = delta_stream.difference(base, tuned, 0.5)
-  back = delta_stream.difference(tuned, base, 0.25)
+  half = sources.difference(base, tuned, 0.5)
+  back = sources.difference(tuned, base, 0.25)
   run(tmp_path / "out", instruct, [half, back])
   a, b, i, got = (load(d) for d in [base, tuned, instruct, tmp_path / "out"])
   name = "model.layers.1.mlp.up_proj.weight"
@@ -243,7 +233,7 @@ def test_an_adapter_of_peft_gives_equal_logits(float32, tmp_path, options):
     optimizer.step()
     optimizer.zero_grad()
   tuned.save_pretrained(tmp_path / "adapter")
-  run(tmp_path / "out", float32 / "instruct", [delta_stream.stored(tmp_path / "adapter")])
+  run(tmp_path / "out", float32 / "instruct", [sources.stored(tmp_path / "adapter")])
   instruct = transformers.AutoModelForCausalLM.from_pretrained(float32 / "instruct").eval()
   shadow = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
   with torch.no_grad():
@@ -316,7 +306,7 @@ def test_a_family_that_is_not_ported(tmp_path):
     for k, s in (("A", (3, 16)), ("B", (32, 3)))
   }
   adapter(tmp_path / "adapter", factors, r=3, lora_alpha=6)
-  run(tmp_path / "low", tmp_path / "instruct", [delta_stream.stored(tmp_path / "adapter")])
+  run(tmp_path / "low", tmp_path / "instruct", [sources.stored(tmp_path / "adapter")])
   name = "model.layers.1.attention.wqkv.weight"
   a, b = factors.values()
   want = instruct[name].float() + 2 * (b @ a)
@@ -355,7 +345,7 @@ def test_tensors_of_any_shape_are_cut_and_put_together(tmp_path, monkeypatch, sh
   want = (i[names[0]].float() + (b[names[0]].float() - a[names[0]].float())).to(dtype)
   assert torch.equal(got[names[0]], want) and torch.equal(got[names[1]], i[names[1]])
   assert done.changed == (got[names[0]] != i[names[0]]).sum()
-  covered = sorted((c.offset, c.offset + c.nbytes) for c in layout.chunks(plan))
+  covered = sorted((c.offset, c.offset + c.nbytes) for c in chunks.chunks(plan))
   assert covered[0][0] == 0 and covered[-1][1] == (tmp_path / "out" / WEIGHTS).stat().st_size
   assert all(x[1] == y[0] for x, y in zip(covered, covered[1:], strict=False))
 
@@ -410,13 +400,13 @@ def test_what_survives_is_summed_per_tensor(bf16, tmp_path, monkeypatch):
 def test_without_a_base_the_gap_is_unknown_and_with_one_it_is_measured(bf16, tmp_path):
   base, _, instruct = sides(bf16)
   one = "model.layers.0.self_attn.q_proj.weight"
-  low = delta_stream.stored(adapter(tmp_path / "adapter", factors(), r=4, lora_alpha=1e-4))
+  low = sources.stored(adapter(tmp_path / "adapter", factors(), r=4, lora_alpha=1e-4))
   w = load(instruct)[one]
   d = torch.full(w.shape, 1e-4)
   for against in (None, base):
-    target = delta_stream.read_checkpoint(instruct)
-    known = against and delta_stream.read_checkpoint(against)
-    plan = graft_plan.plan(target, [low], wanted=graft_plan.scope("qwen2"), base=known)
+    target = sources.read_checkpoint(instruct)
+    known = against and sources.read_checkpoint(against)
+    plan = matching.plan(target, [low], wanted=matching.scope("qwen2"), base=known)
     out = tmp_path / f"out {against is None}"
     (got,) = stream.run(plan, out).survival
     b = load(base)[one] if against else None
@@ -424,11 +414,11 @@ def test_without_a_base_the_gap_is_unknown_and_with_one_it_is_measured(bf16, tmp
     record = json.loads((out / "provenance.json").read_text())["sha256"]
     assert ("base" in record) == bool(against)
   with pytest.raises(InputError, match="has none of the tensors that change, in their shapes"):
-    graft_plan.plan(
+    matching.plan(
       target,
       [low],
-      wanted=graft_plan.scope("qwen2"),
-      base=delta_stream.read_checkpoint(raw(tmp_path / "x", internlm(0))),
+      wanted=matching.scope("qwen2"),
+      base=sources.read_checkpoint(raw(tmp_path / "x", internlm(0))),
     )
 
 
@@ -457,9 +447,9 @@ def test_shards_and_files_stay_but_for_what_was_grafted(tmp_path):
       assert a[:length] == b[:length] and len(a) == len(b)
   record = json.loads((tmp_path / "out" / "provenance.json").read_text())
   for name, digest in record["sha256"]["output"].items():
-    assert digest == report.sha256(mine[name])
+    assert digest == pictures.sha256(mine[name])
   assert set(record["sha256"]) == {"base", "tuned", "instruct", "output"}
-  assert record["sha256"]["tuned"][str(folder / "tuned" / WEIGHTS)] == report.sha256(
+  assert record["sha256"]["tuned"][str(folder / "tuned" / WEIGHTS)] == pictures.sha256(
     folder / "tuned" / WEIGHTS
   )
 
@@ -672,7 +662,7 @@ def factors(rank=4, d_in=32, d_out=32, module=Q):
 def test_an_adapter_that_cannot_be_grafted(bf16, tmp_path, config, tensors, message):
   folder = adapter(tmp_path / "adapter", tensors, **config)
   with pytest.raises(InputError, match=message):
-    run(tmp_path / "out", bf16 / "instruct", [delta_stream.stored(folder)])
+    run(tmp_path / "out", bf16 / "instruct", [sources.stored(folder)])
   assert not (tmp_path / "out").exists()
 
 
@@ -681,7 +671,7 @@ def test_an_adapter_that_is_a_pickle(tmp_path):
   (folder / "adapter_model.safetensors").unlink()
   torch.save({}, folder / "adapter_model.bin")
   with pytest.raises(InputError, match="only adapter_model.bin, a pickle"):
-    delta_stream.stored(folder)
+    sources.stored(folder)
 
 
 def command(*flags):

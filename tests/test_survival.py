@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 
-from shadowft_jax import gap, report, survival
+from shadowft_jax.grafting import survival
+from shadowft_jax.pairs import gap
+from shadowft_jax.runs import pictures
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 Q, UP = ("model.layers.{}.self_attn.q_proj.weight", "model.layers.{}.mlp.up_proj.weight")
@@ -169,7 +171,7 @@ def test_every_number_has_a_meaning():
   found = survival.numbers([row("a", random(), random(), base=random())])
   assert found.keys() == survival.MEANING.keys()
   assert {c[0] for c in survival.COLUMNS} <= survival.MEANING.keys()
-  assert {p[0] for p in report.PANELS} <= survival.MEANING.keys()
+  assert {p[0] for p in pictures.PANELS} <= survival.MEANING.keys()
 
 
 # Groups.
@@ -301,7 +303,7 @@ def test_the_files(rows, tmp_path, with_base):
     rows = [
       r._replace(gap2=4.0, gap_dot=0.1, base_abs=1.0, instruct_abs=2.0, gap_abs=1.0) for r in rows
     ]
-  report.write_graft(tmp_path, rows, {"alpha": 0.5}, "a title")
+  pictures.write_graft(tmp_path, rows, {"alpha": 0.5}, "a title")
   assert {p.name for p in tmp_path.iterdir()} == {"graft_report.json", "graft_report.png"}
   assert (tmp_path / "graft_report.png").read_bytes().startswith(b"\x89PNG")
   found = json.loads((tmp_path / "graft_report.json").read_text())
@@ -327,9 +329,9 @@ def test_the_picture_shows_the_numbers(rows, tmp_path, monkeypatch):
 
   monkeypatch.setattr(Axes, "pcolormesh", spy)
   cells = survival.cells(rows)
-  report.plot_survival(cells, "a title", tmp_path / "x.png")
+  pictures.plot_survival(cells, "a title", tmp_path / "x.png")
   drawn = {axes: x for axes, x in drawn.items() if axes.get_title("left")}  # no colour bars
-  panels = [p for p in report.PANELS if not p[0].startswith("gap")]
+  panels = [p for p in pictures.PANELS if not p[0].startswith("gap")]
   assert [axes.get_title("left") for axes in drawn] == [p[1] for p in panels]
   for (key, _, _, low, high), (grid, options) in zip(panels, drawn.values(), strict=True):
     want = [
@@ -343,5 +345,5 @@ def test_the_picture_shows_the_numbers(rows, tmp_path, monkeypatch):
 
 
 def test_without_layers_there_is_no_picture(tmp_path):
-  report.write_graft(tmp_path, [row("a", [1.0], [1.0])], {}, "a title")
+  pictures.write_graft(tmp_path, [row("a", [1.0], [1.0])], {}, "a title")
   assert [p.name for p in tmp_path.iterdir()] == ["graft_report.json"]

@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 
-from shadowft_jax import topologies
+from shadowft_jax.planning import topologies
 from shadowft_jax.errors import InputError
 
 

@@ -10,7 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, get_cosine_schedule_with_warmup
 
-from shadowft_jax import checkpoint, delta, optim, port, sharding, step as step_lib, train, tree
+from shadowft_jax import delta, sharding, train, tree
+from shadowft_jax.hf import names, weights
+from shadowft_jax.learning import optim, step as step_lib
 from shadowft_jax.data import dataset
 from tests import runs
 
@@ -77,15 +79,13 @@ def config(tmp_path):
 def initial_delta(config):
   mesh = sharding.make_mesh(config.mesh)
   with jax.set_mesh(mesh):
-    _, frozen = checkpoint.load_model(config.base, dtype=jnp.float32, mesh=mesh)
+    _, frozen = weights.load_model(config.base, dtype=jnp.float32, mesh=mesh)
     return step_lib.init_state(config, frozen, optim.make(config, 20)[0], mesh).delta
 
 
 def test_lora_agrees_with_peft_over_twenty_steps(config, tmp_path):
   start = initial_delta(config)
-  checkpoint.save_adapter(
-    tmp_path / "start", start["lora"], rank=4, alpha=8.0, base_model=config.base
-  )
+  weights.save_adapter(tmp_path / "start", start["lora"], rank=4, alpha=8.0, base_model=config.base)
   records = train.train(config, tmp_path / "run")
 
   model = AutoModelForCausalLM.from_pretrained(config.base, dtype=torch.float32)
@@ -97,7 +97,7 @@ def test_lora_agrees_with_peft_over_twenty_steps(config, tmp_path):
   model.save_pretrained(tmp_path / "theirs")
 
   def product(folder):
-    learnt, scale = checkpoint.load_delta(folder)
+    learnt, scale = weights.load_delta(folder)
     return delta.densify(learnt, scale)
 
   assert distance(product(tmp_path / "run" / "delta"), product(tmp_path / "theirs")) <= 1e-3
@@ -112,9 +112,9 @@ def test_full_tuning_agrees_with_transformers_over_twenty_steps(config, tmp_path
   assert_steps_equal(records, *torch_steps(model, dataset.read(config, config.instruct), config))
 
   want = {n: p.detach().numpy() - before[n] for n, p in model.named_parameters()}
-  learnt, scale = checkpoint.load_delta(tmp_path / "run" / "delta")
+  learnt, scale = weights.load_delta(tmp_path / "run" / "delta")
   assert scale == 1.0
-  assert distance(dict(port.export(learnt["delta"])), want) <= 1e-3
+  assert distance(dict(names.export(learnt["delta"])), want) <= 1e-3
 
 
 @pytest.mark.parametrize("steps, ratio", [(8, 0.1), (20, 0.1), (5, 0.0), (62, 0.1)])
@@ -143,7 +143,7 @@ def test_the_schedule_is_that_of_the_hugging_face_trainer(steps, ratio):
 
 
 def test_the_optimizer_sees_the_delta_alone(config):
-  _, frozen = checkpoint.load_model(config.base, dtype=jnp.float32)
+  _, frozen = weights.load_model(config.base, dtype=jnp.float32)
   tx, _ = optim.make(config, 20)
   learnt = initial_delta(config)
   assert tree.size(tx.init(learnt)) <= 2 * tree.size(learnt) + 2

@@ -8,7 +8,7 @@ import re
 
 from shadowft_jax.data.files import GZIPPED, READERS, plain
 from shadowft_jax.errors import InputError, listing, nearest
-from shadowft_jax.folder import read_json
+from shadowft_jax.files import read_json
 
 HUB_ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?::([^:@]+))?(?:@(.+))?")
 # What lies beside the data of a folder and is none, in small letters.

@@ -1,11 +1,14 @@
 """Tokenizers of Hugging Face folders, and the tokens that end an answer."""
 
 import json
+import os
 import pathlib
 
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
 from shadowft_jax.errors import InputError
+
+# transformers warns at import that torch is missing; its tokenizers do not need it.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 
 def load_tokenizer(directory):

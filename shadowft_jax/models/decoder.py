@@ -2,7 +2,7 @@
 
 Parameters are a plain nested dict whose paths are Hugging Face's names: the leaf
 model/layers/self_attn/q_proj/kernel, [L, D, N*H], holds the transposes of
-model.layers.{0..L-1}.self_attn.q_proj.weight.  See `port.py`.
+model.layers.{0..L-1}.self_attn.q_proj.weight.  See `names.py`.
 """
 
 from typing import Any
@@ -223,7 +223,7 @@ class Decoder(nn.Module):
     )
 
   def hidden_and_head(self, token_BT, segment_BT=None, position_BT=None):
-    """The last hidden states [B, T, D] and the output kernel [D, V]; see `loss.py`.
+    """The last hidden states [B, T, D] and the output kernel [D, V]; see `learning/loss.py`.
 
     Their product is the logits before `cfg.final_logit_softcapping`.
     """

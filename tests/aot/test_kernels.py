@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
-from shadowft_jax import backends, models, sharding, topologies, tree
+from shadowft_jax import models, sharding, tree
+from shadowft_jax.learning import kernels
+from shadowft_jax.planning import topologies
 from shadowft_jax.models import attention, flash
 
 # The TPU's compiler asks for these where it finds no TPU.
@@ -117,7 +119,7 @@ def test_cudnn_is_refused_at_head_dim_256_where_no_hopper_is_seen():
 
 def test_the_table_names_only_what_these_tests_compile():
   kinds = {topologies.KNOWN[name].kind: name for name in (*GPUS, *TPUS)}
-  for row in backends.VERIFIED:
+  for row in kernels.VERIFIED:
     if row.how == "compiled":
       name = kinds[row.kind]
       assert row.backend in (("flash", "chunked") if name in GPUS else ("splash", "chunked"))

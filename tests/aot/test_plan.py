@@ -6,7 +6,9 @@ import flax.linen as nn
 import jax
 import pytest
 
-from shadowft_jax import ahead, estimate, planning, presets, sharding, step, topologies
+from shadowft_jax import presets, sharding
+from shadowft_jax.learning import step
+from shadowft_jax.planning import estimate, search, shapes, topologies
 from tests.real_configs import CONFIGS
 
 GIB = 2**30
@@ -22,7 +24,7 @@ def config_of(kind, rows, **fields):
 
 
 def planned(name, kind, topology, rows=8, **fields):
-  plan = planning.make(config_of(kind, rows, **fields), CONFIGS[name][0], topology)
+  plan = search.make(config_of(kind, rows, **fields), CONFIGS[name][0], topology)
   assert plan.compiled
   return plan
 
@@ -56,7 +58,7 @@ def test_weights_are_gathered_and_gradients_scattered_in_bfloat16():
   """The sum of W and delta is taken before it is sent, and no layer's gradient is widened."""
   config = config_of("full", 8, attention="flash")
   mesh = sharding.make_mesh(config.mesh, topologies.mesh_devices("a100-80gb:8"))
-  run = ahead.abstract_run(config, {**CONFIGS["llama-3.1-8b"][0], "num_hidden_layers": 4}, mesh)
+  run = shapes.abstract_run(config, {**CONFIGS["llama-3.1-8b"][0], "num_hidden_layers": 4}, mesh)
   with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATIONS):
     text = (
       step.accumulate.lower(run.grads, run.state.delta, run.base, run.batch, method=run.method)

@@ -10,7 +10,7 @@ import textwrap
 
 import numpy as np
 
-from shadowft_jax import survival
+from shadowft_jax.grafting import survival
 
 PACKAGES = (
   "shadowft_jax",
@@ -176,7 +176,7 @@ def write_graft(directory, rows, settings, title, *, rounding="nearest"):
 
   Args:
     directory: the folder.
-    rows: see survival.py.
+    rows: see grafting/survival.py.
     settings: {name: value}, for the JSON file.
     title: of the picture.
     rounding: see survival.warnings.

@@ -15,20 +15,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shadowft_jax import (
-  combine,
-  delta_file,
-  extract,
-  factored,
-  folder,
-  report,
-  safetensors_file,
-  stream,
-  summed,
-)
-from shadowft_jax.buffers import CHUNK
+from shadowft_jax import files
+from shadowft_jax.grafting import adapter, extract, recipe, summed, write
+from shadowft_jax.hf import deltas, safetensors
+from shadowft_jax.runs import pictures
+from shadowft_jax.grafting.buffers import CHUNK
 from shadowft_jax.errors import InputError
-from shadowft_jax.safetensors_file import WEIGHTS
+from shadowft_jax.hf.safetensors import WEIGHTS
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 
@@ -66,7 +59,7 @@ def need(plan, form):
     return {
       "read": read,
       "write": WEIGHTS[DTYPES[form.dtype]].itemsize * sum(sizes),
-      "memory": stream.JAX_MEMORY + os.cpu_count() * buffers * 4 * CHUNK,
+      "memory": write.JAX_MEMORY + os.cpu_count() * buffers * 4 * CHUNK,
     }
   if form.is_cut:
     rank, sides = form.rank or 1, max(min(t.tensor.shape) for t in targets)
@@ -75,28 +68,28 @@ def need(plan, form):
     rank = max(sum(p.a.shape[0] for p in t.parts) for t in targets)
     memory = 0
   factors = 4 * rank * sum(sum(t.tensor.shape) for t in targets)
-  return {"read": read, "write": 2 * factors, "memory": stream.JAX_MEMORY + memory}
+  return {"read": read, "write": 2 * factors, "memory": write.JAX_MEMORY + memory}
 
 
 def check(plan, out, form):
   """Checks that `out` can be made.
 
   Raises:
-    InputError: no adapter can be made of the deltas (`factored.check`); the disk has too little
+    InputError: no adapter can be made of the deltas (`adapter.check`); the disk has too little
       room; or `out` and an input lie in one another.
   """
   if form.name == "adapter":
-    factored.check(plan, form.is_cut)
+    adapter.check(plan, form.is_cut)
   for directory in [plan.instruct.directory, *(f for d in plan.deltas for f in d.folders.values())]:
-    folder.check_apart(out, directory)
-  stream.check_free(out, need(plan, form)["write"])
+    files.check_apart(out, directory)
+  write.check_free(out, need(plan, form)["write"])
 
 
 def run(plan, out, form, *, made=None, overwrite=False, verify=True):
   """Writes a delta or an adapter, whole or not at all.
 
   Args:
-    plan: of `graft_plan.plan`.
+    plan: of `matching.plan`.
     out: the folder to make.
     form: a Form.
     made: {setting: value} for provenance.json.
@@ -112,22 +105,22 @@ def run(plan, out, form, *, made=None, overwrite=False, verify=True):
       back other bytes than were written.  No folder is made then.
   """
   check(plan, out, form)
-  with folder.atomic(out, overwrite) as fresh:
+  with files.atomic(out, overwrite) as fresh:
     write = _write_delta if form.name == "delta" else _write_adapter
     pieces, told = write(plan, fresh, form)
-    folder.sync(fresh)
+    files.sync(fresh)
     inputs = {}
     if verify:
       for path in fresh.glob("*.safetensors"):
-        folder.forget(path)
+        files.forget(path)
       with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(functools.partial(_read_back, out), pieces))
       for role, paths in (pair for d in plan.deltas for pair in d.paths.items()):
         inputs.setdefault(role, []).extend(paths)
       inputs |= {"instruct": [plan.instruct.directory / "config.json"], "output": [fresh]}
     record = {
-      **report.provenance(inputs, seed=None),
-      **combine.record(plan.recipe),
+      **pictures.provenance(inputs, seed=None),
+      **recipe.record(plan.recipe),
       **(made or {}),
       **told,
     }
@@ -141,7 +134,7 @@ def run(plan, out, form, *, made=None, overwrite=False, verify=True):
 def _read_back(out, piece):
   data = np.empty(piece.nbytes, np.uint8)
   with open(piece.path, "rb", buffering=0) as file:
-    safetensors_file.read_at(file, data, piece.offset)
+    safetensors.read_at(file, data, piece.offset)
   if zlib.crc32(data) != piece.checksum:
     raise InputError(
       f"{out}: {piece.path.name} reads back other bytes than were written "
@@ -154,7 +147,7 @@ def _put(place, name, array, first=0):
   """Writes an array into a tensor, from its element `first` on; the Piece."""
   data = np.ascontiguousarray(array, WEIGHTS[place.dtype]).reshape(-1).view(np.uint8)
   offset = place.offset + first * WEIGHTS[place.dtype].itemsize
-  safetensors_file.write_at(place.path, offset, data)
+  safetensors.write_at(place.path, offset, data)
   return Piece(name, place.path, offset, len(data), zlib.crc32(data))
 
 
@@ -162,10 +155,10 @@ def _write_delta(plan, fresh, form):
   """(Pieces, {}) of the sum as it is; rows of a table that the deltas lack are 0."""
   dtype, places = DTYPES[form.dtype], {}
   shapes = {t.name: t.tensor.shape for t in summed.targets(plan)}
-  for file, shard in delta_file.shards(
-    fresh, "delta", shapes, delta_file.MAX_SHARD, WEIGHTS[dtype].itemsize
+  for file, shard in deltas.shards(
+    fresh, "delta", shapes, deltas.MAX_SHARD, WEIGHTS[dtype].itemsize
   ).items():
-    places |= safetensors_file.create(fresh / file, shard, delta_file.DENSE_METADATA, dtype)
+    places |= safetensors.create(fresh / file, shard, deltas.DENSE_METADATA, dtype)
   read = summed.reader(plan)
 
   def write(chunk):
@@ -178,7 +171,7 @@ def _write_delta(plan, fresh, form):
 def _write_adapter(plan, fresh, form):
   """(Pieces, what is told) of one adapter; its rank is the largest that a tensor needs."""
   ranks, squares = {}, {}
-  for target, factors in factored.factors(plan, rank=form.rank, energy=form.energy):
+  for target, factors in adapter.factors(plan, rank=form.rank, energy=form.energy):
     ranks[target.name] = len(factors.a)
     kind = target.name.split(".")[-2]
     squares.setdefault(kind, []).append((factors.kept, factors.total))
@@ -186,8 +179,8 @@ def _write_adapter(plan, fresh, form):
     np.savez(fresh / f"{target.name}.npz", a=factors.a, b=factors.b)
   rank = max(ranks.values())
   pieces = _join(plan, fresh, rank)
-  config = delta_file.adapter_config(
-    factored.target_modules(plan),
+  config = deltas.adapter_config(
+    adapter.target_modules(plan),
     rank=rank,
     alpha=rank,
     kind=plan.instruct.kind,
@@ -204,13 +197,13 @@ def _write_adapter(plan, fresh, form):
 
 def _join(plan, fresh, rank):
   """Writes adapter_model.safetensors from the files of single tensors; the Pieces."""
-  names = {t.name: factored.factor_names(plan, t) for t in summed.targets(plan)}
+  names = {t.name: adapter.factor_names(plan, t) for t in summed.targets(plan)}
   shapes = {}
   for target in summed.targets(plan):
     rows, columns = target.tensor.shape
     shapes |= zip(names[target.name], ((rank, columns), (rows, rank)), strict=True)
-  stream.check_free(fresh, 4 * sum(map(math.prod, shapes.values())))
-  places = safetensors_file.create(fresh / "adapter_model.safetensors", shapes, {"format": "pt"})
+  write.check_free(fresh, 4 * sum(map(math.prod, shapes.values())))
+  places = safetensors.create(fresh / "adapter_model.safetensors", shapes, {"format": "pt"})
   pieces = []
   for tensor, pair in names.items():
     path = fresh / f"{tensor}.npz"

@@ -10,9 +10,11 @@ import os
 import pathlib
 from typing import NamedTuple
 
-from shadowft_jax import buffers, folder, safetensors_file
-from shadowft_jax.graft_plan import Target
-from shadowft_jax.safetensors_file import WEIGHTS
+from shadowft_jax import files
+from shadowft_jax.grafting import buffers
+from shadowft_jax.hf import safetensors
+from shadowft_jax.grafting.matching import Target
+from shadowft_jax.hf.safetensors import WEIGHTS
 
 
 class Span(NamedTuple):
@@ -54,7 +56,7 @@ def spans(path, dtype):
   """(the file's new header, its Spans): all of it in one, or of one tensor each for float32."""
   if dtype is None:
     return b"", [Span(0, os.path.getsize(path), 0, None)]
-  found = sorted(safetensors_file.header(path).items(), key=lambda x: (x[1].offset, x[1].nbytes))
+  found = sorted(safetensors.header(path).items(), key=lambda x: (x[1].offset, x[1].nbytes))
   with open(path, "rb") as file:
     fields = json.loads(file.read(int.from_bytes(file.read(8), "little")))
   fields, end = {k: v for k, v in fields.items() if k == "__metadata__"}, 0
@@ -66,7 +68,7 @@ def spans(path, dtype):
       "shape": tensor.shape,
       "data_offsets": [begin, end],
     }
-  header = safetensors_file.encode(fields)
+  header = safetensors.encode(fields)
   return header, [
     Span(
       t.offset,
@@ -114,14 +116,14 @@ def _copies(path, span, start, stop):
 def tell_dtype(directory, dtype):
   """Rewrites the index and the dtypes of config.json for weights that are all in `dtype`."""
   path = directory / "config.json"
-  config = folder.read_json(path)
+  config = files.read_json(path)
   path.write_text(json.dumps(_retyped(config, dtype), indent=2, ensure_ascii=False) + "\n")
   path = directory / "model.safetensors.index.json"
   if path.exists():
-    index = folder.read_json(path)
+    index = files.read_json(path)
     shards = set(index["weight_map"].values())
     index.setdefault("metadata", {})["total_size"] = sum(
-      t.nbytes for s in shards for t in safetensors_file.header(directory / s).values()
+      t.nbytes for s in shards for t in safetensors.header(directory / s).values()
     )
     path.write_text(json.dumps(index, indent=2) + "\n")
 

@@ -134,7 +134,7 @@ def unfused(stored):
   and writes them so where save_pretrained is told save_original_format=False.
 
   Args:
-    stored: {name: `safetensors_file.Tensor`}.
+    stored: {name: `safetensors.Tensor`}.
 
   Raises:
     InputError: the folder has a tensor in both forms.

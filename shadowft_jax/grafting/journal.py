@@ -11,7 +11,7 @@ import os
 import pathlib
 import shutil
 
-from shadowft_jax import folder
+from shadowft_jax import files
 from shadowft_jax.errors import InputError
 from shadowft_jax.progress import say
 
@@ -29,7 +29,7 @@ class Journal:
   def add(self, found, paths):
     """Keeps a list of JSON values, once the files that the steps wrote are on disk."""
     for path in paths:
-      folder.sync(path, deep=False)
+      files.sync(path, deep=False)
     self._file.write(json.dumps(found) + "\n")
     self._file.flush()
     os.fsync(self._file.fileno())
@@ -56,14 +56,14 @@ def resumable(out, key, overwrite=False):
   Raises:
     InputError: `out` exists and may not be overwritten, or another process is making it.
   """
-  out = folder.check_new(out, overwrite)
+  out = files.check_new(out, overwrite)
   fresh = place(out)
   with _open(fresh, key) as journal:
     try:
       yield journal
-      folder.sync(fresh)
+      files.sync(fresh)
       (fresh / NAME).unlink()
-      folder.move(fresh, out)
+      files.move(fresh, out)
     except Exception:
       shutil.rmtree(fresh, ignore_errors=True)
       raise

@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shadowft_jax import pair_check, safetensors_file
+from shadowft_jax.hf import safetensors
+from shadowft_jax.pairs import check
 from shadowft_jax.errors import InputError
 
 READINGS = {
@@ -32,7 +33,7 @@ CLOSE = 1e-5  # |difference| of an element that counts as unchanged, as in the a
 LAYER = r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\."
 # The first that a name matches; "w1" to "w3" as Llama's and InternLM2's own code names them.
 MODULES = {
-  "vision": pair_check.VISION,
+  "vision": check.VISION,
   "attention q": r"\bq_proj\b",
   "attention k": r"\bk_proj\b",
   "attention v": r"\bv_proj\b",
@@ -43,8 +44,8 @@ MODULES = {
   "mlp gate and up": r"\bgate_up_proj\b",
   "mlp down": r"\b(down_proj|w2)\b",
   "norms": r"norm|\bln_",
-  "embedding": f"^({pair_check.TABLES})$",
-  "head": f"^({pair_check.HEADS})$",
+  "embedding": f"^({check.TABLES})$",
+  "head": f"^({check.HEADS})$",
   "other": r"",
 }
 PIECE = 1 << 24  # elements that a thread takes at once
@@ -110,16 +111,16 @@ def comparable(base, instruct):
   left_out = {}
   for name in sorted({**base.tensors, **instruct.tensors}):
     b, i = (side.tensors.get(name) for side in (base, instruct))
-    odd = {t.dtype for t in (b, i) if t} - safetensors_file.WEIGHTS.keys()
+    odd = {t.dtype for t in (b, i) if t} - safetensors.WEIGHTS.keys()
     if not (b and i):
       left_out[name] = f"only the {'Base' if b else 'Instruct'} has it"
     elif b.shape != i.shape:
       left_out[name] = f"shapes {list(b.shape)} and {list(i.shape)}"
     elif odd:
       left_out[name] = f"stored as {' and '.join(sorted(odd))}, no bfloat16, float16 or float32"
-    elif re.fullmatch(pair_check.HARMLESS, name):
+    elif re.fullmatch(check.HARMLESS, name):
       left_out[name] = "a buffer, no weight"
-    elif base.tied and instruct.tied and re.fullmatch(pair_check.HEADS, name):
+    elif base.tied and instruct.tied and re.fullmatch(check.HEADS, name):
       left_out[name] = "the head is the embedding (tied), which is compared"
   return [n for n in sorted(base.tensors) if n not in left_out], left_out
 
@@ -168,7 +169,7 @@ def _cores():
 
 def _pieces(tensor):
   """A tensor as flat ones of at most PIECE elements."""
-  size, width = math.prod(tensor.shape), safetensors_file.ITEMSIZE[tensor.dtype]
+  size, width = math.prod(tensor.shape), safetensors.ITEMSIZE[tensor.dtype]
   for start in range(0, size, PIECE):
     count = min(PIECE, size - start)
     yield tensor._replace(
@@ -182,12 +183,12 @@ def _chunks(flat):
   A chunk is good until the next one; see safetensors_file.rows.
   """
   whole, rest = divmod(flat.shape[0], STEP)
-  tail = flat.offset + whole * STEP * safetensors_file.ITEMSIZE[flat.dtype]
+  tail = flat.offset + whole * STEP * safetensors.ITEMSIZE[flat.dtype]
   for part in (
     flat._replace(shape=(whole, STEP)),
     flat._replace(shape=(min(1, rest), rest), offset=tail),
   ):
-    for _, chunk in safetensors_file.rows(part):
+    for _, chunk in safetensors.rows(part):
       yield from chunk
 
 
@@ -211,7 +212,7 @@ def _measure(task):
 
 def layer_of(name):
   """The number of the language model's layer that a tensor is of, or None."""
-  found = None if re.search(pair_check.VISION, name) else re.search(LAYER, name)
+  found = None if re.search(check.VISION, name) else re.search(LAYER, name)
   return int(found[1]) if found else None
 
 

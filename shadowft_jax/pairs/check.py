@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shadowft_jax import pair_folder, pairs, safetensors_file
+from shadowft_jax.hf import folder, safetensors
+from shadowft_jax.pairs import registry
 from shadowft_jax.errors import InputError, listing
 
 LEVELS = ("error", "warning", "note")
@@ -54,7 +55,7 @@ def check(base_dir, instruct_dir):
   """Compares a Base and an Instruct.
 
   Args:
-    base_dir: a local folder, such as `pairs.locate` gives.
+    base_dir: a local folder, such as `registry.locate` gives.
     instruct_dir: another.
 
   Returns:
@@ -63,7 +64,7 @@ def check(base_dir, instruct_dir):
   Raises:
     InputError: a folder cannot be read at all: files are missing or malformed.
   """
-  base, instruct = (pair_folder.read(d) for d in (base_dir, instruct_dir))
+  base, instruct = (folder.read(d) for d in (base_dir, instruct_dir))
   looks = (
     _families,
     _sizes,
@@ -123,8 +124,8 @@ def _families(base, instruct):
       "to the weights of another family: name the Base that the Instruct was made "
       "from",
     )
-  if kinds[1] in pairs.WHY_NOT_TRAIN:
-    yield Finding("note", f"graft and similarity only: {pairs.WHY_NOT_TRAIN[kinds[1]]}")
+  if kinds[1] in registry.WHY_NOT_TRAIN:
+    yield Finding("note", f"graft and similarity only: {registry.WHY_NOT_TRAIN[kinds[1]]}")
   for name, side in (("Base", base), ("Instruct", instruct)):
     if side.quantised:
       yield Finding(
@@ -237,7 +238,7 @@ def _behaviour(base, instruct):
     yield Finding(
       "warning", f"{name}: {_versus(*values)}; each runs with its own; the graft adds weights only"
     )
-  ropes = [pair_folder.rope(c) for c in (a, b)]
+  ropes = [folder.rope(c) for c in (a, b)]
   for name in sorted({**ropes[0], **ropes[1]}):
     values = [r.get(name) for r in ropes]
     if values[0] != values[1]:
@@ -370,7 +371,7 @@ def _chat_rows(base, instruct):
   }
   for kind, pattern in (("embedding", TABLES), ("head", HEADS)):
     table = next((t for n, t in base.tensors.items() if re.fullmatch(pattern, n)), None)
-    if table is None or table.dtype not in safetensors_file.WEIGHTS or not marks:
+    if table is None or table.dtype not in safetensors.WEIGHTS or not marks:
       continue
     if beyond := [f"{t} ({i})" for i, t in marks.items() if i >= table.shape[0]]:
       yield Finding(
@@ -409,5 +410,5 @@ def _chat_rows(base, instruct):
 
 def _norm(table, i):
   """The Euclidean norm of one row, read alone."""
-  ((_, row),) = safetensors_file.rows(table, i, i + 1)
+  ((_, row),) = safetensors.rows(table, i, i + 1)
   return float(np.linalg.norm(row.astype(np.float64)))

@@ -9,7 +9,8 @@ import re
 
 import jax
 
-from shadowft_jax import ahead, tree
+from shadowft_jax import tree
+from shadowft_jax.planning import shapes
 
 TABLE = "model/embed_tokens/embedding"  # a tied model's head, too
 # What good kernels reach, of an accelerator's peak: of products, of its memory, of its links.
@@ -60,7 +61,7 @@ def attention_flops(cfg, length):
 
 def work(run, length=None):
   """The Work of a token of an example of `length` tokens; None: as long as a row."""
-  model, learnt = run.method.model, ahead.learnt_names(run)
+  model, learnt = run.method.model, shapes.learnt_names(run)
   again = model.remat == "full"
   useful = executed = 0
   for name, weights in multiplied(run).items():
@@ -93,7 +94,7 @@ def _widths(run):
 
 def _head_learns(run):
   tied = run.method.model.cfg.tie_word_embeddings
-  return (TABLE if tied else "lm_head/kernel") in ahead.learnt_names(run)
+  return (TABLE if tied else "lm_head/kernel") in shapes.learnt_names(run)
 
 
 def activations(run):
@@ -111,7 +112,7 @@ def activations(run):
 
 def temporaries(run):
   """Bytes a device beside what is kept: the most of the loss's chunk and of a block."""
-  model, method, learnt = run.method.model, run.method, ahead.learnt_names(run)
+  model, method, learnt = run.method.model, run.method, shapes.learnt_names(run)
   cfg, size = model.cfg, model.dtype.itemsize
   rows, length = run.batch["token"].sharding.shard_shape(run.batch["token"].shape)
   inner, vocabulary = _widths(run)
@@ -129,14 +130,14 @@ def temporaries(run):
 
 
 def memory(run, compiled=None):
-  """{part: bytes a device}; what is beside the arrays by `ahead.compiled`, or estimated."""
+  """{part: bytes a device}; what is beside the arrays by `shapes.compiled`, or estimated."""
   parts = {
     "Base": run.base,
     "delta": run.state.delta,
     "optimizer": run.state.opt,
     "gradients": run.grads,
   }
-  out = {name: ahead.bytes_a_device(x) for name, x in parts.items()}
+  out = {name: shapes.bytes_a_device(x) for name, x in parts.items()}
   if compiled is None:
     return {**out, "activations": activations(run), "temporaries": temporaries(run)}
   most = max(compiled.gradients, compiled.update) + compiled.unshared
@@ -173,7 +174,7 @@ def seconds(run, accelerator, link):
   """The roofline of a step on `accelerator`; `link`: bytes a second to others, in one direction."""
   tokens = run.batch["token"].size
   products = work(run).executed * tokens / run.mesh.size / accelerator.flops
-  state = 2 * ahead.bytes_a_device(run.state) + ahead.bytes_a_device(run.grads)
+  state = 2 * shapes.bytes_a_device(run.state) + shapes.bytes_a_device(run.grads)
   return Seconds(
     products / EFFICIENCY["products"],
     _read(run) / accelerator.bandwidth / EFFICIENCY["memory"],
@@ -197,13 +198,13 @@ def _read(run):
   inner, _ = _widths(run)
   features = 2 * (8 * model.cfg.hidden_size + 2 * inner) * model.cfg.num_hidden_layers
   return model.dtype.itemsize * passes * (2 * _block_weights(run) + features * tokens) + (
-    2 * ahead.bytes_a_device(run.grads)
+    2 * shapes.bytes_a_device(run.grads)
   )
 
 
 def _sent(run):
   """Bytes that a device sends for a micro-batch: (weights and gradients, partial sums and keys)."""
-  model, learnt, size = run.method.model, ahead.learnt_names(run), run.method.model.dtype.itemsize
+  model, learnt, size = run.method.model, shapes.learnt_names(run), run.method.model.dtype.itemsize
   cfg, mesh = model.cfg, run.mesh.shape
   rows, length = run.batch["token"].sharding.shard_shape(run.batch["token"].shape)
 
@@ -216,7 +217,7 @@ def _sent(run):
   sent = apart("fsdp") * (
     size * _block_weights(run) * (2 + trained) + chunks * head * (2 * size + 4 * _head_learns(run))
   )
-  sent += apart("data") * 2 * ahead.bytes_a_device(run.grads)
+  sent += apart("data") * 2 * shapes.bytes_a_device(run.grads)
   token = size * rows * length * cfg.num_hidden_layers  # one number a token and layer
   sums = 2 * cfg.hidden_size * (4 + 2 * (model.remat == "full"))
   keys = 2 * cfg.num_key_value_heads * cfg.head_dim * mesh["context"] * 3

@@ -13,16 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from shadowft_jax import (
-  delta as delta_lib,
-  models,
-  objectives,
-  optim,
-  presets,
-  sharding,
-  step,
-  tree,
-)
+from shadowft_jax import delta as delta_lib, models, presets, sharding, tree
+from shadowft_jax.learning import objectives, optim, step
 
 
 @dataclasses.dataclass(frozen=True)

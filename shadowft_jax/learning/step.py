@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from shadowft_jax import delta as delta_lib, loss, objectives, sharding, tree
+from shadowft_jax import delta as delta_lib, sharding, tree
+from shadowft_jax.learning import loss, objectives
 
 
 @flax.struct.dataclass

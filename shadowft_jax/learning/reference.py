@@ -7,7 +7,8 @@ import pathlib
 
 import numpy as np
 
-from shadowft_jax import hosts, sharding, step as step_lib
+from shadowft_jax import hosts, sharding
+from shadowft_jax.learning import step as step_lib
 from shadowft_jax.progress import say
 
 NAME = "reference.npz"  # in a run's folder

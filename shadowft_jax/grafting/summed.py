@@ -7,10 +7,10 @@ import os
 
 import numpy as np
 
-from shadowft_jax import buffers, combine, layout
-from shadowft_jax.buffers import SCRATCH
+from shadowft_jax.grafting import buffers, chunks as layout, recipe as combine
+from shadowft_jax.grafting.buffers import SCRATCH
 from shadowft_jax.errors import InputError
-from shadowft_jax.safetensors_file import WEIGHTS
+from shadowft_jax.hf.safetensors import WEIGHTS
 
 
 def targets(plan):

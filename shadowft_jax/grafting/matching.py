@@ -9,10 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shadowft_jax import combine, delta, delta_stream, pair_check, pairs, port
-from shadowft_jax.delta_stream import HEAD, TABLE
+from shadowft_jax import delta
+from shadowft_jax.grafting import recipe as combine, sources
+from shadowft_jax.hf import names
+from shadowft_jax.pairs import check, registry
+from shadowft_jax.grafting.sources import HEAD, TABLE
 from shadowft_jax.errors import InputError, listing
-from shadowft_jax.safetensors_file import WEIGHTS, Tensor
+from shadowft_jax.hf.safetensors import WEIGHTS, Tensor
 
 
 class Target(NamedTuple):
@@ -37,13 +40,13 @@ class Target(NamedTuple):
 class Plan(NamedTuple):
   """All that a graft will do."""
 
-  instruct: delta_stream.Checkpoint
+  instruct: sources.Checkpoint
   deltas: list
   targets: list
   beyond: list  # the deltas' tensors outside the scope, as they spell them
   mapped: list  # lines on prefixes that differ
   shards: list  # the Instruct's weight files
-  base: delta_stream.Checkpoint | None  # what the result is measured against
+  base: sources.Checkpoint | None  # what the result is measured against
   recipe: combine.Recipe
 
 
@@ -60,7 +63,7 @@ def scope(kind, name="paper", *, match=None, include=None, exclude=None):
   Raises:
     InputError: something is no regex.
   """
-  paper = pairs.PROJECTIONS.get(kind, pairs.PROJECTIONS["default"])
+  paper = registry.PROJECTIONS.get(kind, registry.PROJECTIONS["default"])
   if match is not None or name == "all":
     paper = ""
   try:
@@ -72,7 +75,7 @@ def scope(kind, name="paper", *, match=None, include=None, exclude=None):
 
   def wanted(tensor, axes):
     if leaves:
-      leaf, _ = port.leaf_of(port.own_name(tensor), axes)
+      leaf, _ = names.leaf_of(names.own_name(tensor), axes)
       if leaf is None or not leaves.search(leaf):
         return False
     return all(t.search(tensor) for t in tests) and not (veto and veto.search(tensor))
@@ -108,7 +111,7 @@ def plan(instruct, deltas, *, wanted, vocab="refuse", base=None, recipe=combine.
       }
       name = instruct.names.get(short) or learnt.names[short]
       axes = max(len(s) for s in shapes.values() if s is not None)
-      if re.fullmatch(pair_check.HARMLESS, name) or _is_buffer(tensor):
+      if re.fullmatch(check.HARMLESS, name) or _is_buffer(tensor):
         continue
       if not wanted(name, axes):
         beyond.add(name)
@@ -174,7 +177,7 @@ def _is_buffer(tensor):
 def _is_table(short, shapes):
   """Whether shapes differ in the length of the vocabulary alone."""
   return (
-    bool(re.fullmatch(f"{pair_check.TABLES}|{pair_check.HEADS}", short))
+    bool(re.fullmatch(f"{check.TABLES}|{check.HEADS}", short))
     and None not in shapes.values()
     and len({s[1:] for s in shapes.values()}) == 1
   )
@@ -253,7 +256,7 @@ def _mapped(instruct, deltas):
 
 
 def lines(plan_, out, need, free):
-  """The plan, for a terminal; `need` is that of `stream.need`."""
+  """The plan, for a terminal; `need` is that of `write.need`."""
   numbers = sum(t.count for t in plan_.targets)
   total = len(plan_.instruct.tensors) + (plan_.instruct.twin is not None)
   yield f"{plan_.instruct.directory} + {' + '.join(_factor(d) + d.what for d in plan_.deltas)}"

@@ -6,7 +6,8 @@ import pathlib
 import re
 from typing import NamedTuple
 
-from shadowft_jax import folder, port, safetensors_file
+from shadowft_jax import files
+from shadowft_jax.hf import names, safetensors
 from shadowft_jax.errors import InputError
 
 # What stands before the same name in checkpoints of one model, by who saved it; the longest
@@ -54,8 +55,8 @@ def read(directory):
     InputError: a file is missing or malformed, or the weights are pickles or GGUF.
   """
   directory = pathlib.Path(directory)
-  folder.check(directory)
-  hf = folder.read_json(directory / "config.json")
+  files.check(directory)
+  hf = files.read_json(directory / "config.json")
   config = {**hf, **(hf.get("text_config") or {})}
   found = tensors_of(directory)
   names, prefixes = canonical(directory, found)
@@ -78,13 +79,13 @@ def read(directory):
 
 def tensors_of(directory):
   """{tensor name: Tensor} of a folder's weights; pickles and GGUF are refused."""
-  folder.refuse_pickles(directory)
+  files.refuse_pickles(directory)
   if any(directory.glob("*.gguf")) and not any(directory.glob("*.safetensors")):
     raise InputError(
       f"{directory} has only GGUF weights, which are packed for another program "
       "and mostly quantised; download the original model in safetensors"
     )
-  return port.unfused(safetensors_file.find(directory))
+  return names.unfused(safetensors.find(directory))
 
 
 def canonical(directory, names):
@@ -113,7 +114,7 @@ def quantised(hf, tensors):
   if settings:
     return str(settings.get("quant_method", "see quantization_config in config.json"))
   codes = {t.dtype for n, t in tensors.items() if re.search(r"weight|scales|qzeros", n)}
-  return ", ".join(sorted(codes - {*safetensors_file.WEIGHTS, *BUFFERS}))
+  return ", ".join(sorted(codes - {*safetensors.WEIGHTS, *BUFFERS}))
 
 
 def rope(config):
@@ -149,7 +150,7 @@ def _tokenizer(directory):
     added = {int(i): t["content"] for i, t in (settings.get("added_tokens_decoder") or {}).items()}
     vocabulary, merges = {}, []
     if path.exists():
-      fields = folder.read_json(path)
+      fields = files.read_json(path)
       added |= {t["id"]: t["content"] for t in fields.get("added_tokens") or ()}
       tokens, merges = fields["model"]["vocab"], fields["model"].get("merges")
       # A unigram model lists [token, score] in the order of ids.
@@ -203,7 +204,7 @@ def _stop_tokens(directory, hf, tokenizer):
 
 
 def _optional(path):
-  return folder.read_json(path) if path.exists() else {}
+  return files.read_json(path) if path.exists() else {}
 
 
 def _sha256(data):

@@ -11,7 +11,8 @@ which is stored as W_I + e; the gap is g = W_I - W_B.
 
 import math
 
-from shadowft_jax import gap, pair_folder
+from shadowft_jax.hf import folder
+from shadowft_jax.pairs import gap
 
 TURNED = 0.95  # a survival cosine under this is warned of
 MEANING = {
@@ -97,7 +98,7 @@ def module_of(row):
 
 
 def _short(row):
-  prefix = next((p for p in pair_folder.PREFIXES if row.name.startswith(p)), "")
+  prefix = next((p for p in folder.PREFIXES if row.name.startswith(p)), "")
   return row.name.removeprefix(prefix)
 
 

@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from shadowft_jax import delta, folder, hosts, models, port, safetensors_file, tree
-from shadowft_jax.delta_file import load_delta, save_adapter, save_dense
+from shadowft_jax import delta, files, hosts, models, tree
+from shadowft_jax.hf import names, safetensors
+from shadowft_jax.hf.deltas import load_delta, save_adapter, save_dense
 from shadowft_jax.errors import InputError, listing
-from shadowft_jax.safetensors_file import WEIGHTS
+from shadowft_jax.hf.safetensors import WEIGHTS
 
 # This module is the door to all that lies on disk but the run's own checkpoints.
 __all__ = ["abstract_model", "export", "load_delta", "load_model", "save_adapter", "save_dense"]
@@ -45,7 +46,7 @@ def load_model(directory, *, dtype=None, mesh=None, **options):
   model, abstract, tensors = _open(directory, dtype, options)
   if _is_twin(TIED_HEAD, model, tensors):
     _check_twin(directory, tensors)
-  return model, safetensors_file.place(abstract, tensors, mesh)
+  return model, safetensors.place(abstract, tensors, mesh)
 
 
 def abstract_model(directory, *, dtype=None, **options):
@@ -57,11 +58,9 @@ def abstract_model(directory, *, dtype=None, **options):
 def _open(directory, dtype, options):
   """(model, abstract parameters, {port.own_name: Tensor}), checked against one another."""
   directory = pathlib.Path(directory)
-  folder.check(directory)
-  config = folder.read_json(directory / "config.json")
-  tensors = port.unfused(
-    port.text_tower(safetensors_file.find(directory), config.get("model_type"))
-  )
+  files.check(directory)
+  config = files.read_json(directory / "config.json")
+  tensors = names.unfused(names.text_tower(safetensors.find(directory), config.get("model_type")))
   model = models.from_config(
     config,
     dtype=jnp.dtype(dtype or _main_dtype(directory, tensors)),
@@ -74,7 +73,7 @@ def _open(directory, dtype, options):
   )
 
   def leaf(name, x):
-    stored = tensors[port.hf_names(name, x.shape)[0]].dtype
+    stored = tensors[names.hf_names(name, x.shape)[0]].dtype
     return jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype or WEIGHTS[stored]))
 
   return model, tree.nest({n: leaf(n, x) for n, x in named.items()}), tensors
@@ -100,7 +99,7 @@ def _is_twin(hf_name, model, tensors):
 
 def _check_names(directory, named, tensors):
   """Raises one InputError for all tensors that are missing, unknown or unlike the model's."""
-  want = port.file_shapes(named)
+  want = names.file_shapes(named)
   bad = [
     f"{n}: the model asks for {shape}, the folder has none"
     for n, shape in want.items()
@@ -123,7 +122,7 @@ def _check_names(directory, named, tensors):
     if t.dtype not in WEIGHTS
   ]
   for name, leaf in named.items():
-    dtypes = {tensors[n].dtype for n in port.hf_names(name, leaf.shape) if n in tensors}
+    dtypes = {tensors[n].dtype for n in names.hf_names(name, leaf.shape) if n in tensors}
     if len(dtypes) > 1:
       bad.append(f"{name}: layers are stored in {' and '.join(sorted(dtypes))}; expected one")
   if bad:
@@ -135,12 +134,10 @@ def _check_names(directory, named, tensors):
 
 def _check_twin(directory, tensors):
   """A tied model whose second copy of the table differs is read differently by others."""
-  table, head = tensors[port.hf_names(TABLE, ())[0]], tensors[TIED_HEAD]
+  table, head = tensors[names.hf_names(TABLE, ())[0]], tensors[TIED_HEAD]
   same = (table.shape, table.dtype) == (head.shape, head.dtype) and all(
-    np.array_equal(safetensors_file.bits(a), safetensors_file.bits(b))
-    for (_, a), (_, b) in zip(
-      safetensors_file.rows(table), safetensors_file.rows(head), strict=True
-    )
+    np.array_equal(safetensors.bits(a), safetensors.bits(b))
+    for (_, a), (_, b) in zip(safetensors.rows(table), safetensors.rows(head), strict=True)
   )
   if not same:
     raise InputError(
@@ -168,17 +165,17 @@ def export(directory, named, *, like, overwrite=False, card=None):
   directory, like = (pathlib.Path(os.path.realpath(d)) for d in (directory, like))
   model, abstract, tensors = _open(like, None, {})
   _check_export(named, tree.names(abstract), like)
-  folder.check_apart(directory, like)
+  files.check_apart(directory, like)
   if not hosts.is_first():
-    port.take_part(tree.nest(named))
+    names.take_part(tree.nest(named))
     return []
-  with folder.atomic(directory, overwrite) as fresh:
-    shards = {t.path.name for t in safetensors_file.find(like).values()}
-    left_out = folder.copy_with_card(like, fresh, shards, card)
-    for hf_name, part in port.export(tree.nest(named)):
-      twin = _is_twin(TIED_HEAD, model, tensors) and hf_name == port.hf_names(TABLE, ())[0]
+  with files.atomic(directory, overwrite) as fresh:
+    shards = {t.path.name for t in safetensors.find(like).values()}
+    left_out = files.copy_with_card(like, fresh, shards, card)
+    for hf_name, part in names.export(tree.nest(named)):
+      twin = _is_twin(TIED_HEAD, model, tensors) and hf_name == names.hf_names(TABLE, ())[0]
       for target in (tensors[n] for n in ([hf_name, TIED_HEAD] if twin else [hf_name])):
-        safetensors_file.write_at(fresh / target.path.name, target.offset, part)
+        safetensors.write_at(fresh / target.path.name, target.offset, part)
   return left_out
 
 

@@ -16,21 +16,21 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from shadowft_jax import (
+from shadowft_jax import files
+from shadowft_jax.grafting import (
   buffers,
-  combine,
-  delta_stream,
-  folder,
+  chunks as layout,
   journal,
-  layout,
   measure,
-  report,
-  safetensors_file,
+  recipe as combine,
+  sources,
   survival,
 )
-from shadowft_jax.buffers import SCRATCH
+from shadowft_jax.hf import safetensors
+from shadowft_jax.runs import pictures
+from shadowft_jax.grafting.buffers import SCRATCH
 from shadowft_jax.errors import InputError
-from shadowft_jax.safetensors_file import WEIGHTS
+from shadowft_jax.hf.safetensors import WEIGHTS
 
 BESIDE = 100 << 20  # bytes to spare for what is not weights: tokenizer, configuration, cards
 JAX_MEMORY = 400 << 20  # bytes of a process that has only imported jax, about
@@ -65,7 +65,7 @@ def _compute(recipe, floors, chunk):
   if target is None:
     out = SCRATCH.take()[: chunk.nbytes]
     with open(chunk.path, "rb", buffering=0) as file:
-      safetensors_file.read_at(file, out, chunk.offset)
+      safetensors.read_at(file, out, chunk.offset)
     if chunk.dtype:
       out = out.view(WEIGHTS[chunk.dtype]).astype(np.float32).view(np.uint8)
     return out, None
@@ -113,7 +113,7 @@ def _blame(target, dtype):
 def _write(fresh, is_checked, recipe, floors, chunk):
   """Writes a chunk; (its checksum, what was measured)."""
   data, found = _compute(recipe, floors, chunk)
-  safetensors_file.write_at(fresh / chunk.path.name, chunk.place, data)
+  safetensors.write_at(fresh / chunk.path.name, chunk.place, data)
   return zlib.crc32(data) if is_checked else 0, found
 
 
@@ -123,15 +123,15 @@ def _begin(plan, fresh, card):
   for path in fresh.iterdir():  # what a killed run has copied may have changed since
     if path.name not in {*weights, journal.NAME}:
       shutil.rmtree(path) if path.is_dir() else path.unlink()
-  left_out = folder.copy_with_card(plan.instruct.directory, fresh, (), card)
+  left_out = files.copy_with_card(plan.instruct.directory, fresh, (), card)
   for path in plan.shards:
     header, _ = layout.spans(path, plan.recipe.dtype)
     (fresh / path.name).touch()
     os.truncate(fresh / path.name, layout.size(path, plan.recipe.dtype))
-    safetensors_file.write_at(fresh / path.name, 0, np.frombuffer(header, np.uint8))
+    safetensors.write_at(fresh / path.name, 0, np.frombuffer(header, np.uint8))
   if plan.recipe.dtype:
     layout.tell_dtype(fresh, plan.recipe.dtype)
-  folder.sync(fresh, deep=False)
+  files.sync(fresh, deep=False)
   return [p for p in left_out if p not in weights]
 
 
@@ -164,14 +164,14 @@ def _read_back(fresh, out, dtype, path, chunks):
     "memory is faulty, and nothing was kept"
   )
   buffer = SCRATCH.buffers[0] if SCRATCH.buffers else SCRATCH.take()
-  folder.forget(fresh / path.name)
+  files.forget(fresh / path.name)
   with open(fresh / path.name, "rb", buffering=0) as file:
     if file.read(len(header)) != header:
       raise InputError(fail % "its header")
     digest = hashlib.sha256(header)
     for chunk, checksum in chunks:
       data = buffer[: chunk.written]
-      safetensors_file.read_at(file, data, chunk.place)
+      safetensors.read_at(file, data, chunk.place)
       digest.update(data)
       if zlib.crc32(data) != checksum:
         what = chunk.target.name if chunk.target else "what was copied"
@@ -187,7 +187,7 @@ def _verify(plan, fresh, out, work, found, pool):
   read = functools.partial(_read_back, fresh, out, plan.recipe.dtype)
   digests = dict(pool.map(read, inside, inside.values()))
   return {
-    p.name: digests.get(p.name) or report.sha256(p)
+    p.name: digests.get(p.name) or pictures.sha256(p)
     for p in sorted(fresh.iterdir())
     if p.is_file() and p.name != journal.NAME
   }
@@ -227,7 +227,7 @@ def check_room(plan, out):
   """
   sides = [f for d in plan.deltas for f in d.folders.values()]
   for directory in [plan.instruct.directory, *sides, *([plan.base.directory] if plan.base else [])]:
-    folder.check_apart(out, directory)
+    files.check_apart(out, directory)
   left = journal.place(out).glob("*.safetensors")  # is gone on with, or removed
   check_free(out, need(plan)["write"], left=sum(512 * p.stat().st_blocks for p in left))
 
@@ -247,7 +247,7 @@ def run(plan, out, *, card=None, made=None, overwrite=False, verify=True, title=
   """Writes the grafted folder, whole or not at all; goes on where the same call was killed.
 
   Args:
-    plan: of `graft_plan.plan`.
+    plan: of `matching.plan`.
     out: the folder to make.
     card: text of its README.md.
     made: {setting: value} for provenance.json.
@@ -270,9 +270,9 @@ def run(plan, out, *, card=None, made=None, overwrite=False, verify=True, title=
     work = list(layout.chunks(plan))
     found, kept = _fill(plan, log, work, pool, keeper, verify)
     inputs = _inputs(plan, left_out) if verify else {}
-    hashing = pool.submit(report.provenance, inputs, seed=None)  # while the disk writes
+    hashing = pool.submit(pictures.provenance, inputs, seed=None)  # while the disk writes
     survived = _survivals(plan, work, [sums for _, sums in found])
-    report.write_graft(log.directory, survived, made, title, rounding=plan.recipe.rounding)
+    pictures.write_graft(log.directory, survived, made, title, rounding=plan.recipe.rounding)
     for future in kept:
       future.result()
     output = _verify(plan, log.directory, out, work, found, pool) if verify else {}
@@ -323,6 +323,6 @@ def _inputs(plan, left_out):
     for role, paths in d.paths.items():
       files.setdefault(role, []).extend(paths)
   if plan.base:
-    files.setdefault("base", delta_stream.files(plan.base.directory, plan.base.tensors))
+    files.setdefault("base", sources.files(plan.base.directory, plan.base.tensors))
   here = [p for p in plan.instruct.directory.iterdir() if p.is_file() and p.name not in left_out]
   return {**files, "instruct": sorted(here)}

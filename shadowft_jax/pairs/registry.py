@@ -12,7 +12,7 @@ import re
 
 import huggingface_hub
 
-from shadowft_jax import folder
+from shadowft_jax import files
 from shadowft_jax.errors import InputError, nearest
 
 # config.json's model_type -> why it cannot be trained here.  It can be grafted and compared.
@@ -297,7 +297,7 @@ def locate(model, *, weights=True):
   if path.is_dir():
     return path
   if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)):
-    folder.check(path)
+    files.check(path)
   try:
     found = pathlib.Path(
       huggingface_hub.snapshot_download(
@@ -314,7 +314,7 @@ def locate(model, *, weights=True):
   if weights and not any(found.glob("*.safetensors")):
     raise InputError(
       f"{model} has no safetensors weights; run `hf download {model} --local-dir "
-      f"{path.name}`, then convert: {folder.conversion(path.name)}"
+      f"{path.name}`, then convert: {files.conversion(path.name)}"
     )
   return found
 
@@ -325,6 +325,6 @@ def check_trainable(directory):
   Raises:
     InputError: it is; says why.
   """
-  kind = folder.read_json(pathlib.Path(directory) / "config.json").get("model_type")
+  kind = files.read_json(pathlib.Path(directory) / "config.json").get("model_type")
   if kind in WHY_NOT_TRAIN:
     raise InputError(f"{directory} cannot be trained: {WHY_NOT_TRAIN[kind]}")

@@ -18,7 +18,8 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from shadowft_jax import folder, port, sharding, tree
+from shadowft_jax import files, sharding, tree
+from shadowft_jax.hf import names
 from shadowft_jax.errors import InputError, listing
 
 WEIGHTS = {
@@ -143,7 +144,7 @@ def find(directory, stem="model"):
     InputError: the folder, its index, a shard or a tensor is missing or malformed.
   """
   directory = pathlib.Path(directory)
-  folder.check(directory)
+  files.check(directory)
   single, index = directory / f"{stem}.safetensors", directory / f"{stem}.safetensors.index.json"
   if index.exists():
     places = _read_index(index)
@@ -154,7 +155,7 @@ def find(directory, stem="model"):
       )
     return _read_shards(index, places)
   if not single.exists():
-    folder.refuse_pickles(directory)
+    files.refuse_pickles(directory)
     raise InputError(
       f"{directory} has no {single.name} and no {index.name}; download the weights, "
       "or save them again as safetensors"
@@ -164,7 +165,7 @@ def find(directory, stem="model"):
 
 def _read_index(path):
   """{tensor name: shard's file name}; a name that leaves the folder is refused."""
-  places = folder.read_json(path).get("weight_map")
+  places = files.read_json(path).get("weight_map")
   if not isinstance(places, dict) or not places:
     raise InputError(f"{path} has no weight_map; download it again")
   bad = {
@@ -268,7 +269,7 @@ def _place_leaf(name, want, where, tensors):
   buffers = {
     box: np.empty([end - start for start, end in box], want.dtype) for box in boxes.values()
   }
-  for hf_name, _, index in port.tensors({name: want}):
+  for hf_name, _, index in names.tensors({name: want}):
     _read_into(list(_views(name, index, buffers)), tensors[hf_name], want.dtype)
   parts = [jax.device_put(buffers[box], device) for device, box in boxes.items()]
   # Waiting frees the buffers before the next leaf's are made.
@@ -284,7 +285,7 @@ def _views(name, index, buffers):
     stack, box = box[: len(index)], box[len(index) :]
     if all(first <= i < end for i, (first, end) in zip(index, stack, strict=True)):
       buffer = buffer[tuple(i - first for i, (first, _) in zip(index, stack, strict=True))]
-      yield (box[::-1], buffer.T) if port.is_transposed(name) else (box, buffer)
+      yield (box[::-1], buffer.T) if names.is_transposed(name) else (box, buffer)
 
 
 def _read_into(views, tensor, dtype):

@@ -4,7 +4,9 @@ import dataclasses
 import itertools
 import math
 
-from shadowft_jax import ahead, backends, estimate, models, presets, sharding, topologies
+from shadowft_jax import models, presets, sharding
+from shadowft_jax.learning import kernels
+from shadowft_jax.planning import estimate, shapes as ahead, topologies
 from shadowft_jax.errors import InputError
 from shadowft_jax.models.decoder import REMAT
 
@@ -65,7 +67,7 @@ def make(config, hf, topology, *, compile=True, shapes=None):
 
   Args:
     compile: asks the compiler, where this environment has one.
-    shapes: `ahead.shapes_of` the config, where they are known.
+    shapes: `shapes.shapes_of` the config, where they are known.
 
   Raises:
     InputError: the topology, model or mesh cannot be.
@@ -76,7 +78,7 @@ def make(config, hf, topology, *, compile=True, shapes=None):
   if config.attention == "auto":
     platform = {"cuda": "gpu"}.get(accelerator.platform, accelerator.platform)
     cfg = models.from_config(hf).cfg
-    config.attention, _ = backends.expected(accelerator.kind, platform, cfg, config.dtype)
+    config.attention, _ = kernels.expected(accelerator.kind, platform, cfg, config.dtype)
   compile = compile and topologies.has_compiler(accelerator)
   mesh = (
     sharding.make_mesh(config.mesh, topologies.mesh_devices(topology))

@@ -26,7 +26,8 @@ import jax.extend.random
 import jax.numpy as jnp
 import numpy as np
 
-from shadowft_jax import buffers, delta, delta_stream, measure
+from shadowft_jax import delta
+from shadowft_jax.grafting import buffers, measure, sources
 from shadowft_jax.errors import InputError
 
 NOTHING = np.uint32(2**32 - 1)  # above the bits of every magnitude, NaN included
@@ -117,9 +118,7 @@ def draw(key, first, count):
 
 def _learnt(parts, weights, keys, first, count, recipe):
   """The d_i after DARE: a list of float32 [count]."""
-  out = [
-    delta_stream.dense(part, weight, count) for part, weight in zip(parts, weights, strict=True)
-  ]
+  out = [sources.dense(part, weight, count) for part, weight in zip(parts, weights, strict=True)]
   if not recipe.drop_rate:
     return out
   limit = np.uint32(recipe.drop_rate * 2**32)

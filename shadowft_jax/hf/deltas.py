@@ -12,7 +12,8 @@ import pathlib
 import jax
 import jax.numpy as jnp
 
-from shadowft_jax import folder, hosts, port, safetensors_file, tree
+from shadowft_jax import files, hosts, tree
+from shadowft_jax.hf import names, safetensors
 from shadowft_jax.errors import InputError, listing
 
 PREFIX = "base_model.model."
@@ -58,13 +59,13 @@ def save_adapter(directory, lora_tree, *, rank, alpha, base_model, like=None, ov
   _check_rank(directory, named, rank)
   modules = sorted({name.split("/")[-2] for name in named})
   model_config = pathlib.Path(like or base_model) / "config.json"
-  kind = folder.read_json(model_config).get("model_type") if model_config.exists() else None
+  kind = files.read_json(model_config).get("model_type") if model_config.exists() else None
   config = adapter_config(modules, rank=rank, alpha=alpha, base_model=base_model, kind=kind)
-  rename = lambda name: PREFIX + port.served_name(name, kind)
+  rename = lambda name: PREFIX + names.served_name(name, kind)
   if not hosts.is_first():
-    port.take_part(lora_tree)
+    names.take_part(lora_tree)
     return
-  with folder.atomic(directory, overwrite) as fresh:
+  with files.atomic(directory, overwrite) as fresh:
     _write(fresh, "adapter_model", lora_tree, rename, {"format": "pt"}, math.inf)
     (fresh / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
@@ -88,8 +89,8 @@ def adapter_config(modules, *, rank, alpha, base_model, kind=None):
     "fan_in_fan_out": False,
     "inference_mode": True,
   }
-  if kind in port.BESIDE:  # a vision tower has modules of the same names
-    config["exclude_modules"] = port.BESIDE[kind]
+  if kind in names.BESIDE:  # a vision tower has modules of the same names
+    config["exclude_modules"] = names.BESIDE[kind]
   return config
 
 
@@ -100,18 +101,18 @@ def save_dense(directory, dense_tree, *, overwrite=False):
     InputError: `directory` exists.
   """
   if not hosts.is_first():
-    port.take_part(dense_tree)
+    names.take_part(dense_tree)
     return
-  with folder.atomic(directory, overwrite) as fresh:
+  with files.atomic(directory, overwrite) as fresh:
     _write(fresh, "delta", dense_tree, str, DENSE_METADATA, MAX_SHARD)
 
 
 def _write(directory, stem, part, rename, metadata, max_shard):
   """Writes a tree to one file, or to several and their index; `rename` is told each name."""
-  shapes = {rename(n): shape for n, shape in port.file_shapes(tree.names(part)).items()}
-  stream = ((rename(name), x) for name, x in port.export(part))
+  shapes = {rename(n): shape for n, shape in names.file_shapes(tree.names(part)).items()}
+  stream = ((rename(name), x) for name, x in names.export(part))
   for file, shard in shards(directory, stem, shapes, max_shard).items():
-    safetensors_file.write(directory / file, shard, itertools.islice(stream, len(shard)), metadata)
+    safetensors.write(directory / file, shard, itertools.islice(stream, len(shard)), metadata)
 
 
 def shards(directory, stem, shapes, max_shard, itemsize=4):
@@ -150,28 +151,25 @@ def load_delta(directory, *, mesh=None):
       ranks, DoRA, …).
   """
   directory = pathlib.Path(directory)
-  folder.check(directory)
+  files.check(directory)
   if not (directory / "adapter_config.json").exists():
-    tensors = safetensors_file.find(directory, "delta")
+    tensors = safetensors.find(directory, "delta")
     abstract = _stacked(directory, tensors, DENSE)
-    return {"delta": safetensors_file.place(abstract, tensors, mesh)}, 1.0
+    return {"delta": safetensors.place(abstract, tensors, mesh)}, 1.0
   config = _read_config(directory / "adapter_config.json")
-  tensors = safetensors_file.find(directory, "adapter_model")
+  tensors = safetensors.find(directory, "adapter_model")
   if foreign := [n for n in tensors if not n.startswith(PREFIX)]:
     raise InputError(
       f"{directory}: tensors of an adapter begin with {PREFIX}; got{listing(foreign)}"
     )
-  tensors = {port.own_name(n.removeprefix(PREFIX)): t for n, t in tensors.items()}
+  tensors = {names.own_name(n.removeprefix(PREFIX)): t for n, t in tensors.items()}
   abstract = _stacked(directory, tensors, ADAPTER)
   _check_rank(directory, tree.names(abstract), config["r"])
-  return (
-    {"lora": safetensors_file.place(abstract, tensors, mesh)},
-    config["lora_alpha"] / config["r"],
-  )
+  return ({"lora": safetensors.place(abstract, tensors, mesh)}, config["lora_alpha"] / config["r"])
 
 
 def _read_config(path):
-  config = folder.read_json(path)
+  config = files.read_json(path)
   bad = [
     f"{key} is {config[key]!r}; only {values[0]!r} is ported"
     for key, values in PORTED.items()
@@ -207,11 +205,11 @@ def _stacked(directory, tensors, kinds):
   """The tree of shapes that tensors make when their layers, and experts, are stacked."""
   leaves, bad = {}, []
   for hf_name, tensor in tensors.items():
-    name, index = port.leaf_of(hf_name, len(tensor.shape))
+    name, index = names.leaf_of(hf_name, len(tensor.shape))
     if name is None or name.rsplit("/", 1)[-1] not in kinds:
       bad.append(f"{hf_name}: neither named nor shaped as a part of such a delta")
       continue
-    if tensor.dtype not in safetensors_file.WEIGHTS:
+    if tensor.dtype not in safetensors.WEIGHTS:
       bad.append(f"{hf_name}: dtype {tensor.dtype}")
     leaves.setdefault(name, {})[index] = tensor
   # As many layers, and as many experts, as any leaf has.
@@ -223,7 +221,7 @@ def _stacked(directory, tensors, kinds):
   ]
   shapes = {}
   for name, parts in leaves.items():
-    stack = counts[: port.stacked_axes(name)]
+    stack = counts[: names.stacked_axes(name)]
     if missing := math.prod(stack) - len(parts):
       first = next(i for i in itertools.product(*map(range, stack)) if i not in parts)
       where = ", ".join(f"{a} {i}" for a, i in zip(("layer", "expert"), first, strict=False))
@@ -231,11 +229,11 @@ def _stacked(directory, tensors, kinds):
     if len(found := {t.shape for t in parts.values()}) > 1:
       bad.append(f"{name}: layers differ in shape, {' and '.join(map(str, sorted(found)))}")
     shape = next(iter(parts.values())).shape
-    shape = shape[::-1] if port.is_transposed(name) else shape
+    shape = shape[::-1] if names.is_transposed(name) else shape
     shapes[name] = jax.ShapeDtypeStruct((*stack, *shape), jnp.float32)
   if bad:
     raise InputError(
       f"{directory}: a delta has every layer, in one shape, in "
-      f"{', '.join(safetensors_file.WEIGHTS)}:{listing(bad)}"
+      f"{', '.join(safetensors.WEIGHTS)}:{listing(bad)}"
     )
   return tree.nest(shapes)

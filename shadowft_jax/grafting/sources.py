@@ -12,10 +12,12 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from shadowft_jax import buffers, delta, folder, pair_folder, safetensors_file
-from shadowft_jax.delta_file import PORTED, PREFIX
+from shadowft_jax import delta, files as folder
+from shadowft_jax.grafting import buffers
+from shadowft_jax.hf import folder as pair_folder, safetensors
+from shadowft_jax.hf.deltas import PORTED, PREFIX
 from shadowft_jax.errors import InputError, listing
-from shadowft_jax.safetensors_file import WEIGHTS, Tensor
+from shadowft_jax.hf.safetensors import WEIGHTS, Tensor
 
 # Settings of an adapter that would change what it computes, and the values that do not.  Of the
 # ways to begin, pissa, olora, corda, loftq and lora_ga change the model itself.
@@ -36,7 +38,7 @@ FACTOR = re.compile(re.escape(PREFIX) + r"(.+)\.lora_([AB])\.weight")
 
 
 class Checkpoint(NamedTuple):
-  """One folder's tensors, by their names without prefixes (`pair_folder.PREFIXES`)."""
+  """One folder's tensors, by their names without prefixes (`folder.PREFIXES`)."""
 
   directory: pathlib.Path
   tensors: dict  # {short name: Tensor}
@@ -205,7 +207,7 @@ def stored(directory, weight=1.0):
   folder.check(directory)
   if (directory / "adapter_config.json").exists():
     return _adapter(directory, weight)
-  found = safetensors_file.find(directory, "delta")
+  found = safetensors.find(directory, "delta")
   _check_dtypes(directory, found)
   names, _ = pair_folder.canonical(directory, found)
   return Delta(
@@ -256,7 +258,7 @@ def _adapter(directory, weight):
       f"{directory} has only adapter_model.bin, a pickle, which can run code when "
       "opened and is not read; load it with PEFT and save it again"
     )
-  found = safetensors_file.find(directory, "adapter_model")
+  found = safetensors.find(directory, "adapter_model")
   _check_dtypes(directory, found)
   parts = _low_rank(directory, found, config)
   names, _ = pair_folder.canonical(directory, parts)

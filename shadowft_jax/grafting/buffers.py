@@ -7,9 +7,9 @@ import threading
 
 import numpy as np
 
-from shadowft_jax import safetensors_file
+from shadowft_jax.hf import safetensors
 from shadowft_jax.errors import InputError
-from shadowft_jax.safetensors_file import WEIGHTS
+from shadowft_jax.hf.safetensors import WEIGHTS
 
 # Elements a step.  Tensors of two axes are cut between rows, which an adapter's product needs.
 CHUNK = 1 << 20
@@ -61,7 +61,7 @@ def elements(tensor, first, stop, buffer):
 def fill(tensor, first, out):
   """Fills an array with a tensor's elements from `first` on."""
   with open(tensor.path, "rb", buffering=0) as file:
-    safetensors_file.read_at(
+    safetensors.read_at(
       file, out.reshape(-1).view(np.uint8), tensor.offset + first * out.dtype.itemsize
     )
 
@@ -70,7 +70,7 @@ def blame(name, inputs):
   """Raises InputError for the first of `inputs`, (role, tensor), that is not finite; `name` is what
   was made of them."""
   for role, tensor in inputs:
-    for _, part in safetensors_file.rows(tensor) if tensor.shape else ():
+    for _, part in safetensors.rows(tensor) if tensor.shape else ():
       if not np.isfinite(part.astype(np.float32)).all():
         raise InputError(
           f"{name} of the {role} has NaN or infinity in {tensor.path}; it "

@@ -4,8 +4,10 @@ import re
 
 import numpy as np
 
-from shadowft_jax import delta_file, extract, pair_check, port, summed
-from shadowft_jax.delta_stream import LowRank
+from shadowft_jax.grafting import extract, summed
+from shadowft_jax.hf import deltas, names
+from shadowft_jax.pairs import check as pair_check
+from shadowft_jax.grafting.sources import LowRank
 from shadowft_jax.errors import InputError, listing
 
 
@@ -13,7 +15,7 @@ def check(plan, is_cut):
   """Checks that one adapter can be made of the plan's deltas.
 
   Args:
-    plan: of `graft_plan.plan`.
+    plan: of `matching.plan`.
     is_cut: whether a rank or an energy is told to which the sum is cut.
 
   Raises:
@@ -43,7 +45,7 @@ def check(plan, is_cut):
 
 def module(plan, target):
   """The module whose weight a tensor is, as transformers 5 names it; None if no adapter has it."""
-  name, (prefix, ours) = port.own_name(target.name), port.TEXT_TOWER[0]
+  name, (prefix, ours) = names.own_name(target.name), names.TEXT_TOWER[0]
   if (
     len(target.tensor.shape) != 2
     or not name.endswith(".weight")
@@ -59,13 +61,13 @@ def module(plan, target):
 
 def factor_names(plan, target):
   """The names of A and B in the adapter's file."""
-  return [f"{delta_file.PREFIX}{module(plan, target)}.lora_{x}.weight" for x in "AB"]
+  return [f"{deltas.PREFIX}{module(plan, target)}.lora_{x}.weight" for x in "AB"]
 
 
 def target_modules(plan):
   """Last names of modules; the whole names where the model has others that end alike."""
   mine = {t.name: module(plan, t) for t in summed.targets(plan)}
-  beside = port.BESIDE.get(plan.instruct.kind, "(?!)")  # excluded by adapter_config
+  beside = names.BESIDE.get(plan.instruct.kind, "(?!)")  # excluded by adapter_config
   others = {
     n.split(".")[-2]
     for n in plan.instruct.names.values()
