@@ -55,13 +55,13 @@ def stop_after(monkeypatch, count, error):
   """Raises `error` in the place of a write, after so many."""
   seen = []
 
-  def write_at(path, offset, array, real=write.safetensors_file.write_at):
+  def write_at(path, offset, array, real=write.safetensors.write_at):
     if len(seen) == count:
       raise error
     seen.append(path)
     real(path, offset, array)
 
-  monkeypatch.setattr(write.safetensors_file, "write_at", write_at)
+  monkeypatch.setattr(write.safetensors, "write_at", write_at)
   return seen
 
 

@@ -327,7 +327,7 @@ def test_an_adapter_trained_again_in_its_place_is_read_again(bf16, tmp_path):
 
 
 def test_a_graft_that_dies_leaves_no_folder_that_counts_as_done(bf16, tmp_path, monkeypatch):
-  real, calls = write.safetensors_file.write_at, []
+  real, calls = write.safetensors.write_at, []
 
   def dies(*args):
     calls.append(1)
@@ -336,7 +336,7 @@ def test_a_graft_that_dies_leaves_no_folder_that_counts_as_done(bf16, tmp_path, 
     real(*args)
 
   with monkeypatch.context() as patch:
-    patch.setattr(write.safetensors_file, "write_at", dies)
+    patch.setattr(write.safetensors, "write_at", dies)
     with pytest.raises(KeyboardInterrupt):
       full(tmp_path / "out", *sides(bf16))
   assert [p.name for p in tmp_path.iterdir()] == ["out.part"]

@@ -587,7 +587,7 @@ def test_a_disk_that_is_too_small(bf16, tmp_path, monkeypatch):
 
 
 def test_a_byte_that_reads_back_wrong(bf16, tmp_path, monkeypatch):
-  write = stream.safetensors_file.write_at
+  write = stream.safetensors.write_at
 
   def spoilt(path, offset, data):
     if offset:
@@ -595,7 +595,7 @@ def test_a_byte_that_reads_back_wrong(bf16, tmp_path, monkeypatch):
       data[-1] ^= 1
     write(path, offset, data)
 
-  monkeypatch.setattr(stream.safetensors_file, "write_at", spoilt)
+  monkeypatch.setattr(stream.safetensors, "write_at", spoilt)
   fails("reads back other bytes", tmp_path / "out", *sides(bf16))
   full(tmp_path / "unseen", *sides(bf16), verify=False)
 
