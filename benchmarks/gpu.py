@@ -189,7 +189,7 @@ def trained(kind, remat, rows, options):
     run = shapes.abstract_run(config, shape_of(kind, options), mesh)
     frozen = jax.jit(lambda: jax.tree_util.tree_map_with_path(random_leaf, run.base))()
     state = step_lib.init_state(config, frozen, run.tx, mesh)
-    data = examples(options, run.method.model.cfg.vocab_size)
+    data = examples(options, run.loss.model.cfg.vocab_size)
     lengths = [len(e.token) for e in data]
     [planned] = packing.plan(
       lengths, batch_size=len(data), epochs=1, row_length=options.length, seed=0
@@ -200,9 +200,7 @@ def trained(kind, remat, rows, options):
       batches = packing.microbatches(planned, data, row_length=options.length, rows=rows)
       state, metrics = step_lib.update(
         state,
-        *step_lib.gradients(
-          state.delta, frozen, step_lib.on_devices(batches, mesh), method=run.method
-        ),
+        *step_lib.gradients(state.delta, frozen, step_lib.on_devices(batches, mesh), loss=run.loss),
         tx=run.tx,
       )
       return float(metrics["loss"])

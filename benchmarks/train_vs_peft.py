@@ -148,6 +148,7 @@ def ours(folder, options):
   import jax.numpy as jnp
   import ml_collections
 
+  from shadowft_jax.hf import deltas
   from shadowft_jax import delta, sharding
   from shadowft_jax.hf import weights
   from shadowft_jax.learning import objectives, optim, step as step_lib
@@ -162,13 +163,13 @@ def ours(folder, options):
       folder / "model", dtype=jnp.float32, mesh=mesh, remat="none", backend=options.attention
     )
     if options.kind == "lora":
-      learnt, scale = weights.load_delta(folder / "adapter", mesh=mesh)
+      learnt, scale = deltas.load(folder / "adapter", mesh=mesh)
     else:
       config = ml_collections.ConfigDict(dict(kind="full", match="all"))
       learnt, scale = delta.zeros(jax.random.key(0), frozen, config), 1.0
     tx, _ = optim.make(ml_collections.ConfigDict(OPTIMIZER), options.steps)
     state = step_lib.TrainState(jnp.int32(0), learnt, tx.init(learnt))
-    method = step_lib.Method(model, objectives.sft, scale, options.chunk)
+    method = step_lib.Loss(model, objectives.sft, scale, options.chunk)
     data = [Example(*example) for example in examples(folder)]
 
     def step(i):
@@ -180,7 +181,7 @@ def ours(folder, options):
       batches = packing.microbatches(planned, chosen, row_length=LENGTH, rows=options.rows)
       state, metrics = step_lib.update(
         state,
-        *step_lib.gradients(state.delta, frozen, step_lib.on_devices(batches, mesh), method=method),
+        *step_lib.gradients(state.delta, frozen, step_lib.on_devices(batches, mesh), loss=method),
         tx=tx,
       )
       computed = -(-len(planned.rows) // options.rows) * options.rows * LENGTH

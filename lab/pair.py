@@ -30,8 +30,9 @@ import transformers
 from safetensors.flax import save_file
 
 from lab import measure, questions, text, tokenizer, training
+from shadowft_jax.hf import arrays
 from shadowft_jax import models, tree
-from shadowft_jax.hf import names, weights
+from shadowft_jax.hf import weights
 
 SEED = 0
 SHAPE = {
@@ -140,7 +141,7 @@ def write_model(folder: pathlib.Path, params, tok, title: str, what: str) -> Non
     do_sample=False, eos_token_id=ends, pad_token_id=tok.pad_token_id
   ).save_pretrained(folder)
   save_file(
-    {name: jnp.asarray(array, jnp.bfloat16) for name, array in names.export(params)},
+    {name: jnp.asarray(array, jnp.bfloat16) for name, array in arrays.export(params)},
     folder / "model.safetensors",
     metadata={"format": "pt"},
   )

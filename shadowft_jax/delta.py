@@ -14,12 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from shadowft_jax import lora, tree
+from shadowft_jax import lora, scope, tree
 from shadowft_jax.errors import InputError
 
-# The projections the paper trains by LoRA and grafts (arXiv 2505.12716, section 3.2; the
-# authors' src/shadow/apply_diff.py), biases included; GLM-4 keeps gate and up in one.
-SCOPES = {"projections": r"layers/.*/(q|k|v|o|gate|up|gate_up|down)_proj/", "all": r""}
+# Names that `match` may have beside a regex -> the regex over leaf names, biases included.
+SCOPES = {"projections": rf"layers/.*/({'|'.join(scope.DEFAULT)})/", "all": r""}
 KINDS = ("lora", "full")
 
 
@@ -119,3 +118,52 @@ def variables(params, delta, scale):
 def densify(delta, scale):
   """{leaf name: float32 delta}; `scale` is that of an adapter (`scale_of`)."""
   return tree.names(lora.product(delta["lora"], scale) if "lora" in delta else delta["delta"])
+
+
+def _grafted(weights, delta, scale):
+  """Equation 3, leaf by leaf; only what `weights` names is computed."""
+  dense = densify(delta, scale)
+  return jax.tree.map(add, weights, {n: dense[n] for n in weights})
+
+
+def grafted_names(delta, params, match):
+  """The sorted names of the leaves that `graft` would change; computes nothing.
+
+  Raises:
+    InputError: the delta does not fit `params`, or `match` selects none of its leaves.
+  """
+  dense = jax.eval_shape(densify, delta, 1.0)
+  chosen = sorted(n for n in dense if re.search(pattern(match), n))
+  if not chosen:
+    raise InputError(
+      f"graft.match {match!r} selects none of the delta's leaves: {', '.join(sorted(dense))}"
+    )
+  # What is trained but not grafted, such as embeddings, may be of another shape there.
+  tree.check_fits(
+    tree.nest({n: dense[n] for n in chosen}), params, part_is="the delta", whole_is="the model"
+  )
+  return chosen
+
+
+def graft(instruct, delta, *, scale=1.0, match="projections"):
+  """W_I + delta on the leaves that `match` selects.
+
+  Args:
+    instruct: Params of the Instruct model; the buffers of grafted leaves are donated.
+    delta: see above.  Leaves it lacks, and elements where it is 0, keep W_I's bits.
+    scale: alpha / rank of an adapter; 1 for a dense delta.
+    match: a name in delta.SCOPES, or a regex over leaf names.
+
+  Returns:
+    (Params shaped, sharded and typed as `instruct`, with sums taken in float32; the sorted
+    names of the grafted leaves).
+
+  Raises:
+    InputError: see `grafted_names`.
+  """
+  chosen = grafted_names(delta, instruct, match)
+  named = tree.names(instruct)
+  weights = {n: named[n] for n in chosen}
+  placed = jax.tree.map(lambda w: w.sharding, weights)
+  named.update(jax.jit(_grafted, donate_argnums=0, out_shardings=placed)(weights, delta, scale))
+  return tree.nest(named), chosen

@@ -206,3 +206,16 @@ def conversion(directory, pattern=PICKLES[0]):
     f"torch.load(f, map_location='cpu', weights_only=True).items()}}, '{directory}')"
   )
   return f'python -c "{code}"'
+
+
+def cores() -> int:
+  """How many CPU cores this process may use, which can be fewer than the machine has."""
+  affinity = getattr(os, "sched_getaffinity", None)
+  return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def write_json(path, value):
+  """Writes a JSON file whole or not at all."""
+  partial = path.with_name(path.name + ".tmp")
+  partial.write_text(json.dumps(value, indent=2) + "\n")
+  os.replace(partial, path)

@@ -11,97 +11,17 @@ to it.
 """
 
 import pathlib
-import re
 
 from absl import flags
 import jax
 
-from shadowft_jax import command, delta as delta_lib, files, tree
-from shadowft_jax.grafting import delta_only, matching, recipe, sources, write as stream
-from shadowft_jax.runs import pictures
+from shadowft_jax.runs import cards
+from shadowft_jax.grafting import write
+from shadowft_jax.hf.folder import open_model
+from shadowft_jax import command, files
+from shadowft_jax.grafting import delta_only, matching, recipe, sources
 from shadowft_jax.errors import InputError
 from shadowft_jax.progress import say
-
-
-def _add(weights, delta, scale):
-  """Equation 3, leaf by leaf; only what `weights` names is computed."""
-  dense = delta_lib.densify(delta, scale)
-  return jax.tree.map(delta_lib.add, weights, {n: dense[n] for n in weights})
-
-
-def select(delta, params, match):
-  """The sorted names of the leaves that `graft` would change; computes nothing.
-
-  Raises:
-    InputError: the delta does not fit `params`, or `match` selects none of its leaves.
-  """
-  dense = jax.eval_shape(delta_lib.densify, delta, 1.0)
-  chosen = sorted(n for n in dense if re.search(delta_lib.pattern(match), n))
-  if not chosen:
-    raise InputError(
-      f"graft.match {match!r} selects none of the delta's leaves: {', '.join(sorted(dense))}"
-    )
-  # What is trained but not grafted, such as embeddings, may be of another shape there.
-  tree.check_fits(
-    tree.nest({n: dense[n] for n in chosen}), params, part_is="the delta", whole_is="the model"
-  )
-  return chosen
-
-
-def graft(instruct, delta, *, scale=1.0, match="projections"):
-  """W_I + delta on the leaves that `match` selects.
-
-  Args:
-    instruct: Params of the Instruct model; the buffers of grafted leaves are donated.
-    delta: see delta.py.  Leaves it lacks, and elements where it is 0, keep W_I's bits.
-    scale: alpha / rank of an adapter; 1 for a dense delta.
-    match: a name in delta.SCOPES, or a regex over leaf names.
-
-  Returns:
-    (Params shaped, sharded and typed as `instruct`, with sums taken in float32; the sorted
-    names of the grafted leaves).
-
-  Raises:
-    InputError: see `select`.
-  """
-  chosen = select(delta, instruct, match)
-  named = tree.names(instruct)
-  weights = {n: named[n] for n in chosen}
-  placed = jax.tree.map(lambda w: w.sharding, weights)
-  named.update(jax.jit(_add, donate_argnums=0, out_shardings=placed)(weights, delta, scale))
-  return tree.nest(named), chosen
-
-
-def write(out, delta, *, instruct, base, match, card):
-  """Writes the folder `instruct` with a stored delta grafted, in the place of any that is there.
-
-  Args:
-    out: the folder to make.
-    delta: a folder that train.py wrote.
-    instruct, base: folders; the result is measured against `base`.
-    match: as of `graft`.
-    card: text of its README.md.
-
-  Raises:
-    InputError: see `matching.plan` and `write.run`.
-  """
-  target = sources.read_checkpoint(instruct)
-  plan = matching.plan(
-    target,
-    [sources.stored(delta)],
-    wanted=matching.scope(target.kind, match=match),
-    base=sources.read_checkpoint(base),
-  )
-  _run(plan, out, card=card, made={"match": match}, overwrite=True)
-
-
-def _run(plan, out, **options):
-  """Grafts as planned, and says what became of it."""
-  what = " and ".join(d.what for d in plan.deltas)
-  done = stream.run(plan, out, title=f"{what}, grafted onto {plan.instruct.directory}", **options)
-  for line in stream.lines(plan, done):
-    say(line)
-  say(f"grafted {len(plan.targets)} tensors of {what} onto {plan.instruct.directory}: {out}")
 
 
 def _weighted(text):
@@ -177,7 +97,7 @@ def _write_learnt(plan, form):
   """What is added to the Instruct, in the place of the sum."""
   out = OUT.value
   delta_only.check(plan, out, form)
-  say("\n  ".join(matching.lines(plan, out, delta_only.need(plan, form), stream.free(out))))
+  say("\n  ".join(matching.lines(plan, out, delta_only.need(plan, form), write.free(out))))
   if DRY_RUN.value:
     return
   made = {**_settings(plan.deltas), "output": form._asdict()}
@@ -193,23 +113,27 @@ def main():
   form = _form()
   if not DRY_RUN.value:
     files.check_new(OUT.value, OVERWRITE.value)
-  instruct = sources.read_checkpoint(INSTRUCT.value)
+  instruct = open_model(INSTRUCT.value)
   deltas = _deltas()
   wanted = matching.scope(
-    instruct.kind, SCOPE.value, match=MATCH.value, include=INCLUDE.value, exclude=EXCLUDE.value
+    instruct.model_type,
+    SCOPE.value,
+    match=MATCH.value,
+    include=INCLUDE.value,
+    exclude=EXCLUDE.value,
   )
-  base = sources.read_checkpoint(BASE.value) if BASE.value else None
+  base = open_model(BASE.value) if BASE.value else None
   plan = matching.plan(
     instruct, deltas, wanted=wanted, vocab=VOCAB.value, base=base, recipe=_recipe()
   )
   if form:
     _write_learnt(plan, form)
     return
-  say("\n  ".join(matching.lines(plan, OUT.value, stream.need(plan), stream.free(OUT.value))))
+  say("\n  ".join(matching.lines(plan, OUT.value, write.need(plan), write.free(OUT.value))))
   if DRY_RUN.value:
-    stream.check_room(plan, OUT.value)
+    write.check_room(plan, OUT.value)
     return
-  card = pictures.model_card(
+  card = cards.model_card(
     base=BASE.value or ", ".join(d.what for d in deltas),
     instruct=INSTRUCT.value,
     learn_on="base",
@@ -217,7 +141,7 @@ def main():
     match=_scope_text(),
     dtype=DTYPE.value,
   )
-  _run(
+  write.run_and_report(
     plan,
     OUT.value,
     card=card,

@@ -16,7 +16,7 @@ from absl import flags
 from shadowft_jax import command
 from shadowft_jax.data import high_reward as select_lib, sources
 from shadowft_jax.errors import InputError
-from shadowft_jax.runs.metrics import write_json
+from shadowft_jax.files import write_json
 from shadowft_jax.progress import say
 
 

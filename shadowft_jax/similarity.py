@@ -20,33 +20,35 @@ from absl import flags
 import numpy as np
 from tqdm import tqdm
 
+from shadowft_jax.pairs import findings
+from shadowft_jax.hf.folder import open_model
 from shadowft_jax import command, files
 from shadowft_jax.grafting import survival
-from shadowft_jax.hf import folder as pair_folder, safetensors
+from shadowft_jax.hf import safetensors
 from shadowft_jax.pairs import check as pair_check, gap, registry
 from shadowft_jax.runs import pictures
 from shadowft_jax.errors import InputError, listing
-from shadowft_jax.runs.metrics import write_json
+from shadowft_jax.files import write_json
 from shadowft_jax.progress import say
 
 
 VIEWED = 64  # rows and columns that weights.png shows
 
 
-def check(base_dir, instruct_dir):
+def check(base, instruct):
   """Prints the report of the pair check and returns its findings.
 
   Raises:
     InputError: one of them is an error.
   """
-  findings = pair_check.check(base_dir, instruct_dir)
-  print(pair_check.report(findings), flush=True)
-  if count := sum(f.level == "error" for f in findings):
+  found = pair_check.check(base, instruct)
+  print(findings.report(found), flush=True)
+  if count := sum(f.level == "error" for f in found):
     raise InputError(
-      f"{base_dir} and {instruct_dir} are no pair: {count} error"
+      f"{base.directory} and {instruct.directory} are no pair: {count} error"
       f"{'s' * (count > 1)} in the pair check above, which say what to do"
     )
-  return findings
+  return found
 
 
 def measure(base, instruct):
@@ -84,7 +86,7 @@ def summary(rows, left_out, pair=None):
   return "\n".join(lines)
 
 
-def record(base, instruct, rows, left_out, findings, pair=None):
+def record(base, instruct, rows, left_out, found_by_check, pair=None):
   """similarity.json: every number, the settings, and what the inputs were."""
   numbers = lambda sums: {**sums._asdict(), "ratio": sums.ratio, "unchanged": sums.unchanged}
   of_parts = lambda parts: {k: numbers(gap.total(r.sums for r in v)) for k, v in parts.items()}
@@ -103,7 +105,7 @@ def record(base, instruct, rows, left_out, findings, pair=None):
       for r in rows
     ],
     "left_out": left_out,
-    "pair_check": [f._asdict() for f in findings],
+    "pair_check": [f._asdict() for f in found_by_check],
     "header_sha256": {
       str(p): _header_sha256(p)
       for side in (base, instruct)
@@ -182,10 +184,10 @@ def pick(base, instruct, pattern=None):
   """
   names, left_out = gap.comparable(base, instruct)
   matrices = [n for n in names if len(base.tensors[n].shape) == 2 and all(base.tensors[n].shape)]
-  layer = lambda n: math.inf if gap.layer_of(n) is None else gap.layer_of(n)
+  layer = lambda n: math.inf if names.layer_of(n) is None else names.layer_of(n)
   matrices.sort(key=lambda n: (layer(n), n))
   if pattern is None:
-    queries = (n for n in matrices if gap.module_of(n) == "attention q")
+    queries = (n for n in matrices if names.module_of(n) == "attention q")
     return next(queries, matrices[0] if matrices else None)
   try:
     found = next((n for n in matrices if re.search(pattern, n)), None)
@@ -226,12 +228,12 @@ def rank(candidates, instruct_dir):
   Raises:
     InputError: none of them can be compared.
   """
-  instruct, found, refused = pair_folder.read(instruct_dir), [], {}
+  instruct, found, refused = open_model(instruct_dir), [], {}
   for candidate in candidates:
     try:
-      base_dir = registry.locate(candidate)
-      pair_check.raise_errors(pair_check.check(base_dir, instruct_dir))
-      rows, left_out = measure(pair_folder.read(base_dir), instruct)
+      base = open_model(registry.locate(candidate))
+      findings.raise_errors(pair_check.check(base, instruct))
+      rows, left_out = measure(base, instruct)
     except InputError as error:
       refused[candidate] = str(error).replace("\n", " ")
       continue
@@ -306,15 +308,15 @@ def _rank():
 def _compare(fresh):
   names = choose(BASE.value, INSTRUCT.value, PAIR.value)
   dirs = [registry.locate(name) for name in names]
-  findings = check(*dirs)
+  sides = [open_model(d) for d in dirs]
+  found_by_check = check(*sides)
   if CHECK_ONLY.value:
     return
-  sides = [pair_folder.read(d) for d in dirs]
   viewed = pick(*sides, VIEW.value)
   rows, left_out = measure(*sides)
   print(summary(rows, left_out, PAIR.value))
   if fresh:
-    found = record(*sides, rows, left_out, findings, PAIR.value)
+    found = record(*sides, rows, left_out, found_by_check, PAIR.value)
     write(fresh, rows, found, " and ".join(str(n).rstrip("/") for n in names))
     if viewed:
       draw(*sides, viewed, fresh / "weights.png")

@@ -2,10 +2,14 @@
 
 import pathlib
 
+import numpy as np
 import tokenizers
 import torch
 import transformers
 from tokenizers import decoders, models, pre_tokenizers
+
+from shadowft_jax import tree
+from shadowft_jax.hf import names
 
 # Every size is a multiple of 8, so that 8 devices divide it.  Of the 264 tokens a tokenizer
 # uses 259: like released models, these have a table longer than their vocabulary.
@@ -229,6 +233,19 @@ def save(model, directory, dtype=torch.float32, max_shard_size="50GB", with_toke
   if with_tokenizer:
     save_tokenizer(directory)
   return pathlib.Path(directory)
+
+
+def load(read, abstract):
+  """Fills a tree of shapes from `read(tensor name) -> np.ndarray`, on the host."""
+
+  def leaf(name, want):
+    parts = [
+      read(n).T if names.is_transposed(name) else read(n) for n in names.hf_names(name, want.shape)
+    ]
+    stack = want.shape[: names.stacked_axes(name)]
+    return np.stack(parts).reshape(*stack, *parts[0].shape).astype(want.dtype)
+
+  return tree.map_named(leaf, abstract)
 
 
 def save_tokenizer(directory):

@@ -15,8 +15,9 @@ from safetensors.numpy import load_file, save_file
 import torch
 import transformers
 
+from shadowft_jax.hf import arrays
 from shadowft_jax import delta, files, models, sharding, tree
-from shadowft_jax.hf import deltas, names, safetensors as safetensors_file, weights
+from shadowft_jax.hf import deltas, safetensors as safetensors_file, weights
 from shadowft_jax.errors import InputError
 from tests import pico
 
@@ -91,7 +92,7 @@ def test_leaves_are_the_tensors_transformers_has(made, name):
   state = pico.per_expert(
     {n: p.detach().numpy() for n, p in pico.hf_model(name).named_parameters()}
   )
-  want = tree.names(names.load(state.__getitem__, models.abstract_params(model)))
+  want = tree.names(pico.load(state.__getitem__, models.abstract_params(model)))
   got = tree.names(params)
   assert got.keys() == want.keys()
   for leaf, w in want.items():
@@ -146,7 +147,7 @@ def test_half_precision_is_read_exactly(copy):
   tensors = {n: x.astype(np.float16) for n, x in load_file(path / MODEL).items()}
   save_file(tensors, path / MODEL)
   _, params = weights.load_model(path, mesh=mesh_of("fsdp"))
-  for name, part in names.export(params):
+  for name, part in arrays.export(params):
     np.testing.assert_array_equal(part, tensors[name])
 
 
@@ -727,7 +728,7 @@ def adapter(made, tmp_path):
   """(folder of the model, folder of an adapter for it, its tree)."""
   model = made("llama3_tied")
   lora_tree = adapter_of(weights.abstract_model(model)[1])
-  weights.save_adapter(tmp_path / "adapter", lora_tree, rank=4, alpha=8.0, base_model=model)
+  deltas.save_adapter(tmp_path / "adapter", lora_tree, rank=4, alpha=8.0, base_model=model)
   return model, tmp_path / "adapter", lora_tree
 
 
@@ -784,7 +785,7 @@ def test_an_adapter_has_the_files_peft_and_vllm_read(adapter):
 @pytest.mark.parametrize("mesh", ["one", "2x2x2"])
 def test_an_adapter_comes_back(adapter, mesh):
   _, directory, lora_tree = adapter
-  back, scale = weights.load_delta(directory, mesh=mesh_of(mesh))
+  back, scale = deltas.load(directory, mesh=mesh_of(mesh))
   assert scale == 2.0 and set(back) == {"lora"}
   jax.tree.map(np.testing.assert_array_equal, back["lora"], lora_tree)
 
@@ -803,7 +804,7 @@ def test_an_adapter_that_peft_wrote_is_read(made, tmp_path):
   tuned.save_pretrained(tmp_path / "adapter")
   want = tuned(torch.arange(12)[None]).logits.detach().numpy()
   model, params = weights.load_model(path, mesh=mesh_of("fsdp"))
-  back, scale = weights.load_delta(tmp_path / "adapter", mesh=mesh_of("fsdp"))
+  back, scale = deltas.load(tmp_path / "adapter", mesh=mesh_of("fsdp"))
   assert scale == 1.5
   got = model.apply(delta.variables(params, back, scale), jnp.arange(12)[None])
   np.testing.assert_allclose(got, want, atol=2e-4 * np.abs(want).max())
@@ -825,7 +826,7 @@ def test_an_adapter_of_another_kind_is_refused(adapter, field, value, match):
   _, directory, _ = adapter
   edit_json(directory / "adapter_config.json", **{field: value})
   with pytest.raises(InputError, match=match):
-    weights.load_delta(directory)
+    deltas.load(directory)
 
 
 ADAPTERS = {
@@ -853,13 +854,13 @@ def test_an_adapter_of_other_tensors_is_refused(adapter, case):
   pairs = [change(n, x) for n, x in load_file(file).items()]
   save_file({n: np.ascontiguousarray(x) for n, x in filter(None, pairs)}, file)
   with pytest.raises(InputError, match=match):
-    weights.load_delta(directory)
+    deltas.load(directory)
 
 
 def test_a_wrong_rank_is_refused_before_an_adapter_is_written(adapter, tmp_path):
   _, _, lora_tree = adapter
   with pytest.raises(InputError, match="A and B of rank 8 in every module"):
-    weights.save_adapter(tmp_path / "other", lora_tree, rank=8, alpha=8, base_model="x")
+    deltas.save_adapter(tmp_path / "other", lora_tree, rank=8, alpha=8, base_model="x")
   assert not (tmp_path / "other").exists()
 
 
@@ -868,7 +869,7 @@ def test_a_wrong_rank_is_refused_before_an_adapter_is_written(adapter, tmp_path)
 def test_a_dense_delta_comes_back(made, tmp_path, monkeypatch, name, limit):
   monkeypatch.setattr(deltas, "MAX_SHARD", limit)
   _, params = weights.load_model(made(name), mesh=mesh_of("fsdp"))
-  weights.save_dense(tmp_path / "delta", params)
+  deltas.save_dense(tmp_path / "delta", params)
   files = sorted(contents(tmp_path / "delta"))
   if limit == 10**9:
     assert files == ["delta.safetensors"]
@@ -887,7 +888,7 @@ def test_a_dense_delta_comes_back(made, tmp_path, monkeypatch, name, limit):
     min(t.offset for t in tensors if t.path == path) % 8 for path in {t.path for t in tensors}
   )  # readers that map a file want it so
   for mesh in ("one", "2x2x2"):
-    back, scale = weights.load_delta(tmp_path / "delta", mesh=mesh_of(mesh))
+    back, scale = deltas.load(tmp_path / "delta", mesh=mesh_of(mesh))
     assert scale == 1.0 and set(back) == {"delta"}
     jax.tree.map(np.testing.assert_array_equal, back["delta"], params)
 
@@ -895,7 +896,7 @@ def test_a_dense_delta_comes_back(made, tmp_path, monkeypatch, name, limit):
 def test_a_dense_delta_has_the_names_and_shapes_of_the_model(made, tmp_path):
   _, params = weights.load_model(made("qwen2", "bf16"))
   part = tree.nest({n: x for n, x in tree.names(params).items() if "layers" in n})
-  weights.save_dense(tmp_path / "delta", part)
+  deltas.save_dense(tmp_path / "delta", part)
   got, want = load_file(tmp_path / "delta" / "delta.safetensors"), load_file(made("qwen2") / MODEL)
   assert got.keys() == {n for n in want if "layers" in n}
   for name, x in got.items():
@@ -905,30 +906,30 @@ def test_a_dense_delta_has_the_names_and_shapes_of_the_model(made, tmp_path):
 
 
 def test_a_dense_delta_lacks_no_layer(made, tmp_path):
-  weights.save_dense(tmp_path / "delta", weights.load_model(made("qwen2"))[1])
+  deltas.save_dense(tmp_path / "delta", weights.load_model(made("qwen2"))[1])
   file = tmp_path / "delta" / "delta.safetensors"
   tensors = load_file(file)
   del tensors["model.layers.1.self_attn.q_proj.bias"]
   save_file(tensors, file)
   with pytest.raises(InputError, match=r"q_proj/bias: lacks 1 of 3 tensors, first that of layer 1"):
-    weights.load_delta(tmp_path / "delta")
+    deltas.load(tmp_path / "delta")
 
 
 def test_deltas_do_not_replace_a_folder_unasked(adapter, tmp_path):
   _, directory, lora_tree = adapter
   before = contents(directory)
   with pytest.raises(InputError, match="exists; name another folder"):
-    weights.save_adapter(directory, lora_tree, rank=4, alpha=8, base_model="x")
+    deltas.save_adapter(directory, lora_tree, rank=4, alpha=8, base_model="x")
   with pytest.raises(InputError, match="exists; name another folder"):
-    weights.save_dense(directory, {"w": {"kernel": jnp.ones((2, 2))}})
+    deltas.save_dense(directory, {"w": {"kernel": jnp.ones((2, 2))}})
   assert contents(directory) == before
-  weights.save_dense(directory, {"w": {"kernel": jnp.ones((2, 2))}}, overwrite=True)
+  deltas.save_dense(directory, {"w": {"kernel": jnp.ones((2, 2))}}, overwrite=True)
   assert list(contents(directory)) == ["delta.safetensors"]
 
 
 def test_a_folder_without_a_delta_is_refused(tmp_path):
   with pytest.raises(InputError, match="does not exist"):
-    weights.load_delta(tmp_path / "nowhere")
+    deltas.load(tmp_path / "nowhere")
   (tmp_path / "empty").mkdir()
   with pytest.raises(InputError, match="no delta.safetensors"):
-    weights.load_delta(tmp_path / "empty")
+    deltas.load(tmp_path / "empty")

@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 import transformers
 
+from shadowft_jax.hf.folder import open_model
 from shadowft_jax import delta
 from shadowft_jax.grafting import buffers, delta_only, matching, recipe as combine, sources, write
 from shadowft_jax.grafting.recipe import Recipe
@@ -50,10 +51,7 @@ def run(out, instruct, deltas, *, verify=False, **recipe):
   """Grafts [(folder, weight)]; the Outcome."""
   found = [sources.stored(f, w) for f, w in deltas]
   plan = matching.plan(
-    sources.read_checkpoint(instruct),
-    found,
-    wanted=matching.scope("llama", "all"),
-    recipe=Recipe(**recipe),
+    open_model(instruct), found, wanted=matching.scope("llama", "all"), recipe=Recipe(**recipe)
   )
   return write.run(plan, out, verify=verify)
 
@@ -134,7 +132,7 @@ def test_the_least_magnitude_kept_is_exact(tmp_path, monkeypatch, d, density):
   d = np.asarray(d, np.float32)
   instruct = model(tmp_path / "i", {NAME: np.zeros(d.shape)})
   plan = matching.plan(
-    sources.read_checkpoint(instruct),
+    open_model(instruct),
     [sources.stored(dense(tmp_path / "d", {NAME: d}))],
     wanted=matching.scope("llama", "all"),
     recipe=Recipe("ties", density),
@@ -357,7 +355,7 @@ def test_a_result_in_float32_holds_the_sum_itself(tmp_path):
   }
   (folder / "instruct" / "config.json").write_text(json.dumps(nested))
   plan = matching.plan(
-    sources.read_checkpoint(folder / "instruct"),
+    open_model(folder / "instruct"),
     [sources.difference(folder / "base", folder / "tuned")],
     wanted=matching.scope("qwen2"),
     recipe=Recipe(dtype="float32"),
@@ -525,10 +523,7 @@ def test_an_adapter_is_multiplied_in_steps_of_either_size(tmp_path, monkeypatch,
 def test_the_delta_or_the_adapter_of_a_recipe_grafts_to_the_same(made, tmp_path, recipe):
   found = [sources.stored(made / n) for n in "abc"]
   plan = matching.plan(
-    sources.read_checkpoint(made / "instruct"),
-    found,
-    wanted=matching.scope("llama"),
-    recipe=Recipe(**recipe),
+    open_model(made / "instruct"), found, wanted=matching.scope("llama"), recipe=Recipe(**recipe)
   )
   write.run(plan, tmp_path / "direct")
   delta_only.run(plan, tmp_path / "delta", delta_only.Form("delta"))
@@ -554,7 +549,7 @@ def test_adapters_are_not_joined_where_numbers_are_dropped(made, tmp_path):
   low = adapter(tmp_path / "low", factors(d_in=70, d_out=90, module=module))
   for recipe in ({"combine": "ties"}, {"drop_rate": 0.1}, {}):
     plan = matching.plan(
-      sources.read_checkpoint(made / "instruct"),
+      open_model(made / "instruct"),
       [sources.stored(low)],
       wanted=matching.scope("llama"),
       recipe=Recipe(**recipe),

@@ -17,6 +17,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, get_cosine_schedule_with_warmup
 
+from shadowft_jax.hf import deltas
 from shadowft_jax import command, delta, lora, models, sharding, train
 from shadowft_jax.hf import weights
 from shadowft_jax.learning import objectives, reference, step
@@ -73,8 +74,8 @@ def alone(data):
 def computed(batches, change, objective, start=None):
   """(mean loss and metrics, gradients of the mean loss) over all batches."""
   model, base, _, _ = setup()
-  method = step.Method(model, objective, 2.0, 8)
-  grads, sums = step.gradients(change, base, batches, start, method=method)
+  method = step.Loss(model, objective, 2.0, 8)
+  grads, sums = step.gradients(change, base, batches, start, loss=method)
   return (
     {k: float(v / sums["count"]) for k, v in sums.items() if k != "count"},
     jax.tree.map(lambda g: g / sums["count"], grads),
@@ -248,9 +249,9 @@ def test_neither_full_logits_nor_a_mask_of_all_answers_exist():
   )
 
   def memory(objective, start=None, **more):
-    method = step.Method(model, objective, 1.0, 16)
+    method = step.Loss(model, objective, 1.0, 16)
     compiled = step.accumulate.lower(
-      small, small, shapes, {**batch, **more}, start, method=method
+      small, small, shapes, {**batch, **more}, start, loss=method
     ).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
@@ -346,7 +347,7 @@ def parts(folder):
   with jax.set_mesh(mesh):
     model, base = weights.load_model(folder / "base", dtype=jnp.float32, mesh=mesh)
   data = dataset.read(config, config.instruct)
-  return base, data, step.Method(model, objectives.Dpo(), 2.0, 32), mesh
+  return base, data, step.Loss(model, objectives.Dpo(), 2.0, 32), mesh
 
 
 @pytest.mark.parametrize("layout", ["packed", pytest.param("bucketed", marks=pytest.mark.slow)])
@@ -354,7 +355,7 @@ def test_the_reference_of_each_pair_is_its_own(folder, layout):
   base, data, method, mesh = parts(folder)
   data = dataclasses.replace(data, layout=layout)
   with jax.set_mesh(mesh):
-    got = reference.logprobs(None, base, data, data.train, method=method, mesh=mesh)
+    got = reference.logprobs(None, base, data, data.train, loss=method, mesh=mesh)
   model = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32)
   with torch.no_grad():
     want = np.stack([torch_logps(model, [example]).numpy()[:, 0] for example in data.train])
@@ -373,7 +374,7 @@ def test_the_reference_is_computed_once_and_again_when_its_inputs_change(
   def kept(data, folders):
     before = len(calls)
     with jax.set_mesh(mesh):
-      got = reference.kept(None, base, data, folders, method=method, mesh=mesh, workdir=tmp_path)
+      got = reference.kept(None, base, data, folders, loss=method, mesh=mesh, workdir=tmp_path)
     return [e.reference for e in got.train], len(calls) > before
 
   like = tmp_path / "model"
@@ -452,7 +453,7 @@ def test_dpo_after_sft_starts_at_log_2_and_goes_on_with_the_same_factors(
   )
   records = train.train(config, tmp_path / "dpo")
   np.testing.assert_allclose(steps_of(records)[0]["loss"], math.log(2), rtol=1e-4)
-  before, after = (weights.load_delta(f)[0] for f in (learnt, tmp_path / "dpo" / "delta"))
+  before, after = (deltas.load(f)[0] for f in (learnt, tmp_path / "dpo" / "delta"))
   distance = norm(jax.tree.map(jnp.subtract, after, before))
   assert 0 < distance < 0.2 * norm(before)
   digests = json.loads((tmp_path / "dpo" / "provenance.json").read_text())["sha256"]
@@ -527,7 +528,7 @@ def start_of(config, folder):
   with jax.set_mesh(mesh):
     _, frozen = weights.load_model(config.base, dtype=jnp.float32, mesh=mesh)
     start = jax.jit(lambda key: delta.zeros(key, frozen, config.delta))(jax.random.key(config.seed))
-  weights.save_adapter(
+  deltas.save_adapter(
     folder, start["lora"], rank=config.delta.rank, alpha=config.delta.alpha, base_model=config.base
   )
   return folder

@@ -16,6 +16,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from shadowft_jax.hf import deltas
 from shadowft_jax import train
 from shadowft_jax.generation import decode
 from shadowft_jax.hf import weights
@@ -152,7 +153,7 @@ def test_a_bf16_pair(tmp_path):
   assert_close(torch_logits(shadow), our_logits(shadow))
   instruct, scale = our_logits(pair / "instruct"), None
   model, params = weights.load_model(pair / "instruct", dtype=jnp.float32)
-  learnt, scale = weights.load_delta(apart)
+  learnt, scale = deltas.load(apart)
   from shadowft_jax import delta
 
   exact = np.asarray(model.apply(delta.variables(params, learnt, scale), jnp.array(TOKENS)))
@@ -263,7 +264,7 @@ def test_the_best_checkpoint_can_be_grafted(pair, tmp_path):
   assert best < max(valid)
   with checkpoints.open_checkpoints(tmp_path / "best" / "checkpoints") as saved:
     assert checkpoints.best_step(saved) == best
-  a, b = (weights.load_delta(tmp_path / n / "delta")[0] for n in ("newest", "best"))
+  a, b = (deltas.load(tmp_path / n / "delta")[0] for n in ("newest", "best"))
   different = jax.tree.map(lambda x, y: bool(jnp.any(x != y)), a, b)
   assert any(jax.tree.leaves(different))
 

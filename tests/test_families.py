@@ -11,7 +11,9 @@ from safetensors.numpy import load_file, save_file
 import torch
 import transformers
 
-from shadowft_jax import delta, graft, models, sharding, train, tree
+from shadowft_jax.pairs import findings
+from shadowft_jax.hf import deltas
+from shadowft_jax import delta, models, sharding, train, tree
 from shadowft_jax.generation import decode
 from shadowft_jax.hf import names, safetensors, weights
 from shadowft_jax.learning import loss, objectives, step
@@ -199,7 +201,7 @@ def both(name, dtype=torch.float32):
   hf = pico.hf_model(name)
   model = models.from_config(hf.config.to_dict(), dtype=jnp.float32, combine=delta.combine)
   named = pico.per_expert({n: p.detach().numpy() for n, p in hf.named_parameters()})
-  return hf, model, names.load(named.__getitem__, models.abstract_params(model))
+  return hf, model, pico.load(named.__getitem__, models.abstract_params(model))
 
 
 # Over 21 models and three seeds: at most 0.019 from float32, and 1.16 times transformers' error.
@@ -270,7 +272,7 @@ def test_windows_ropes_and_experts_stay_within_a_packed_example(name):
     Example(token=rng.integers(1, 96, n).astype(np.int32), answer=np.ones(n, np.int32), cut=0)
     for n in (9, 17, 12, 20)
   ]
-  method = step.Method(model, objectives.sft, 1.0, 8)
+  method = step.Loss(model, objectives.sft, 1.0, 8)
 
   def total(rows, length, per_row):
     batches = packing.microbatches(
@@ -315,7 +317,7 @@ def test_the_loss_of_training_is_that_of_transformers(name):
     "answer": ones_BT,
     "position": jnp.tile(jnp.arange(24), (2, 1)),
   }
-  sums = step.Method(model, objectives.sft, 1.0, 8).sums({"delta": {}}, params, batch)
+  sums = step.Loss(model, objectives.sft, 1.0, 8).sums({"delta": {}}, params, batch)
   assert float(sums["loss"] / sums["count"]) == pytest.approx(want, rel=1e-5)
 
 
@@ -340,9 +342,9 @@ def test_names_of_a_text_tower_are_read_in_every_spelling():
     ),
     ("lm_head.weight", ("language_model.lm_head.weight", "lm_head.weight")),
   ):
-    assert {names.own_name(n) for n in stored} == {ours}
+    assert {names.text_name(n) for n in stored} == {ours}
   served = "model.language_model.layers.0.mlp.up_proj.lora_A.weight"
-  assert names.served_name(names.own_name(served), "gemma3") == served
+  assert names.served_name(names.text_name(served), "gemma3") == served
   assert names.served_name("model.norm.weight", "gemma3_text") == "model.norm.weight"
   assert names.served_name("lm_head.weight", "gemma3") == "lm_head.weight"
 
@@ -395,7 +397,7 @@ def vision_run(vision_pair):
 
 
 def test_both_spellings_of_a_text_tower_are_read(vision_pair):
-  check.raise_errors(check.check(vision_pair / "base", vision_pair / "instruct"))
+  findings.raise_errors(check.check(vision_pair / "base", vision_pair / "instruct"))
   for name in ("base", "instruct"):
     assert_close(our_logits(vision_pair / name), torch_logits(vision_pair / name))
 
@@ -415,7 +417,7 @@ def test_the_grafted_tower_and_its_adapter_give_our_logits(vision_pair, vision_r
   assert np.abs(want - our_logits(vision_pair / "instruct")).max() > 0.1
   assert_close(torch_logits(vision_run / "shadow"), want)
   assert_close(torch_logits(vision_pair / "instruct", vision_run / "delta"), want)
-  learnt, scale = weights.load_delta(vision_run / "delta")
+  learnt, scale = deltas.load(vision_run / "delta")
   assert_close(our_logits(vision_pair / "instruct", learnt, scale), want)
 
 
@@ -459,7 +461,7 @@ def test_a_text_model_knows_no_towers(vision_pair, tmp_path):
 def test_the_papers_scope_holds_a_fused_projection():
   model = models.from_config(pico.CONFIGS["glm4"], dtype=jnp.float32)
   params = models.abstract_params(model)
-  names = graft.select({"delta": params}, params, "projections")
+  names = delta.grafted_names({"delta": params}, params, "projections")
   assert {n.split("/")[-2] for n in names} == {
     f"{x}_proj" for x in ("q", "k", "v", "o", "gate_up", "down")
   }
@@ -483,7 +485,7 @@ def test_a_family_is_trained_grafted_exported_and_reloaded(name, kind, tmp_path)
   want = our_logits(tmp_path / "run" / "shadow")
   assert np.abs(want - our_logits(pair / "instruct")).max() > 1e-2 * np.abs(want).max()
   assert_close(torch_logits(tmp_path / "run" / "shadow"), want)
-  learnt, scale = weights.load_delta(tmp_path / "run" / "delta")
+  learnt, scale = deltas.load(tmp_path / "run" / "delta")
   assert_close(our_logits(pair / "instruct", learnt, scale), want)
   if kind == "lora":
     assert_close(torch_logits(pair / "instruct", tmp_path / "run" / "delta"), want)

@@ -13,7 +13,10 @@ from safetensors import safe_open
 import torch
 import transformers
 
-from shadowft_jax import delta, graft, lora, models, sharding, train, tree
+from shadowft_jax.pairs import findings
+from shadowft_jax.hf import arrays
+from shadowft_jax.hf import deltas
+from shadowft_jax import delta, lora, models, sharding, train, tree
 from shadowft_jax.generation import decode
 from shadowft_jax.hf import names, weights
 from shadowft_jax.learning import objectives, step
@@ -34,7 +37,7 @@ def both(name, seed=0):
   hf = pico.hf_model(name, seed)
   model = models.from_config(hf.config.to_dict(), dtype=jnp.float32, combine=delta.combine)
   named = pico.per_expert({n: p.detach().numpy() for n, p in hf.named_parameters()})
-  return hf, model, names.load(named.__getitem__, models.abstract_params(model))
+  return hf, model, pico.load(named.__getitem__, models.abstract_params(model))
 
 
 def torch_logits(folder, adapter=None):
@@ -250,13 +253,13 @@ def test_a_step_on_eight_devices_is_that_on_one(kind, shape):
     "position": np.tile([*range(5), *range(5), 0, 0], (8, 1)),
   }
   batch = {k: v.astype(np.int32) for k, v in batch.items()}
-  method = step.Method(model, objectives.sft, 0.5, 8)
-  want, sums = step.gradients(learnt, params, [batch], method=method)
+  method = step.Loss(model, objectives.sft, 0.5, 8)
+  want, sums = step.gradients(learnt, params, [batch], loss=method)
   mesh = sharding.make_mesh(shape)
   with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATIONS):
     learnt, params = (jax.device_put(x, sharding.of(x, mesh)) for x in (learnt, params))
     got, got_sums = step.gradients(
-      learnt, params, [jax.device_put(batch, NamedSharding(mesh, sharding.BATCH))], method=method
+      learnt, params, [jax.device_put(batch, NamedSharding(mesh, sharding.BATCH))], loss=method
     )
   np.testing.assert_allclose(got_sums["loss"], sums["loss"], rtol=1e-5)
   for (name, a), b in zip(tree.names(got).items(), jax.tree.leaves(want), strict=True):
@@ -316,7 +319,7 @@ def test_a_leaf_stands_for_a_tensor_a_layer_and_expert():
 def test_load_then_export_gives_every_tensor_back():
   hf, _, params = both("qwen3_moe")
   named = pico.per_expert({n: p.detach().numpy() for n, p in hf.named_parameters()})
-  got = dict(names.export(params))
+  got = dict(arrays.export(params))
   assert got.keys() == named.keys()
   for name, x in got.items():
     np.testing.assert_array_equal(x, named[name], strict=True)
@@ -336,7 +339,7 @@ def test_both_forms_of_the_experts_are_read_alike(made):
   apart, fused = (weights.load_model(made[n])[1] for n in ("apart", "fused"))
   for (name, a), b in zip(tree.names(apart).items(), jax.tree.leaves(fused), strict=True):
     np.testing.assert_array_equal(a, b, err_msg=name, strict=True)
-  check.raise_errors(check.check(made["apart"], made["fused"]))
+  findings.raise_errors(check.check(made["apart"], made["fused"]))
   mesh = sharding.make_mesh({"fsdp": 4, "tensor": 2})
   _, placed = weights.load_model(made["fused"], mesh=mesh)
   for a, b in zip(jax.tree.leaves(apart), jax.tree.leaves(placed), strict=True):
@@ -355,7 +358,7 @@ def test_a_graft_writes_each_expert_where_it_lies(made, form, tmp_path):
   """And transformers reads it there."""
   model, params = weights.load_model(made[form])
   adapter = random_adapter(params, rank=4)
-  shadow, leaves = graft.graft(params, adapter, scale=0.5)
+  shadow, leaves = delta.graft(params, adapter, scale=0.5)
   want = apply(
     model.clone(dtype=jnp.float32),
     {"params": jax.tree.map(lambda x: x.astype(jnp.float32), shadow)},
@@ -403,12 +406,12 @@ def test_fused_experts_of_another_shape_are_refused(made, tmp_path):
 
 def test_the_papers_scope_holds_the_experts_and_not_the_router():
   params = models.abstract_params(models.from_config(pico.CONFIGS["qwen3_moe"]))
-  names = graft.select({"delta": params}, params, "projections")
+  names = delta.grafted_names({"delta": params}, params, "projections")
   assert {n.removeprefix("model/layers/") for n in names} == {
     *(f"self_attn/{x}_proj/kernel" for x in "qkvo"),
     *(f"mlp/experts/{x}_proj/kernel" for x in ("gate", "up", "down")),
   }
-  more = graft.select({"delta": params}, params, WITH_ROUTER)
+  more = delta.grafted_names({"delta": params}, params, WITH_ROUTER)
   assert set(more) - set(names) == {"model/layers/mlp/gate/kernel"}
 
 
@@ -429,7 +432,7 @@ def test_a_live_adapter_is_the_merged_one(match):
   _, model, params = both("qwen3_moe_unnormed")
   adapter = random_adapter(params, match)
   live = apply(model, delta.variables(params, adapter, 0.5))
-  merged, _ = graft.graft(jax.tree.map(jnp.copy, params), adapter, scale=0.5, match="all")
+  merged, _ = delta.graft(jax.tree.map(jnp.copy, params), adapter, scale=0.5, match="all")
   assert_close(live, apply(model, {"params": merged}))
   assert np.abs(live - apply(model, {"params": params})).max() > 1.0
 
@@ -440,8 +443,8 @@ def test_a_dense_delta_acts_as_the_sum_and_comes_back(tmp_path):
   live = apply(model, {"params": params, **learnt})
   total = jax.tree.map(jnp.add, params, learnt["delta"])
   assert_close(live, apply(model, {"params": total}))
-  weights.save_dense(tmp_path / "delta", learnt["delta"])
-  back, scale = weights.load_delta(tmp_path / "delta")
+  deltas.save_dense(tmp_path / "delta", learnt["delta"])
+  back, scale = deltas.load(tmp_path / "delta")
   assert scale == 1.0
   jax.tree.map(np.testing.assert_array_equal, back, learnt)
 
@@ -451,7 +454,7 @@ def test_peft_serves_the_adapter_that_we_wrote(made, match, tmp_path):
   """Its names are those of transformers 4; peft fuses them for transformers 5 as it loads."""
   _, params = weights.load_model(made["apart"], dtype=jnp.float32)
   adapter = random_adapter(params, match)
-  weights.save_adapter(
+  deltas.save_adapter(
     tmp_path / "delta", adapter["lora"], rank=2, alpha=1.0, base_model=made["apart"]
   )
   with safe_open(tmp_path / "delta" / "adapter_model.safetensors", "np") as file:
@@ -459,7 +462,7 @@ def test_peft_serves_the_adapter_that_we_wrote(made, match, tmp_path):
       "base_model.model.model.layers.0.mlp.experts.3.gate_proj.lora_A.weight"
     ).get_shape()
   assert found == [2, 32]
-  back, scale = weights.load_delta(tmp_path / "delta")
+  back, scale = deltas.load(tmp_path / "delta")
   assert scale == 0.5
   jax.tree.map(np.testing.assert_array_equal, back, adapter)
   want = our_logits(made["apart"], adapter, 0.5)
@@ -471,7 +474,7 @@ def test_an_adapter_without_one_expert_is_refused(made, tmp_path):
   from safetensors.numpy import load_file, save_file
 
   _, params = weights.load_model(made["apart"])
-  weights.save_adapter(
+  deltas.save_adapter(
     tmp_path,
     random_adapter(params)["lora"],
     rank=2,
@@ -484,7 +487,7 @@ def test_an_adapter_without_one_expert_is_refused(made, tmp_path):
   del tensors["base_model.model.model.layers.1.mlp.experts.5.up_proj.lora_B.weight"]
   save_file(tensors, file)
   with pytest.raises(InputError, match="up_proj/b: lacks 1 of 16 .* that of layer 1, expert 5"):
-    weights.load_delta(tmp_path)
+    deltas.load(tmp_path)
 
 
 def test_an_adapter_that_peft_wrote_for_fused_experts_is_refused(made, tmp_path):
@@ -493,7 +496,7 @@ def test_an_adapter_that_peft_wrote_for_fused_experts_is_refused(made, tmp_path)
   peft.get_peft_model(model, config).save_pretrained(tmp_path)
   assert json.loads((tmp_path / "adapter_config.json").read_text())["target_parameters"]
   with pytest.raises(InputError, match="target_parameters is"):
-    weights.load_delta(tmp_path)
+    deltas.load(tmp_path)
 
 
 # The whole method.
@@ -511,7 +514,7 @@ def run(tmp_path, **fields):
   want = our_logits(tmp_path / "run" / "shadow")
   assert np.abs(want - our_logits(pair / "instruct")).max() > 1e-2 * np.abs(want).max()
   assert_close(torch_logits(tmp_path / "run" / "shadow"), want)
-  learnt, scale = weights.load_delta(tmp_path / "run" / "delta")
+  learnt, scale = deltas.load(tmp_path / "run" / "delta")
   assert_close(our_logits(pair / "instruct", learnt, scale), want)
   return pair, want
 

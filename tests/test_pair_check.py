@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import shadowft_jax
+from shadowft_jax.pairs import findings
 from shadowft_jax.hf import folder, safetensors
 from shadowft_jax.pairs import check, registry
 from shadowft_jax.errors import InputError
@@ -85,7 +86,7 @@ def test_a_clean_pair_has_notes_alone(pair):
     ("note", f"{ROWS} head l"),
   ]
   base.rename(base.with_name("other"))
-  check.raise_errors(check.check(base.with_name("other"), instruct))
+  findings.raise_errors(check.check(base.with_name("other"), instruct))
 
 
 def test_the_pair_that_is_shipped_has_notes_alone():
@@ -111,7 +112,7 @@ def test_two_families_are_an_error(made):
     "Instruct was made from",
   )
   with pytest.raises(InputError, match="two different families(.|\n)*num_hidden_layers"):
-    check.raise_errors(found)
+    findings.raise_errors(found)
 
 
 def test_one_folder_twice_is_warned_of(made):
@@ -175,7 +176,7 @@ def test_another_vocab_size_is_a_warning_and_its_tables_are_excused(pair):
 def test_tied_against_untied_is_a_warning_and_the_head_is_excused(pair):
   base, instruct = pair("llama3_tied")
   before = check.check(base, instruct)
-  assert "tied embeddings in both" in check.report(before)
+  assert "tied embeddings in both" in findings.report(before)
   edit_config(instruct, tie_word_embeddings=False)
   table = load_file(instruct / "model.safetensors")["model.embed_tokens.weight"]
   save_file(
@@ -206,7 +207,7 @@ def test_tensors_of_one_side_are_listed_layer_by_layer(pair):
     "\n  layers.*.self_attn.q_norm.weight (2 tensors): Base (16,), Instruct has none"
     "\n  layers.1.mlp.up_proj.weight: Base (64, 32), Instruct (56, 32)"
   )
-  report = check.report(check.check(base, instruct))
+  report = findings.report(check.check(base, instruct))
   assert "\n    layers.1.mlp.up_proj.weight: Base (64, 32)" in report
   back = check.check(instruct, base)[0]
   assert back.level == "error" and "Base has none, Instruct (16,)" in back.text
@@ -413,7 +414,7 @@ def test_sentencepiece_files_are_compared_whole(pair):
   for side in (base, instruct):
     (side / "tokenizer.json").unlink()
     (side / "tokenizer.model").write_bytes(b"pieces")
-  assert "note: the vocabulary is the same (tokenizer.model" in check.report(
+  assert "note: the vocabulary is the same (tokenizer.model" in findings.report(
     check.check(base, instruct)
   )
   (base / "tokenizer.model").write_bytes(b"other pieces")
@@ -641,16 +642,18 @@ def test_of_long_tables_only_some_rows_are_read(pair, monkeypatch):
 def test_the_report_counts_and_orders_by_gravity(pair):
   base, instruct = pair()
   edit_config(base, rms_norm_eps=1e-5, head_dim=8)
-  lines = check.report(check.check(base, instruct)).split("\n")
+  lines = findings.report(check.check(base, instruct)).split("\n")
   assert lines[0] == "pair check: 1 error, 1 warning, 3 notes"
   assert [x.split(":")[0] for x in lines[1:]] == ["  error", "  warning", *["  note"] * 3]
 
 
 def test_all_errors_are_raised_as_one_and_nothing_else_is():
-  warning, note = (check.Finding(x, "x") for x in ("warning", "note"))
-  check.raise_errors([warning, note])
+  warning, note = (findings.Finding(x, "x") for x in ("warning", "note"))
+  findings.raise_errors([warning, note])
   with pytest.raises(InputError) as error:
-    check.raise_errors([check.Finding("error", "one"), warning, check.Finding("error", "two")])
+    findings.raise_errors(
+      [findings.Finding("error", "one"), warning, findings.Finding("error", "two")]
+    )
   assert str(error.value) == (
     "the two folders are no pair that can be trained and grafted:\n- one\n- two"
   )
@@ -689,7 +692,7 @@ def test_models_of_remote_code_are_compared_like_others(tmp_path):
   ]
   edit_tensors(tmp_path / "chat", lambda n, x: (n, x[:-1] if "w1" in n else x))
   with pytest.raises(InputError, match=r"layers.0.feed_forward.w1.weight: Base \(6, 4\)"):
-    check.raise_errors(check.check(tmp_path / "base", tmp_path / "chat"))
+    findings.raise_errors(check.check(tmp_path / "base", tmp_path / "chat"))
 
 
 # Released pairs: what is known to differ is what is found.

@@ -28,7 +28,7 @@ def both(name):
   hf = pico.hf_model(name)
   model = models.from_config(hf.config.to_dict(), dtype=jnp.float32, combine=delta.combine)
   named = pico.per_expert({n: p.detach().numpy() for n, p in hf.named_parameters()})
-  return hf, model, names.load(named.__getitem__, models.abstract_params(model))
+  return hf, model, pico.load(named.__getitem__, models.abstract_params(model))
 
 
 def tokens(shape, seed=0):
@@ -50,7 +50,7 @@ def test_logits_and_gradients_agree_with_transformers(name, backend):
 
   out.loss.backward()
   grads = pico.per_expert({n: p.grad.numpy() for n, p in hf.named_parameters()})
-  want_grads = names.load(grads.__getitem__, params)
+  want_grads = pico.load(grads.__getitem__, params)
 
   def mean_nll(params):
     h_BTD, head_DV = model.apply({"params": params}, jnp.array(token_BT), method="hidden_and_head")

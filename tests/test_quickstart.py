@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 from lab import measure, preference, questions, quickstart
+from shadowft_jax.pairs import findings
 from shadowft_jax import train
 from shadowft_jax.hf import weights
 from shadowft_jax.pairs import check
@@ -24,7 +25,7 @@ TINY = pathlib.Path(quickstart.load_config().instruct).parent
 def test_the_pair_is_small_and_fits_together():
   size = sum(p.stat().st_size for role in ("base", "instruct") for p in (TINY / role).iterdir())
   assert size <= 12e6
-  check.raise_errors(check.check(TINY / "base", TINY / "instruct"))
+  findings.raise_errors(check.check(TINY / "base", TINY / "instruct"))
   assert weights.abstract_model(TINY / "base")[0].dtype == jnp.bfloat16
 
 

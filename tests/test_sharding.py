@@ -77,7 +77,7 @@ def base_model():
 def learn(mesh, kind, steps=5):
   """(losses, gradients of the first step, delta) of a few optimizer steps."""
   config, (model, base) = config_of(kind), base_model()
-  method = step.Method(model, objectives.sft, delta.scale_of(config.delta), 8)
+  method = step.Loss(model, objectives.sft, delta.scale_of(config.delta), 8)
   tx, _ = optim.make(config, steps)
   losses, first = [], None
   with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATIONS):
@@ -89,7 +89,7 @@ def learn(mesh, kind, steps=5):
         [len(e.token) for e in data], batch_size=len(data), epochs=1, row_length=32, seed=0
       )
       batches = step.on_devices(packing.microbatches(planned, data, row_length=32, rows=8), mesh)
-      grads, sums = step.gradients(state.delta, base, batches, method=method)
+      grads, sums = step.gradients(state.delta, base, batches, loss=method)
       first = first or jax.device_get(grads)
       state, metrics = step.update(state, grads, sums, tx=tx)
       losses.append(float(metrics["loss"]))

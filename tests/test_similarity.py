@@ -19,8 +19,10 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_torch
 
 import shadowft_jax
+from shadowft_jax.hf import names
+from shadowft_jax.hf.folder import open_model
 from shadowft_jax import similarity
-from shadowft_jax.hf import folder as pair_folder, safetensors
+from shadowft_jax.hf import safetensors
 from shadowft_jax.pairs import gap, registry
 from shadowft_jax.runs import pictures
 from shadowft_jax.errors import InputError
@@ -40,7 +42,7 @@ def write(folder, tensors, **config):
 
 
 def compare(base, instruct):
-  return gap.compare(pair_folder.read(base), pair_folder.read(instruct))
+  return gap.compare(open_model(base), open_model(instruct))
 
 
 def sigma(base, instruct):
@@ -266,7 +268,7 @@ def test_memory_does_not_grow_with_the_tensor(tmp_path):
   ],
 )
 def test_what_a_name_says(name, layer, module):
-  assert (gap.layer_of(name), gap.module_of(name)) == (layer, module)
+  assert (names.layer_of(name), names.module_of(name)) == (layer, module)
 
 
 @pytest.mark.parametrize(
@@ -466,7 +468,7 @@ def matrices(tmp_path_factory):
   folder = tmp_path_factory.mktemp("matrices")
   base = write(folder / "b", {**tensors, "model.only": x})
   instruct = write(folder / "i", {n: t - 1 for n, t in tensors.items()})
-  return pair_folder.read(base), pair_folder.read(instruct)
+  return open_model(base), open_model(instruct)
 
 
 @pytest.mark.parametrize(
@@ -485,13 +487,13 @@ def test_which_matrix_is_drawn(matrices, pattern, name):
 
 def test_without_queries_the_first_layer_is_drawn_and_without_matrices_nothing(tmp_path):
   x = np.ones((2, 2), np.float32)
-  one = pair_folder.read(
+  one = open_model(
     write(
       tmp_path / "x",
       {"model.a": x, "model.layers.10.b": x, "model.layers.9.z": x, "model.layers.0.n": x[0]},
     )
   )
-  none = pair_folder.read(write(tmp_path / "y", {"model.layers.0.n": x[0]}))
+  none = open_model(write(tmp_path / "y", {"model.layers.0.n": x[0]}))
   assert similarity.pick(one, one) == "layers.9.z"
   assert similarity.pick(none, none) is None
   with pytest.raises(InputError, match="finds no matrix that both models have"):

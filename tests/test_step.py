@@ -47,7 +47,7 @@ def setup(name, kind, dtype=jnp.float32, remat="full", **fields):
     }
 
   batches = [{k: v.astype(np.int32) for k, v in batch().items()} for _ in range(2)]
-  return step.Method(model, objectives.sft, 0.5, 8), delta, base, batches
+  return step.Loss(model, objectives.sft, 0.5, 8), delta, base, batches
 
 
 def plain(method, delta, base, batches):
@@ -60,7 +60,7 @@ def plain(method, delta, base, batches):
 
 
 def gradients(method, delta, base, batches, dtype=None):
-  return step.gradients(delta, base, batches, method=method, dtype=dtype)
+  return step.gradients(delta, base, batches, loss=method, dtype=dtype)
 
 
 def assert_close(got, want, bound):
@@ -112,7 +112,7 @@ def test_a_micro_batch_makes_no_second_set_of_gradients():
   method, delta, base, batches = setup("qwen3", "full", num_hidden_layers=64, hidden_size=64)
   total = sum(d.nbytes for d in jax.tree.leaves(delta))
   batch = {k: v[:1] for k, v in batches[0].items()}
-  compiled = step.accumulate.lower(delta, delta, base, batch, method=method).compile()
+  compiled = step.accumulate.lower(delta, delta, base, batch, loss=method).compile()
   memory = compiled.memory_analysis()
   assert memory.alias_size_in_bytes == total
   assert memory.temp_size_in_bytes < total / 2

@@ -17,10 +17,13 @@ import safetensors.torch
 import torch
 import transformers
 
-from shadowft_jax import graft, lora, tree
+from shadowft_jax import delta
+from shadowft_jax.runs import provenance
+from shadowft_jax.hf import deltas
+from shadowft_jax.hf.folder import open_model
+from shadowft_jax import lora, tree
 from shadowft_jax.grafting import buffers, chunks, matching, sources, write as stream
 from shadowft_jax.hf import weights
-from shadowft_jax.runs import pictures
 from shadowft_jax.errors import InputError
 from tests import pico, runs
 
@@ -32,8 +35,8 @@ def run(
   out, instruct, deltas, scope="paper", *, vocab="refuse", verify=True, overwrite=False, **options
 ):
   """As the command does, without its flags; returns the plan and the outcome."""
-  target = sources.read_checkpoint(instruct)
-  wanted = matching.scope(target.kind, scope, **options)
+  target = open_model(instruct)
+  wanted = matching.scope(target.model_type, scope, **options)
   plan = matching.plan(target, deltas, wanted=wanted, vocab=vocab)
   return plan, stream.run(plan, out, card="card", verify=verify, overwrite=overwrite)
 
@@ -101,9 +104,7 @@ def test_no_delta_keeps_every_byte(bf16, tmp_path, scope):
   assert (tmp_path / "out" / WEIGHTS).read_bytes() == (instruct / WEIGHTS).read_bytes()
   assert done.changed == 0 and "byte for byte" in " ".join(
     stream.lines(
-      matching.plan(
-        sources.read_checkpoint(instruct), [sources.difference(base, base)], wanted=lambda *_: True
-      ),
+      matching.plan(open_model(instruct), [sources.difference(base, base)], wanted=lambda *_: True),
       done,
     )
   )
@@ -148,7 +149,7 @@ def test_it_equals_the_graft_in_memory(tmp_path):
   _, params = weights.load_model(pair / "instruct")
   noise = np.random.default_rng(0)
   learnt = tree.map_named(lambda _, w: jnp.float32(noise.normal(0, 0.02, w.shape)), params)
-  weights.save_dense(tmp_path / "delta", learnt)
+  deltas.save_dense(tmp_path / "delta", learnt)
   for scope in ("projections", "all"):
     run(
       tmp_path / f"stream {scope}",
@@ -157,7 +158,7 @@ def test_it_equals_the_graft_in_memory(tmp_path):
       "paper" if scope == "projections" else "all",
     )
     _, fresh = weights.load_model(pair / "instruct")
-    shadow, leaves = graft.graft(fresh, {"delta": learnt}, match=scope)
+    shadow, leaves = delta.graft(fresh, {"delta": learnt}, match=scope)
     weights.export(
       tmp_path / f"memory {scope}",
       {n: tree.names(shadow)[n] for n in leaves},
@@ -182,11 +183,11 @@ def test_our_adapter_equals_the_graft_in_memory(tmp_path):
   noise = np.random.default_rng(0)
   shape = lora.init(np.array([0, 1], np.uint32), params, rank=4, match="_proj/")
   adapter = tree.map_named(lambda _, w: jnp.float32(noise.normal(0, 0.1, w.shape)), shape)
-  weights.save_adapter(
+  deltas.save_adapter(
     tmp_path / "adapter", adapter, rank=4, alpha=8.0, base_model=str(pair / "instruct")
   )
   run(tmp_path / "out", pair / "instruct", [sources.stored(tmp_path / "adapter")])
-  shadow, _ = graft.graft(params, {"lora": adapter}, scale=2.0)
+  shadow, _ = delta.graft(params, {"lora": adapter}, scale=2.0)
   weights.export(tmp_path / "memory", tree.names(shadow), like=pair / "instruct", card="card")
   a, b = load(tmp_path / "out"), load(tmp_path / "memory")
   for n in a:
@@ -404,8 +405,8 @@ def test_without_a_base_the_gap_is_unknown_and_with_one_it_is_measured(bf16, tmp
   w = load(instruct)[one]
   d = torch.full(w.shape, 1e-4)
   for against in (None, base):
-    target = sources.read_checkpoint(instruct)
-    known = against and sources.read_checkpoint(against)
+    target = open_model(instruct)
+    known = against and open_model(against)
     plan = matching.plan(target, [low], wanted=matching.scope("qwen2"), base=known)
     out = tmp_path / f"out {against is None}"
     (got,) = stream.run(plan, out).survival
@@ -418,7 +419,7 @@ def test_without_a_base_the_gap_is_unknown_and_with_one_it_is_measured(bf16, tmp
       target,
       [low],
       wanted=matching.scope("qwen2"),
-      base=sources.read_checkpoint(raw(tmp_path / "x", internlm(0))),
+      base=open_model(raw(tmp_path / "x", internlm(0))),
     )
 
 
@@ -447,9 +448,9 @@ def test_shards_and_files_stay_but_for_what_was_grafted(tmp_path):
       assert a[:length] == b[:length] and len(a) == len(b)
   record = json.loads((tmp_path / "out" / "provenance.json").read_text())
   for name, digest in record["sha256"]["output"].items():
-    assert digest == pictures.sha256(mine[name])
+    assert digest == provenance.sha256(mine[name])
   assert set(record["sha256"]) == {"base", "tuned", "instruct", "output"}
-  assert record["sha256"]["tuned"][str(folder / "tuned" / WEIGHTS)] == pictures.sha256(
+  assert record["sha256"]["tuned"][str(folder / "tuned" / WEIGHTS)] == provenance.sha256(
     folder / "tuned" / WEIGHTS
   )
 

@@ -10,8 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, get_cosine_schedule_with_warmup
 
+from shadowft_jax.hf import arrays
+from shadowft_jax.hf import deltas
 from shadowft_jax import delta, sharding, train, tree
-from shadowft_jax.hf import names, weights
+from shadowft_jax.hf import weights
 from shadowft_jax.learning import optim, step as step_lib
 from shadowft_jax.data import dataset
 from tests import runs
@@ -85,7 +87,7 @@ def initial_delta(config):
 
 def test_lora_agrees_with_peft_over_twenty_steps(config, tmp_path):
   start = initial_delta(config)
-  weights.save_adapter(tmp_path / "start", start["lora"], rank=4, alpha=8.0, base_model=config.base)
+  deltas.save_adapter(tmp_path / "start", start["lora"], rank=4, alpha=8.0, base_model=config.base)
   records = train.train(config, tmp_path / "run")
 
   model = AutoModelForCausalLM.from_pretrained(config.base, dtype=torch.float32)
@@ -97,7 +99,7 @@ def test_lora_agrees_with_peft_over_twenty_steps(config, tmp_path):
   model.save_pretrained(tmp_path / "theirs")
 
   def product(folder):
-    learnt, scale = weights.load_delta(folder)
+    learnt, scale = deltas.load(folder)
     return delta.densify(learnt, scale)
 
   assert distance(product(tmp_path / "run" / "delta"), product(tmp_path / "theirs")) <= 1e-3
@@ -112,9 +114,9 @@ def test_full_tuning_agrees_with_transformers_over_twenty_steps(config, tmp_path
   assert_steps_equal(records, *torch_steps(model, dataset.read(config, config.instruct), config))
 
   want = {n: p.detach().numpy() - before[n] for n, p in model.named_parameters()}
-  learnt, scale = weights.load_delta(tmp_path / "run" / "delta")
+  learnt, scale = deltas.load(tmp_path / "run" / "delta")
   assert scale == 1.0
-  assert distance(dict(names.export(learnt["delta"])), want) <= 1e-3
+  assert distance(dict(arrays.export(learnt["delta"])), want) <= 1e-3
 
 
 @pytest.mark.parametrize("steps, ratio", [(8, 0.1), (20, 0.1), (5, 0.0), (62, 0.1)])

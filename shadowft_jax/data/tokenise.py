@@ -22,6 +22,7 @@ import uuid
 import numpy as np
 from tqdm import tqdm
 
+from shadowft_jax import files
 from shadowft_jax.data import chat, formats, paper, tokenizer as tokenizers
 from shadowft_jax.errors import InputError
 from shadowft_jax.progress import say
@@ -98,7 +99,7 @@ def _encoded(rows, sizes, folder, settings):
   # Chunks of about as many characters, so that processes have about as much to do.
   starts = np.flatnonzero(np.diff(np.cumsum(sizes) // CHUNK, prepend=-1)).tolist()
   chunks = [rows[a:b] for a, b in zip(starts, [*starts[1:], len(rows)], strict=True)]
-  count = min(_cores(), len(chunks) // 2) if sizes.sum() >= WORTH else 1
+  count = min(files.cores(), len(chunks) // 2) if sizes.sum() >= WORTH else 1
   parts = []
   with tqdm(total=len(rows), unit="row", desc="tokenising", leave=False, disable=None) as bar:
 
@@ -115,11 +116,6 @@ def _encoded(rows, sizes, folder, settings):
         done(_flat(chunk, tokenizer, settings))
   # One name at a time, for memory: what is joined is let go of.
   return {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}
-
-
-def _cores():
-  """How many this process may use, which can be fewer than there are."""
-  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _in_processes(chunks, count, folder, settings, done):

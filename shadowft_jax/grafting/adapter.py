@@ -5,8 +5,7 @@ import re
 import numpy as np
 
 from shadowft_jax.grafting import extract, summed
-from shadowft_jax.hf import deltas, names
-from shadowft_jax.pairs import check as pair_check
+from shadowft_jax.hf import names
 from shadowft_jax.grafting.sources import LowRank
 from shadowft_jax.errors import InputError, listing
 
@@ -45,29 +44,26 @@ def check(plan, is_cut):
 
 def module(plan, target):
   """The module whose weight a tensor is, as transformers 5 names it; None if no adapter has it."""
-  name, (prefix, ours) = names.own_name(target.name), names.TEXT_TOWER[0]
-  if (
-    len(target.tensor.shape) != 2
-    or not name.endswith(".weight")
-    or re.search(pair_check.TABLES, name)
-  ):
+  bare, name = names.short(target.name), names.text_name(target.name)
+  if len(target.tensor.shape) != 2 or not name.endswith(".weight") or names.is_table(bare):
     return None
   if any("language_model" in p for p in plan.instruct.prefixes):  # more than text is there
-    if name == target.name and not re.fullmatch(pair_check.HEADS, name):
+    if "language_model" not in names.prefix_of(target.name) and not names.is_head(bare):
       return None
-    name = re.sub("^" + re.escape(ours), prefix, name)
+    if name.startswith(names.TEXT):
+      name = names.SERVED_TEXT + name.removeprefix(names.TEXT)
   return name.removesuffix(".weight")
 
 
 def factor_names(plan, target):
   """The names of A and B in the adapter's file."""
-  return [f"{deltas.PREFIX}{module(plan, target)}.lora_{x}.weight" for x in "AB"]
+  return names.factor_names(module(plan, target))
 
 
 def target_modules(plan):
   """Last names of modules; the whole names where the model has others that end alike."""
   mine = {t.name: module(plan, t) for t in summed.targets(plan)}
-  beside = names.BESIDE.get(plan.instruct.kind, "(?!)")  # excluded by adapter_config
+  beside = names.BESIDE_TEXT.get(plan.instruct.model_type, "(?!)")  # excluded by adapter_config
   others = {
     n.split(".")[-2]
     for n in plan.instruct.names.values()

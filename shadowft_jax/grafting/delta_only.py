@@ -8,17 +8,16 @@ import concurrent.futures
 import functools
 import json
 import math
-import os
 import pathlib
 import zlib
 from typing import NamedTuple
 
 import numpy as np
 
+from shadowft_jax.runs import provenance
 from shadowft_jax import files
 from shadowft_jax.grafting import adapter, extract, recipe, summed, write
-from shadowft_jax.hf import deltas, safetensors
-from shadowft_jax.runs import pictures
+from shadowft_jax.hf import adapters, deltas, safetensors
 from shadowft_jax.grafting.buffers import CHUNK
 from shadowft_jax.errors import InputError
 from shadowft_jax.hf.safetensors import WEIGHTS
@@ -59,7 +58,7 @@ def need(plan, form):
     return {
       "read": read,
       "write": WEIGHTS[DTYPES[form.dtype]].itemsize * sum(sizes),
-      "memory": write.JAX_MEMORY + os.cpu_count() * buffers * 4 * CHUNK,
+      "memory": write.JAX_MEMORY + files.cores() * buffers * 4 * CHUNK,
     }
   if form.is_cut:
     rank, sides = form.rank or 1, max(min(t.tensor.shape) for t in targets)
@@ -113,13 +112,13 @@ def run(plan, out, form, *, made=None, overwrite=False, verify=True):
     if verify:
       for path in fresh.glob("*.safetensors"):
         files.forget(path)
-      with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+      with concurrent.futures.ThreadPoolExecutor(files.cores()) as pool:
         list(pool.map(functools.partial(_read_back, out), pieces))
       for role, paths in (pair for d in plan.deltas for pair in d.paths.items()):
         inputs.setdefault(role, []).extend(paths)
       inputs |= {"instruct": [plan.instruct.directory / "config.json"], "output": [fresh]}
     record = {
-      **pictures.provenance(inputs, seed=None),
+      **provenance.provenance(inputs, seed=None),
       **recipe.record(plan.recipe),
       **(made or {}),
       **told,
@@ -164,7 +163,7 @@ def _write_delta(plan, fresh, form):
   def write(chunk):
     return _put(places[chunk.target.name], chunk.target.name, read(chunk), chunk.first)
 
-  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+  with concurrent.futures.ThreadPoolExecutor(files.cores()) as pool:
     return list(pool.map(write, summed.chunks(plan))), {}
 
 
@@ -179,11 +178,11 @@ def _write_adapter(plan, fresh, form):
     np.savez(fresh / f"{target.name}.npz", a=factors.a, b=factors.b)
   rank = max(ranks.values())
   pieces = _join(plan, fresh, rank)
-  config = deltas.adapter_config(
+  config = adapters.adapter_config(
     adapter.target_modules(plan),
     rank=rank,
     alpha=rank,
-    kind=plan.instruct.kind,
+    model_type=plan.instruct.model_type,
     base_model=plan.instruct.directory,
   )
   (fresh / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")

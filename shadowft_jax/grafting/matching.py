@@ -10,10 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from shadowft_jax import delta
-from shadowft_jax.grafting import recipe as combine, sources
+from shadowft_jax.grafting import recipe as combine
 from shadowft_jax.hf import names
-from shadowft_jax.pairs import check, registry
-from shadowft_jax.grafting.sources import HEAD, TABLE
+from shadowft_jax.hf.folder import ModelFolder
 from shadowft_jax.errors import InputError, listing
 from shadowft_jax.hf.safetensors import WEIGHTS, Tensor
 
@@ -40,13 +39,13 @@ class Target(NamedTuple):
 class Plan(NamedTuple):
   """All that a graft will do."""
 
-  instruct: sources.Checkpoint
+  instruct: ModelFolder
   deltas: list
   targets: list
   beyond: list  # the deltas' tensors outside the scope, as they spell them
   mapped: list  # lines on prefixes that differ
   shards: list  # the Instruct's weight files
-  base: sources.Checkpoint | None  # what the result is measured against
+  base: ModelFolder | None  # what the result is measured against
   recipe: combine.Recipe
 
 
@@ -63,11 +62,9 @@ def scope(kind, name="paper", *, match=None, include=None, exclude=None):
   Raises:
     InputError: something is no regex.
   """
-  paper = registry.PROJECTIONS.get(kind, registry.PROJECTIONS["default"])
-  if match is not None or name == "all":
-    paper = ""
+  is_paper = match is None and name == "paper"
   try:
-    tests = [re.compile(t or "") for t in (paper, include)]
+    only = re.compile(include or "")
     veto = re.compile(exclude) if exclude else None
     leaves = re.compile(delta.pattern(match)) if match is not None else None
   except re.error as error:
@@ -75,10 +72,12 @@ def scope(kind, name="paper", *, match=None, include=None, exclude=None):
 
   def wanted(tensor, axes):
     if leaves:
-      leaf, _ = names.leaf_of(names.own_name(tensor), axes)
+      leaf, _ = names.leaf_of(names.text_name(tensor), axes)
       if leaf is None or not leaves.search(leaf):
         return False
-    return all(t.search(tensor) for t in tests) and not (veto and veto.search(tensor))
+    if is_paper and not names.in_scope(tensor, kind):
+      return False
+    return bool(only.search(tensor)) and not (veto and veto.search(tensor))
 
   return wanted
 
@@ -87,11 +86,11 @@ def plan(instruct, deltas, *, wanted, vocab="refuse", base=None, recipe=combine.
   """Matches deltas with an Instruct, by names without prefixes.
 
   Args:
-    instruct: a Checkpoint.
+    instruct: the model that is grafted.
     deltas: list of Delta.
     wanted: the scope, a function of (tensor name as the Instruct spells it, axes).
     vocab: "refuse", or "common" to graft only the rows that tables of different length share.
-    base: the Base's Checkpoint, which the result is measured against; otherwise that of the first
+    base: the Base, which the result is measured against; otherwise that of the first
       difference.
     recipe: how the deltas are combined and the sum is stored.
 
@@ -100,18 +99,19 @@ def plan(instruct, deltas, *, wanted, vocab="refuse", base=None, recipe=combine.
       are listed); nothing matches; or `base` has none of the tensors.
   """
   combine.check(recipe)
+  instruct.check_unquantised()
   targets, beyond, bad, rows_differ = {}, set(), {}, set()
   for i, learnt in enumerate(deltas):
-    names = {**(dict.fromkeys(instruct.tensors) if learnt.complete else {}), **learnt.parts}
-    for short, part in names.items():
-      tensor = instruct.tensors.get(short)
+    whole = dict.fromkeys(instruct.distinct_tensors) if learnt.complete else {}
+    for short, part in {**whole, **learnt.parts}.items():
+      tensor = instruct.distinct_tensors.get(short)
       shapes = {
         **(part.shapes if part else {"Base": None, "tuned": None}),
         "Instruct": getattr(tensor, "shape", None),
       }
       name = instruct.names.get(short) or learnt.names[short]
       axes = max(len(s) for s in shapes.values() if s is not None)
-      if re.fullmatch(check.HARMLESS, name) or _is_buffer(tensor):
+      if names.is_harmless(name) or _is_buffer(tensor):
         continue
       if not wanted(name, axes):
         beyond.add(name)
@@ -134,17 +134,18 @@ def plan(instruct, deltas, *, wanted, vocab="refuse", base=None, recipe=combine.
     raise InputError(_nothing(instruct, deltas, beyond))
   base = base or next((d.base for d in deltas if d.base), None)
   _measure(targets, base)
-  if TABLE in targets and instruct.twin:
-    targets[HEAD] = targets[TABLE]._replace(name=instruct.names[HEAD], tensor=instruct.twin)
+  if names.TABLE in targets and instruct.duplicate_head:
+    targets[names.HEAD] = targets[names.TABLE]._replace(
+      name=instruct.names[names.HEAD], tensor=instruct.duplicate_head
+    )
   _check_dtypes(targets.values())
-  shards = sorted({t.path for t in (*instruct.tensors.values(), *filter(None, [instruct.twin]))})
   return Plan(
     instruct,
     deltas,
     list(targets.values()),
     sorted(beyond),
     _mapped(instruct, deltas),
-    shards,
+    instruct.shards,
     base,
     recipe,
   )
@@ -155,7 +156,7 @@ def _measure(targets, base):
   if base is None:
     return
   for short, target in targets.items():
-    found = base.tensors.get(short)
+    found = base.distinct_tensors.get(short)
     if (
       found
       and found.shape[1:] == target.tensor.shape[1:]
@@ -177,7 +178,7 @@ def _is_buffer(tensor):
 def _is_table(short, shapes):
   """Whether shapes differ in the length of the vocabulary alone."""
   return (
-    bool(re.fullmatch(f"{check.TABLES}|{check.HEADS}", short))
+    (names.is_table(short) or names.is_head(short))
     and None not in shapes.values()
     and len({s[1:] for s in shapes.values()}) == 1
   )
@@ -207,7 +208,7 @@ def _refuse(bad, rows_differ):
   if rows_differ:
     advice.append("--vocab=common (only the rows that all have)")
   if others := bad.keys() - rows_differ:
-    alike = sorted({re.sub(r"(?<=\\\.)\d+(?=\\\.)", r"\\d+", re.escape(n)) for n in others})
+    alike = names.patterns(others)
     regex = f"'{'|'.join(alike)}'" if len(alike) < 9 else "REGEX"
     advice.append(f"--exclude={regex} (the Instruct keeps its own)")
   raise InputError(
@@ -223,7 +224,7 @@ def _nothing(instruct, deltas, beyond):
     f"nothing would be grafted: no tensor of {' or '.join(d.what for d in deltas)} is in the "
     f"scope and in {instruct.directory}; the scope leaves out {len(beyond)} (--scope=all, "
     f"--include, --exclude). The names begin with{listing(there)}\nand in the Instruct with"
-    + listing([instruct.names[n] for n in list(instruct.tensors)[:3]])
+    + listing([instruct.names[n] for n in list(instruct.distinct_tensors)[:3]])
   )
 
 
@@ -249,16 +250,16 @@ def _mapped(instruct, deltas):
         pair = tuple(n.removesuffix(short) for n in (name, ours))
         found.setdefault((learnt.what, *pair), []).append(name)
   return [
-    f"{what}: {len(names)} tensors are spelt {theirs or '(no prefix)'}*, the Instruct's "
+    f"{what}: {len(spelt)} tensors are spelt {theirs or '(no prefix)'}*, the Instruct's "
     f"{ours or '(no prefix)'}*"
-    for (what, theirs, ours), names in found.items()
+    for (what, theirs, ours), spelt in found.items()
   ]
 
 
 def lines(plan_, out, need, free):
   """The plan, for a terminal; `need` is that of `write.need`."""
   numbers = sum(t.count for t in plan_.targets)
-  total = len(plan_.instruct.tensors) + (plan_.instruct.twin is not None)
+  total = len(plan_.instruct.tensors)
   yield f"{plan_.instruct.directory} + {' + '.join(_factor(d) + d.what for d in plan_.deltas)}"
   yield (
     f"changes {len(plan_.targets)} of {total} tensors ({numbers / 1e6:.1f} million numbers); "
@@ -271,7 +272,7 @@ def lines(plan_, out, need, free):
   yield from combine.lines(plan_.recipe)
   yield from plan_.mapped
   if plan_.beyond:
-    alike = sorted({re.sub(r"\.\d+\.", ".*.", n) for n in plan_.beyond})
+    alike = sorted({names.any_layer(n) for n in plan_.beyond})
     yield f"outside the scope and not grafted, {len(plan_.beyond)} tensors: {', '.join(alike)}"
 
 

@@ -3,10 +3,10 @@
 import concurrent.futures
 import functools
 import math
-import os
 
 import numpy as np
 
+from shadowft_jax import files
 from shadowft_jax.grafting import buffers, chunks as layout, recipe as combine
 from shadowft_jax.grafting.buffers import SCRATCH
 from shadowft_jax.errors import InputError
@@ -15,12 +15,12 @@ from shadowft_jax.hf.safetensors import WEIGHTS
 
 def targets(plan):
   """The tensors that an output names: a tied model's head is its table."""
-  return [t for t in plan.targets if t.tensor is not plan.instruct.twin]
+  return [t for t in plan.targets if t.tensor is not plan.instruct.duplicate_head]
 
 
 def reader(plan):
   """A function of a Chunk that gives what is added to its target's elements: float32."""
-  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+  with concurrent.futures.ThreadPoolExecutor(files.cores()) as pool:
     floors = combine.all_floors(targets(plan), plan.recipe, pool)
   return functools.partial(_read, plan.recipe, floors)
 
@@ -55,7 +55,11 @@ def blame(target):
 
 def chunks(plan):
   """The ranges of elements that change, as a graft would take them."""
-  return [c for c in layout.chunks(plan) if c.target and c.target.tensor is not plan.instruct.twin]
+  return [
+    c
+    for c in layout.chunks(plan)
+    if c.target and c.target.tensor is not plan.instruct.duplicate_head
+  ]
 
 
 def matrix(read, target, chunks_):

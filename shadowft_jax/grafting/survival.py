@@ -11,8 +11,7 @@ which is stored as W_I + e; the gap is g = W_I - W_B.
 
 import math
 
-from shadowft_jax.hf import folder
-from shadowft_jax.pairs import gap
+from shadowft_jax.hf import names
 
 TURNED = 0.95  # a survival cosine under this is warned of
 MEANING = {
@@ -93,18 +92,13 @@ def _cosine(dot, other, delta):
 
 
 def module_of(row):
-  """The key of gap.MODULES that a row is of."""
-  return gap.module_of(_short(row))
-
-
-def _short(row):
-  prefix = next((p for p in folder.PREFIXES if row.name.startswith(p)), "")
-  return row.name.removeprefix(prefix)
+  """The key of names.MODULES that a row is of."""
+  return names.module_of(row.name)
 
 
 def layer_of(row):
   """The number of the layer that a row is of, or None."""
-  return gap.layer_of(_short(row))
+  return names.layer_of(names.short(row.name))
 
 
 def _grouped(rows, key):
@@ -115,9 +109,9 @@ def _grouped(rows, key):
 
 
 def by_module(rows):
-  """{module type: its numbers}, in the order of gap.MODULES."""
+  """{module type: its numbers}, in the order of names.MODULES."""
   found = _grouped(rows, module_of)
-  return {m: numbers(found[m]) for m in gap.MODULES if m in found}
+  return {m: numbers(found[m]) for m in names.MODULES if m in found}
 
 
 def by_layer(rows):
@@ -127,10 +121,10 @@ def by_layer(rows):
 
 
 def cells(rows):
-  """{(module type, layer): its numbers}, in the order of gap.MODULES and of layers."""
+  """{(module type, layer): its numbers}, in the order of names.MODULES and of layers."""
   found = _grouped(rows, lambda row: (module_of(row), layer_of(row)))
   layers = sorted({layer for _, layer in found if layer is not None})
-  return {(m, n): numbers(found[m, n]) for m in gap.MODULES for n in layers if (m, n) in found}
+  return {(m, n): numbers(found[m, n]) for m in names.MODULES for n in layers if (m, n) in found}
 
 
 def table(rows):
@@ -166,7 +160,7 @@ def warnings(rows, *, rounding="nearest"):
     rounding: how the sum was rounded, "nearest" or "stochastic".
   """
   lines, modules = [], _grouped(rows, module_of)
-  for module in filter(modules.get, gap.MODULES):
+  for module in filter(modules.get, names.MODULES):
     layers = {
       n: numbers(found)["cosine"] for n, found in _grouped(modules[module], layer_of).items()
     }

@@ -16,6 +16,12 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from typing import Any
+from shadowft_jax.hf.folder import ModelFolder
+from shadowft_jax.grafting import matching
+from shadowft_jax.runs import provenance
+from shadowft_jax.progress import say
+from shadowft_jax.grafting import sources
 from shadowft_jax import files
 from shadowft_jax.grafting import (
   buffers,
@@ -23,7 +29,6 @@ from shadowft_jax.grafting import (
   journal,
   measure,
   recipe as combine,
-  sources,
   survival,
 )
 from shadowft_jax.hf import safetensors
@@ -187,7 +192,7 @@ def _verify(plan, fresh, out, work, found, pool):
   read = functools.partial(_read_back, fresh, out, plan.recipe.dtype)
   digests = dict(pool.map(read, inside, inside.values()))
   return {
-    p.name: digests.get(p.name) or pictures.sha256(p)
+    p.name: digests.get(p.name) or provenance.sha256(p)
     for p in sorted(fresh.iterdir())
     if p.is_file() and p.name != journal.NAME
   }
@@ -202,7 +207,7 @@ def need(plan):
     for t in target.sources
   )
   held = 3 + max(len(t.sources) for t in plan.targets)
-  memory = JAX_MEMORY + os.cpu_count() * held * buffers.COPIED
+  memory = JAX_MEMORY + files.cores() * held * buffers.COPIED
   read = sum(map(os.path.getsize, plan.shards)) + extra
   return {"read": read, "write": written, "memory": memory}
 
@@ -263,7 +268,7 @@ def run(plan, out, *, card=None, made=None, overwrite=False, verify=True, title=
   made = {**(made or {}), **combine.record(plan.recipe)}
   with (
     journal.resumable(out, _key(plan, made, verify), overwrite) as log,
-    concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
+    concurrent.futures.ThreadPoolExecutor(files.cores()) as pool,
     concurrent.futures.ThreadPoolExecutor(1) as keeper,
   ):
     left_out = _begin(plan, log.directory, card)
@@ -323,6 +328,46 @@ def _inputs(plan, left_out):
     for role, paths in d.paths.items():
       files.setdefault(role, []).extend(paths)
   if plan.base:
-    files.setdefault("base", sources.files(plan.base.directory, plan.base.tensors))
+    files.setdefault("base", plan.base.files_of(plan.base.distinct_tensors))
   here = [p for p in plan.instruct.directory.iterdir() if p.is_file() and p.name not in left_out]
   return {**files, "instruct": sorted(here)}
+
+
+def graft(
+  out: str | os.PathLike,
+  delta: str | os.PathLike,
+  *,
+  instruct: ModelFolder,
+  base: ModelFolder,
+  match: str,
+  card: str,
+) -> Outcome:
+  """Writes `instruct` with a stored delta grafted, in the place of any folder that is there.
+
+  Args:
+    out: the folder to make.
+    delta: a folder that train.py wrote.
+    base: what the result is measured against.
+    match: a name in delta.SCOPES, or a regex over leaf names.
+    card: text of its README.md.
+
+  Raises:
+    InputError: see `matching.plan` and `run`.
+  """
+  plan = matching.plan(
+    instruct,
+    [sources.stored(delta)],
+    wanted=matching.scope(instruct.model_type, match=match),
+    base=base,
+  )
+  return run_and_report(plan, out, card=card, made={"match": match}, overwrite=True)
+
+
+def run_and_report(plan: matching.Plan, out: str | os.PathLike, **options: Any) -> Outcome:
+  """`run`, and says what became of it."""
+  what = " and ".join(d.what for d in plan.deltas)
+  done = run(plan, out, title=f"{what}, grafted onto {plan.instruct.directory}", **options)
+  for line in lines(plan, done):
+    say(line)
+  say(f"grafted {len(plan.targets)} tensors of {what} onto {plan.instruct.directory}: {out}")
+  return done

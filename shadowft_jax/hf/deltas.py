@@ -1,204 +1,142 @@
-"""Deltas on disk: a PEFT adapter folder, or a dense delta under Hugging Face's names.
+"""Deltas on disk: a PEFT adapter, or a dense delta under Hugging Face's names.
 
-adapter_config.json, adapter_model.safetensors                  {"lora": tree}
-delta.safetensors, or delta-0000i-of-0000N.safetensors + index  {"delta": tree}
+  adapter_config.json, adapter_model.safetensors                  {"lora": tree}
+  delta.safetensors, or delta-0000i-of-0000N.safetensors + index  {"delta": tree}
+
+`read` is the one reader; `load` makes of what it finds the tree that is trained.
 """
 
+import dataclasses
 import itertools
 import json
 import math
+import os
 import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 import jax.numpy as jnp
 
 from shadowft_jax import files, hosts, tree
-from shadowft_jax.hf import names, safetensors
 from shadowft_jax.errors import InputError, listing
+from shadowft_jax.hf import adapters, arrays, folder, names, safetensors
+from shadowft_jax.hf.safetensors import WEIGHTS, Tensor
 
-PREFIX = "base_model.model."
-# Settings of an adapter that would change what it computes, and the values that do not.
-# Source: peft 0.21, tuners/lora/config.py.
-PORTED = {
-  "peft_type": ("LORA",),
-  "bias": ("none",),
-  "use_rslora": (False,),
-  "use_dora": (False,),
-  "fan_in_fan_out": (False,),
-  "lora_bias": (False,),
-  "modules_to_save": (None, []),
-  "rank_pattern": (None, {}),
-  "alpha_pattern": (None, {}),
-  "target_parameters": (None, []),
-  "trainable_token_indices": (None,),
-  "layer_replication": (None,),
-}
 ADAPTER = ("a", "b")  # the leaves of either kind
 DENSE = ("kernel", "bias", "scale", "embedding")
 MAX_SHARD = 5_000_000_000  # bytes
 DENSE_METADATA = {"format": "pt", "shadowft": "delta"}
 
 
-def save_adapter(directory, lora_tree, *, rank, alpha, base_model, like=None, overwrite=False):
-  """Writes an adapter as a PEFT folder, float32.
+class Dense(NamedTuple):
+  """The delta of one tensor, stored as it is."""
 
-  Args:
-    directory: the folder to make.
-    lora_tree: "a" and "b" leaves, as lora.py has them.
-    rank: of every module.
-    alpha: the adapter counts alpha / rank.
-    base_model: the folder or hub name of the model that it is to be served on.
-    like: that model's folder, if `base_model` is none; its config.json tells whether the modules
-      are those of a text tower within a larger model.
-    overwrite: replaces an existing folder.
+  tensor: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredDelta:
+  """A delta on disk.
+
+  Attributes:
+    kind: "lora" or "full".
+    parts: {short name of the model's tensor: its delta}.
+    names: {short name: the tensor's name as the delta spells it}.
+    files: what is read.
+  """
+
+  directory: pathlib.Path
+  kind: str
+  parts: dict[str, Any]
+  names: dict[str, str]
+  files: list[pathlib.Path]
+
+  @property
+  def title(self) -> str:
+    """What messages call it."""
+    return f"the {'adapter' if self.kind == 'lora' else 'delta'} {self.directory}"
+
+
+# ---- reading
+
+
+def read(directory: str | os.PathLike) -> StoredDelta:
+  """Reads what lies in a folder: an adapter of PEFT, or a dense delta; headers only.
 
   Raises:
-    InputError: `directory` exists, or a leaf has another rank.
+    InputError: neither is there; or an adapter with settings or tensors that cannot be read: all
+      are named.
   """
-  named = tree.names(lora_tree)
-  _check_rank(directory, named, rank)
-  modules = sorted({name.split("/")[-2] for name in named})
-  model_config = pathlib.Path(like or base_model) / "config.json"
-  kind = files.read_json(model_config).get("model_type") if model_config.exists() else None
-  config = adapter_config(modules, rank=rank, alpha=alpha, base_model=base_model, kind=kind)
-  rename = lambda name: PREFIX + names.served_name(name, kind)
-  if not hosts.is_first():
-    names.take_part(lora_tree)
-    return
-  with files.atomic(directory, overwrite) as fresh:
-    _write(fresh, "adapter_model", lora_tree, rename, {"format": "pt"}, math.inf)
-    (fresh / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+  directory = pathlib.Path(directory)
+  files.check(directory)
+  if (directory / "adapter_config.json").exists():
+    return _read_adapter(directory)
+  found = safetensors.find(directory, "delta")
+  _check_dtypes(directory, found)
+  spelt, _ = names.by_short_name(found, directory)
+  parts = {short: Dense(found[name]) for short, name in spelt.items()}
+  return StoredDelta(directory, "full", parts, spelt, folder.files_of(directory, found))
 
 
-def adapter_config(modules, *, rank, alpha, base_model, kind=None):
-  """What adapter_config.json says; `kind` is the model_type of the model that it is for."""
-  config = {
-    "peft_type": "LORA",
-    "task_type": "CAUSAL_LM",
-    "base_model_name_or_path": str(base_model),
-    "r": rank,
-    "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
-    "target_modules": modules,
-    "lora_dropout": 0.0,
-    "bias": "none",
-    "use_rslora": False,
-    "use_dora": False,
-    "modules_to_save": None,
-    "rank_pattern": {},
-    "alpha_pattern": {},
-    "fan_in_fan_out": False,
-    "inference_mode": True,
-  }
-  if kind in names.BESIDE:  # a vision tower has modules of the same names
-    config["exclude_modules"] = names.BESIDE[kind]
-  return config
+def _check_dtypes(directory: pathlib.Path, tensors: Mapping[str, Tensor]) -> None:
+  if bad := [f"{n}: dtype {t.dtype}" for n, t in tensors.items() if t.dtype not in WEIGHTS]:
+    raise InputError(f"{directory}: a delta is stored in {', '.join(WEIGHTS)}; got{listing(bad)}")
 
 
-def save_dense(directory, dense_tree, *, overwrite=False):
-  """Writes a dense delta, float32, in shards of at most MAX_SHARD bytes.
-
-  Raises:
-    InputError: `directory` exists.
-  """
-  if not hosts.is_first():
-    names.take_part(dense_tree)
-    return
-  with files.atomic(directory, overwrite) as fresh:
-    _write(fresh, "delta", dense_tree, str, DENSE_METADATA, MAX_SHARD)
-
-
-def _write(directory, stem, part, rename, metadata, max_shard):
-  """Writes a tree to one file, or to several and their index; `rename` is told each name."""
-  shapes = {rename(n): shape for n, shape in names.file_shapes(tree.names(part)).items()}
-  stream = ((rename(name), x) for name, x in names.export(part))
-  for file, shard in shards(directory, stem, shapes, max_shard).items():
-    safetensors.write(directory / file, shard, itertools.islice(stream, len(shard)), metadata)
+def _read_adapter(directory: pathlib.Path) -> StoredDelta:
+  config = adapters.read_config(directory / "adapter_config.json")
+  if (directory / "adapter_model.bin").exists() and not any(directory.glob("*.safetensors")):
+    raise InputError(
+      f"{directory} has only adapter_model.bin, a pickle, which can run code when "
+      "opened and is not read; load it with PEFT and save it again"
+    )
+  found = safetensors.find(directory, "adapter_model")
+  _check_dtypes(directory, found)
+  parts = adapters.low_rank(directory, found, config)
+  spelt, _ = names.by_short_name(parts, directory)
+  parts = {short: parts[name] for short, name in spelt.items()}
+  return StoredDelta(directory, "lora", parts, spelt, folder.files_of(directory, found))
 
 
-def shards(directory, stem, shapes, max_shard, itemsize=4):
-  """{file name: {name: shape}}, each of at most `max_shard` bytes; several get their index."""
-  parts, room = [], 0
-  for name, shape in shapes.items():
-    nbytes = itemsize * math.prod(shape)
-    if nbytes > room:
-      parts.append({})
-      room = max_shard
-    parts[-1][name] = shape
-    room -= nbytes
-  if len(parts) == 1:
-    return {f"{stem}.safetensors": parts[0]}
-  out = {f"{stem}-{i:05}-of-{len(parts):05}.safetensors": p for i, p in enumerate(parts, 1)}
-  index = {
-    "metadata": {"total_size": itemsize * sum(map(math.prod, shapes.values()))},
-    "weight_map": {n: file for file, part in out.items() for n in part},
-  }
-  (directory / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-  return out
-
-
-def load_delta(directory, *, mesh=None):
-  """Reads what `save_adapter` or `save_dense` wrote, or an adapter that PEFT wrote.
+def load(directory: str | os.PathLike, *, mesh: Mesh | None = None) -> tuple[dict[str, Any], float]:
+  """Loads a stored delta as the tree that is trained.
 
   Args:
     directory: the folder.
     mesh: of `sharding.make_mesh`; None puts everything on one device.
 
   Returns:
-    (delta, scale): {"lora": tree} and alpha / rank, or {"delta": tree} and 1.0; float32.
+    (delta, scale): {"lora": tree} and what A B is multiplied by, or {"delta": tree} and 1.0;
+    float32.
 
   Raises:
-    InputError: neither kind is there, or one that is not ported (some layers only, several
-      ranks, DoRA, …).
+    InputError: see `read`; or the delta lacks layers, or its modules differ in rank or scale.
   """
-  directory = pathlib.Path(directory)
-  files.check(directory)
-  if not (directory / "adapter_config.json").exists():
-    tensors = safetensors.find(directory, "delta")
-    abstract = _stacked(directory, tensors, DENSE)
-    return {"delta": safetensors.place(abstract, tensors, mesh)}, 1.0
-  config = _read_config(directory / "adapter_config.json")
-  tensors = safetensors.find(directory, "adapter_model")
-  if foreign := [n for n in tensors if not n.startswith(PREFIX)]:
+  stored = read(directory)
+  if stored.kind == "full":
+    tensors = {names.text_name(n): part.tensor for n, part in stored.parts.items()}
+    return {"delta": _placed(stored.directory, tensors, DENSE, mesh)}, 1.0
+  kinds = {f"rank {p.a.shape[0]}, scale {p.scale:g}" for p in stored.parts.values()}
+  if len(kinds) > 1:
     raise InputError(
-      f"{directory}: tensors of an adapter begin with {PREFIX}; got{listing(foreign)}"
+      f"{stored.directory}: the modules differ, and training goes on from an adapter of one rank "
+      f"and scale; it has{listing(kinds)}"
     )
-  tensors = {names.own_name(n.removeprefix(PREFIX)): t for n, t in tensors.items()}
-  abstract = _stacked(directory, tensors, ADAPTER)
-  _check_rank(directory, tree.names(abstract), config["r"])
-  return ({"lora": safetensors.place(abstract, tensors, mesh)}, config["lora_alpha"] / config["r"])
+  factors = {}
+  for name, part in stored.parts.items():
+    module = names.text_name(name).removesuffix("weight")
+    factors |= {f"{module}lora_A.weight": part.a, f"{module}lora_B.weight": part.b}
+  scale = next(iter(stored.parts.values())).scale
+  return {"lora": _placed(stored.directory, factors, ADAPTER, mesh)}, scale
 
 
-def _read_config(path):
-  config = files.read_json(path)
-  bad = [
-    f"{key} is {config[key]!r}; only {values[0]!r} is ported"
-    for key, values in PORTED.items()
-    if key in config and config[key] not in values
-  ]
-  bad += [
-    f"{key} is {config.get(key)!r}; expected a number above 0"
-    for key in ("r", "lora_alpha")
-    if not isinstance(config.get(key), int | float) or not config[key] > 0
-  ]
-  if bad:
-    raise InputError(f"{path}: this adapter is not one that can be read:{listing(bad)}")
-  return config
-
-
-def _check_rank(directory, named, rank):
-  """Checks that every module has both factors, of the one rank that the config tells."""
-  bad = [
-    f"{name}: rank {x.shape[-1 if name.endswith('/a') else -2]}"
-    for name, x in named.items()
-    if x.shape[-1 if name.endswith("/a") else -2] != rank
-  ]
-  for name in named:
-    if (twin := name[:-1] + {"a": "b", "b": "a"}[name[-1]]) not in named:
-      bad.append(f"{twin}: missing")
-  if bad:
-    raise InputError(
-      f"{directory}: an adapter needs A and B of rank {rank} in every module:{listing(bad)}"
-    )
+def _placed(
+  directory: pathlib.Path, tensors: dict[str, Tensor], kinds: tuple[str, ...], mesh: Mesh | None
+) -> Any:
+  abstract = _stacked(directory, tensors, kinds)
+  return arrays.place(abstract, {names.short(n): t for n, t in tensors.items()}, mesh)
 
 
 def _stacked(directory, tensors, kinds):
@@ -237,3 +175,113 @@ def _stacked(directory, tensors, kinds):
       f"{', '.join(safetensors.WEIGHTS)}:{listing(bad)}"
     )
   return tree.nest(shapes)
+
+
+# ---- writing
+
+
+def save_adapter(
+  directory: str | os.PathLike,
+  lora_tree: Any,
+  *,
+  rank: int,
+  alpha: float,
+  base_model: object,
+  model_type: str | None = None,
+  overwrite: bool = False,
+) -> None:
+  """Writes an adapter as a PEFT folder, float32.
+
+  Args:
+    directory: the folder to make.
+    lora_tree: "a" and "b" leaves, as lora.py has them.
+    rank: of every module.
+    alpha: the adapter is multiplied by alpha / rank.
+    base_model: the folder or hub name of the model that serves it.
+    model_type: that model's, which tells whether its text tower lies within a larger model.
+    overwrite: replaces an existing folder.
+
+  Raises:
+    InputError: `directory` exists, or a leaf has another rank.
+  """
+  named = tree.names(lora_tree)
+  _check_rank(directory, named, rank)
+  modules = sorted({name.split("/")[-2] for name in named})
+  config = adapters.adapter_config(
+    modules, rank=rank, alpha=alpha, base_model=base_model, model_type=model_type
+  )
+
+  def rename(name: str) -> str:
+    return names.ADAPTER_PREFIX + names.served_name(name, model_type)
+
+  if not hosts.is_first():
+    arrays.take_part(lora_tree)
+    return
+  with files.atomic(directory, overwrite) as fresh:
+    _write(fresh, "adapter_model", lora_tree, rename, {"format": "pt"}, math.inf)
+    (fresh / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def save_dense(directory: str | os.PathLike, dense_tree: Any, *, overwrite: bool = False) -> None:
+  """Writes a dense delta, float32, in shards of at most MAX_SHARD bytes.
+
+  Raises:
+    InputError: `directory` exists.
+  """
+  if not hosts.is_first():
+    arrays.take_part(dense_tree)
+    return
+  with files.atomic(directory, overwrite) as fresh:
+    _write(fresh, "delta", dense_tree, str, DENSE_METADATA, MAX_SHARD)
+
+
+def _write(
+  directory: pathlib.Path,
+  stem: str,
+  part: Any,
+  rename: Callable[[str], str],
+  metadata: dict[str, str],
+  max_shard: float,
+) -> None:
+  """Writes a tree to one file, or to several and their index; `rename` gives each tensor's name."""
+  shapes = {rename(n): shape for n, shape in names.file_shapes(tree.names(part)).items()}
+  stream = ((rename(name), x) for name, x in arrays.export(part))
+  for file, shard in shards(directory, stem, shapes, max_shard).items():
+    safetensors.write(directory / file, shard, itertools.islice(stream, len(shard)), metadata)
+
+
+def shards(directory, stem, shapes, max_shard, itemsize=4):
+  """{file name: {name: shape}}, each of at most `max_shard` bytes; several get their index."""
+  parts, room = [], 0
+  for name, shape in shapes.items():
+    nbytes = itemsize * math.prod(shape)
+    if nbytes > room:
+      parts.append({})
+      room = max_shard
+    parts[-1][name] = shape
+    room -= nbytes
+  if len(parts) == 1:
+    return {f"{stem}.safetensors": parts[0]}
+  out = {f"{stem}-{i:05}-of-{len(parts):05}.safetensors": p for i, p in enumerate(parts, 1)}
+  index = {
+    "metadata": {"total_size": itemsize * sum(map(math.prod, shapes.values()))},
+    "weight_map": {n: file for file, part in out.items() for n in part},
+  }
+  (directory / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+  return out
+
+
+def _check_rank(directory, named, rank):
+  """Checks that every module has both factors, of the one rank that the config tells."""
+  bad = [
+    f"{name}: rank {x.shape[-1 if name.endswith('/a') else -2]}"
+    for name, x in named.items()
+    if x.shape[-1 if name.endswith("/a") else -2] != rank
+  ]
+  for name in named:
+    if (twin := name[:-1] + {"a": "b", "b": "a"}[name[-1]]) not in named:
+      bad.append(f"{twin}: missing")
+  if bad:
+    raise InputError(
+      f"{directory}: an adapter needs A and B of rank {rank} in every module:{listing(bad)}"
+    )

@@ -1,83 +1,140 @@
-"""One side of a pair: what a Hugging Face folder says of itself, in one spelling."""
+"""A model's Hugging Face folder, opened once a run and handed on."""
 
-import hashlib
-import json
+import dataclasses
+import functools
+import os
 import pathlib
 import re
-from typing import NamedTuple
+from typing import Any
 
 from shadowft_jax import files
-from shadowft_jax.hf import names, safetensors
 from shadowft_jax.errors import InputError
+from shadowft_jax.hf import names, safetensors, tokenizer_files
+from shadowft_jax.hf.safetensors import WEIGHTS, Tensor
 
-# What stands before the same name in checkpoints of one model, by who saved it; the longest
-# first.  transformers 4.52 swapped the first two, and a plain text model has the last.
-PREFIXES = ("language_model.model.", "model.language_model.", "language_model.", "model.")
-BUFFERS = ("I64", "F64", "BOOL")  # dtypes of masks and positions, not of codes
-GEMMA3_THETA = {"full_attention": 1e6, "sliding_attention": 1e4}
+_BUFFERS = ("I64", "F64", "BOOL")  # dtypes of masks and positions, not of quantised weights
 
 
-class Tokenizer(NamedTuple):
-  """The files of a tokenizer, in parts that can be compared."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class ModelFolder:
+  """What a folder says of its model: its config, tensors and tokenizer, in one spelling.
 
-  source: str  # the file of the vocabulary; "" where there is none
-  digest: str  # sha256 of the vocabulary
-  vocabulary: dict[int, str]  # id -> token, added ones left out; {} where it is no JSON
-  added: dict[int, str]  # id -> token
-  merges: str  # sha256
-  settings: dict[str, object]  # tokenizer_config.json, tokens as text
-
-  @property
-  def ids(self):
-    return self.vocabulary.keys() | self.added.keys()
-
-
-class Side(NamedTuple):
-  """A Base or an Instruct."""
+  Attributes:
+    directory: the folder.
+    raw_config: config.json as it is stored.
+    config: config.json, with the fields of a text_config on top.
+    tensors: {short name (`names.short`): where the tensor lies}.
+    names: {short name: the name in the folder}.
+    prefixes: of `names.PREFIXES`, those of layers.
+  """
 
   directory: pathlib.Path
-  config: dict  # config.json; of a model with vision, with the text's fields on top
-  vision: dict  # its vision_config
-  tied: bool  # whether the head is the embedding
-  quantised: str  # how; "" where the weights are numbers
-  tensors: dict  # {name without its prefix: safetensors_file.Tensor}
-  prefixes: frozenset  # of PREFIXES, those that names of layers begin with
-  tokenizer: Tokenizer
-  template: str  # the chat template's text; "" where there is none
-  template_tokens: frozenset  # added tokens whose text the template contains
-  stop_tokens: frozenset  # tokens that end generation
+  raw_config: dict[str, Any]
+  config: dict[str, Any]
+  tensors: dict[str, Tensor]
+  names: dict[str, str]
+  prefixes: frozenset[str]
+
+  @property
+  def model_type(self) -> str | None:
+    """As config.json has it."""
+    return self.raw_config.get("model_type")
+
+  @property
+  def vision(self) -> dict[str, Any]:
+    """config.json's vision_config; {} where there is none."""
+    return self.raw_config.get("vision_config") or {}
+
+  @property
+  def tied(self) -> bool:
+    """Whether the head is the embedding."""
+    tied = self.config.get("tie_word_embeddings")
+    is_gemma = str(self.config.get("model_type")).startswith("gemma")
+    return is_gemma if tied is None else bool(tied)
+
+  @property
+  def duplicate_head(self) -> Tensor | None:
+    """The head of a tied model whose folder stores the embedding a second time, as the head."""
+    return self.tensors.get(names.HEAD) if self.tied and names.TABLE in self.tensors else None
+
+  @functools.cached_property
+  def distinct_tensors(self) -> dict[str, Tensor]:
+    """`tensors` without the `duplicate_head`."""
+    return {n: t for n, t in self.tensors.items() if n != names.HEAD or self.duplicate_head is None}
+
+  @functools.cached_property
+  def quantised(self) -> str:
+    """How the weights are quantised; "" where they are numbers."""
+    settings = self.raw_config.get("quantization_config") or self.raw_config.get(
+      "compression_config"
+    )
+    if settings:
+      return str(settings.get("quant_method", "see quantization_config in config.json"))
+    dtypes = {t.dtype for n, t in self.tensors.items() if re.search(r"weight|scales|qzeros", n)}
+    return ", ".join(sorted(dtypes - {*WEIGHTS, *_BUFFERS}))
+
+  @functools.cached_property
+  def shards(self) -> list[pathlib.Path]:
+    """The weight files, sorted."""
+    return sorted({t.path for t in self.tensors.values()})
+
+  @functools.cached_property
+  def tokenizer(self) -> tokenizer_files.Tokenizer:
+    """The tokenizer's files."""
+    return tokenizer_files.read_tokenizer(self.directory)
+
+  @functools.cached_property
+  def template(self) -> str:
+    """The text of the chat template; "" where there is none."""
+    return tokenizer_files.read_template(self.directory)
+
+  @property
+  def template_tokens(self) -> frozenset[str]:
+    """Added tokens whose text the template contains."""
+    return frozenset(t for t in self.tokenizer.added.values() if t in self.template)
+
+  @functools.cached_property
+  def stop_tokens(self) -> frozenset[str]:
+    """Tokens that end generation."""
+    return tokenizer_files.stop_tokens(self.directory, self.raw_config, self.tokenizer)
+
+  def files_of(self, tensors: dict[str, Tensor]) -> list[pathlib.Path]:
+    """The files that are read for these tensors: weights, config, index."""
+    return files_of(self.directory, tensors)
+
+  def check_unquantised(self) -> None:
+    """Raises InputError for a quantised model."""
+    if self.quantised:
+      raise InputError(
+        f"{self.directory} is quantised ({self.quantised}): a delta cannot be added to its "
+        "weights; choose the unquantised model"
+      )
 
 
-def read(directory):
-  """The Side a folder holds; reads headers of the weights only.
+def open_model(directory: str | os.PathLike | ModelFolder) -> ModelFolder:
+  """Opens a folder; reads the headers of the weights and config.json only.
 
   Raises:
-    InputError: a file is missing or malformed, or the weights are pickles or GGUF.
+    InputError: a file is missing or malformed; the weights are pickles or GGUF; or it is an
+      adapter.
   """
+  if isinstance(directory, ModelFolder):
+    return directory
   directory = pathlib.Path(directory)
   files.check(directory)
-  hf = files.read_json(directory / "config.json")
-  config = {**hf, **(hf.get("text_config") or {})}
-  found = tensors_of(directory)
-  names, prefixes = canonical(directory, found)
-  tensors = {short: found[name] for short, name in names.items()}
-  tokenizer, template = _tokenizer(directory), _template(directory)
-  return Side(
-    directory=directory,
-    config=config,
-    vision=hf.get("vision_config") or {},
-    tied=is_tied(config),
-    quantised=quantised(hf, tensors),
-    tensors=tensors,
-    prefixes=prefixes,
-    tokenizer=tokenizer,
-    template=template,
-    template_tokens=frozenset(t for t in tokenizer.added.values() if t in template),
-    stop_tokens=_stop_tokens(directory, hf, tokenizer),
-  )
+  if (directory / "adapter_config.json").exists():
+    raise InputError(
+      f"{directory} is an adapter; expected a whole model (an adapter is grafted by --adapter)"
+    )
+  raw = files.read_json(directory / "config.json")
+  found = _tensors_of(directory)
+  spelt, prefixes = names.by_short_name(found, directory)
+  tensors = {short: found[name] for short, name in spelt.items()}
+  config = {**raw, **(raw.get("text_config") or {})}
+  return ModelFolder(directory, raw, config, tensors, spelt, prefixes)
 
 
-def tensors_of(directory):
+def _tensors_of(directory: pathlib.Path) -> dict[str, Tensor]:
   """{tensor name: Tensor} of a folder's weights; pickles and GGUF are refused."""
   files.refuse_pickles(directory)
   if any(directory.glob("*.gguf")) and not any(directory.glob("*.safetensors")):
@@ -88,124 +145,11 @@ def tensors_of(directory):
   return names.unfused(safetensors.find(directory))
 
 
-def canonical(directory, names):
-  """({name without its prefix: name}, the prefixes of layers that were found)."""
-  out, prefixes = {}, set()
-  for name in names:
-    prefix = next((p for p in PREFIXES if name.startswith(p)), "")
-    short = name.removeprefix(prefix)
-    if short in out:
-      raise InputError(f"{directory} has {short} under two prefixes; keep one of the two")
-    out[short] = name
-    if short.startswith("layers."):
-      prefixes.add(prefix)
-  return out, frozenset(prefixes)
-
-
-def is_tied(config):
-  """Whether the head is the embedding, of a config.json with the text's fields on top."""
-  tied = config.get("tie_word_embeddings")
-  return str(config.get("model_type")).startswith("gemma") if tied is None else bool(tied)
-
-
-def quantised(hf, tensors):
-  """How the weights are quantised, or ""."""
-  settings = hf.get("quantization_config") or hf.get("compression_config")
-  if settings:
-    return str(settings.get("quant_method", "see quantization_config in config.json"))
-  codes = {t.dtype for n, t in tensors.items() if re.search(r"weight|scales|qzeros", n)}
-  return ", ".join(sorted(codes - {*safetensors.WEIGHTS, *BUFFERS}))
-
-
-def rope(config):
-  """{setting: value} of the rotary embedding.
-
-  transformers 4 wrote rope_theta and rope_scaling (and rope_local_base_freq for the sliding
-  layers of Gemma 3), 5 writes rope_parameters.
-  """
-  parts = config.get("rope_parameters")
-  if not parts:
-    parts = {**(config.get("rope_scaling") or {}), "rope_theta": config.get("rope_theta")}
-    if config.get("model_type") == "gemma3_text":
-      local = {"rope_theta": config.get("rope_local_base_freq")}
-      parts = {"full_attention": parts, "sliding_attention": local}
-  per_layer = all(isinstance(p, dict) for p in parts.values())
-  out = {}
-  for kind, settings in (parts if per_layer else {"": parts}).items():
-    settings = dict(settings)
-    old_name = settings.pop("type", None)
-    settings["rope_type"] = settings.get("rope_type") or old_name or "default"
-    settings["rope_theta"] = settings.get("rope_theta") or GEMMA3_THETA.get(kind, 1e4)
-    settings.setdefault("partial_rotary_factor", config.get("partial_rotary_factor") or 1.0)
-    for name, value in settings.items():
-      spelt = name if name.startswith("rope_") else f"rope_scaling.{name}"
-      out[f"{spelt} of {kind}" if kind else spelt] = value
-  return out
-
-
-def _tokenizer(directory):
-  path = directory / "tokenizer.json"
-  settings = _optional(directory / "tokenizer_config.json")
-  try:
-    added = {int(i): t["content"] for i, t in (settings.get("added_tokens_decoder") or {}).items()}
-    vocabulary, merges = {}, []
-    if path.exists():
-      fields = files.read_json(path)
-      added |= {t["id"]: t["content"] for t in fields.get("added_tokens") or ()}
-      tokens, merges = fields["model"]["vocab"], fields["model"].get("merges")
-      # A unigram model lists [token, score] in the order of ids.
-      items = (
-        tokens.items() if isinstance(tokens, dict) else ((t, i) for i, (t, _) in enumerate(tokens))
-      )
-      vocabulary = {i: t for t, i in items if i not in added}
-    else:
-      path = next(
-        (p for p in (directory / n for n in ("tokenizer.model", "vocab.json")) if p.exists()), None
-      )
-  except (KeyError, TypeError, AttributeError, ValueError) as error:
-    raise InputError(
-      f"{path} or tokenizer_config.json is not as tokenizers write it "
-      f"({type(error).__name__}: {error}); download it again"
-    ) from error
-  if vocabulary:
-    digest = _sha256(json.dumps(sorted(vocabulary.items())).encode())
-  else:
-    digest = _sha256(path.read_bytes()) if path else ""
-  # Merges are "a b" in older files and ["a", "b"] in newer ones.
-  pairs_of = [m if isinstance(m, str) else " ".join(m) for m in merges or ()]
-  texts = {
-    n: v["content"] if isinstance(v, dict) and "content" in v else v for n, v in settings.items()
-  }
-  return Tokenizer(
-    path.name if path else "",
-    digest,
-    vocabulary,
-    added,
-    _sha256("\n".join(pairs_of).encode()),
-    texts,
-  )
-
-
-def _template(directory):
-  """All chat templates of a folder, one after the other."""
-  parts = [p.read_text() for p in [directory / "chat_template.jinja"] if p.exists()]
-  for name in ("tokenizer_config.json", "chat_template.json"):
-    found = _optional(directory / name).get("chat_template") or ""
-    parts += [found] if isinstance(found, str) else [t["template"] for t in found]
-  return "\n".join(p for p in dict.fromkeys(parts) if p)
-
-
-def _stop_tokens(directory, hf, tokenizer):
-  named = _optional(directory / "generation_config.json").get("eos_token_id")
-  named = hf.get("eos_token_id") if named is None else named
-  known = {**tokenizer.vocabulary, **tokenizer.added}
-  stop = {known.get(i) for i in (named if isinstance(named, list) else [named])}
-  return frozenset({*stop, tokenizer.settings.get("eos_token")} - {None})
-
-
-def _optional(path):
-  return files.read_json(path) if path.exists() else {}
-
-
-def _sha256(data):
-  return hashlib.sha256(data).hexdigest()
+def files_of(directory: pathlib.Path, tensors: dict[str, Tensor]) -> list[pathlib.Path]:
+  """The files of a folder that are read for these tensors: weights, config, index."""
+  beside = [
+    p
+    for n in ("config.json", "adapter_config.json", "*.safetensors.index.json")
+    for p in directory.glob(n)
+  ]
+  return sorted({*beside, *(t.path for t in tensors.values())})

@@ -1,4 +1,4 @@
-"""Safetensors files: read by byte range, into sharded arrays; written one tensor at a time.
+"""Safetensors files: read by byte range, written one tensor at a time; numpy only.
 
 Nothing is mapped into memory: mapped pages would count as the process's own.
 
@@ -14,12 +14,10 @@ import pathlib
 import re
 from typing import NamedTuple
 
-import jax
 import ml_dtypes
 import numpy as np
 
-from shadowft_jax import files, sharding, tree
-from shadowft_jax.hf import names
+from shadowft_jax import files
 from shadowft_jax.errors import InputError, listing
 
 WEIGHTS = {
@@ -237,69 +235,6 @@ def read_at(file, part, offset):
         "changed while it was read: start again"
       )
     done += count
-
-
-def place(abstract, tensors, mesh):
-  """A tree of arrays: one leaf after the other, so that the host never holds two.
-
-  Args:
-    abstract: tree of ShapeDtypeStruct, in the dtypes wanted.
-    tensors: {tensor name: Tensor}, of the shapes `abstract` asks for.
-    mesh: None puts everything on the default device.
-  """
-  where = tree.names(sharding.of(abstract, mesh)) if mesh else {}
-  return tree.nest(
-    {
-      name: _place_leaf(name, x, where.get(name), tensors)
-      for name, x in tree.names(abstract).items()
-    }
-  )
-
-
-def _place_leaf(name, want, where, tensors):
-  """One leaf, from buffers of this process's slices alone; each byte is read once."""
-  index = {None: (slice(None),) * want.ndim}
-  if where is not None:
-    index = where.addressable_devices_indices_map(want.shape)
-  boxes = {
-    device: tuple(s.indices(n)[:2] for s, n in zip(slices, want.shape, strict=True))
-    for device, slices in index.items()
-  }
-  # Devices that hold the same slice share a buffer.
-  buffers = {
-    box: np.empty([end - start for start, end in box], want.dtype) for box in boxes.values()
-  }
-  for hf_name, _, index in names.tensors({name: want}):
-    _read_into(list(_views(name, index, buffers)), tensors[hf_name], want.dtype)
-  parts = [jax.device_put(buffers[box], device) for device, box in boxes.items()]
-  # Waiting frees the buffers before the next leaf's are made.
-  jax.block_until_ready(parts)
-  if where is None:
-    return parts[0]
-  return jax.make_array_from_single_device_arrays(want.shape, where, parts)
-
-
-def _views(name, index, buffers):
-  """Yields (box, view) of each buffer that holds a part of one tensor, turned as in the file."""
-  for box, buffer in buffers.items():
-    stack, box = box[: len(index)], box[len(index) :]
-    if all(first <= i < end for i, (first, end) in zip(index, stack, strict=True)):
-      buffer = buffer[tuple(i - first for i, (first, _) in zip(index, stack, strict=True))]
-      yield (box[::-1], buffer.T) if names.is_transposed(name) else (box, buffer)
-
-
-def _read_into(views, tensor, dtype):
-  """Reads the rows that any of the views needs, and copies to each what is its own."""
-  if not views:
-    return
-  start, stop = min(box[0][0] for box, _ in views), max(box[0][1] for box, _ in views)
-  for first, chunk in rows(tensor, start, stop):
-    chunk = bits(chunk.astype(dtype, copy=False))
-    for ((low, high), *rest), view in views:
-      a, b = max(low, first), min(high, first + len(chunk))
-      if a < b:
-        columns = tuple(slice(*r) for r in rest)
-        bits(view)[a - low : b - low] = chunk[(slice(a - first, b - first), *columns)]
 
 
 def bits(x):

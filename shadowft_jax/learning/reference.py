@@ -14,7 +14,7 @@ from shadowft_jax.progress import say
 NAME = "reference.npz"  # in a run's folder
 
 
-def logprobs(delta, base, data, examples, *, method, mesh):
+def logprobs(delta, base, data, examples, *, loss, mesh):
   """log p of both answers of each pair by W_B + delta: float32 [pairs, 2].
 
   Args:
@@ -27,36 +27,32 @@ def logprobs(delta, base, data, examples, *, method, mesh):
     return out
   for batch, rows in data.once(examples, sharding.my_share(mesh)):
     [batch] = step_lib.on_devices([batch], mesh)
-    found = sharding.whole(step_lib.answer_logprobs(delta, base, batch, method=method))
+    found = sharding.whole(step_lib.answer_logprobs(delta, base, batch, loss=loss))
     for row, pairs in enumerate(rows):
       out[pairs] = found[row, : len(pairs)]
   return out
 
 
-def measured(delta, base, data, *, method, mesh):
+def measured(delta, base, data, *, loss, mesh):
   """`data` with the log-probabilities of all its pairs by W_B + delta."""
   return data.with_reference(
-    *(
-      logprobs(delta, base, data, some, method=method, mesh=mesh)
-      for some in (data.train, data.valid)
-    )
+    *(logprobs(delta, base, data, some, loss=loss, mesh=mesh) for some in (data.train, data.valid))
   )
 
 
-def kept(delta, base, data, folders, *, method, mesh, workdir):
+def kept(delta, base, data, folders, *, loss, mesh, workdir):
   """As `measured`, but taken from the run's folder where they were computed before.
 
   Args:
     folders: those of the model and of the delta; a file that changes there, or any token of the
       data, has them computed again.
   """
-  path, key = pathlib.Path(workdir, NAME), _key(folders, data, str(method.model.dtype))
+  path, key = pathlib.Path(workdir, NAME), _key(folders, data, str(loss.model.dtype))
   found = _load(path, key)
   if found is None:
     say(f"the reference: log-probabilities of {len(data.train) + len(data.valid):,} pairs")
     found = [
-      logprobs(delta, base, data, some, method=method, mesh=mesh)
-      for some in (data.train, data.valid)
+      logprobs(delta, base, data, some, loss=loss, mesh=mesh) for some in (data.train, data.valid)
     ]
     if hosts.is_first():
       partial = path.with_name(NAME + ".tmp")

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from shadowft_jax import delta as delta_lib, sharding, tree
-from shadowft_jax.learning import loss, objectives
+from shadowft_jax.learning import loss as loss_lib, objectives
 
 
 @flax.struct.dataclass
@@ -48,8 +48,8 @@ def init_state(config, frozen, tx, mesh, start=None):
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
-  """What is computed on a batch; hashable, so that equal runs share compiled programs."""
+class Loss:
+  """The loss of a batch; hashable, so that equal runs share compiled programs."""
 
   model: nn.Module
   objective: Callable
@@ -83,20 +83,20 @@ class Method:
         variables, batch["token"], batch["segment"], batch["position"], method="hidden_and_head"
       )
       label_BT = batch.get("label", batch["token"])
-      return loss.token_logprobs(
+      return loss_lib.token_logprobs(
         h_BTD, head_DV, label_BT, self.chunk, self.model.cfg.final_logit_softcapping
       )
 
     return of
 
 
-def gradients(delta, base, batches, start=None, *, method, dtype=None):
+def gradients(delta, base, batches, start=None, *, loss, dtype=None):
   """(d loss sum / d delta, sums) over a step's micro-batches, the gradients in `dtype` if given."""
   leaves, tree_ = jax.tree.flatten(delta)
   zeros = _zeros(tuple((x.shape, jnp.dtype(dtype or x.dtype), x.sharding) for x in leaves))
   grads, sums = jax.tree.unflatten(tree_, zeros()), None
   for batch in batches:
-    grads, part = accumulate(grads, delta, base, batch, start, method=method)
+    grads, part = accumulate(grads, delta, base, batch, start, loss=loss)
     sums = part if sums is None else add(sums, part)
   return grads, sums
 
@@ -110,13 +110,13 @@ def _zeros(kinds):
   )
 
 
-@functools.partial(jax.jit, static_argnames="method", donate_argnums=0)
-def accumulate(grads, delta, base, batch, start=None, *, method):
+@functools.partial(jax.jit, static_argnames="loss", donate_argnums=0)
+def accumulate(grads, delta, base, batch, start=None, *, loss):
   """(grads + d loss sum / d delta, sums) of one micro-batch; `grads` is used up."""
   at, whole = _differentiated(grads, delta, base)
 
   def summed(at):
-    sums = method.sums(*whole(at), batch, start)
+    sums = loss.sums(*whole(at), batch, start)
     return sums["loss"], sums
 
   _, pullback, sums = jax.vjp(summed, at, has_aux=True)
@@ -158,22 +158,22 @@ def update(state, grads, sums, *, tx):
   return state, {**means, "grad_norm": optax.tree.norm(grads)}
 
 
-@functools.partial(jax.jit, static_argnames="method")
-def measure(delta, base, batch, start=None, *, method):
-  return method.sums(delta, base, batch, start)
+@functools.partial(jax.jit, static_argnames="loss")
+def measure(delta, base, batch, start=None, *, loss):
+  return loss.sums(delta, base, batch, start)
 
 
-def means(delta, base, batches, start=None, *, method):
+def means(delta, base, batches, start=None, *, loss):
   """{"loss", ...}: the objective's sums over all `batches`, each divided by their count."""
-  parts = [measure(delta, base, batch, start, method=method) for batch in batches]
+  parts = [measure(delta, base, batch, start, loss=loss) for batch in batches]
   total = jax.tree.map(lambda *x: sum(map(float, x)), *parts)
   return {k: v / total["count"] for k, v in total.items() if k != "count"}
 
 
-@functools.partial(jax.jit, static_argnames="method")
-def answer_logprobs(delta, base, batch, *, method):
+@functools.partial(jax.jit, static_argnames="loss")
+def answer_logprobs(delta, base, batch, *, loss):
   """log p of the two answers of each pair by W_B + delta, as `objectives.by_answer` has them."""
-  logp_BT = method.logprobs(delta_lib.variables(base, delta, method.scale))(batch)
+  logp_BT = loss.logprobs(delta_lib.variables(base, delta, loss.scale))(batch)
   return objectives.by_answer(logp_BT * objectives.answer_weight(batch), batch["segment"])
 
 

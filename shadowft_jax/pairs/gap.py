@@ -9,14 +9,12 @@ Source: Shadow-FT, arXiv 2505.12716, equation 1, of which papers and scripts hav
 import collections
 import concurrent.futures
 import math
-import os
-import re
 from typing import NamedTuple
 
 import numpy as np
 
-from shadowft_jax.hf import safetensors
-from shadowft_jax.pairs import check
+from shadowft_jax import files
+from shadowft_jax.hf import names, safetensors
 from shadowft_jax.errors import InputError
 
 READINGS = {
@@ -30,24 +28,6 @@ REFERENCES = {
   "qwen3-4b-2507": (0.0562, "the authors' sigma_v2.py, mean over tensors"),
 }
 CLOSE = 1e-5  # |difference| of an element that counts as unchanged, as in the authors' script
-LAYER = r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\."
-# The first that a name matches; "w1" to "w3" as Llama's and InternLM2's own code names them.
-MODULES = {
-  "vision": check.VISION,
-  "attention q": r"\bq_proj\b",
-  "attention k": r"\bk_proj\b",
-  "attention v": r"\bv_proj\b",
-  "attention qkv": r"\b(qkv_proj|wqkv|W_pack|query_key_value|c_attn)\b",
-  "attention o": r"\b(o_proj|wo)\b",
-  "mlp gate": r"\b(gate_proj|w1)\b",
-  "mlp up": r"\b(up_proj|w3)\b",
-  "mlp gate and up": r"\bgate_up_proj\b",
-  "mlp down": r"\b(down_proj|w2)\b",
-  "norms": r"norm|\bln_",
-  "embedding": f"^({check.TABLES})$",
-  "head": f"^({check.HEADS})$",
-  "other": r"",
-}
 PIECE = 1 << 24  # elements that a thread takes at once
 STEP = 1 << 15  # elements added up at once: they stay in the cache
 
@@ -78,7 +58,7 @@ class Row(NamedTuple):
 
   name: str  # without the prefix that wrapped models put before it
   layer: int | None
-  module: str  # of MODULES
+  module: str  # of names.MODULES
   shape: tuple[int, ...]
   sums: Sums
 
@@ -102,7 +82,7 @@ def comparable(base, instruct):
   """Which tensors two models share.
 
   Args:
-    base: pair_folder.Side.
+    base: a ModelFolder.
     instruct: another.
 
   Returns:
@@ -118,9 +98,9 @@ def comparable(base, instruct):
       left_out[name] = f"shapes {list(b.shape)} and {list(i.shape)}"
     elif odd:
       left_out[name] = f"stored as {' and '.join(sorted(odd))}, no bfloat16, float16 or float32"
-    elif re.fullmatch(check.HARMLESS, name):
+    elif names.is_harmless(name):
       left_out[name] = "a buffer, no weight"
-    elif base.tied and instruct.tied and re.fullmatch(check.HEADS, name):
+    elif base.tied and instruct.tied and names.is_head(name):
       left_out[name] = "the head is the embedding (tied), which is compared"
   return [n for n in sorted(base.tensors) if n not in left_out], left_out
 
@@ -129,7 +109,7 @@ def compare(base, instruct, progress=lambda elements: None):
   """Measures every shared tensor, on all cores, in memory that does not grow with the models.
 
   Args:
-    base: pair_folder.Side.
+    base: a ModelFolder.
     instruct: another.
     progress: called with the number of elements that were done since the last call.
 
@@ -139,32 +119,33 @@ def compare(base, instruct, progress=lambda elements: None):
   Raises:
     InputError: the models share no tensor, or a tensor holds NaN or Inf.
   """
-  names, left_out = comparable(base, instruct)
-  if not names:
+  shared, left_out = comparable(base, instruct)
+  if not shared:
     raise InputError(
       f"{base.directory} and {instruct.directory} share no tensor of one name and "
       "shape; a gap ratio needs two models of one architecture"
     )
   tasks = [
     (name, *pair)
-    for name in names
+    for name in shared
     for pair in zip(_pieces(base.tensors[name]), _pieces(instruct.tensors[name]), strict=True)
   ]
-  parts = {name: [] for name in names}
-  with concurrent.futures.ThreadPoolExecutor(_cores()) as pool:
+  parts = {name: [] for name in shared}
+  with concurrent.futures.ThreadPoolExecutor(files.cores()) as pool:
     for (name, *_), part in zip(tasks, pool.map(_measure, tasks), strict=True):
       parts[name].append(part)
       progress(part.size)
   rows = [
-    Row(name, layer_of(name), module_of(name), base.tensors[name].shape, total(parts[name]))
-    for name in names
+    Row(
+      name,
+      names.layer_of(name),
+      names.module_of(name),
+      base.tensors[name].shape,
+      total(parts[name]),
+    )
+    for name in shared
   ]
   return sorted(rows, key=lambda r: (r.layer is None, r.layer, r.name)), left_out
-
-
-def _cores():
-  """How many this process may use, which can be fewer than there are."""
-  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _pieces(tensor):
@@ -210,20 +191,9 @@ def _measure(task):
   return out
 
 
-def layer_of(name):
-  """The number of the language model's layer that a tensor is of, or None."""
-  found = None if re.search(check.VISION, name) else re.search(LAYER, name)
-  return int(found[1]) if found else None
-
-
-def module_of(name):
-  """The key of MODULES that a tensor is of."""
-  return next(module for module, pattern in MODULES.items() if re.search(pattern, name))
-
-
 def by_module(rows):
-  """{module: its rows}, in the order of MODULES."""
-  return {m: found for m in MODULES if (found := [r for r in rows if r.module == m])}
+  """{module: its rows}, in the order of names.MODULES."""
+  return {m: found for m in names.MODULES if (found := [r for r in rows if r.module == m])}
 
 
 def by_layer(rows):

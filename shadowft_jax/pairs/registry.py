@@ -14,6 +14,7 @@ import huggingface_hub
 
 from shadowft_jax import files
 from shadowft_jax.errors import InputError, nearest
+from shadowft_jax.hf.folder import ModelFolder
 
 # config.json's model_type -> why it cannot be trained here.  It can be grafted and compared.
 WHY_NOT_TRAIN = {
@@ -23,13 +24,6 @@ WHY_NOT_TRAIN = {
     "folders"
   )
   for kind in ("internlm2", "baichuan")
-}
-# The paper's scope over tensor names (the authors' src/shadow/apply_diff.py), and the same
-# projections where a family names or fuses them otherwise.
-PROJECTIONS = {
-  "default": r"^(?!.*vision).*\blayers\.\d+\..*\b(q|k|v|o|qkv|gate|up|gate_up|down)_proj\.",
-  "internlm2": r"\blayers\.\d+\.(attention\.(wqkv|wo)|feed_forward\.(w1|w2|w3))\.",
-  "baichuan": r"\blayers\.\d+\.(self_attn\.(W_pack|o_proj)|mlp\.(gate|up|down)_proj)\.",
 }
 # Twins of the weights in other formats; pickles are not read.
 NOT_DOWNLOADED = [
@@ -68,11 +62,6 @@ class Pair:
   def why_not_train(self):
     """Why the pair can be grafted only; None where it can be trained."""
     return WHY_NOT_TRAIN.get(self.model_type)
-
-  @property
-  def projections(self):
-    """Regex over tensor names: the paper's scope."""
-    return PROJECTIONS.get(self.model_type, PROJECTIONS["default"])
 
 
 PAIRS = {
@@ -319,12 +308,11 @@ def locate(model, *, weights=True):
   return found
 
 
-def check_trainable(directory):
-  """Checks that the model in a folder is not of a family that can be grafted only.
+def check_trainable(folder: ModelFolder) -> None:
+  """Checks that a model is not of a family that can be grafted only.
 
   Raises:
     InputError: it is; says why.
   """
-  kind = files.read_json(pathlib.Path(directory) / "config.json").get("model_type")
-  if kind in WHY_NOT_TRAIN:
-    raise InputError(f"{directory} cannot be trained: {WHY_NOT_TRAIN[kind]}")
+  if folder.model_type in WHY_NOT_TRAIN:
+    raise InputError(f"{folder.directory} cannot be trained: {WHY_NOT_TRAIN[folder.model_type]}")

@@ -25,7 +25,7 @@ class Work:
   """Floating-point operations of a token, a multiply-add counted as two.
 
   Attributes:
-    useful: what the method asks for: forward, and the gradients that are wanted.
+    useful: what the loss asks for: forward, and the gradients that are wanted.
     executed: what is computed: with what the backward pass computes again.
   """
 
@@ -38,7 +38,7 @@ def multiplied(run):
 
   Of experts, those that a token is given to.
   """
-  cfg = run.method.model.cfg
+  cfg = run.loss.model.cfg
 
   def weights(name, x):
     return x.size * (cfg.num_experts_per_tok / cfg.num_experts if "/experts/" in name else 1)
@@ -61,7 +61,7 @@ def attention_flops(cfg, length):
 
 def work(run, length=None):
   """The Work of a token of an example of `length` tokens; None: as long as a row."""
-  model, learnt = run.method.model, shapes.learnt_names(run)
+  model, learnt = run.loss.model, shapes.learnt_names(run)
   again = model.remat == "full"
   useful = executed = 0
   for name, weights in multiplied(run).items():
@@ -86,20 +86,20 @@ def _widths(run):
     for n, x in {**tree.names(run.base), **tree.names(run.state.delta.get("lora", {}))}.items()
     if re.search(r"layers/.*/(kernel|a|b)$", n)
   }
-  cfg = run.method.model.cfg
+  cfg = run.loss.model.cfg
   chosen = cfg.num_experts_per_tok or 1
   inner = sum(x.shape[-1] * (chosen if "/experts/" in n else 1) for n, x in names.items())
   return inner / _ways(run, "tensor"), cfg.vocab_size / _ways(run, "tensor")
 
 
 def _head_learns(run):
-  tied = run.method.model.cfg.tie_word_embeddings
+  tied = run.loss.model.cfg.tie_word_embeddings
   return (TABLE if tied else "lm_head/kernel") in shapes.learnt_names(run)
 
 
 def activations(run):
   """Bytes a device that the forward pass keeps for the backward pass."""
-  model = run.method.model
+  model = run.loss.model
   tokens = math.prod(run.batch["token"].sharding.shard_shape(run.batch["token"].shape))
   inner, _ = _widths(run)
   kept = {
@@ -112,13 +112,13 @@ def activations(run):
 
 def temporaries(run):
   """Bytes a device beside what is kept: the most of the loss's chunk and of a block."""
-  model, method, learnt = run.method.model, run.method, shapes.learnt_names(run)
+  model, loss, learnt = run.loss.model, run.loss, shapes.learnt_names(run)
   cfg, size = model.cfg, model.dtype.itemsize
   rows, length = run.batch["token"].sharding.shard_shape(run.batch["token"].shape)
   inner, vocabulary = _widths(run)
   head = cfg.hidden_size * vocabulary
   loss = (
-    head * (size + 4 * _head_learns(run)) + 2.5 * 4 * rows * min(method.chunk, length) * vocabulary
+    head * (size + 4 * _head_learns(run)) + 2.5 * 4 * rows * min(loss.chunk, length) * vocabulary
   )
   block = {
     n: x.size / x.shape[0] / _ways(run, "tensor")
@@ -192,7 +192,7 @@ def _block_weights(run):
 
 def _read(run):
   """Bytes that a micro-batch moves between a device and its memory."""
-  model = run.method.model
+  model = run.loss.model
   tokens = math.prod(run.batch["token"].sharding.shard_shape(run.batch["token"].shape))
   passes = 2 + (model.remat == "full")
   inner, _ = _widths(run)
@@ -204,7 +204,7 @@ def _read(run):
 
 def _sent(run):
   """Bytes that a device sends for a micro-batch: (weights and gradients, partial sums and keys)."""
-  model, learnt, size = run.method.model, shapes.learnt_names(run), run.method.model.dtype.itemsize
+  model, learnt, size = run.loss.model, shapes.learnt_names(run), run.loss.model.dtype.itemsize
   cfg, mesh = model.cfg, run.mesh.shape
   rows, length = run.batch["token"].sharding.shard_shape(run.batch["token"].shape)
 
@@ -212,7 +212,7 @@ def _sent(run):
     return (mesh[axis] - 1) / mesh[axis]
 
   _, vocabulary = _widths(run)
-  head, chunks = cfg.hidden_size * vocabulary, math.ceil(length / run.method.chunk)
+  head, chunks = cfg.hidden_size * vocabulary, math.ceil(length / run.loss.chunk)
   trained = any("/layers/" in n for n in learnt)
   sent = apart("fsdp") * (
     size * _block_weights(run) * (2 + trained) + chunks * head * (2 * size + 4 * _head_learns(run))

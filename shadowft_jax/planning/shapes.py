@@ -21,7 +21,7 @@ from shadowft_jax.learning import objectives, optim, step
 class Run:
   """What `step.accumulate` and `step.update` are given, as ShapeDtypeStruct with shardings."""
 
-  method: step.Method
+  loss: step.Loss
   tx: Any
   base: Any
   state: step.TrainState
@@ -93,14 +93,14 @@ def abstract_run(config, hf, mesh, shapes=None):
     )
     for name, dtype in names.items()
   }
-  method = step.Method(
+  loss = step.Loss(
     model,
     objectives.OBJECTIVES[config.objective](config),
     delta_lib.scale_of(config.delta),
     config.loss_chunk,
   )
   return Run(
-    method,
+    loss,
     shapes.tx,
     placed(shapes.base),
     placed(shapes.state),
@@ -146,7 +146,7 @@ def compiled(run):
   Raises:
     DoesNotFit: the compiler refused for lack of memory, as that of TPUs does.
   """
-  sums = jax.eval_shape(run.method.sums, run.state.delta, run.base, run.batch)
+  sums = jax.eval_shape(run.loss.sums, run.state.delta, run.base, run.batch)
   sums = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
     sums,
@@ -156,7 +156,7 @@ def compiled(run):
     try:
       programs = [
         step.accumulate.lower(
-          run.grads, run.state.delta, run.base, run.batch, method=run.method
+          run.grads, run.state.delta, run.base, run.batch, loss=run.loss
         ).compile(),
         step.update.lower(run.state, run.grads, sums, tx=run.tx).compile(),
       ]

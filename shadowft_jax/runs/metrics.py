@@ -1,4 +1,4 @@
-"""A run's folder, and what the run tells: a progress bar, metrics.jsonl, TensorBoard."""
+"""The metrics of a run: a progress bar, metrics.jsonl, TensorBoard."""
 
 import json
 import os
@@ -7,47 +7,7 @@ import time
 from tqdm import tqdm
 
 from shadowft_jax import hosts
-from shadowft_jax.errors import InputError, listing
-from shadowft_jax.presets import flat
 from shadowft_jax.progress import say
-
-
-def write_json(path, value):
-  """Writes a JSON file whole or not at all."""
-  partial = path.with_name(path.name + ".tmp")
-  partial.write_text(json.dumps(value, indent=2) + "\n")
-  os.replace(partial, path)
-
-
-def claim(workdir, config):
-  """Makes `workdir` the folder of a run of `config`, or finds that it is.
-
-  Raises:
-    InputError: the folder belongs to a run of another config (the fields that differ are
-      listed), or is not a run's.  A run that had not begun to learn gives way.
-  """
-  mine = json.loads(config.to_json_best_effort())
-  path = workdir / "config.json"
-  if path.exists() and [p.name for p in workdir.iterdir()] != [path.name]:
-    theirs, ours = flat(json.loads(path.read_text())), flat(mine)
-    differ = [
-      f"{k}: {theirs.get(k)!r} there, {ours.get(k)!r} now"
-      for k in theirs.keys() | ours.keys()
-      if theirs.get(k) != ours.get(k)
-    ]
-    if differ:
-      raise InputError(
-        f"--workdir {workdir} belongs to a run of another config; choose another "
-        f"folder, or the same fields:{listing(differ)}"
-      )
-  elif workdir.is_dir() and not path.exists() and any(workdir.iterdir()):
-    raise InputError(
-      f"--workdir {workdir} is not empty and not a run's folder (it has no "
-      "config.json); choose another"
-    )
-  elif hosts.is_first():
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_json(path, mine)
 
 
 def read_metrics(workdir):
@@ -107,6 +67,8 @@ class Log:
     if self._file is None:
       return
     metrics = {k: v for k, v in metrics.items() if v is not None}
+    if not metrics:
+      return
     self._file.write(json.dumps({"step": step, **metrics}) + "\n")
     self._file.flush()
     for name, value in metrics.items():

@@ -61,13 +61,13 @@ def test_weights_are_gathered_and_gradients_scattered_in_bfloat16():
   run = shapes.abstract_run(config, {**CONFIGS["llama-3.1-8b"][0], "num_hidden_layers": 4}, mesh)
   with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATIONS):
     text = (
-      step.accumulate.lower(run.grads, run.state.delta, run.base, run.batch, method=run.method)
+      step.accumulate.lower(run.grads, run.state.delta, run.base, run.batch, loss=run.loss)
       .compile()
       .as_text()
     )
   sent = re.findall(r"= \(*(\w+)\[([\d,]*)\][^\n]*? (all-gather|reduce-scatter)-start\(", text)
   assert len(sent) > 12
-  vocabulary = str(run.method.model.cfg.vocab_size)
+  vocabulary = str(run.loss.model.cfg.vocab_size)
   wide = [x for x in sent if x[0] == "f32" and vocabulary not in x[1]]
   assert not wide  # the head's gradient is summed over the chunks in float32
 

@@ -1,0 +1,92 @@
+"""Tensors on disk <-> sharded trees of arrays, one tensor at a time."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+import numpy as np
+
+from shadowft_jax import sharding, tree
+from shadowft_jax.hf import names, safetensors
+from shadowft_jax.hf.safetensors import Tensor
+
+
+def place(abstract: Any, tensors: Mapping[str, Tensor], mesh: Mesh | None) -> Any:
+  """Reads a tree of arrays, one leaf after the other, so that the host never holds two.
+
+  Args:
+    abstract: tree of ShapeDtypeStruct, in the dtypes wanted.
+    tensors: {short name (`names.short`): Tensor}, of the shapes `abstract` asks for.
+    mesh: None puts everything on the default device.
+  """
+  where = tree.names(sharding.of(abstract, mesh)) if mesh else {}
+  return tree.nest(
+    {
+      name: _place_leaf(name, x, where.get(name), tensors)
+      for name, x in tree.names(abstract).items()
+    }
+  )
+
+
+def _place_leaf(name, want, where, tensors):
+  """One leaf, from buffers of this process's slices alone; each byte is read once."""
+  index = {None: (slice(None),) * want.ndim}
+  if where is not None:
+    index = where.addressable_devices_indices_map(want.shape)
+  boxes = {
+    device: tuple(s.indices(n)[:2] for s, n in zip(slices, want.shape, strict=True))
+    for device, slices in index.items()
+  }
+  # Devices that hold the same slice share a buffer.
+  buffers = {
+    box: np.empty([end - start for start, end in box], want.dtype) for box in boxes.values()
+  }
+  for hf_name, _, index in names.tensors({name: want}):
+    _read_into(list(_views(name, index, buffers)), tensors[names.short(hf_name)], want.dtype)
+  parts = [jax.device_put(buffers[box], device) for device, box in boxes.items()]
+  # Waiting frees the buffers before the next leaf's are made.
+  jax.block_until_ready(parts)
+  if where is None:
+    return parts[0]
+  return jax.make_array_from_single_device_arrays(want.shape, where, parts)
+
+
+def _views(name, index, buffers):
+  """Yields (box, view) of each buffer that holds a part of one tensor, turned as in the file."""
+  for box, buffer in buffers.items():
+    stack, box = box[: len(index)], box[len(index) :]
+    if all(first <= i < end for i, (first, end) in zip(index, stack, strict=True)):
+      buffer = buffer[tuple(i - first for i, (first, _) in zip(index, stack, strict=True))]
+      yield (box[::-1], buffer.T) if names.is_transposed(name) else (box, buffer)
+
+
+def _read_into(views, tensor, dtype):
+  """Reads the rows that any of the views needs, and copies to each what is its own."""
+  if not views:
+    return
+  start, stop = min(box[0][0] for box, _ in views), max(box[0][1] for box, _ in views)
+  for first, chunk in safetensors.rows(tensor, start, stop):
+    chunk = safetensors.bits(chunk.astype(dtype, copy=False))
+    for ((low, high), *rest), view in views:
+      a, b = max(low, first), min(high, first + len(chunk))
+      if a < b:
+        columns = tuple(slice(*r) for r in rest)
+        safetensors.bits(view)[a - low : b - low] = chunk[(slice(a - first, b - first), *columns)]
+
+
+def export(params: Any) -> Iterator[tuple[str, np.ndarray]]:
+  """Yields (tensor name, array) one tensor at a time, as they lie on disk.
+
+  In a multi-process run every process must exhaust this: fetching remote shards is collective.
+  """
+  named = tree.names(params)
+  for hf_name, name, index in names.tensors(named):
+    part = sharding.whole(named[name][index])
+    yield hf_name, np.ascontiguousarray(part.T if names.is_transposed(name) else part)
+
+
+def take_part(params: Any) -> None:
+  """What the other processes do while the first one writes what `export` yields."""
+  for _ in export(params):
+    pass

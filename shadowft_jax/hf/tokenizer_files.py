@@ -1,0 +1,103 @@
+"""What a folder's files say of its tokenizer, in parts that can be compared; nothing is loaded."""
+
+import hashlib
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+from shadowft_jax import files
+from shadowft_jax.errors import InputError
+
+
+class Tokenizer(NamedTuple):
+  """The files of a tokenizer."""
+
+  source: str  # the file of the vocabulary; "" where there is none
+  digest: str  # sha256 of the vocabulary
+  vocabulary: dict[int, str]  # id -> token without added ones; {} where the file is no JSON
+  added: dict[int, str]  # id -> token
+  merges: str  # sha256
+  settings: dict[str, Any]  # tokenizer_config.json, tokens as text
+
+  @property
+  def ids(self) -> set[int]:
+    """All ids that stand for a token."""
+    return self.vocabulary.keys() | self.added.keys()
+
+
+def read_tokenizer(directory: pathlib.Path) -> Tokenizer:
+  """Reads tokenizer.json and tokenizer_config.json, or finds that they are missing.
+
+  Raises:
+    InputError: a file is not as tokenizers write it.
+  """
+  path: pathlib.Path | None = directory / "tokenizer.json"
+  settings = _optional(directory / "tokenizer_config.json")
+  try:
+    added = {int(i): t["content"] for i, t in (settings.get("added_tokens_decoder") or {}).items()}
+    vocabulary, merges = {}, []
+    if path.exists():
+      fields = files.read_json(path)
+      added |= {t["id"]: t["content"] for t in fields.get("added_tokens") or ()}
+      tokens, merges = fields["model"]["vocab"], fields["model"].get("merges")
+      # A unigram model lists [token, score] in the order of ids.
+      items = (
+        tokens.items() if isinstance(tokens, dict) else ((t, i) for i, (t, _) in enumerate(tokens))
+      )
+      vocabulary = {i: t for t, i in items if i not in added}
+    else:
+      others = (directory / n for n in ("tokenizer.model", "vocab.json"))
+      path = next((p for p in others if p.exists()), None)
+  except (KeyError, TypeError, AttributeError, ValueError) as error:
+    raise InputError(
+      f"{path} or tokenizer_config.json is not as tokenizers write it "
+      f"({type(error).__name__}: {error}); download it again"
+    ) from error
+  return Tokenizer(
+    path.name if path else "",
+    _digest(path, vocabulary),
+    vocabulary,
+    added,
+    _digest_of_merges(merges),
+    {n: v["content"] if isinstance(v, dict) and "content" in v else v for n, v in settings.items()},
+  )
+
+
+def _digest(path: pathlib.Path | None, vocabulary: dict[int, str]) -> str:
+  if vocabulary:
+    return _sha256(json.dumps(sorted(vocabulary.items())).encode())
+  return _sha256(path.read_bytes()) if path else ""
+
+
+def _digest_of_merges(merges: list | None) -> str:
+  """Merges are "a b" in older files and ["a", "b"] in newer ones."""
+  lines = [m if isinstance(m, str) else " ".join(m) for m in merges or ()]
+  return _sha256("\n".join(lines).encode())
+
+
+def read_template(directory: pathlib.Path) -> str:
+  """All chat templates of a folder, one after the other; "" where there is none."""
+  parts = [p.read_text() for p in [directory / "chat_template.jinja"] if p.exists()]
+  for name in ("tokenizer_config.json", "chat_template.json"):
+    found = _optional(directory / name).get("chat_template") or ""
+    parts += [found] if isinstance(found, str) else [t["template"] for t in found]
+  return "\n".join(p for p in dict.fromkeys(parts) if p)
+
+
+def stop_tokens(
+  directory: pathlib.Path, config: dict[str, Any], tokenizer: Tokenizer
+) -> frozenset[str]:
+  """The tokens that end generation, as text."""
+  named = _optional(directory / "generation_config.json").get("eos_token_id")
+  named = config.get("eos_token_id") if named is None else named
+  known = {**tokenizer.vocabulary, **tokenizer.added}
+  stop = {known.get(i) for i in (named if isinstance(named, list) else [named])}
+  return frozenset({*stop, tokenizer.settings.get("eos_token")} - {None})
+
+
+def _optional(path: pathlib.Path) -> dict[str, Any]:
+  return files.read_json(path) if path.exists() else {}
+
+
+def _sha256(data: bytes) -> str:
+  return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,194 @@
+"""The training loop: starts or resumes, steps, validates, saves; and measures what was grafted."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+import jax.numpy as jnp
+import optax
+
+from shadowft_jax import delta as delta_lib, presets, sharding, tree
+from shadowft_jax.data.dataset import Dataset
+from shadowft_jax.errors import InputError
+from shadowft_jax.hf import deltas, weights
+from shadowft_jax.hf.folder import ModelFolder, open_model
+from shadowft_jax.learning import checkpoints, optim, reference, step as step_lib
+from shadowft_jax.progress import say
+from shadowft_jax.runs.metrics import Log
+from shadowft_jax.runs.run import Run
+
+Metrics = dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Trainer:
+  """What stays the same from the first step to the last."""
+
+  loss: step_lib.Loss
+  base: Any  # frozen parameters
+  data: Dataset
+  start: Any  # delta of the reference, where it is neither W_B nor in the data
+  tx: optax.GradientTransformation
+  schedule: Callable[[int], float]
+  config: Any
+  mesh: Mesh
+
+  def step(self, state: step_lib.TrainState, number: int) -> tuple[step_lib.TrainState, Metrics]:
+    """One optimizer step; `number` counts from 1."""
+    share = sharding.my_share(self.mesh)
+    batches = step_lib.on_devices(self.data.batches(number - 1, share), self.mesh)
+    # The gradients stay unnamed so that their memory is freed before the next step allocates.
+    state, metrics = step_lib.update(
+      state,
+      *step_lib.gradients(
+        state.delta,
+        self.base,
+        batches,
+        self.start,
+        loss=self.loss,
+        dtype=self.config.gradient_dtype,
+      ),
+      tx=self.tx,
+    )
+    return state, {k: float(v) for k, v in metrics.items()}
+
+  def validate(self, state: step_lib.TrainState) -> Metrics:
+    """The metrics of the validation split; {} where there is none."""
+    if not self.data.valid:
+      return {}
+    batches = step_lib.on_devices(self.data.valid_batches(sharding.my_share(self.mesh)), self.mesh)
+    found = step_lib.means(state.delta, self.base, batches, self.start, loss=self.loss)
+    return {f"valid_{k}": v for k, v in found.items()}
+
+
+def learn(
+  loss: step_lib.Loss,
+  base: Any,
+  data: Dataset,
+  config: Any,
+  run: Run,
+  mesh: Mesh,
+  *,
+  trained: ModelFolder,
+) -> dict[str, Any]:
+  """Trains W_B + delta from where the run left off; returns the newest delta, or the best.
+
+  Args:
+    base: the frozen parameters, of the folder `trained`.
+
+  Raises:
+    InputError: config.delta.init does not fit the config.
+    FloatingPointError: a loss or gradient is not finite; the last good checkpoint stays.
+  """
+  tx, schedule = optim.make(config, len(data.steps))
+  start = load_start(config, base, mesh)
+  state = step_lib.init_state(config, base, tx, mesh, start)
+  is_precomputed = presets.is_paired(config) and config.dpo.reference == "precomputed"
+  if is_precomputed:
+    folders = filter(None, [trained.directory, config.delta.init])
+    data = reference.kept(start, base, data, folders, loss=loss, mesh=mesh, workdir=run.directory)
+  say(
+    f"{tree.size(base):,} parameters frozen, {tree.size(state.delta):,} trainable "
+    f"({config.delta.kind}), {len(data.steps)} steps of {config.batch_size} examples"
+  )
+  start = start if presets.is_paired(config) and not is_precomputed else None
+  trainer = _Trainer(loss, base, data, start, tx, schedule, config, mesh)
+  with checkpoints.open_checkpoints(run.checkpoints) as saved:
+    if saved.latest:
+      state = checkpoints.restore(saved, state)
+      say(f"resuming {run.directory} after step {saved.latest.step}")
+    with Log(run.directory, int(state.step), len(data.steps)) as log:
+      state = _steps(state, trainer, saved, log)
+    if config.graft.checkpoint == "best":
+      state = checkpoints.restore(saved, state, checkpoints.best_step(saved))
+  return state.delta
+
+
+def _steps(state: step_lib.TrainState, trainer: _Trainer, saved: Any, log: Log) -> Any:
+  """Runs the optimizer from `state` to the last step; returns the last state."""
+  last, every = len(trainer.data.steps), trainer.config.eval_every
+  if state.step == 0:
+    log.write(0, **trainer.validate(state))
+  for number in range(int(state.step) + 1, last + 1):
+    state, metrics = trainer.step(state, number)
+    check_finite(metrics, number, saved)
+    rate = float(trainer.schedule(number - 1))
+    log.step(number, trainer.data.tokens(number - 1), **metrics, lr=rate)
+    if number == last or every and number % every == 0:
+      found = trainer.validate(state)
+      check_finite(found, number, saved)
+      log.validated(number, metrics["loss"], found)
+      checkpoints.save(saved, state, number, found.get("valid_loss"))
+      log.restart_clock()
+  return state
+
+
+def check_finite(metrics: Metrics, number: int, saved: Any) -> None:
+  """Raises FloatingPointError where a metric of step `number` is inf or NaN."""
+  bad = {k: v for k, v in metrics.items() if not math.isfinite(v)}
+  if bad:
+    kept = (
+      f"the checkpoint of step {saved.latest.step} stays"
+      if saved.latest
+      else "there is no earlier checkpoint"
+    )
+    raise FloatingPointError(
+      f"not finite at step {number}: {bad}; {kept}; try a lower config.lr or config.dtype=float32"
+    )
+
+
+def load_start(config: Any, base: Any, mesh: Mesh) -> dict[str, Any] | None:
+  """The delta of config.delta.init, in the form that the run trains; None if none is given.
+
+  Raises:
+    InputError: it has another kind, rank, alpha or leaves than the config says.
+  """
+  c = config.delta
+  if not c.init:
+    return None
+  start, scale = deltas.load(c.init, mesh=mesh)
+  want = jax.eval_shape(lambda: delta_lib.zeros(jax.random.key(0), base, c))
+  forms = [
+    f"a delta of {', '.join(d)}, scale {s:g}, {tree.size(d):,} parameters"
+    for d, s in ((start, scale), (want, delta_lib.scale_of(c)))
+  ]
+  if forms[0] != forms[1]:
+    raise InputError(
+      f"config.delta.init={c.init} holds {forms[0]}; config.delta, of kind "
+      f"{c.kind}, match {c.match}, rank {c.rank} and alpha {c.alpha:g}, makes "
+      f"{forms[1]}; set them as in the run that made it"
+    )
+  tree.check_fits(start, want, part_is=f"config.delta.init={c.init}", whole_is="the Base")
+  return start
+
+
+def measure(
+  instruct: ModelFolder, run: Run, loss: step_lib.Loss, data: Dataset, config: Any, mesh: Mesh
+) -> Metrics:
+  """Measures the Instruct and the grafted model on the validation split, as they lie on disk.
+
+  One after the other, in the dtype of training: never more memory than training took.  For
+  preference pairs the reference of both is the Instruct as it was.
+
+  Returns:
+    {"instruct_valid_loss", "shadow_valid_loss", ...}; {} without a split.
+  """
+  if not data.valid:
+    return {}
+  out: Metrics = {}
+  for name, folder in (("instruct", instruct), ("shadow", open_model(run.shadow))):
+    model, params = weights.load_model(
+      folder, dtype=jnp.dtype(config.dtype), mesh=mesh, backend=config.attention
+    )
+    of_model = dataclasses.replace(loss, model=model)
+    if name == "instruct" and presets.is_paired(config):
+      data = dataclasses.replace(data, train=[])  # which nothing is measured on
+      data = reference.measured(None, params, data, loss=of_model, mesh=mesh)
+    batches = step_lib.on_devices(data.valid_batches(sharding.my_share(mesh)), mesh)
+    found = step_lib.means({"delta": {}}, params, batches, loss=of_model)
+    out |= {f"{name}_valid_{k}": v for k, v in found.items()}
+    del params
+  return out

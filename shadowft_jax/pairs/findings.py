@@ -1,0 +1,37 @@
+"""What a check of a pair finds, and how it is reported."""
+
+import collections
+from typing import NamedTuple
+
+from shadowft_jax.errors import InputError
+
+LEVELS = ("error", "warning", "note")
+
+
+class Finding(NamedTuple):
+  """Something found in a pair; `text` says what, and what it means for the graft."""
+
+  level: str  # one of LEVELS
+  text: str
+
+
+def report(findings):
+  """The findings as text for a terminal: a count, then one after the other."""
+  count = collections.Counter(f.level for f in findings)
+  total = ", ".join(f"{count[x]} {x}{'s' * (count[x] != 1)}" for x in LEVELS)
+  lines = [f"pair check: {total}", *(f"{f.level}: {f.text}" for f in findings)]
+  return "\n".join(lines).replace("\n", "\n  ")
+
+
+def raise_errors(findings):
+  """Raises one InputError for all findings of level error; does nothing where there is none."""
+  errors = [f.text for f in findings if f.level == "error"]
+  if errors:
+    raise InputError(
+      "the two folders are no pair that can be trained and grafted:"
+      + "".join(f"\n- {text}" for text in errors)
+    )
+
+
+def versus(a, b):
+  return f"Base {a}, Instruct {b}"

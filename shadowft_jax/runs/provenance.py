@@ -1,0 +1,78 @@
+"""Where a result came from: the digest of every input file, and the versions that made it."""
+
+import concurrent.futures
+import functools
+import hashlib
+import importlib.metadata
+import os
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from shadowft_jax import files
+
+PACKAGES = (
+  "shadowft_jax",
+  "jax",
+  "jaxlib",
+  "flax",
+  "optax",
+  "orbax-checkpoint",
+  "transformers",
+  "safetensors",
+  "numpy",
+)
+
+
+def sha256(path: str | os.PathLike) -> str:
+  """The hex digest of a file; a file that has not changed is read once a process.
+
+  A run hashes the same weights for the graft's provenance and for its own.
+  """
+  stat = os.stat(path)
+  return _sha256(os.path.realpath(path), stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4096)
+def _sha256(path: str, size: int, mtime_ns: int) -> str:
+  with open(path, "rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def provenance(
+  inputs: Mapping[str, Iterable[str | os.PathLike]], *, seed: int | None
+) -> dict[str, Any]:
+  """Digest of every input file, versions of what made the run, and its seed.
+
+  Args:
+    inputs: {role: files or folders}; all files directly in a folder count; what is neither, such
+      as an id of the hub, has the digest None.
+  """
+  found: dict[str, dict[str, pathlib.Path]] = {}
+  for role, group in inputs.items():
+    paths = [
+      p
+      for path in map(pathlib.Path, group)
+      for p in (sorted(path.iterdir()) if path.is_dir() else [path])
+      if not p.is_dir()
+    ]
+    found[role] = {str(p): p for p in paths}
+  known = {p for group in found.values() for p in group.values() if p.is_file()}
+  # The longest first, so that no core is left with it at the end.
+  paths = sorted(known, key=lambda p: (-p.stat().st_size, p))
+  with concurrent.futures.ThreadPoolExecutor(files.cores()) as pool:
+    digests = dict(zip(paths, pool.map(sha256, paths), strict=True))
+  return {
+    "sha256": {
+      role: {name: digests.get(p) for name, p in group.items()} for role, group in found.items()
+    },
+    "versions": {package: _version(package) for package in PACKAGES},
+    "seed": seed,
+  }
+
+
+def _version(package: str) -> str:
+  try:
+    return importlib.metadata.version(package)
+  except importlib.metadata.PackageNotFoundError:
+    return "not installed as a package"

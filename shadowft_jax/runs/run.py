@@ -1,0 +1,118 @@
+"""A run's folder: claimed, resumed or complete."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from shadowft_jax import files, hosts
+from shadowft_jax.errors import InputError, listing
+from shadowft_jax.presets import flat
+from shadowft_jax.progress import say
+from shadowft_jax.runs import metrics, pictures, provenance
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """The folder of a run and what lies where in it."""
+
+  directory: pathlib.Path
+
+  @property
+  def checkpoints(self) -> pathlib.Path:
+    """The run's own checkpoints, from which it resumes."""
+    return self.directory / "checkpoints"
+
+  @property
+  def delta(self) -> pathlib.Path:
+    """The trained delta."""
+    return self.directory / "delta"
+
+  @property
+  def shadow(self) -> pathlib.Path:
+    """The grafted model."""
+    return self.directory / "shadow"
+
+  @property
+  def is_complete(self) -> bool:
+    """Whether the run has finished: its provenance is written last."""
+    return (self.directory / "provenance.json").exists()
+
+  def finish(
+    self,
+    losses: Mapping[str, float],
+    inputs: Mapping[str, Iterable[str | os.PathLike]],
+    *,
+    seed: int,
+    unit: str,
+  ) -> list[dict[str, Any]]:
+    """Writes the last metrics, the picture and the provenance; returns all metrics.
+
+    Args:
+      losses: the last metrics.
+      inputs: see `provenance.provenance`.
+      unit: what the loss is a mean over.
+    """
+    if hosts.is_first():
+      records = metrics.append(self.directory, losses)
+      pictures.plot_loss(records, self.directory / "loss.png", unit)
+      record = provenance.provenance(inputs, seed=seed)
+      files.write_json(self.directory / "provenance.json", record)
+    hosts.wait("the run is complete")
+    for name, value in losses.items():
+      say(f"{name.replace('_', ' ')} {value:.4f}")
+    written = (self.delta, self.shadow, self.directory / "loss.png")
+    say("\n".join(f"written: {path}" for path in written))
+    return metrics.read_metrics(self.directory)
+
+
+@contextlib.contextmanager
+def open_run(config: Any, workdir: str | os.PathLike) -> Iterator[Run]:
+  """Yields the run of `config` in `workdir`: a new one, or the one that is there.
+
+  Raises:
+    InputError: the folder belongs to a run of another config (the fields that differ are
+      listed), or is not a run's.  A run that had not begun to train gives way.
+  """
+  run = Run(pathlib.Path(workdir))
+  if hosts.is_first():
+    _claim(run.directory, config)
+  hosts.wait("the run's folder is made")
+  if not hosts.is_first():
+    _claim(run.directory, config)
+  if run.is_complete:
+    say(f"{run.directory} is complete; its grafted model is {run.shadow}")
+  yield run
+
+
+def _claim(workdir: pathlib.Path, config: Any) -> None:
+  """Makes `workdir` the folder of a run of `config`, or finds that it is."""
+  mine = json.loads(config.to_json_best_effort())
+  path = workdir / "config.json"
+  there = [p.name for p in workdir.iterdir()] if workdir.is_dir() else []
+  # What an interrupted write left of a file is not the user's.
+  there = [name for name in there if not name.endswith(".part")]
+  if not there or there == [path.name]:
+    if hosts.is_first():
+      workdir.mkdir(parents=True, exist_ok=True)
+      files.write_json(path, mine)
+    return
+  if path.name not in there:
+    raise InputError(
+      f"--workdir {workdir} is not empty and not a run's folder (it has no "
+      "config.json); choose another"
+    )
+  theirs, ours = flat(files.read_json(path)), flat(mine)
+  differ = [
+    f"{k}: {theirs.get(k)!r} there, {ours.get(k)!r} now"
+    for k in theirs.keys() | ours.keys()
+    if theirs.get(k) != ours.get(k)
+  ]
+  if differ:
+    raise InputError(
+      f"--workdir {workdir} belongs to a run of another config; choose another "
+      f"folder, or the same fields:{listing(differ)}"
+    )
