@@ -22,11 +22,10 @@ from tqdm import tqdm
 
 from shadowft_jax import command, files
 from shadowft_jax.grafting import survival
-from shadowft_jax.hf import folder as pair_folder, safetensors
+from shadowft_jax.hf import folder as pair_folder, hub, safetensors
 from shadowft_jax.pairs import check as pair_check, gap, registry
 from shadowft_jax.runs import pictures
 from shadowft_jax.errors import InputError, listing
-from shadowft_jax.runs.metrics import write_json
 from shadowft_jax.progress import say
 
 
@@ -121,7 +120,7 @@ def _header_sha256(path):
 
 def write(out, rows, found, title):
   """similarity.json, .csv and .png in the folder `out`; `found` is what `record` returns."""
-  write_json(out / "similarity.json", found)
+  files.write_json(out / "similarity.json", found)
   with open(out / "similarity.csv", "w", newline="") as file:
     writer = csv.writer(file)
     writer.writerow(
@@ -229,7 +228,7 @@ def rank(candidates, instruct_dir):
   instruct, found, refused = pair_folder.read(instruct_dir), [], {}
   for candidate in candidates:
     try:
-      base_dir = registry.locate(candidate)
+      base_dir = hub.locate(candidate)
       pair_check.raise_errors(pair_check.check(base_dir, instruct_dir))
       rows, left_out = measure(pair_folder.read(base_dir), instruct)
     except InputError as error:
@@ -282,12 +281,13 @@ def main():
     )
   out = contextlib.nullcontext()
   if OUT.value and not CHECK_ONLY.value:
-    out = files.atomic(OUT.value, OVERWRITE.value)
-  with out as fresh:
+    out = files.folder(OUT.value, overwrite=OVERWRITE.value)
+  with out as making:
+    fresh = making and making.directory
     if CANDIDATES.value:
       found = _rank()
       if fresh:
-        write_json(fresh / "candidates.json", found)
+        files.write_json(fresh / "candidates.json", found)
     else:
       _compare(fresh)
   if OUT.value and not CHECK_ONLY.value:
@@ -300,12 +300,12 @@ def _rank():
       "--candidates needs --instruct, and takes no --base, --pair or --check_only: "
       "it looks for the Base"
     )
-  return rank(CANDIDATES.value, registry.locate(INSTRUCT.value))
+  return rank(CANDIDATES.value, hub.locate(INSTRUCT.value))
 
 
 def _compare(fresh):
   names = choose(BASE.value, INSTRUCT.value, PAIR.value)
-  dirs = [registry.locate(name) for name in names]
+  dirs = [hub.locate(name) for name in names]
   findings = check(*dirs)
   if CHECK_ONLY.value:
     return

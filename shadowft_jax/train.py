@@ -16,8 +16,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from shadowft_jax import command, delta as delta_lib, graft, hosts, presets, sharding, tree
-from shadowft_jax.hf import weights
+from shadowft_jax import command, delta as delta_lib, files, graft, hosts, presets, sharding, tree
+from shadowft_jax.hf import hub, weights
 from shadowft_jax.learning import (
   checkpoints,
   kernels,
@@ -139,7 +139,7 @@ def learn_delta(frozen, data, method, config, workdir, mesh):
   paired = presets.is_paired(config)
   on_the_fly = paired and config.dpo.reference == "on_the_fly"
   if paired and not on_the_fly:
-    folders = filter(None, [registry.locate(config[config.learn_on]), config.delta.init])
+    folders = filter(None, [hub.locate(config[config.learn_on]), config.delta.init])
     data = reference.kept(start, frozen, data, folders, method=method, mesh=mesh, workdir=workdir)
   start = start if on_the_fly else None
   say(
@@ -224,7 +224,7 @@ def write_shadow(workdir, config, folders):
     learn_on=config.learn_on,
     kind=config.delta.kind,
   )
-  (workdir / "README.md").write_text(card)
+  files.write(workdir / "README.md", card)
   graft.write(workdir / "shadow", workdir / "delta", match=config.graft.match, card=card, **folders)
 
 
@@ -253,7 +253,7 @@ def train(config, workdir):
   if (workdir / "provenance.json").exists():  # written last
     say(f"{workdir} is complete; its grafted model is {workdir / 'shadow'}")
     return metrics.read_metrics(workdir)
-  folders = {name: registry.locate(config[name]) for name in ("base", "instruct")}
+  folders = {name: hub.locate(config[name]) for name in ("base", "instruct")}
   registry.check_trainable(folders[config.learn_on])
   findings = check.check(folders["base"], folders["instruct"])
   check.raise_errors(findings)
@@ -293,7 +293,7 @@ def wrap_up(config, workdir, losses, inputs):
   if hosts.is_first():
     unit = "pair" if presets.is_paired(config) else "answer token"
     pictures.plot_loss(metrics.append(workdir, losses), workdir / "loss.png", unit)
-    metrics.write_json(workdir / "provenance.json", pictures.provenance(inputs, seed=config.seed))
+    files.write_json(workdir / "provenance.json", pictures.provenance(inputs, seed=config.seed))
   hosts.wait("the run is complete")
   for name, value in losses.items():
     say(f"{name.replace('_', ' ')} {value:.4f}")
@@ -310,7 +310,7 @@ def show(config, count, *, ids=False):
   registry.resolve(config)
   sets.resolve(config)
   command.check(config)
-  folder = registry.locate(config.instruct, weights=False)
+  folder = hub.locate(config.instruct, weights=False)
   print(
     preview.text(
       dataset.read(config, folder),

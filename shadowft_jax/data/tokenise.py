@@ -17,11 +17,11 @@ import queue
 import subprocess
 import sys
 import traceback
-import uuid
 
 import numpy as np
 from tqdm import tqdm
 
+from shadowft_jax import files
 from shadowft_jax.data import chat, formats, paper, tokenizer as tokenizers
 from shadowft_jax.errors import InputError
 from shadowft_jax.progress import say
@@ -283,16 +283,11 @@ def _load(path):
 
 
 def _save(path, flat):
-  """Writes the arrays whole or not at all; a folder that cannot be written to is said."""
-  partial = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.tmp")
+  """Keeps the arrays for the next run, or says why it cannot."""
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-      with open(partial, "xb") as file:
-        np.savez(file, **flat)
-      os.replace(partial, path)
-    finally:
-      partial.unlink(missing_ok=True)
+    with files.writing(path) as file:
+      np.savez(file, **flat)
   except OSError as error:
     say(
       f"tokens are not kept for the next run: {error}; --config.data.cache=FOLDER names another "

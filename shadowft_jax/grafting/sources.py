@@ -147,7 +147,7 @@ def read_checkpoint(directory):
     InputError: a file is missing or malformed, or the weights are quantised, pickles or GGUF.
   """
   directory = pathlib.Path(directory)
-  folder.check(directory)
+  folder.check_folder(directory)
   if (directory / "adapter_config.json").exists():
     raise InputError(
       f"{directory} is an adapter; expected a whole model (an adapter is grafted by --adapter)"
@@ -204,7 +204,7 @@ def stored(directory, weight=1.0):
     InputError: neither is there; or an adapter with settings that cannot be read, named.
   """
   directory = pathlib.Path(directory)
-  folder.check(directory)
+  folder.check_folder(directory)
   if (directory / "adapter_config.json").exists():
     return _adapter(directory, weight)
   found = safetensors.find(directory, "delta")

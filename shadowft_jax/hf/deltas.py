@@ -65,7 +65,8 @@ def save_adapter(directory, lora_tree, *, rank, alpha, base_model, like=None, ov
   if not hosts.is_first():
     names.take_part(lora_tree)
     return
-  with files.atomic(directory, overwrite) as fresh:
+  with files.folder(directory, overwrite=overwrite) as making:
+    fresh = making.directory
     _write(fresh, "adapter_model", lora_tree, rename, {"format": "pt"}, math.inf)
     (fresh / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
@@ -103,8 +104,8 @@ def save_dense(directory, dense_tree, *, overwrite=False):
   if not hosts.is_first():
     names.take_part(dense_tree)
     return
-  with files.atomic(directory, overwrite) as fresh:
-    _write(fresh, "delta", dense_tree, str, DENSE_METADATA, MAX_SHARD)
+  with files.folder(directory, overwrite=overwrite) as making:
+    _write(making.directory, "delta", dense_tree, str, DENSE_METADATA, MAX_SHARD)
 
 
 def _write(directory, stem, part, rename, metadata, max_shard):
@@ -151,7 +152,7 @@ def load_delta(directory, *, mesh=None):
       ranks, DoRA, …).
   """
   directory = pathlib.Path(directory)
-  files.check(directory)
+  files.check_folder(directory)
   if not (directory / "adapter_config.json").exists():
     tensors = safetensors.find(directory, "delta")
     abstract = _stacked(directory, tensors, DENSE)

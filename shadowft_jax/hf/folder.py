@@ -7,7 +7,7 @@ import re
 from typing import NamedTuple
 
 from shadowft_jax import files
-from shadowft_jax.hf import names, safetensors
+from shadowft_jax.hf import hub, names, safetensors
 from shadowft_jax.errors import InputError
 
 # What stands before the same name in checkpoints of one model, by who saved it; the longest
@@ -55,7 +55,7 @@ def read(directory):
     InputError: a file is missing or malformed, or the weights are pickles or GGUF.
   """
   directory = pathlib.Path(directory)
-  files.check(directory)
+  files.check_folder(directory)
   hf = files.read_json(directory / "config.json")
   config = {**hf, **(hf.get("text_config") or {})}
   found = tensors_of(directory)
@@ -79,7 +79,7 @@ def read(directory):
 
 def tensors_of(directory):
   """{tensor name: Tensor} of a folder's weights; pickles and GGUF are refused."""
-  files.refuse_pickles(directory)
+  hub.refuse_pickles(directory)
   if any(directory.glob("*.gguf")) and not any(directory.glob("*.safetensors")):
     raise InputError(
       f"{directory} has only GGUF weights, which are packed for another program "

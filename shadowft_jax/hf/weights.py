@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from shadowft_jax import delta, files, hosts, models, tree
-from shadowft_jax.hf import names, safetensors
+from shadowft_jax.hf import hub, names, safetensors
 from shadowft_jax.hf.deltas import load_delta, save_adapter, save_dense
 from shadowft_jax.errors import InputError, listing
 from shadowft_jax.hf.safetensors import WEIGHTS
@@ -58,7 +58,7 @@ def abstract_model(directory, *, dtype=None, **options):
 def _open(directory, dtype, options):
   """(model, abstract parameters, {port.own_name: Tensor}), checked against one another."""
   directory = pathlib.Path(directory)
-  files.check(directory)
+  files.check_folder(directory)
   config = files.read_json(directory / "config.json")
   tensors = names.unfused(names.text_tower(safetensors.find(directory), config.get("model_type")))
   model = models.from_config(
@@ -169,9 +169,10 @@ def export(directory, named, *, like, overwrite=False, card=None):
   if not hosts.is_first():
     names.take_part(tree.nest(named))
     return []
-  with files.atomic(directory, overwrite) as fresh:
+  with files.folder(directory, overwrite=overwrite) as making:
+    fresh = making.directory
     shards = {t.path.name for t in safetensors.find(like).values()}
-    left_out = files.copy_with_card(like, fresh, shards, card)
+    left_out = hub.copy_with_card(like, fresh, shards, card)
     for hf_name, part in names.export(tree.nest(named)):
       twin = _is_twin(TIED_HEAD, model, tensors) and hf_name == names.hf_names(TABLE, ())[0]
       for target in (tensors[n] for n in ([hf_name, TIED_HEAD] if twin else [hf_name])):

@@ -55,7 +55,7 @@ def check(base_dir, instruct_dir):
   """Compares a Base and an Instruct.
 
   Args:
-    base_dir: a local folder, such as `registry.locate` gives.
+    base_dir: a local folder, such as `hub.locate` gives.
     instruct_dir: another.
 
   Returns:

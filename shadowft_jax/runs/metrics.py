@@ -1,22 +1,14 @@
 """A run's folder, and what the run tells: a progress bar, metrics.jsonl, TensorBoard."""
 
 import json
-import os
 import time
 
 from tqdm import tqdm
 
-from shadowft_jax import hosts
+from shadowft_jax import files, hosts
 from shadowft_jax.errors import InputError, listing
 from shadowft_jax.presets import flat
 from shadowft_jax.progress import say
-
-
-def write_json(path, value):
-  """Writes a JSON file whole or not at all."""
-  partial = path.with_name(path.name + ".tmp")
-  partial.write_text(json.dumps(value, indent=2) + "\n")
-  os.replace(partial, path)
 
 
 def claim(workdir, config):
@@ -28,7 +20,9 @@ def claim(workdir, config):
   """
   mine = json.loads(config.to_json_best_effort())
   path = workdir / "config.json"
-  if path.exists() and [p.name for p in workdir.iterdir()] != [path.name]:
+  there = {p.name for p in workdir.iterdir()} if workdir.is_dir() else set()
+  there -= {path.name, files.part(path).name}
+  if path.exists() and there:
     theirs, ours = flat(json.loads(path.read_text())), flat(mine)
     differ = [
       f"{k}: {theirs.get(k)!r} there, {ours.get(k)!r} now"
@@ -40,14 +34,14 @@ def claim(workdir, config):
         f"--workdir {workdir} belongs to a run of another config; choose another "
         f"folder, or the same fields:{listing(differ)}"
       )
-  elif workdir.is_dir() and not path.exists() and any(workdir.iterdir()):
+  elif there:
     raise InputError(
       f"--workdir {workdir} is not empty and not a run's folder (it has no "
       "config.json); choose another"
     )
   elif hosts.is_first():
     workdir.mkdir(parents=True, exist_ok=True)
-    write_json(path, mine)
+    files.write_json(path, mine)
 
 
 def read_metrics(workdir):
@@ -61,10 +55,7 @@ def read_metrics(workdir):
 
 
 def _rewrite(workdir, records):
-  """Writes metrics.jsonl anew, whole or not at all."""
-  partial = workdir / "metrics.jsonl.tmp"
-  partial.write_text("".join(json.dumps(r) + "\n" for r in records))
-  os.replace(partial, workdir / "metrics.jsonl")
+  files.write(workdir / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in records))
 
 
 def append(workdir, metrics):
