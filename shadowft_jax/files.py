@@ -1,35 +1,32 @@
-"""Folders: checked before they are read, written whole or not at all, copied like another."""
+"""Files and folders on disk: checked, read, and written whole or not at all.
 
+A file or folder is first written beside its final place, as `<name>.part`, locked by the process
+that writes it, and is renamed once it is on disk.
+"""
+
+import collections
 import contextlib
-import fnmatch
+import dataclasses
+import fcntl
 import json
 import os
 import pathlib
 import shutil
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any, BinaryIO
 
 from shadowft_jax.errors import InputError
+from shadowft_jax.progress import say
 
-# Not copied to an export: twins of the weights, which would be ungrafted; code; caches.
-LEFT_OUT = (
-  "original/",
-  "consolidated*",
-  "*.safetensors",
-  "*.bin",
-  "*.bin.index.json",
-  "*.pth",
-  "*.pt",
-  "*.gguf",
-  "*.h5",
-  "*.msgpack",
-  "*.onnx",
-  "*.py",
-  ".*",
-)
-PICKLES = ("pytorch_model*.bin", "model*.bin", "*.pth", "*.pt", "*.ckpt")
+StrPath = str | os.PathLike[str]
+
+JOURNAL = ".journal"  # in a folder in the making: its lock, and what is done
+REPLACED = ".replaced"  # not ".old", which people give to copies of their own
+BESIDE = 100 << 20  # bytes to spare for what is not weights: tokenizer, configuration, cards
 
 
-def check(directory):
-  """Raises InputError where `directory` is none."""
+def check_folder(directory: pathlib.Path) -> None:
+  """Raises InputError if `directory` is not a folder."""
   if not directory.is_dir():
     what = "is a file" if directory.exists() else "does not exist"
     raise InputError(
@@ -38,184 +35,270 @@ def check(directory):
     )
 
 
-def check_apart(directory, other):
-  """Raises InputError where one of two folders is, or lies in, the other."""
+def check_apart(directory: StrPath, other: StrPath) -> None:
+  """Raises InputError if two folders are the same, or one lies in the other."""
   a, b = (pathlib.Path(os.path.realpath(d)) for d in (directory, other))
   if a == b or a in b.parents or b in a.parents:
-    raise InputError(f"{a} and {b} lie in one another; name another folder")
+    raise InputError(f"{a} and {b} are the same, or one is inside the other; name another folder")
 
 
-def read_json(path):
-  """A JSON file's object.
-
-  Raises:
-    InputError: the file is missing, or holds no JSON object.
-  """
-  if not path.exists():
-    raise InputError(f"{path.parent} has no {path.name}; expected a Hugging Face folder")
-  try:
-    out = json.loads(path.read_bytes())
-  except (ValueError, RecursionError) as error:
-    raise InputError(f"{path} is no JSON ({error}); download it again") from error
-  if not isinstance(out, dict):
-    raise InputError(f"{path} holds a JSON {type(out).__name__}; expected an object")
-  return out
-
-
-def check_new(directory, overwrite=False):
-  """The real path of a folder that can be made, and its parent made.
+def check_new(directory: StrPath, overwrite: bool = False) -> pathlib.Path:
+  """The real path of a folder that can be made; makes its parent.
 
   Raises:
-    InputError: it exists and may not be overwritten.
+    InputError: it exists and must not be overwritten.
   """
   directory = pathlib.Path(os.path.realpath(directory))
   if directory.exists() and not (overwrite and directory.is_dir()):
-    raise InputError(
-      f"{directory} exists; name another folder, or pass --overwrite"
-      if directory.is_dir()
-      else f"{directory} is a file; name another folder"
-    )
+    what, more = ("exists", ", or pass --overwrite") if directory.is_dir() else ("is a file", "")
+    raise InputError(f"{directory} {what}; name another folder{more}")
   directory.parent.mkdir(parents=True, exist_ok=True)
   return directory
 
 
-@contextlib.contextmanager
-def atomic(directory, overwrite=False):
-  """Yields a temporary folder beside `directory`, which takes its name if all goes well.
+def free(out: StrPath) -> int:
+  """Bytes free on the disk where `out` will be."""
+  place = pathlib.Path(os.path.realpath(out))
+  while not place.exists():
+    place = place.parent
+  return shutil.disk_usage(place).free
+
+
+def check_room(out: StrPath, nbytes: int, already: int = 0) -> None:
+  """Raises InputError if `nbytes` of weights, and what lies beside them, do not fit on a disk.
+
+  `already`: bytes of an unfinished `out`, which are used again or freed.
+  """
+  want, have = nbytes + BESIDE, free(out) + already
+  if have < want:
+    raise InputError(
+      f"{out} needs {want / 1e9:.1f} GB, and its disk has {have / 1e9:.1f} GB "
+      "free; make room, or name a folder on another disk"
+    )
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """The object in a JSON file; raises InputError if it is missing or `parse_json` refuses it."""
+  if not path.exists():
+    raise InputError(f"{path.parent} has no {path.name}; expected a Hugging Face folder")
+  try:
+    return parse_json(path.read_bytes(), str(path))
+  except InputError as error:
+    raise InputError(f"{error}; download it again, or correct it") from error
+
+
+def parse_json(text: bytes | str, name: str) -> dict[str, Any]:
+  """The object that a JSON text holds.
 
   Raises:
-    InputError: `directory` exists and may not be overwritten.
+    InputError: the text called `name` is not valid JSON, not an object, or has a key twice, of
+      which other programs may read the other value.
   """
-  directory = check_new(directory, overwrite)
-  fresh = directory.with_name(f"{directory.name}.tmp-{os.getpid()}")
-  shutil.rmtree(fresh, ignore_errors=True)
   try:
-    fresh.mkdir()
-    yield fresh
-    sync(fresh)
-    move(fresh, directory)
-  except BaseException:
-    shutil.rmtree(fresh, ignore_errors=True)
-    raise
+    out = json.loads(text, object_pairs_hook=_object)
+  except (ValueError, RecursionError) as error:
+    raise InputError(f"{name} is not valid JSON ({error})") from error
+  if not isinstance(out, dict):
+    raise InputError(f"{name} holds a JSON {type(out).__name__}; expected an object")
+  return out
 
 
-def move(fresh, directory):
-  """Gives a folder the name of another, which is removed once that is done."""
-  old = directory.with_name(f"{directory.name}.old-{os.getpid()}")
+def _object(pairs):
+  out = dict(pairs)
+  if len(out) != len(pairs):
+    [(key, _)] = collections.Counter(key for key, _ in pairs).most_common(1)
+    raise ValueError(f"a key comes twice: {key!r}")
+  return out
+
+
+def part(path: StrPath) -> pathlib.Path:
+  """Where a file or a folder lies while it is written."""
+  path = pathlib.Path(os.path.realpath(path))
+  return path.with_name(f"{path.name}.part")
+
+
+def write(path: StrPath, data: str | bytes) -> None:
+  """Writes a file whole or not at all; see `writing`."""
+  with writing(path) as file:
+    file.write(data.encode() if isinstance(data, str) else data)
+
+
+def write_json(path: StrPath, value: Any) -> None:
+  """Writes a value as an indented JSON file, whole or not at all."""
+  write(path, json.dumps(value, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def writing(path: StrPath) -> Iterator[BinaryIO]:
+  """Yields an open binary file that replaces `path` at the end; after an error `path` is as before.
+
+  A second process that writes the same file waits for the first.
+  """
+  fresh = part(path)
+  with _locked(fresh, wait=True) as file:
+    try:
+      file.truncate()  # what a killed process left
+      yield file
+      file.flush()
+      os.fsync(file.fileno())
+      os.replace(fresh, os.path.realpath(path))
+    except BaseException:
+      fresh.unlink(missing_ok=True)
+      raise
+    sync(fresh.parent, deep=False)
+
+
+def _locked(path, *, wait):
+  """A file that is open, made if missing, and locked until it is closed; BlockingIOError if another
+  process has the lock and `wait` is False."""
+  while True:
+    file = open(path, "r+b", opener=lambda p, flags: os.open(p, flags | os.O_CREAT, 0o666))
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:  # else a file system without locks: processes must keep apart
+      if isinstance(error, BlockingIOError):
+        file.close()
+        raise
+    # The process that had the lock may have renamed or removed the file meanwhile.
+    with contextlib.suppress(FileNotFoundError):
+      if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+        return file
+    file.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class Making:
+  """A folder that is being made.
+
+  Attributes:
+    directory: where its files lie until it is complete.
+    done: the values that `add` was given by the run that this one resumes, in order.
+  """
+
+  directory: pathlib.Path
+  done: list[Any]
+  _journal: BinaryIO
+
+  def add(self, found: list[Any], paths: Iterable[pathlib.Path]) -> None:
+    """Records JSON values as done, once the files that belong to them are on disk."""
+    for path in paths:
+      sync(path, deep=False)
+    self._journal.write(json.dumps(found).encode() + b"\n")
+    self._journal.flush()
+    os.fsync(self._journal.fileno())
+
+  def paths(self) -> list[pathlib.Path]:
+    """The files and folders directly in the folder so far, sorted."""
+    return sorted(p for p in self.directory.iterdir() if p.name != JOURNAL)
+
+  def clear(self, keep: Collection[str] = ()) -> None:
+    """Removes everything but the files named in `keep`."""
+    for path in self.paths():
+      if path.name not in keep:
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+@contextlib.contextmanager
+def folder(out: StrPath, *, overwrite: bool = False, key: str | None = None) -> Iterator[Making]:
+  """Yields a folder in the making, which becomes `out` at the end; after an error it is removed.
+
+  With a `key`, a process that is killed or interrupted leaves what it has made, and the next with
+  the same key resumes it; with another key it starts over and says so.
+
+  Args:
+    out: the folder to make.
+    overwrite: replaces an existing folder, once the new one is complete.
+    key: a text without line breaks that stands for all inputs and settings.
+
+  Raises:
+    InputError: `out` exists and must not be overwritten, or another process is making it.
+  """
+  out = check_new(out, overwrite)
+  fresh = part(out)
+  with _opened_journal(fresh) as journal:
+    try:
+      _heal(out)
+      check_new(out, overwrite)  # another process may have made it, or `_heal`
+      yield _resumed(fresh, journal, key)
+      sync(fresh)
+      _move(fresh, out)
+    except BaseException as error:
+      _heal(out)
+      if key is None or isinstance(error, Exception):
+        shutil.rmtree(fresh, ignore_errors=True)
+      elif isinstance(error, KeyboardInterrupt):
+        say(f"interrupted; the same command resumes from {fresh}")
+      raise
+
+
+def _opened_journal(fresh):
   try:
-    if directory.exists():
-      os.rename(directory, old)
-    os.rename(fresh, directory)
-  except BaseException:
-    if old.exists() and not directory.exists():
-      os.rename(old, directory)
-    raise
-  sync(directory.parent, deep=False)
-  shutil.rmtree(old, ignore_errors=True)
+    fresh.mkdir(exist_ok=True)
+    return _locked(fresh / JOURNAL, wait=False)
+  except (BlockingIOError, FileNotFoundError) as error:  # it is at work, or just now ends
+    raise InputError(f"another process is writing {fresh}; wait, or name another folder") from error
 
 
-def sync(folder, deep=True):
-  """Waits until a folder, and all below it, is on disk."""
-  for path in [*(folder.rglob("*") if deep else ()), folder]:
-    handle = os.open(path, os.O_RDONLY)
+def _resumed(fresh, journal, key):
+  """The Making of a folder, with what its journal says is done; emptied if the key is another."""
+  first, *lines = journal.read().split(b"\n")
+  making, length = Making(fresh, [], journal), 0
+  if lines and key is not None and first == key.encode():
+    length = len(first) + 1
+    for line in lines[:-1]:  # what follows the last line break is torn, or nothing
+      try:
+        making.done.extend(json.loads(line))
+      except ValueError:
+        break
+      length += len(line) + 1
+    say(f"resuming {fresh}, which the same command left; {len(making.done)} steps are on disk")
+  elif key is not None and (first or making.paths()):
+    say(f"{fresh} was left by a run with other inputs or settings; removing it and starting over")
+  journal.seek(length)
+  journal.truncate()
+  if not length:
+    making.clear()
+    journal.write((key or "").encode() + b"\n")
+    journal.flush()
+  return making
+
+
+def _move(fresh, out):
+  """Gives a complete folder its name; one that has the name is removed once that is done."""
+  if out.exists():
+    os.rename(out, out.with_name(out.name + REPLACED))
+  os.rename(fresh, out)
+  # Only now, so that no other process can lock the folder before it is in its place.
+  (out / JOURNAL).unlink()
+  for path in (out, out.parent):
+    sync(path, deep=False)
+  _heal(out)
+
+
+def _heal(out):
+  """Ends what an unfinished `_move` left: the folder to be replaced returns, or is removed."""
+  if (old := out.with_name(out.name + REPLACED)).exists():
+    shutil.rmtree(old, ignore_errors=True) if out.exists() else os.rename(old, out)
+
+
+def sync(path: pathlib.Path, deep: bool = True) -> None:
+  """Waits until a file, or a folder and all that is in it, is on disk."""
+  for place in [*(path.rglob("*") if deep else ()), path]:
+    handle = os.open(place, os.O_RDONLY)
     try:
       os.fsync(handle)
     finally:
       os.close(handle)
 
 
-def forget(path):
-  """Lets go of a file's cached pages: what is read again comes from the disk."""
+def forget(path: pathlib.Path) -> None:
+  """Drops a file's cached pages, so that it is read from the disk next time."""
   if hasattr(os, "posix_fadvise"):
     with open(path, "rb") as file:
       os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def copy(source, target, weights):
-  """Copies the files of a Hugging Face folder, those below it too, but for LEFT_OUT.
-
-  Args:
-    source: the folder; links to files are followed (the hub's cache is made of them).
-    target: an empty folder.
-    weights: names of the weight files to copy.
-
-  Returns:
-    The files and folders of `source` that were left out, sorted.
-  """
-  left_out = []
-  for parent, folders, files in os.walk(source):
-    place = pathlib.Path(parent).relative_to(source)
-    gone = {f for f in folders if _is_left_out(f + "/") or os.path.islink(f"{parent}/{f}")}
-    left_out += [f"{place / f}/" for f in gone]
-    folders[:] = set(folders) - gone
-    for file in files:
-      is_weight = parent == str(source) and file in weights
-      # What is neither file nor link to one (a pipe, a dangling link) cannot be copied.
-      if not is_weight and _is_left_out(file) or not os.path.isfile(f"{parent}/{file}"):
-        left_out.append(str(place / file))
-        continue
-      (target / place).mkdir(parents=True, exist_ok=True)
-      shutil.copyfile(f"{parent}/{file}", target / place / file)
-  return sorted(left_out)
-
-
-def copy_with_card(like, fresh, shards, card):
-  """As `copy`, with `card` in the README's place; that of `like` becomes README.instruct.md."""
-  left_out = copy(like, fresh, shards)
-  readme, moved = fresh / "README.md", fresh / "README.instruct.md"
-  if readme.exists():
-    if moved.exists():  # `like` is itself an export: what it was made of gives way
-      left_out = sorted([*left_out, moved.name])
-    readme.replace(moved)
-  if card is not None:
-    readme.write_text(card)
-  return left_out
-
-
-def _is_left_out(name):
-  return any(fnmatch.fnmatchcase(name, pattern) for pattern in LEFT_OUT)
-
-
-def refuse_pickles(directory):
-  """Checks that a folder's weights are not pickles alone, which can run code when opened.
-
-  Raises:
-    InputError: there is no safetensors file, but pickles; gives the command that converts
-      them.
-  """
-  directory = pathlib.Path(directory)
-  if any(directory.glob("*.safetensors")):
-    return
-  for pattern in PICKLES:
-    if found := sorted(p.name for p in directory.glob(pattern)):
-      raise InputError(
-        f"{directory} has only pickled weights ({found[0]}), which can run code "
-        "when opened and are not read; convert them (needs torch and their size "
-        f"in memory): {conversion(directory, pattern)}"
-      )
-
-
-def conversion(directory, pattern=PICKLES[0]):
-  """The shell command that writes a folder's pickles as safetensors, into the same folder.
-
-  It reads tensors only: neither pickled code nor the model's own code runs.
-  """
-  code = (
-    "import glob, torch; from huggingface_hub import save_torch_state_dict as save; "
-    f"save({{k: v for f in sorted(glob.glob('{directory}/{pattern}')) for k, v in "
-    f"torch.load(f, map_location='cpu', weights_only=True).items()}}, '{directory}')"
-  )
-  return f'python -c "{code}"'
 
 
 def cores() -> int:
   """How many CPU cores this process may use, which can be fewer than the machine has."""
   affinity = getattr(os, "sched_getaffinity", None)
   return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-def write_json(path, value):
-  """Writes a JSON file whole or not at all."""
-  partial = path.with_name(path.name + ".tmp")
-  partial.write_text(json.dumps(value, indent=2) + "\n")
-  os.replace(partial, path)

@@ -97,7 +97,7 @@ def _write_learnt(plan, form):
   """What is added to the Instruct, in the place of the sum."""
   out = OUT.value
   delta_only.check(plan, out, form)
-  say("\n  ".join(matching.lines(plan, out, delta_only.need(plan, form), write.free(out))))
+  say("\n  ".join(matching.lines(plan, out, delta_only.need(plan, form), files.free(out))))
   if DRY_RUN.value:
     return
   made = {**_settings(plan.deltas), "output": form._asdict()}
@@ -129,7 +129,7 @@ def main():
   if form:
     _write_learnt(plan, form)
     return
-  say("\n  ".join(matching.lines(plan, OUT.value, write.need(plan), write.free(OUT.value))))
+  say("\n  ".join(matching.lines(plan, OUT.value, write.need(plan), files.free(OUT.value))))
   if DRY_RUN.value:
     write.check_room(plan, OUT.value)
     return

@@ -14,6 +14,7 @@ from absl import flags
 import jax
 
 from shadowft_jax import command, files, tree
+from shadowft_jax.hf import hub
 from shadowft_jax.pairs import registry
 from shadowft_jax.planning import estimate, search, topologies
 from shadowft_jax.data import dataset, sets
@@ -31,7 +32,7 @@ def read_model(name):
   """
   path = pathlib.Path(name)
   if not path.is_file():
-    path = (path if path.is_dir() else registry.locate(name, weights=False)) / "config.json"
+    path = (path if path.is_dir() else hub.locate(name, weights=False)) / "config.json"
   return files.read_json(path)
 
 

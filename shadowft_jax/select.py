@@ -8,15 +8,13 @@ the flag of each, is in data/select.py.
 
 import dataclasses
 import json
-import os
 import pathlib
 
 from absl import flags
 
-from shadowft_jax import command
+from shadowft_jax import command, files
 from shadowft_jax.data import high_reward as select_lib, sources
 from shadowft_jax.errors import InputError
-from shadowft_jax.files import write_json
 from shadowft_jax.progress import say
 
 
@@ -57,9 +55,7 @@ def write(path, rows):
     text = "".join(json.dumps(row) + "\n" for row in rows)
   except TypeError as error:  # dates and bytes of a Parquet file
     raise InputError(f"a row cannot be written as JSON: {error}; drop that column") from error
-  partial = path.with_name(path.name + ".tmp")
-  partial.write_text(text, encoding="utf-8")
-  os.replace(partial, path)
+  files.write(path, text)
 
 
 def main():
@@ -77,7 +73,7 @@ def main():
   )
   out.parent.mkdir(parents=True, exist_ok=True)
   write(out, rows)
-  write_json(report_path, {"source": ROWS.value, **dataclasses.asdict(report)})
+  files.write_json(report_path, {"source": ROWS.value, **dataclasses.asdict(report)})
   print(report.table())
   say(f"written: {out}\nwritten: {report_path}")
 

@@ -20,6 +20,7 @@ from absl import flags
 import numpy as np
 from tqdm import tqdm
 
+from shadowft_jax.hf import hub
 from shadowft_jax.pairs import findings
 from shadowft_jax.hf.folder import open_model
 from shadowft_jax import command, files
@@ -28,7 +29,6 @@ from shadowft_jax.hf import safetensors
 from shadowft_jax.pairs import check as pair_check, gap, registry
 from shadowft_jax.runs import pictures
 from shadowft_jax.errors import InputError, listing
-from shadowft_jax.files import write_json
 from shadowft_jax.progress import say
 
 
@@ -123,7 +123,7 @@ def _header_sha256(path):
 
 def write(out, rows, found, title):
   """similarity.json, .csv and .png in the folder `out`; `found` is what `record` returns."""
-  write_json(out / "similarity.json", found)
+  files.write_json(out / "similarity.json", found)
   with open(out / "similarity.csv", "w", newline="") as file:
     writer = csv.writer(file)
     writer.writerow(
@@ -231,7 +231,7 @@ def rank(candidates, instruct_dir):
   instruct, found, refused = open_model(instruct_dir), [], {}
   for candidate in candidates:
     try:
-      base = open_model(registry.locate(candidate))
+      base = open_model(hub.locate(candidate))
       findings.raise_errors(pair_check.check(base, instruct))
       rows, left_out = measure(base, instruct)
     except InputError as error:
@@ -284,12 +284,13 @@ def main():
     )
   out = contextlib.nullcontext()
   if OUT.value and not CHECK_ONLY.value:
-    out = files.atomic(OUT.value, OVERWRITE.value)
-  with out as fresh:
+    out = files.folder(OUT.value, overwrite=OVERWRITE.value)
+  with out as making:
+    fresh = making and making.directory
     if CANDIDATES.value:
       found = _rank()
       if fresh:
-        write_json(fresh / "candidates.json", found)
+        files.write_json(fresh / "candidates.json", found)
     else:
       _compare(fresh)
   if OUT.value and not CHECK_ONLY.value:
@@ -302,12 +303,12 @@ def _rank():
       "--candidates needs --instruct, and takes no --base, --pair or --check_only: "
       "it looks for the Base"
     )
-  return rank(CANDIDATES.value, registry.locate(INSTRUCT.value))
+  return rank(CANDIDATES.value, hub.locate(INSTRUCT.value))
 
 
 def _compare(fresh):
   names = choose(BASE.value, INSTRUCT.value, PAIR.value)
-  dirs = [registry.locate(name) for name in names]
+  dirs = [hub.locate(name) for name in names]
   sides = [open_model(d) for d in dirs]
   found_by_check = check(*sides)
   if CHECK_ONLY.value:

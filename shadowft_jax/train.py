@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from shadowft_jax.hf import hub
 from shadowft_jax.runs import cards
 from shadowft_jax import command, delta as delta_lib, hosts, presets, sharding
 from shadowft_jax.data import dataset, preview, sets
@@ -147,7 +148,7 @@ def show(config, count, *, ids=False):
   registry.resolve(config)
   sets.resolve(config)
   command.check(config)
-  folder = registry.locate(config.instruct, weights=False)
+  folder = hub.locate(config.instruct, weights=False)
   print(
     preview.text(
       dataset.read(config, folder),

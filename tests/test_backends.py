@@ -118,6 +118,12 @@ def test_what_agreed_is_not_run_again(monkeypatch, cache, capfd):
   assert "it was run again" in kernels.refusal("chunked", CFG, "float32")
 
 
+def test_a_cache_that_cannot_be_written_to_is_said(cache, capfd):
+  cache.parent.write_text("in the way")
+  assert kernels.refusal("chunked", CFG, "float32") is None
+  assert "the check is not kept for the next run" in capfd.readouterr().err
+
+
 def test_a_broken_cache_is_made_anew(cache):
   cache.parent.mkdir()
   cache.write_text('{"chunked')

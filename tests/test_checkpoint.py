@@ -16,7 +16,7 @@ import torch
 import transformers
 
 from shadowft_jax.hf import arrays
-from shadowft_jax import delta, files, models, sharding, tree
+from shadowft_jax import delta, models, sharding, tree
 from shadowft_jax.hf import deltas, safetensors as safetensors_file, weights
 from shadowft_jax.errors import InputError
 from tests import pico
@@ -216,7 +216,7 @@ def test_a_folder_that_is_none_is_refused(tmp_path, made):
 def test_a_folder_without_its_config_is_refused(copy):
   path = copy()
   (path / "config.json").write_text("{")
-  with pytest.raises(InputError, match="config.json is no JSON"):
+  with pytest.raises(InputError, match="config.json is not valid JSON"):
     weights.load_model(path)
   (path / "config.json").write_text("[]")
   with pytest.raises(InputError, match="holds a JSON list; expected an object"):
@@ -669,7 +669,7 @@ def test_a_file_is_never_replaced(made, tmp_path):
 def test_the_instruct_is_never_written_over(copy, place):
   path = copy("qwen2")
   before = contents(path)
-  with pytest.raises(InputError, match="lie in one another"):
+  with pytest.raises(InputError, match="one is inside the other"):
     weights.export(path / place, {}, like=path, overwrite=True)
   assert contents(path) == before
 
@@ -695,22 +695,6 @@ def test_a_crash_in_the_middle_leaves_nothing_behind(made, tmp_path, monkeypatch
     weights.export(tmp_path / "out", tree.names(params), like=path, overwrite=overwrite)
   assert contents(tmp_path) == before
   assert [p.name for p in tmp_path.iterdir()] == ["out"] * overwrite
-
-
-def test_the_old_folder_comes_back_if_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
-  (tmp_path / "out").mkdir()
-  (tmp_path / "out" / "mine").write_text("precious")
-
-  def rename(old, new, real=os.rename):
-    if ".tmp-" in str(old):
-      raise OSError("no")
-    real(old, new)
-
-  monkeypatch.setattr(os, "rename", rename)
-  with pytest.raises(OSError, match="no"):
-    with files.atomic(tmp_path / "out", overwrite=True) as fresh:
-      (fresh / "new").write_text("x")
-  assert contents(tmp_path) == {"out/mine": b"precious"}
 
 
 # Deltas.

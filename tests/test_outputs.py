@@ -462,7 +462,7 @@ def test_a_disk_that_is_too_small(bf16, tmp_path, monkeypatch):
 def test_an_input_is_not_overwritten(bf16):
   learnt = [sources.difference(bf16 / "base", bf16 / "tuned")]
   for out in (bf16 / "tuned", bf16 / "instruct" / "new"):
-    with pytest.raises(InputError, match="lie in one another"):
+    with pytest.raises(InputError, match="one is inside the other"):
       write(out, bf16 / "instruct", learnt, DELTA)
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from huggingface_hub.utils import filter_repo_objects
 
-from shadowft_jax import files, presets
-from shadowft_jax.hf import safetensors
+from shadowft_jax import presets
+from shadowft_jax.hf import hub, safetensors
 from shadowft_jax.pairs import registry
 from shadowft_jax.errors import InputError
 
@@ -163,23 +163,23 @@ def cache(tmp_path, monkeypatch):
 
 def test_a_folder_is_itself_and_an_id_its_snapshot(cache, tmp_path):
   snapshot = cache("Qwen/Qwen3-8B", "model.safetensors", "config.json")
-  assert registry.locate("Qwen/Qwen3-8B") == snapshot
+  assert hub.locate("Qwen/Qwen3-8B") == snapshot
   (tmp_path / "Qwen" / "Qwen3-8B").mkdir(parents=True)
-  assert registry.locate("Qwen/Qwen3-8B").samefile(tmp_path / "Qwen" / "Qwen3-8B")
-  assert registry.locate(tmp_path) == tmp_path
+  assert hub.locate("Qwen/Qwen3-8B").samefile(tmp_path / "Qwen" / "Qwen3-8B")
+  assert hub.locate(tmp_path) == tmp_path
 
 
 def test_what_is_not_on_disk_says_how_to_download_it(cache, tmp_path):
   with pytest.raises(InputError, match=r"run `hf download Qwen/Qwen3-8B` .*hf auth login"):
-    registry.locate("Qwen/Qwen3-8B")
+    hub.locate("Qwen/Qwen3-8B")
   (tmp_path / "runs" / "base").mkdir(parents=True)
   with pytest.raises(InputError, match=r"runs/bse is no folder; did you mean runs/base[?], and"):
-    registry.locate("runs/bse")
+    hub.locate("runs/bse")
   with pytest.raises(InputError, match="no/such/folder does not exist; expected a folder"):
-    registry.locate("no/such/folder")
+    hub.locate("no/such/folder")
   (tmp_path / "file").touch()
   with pytest.raises(InputError, match="is a file; expected a folder"):
-    registry.locate(tmp_path / "file")
+    hub.locate(tmp_path / "file")
 
 
 def test_an_id_with_pickles_only_is_refused_with_both_commands(cache):
@@ -189,7 +189,7 @@ def test_an_id_with_pickles_only_is_refused_with_both_commands(cache):
     match="no safetensors weights; run `hf download "
     "baichuan-inc/Baichuan2-7B-Base --local-dir Baichuan2-7B-Base`.*python -c",
   ):
-    registry.locate("baichuan-inc/Baichuan2-7B-Base")
+    hub.locate("baichuan-inc/Baichuan2-7B-Base")
 
 
 def test_a_download_leaves_out_twins_of_the_weights(tmp_path, monkeypatch):
@@ -216,7 +216,7 @@ def test_a_download_leaves_out_twins_of_the_weights(tmp_path, monkeypatch):
 
   monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
   monkeypatch.chdir(tmp_path)
-  found = registry.locate("mistralai/Mistral-7B-v0.1")
+  found = hub.locate("mistralai/Mistral-7B-v0.1")
   assert sorted(p.name for p in found.iterdir()) == sorted(files)
 
 
@@ -230,10 +230,10 @@ def test_the_command_that_converts_pickles_works(tmp_path):
     torch.save({name: want[name]}, tmp_path / f"pytorch_model-0000{i + 1}-of-00003.bin")
   torch.save({"lr": 1.0}, tmp_path / "training_args.bin")  # no weights
   with pytest.raises(InputError, match="only pickled weights .pytorch_model-00001") as error:
-    files.refuse_pickles(tmp_path)
+    hub.refuse_pickles(tmp_path)
   _, _, code = shlex.split(str(error.value)[str(error.value).index("python -c") :])
   exec(code)
-  files.refuse_pickles(tmp_path)
+  hub.refuse_pickles(tmp_path)
   got = safetensors.find(tmp_path)
   assert got.keys() == want.keys()
   for name, tensor in got.items():
@@ -253,16 +253,16 @@ class Bomb:
 
 def test_the_command_that_converts_pickles_runs_none_of_their_code(tmp_path):
   torch.save({"w": Bomb(tmp_path / "ran")}, tmp_path / "pytorch_model.bin")
-  _, _, code = shlex.split(files.conversion(tmp_path))
+  _, _, code = shlex.split(hub.conversion(tmp_path))
   with pytest.raises(pickle.UnpicklingError):
     exec(code)
   assert not (tmp_path / "ran").exists()
 
 
 def test_folders_without_pickles_pass(tmp_path):
-  files.refuse_pickles(tmp_path)
+  hub.refuse_pickles(tmp_path)
   (tmp_path / "training_args.bin").touch()
-  files.refuse_pickles(tmp_path)
+  hub.refuse_pickles(tmp_path)
 
 
 def test_a_config_is_filled_from_its_pair_and_keeps_what_is_set():

@@ -517,7 +517,7 @@ def test_what_exists_stays_unless_told(bf16, tmp_path):
 
 def test_a_folder_that_holds_an_input_is_not_overwritten(bf16):
   for out in (bf16 / "tuned", bf16, bf16 / "base" / "new"):
-    with pytest.raises(InputError, match="lie in one another"):
+    with pytest.raises(InputError, match="one is inside the other"):
       full(out, *sides(bf16), overwrite=True)
 
 

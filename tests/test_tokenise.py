@@ -284,16 +284,15 @@ def test_a_file_is_written_whole_or_not_at_all(folder, tmp_path, monkeypatch, ca
 
 
 def test_several_may_write_at_once(folder, tmp_path, monkeypatch):
-  meet, save = threading.Barrier(3), np.savez
+  meet, save = threading.Barrier(3), tokenise._save
 
-  def together(file, **arrays):
-    meet.wait(30)  # All have a file open before any is done.
-    save(file, **arrays)
-    meet.wait(30)
+  def together(path, flat):
+    meet.wait(30)  # All have tokens to write before any is done.
+    save(path, flat)
 
   rows, found = make_rows(), []
   with monkeypatch.context() as patch:
-    patch.setattr(np, "savez", together)
+    patch.setattr(tokenise, "_save", together)
     threads = [
       threading.Thread(target=lambda: found.append(tokenise.tokenise(rows, folder, CHAT, tmp_path)))
       for _ in range(3)

@@ -17,7 +17,6 @@ import queue
 import subprocess
 import sys
 import traceback
-import uuid
 
 import numpy as np
 from tqdm import tqdm
@@ -279,16 +278,11 @@ def _load(path):
 
 
 def _save(path, flat):
-  """Writes the arrays whole or not at all; a folder that cannot be written to is said."""
-  partial = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.tmp")
+  """Keeps the arrays for the next run, or says why it cannot."""
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-      with open(partial, "xb") as file:
-        np.savez(file, **flat)
-      os.replace(partial, path)
-    finally:
-      partial.unlink(missing_ok=True)
+    with files.writing(path) as file:
+      np.savez(file, **flat)
   except OSError as error:
     say(
       f"tokens are not kept for the next run: {error}; --config.data.cache=FOLDER names another "

@@ -81,7 +81,7 @@ def check(plan, out, form):
     adapter.check(plan, form.is_cut)
   for directory in [plan.instruct.directory, *(f for d in plan.deltas for f in d.folders.values())]:
     files.check_apart(out, directory)
-  write.check_free(out, need(plan, form)["write"])
+  files.check_room(out, need(plan, form)["write"])
 
 
 def run(plan, out, form, *, made=None, overwrite=False, verify=True):
@@ -104,7 +104,8 @@ def run(plan, out, form, *, made=None, overwrite=False, verify=True):
       back other bytes than were written.  No folder is made then.
   """
   check(plan, out, form)
-  with files.atomic(out, overwrite) as fresh:
+  with files.folder(out, overwrite=overwrite) as making:
+    fresh = making.directory
     write = _write_delta if form.name == "delta" else _write_adapter
     pieces, told = write(plan, fresh, form)
     files.sync(fresh)
@@ -116,7 +117,7 @@ def run(plan, out, form, *, made=None, overwrite=False, verify=True):
         list(pool.map(functools.partial(_read_back, out), pieces))
       for role, paths in (pair for d in plan.deltas for pair in d.paths.items()):
         inputs.setdefault(role, []).extend(paths)
-      inputs |= {"instruct": [plan.instruct.directory / "config.json"], "output": [fresh]}
+      inputs |= {"instruct": [plan.instruct.directory / "config.json"], "output": making.paths()}
     record = {
       **provenance.provenance(inputs, seed=None),
       **recipe.record(plan.recipe),
@@ -201,7 +202,7 @@ def _join(plan, fresh, rank):
   for target in summed.targets(plan):
     rows, columns = target.tensor.shape
     shapes |= zip(names[target.name], ((rank, columns), (rows, rank)), strict=True)
-  write.check_free(fresh, 4 * sum(map(math.prod, shapes.values())))
+  files.check_room(fresh, 4 * sum(map(math.prod, shapes.values())))
   places = safetensors.create(fresh / "adapter_model.safetensors", shapes, {"format": "pt"})
   pieces = []
   for tensor, pair in names.items():

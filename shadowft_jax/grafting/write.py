@@ -8,8 +8,6 @@ import functools
 import hashlib
 import json
 import os
-import pathlib
-import shutil
 import zlib
 from typing import NamedTuple
 
@@ -23,21 +21,13 @@ from shadowft_jax.runs import provenance
 from shadowft_jax.progress import say
 from shadowft_jax.grafting import sources
 from shadowft_jax import files
-from shadowft_jax.grafting import (
-  buffers,
-  chunks as layout,
-  journal,
-  measure,
-  recipe as combine,
-  survival,
-)
-from shadowft_jax.hf import safetensors
+from shadowft_jax.grafting import buffers, chunks as layout, measure, recipe as combine, survival
+from shadowft_jax.hf import hub, safetensors
 from shadowft_jax.runs import pictures
 from shadowft_jax.grafting.buffers import SCRATCH
 from shadowft_jax.errors import InputError
 from shadowft_jax.hf.safetensors import WEIGHTS
 
-BESIDE = 100 << 20  # bytes to spare for what is not weights: tokenizer, configuration, cards
 JAX_MEMORY = 400 << 20  # bytes of a process that has only imported jax, about
 KEPT = 64  # chunks between two lines of the journal
 
@@ -122,13 +112,11 @@ def _write(fresh, is_checked, recipe, floors, chunk):
   return zlib.crc32(data) if is_checked else 0, found
 
 
-def _begin(plan, fresh, card):
+def _begin(plan, making, card):
   """Copies what is not weights and makes the weight files, still empty; what was left out."""
-  weights = {p.name for p in plan.shards}
-  for path in fresh.iterdir():  # what a killed run has copied may have changed since
-    if path.name not in {*weights, journal.NAME}:
-      shutil.rmtree(path) if path.is_dir() else path.unlink()
-  left_out = files.copy_with_card(plan.instruct.directory, fresh, (), card)
+  fresh, weights = making.directory, {p.name for p in plan.shards}
+  making.clear(keep=weights)  # what a killed run has copied may have changed since
+  left_out = hub.copy_with_card(plan.instruct.directory, fresh, (), card)
   for path in plan.shards:
     header, _ = layout.spans(path, plan.recipe.dtype)
     (fresh / path.name).touch()
@@ -184,17 +172,15 @@ def _read_back(fresh, out, dtype, path, chunks):
   return path.name, digest.hexdigest()
 
 
-def _verify(plan, fresh, out, work, found, pool):
+def _verify(plan, making, out, work, found, pool):
   """{file of the result: its sha256}, once the weights have been read back."""
   inside = {path: [] for path in plan.shards}
   for chunk, (checksum, _) in zip(work, found, strict=True):
     inside[chunk.path].append((chunk, checksum))
-  read = functools.partial(_read_back, fresh, out, plan.recipe.dtype)
+  read = functools.partial(_read_back, making.directory, out, plan.recipe.dtype)
   digests = dict(pool.map(read, inside, inside.values()))
   return {
-    p.name: digests.get(p.name) or provenance.sha256(p)
-    for p in sorted(fresh.iterdir())
-    if p.is_file() and p.name != journal.NAME
+    p.name: digests.get(p.name) or provenance.sha256(p) for p in making.paths() if p.is_file()
   }
 
 
@@ -216,14 +202,6 @@ def _size(target):
   return target.tensor.nbytes // WEIGHTS[target.tensor.dtype].itemsize
 
 
-def free(out):
-  """Bytes free where `out` is to be."""
-  place = pathlib.Path(os.path.realpath(out))
-  while not place.exists():
-    place = place.parent
-  return shutil.disk_usage(place).free
-
-
 def check_room(plan, out):
   """Checks that `out` can be made.
 
@@ -233,19 +211,8 @@ def check_room(plan, out):
   sides = [f for d in plan.deltas for f in d.folders.values()]
   for directory in [plan.instruct.directory, *sides, *([plan.base.directory] if plan.base else [])]:
     files.check_apart(out, directory)
-  left = journal.place(out).glob("*.safetensors")  # is gone on with, or removed
-  check_free(out, need(plan)["write"], left=sum(512 * p.stat().st_blocks for p in left))
-
-
-def check_free(out, nbytes, left=0):
-  """Raises InputError where the disk of `out` has no room for so many bytes and what lies beside
-  them; `left` are taken already, and used again."""
-  want, have = nbytes + BESIDE, free(out) + left
-  if have < want:
-    raise InputError(
-      f"{out} needs {want / 1e9:.1f} GB, and its disk has {have / 1e9:.1f} GB "
-      "free; make room, or name a folder on another disk"
-    )
+  left = files.part(out).glob("*.safetensors")  # resumed or removed
+  files.check_room(out, need(plan)["write"], already=sum(512 * p.stat().st_blocks for p in left))
 
 
 def run(plan, out, *, card=None, made=None, overwrite=False, verify=True, title=""):
@@ -267,11 +234,11 @@ def run(plan, out, *, card=None, made=None, overwrite=False, verify=True, title=
   check_room(plan, out)
   made = {**(made or {}), **combine.record(plan.recipe)}
   with (
-    journal.resumable(out, _key(plan, made, verify), overwrite) as log,
+    files.folder(out, overwrite=overwrite, key=_key(plan, made, verify)) as log,
     concurrent.futures.ThreadPoolExecutor(files.cores()) as pool,
     concurrent.futures.ThreadPoolExecutor(1) as keeper,
   ):
-    left_out = _begin(plan, log.directory, card)
+    left_out = _begin(plan, log, card)
     work = list(layout.chunks(plan))
     found, kept = _fill(plan, log, work, pool, keeper, verify)
     inputs = _inputs(plan, left_out) if verify else {}
@@ -280,7 +247,7 @@ def run(plan, out, *, card=None, made=None, overwrite=False, verify=True, title=
     pictures.write_graft(log.directory, survived, made, title, rounding=plan.recipe.rounding)
     for future in kept:
       future.result()
-    output = _verify(plan, log.directory, out, work, found, pool) if verify else {}
+    output = _verify(plan, log, out, work, found, pool) if verify else {}
     record = {**hashing.result(), **made}
     if verify:
       record["sha256"]["output"] = output

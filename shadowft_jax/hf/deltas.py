@@ -70,7 +70,7 @@ def read(directory: str | os.PathLike) -> StoredDelta:
       are named.
   """
   directory = pathlib.Path(directory)
-  files.check(directory)
+  files.check_folder(directory)
   if (directory / "adapter_config.json").exists():
     return _read_adapter(directory)
   found = safetensors.find(directory, "delta")
@@ -217,7 +217,8 @@ def save_adapter(
   if not hosts.is_first():
     arrays.take_part(lora_tree)
     return
-  with files.atomic(directory, overwrite) as fresh:
+  with files.folder(directory, overwrite=overwrite) as making:
+    fresh = making.directory
     _write(fresh, "adapter_model", lora_tree, rename, {"format": "pt"}, math.inf)
     (fresh / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
@@ -231,7 +232,8 @@ def save_dense(directory: str | os.PathLike, dense_tree: Any, *, overwrite: bool
   if not hosts.is_first():
     arrays.take_part(dense_tree)
     return
-  with files.atomic(directory, overwrite) as fresh:
+  with files.folder(directory, overwrite=overwrite) as making:
+    fresh = making.directory
     _write(fresh, "delta", dense_tree, str, DENSE_METADATA, MAX_SHARD)
 
 

@@ -7,6 +7,7 @@ import pathlib
 import re
 from typing import Any
 
+from shadowft_jax.hf import hub
 from shadowft_jax import files
 from shadowft_jax.errors import InputError
 from shadowft_jax.hf import names, safetensors, tokenizer_files
@@ -121,7 +122,7 @@ def open_model(directory: str | os.PathLike | ModelFolder) -> ModelFolder:
   if isinstance(directory, ModelFolder):
     return directory
   directory = pathlib.Path(directory)
-  files.check(directory)
+  files.check_folder(directory)
   if (directory / "adapter_config.json").exists():
     raise InputError(
       f"{directory} is an adapter; expected a whole model (an adapter is grafted by --adapter)"
@@ -136,7 +137,7 @@ def open_model(directory: str | os.PathLike | ModelFolder) -> ModelFolder:
 
 def _tensors_of(directory: pathlib.Path) -> dict[str, Tensor]:
   """{tensor name: Tensor} of a folder's weights; pickles and GGUF are refused."""
-  files.refuse_pickles(directory)
+  hub.refuse_pickles(directory)
   if any(directory.glob("*.gguf")) and not any(directory.glob("*.safetensors")):
     raise InputError(
       f"{directory} has only GGUF weights, which are packed for another program "

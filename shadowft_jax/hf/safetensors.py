@@ -17,6 +17,7 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
+from shadowft_jax.hf import hub
 from shadowft_jax import files
 from shadowft_jax.errors import InputError, listing
 
@@ -81,7 +82,7 @@ def header(path):
     _check_size(path, size, 8 + length, exact=False)
     text = file.read(length)
   try:
-    fields = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
+    fields = files.parse_json(text.decode("utf-8"), "the header")
     fields.pop("__metadata__", None)
     found = {name: _tensor(path, 8 + length, **field) for name, field in fields.items()}
   except (ValueError, TypeError, AttributeError, RecursionError) as error:
@@ -91,13 +92,6 @@ def header(path):
   _check_ranges(path, 8 + length, found)
   _check_size(path, size, max([8 + length, *(t.offset + t.nbytes for t in found.values())]))
   return found
-
-
-def _unique(pairs):
-  """A JSON object's dict; a key that comes twice would be read differently by others."""
-  if len(dict(pairs)) != len(pairs):
-    raise ValueError("a key comes twice")
-  return dict(pairs)
 
 
 def _tensor(path, start, *, dtype, shape, data_offsets):
@@ -142,7 +136,7 @@ def find(directory, stem="model"):
     InputError: the folder, its index, a shard or a tensor is missing or malformed.
   """
   directory = pathlib.Path(directory)
-  files.check(directory)
+  files.check_folder(directory)
   single, index = directory / f"{stem}.safetensors", directory / f"{stem}.safetensors.index.json"
   if index.exists():
     places = _read_index(index)
@@ -153,7 +147,7 @@ def find(directory, stem="model"):
       )
     return _read_shards(index, places)
   if not single.exists():
-    files.refuse_pickles(directory)
+    hub.refuse_pickles(directory)
     raise InputError(
       f"{directory} has no {single.name} and no {index.name}; download the weights, "
       "or save them again as safetensors"

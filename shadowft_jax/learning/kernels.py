@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from shadowft_jax import files
 from shadowft_jax.errors import InputError, listing
 from shadowft_jax.progress import say
 from shadowft_jax.models import attention, chunked, flash, splash
@@ -221,16 +222,16 @@ def _cache():
 def _read(path):
   try:
     return json.loads(path.read_text())
-  except (FileNotFoundError, json.JSONDecodeError):
+  except (OSError, ValueError):
     return {}
 
 
 def _write(path, value):
-  """Writes the file whole; several processes of a machine may do so at once."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(f"{path.name}.{os.getpid()}")
-  partial.write_text(json.dumps(value, indent=2) + "\n")
-  os.replace(partial, path)
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_json(path, value)
+  except OSError as error:
+    say(f"attention: the check is not kept for the next run: {error}")
 
 
 def _key(name, cfg, dtype):

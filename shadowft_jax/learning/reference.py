@@ -2,12 +2,11 @@
 from, computed once before training and kept in the run's folder."""
 
 import hashlib
-import os
 import pathlib
 
 import numpy as np
 
-from shadowft_jax import hosts, sharding
+from shadowft_jax import files, hosts, sharding
 from shadowft_jax.learning import step as step_lib
 from shadowft_jax.progress import say
 
@@ -55,10 +54,8 @@ def kept(delta, base, data, folders, *, loss, mesh, workdir):
       logprobs(delta, base, data, some, loss=loss, mesh=mesh) for some in (data.train, data.valid)
     ]
     if hosts.is_first():
-      partial = path.with_name(NAME + ".tmp")
-      with open(partial, "wb") as file:
+      with files.writing(path) as file:
         np.savez(file, key=key, train=found[0], valid=found[1])
-      os.replace(partial, path)
   else:
     say(f"the reference: as computed before, {path}")
   return data.with_reference(*found)

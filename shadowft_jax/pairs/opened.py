@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from shadowft_jax.hf import hub
 from shadowft_jax.hf.folder import ModelFolder, open_model
 from shadowft_jax.pairs import check, findings, registry
 from shadowft_jax.progress import say
@@ -24,7 +25,7 @@ def open_pair(config: Any) -> OpenedPair:
     InputError: a folder is missing or malformed, the family cannot be trained, or the two are no
       pair.
   """
-  sides = {name: open_model(registry.locate(config[name])) for name in ("base", "instruct")}
+  sides = {name: open_model(hub.locate(config[name])) for name in ("base", "instruct")}
   trained = sides[config.learn_on]
   registry.check_trainable(trained)
   found = check.check(sides["base"], sides["instruct"])

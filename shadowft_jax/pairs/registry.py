@@ -1,4 +1,4 @@
-"""PAIRS: name -> Base, Instruct, chat framing and what differs; and where a model lies on disk.
+"""PAIRS: name -> Base, Instruct, chat framing and what differs.
 
 The pairs of the paper's tables and of the authors' list, with the ids the hub has.
 Source: arXiv 2505.12716, tables 1 to 6; wutaiqiang/Shadow-FT, examples/model_pair.json (some of
@@ -7,13 +7,8 @@ whose ids do not exist) and run.sh (the template each Base is given).
 
 import dataclasses
 import difflib
-import pathlib
-import re
 
-import huggingface_hub
-
-from shadowft_jax import files
-from shadowft_jax.errors import InputError, nearest
+from shadowft_jax.errors import InputError
 from shadowft_jax.hf.folder import ModelFolder
 
 # config.json's model_type -> why it cannot be trained here.  It can be grafted and compared.
@@ -25,18 +20,6 @@ WHY_NOT_TRAIN = {
   )
   for kind in ("internlm2", "baichuan")
 }
-# Twins of the weights in other formats; pickles are not read.
-NOT_DOWNLOADED = [
-  "original/*",
-  "consolidated*",
-  "*.bin",
-  "*.pth",
-  "*.pt",
-  "*.gguf",
-  "*.h5",
-  "*.msgpack",
-  "*.onnx",
-]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,42 +253,6 @@ def resolve(config):
     config.base = config.base or pair.base
     config.instruct = config.instruct or pair.instruct
     config.data.template = config.data.template or pair.template or ""
-
-
-def locate(model, *, weights=True):
-  """The folder of a model: `model` itself, or the hub's snapshot of that id.
-
-  A snapshot comes from the local cache, and is downloaded where that is not complete and
-  HF_HUB_OFFLINE is not set; with `weights` False, only its small files.
-
-  Raises:
-    InputError: neither a folder nor an id; or not on disk and not to be had: says how to
-      download it.
-  """
-  path = pathlib.Path(model)
-  if path.is_dir():
-    return path
-  if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)):
-    files.check(path)
-  try:
-    found = pathlib.Path(
-      huggingface_hub.snapshot_download(
-        str(model), ignore_patterns=NOT_DOWNLOADED + ["*.safetensors"] * (not weights)
-      )
-    )
-  except (OSError, ValueError) as error:
-    reason = str(error).strip().split("\n")[0]
-    raise InputError(
-      f"{model} is no folder{nearest(path)}, and as a model of the hub it is not on this disk; "
-      f"run `hf download {model}` where there is a network (if it is gated, accept its licence "
-      f"and run `hf auth login` first); the hub's client says: {reason}"
-    ) from error
-  if weights and not any(found.glob("*.safetensors")):
-    raise InputError(
-      f"{model} has no safetensors weights; run `hf download {model} --local-dir "
-      f"{path.name}`, then convert: {files.conversion(path.name)}"
-    )
-  return found
 
 
 def check_trainable(folder: ModelFolder) -> None:

@@ -1,11 +1,11 @@
 """The metrics of a run: a progress bar, metrics.jsonl, TensorBoard."""
 
 import json
-import os
 import time
 
 from tqdm import tqdm
 
+from shadowft_jax import files
 from shadowft_jax import hosts
 from shadowft_jax.progress import say
 
@@ -21,10 +21,7 @@ def read_metrics(workdir):
 
 
 def _rewrite(workdir, records):
-  """Writes metrics.jsonl anew, whole or not at all."""
-  partial = workdir / "metrics.jsonl.tmp"
-  partial.write_text("".join(json.dumps(r) + "\n" for r in records))
-  os.replace(partial, workdir / "metrics.jsonl")
+  files.write(workdir / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in records))
 
 
 def append(workdir, metrics):
