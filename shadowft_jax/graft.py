@@ -17,7 +17,7 @@ from absl import flags
 import jax
 
 from shadowft_jax import command, delta as delta_lib, files, tree
-from shadowft_jax.grafting import delta_only, matching, recipe, sources, write as stream
+from shadowft_jax.grafting import chunks, delta_only, matching, recipe, sources, write as stream
 from shadowft_jax.runs import pictures
 from shadowft_jax.errors import InputError
 from shadowft_jax.progress import say
@@ -92,7 +92,7 @@ def write(out, delta, *, instruct, base, match, card):
     wanted=matching.scope(target.kind, match=match),
     base=sources.read_checkpoint(base),
   )
-  _run(plan, out, card=card, made={"match": match}, overwrite=True)
+  _run(plan, out, card=card, settings={"match": match}, overwrite=True)
 
 
 def _run(plan, out, **options):
@@ -144,15 +144,19 @@ def _settings(deltas):
 
 
 def _recipe():
-  return recipe.Recipe(
+  found = recipe.Recipe(
     COMBINE.value, DENSITY.value, DROP_RATE.value, ROUNDING.value, DTYPE.value, SEED.value
   )
+  recipe.check(found)
+  return found
 
 
 def _scope_text():
   parts = [f"match {MATCH.value}" if MATCH.value is not None else f"scope {SCOPE.value}"]
-  parts += [f"include {INCLUDE.value}"] * bool(INCLUDE.value)
-  parts += [f"exclude {EXCLUDE.value}"] * bool(EXCLUDE.value)
+  if INCLUDE.value:
+    parts.append(f"include {INCLUDE.value}")
+  if EXCLUDE.value:
+    parts.append(f"exclude {EXCLUDE.value}")
   return ", ".join(parts)
 
 
@@ -170,19 +174,19 @@ def _form():
       "--rounding and --dtype are for --output=shadow, where a sum is stored; got "
       f"--output={OUTPUT.value}"
     )
-  return delta_only.Form(OUTPUT.value, DELTA_DTYPE.value, RANK.value, ENERGY.value)
+  return delta_only.Output(OUTPUT.value, DELTA_DTYPE.value, RANK.value, ENERGY.value)
 
 
 def _write_learnt(plan, form):
   """What is added to the Instruct, in the place of the sum."""
   out = OUT.value
   delta_only.check(plan, out, form)
-  say("\n  ".join(matching.lines(plan, out, delta_only.need(plan, form), stream.free(out))))
+  say("\n  ".join(matching.lines(plan, out, delta_only.need(plan, form), chunks.free(out))))
   if DRY_RUN.value:
     return
-  made = {**_settings(plan.deltas), "output": form._asdict()}
+  settings = {**_settings(plan.deltas), "output": form._asdict()}
   told = delta_only.run(
-    plan, out, form, made=made, overwrite=OVERWRITE.value, verify=not NO_VERIFY.value
+    plan, out, form, settings=settings, overwrite=OVERWRITE.value, verify=not NO_VERIFY.value
   )
   for line in delta_only.lines(form, told):
     say(line)
@@ -205,9 +209,9 @@ def main():
   if form:
     _write_learnt(plan, form)
     return
-  say("\n  ".join(matching.lines(plan, OUT.value, stream.need(plan), stream.free(OUT.value))))
+  say("\n  ".join(matching.lines(plan, OUT.value, stream.need(plan), chunks.free(OUT.value))))
   if DRY_RUN.value:
-    stream.check_room(plan, OUT.value)
+    stream.check(plan, OUT.value)
     return
   card = pictures.model_card(
     base=BASE.value or ", ".join(d.what for d in deltas),
@@ -221,7 +225,7 @@ def main():
     plan,
     OUT.value,
     card=card,
-    made=_settings(deltas),
+    settings=_settings(deltas),
     overwrite=OVERWRITE.value,
     verify=not NO_VERIFY.value,
   )

@@ -63,7 +63,6 @@ ONLY = {
 # Still to be mended, each with the module that it is about; ends empty.
 UNDER_REPAIR = {
   ("train", "graft"),
-  ("runs/pictures", "grafting"),
   ("hf/safetensors", "jax"),
   ("hf/folder", "jax"),
   ("graft", "absl"),

@@ -13,7 +13,7 @@ import torch
 
 from shadowft_jax.grafting import journal, matching, sources, write
 from shadowft_jax.errors import InputError
-from tests.test_stream import ROOT, WEIGHTS, raw, sides
+from tests.test_write import ROOT, WEIGHTS, raw, sides
 
 COUNT = 1200  # tensors, and so chunks: some 19 lines of the journal
 
@@ -37,14 +37,14 @@ def many(tmp_path_factory):
   return folder
 
 
-def graft(out, folder, *, verify=False, made=None, overwrite=False):
+def graft(out, folder, *, verify=False, settings=None, overwrite=False):
   base, tuned, instruct = sides(folder)
   plan = matching.plan(
     sources.read_checkpoint(instruct),
     [sources.difference(base, tuned)],
     wanted=matching.scope("llama"),
   )
-  return write.run(plan, out, card="card", verify=verify, made=made, overwrite=overwrite)
+  return write.run(plan, out, card="card", verify=verify, settings=settings, overwrite=overwrite)
 
 
 def contents(folder):
@@ -99,7 +99,7 @@ def test_what_was_left_by_other_settings_or_inputs_is_told_and_not_used(
   folder = shutil.copytree(many, tmp_path / "models")
   out, want = tmp_path / "out", contents(many / "whole")
   told = "was left by a run with other inputs or settings"
-  for change in ({"made": {"alpha": 2}}, {"verify": True}, "input", "no journal"):
+  for change in ({"settings": {"alpha": 2}}, {"verify": True}, "input", "no journal"):
     assert leave(out, folder, monkeypatch)
     part = journal.place(out)
     (part / "stray").write_text("x")

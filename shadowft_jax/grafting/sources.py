@@ -1,7 +1,8 @@
 """Deltas of any family, read range by range: a difference of checkpoints, a delta, an adapter.
 
 A delta has one part for each tensor that it changes.  `part.read(first, stop, take)` gives the
-arrays from which `dense` makes elements [first, stop) of it, so that no tensor is ever held whole.
+arrays from which `recipe.dense` makes elements [first, stop) of it, so that no tensor is ever held
+whole.
 """
 
 import math
@@ -9,11 +10,10 @@ import pathlib
 import re
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
-from shadowft_jax import delta, files as folder
-from shadowft_jax.grafting import buffers
+from shadowft_jax import files as folder
+from shadowft_jax.grafting import chunks
 from shadowft_jax.hf import folder as pair_folder, safetensors
 from shadowft_jax.hf.deltas import PORTED, PREFIX
 from shadowft_jax.errors import InputError, listing
@@ -56,8 +56,8 @@ class Difference(NamedTuple):
 
   def read(self, first, stop, take):
     return {
-      "tuned": buffers.elements(self.tuned, first, stop, take()),
-      "base": buffers.elements(self.base, first, stop, take()),
+      "tuned": chunks.elements(self.tuned, first, stop, take()),
+      "base": chunks.elements(self.base, first, stop, take()),
     }
 
   @property
@@ -75,7 +75,7 @@ class Dense(NamedTuple):
   tensor: Tensor
 
   def read(self, first, stop, take):
-    return {"delta": buffers.elements(self.tensor, first, stop, take())}
+    return {"delta": chunks.elements(self.tensor, first, stop, take())}
 
   @property
   def shapes(self):
@@ -95,12 +95,12 @@ class LowRank(NamedTuple):
 
   def read(self, first, stop, take):
     rank, width = self.a.shape
-    rows = min(self.b.shape[0], buffers.CHUNK // width)
+    rows = min(self.b.shape[0], chunks.CHUNK // width)
     assert first % width == stop % width == 0 and stop - first <= rows * width, (first, stop)
     b = np.zeros((rows, rank), WEIGHTS[self.b.dtype])  # always of one shape: compiled once
-    buffers.fill(self.b, first // width * rank, b[: (stop - first) // width])
+    chunks.fill(self.b, first // width * rank, b[: (stop - first) // width])
     a = np.empty((rank, width), WEIGHTS[self.a.dtype])
-    buffers.fill(self.a, 0, a)
+    chunks.fill(self.a, 0, a)
     return {"lora": {"kernel": {"a": a.T, "b": b.T}}, "scale": np.float32(self.scale)}
 
   @property
@@ -124,20 +124,6 @@ class Delta(NamedTuple):
   weight: float
   complete: bool  # whether every tensor in the scope must have a part
   base: Checkpoint | None = None  # of a difference
-
-
-def dense(part, weight, count):
-  """`count` elements of weight x delta, float32, from what a part has read; to be jitted.
-
-  `count` is how many the arrays have that `buffers.elements` reads for the same range.
-  """
-  if "tuned" in part:
-    return weight * delta.difference(part["tuned"], part["base"])
-  if "delta" in part:
-    return weight * part["delta"].astype(jnp.float32)
-  lora = {k: x.astype(jnp.float32) for k, x in part["lora"]["kernel"].items()}
-  rows = delta.densify({"lora": {"m": lora}}, weight * part["scale"])["m/kernel"].T.reshape(-1)
-  return jnp.pad(rows[:count], (0, max(0, count - rows.size)))
 
 
 def read_checkpoint(directory):
