@@ -64,15 +64,19 @@ def _settings(deltas):
 
 
 def _recipe():
-  return recipe.Recipe(
+  found = recipe.Recipe(
     COMBINE.value, DENSITY.value, DROP_RATE.value, ROUNDING.value, DTYPE.value, SEED.value
   )
+  recipe.check(found)
+  return found
 
 
 def _scope_text():
   parts = [f"match {MATCH.value}" if MATCH.value is not None else f"scope {SCOPE.value}"]
-  parts += [f"include {INCLUDE.value}"] * bool(INCLUDE.value)
-  parts += [f"exclude {EXCLUDE.value}"] * bool(EXCLUDE.value)
+  if INCLUDE.value:
+    parts.append(f"include {INCLUDE.value}")
+  if EXCLUDE.value:
+    parts.append(f"exclude {EXCLUDE.value}")
   return ", ".join(parts)
 
 
@@ -90,7 +94,7 @@ def _form():
       "--rounding and --dtype are for --output=shadow, where a sum is stored; got "
       f"--output={OUTPUT.value}"
     )
-  return delta_only.Form(OUTPUT.value, DELTA_DTYPE.value, RANK.value, ENERGY.value)
+  return delta_only.Output(OUTPUT.value, DELTA_DTYPE.value, RANK.value, ENERGY.value)
 
 
 def _write_learnt(plan, form):
@@ -100,9 +104,9 @@ def _write_learnt(plan, form):
   say("\n  ".join(matching.lines(plan, out, delta_only.need(plan, form), files.free(out))))
   if DRY_RUN.value:
     return
-  made = {**_settings(plan.deltas), "output": form._asdict()}
+  settings = {**_settings(plan.deltas), "output": form._asdict()}
   told = delta_only.run(
-    plan, out, form, made=made, overwrite=OVERWRITE.value, verify=not NO_VERIFY.value
+    plan, out, form, settings=settings, overwrite=OVERWRITE.value, verify=not NO_VERIFY.value
   )
   for line in delta_only.lines(form, told):
     say(line)
@@ -145,7 +149,7 @@ def main():
     plan,
     OUT.value,
     card=card,
-    made=_settings(deltas),
+    settings=_settings(deltas),
     overwrite=OVERWRITE.value,
     verify=not NO_VERIFY.value,
   )

@@ -1,4 +1,4 @@
-"""Progress, one line at a time, on stderr."""
+"""Text for a terminal: progress, one line at a time on stderr, and tables."""
 
 import sys
 
@@ -17,3 +17,15 @@ def silence():
   """Makes `say` print nothing more: in a multi-process run the first process speaks for all."""
   global _is_silent
   _is_silent = True
+
+
+def aligned(lines: list[list[str]]) -> str:
+  """Rows of cells as a text table: the first column to the left, the others to the right."""
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  return "\n".join(
+    "  ".join(
+      cell.rjust(w) if i else cell.ljust(w)
+      for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+    )
+    for line in lines
+  )

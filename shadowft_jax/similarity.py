@@ -20,11 +20,11 @@ from absl import flags
 import numpy as np
 from tqdm import tqdm
 
+from shadowft_jax.progress import aligned
 from shadowft_jax.hf import hub
 from shadowft_jax.pairs import findings
 from shadowft_jax.hf.folder import open_model
 from shadowft_jax import command, files
-from shadowft_jax.grafting import survival
 from shadowft_jax.hf import safetensors
 from shadowft_jax.pairs import check as pair_check, gap, registry
 from shadowft_jax.runs import pictures
@@ -61,13 +61,13 @@ def measure(base, instruct):
 
 def table(rows):
   """The ratio of each module type, as text for a terminal."""
-  lines = [("module", "tensors", "parameters", "gap ratio", "unchanged")]
+  lines = [["module", "tensors", "parameters", "gap ratio", "unchanged"]]
   for module, part in {**gap.by_module(rows), "all": rows}.items():
     sums = gap.total(r.sums for r in part)
     lines.append(
-      (module, f"{len(part):,}", f"{sums.size:,}", f"{sums.ratio:.6f}", f"{sums.unchanged:.2%}")
+      [module, f"{len(part):,}", f"{sums.size:,}", f"{sums.ratio:.6f}", f"{sums.unchanged:.2%}"]
     )
-  return survival.aligned(lines)
+  return aligned(lines)
 
 
 def summary(rows, left_out, pair=None):
@@ -157,13 +157,8 @@ def write(out, rows, found, title):
   if not (layers := gap.by_layer(rows)):
     say("no similarity.png: no tensor is in a layer")
   else:
-    cells = {
-      (m, layer): gap.ratio(part)
-      for layer, inside in layers.items()
-      for m, part in gap.by_module(inside).items()
-    }
     pictures.plot_gap(
-      cells,
+      {cell: gap.ratio(part) for cell, part in gap.by_cell(rows).items()},
       {n: gap.ratio(part) for n, part in layers.items()},
       gap.readings(rows),
       title,

@@ -22,7 +22,7 @@ import transformers
 from shadowft_jax.grafting import sources, write
 from shadowft_jax.errors import InputError
 from tests import pico
-from tests.test_stream import (
+from tests.test_write import (
   ROOT,
   WEIGHTS,
   adapter,

@@ -2,7 +2,6 @@
 
 import json
 import math
-from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -10,27 +9,13 @@ import pytest
 from matplotlib.axes import Axes
 
 from shadowft_jax.grafting import survival
+from shadowft_jax.grafting.survival import Survival as Row
 from shadowft_jax.pairs import gap
 from shadowft_jax.runs import pictures
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 Q, UP = ("model.layers.{}.self_attn.q_proj.weight", "model.layers.{}.mlp.up_proj.weight")
 GAP = ("gap_norm", "gap_cosine", "gap_ratio", "with_base")
-
-
-class Row(NamedTuple):
-  name: str
-  size: int
-  unchanged: int
-  lost: int
-  delta2: float
-  kept2: float
-  dot: float
-  gap2: float | None = None
-  gap_dot: float | None = None
-  base_abs: float | None = None
-  instruct_abs: float | None = None
-  gap_abs: float | None = None
 
 
 def row(name, w, d, dtype=BF16, base=None, round_to=None):
@@ -218,8 +203,8 @@ def test_groups(rows):
 )
 def test_prefixes_do_not_hide_a_module(name, module):
   one = row(name, [1.0], [1.0])
-  assert survival.module_of(one) == module
-  assert survival.layer_of(one) == (3 if "layers" in name else None)
+  assert one.module == module
+  assert one.layer == (3 if "layers" in name else None)
 
 
 # What is told.
@@ -292,9 +277,9 @@ def test_the_warning_says_where_and_what_to_do(rows):
 
 
 def test_the_warning_begins_below_its_limit():
-  at = Row(Q.format(0), 1, 0, 0, 1.0, 1.0, survival.TURNED)
+  at = Row(Q.format(0), 1, 0, 0, 1.0, 1.0, survival.WARN_BELOW)
   assert not survival.warnings([at])
-  assert survival.warnings([at._replace(dot=survival.TURNED - 1e-9)])
+  assert survival.warnings([at._replace(dot=survival.WARN_BELOW - 1e-9)])
 
 
 @pytest.mark.parametrize("with_base", [True, False])
@@ -303,7 +288,7 @@ def test_the_files(rows, tmp_path, with_base):
     rows = [
       r._replace(gap2=4.0, gap_dot=0.1, base_abs=1.0, instruct_abs=2.0, gap_abs=1.0) for r in rows
     ]
-  pictures.write_graft(tmp_path, rows, {"alpha": 0.5}, "a title")
+  survival.write_report(tmp_path, rows, {"alpha": 0.5}, "a title")
   assert {p.name for p in tmp_path.iterdir()} == {"graft_report.json", "graft_report.png"}
   assert (tmp_path / "graft_report.png").read_bytes().startswith(b"\x89PNG")
   found = json.loads((tmp_path / "graft_report.json").read_text())
@@ -329,10 +314,12 @@ def test_the_picture_shows_the_numbers(rows, tmp_path, monkeypatch):
 
   monkeypatch.setattr(Axes, "pcolormesh", spy)
   cells = survival.cells(rows)
-  pictures.plot_survival(cells, "a title", tmp_path / "x.png")
+  pictures.plot_survival(cells, "a title", tmp_path / "x.png", warn_below=survival.WARN_BELOW)
   drawn = {axes: x for axes, x in drawn.items() if axes.get_title("left")}  # no colour bars
   panels = [p for p in pictures.PANELS if not p[0].startswith("gap")]
-  assert [axes.get_title("left") for axes in drawn] == [p[1] for p in panels]
+  assert [axes.get_title("left") for axes in drawn] == [
+    p[1].format(warn_below=0.95) for p in panels
+  ]
   for (key, _, _, low, high), (grid, options) in zip(panels, drawn.values(), strict=True):
     want = [
       [cells[m, n][key] if (m, n) in cells else None for n in range(3)]
@@ -345,5 +332,5 @@ def test_the_picture_shows_the_numbers(rows, tmp_path, monkeypatch):
 
 
 def test_without_layers_there_is_no_picture(tmp_path):
-  pictures.write_graft(tmp_path, [row("a", [1.0], [1.0])], {}, "a title")
+  survival.write_report(tmp_path, [row("a", [1.0], [1.0])], {}, "a title")
   assert [p.name for p in tmp_path.iterdir()] == ["graft_report.json"]

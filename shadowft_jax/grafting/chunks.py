@@ -1,68 +1,114 @@
-"""Which bytes of the Instruct's weight files go where, cut into chunks; nothing is computed here.
+"""Chunks of the Instruct's weight files: which bytes go where, and how a chunk's elements are read.
 
-As a rule every byte keeps its place.  Where the result is float32, each file has a header of its
-own, and what was half as wide is spread out.
+Every byte keeps its offset, except in a float32 result: there each file has a new header, and
+tensors of half that width move apart.  No tensor is in memory as a whole, and no file is mapped:
+elements are read into buffers of the thread, in arrays of two lengths, so that XLA compiles twice.
 """
 
 import collections
+import contextlib
 import json
 import os
 import pathlib
-from typing import NamedTuple
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
 
 from shadowft_jax import files
-from shadowft_jax.grafting import buffers
 from shadowft_jax.hf import safetensors
-from shadowft_jax.grafting.matching import Target
-from shadowft_jax.hf.safetensors import WEIGHTS
+from shadowft_jax.errors import InputError
+from shadowft_jax.hf.safetensors import WEIGHTS, Tensor
+
+# Elements per chunk. Matrices are cut between rows, because an adapter's product needs whole rows.
+CHUNK = 1 << 20
+SMALL = 1 << 14  # elements of the shorter arrays: for biases and norms
+BUFFER = 4 * CHUNK  # bytes of a buffer, and of a chunk that is only copied
+SPARE = 100 << 20  # bytes of disk for what is not weights: tokenizer, configuration, cards
+JAX_MEMORY = 400 << 20  # bytes of a process that has only imported jax, about
+
+
+class _Scratch(threading.local):
+  """The buffers of one thread, of which the first `used` are taken."""
+
+  def __init__(self) -> None:
+    self.buffers: list[np.ndarray] = []
+    self.used = 0
+
+  def take(self) -> np.ndarray:
+    if self.used == len(self.buffers):
+      raw = np.zeros(BUFFER + 64, np.uint8)
+      start = -raw.ctypes.data % 64  # XLA reads aligned arrays in place
+      self.buffers.append(raw[start : start + BUFFER])
+    self.used += 1
+    return self.buffers[self.used - 1]
+
+
+_SCRATCH = _Scratch()
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Callable[[], np.ndarray]]:
+  """Yields `take`, which returns the thread's next buffer, uint8 [BUFFER], until the block ends."""
+  before = _SCRATCH.used
+  try:
+    yield _SCRATCH.take
+  finally:
+    _SCRATCH.used = before
 
 
 class Span(NamedTuple):
-  """Bytes [begin, end) of a file, which go to `place`."""
+  """Bytes [begin, end) of a file, which go to `place` in the result's file."""
 
   begin: int
   end: int
   place: int
-  dtype: str | None  # of WEIGHTS, where they become float32
+  dtype: str | None  # the stored dtype where the result is float32, else None
 
-  def at(self, offset):
+  def at(self, offset: int) -> int:
     """Where the byte at `offset` goes."""
-    return self.place + (offset - self.begin) * widening(self.dtype)
+    return self.place + (offset - self.begin) * _widening(self.dtype)
 
 
 class Chunk(NamedTuple):
-  """A range of bytes of a weight file: elements [first, stop) of a target, or a copy."""
+  """A range of bytes of a weight file: elements [first, stop) of a target, or a plain copy."""
 
   path: pathlib.Path
   offset: int
   nbytes: int
-  place: int  # where it goes in the result's file
-  dtype: str | None  # see Span
-  target: Target | None = None
+  place: int  # its offset in the result's file
+  dtype: str | None  # as in Span
+  target: Any = None  # a matching.Target; None for a copy
   first: int = 0
   stop: int = 0
 
   @property
-  def written(self):
-    """How many bytes it is in the result."""
-    return self.nbytes * widening(self.dtype)
+  def written(self) -> int:
+    """Its bytes in the result."""
+    return self.nbytes * _widening(self.dtype)
 
 
-def widening(dtype):
+def _widening(dtype: str | None) -> int:
   return WEIGHTS["F32"].itemsize // WEIGHTS[dtype].itemsize if dtype else 1
 
 
-def spans(path, dtype):
-  """(the file's new header, its Spans): all of it in one, or of one tensor each for float32."""
+def spans(path: pathlib.Path, dtype: str | None) -> tuple[bytes, list[Span]]:
+  """(the file's new header, its Spans): the whole file as it is, or one Span per tensor.
+
+  Args:
+    path: a weight file.
+    dtype: "float32" to store all weights so; None keeps every dtype.
+  """
   if dtype is None:
     return b"", [Span(0, os.path.getsize(path), 0, None)]
-  found = sorted(safetensors.header(path).items(), key=lambda x: (x[1].offset, x[1].nbytes))
+  tensors = sorted(safetensors.header(path).items(), key=lambda x: (x[1].offset, x[1].nbytes))
   with open(path, "rb") as file:
     fields = json.loads(file.read(int.from_bytes(file.read(8), "little")))
   fields, end = {k: v for k, v in fields.items() if k == "__metadata__"}, 0
-  for name, tensor in found:
+  for name, tensor in tensors:
     wide = tensor.dtype if tensor.dtype in WEIGHTS else None
-    begin, end = end, end + tensor.nbytes * widening(wide)
+    begin, end = end, end + tensor.nbytes * _widening(wide)
     fields[name] = {
       "dtype": "F32" if wide else tensor.dtype,
       "shape": tensor.shape,
@@ -76,29 +122,44 @@ def spans(path, dtype):
       len(header) + fields[n]["data_offsets"][0],
       t.dtype if t.dtype in WEIGHTS else None,
     )
-    for n, t in found
+    for n, t in tensors
   ]
 
 
-def size(path, dtype):
-  """Bytes of the result's file."""
+def file_size(path: pathlib.Path, dtype: str | None) -> int:
+  """Bytes of the result's file; arguments as of `spans`."""
   return max(s.at(s.end) for s in spans(path, dtype)[1])
 
 
-def chunks(plan):
-  """Every byte of the Instruct's weight files, once; of float32, but for the headers."""
-  targets = {path: [] for path in plan.shards}
-  for target in sorted(plan.targets, key=lambda t: t.tensor.offset):
-    targets[target.tensor.path].append(target)
-  for path in plan.shards:
-    inside = collections.deque(targets[path])
-    for span in spans(path, plan.recipe.dtype)[1]:
+def create(out: pathlib.Path, path: pathlib.Path, dtype: str | None) -> None:
+  """Makes the result's file for a weight file: its new header, and zeros; see `spans`."""
+  header, _ = spans(path, dtype)
+  out.touch()
+  os.truncate(out, file_size(path, dtype))
+  safetensors.write_at(out, 0, np.frombuffer(header, np.uint8))
+
+
+def split(
+  shards: Sequence[pathlib.Path], targets: Sequence[Any], dtype: str | None
+) -> Iterator[Chunk]:
+  """Yields every byte of the weight files once; for float32, all bytes but the headers.
+
+  Args:
+    shards: the weight files.
+    targets: matching.Target, the tensors in them that change.
+    dtype: as of `spans`.
+  """
+  inside = {path: collections.deque() for path in shards}
+  for target in sorted(targets, key=lambda t: t.tensor.offset):
+    inside[target.tensor.path].append(target)
+  for path in shards:
+    for span in spans(path, dtype)[1]:
       at = span.begin
-      while inside and inside[0].tensor.offset < span.end:
-        target = inside.popleft()
+      while inside[path] and inside[path][0].tensor.offset < span.end:
+        target = inside[path].popleft()
         begin, width = target.tensor.offset, WEIGHTS[target.tensor.dtype].itemsize
         yield from _copies(path, span, at, begin)
-        for first, stop in buffers.ranges(target.tensor.shape, target.count):
+        for first, stop in ranges(target.tensor.shape, target.count):
           offset = begin + first * width
           yield Chunk(
             path, offset, (stop - first) * width, span.at(offset), span.dtype, target, first, stop
@@ -107,14 +168,75 @@ def chunks(plan):
       yield from _copies(path, span, at, span.end)
 
 
-def _copies(path, span, start, stop):
-  step = buffers.COPIED // widening(span.dtype)
+def _copies(path: pathlib.Path, span: Span, start: int, stop: int) -> Iterator[Chunk]:
+  step = BUFFER // _widening(span.dtype)
   for at in range(start, stop, step):
     yield Chunk(path, at, min(step, stop - at), span.at(at), span.dtype)
 
 
-def tell_dtype(directory, dtype):
-  """Rewrites the index and the dtypes of config.json for weights that are all in `dtype`."""
+def ranges(shape: tuple[int, ...], count: int) -> Iterator[tuple[int, int]]:
+  """Yields (first, stop) over the first `count` elements of a tensor: whole rows of a matrix."""
+  step = CHUNK
+  if len(shape) == 2 and 0 < shape[1] <= CHUNK:
+    step = CHUNK // shape[1] * shape[1]
+  for first in range(0, count, step):
+    yield first, min(first + step, count)
+
+
+def padded_size(count: int) -> int:
+  """The length of the arrays that hold `count` elements of a chunk."""
+  return SMALL if count <= SMALL < CHUNK else CHUNK
+
+
+def elements(tensor: Tensor, first: int, stop: int, buffer: np.ndarray) -> np.ndarray:
+  """Elements [first, stop) of a tensor, followed by zeros: [padded_size(stop - first)]."""
+  dtype = WEIGHTS[tensor.dtype]
+  out = buffer[: padded_size(stop - first) * dtype.itemsize].view(dtype)
+  fill(tensor, first, out[: stop - first])
+  out[stop - first :] = 0
+  return out
+
+
+def fill(tensor: Tensor, first: int, out: np.ndarray) -> None:
+  """Fills an array with a tensor's elements from `first` on."""
+  with open(tensor.path, "rb", buffering=0) as file:
+    safetensors.read_at(
+      file, out.reshape(-1).view(np.uint8), tensor.offset + first * out.dtype.itemsize
+    )
+
+
+def copy(chunk: Chunk, buffer: np.ndarray) -> np.ndarray:
+  """The result's bytes of a chunk that nothing is added to; the buffer may hold them."""
+  out = buffer[: chunk.nbytes]
+  with open(chunk.path, "rb", buffering=0) as file:
+    safetensors.read_at(file, out, chunk.offset)
+  return out.view(WEIGHTS[chunk.dtype]).astype(np.float32).view(np.uint8) if chunk.dtype else out
+
+
+def refuse_nonfinite(
+  name: str,
+  inputs: Iterable[tuple[str, Tensor]],
+  too_large: str = "the delta is beyond the range of float32; use a smaller --alpha",
+) -> NoReturn:
+  """Raises the InputError for a sum that is not finite.
+
+  Args:
+    name: of the tensor.
+    inputs: (role, tensor) of everything that was added; the first that is not finite is named.
+    too_large: the message where all of them are finite.
+  """
+  for role, tensor in inputs:
+    for _, part in safetensors.rows(tensor) if tensor.shape else ():
+      if not np.isfinite(part.astype(np.float32)).all():
+        raise InputError(
+          f"{name} of the {role} has NaN or infinity in {tensor.path}; it "
+          "is broken, and nothing was written: save or download it again"
+        )
+  raise InputError(f"{name}: {too_large}")
+
+
+def write_dtype(directory: pathlib.Path, dtype: str) -> None:
+  """Rewrites the index and the dtypes in config.json for weights that are all in `dtype`."""
   path = directory / "config.json"
   config = files.read_json(path)
   path.write_text(json.dumps(_retyped(config, dtype), indent=2, ensure_ascii=False) + "\n")
@@ -128,13 +250,12 @@ def tell_dtype(directory, dtype):
     path.write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _retyped(config, dtype):
-  """The config with `dtype` for every dtype that it or a part of it names."""
-  return {
-    k: _retyped(v, dtype)
-    if isinstance(v, dict)
-    else dtype
-    if k in ("dtype", "torch_dtype") and isinstance(v, str)
-    else v
-    for k, v in config.items()
-  }
+def _retyped(config: dict, dtype: str) -> dict:
+  """The config with `dtype` in the place of every dtype that it or a part of it names."""
+  out = dict(config)
+  for key, value in config.items():
+    if isinstance(value, dict):
+      out[key] = _retyped(value, dtype)
+    elif key in ("dtype", "torch_dtype") and isinstance(value, str):
+      out[key] = dtype
+  return out

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from shadowft_jax import delta
-from shadowft_jax.grafting import recipe as combine
 from shadowft_jax.hf import names
 from shadowft_jax.hf.folder import ModelFolder
+from shadowft_jax.grafting.recipe import PLAIN, Recipe
 from shadowft_jax.errors import InputError, listing
 from shadowft_jax.hf.safetensors import WEIGHTS, Tensor
 
@@ -30,9 +30,14 @@ class Target(NamedTuple):
   base: Tensor | None = None  # what W_I is measured against
 
   @property
+  def inputs(self):
+    """[(role, tensor)] of everything that the combined delta is made of."""
+    return [source for part in self.parts for source in part.sources.items()]
+
+  @property
   def sources(self):
     """All tensors that are read beside the Instruct's, once each."""
-    found = [t for part in self.parts for t in part.sources.values()]
+    found = [t for _, t in self.inputs]
     return [*dict.fromkeys([*found, *filter(None, [self.base])])]
 
 
@@ -42,11 +47,25 @@ class Plan(NamedTuple):
   instruct: ModelFolder
   deltas: list
   targets: list
-  beyond: list  # the deltas' tensors outside the scope, as they spell them
-  mapped: list  # lines on prefixes that differ
+  out_of_scope: list  # the deltas' tensors outside the scope, as they spell them
+  prefix_notes: list  # lines on prefixes that differ
   shards: list  # the Instruct's weight files
   base: ModelFolder | None  # what the result is measured against
-  recipe: combine.Recipe
+  recipe: Recipe
+
+  @property
+  def folders(self):
+    """All folders that are read."""
+    bases = [self.base.directory] if self.base else []
+    return [self.instruct.directory, *bases, *(f for d in self.deltas for f in d.folders.values())]
+
+  @property
+  def delta_files(self):
+    """{role: files of the deltas that are read}."""
+    out = {}
+    for role, paths in (pair for d in self.deltas for pair in d.paths.items()):
+      out.setdefault(role, []).extend(paths)
+    return out
 
 
 def scope(kind, name="paper", *, match=None, include=None, exclude=None):
@@ -82,7 +101,7 @@ def scope(kind, name="paper", *, match=None, include=None, exclude=None):
   return wanted
 
 
-def plan(instruct, deltas, *, wanted, vocab="refuse", base=None, recipe=combine.PLAIN):
+def plan(instruct, deltas, *, wanted, vocab="refuse", base=None, recipe=PLAIN):
   """Matches deltas with an Instruct, by names without prefixes.
 
   Args:
@@ -92,15 +111,14 @@ def plan(instruct, deltas, *, wanted, vocab="refuse", base=None, recipe=combine.
     vocab: "refuse", or "common" to graft only the rows that tables of different length share.
     base: the Base, which the result is measured against; otherwise that of the first
       difference.
-    recipe: how the deltas are combined and the sum is stored.
+    recipe: how the deltas are combined and the sum is stored; checked by `recipe.check`.
 
   Raises:
     InputError: within the scope, a name is on one side only, or shapes or dtypes do not fit (all
       are listed); nothing matches; or `base` has none of the tensors.
   """
-  combine.check(recipe)
   instruct.check_unquantised()
-  targets, beyond, bad, rows_differ = {}, set(), {}, set()
+  targets, out_of_scope, bad, rows_differ = {}, set(), {}, set()
   for i, learnt in enumerate(deltas):
     whole = dict.fromkeys(instruct.distinct_tensors) if learnt.complete else {}
     for short, part in {**whole, **learnt.parts}.items():
@@ -114,7 +132,7 @@ def plan(instruct, deltas, *, wanted, vocab="refuse", base=None, recipe=combine.
       if names.is_harmless(name) or _is_buffer(tensor):
         continue
       if not wanted(name, axes):
-        beyond.add(name)
+        out_of_scope.add(name)
         continue
       count = _common(short, shapes, vocab)
       if count is None:
@@ -131,7 +149,7 @@ def plan(instruct, deltas, *, wanted, vocab="refuse", base=None, recipe=combine.
         )
   _refuse(bad, rows_differ)
   if not targets:
-    raise InputError(_nothing(instruct, deltas, beyond))
+    raise InputError(_nothing(instruct, deltas, out_of_scope))
   base = base or next((d.base for d in deltas if d.base), None)
   _measure(targets, base)
   if names.TABLE in targets and instruct.duplicate_head:
@@ -143,8 +161,8 @@ def plan(instruct, deltas, *, wanted, vocab="refuse", base=None, recipe=combine.
     instruct,
     deltas,
     list(targets.values()),
-    sorted(beyond),
-    _mapped(instruct, deltas),
+    sorted(out_of_scope),
+    _prefix_notes(instruct, deltas),
     instruct.shards,
     base,
     recipe,
@@ -218,11 +236,11 @@ def _refuse(bad, rows_differ):
   )
 
 
-def _nothing(instruct, deltas, beyond):
+def _nothing(instruct, deltas, out_of_scope):
   there = [d.names[n] for d in deltas for n in list(d.parts)[:3]]
   return (
     f"nothing would be grafted: no tensor of {' or '.join(d.what for d in deltas)} is in the "
-    f"scope and in {instruct.directory}; the scope leaves out {len(beyond)} (--scope=all, "
+    f"scope and in {instruct.directory}; the scope leaves out {len(out_of_scope)} (--scope=all, "
     f"--include, --exclude). The names begin with{listing(there)}\nand in the Instruct with"
     + listing([instruct.names[n] for n in list(instruct.distinct_tensors)[:3]])
   )
@@ -241,7 +259,7 @@ def _check_dtypes(targets):
     )
 
 
-def _mapped(instruct, deltas):
+def _prefix_notes(instruct, deltas):
   """Lines on the tensors that the sides spell with different prefixes."""
   found = {}
   for learnt in deltas:
@@ -269,11 +287,11 @@ def lines(plan_, out, need, free):
     f"reads {need['read'] / 1e9:.2f} GB, writes {need['write'] / 1e9:.2f} GB to {out} "
     f"({free / 1e9:.1f} GB free), takes about {need['memory'] / 1e9:.1f} GB of memory"
   )
-  yield from combine.lines(plan_.recipe)
-  yield from plan_.mapped
-  if plan_.beyond:
-    alike = sorted({names.any_layer(n) for n in plan_.beyond})
-    yield f"outside the scope and not grafted, {len(plan_.beyond)} tensors: {', '.join(alike)}"
+  yield from plan_.recipe.lines()
+  yield from plan_.prefix_notes
+  if beside := plan_.out_of_scope:
+    alike = sorted({names.any_layer(n) for n in beside})
+    yield f"outside the scope and not grafted, {len(beside)} tensors: {', '.join(alike)}"
 
 
 def _factor(learnt):

@@ -1,7 +1,8 @@
 """What a graft reads, range by range: a difference of two checkpoints, a stored delta, an adapter.
 
 A delta has one part for each tensor that it changes.  `part.read(first, stop, take)` gives the
-arrays from which `dense` makes elements [first, stop) of it, so that no tensor is ever held whole.
+arrays from which `recipe.dense` makes elements [first, stop) of it, so that no tensor is ever held
+whole.
 """
 
 import os
@@ -9,12 +10,9 @@ import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from shadowft_jax import delta
-from shadowft_jax.grafting import buffers
+from shadowft_jax.grafting import chunks
 from shadowft_jax.hf import adapters, deltas
 from shadowft_jax.hf.folder import ModelFolder, open_model
 from shadowft_jax.hf.safetensors import WEIGHTS, Tensor
@@ -29,8 +27,8 @@ class Difference(NamedTuple):
   def read(self, first: int, stop: int, take: Callable[[], np.ndarray]) -> dict[str, Any]:
     """The arrays of elements [first, stop), in buffers from `take`."""
     return {
-      "tuned": buffers.elements(self.tuned, first, stop, take()),
-      "base": buffers.elements(self.base, first, stop, take()),
+      "tuned": chunks.elements(self.tuned, first, stop, take()),
+      "base": chunks.elements(self.base, first, stop, take()),
     }
 
   @property
@@ -52,7 +50,7 @@ class Dense(deltas.Dense):
 
   def read(self, first: int, stop: int, take: Callable[[], np.ndarray]) -> dict[str, Any]:
     """The array of elements [first, stop), in a buffer from `take`."""
-    return {"delta": buffers.elements(self.tensor, first, stop, take())}
+    return {"delta": chunks.elements(self.tensor, first, stop, take())}
 
   @property
   def shapes(self) -> dict[str, tuple[int, ...] | None]:
@@ -71,13 +69,13 @@ class LowRank(adapters.LowRank):
   def read(self, first: int, stop: int, take: Callable[[], np.ndarray]) -> dict[str, Any]:
     """A, and the rows of B that make elements [first, stop): whole rows of the product."""
     rank, width = self.a.shape
-    rows = min(self.b.shape[0], buffers.CHUNK // width)
+    rows = min(self.b.shape[0], chunks.CHUNK // width)
     if first % width or stop % width or stop - first > rows * width:
       raise ValueError(f"elements {first} to {stop} are no whole rows of {width}, {rows} at most")
     b = np.zeros((rows, rank), WEIGHTS[self.b.dtype])  # always of one shape: compiled once
-    buffers.fill(self.b, first // width * rank, b[: (stop - first) // width])
+    chunks.fill(self.b, first // width * rank, b[: (stop - first) // width])
     a = np.empty((rank, width), WEIGHTS[self.a.dtype])
-    buffers.fill(self.a, 0, a)
+    chunks.fill(self.a, 0, a)
     return {"lora": {"kernel": {"a": a.T, "b": b.T}}, "scale": np.float32(self.scale)}
 
   @property
@@ -103,20 +101,6 @@ class Delta(NamedTuple):
   weight: float
   complete: bool  # whether every tensor in the scope must have a part
   base: ModelFolder | None = None  # of a difference
-
-
-def dense(part: dict[str, Any], weight: jax.Array, count: int) -> jax.Array:
-  """`count` elements of weight x delta, float32, from what a part has read; to be jitted.
-
-  `count` is how many the arrays have that `buffers.elements` reads for the same range.
-  """
-  if "tuned" in part:
-    return weight * delta.difference(part["tuned"], part["base"])
-  if "delta" in part:
-    return weight * part["delta"].astype(jnp.float32)
-  lora = {k: x.astype(jnp.float32) for k, x in part["lora"]["kernel"].items()}
-  rows = delta.densify({"lora": {"m": lora}}, weight * part["scale"])["m/kernel"].T.reshape(-1)
-  return jnp.pad(rows[:count], (0, max(0, count - rows.size)))
 
 
 def difference(

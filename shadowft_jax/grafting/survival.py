@@ -1,19 +1,27 @@
-"""What of a grafted delta is left once the sum is stored, by module type and by layer.
+"""How much of a grafted delta is left once the sum is stored: sums while grafting, tables after.
 
-A row is one grafted tensor, any object with these sums over its elements.  W_I became W_I + d,
-which is stored as W_I + e; the gap is g = W_I - W_B.
-  name                        as the Instruct's files spell it
-  size, unchanged, lost       elements; those whose bits stayed; of these, those where d is not 0
-  delta2, kept2, dot          sums of d^2, e^2 and d e
-  gap2, gap_dot               sums of g^2 and d g; None, like the next, where W_B is not known
-  base_abs, instruct_abs, gap_abs     sums of |W_B|, |W_I| and |g|
+W_I becomes W_I + d, which is stored as W_I + e.  A delta of 0.1 % of a bfloat16 weight is less than
+half of its last bit: e is 0, and the delta is lost.  The gap is g = W_I - W_B.
 """
 
+import json
 import math
+import os
+import pathlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 from shadowft_jax.hf import names
+from shadowft_jax.pairs import gap
+from shadowft_jax.progress import aligned
+from shadowft_jax.runs import pictures
 
-TURNED = 0.95  # a survival cosine under this is warned of
+ROW = 1024  # elements summed in float32; the sums of rows are added up in float64
+WARN_BELOW = 0.95  # the survival cosine below which a warning is given
 MEANING = {
   "tensors": "grafted tensors",
   "size": "their elements",
@@ -29,7 +37,7 @@ MEANING = {
   "gap_cosine": "cosine of d and W_I - W_B",
   "gap_ratio": "sum|W_I - W_B| / (sum|W_B| + sum|W_I|)",
 }
-# Of a table: the key of MEANING, the heading, the format.
+# The columns of the table: the key of MEANING, the heading, the format.
 COLUMNS = (
   ("tensors", "tensors", ","),
   ("size", "elements", ","),
@@ -45,18 +53,95 @@ LEGEND = (
   "norm: of the delta; norm kept and survival cos: of what is stored, against the delta; "
   "lost: unchanged, though the delta is not 0"
 )
-BASELESS = "{} of {} tensors have no counterpart in the Base, and are not in cos(I-B) and gap ratio"
+NO_BASE = "{} of {} tensors have no counterpart in the Base, and are not in cos(I-B) and gap ratio"
+Numbers = dict[str, float | None]  # {key of MEANING: value}
 
 
-def numbers(rows):
+class Survival(NamedTuple):
+  """Sums over the grafted elements of one tensor; those of the gap are None without a Base."""
+
+  name: str  # as the Instruct spells it
+  size: int  # elements
+  unchanged: int  # elements whose stored bits are those of W_I
+  lost: int  # of these, those where d is not 0
+  delta2: float  # sum of d^2
+  kept2: float  # sum of e^2
+  dot: float  # sum of d e
+  gap2: float | None = None  # sum of g^2
+  gap_dot: float | None = None  # sum of d g
+  base_abs: float | None = None  # sum of |W_B|
+  instruct_abs: float | None = None  # sum of |W_I|
+  gap_abs: float | None = None  # sum of |g|
+
+  @classmethod
+  def from_chunks(
+    cls, name: str, size: int, chunks: Iterable[Sequence[float]], has_base: bool
+  ) -> "Survival":
+    """That of a tensor of `size` elements, from the `chunk_sums` of its chunks, in order."""
+    width = len(cls._fields) - 2 if has_base else 5
+    unchanged, lost, *rest = sum(chunks, np.zeros(width)).tolist()
+    return cls(name, size, int(unchanged), int(lost), *rest)
+
+  @property
+  def module(self) -> str:
+    """The key of names.MODULES that the tensor is of."""
+    return names.module_of(self.name)
+
+  @property
+  def layer(self) -> int | None:
+    """The number of the layer that the tensor is of."""
+    return names.layer_of(names.short(self.name))
+
+
+def sums(w: jax.Array, d: jax.Array, stored: jax.Array, base: jax.Array | None = None) -> jax.Array:
+  """The fields of Survival from `unchanged` on, over rows of ROW elements; to be jitted.
+
+  Args:
+    w, d, stored, base: [N]; d in float32, the others in any dtype.
+
+  Returns:
+    float32 [fields, N / ROW].
+  """
+  unsigned = f"u{stored.dtype.itemsize}"
+  same = jax.lax.bitcast_convert_type(stored, unsigned) == jax.lax.bitcast_convert_type(
+    w.astype(stored.dtype), unsigned
+  )
+  w = w.astype(jnp.float32)
+  e = stored.astype(jnp.float32) - w
+  terms = [same, same & (d != 0), d * d, e * e, d * e]
+  if base is not None:
+    base = base.astype(jnp.float32)
+    g = w - base
+    terms += [g * g, d * g, abs(base), abs(w), abs(g)]
+  terms = [t.astype(jnp.float32).reshape(-1, ROW) for t in terms]
+  # One reduction for all terms: separate ones would each read and subtract everything again.
+  return jnp.stack(
+    jax.lax.reduce(
+      terms,
+      [jnp.float32(0)] * len(terms),
+      lambda a, b: [x + y for x, y in zip(a, b, strict=True)],
+      (1,),
+    )
+  )
+
+
+def chunk_sums(rows: jax.Array, padding: int) -> np.ndarray:
+  """float64 [fields] of one chunk, from its `sums`; it ends with so many elements of padding."""
+  out = np.asarray(rows).sum(axis=1, dtype=np.float64)
+  out[0] -= padding
+  return out
+
+
+def numbers(rows: Sequence[Survival]) -> Numbers:
   """{key of MEANING: value} of all rows together.
 
-  What would be 0 / 0 is None, such as the cosine of a delta that is 0.  Of a delta that is wholly
-  lost it is 0.  Where no row knows its Base, what needs one is left out.
+  A value that would be 0 / 0 is None, such as the cosine of a delta that is 0; the cosine of a
+  delta that is wholly lost is 0, and so is the gap ratio of zeros.  Where no row knows its Base,
+  the values that need one are left out.
   """
-  sums = lambda key, of: math.fsum(getattr(r, key) for r in of)
-  delta, kept = (math.sqrt(sums(key, rows)) for key in ("delta2", "kept2"))
-  size, dot = sum(r.size for r in rows), sums("dot", rows)
+  total = lambda key, part: math.fsum(getattr(r, key) for r in part)
+  delta, kept = (math.sqrt(total(key, rows)) for key in ("delta2", "kept2"))
+  size, dot = sum(r.size for r in rows), total("dot", rows)
   out = {
     "tensors": len(rows),
     "size": size,
@@ -64,18 +149,18 @@ def numbers(rows):
     "kept_norm": kept,
     "kept": _over(kept, delta),
     "cosine": _cosine(dot, kept, delta),
-    "mean_kept": _over(dot, sums("delta2", rows)),
+    "mean_kept": _over(dot, total("delta2", rows)),
     "unchanged": _over(sum(r.unchanged for r in rows), size),
     "lost": _over(sum(r.lost for r in rows), size),
   }
   if known := [r for r in rows if r.gap2 is not None]:
-    delta, gap_norm = (math.sqrt(sums(key, known)) for key in ("delta2", "gap2"))
-    both = sums("base_abs", known) + sums("instruct_abs", known)
+    delta, gap_norm = (math.sqrt(total(key, known)) for key in ("delta2", "gap2"))
+    absolute = (total(key, known) for key in ("base_abs", "instruct_abs", "gap_abs"))
     out |= {
       "with_base": len(known),
       "gap_norm": gap_norm,
-      "gap_cosine": _cosine(sums("gap_dot", known), gap_norm, delta) if gap_norm else None,
-      "gap_ratio": _over(sums("gap_abs", known), both),
+      "gap_cosine": _cosine(total("gap_dot", known), gap_norm, delta) if gap_norm else None,
+      "gap_ratio": gap.ratio_of(*absolute),
     }
   return out
 
@@ -85,50 +170,29 @@ def _over(part, whole):
 
 
 def _cosine(dot, other, delta):
-  """That of the delta and another vector, by their norms; 0 where the other is 0."""
+  """The cosine of the delta and another vector, by their norms; 0 where the other is 0."""
   if not delta:
     return None
   return max(-1.0, min(1.0, dot / other / delta)) if other else 0.0
 
 
-def module_of(row):
-  """The key of names.MODULES that a row is of."""
-  return names.module_of(row.name)
-
-
-def layer_of(row):
-  """The number of the layer that a row is of, or None."""
-  return names.layer_of(names.short(row.name))
-
-
-def _grouped(rows, key):
-  out = {}
-  for row in rows:
-    out.setdefault(key(row), []).append(row)
-  return out
-
-
-def by_module(rows):
+def by_module(rows: Sequence[Survival]) -> dict[str, Numbers]:
   """{module type: its numbers}, in the order of names.MODULES."""
-  found = _grouped(rows, module_of)
-  return {m: numbers(found[m]) for m in names.MODULES if m in found}
+  return {m: numbers(part) for m, part in gap.by_module(rows).items()}
 
 
-def by_layer(rows):
-  """{layer: its numbers}; what is in no layer is left out."""
-  found = _grouped(rows, layer_of)
-  return {n: numbers(found[n]) for n in sorted(n for n in found if n is not None)}
+def by_layer(rows: Sequence[Survival]) -> dict[int, Numbers]:
+  """{layer: its numbers}; tensors in no layer are left out."""
+  return {n: numbers(part) for n, part in gap.by_layer(rows).items()}
 
 
-def cells(rows):
+def cells(rows: Sequence[Survival]) -> dict[tuple[str, int], Numbers]:
   """{(module type, layer): its numbers}, in the order of names.MODULES and of layers."""
-  found = _grouped(rows, lambda row: (module_of(row), layer_of(row)))
-  layers = sorted({layer for _, layer in found if layer is not None})
-  return {(m, n): numbers(found[m, n]) for m in names.MODULES for n in layers if (m, n) in found}
+  return {cell: numbers(part) for cell, part in gap.by_cell(rows).items()}
 
 
-def table(rows):
-  """The numbers of each module type and of all, as text; without a Base, less what needs one."""
+def table(rows: Sequence[Survival]) -> str:
+  """The numbers of each module type and of all, as text; columns that need a Base only with one."""
   parts = {**by_module(rows), "all": numbers(rows)}
   columns = [c for c in COLUMNS if c[0] in parts["all"]]
   lines = [["module", *(heading for _, heading, _ in columns)]]
@@ -137,53 +201,70 @@ def table(rows):
     lines.append([name, *("-" if value is None else format(value, form) for value, form in values)])
   text = [aligned(lines), LEGEND]
   without = sum(r.gap2 is None for r in rows)
-  return "\n".join(text + [BASELESS.format(without, len(rows))] * (0 < without < len(rows)))
+  if 0 < without < len(rows):
+    text.append(NO_BASE.format(without, len(rows)))
+  return "\n".join(text)
 
 
-def aligned(lines):
-  """Lists of cells as a table: the first column to the left, the others to the right."""
-  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-  return "\n".join(
-    "  ".join(
-      cell.rjust(w) if i else cell.ljust(w)
-      for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-    )
-    for line in lines
-  )
-
-
-def warnings(rows, *, rounding="nearest"):
-  """Lines on where storage turned the delta, and what to do; [] where it did so nowhere.
+def warnings(rows: Sequence[Survival], *, rounding: str = "nearest") -> list[str]:
+  """Lines on the modules whose delta changed direction when stored, and on the remedy.
 
   Args:
-    rows: as above.
+    rows: of all grafted tensors.
     rounding: how the sum was rounded, "nearest" or "stochastic".
   """
-  lines, modules = [], _grouped(rows, module_of)
-  for module in filter(modules.get, names.MODULES):
-    layers = {
-      n: numbers(found)["cosine"] for n, found in _grouped(modules[module], layer_of).items()
-    }
-    layers = {n: cosine for n, cosine in layers.items() if cosine is not None}
-    turned = {n: cosine for n, cosine in layers.items() if cosine < TURNED}
-    if turned:
-      worst = min(turned, key=turned.get)
-      where = f" in {len(turned)} of {len(layers)} layers, lowest in layer {worst}"
-      lines.append(
-        f"warning: {module}: survival cosine {turned[worst]:.4f}, below {TURNED}"
-        + where * (worst is not None)
-      )
+  lines = []
+  for module, part in gap.by_module(rows).items():
+    cosines = {n: numbers(x)["cosine"] for n, x in gap.grouped(part, lambda r: r.layer).items()}
+    cosines = {n: cosine for n, cosine in cosines.items() if cosine is not None}
+    low = {n: cosine for n, cosine in cosines.items() if cosine < WARN_BELOW}
+    if not low:
+      continue
+    worst = min(low, key=low.get)
+    line = f"warning: {module}: survival cosine {low[worst]:.4f}, below {WARN_BELOW}"
+    if worst is not None:
+      line += f" in {len(low)} of {len(cosines)} layers, lowest in layer {worst}"
+    lines.append(line)
   if lines:
-    lines.append(
+    advice = (
       "there the stored dtype changed the direction of the delta; to keep it, keep the "
       "delta apart (--output adapter for LoRA, else --output delta) or store float32 "
-      "(--dtype float32)" + "; --rounding stochastic keeps it on average, with noise "
-      "about it" * (rounding == "nearest")
+      "(--dtype float32)"
     )
+    if rounding == "nearest":
+      advice += "; --rounding stochastic keeps it on average, with noise about it"
+    lines.append(advice)
   return lines
 
 
-def record(rows, settings, *, rounding="nearest"):
+def changed(rows: Iterable[Survival]) -> int:
+  """The number of elements whose stored bits changed."""
+  return sum(r.size - r.unchanged for r in rows)
+
+
+def lines(rows: Sequence[Survival], rounding: str, dtype: str | None) -> Iterator[str]:
+  """The table, the warnings and the share that changed, for a terminal.
+
+  Args:
+    rows: of all grafted tensors.
+    rounding, dtype: see `recipe.Recipe`.
+  """
+  yield table(rows)
+  yield from warnings(rows, rounding=rounding)
+  if count := changed(rows):
+    total = sum(r.size for r in rows)
+    yield (
+      f"{count / total:.1%} of {total} numbers changed; for the others the delta is "
+      "0, or less than the stored dtype can tell"
+    )
+  else:
+    how = f"in {dtype}" if dtype else "byte for byte"
+    yield f"warning: no number changed; the result is the Instruct, {how}"
+
+
+def record(
+  rows: Sequence[Survival], settings: dict[str, Any], *, rounding: str = "nearest"
+) -> dict[str, Any]:
   """graft_report.json: `settings`, and the numbers of all, by module type, layer and tensor."""
   return {
     "settings": settings,
@@ -193,6 +274,22 @@ def record(rows, settings, *, rounding="nearest"):
     "modules": by_module(rows),
     "layers": by_layer(rows),
     "tensors": [
-      {"name": r.name, "layer": layer_of(r), "module": module_of(r), **numbers([r])} for r in rows
+      {"name": r.name, "layer": r.layer, "module": r.module, **numbers([r])} for r in rows
     ],
   }
+
+
+def write_report(
+  directory: str | os.PathLike,
+  rows: Sequence[Survival],
+  settings: dict[str, Any],
+  title: str,
+  *,
+  rounding: str = "nearest",
+) -> None:
+  """Writes graft_report.json and, if a row is in a layer, graft_report.png with that title."""
+  directory = pathlib.Path(directory)
+  found = record(rows, settings, rounding=rounding)
+  (directory / "graft_report.json").write_text(json.dumps(found, indent=2) + "\n")
+  if parts := cells(rows):
+    pictures.plot_survival(parts, title, directory / "graft_report.png", warn_below=WARN_BELOW)

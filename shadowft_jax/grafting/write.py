@@ -7,175 +7,180 @@ import concurrent.futures
 import functools
 import hashlib
 import json
+import math
 import os
 import zlib
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from typing import Any
+from shadowft_jax.hf import hub
 from shadowft_jax.hf.folder import ModelFolder
 from shadowft_jax.grafting import matching
 from shadowft_jax.runs import provenance
 from shadowft_jax.progress import say
 from shadowft_jax.grafting import sources
 from shadowft_jax import files
-from shadowft_jax.grafting import buffers, chunks as layout, measure, recipe as combine, survival
-from shadowft_jax.hf import hub, safetensors
-from shadowft_jax.runs import pictures
-from shadowft_jax.grafting.buffers import SCRATCH
+from shadowft_jax.grafting import chunks, recipe as recipes, survival
+from shadowft_jax.hf import safetensors
+from shadowft_jax.grafting.matching import Plan
 from shadowft_jax.errors import InputError
-from shadowft_jax.hf.safetensors import WEIGHTS
 
-JAX_MEMORY = 400 << 20  # bytes of a process that has only imported jax, about
 KEPT = 64  # chunks between two lines of the journal
 
 
 class Outcome(NamedTuple):
-  """What a graft did."""
+  """The result of a graft, beside the folder."""
 
-  left_out: list  # files of the Instruct's folder that were not copied
-  survival: list  # measure.Survival of each target, in the plan's order
+  left_out: list[str]  # files of the Instruct's folder that were not copied
+  survival: list[survival.Survival]  # of each target, in the plan's order
 
   @property
-  def changed(self):
-    """How many numbers are others than before, as they are stored."""
-    return sum(s.size - s.unchanged for s in self.survival)
+  def changed(self) -> int:
+    """The number of elements whose stored bits changed."""
+    return survival.changed(self.survival)
 
 
 @functools.cache
 def _cpu():
-  """Where the bytes are; None, the usual device, where jax was told to have no CPU."""
+  """The device that the bytes are on; None, the default device, if jax was told to have no CPU."""
   try:
     return jax.local_devices(backend="cpu")[0]
   except RuntimeError:
     return None
 
 
-def _compute(recipe, floors, chunk):
-  """(the bytes of a chunk, what `measure.total` gives); good until the thread's next."""
-  SCRATCH.used = 0
-  target = chunk.target
+@functools.partial(jax.jit, static_argnames="recipe")
+def _graft(w, parts, weights, base, *, keys, thresholds, first, recipe):
+  """(W_I + delta as it is stored, its `survival.sums`) of one chunk.
+
+  Args:
+    w, base: [count] of the Instruct and of the Base, as `chunks.elements` reads it; or base None.
+    parts, weights, keys, thresholds, first, recipe: as of `recipe.combined`.
+  """
+  chance = {"keys": keys, "first": first, "recipe": recipe}
+  d = recipes.combined(parts, weights, thresholds=thresholds, count=w.size, **chance)
+  stored = recipes.stored(w, d, **chance)
+  return stored, survival.sums(w, d, stored, base)
+
+
+def _compute(recipe, thresholds, chunk, take):
+  """(the bytes of a chunk, its `survival.chunk_sums`); the bytes may lie in what `take` gave."""
+  target, first, stop = chunk.target, chunk.first, chunk.stop
   if target is None:
-    out = SCRATCH.take()[: chunk.nbytes]
-    with open(chunk.path, "rb", buffering=0) as file:
-      safetensors.read_at(file, out, chunk.offset)
-    if chunk.dtype:
-      out = out.view(WEIGHTS[chunk.dtype]).astype(np.float32).view(np.uint8)
-    return out, None
-  first, stop = chunk.first, chunk.stop
-  w = buffers.elements(target.tensor, first, stop, SCRATCH.take())
-  parts = [p.read(first, stop, SCRATCH.take) for p in target.parts]
+    return chunks.copy(chunk, take()), None
+  w = chunks.elements(target.tensor, first, stop, take())
+  parts = [p.read(first, stop, take) for p in target.parts]
   with jax.default_device(_cpu()):
-    shadow, sums = combine.graft(
+    stored, sums = _graft(
       w,
       parts,
       target.weights,
-      _base(target, parts, first, stop),
-      keys=combine.keys(recipe, target),
-      floors=floors[target.name],
-      first=combine.place_of(first),
+      _base(target, parts, first, stop, take),
+      keys=recipes.keys(recipe, target),
+      thresholds=thresholds[target.name],
+      first=recipes.split_index(first),
       recipe=recipe.static,
     )
-  found = measure.total(sums, len(w) - (stop - first))
-  if not np.isfinite(found).all():
-    _blame(target, recipe.dtype)
-  return np.asarray(shadow)[: stop - first].view(np.uint8), found.tolist()
+  sums = survival.chunk_sums(sums, len(w) - (stop - first))
+  if not np.isfinite(sums).all():
+    _refuse_nonfinite(target, recipe.dtype)
+  return np.asarray(stored)[: stop - first].view(np.uint8), sums.tolist()
 
 
-def _base(target, parts, first, stop):
-  """The Base's elements, which a difference has read already; None where it is not known."""
+def _base(target, parts, first, stop, take):
+  """The Base's elements, which a difference has read already; None where the Base is not known."""
   for part, arrays in zip(target.parts, parts, strict=True):
     if target.base and getattr(part, "base", None) == target.base:
       return arrays["base"]
-  return target.base and buffers.elements(target.base, first, stop, SCRATCH.take())
+  return target.base and chunks.elements(target.base, first, stop, take())
 
 
-def _blame(target, dtype):
-  """Raises InputError that names the tensor from which a sum that is not finite comes."""
-  inputs = [("Instruct", target.tensor)]
-  inputs += [source for part in target.parts for source in part.sources.items()]
-  inputs += [("Base", target.base)] * bool(target.base)
-  buffers.blame(target.name, inputs)
-  stored = "F32" if dtype else target.tensor.dtype
-  raise InputError(
-    f"{target.name}: the sum is beyond the range of {stored}, in which it is to be "
-    "stored; use a smaller --alpha, a bfloat16 Instruct or --dtype=float32"
+def _refuse_nonfinite(target, dtype):
+  """Raises the InputError that names the tensor from which a sum that is not finite comes."""
+  inputs = [("Instruct", target.tensor), *target.inputs]
+  if target.base:
+    inputs.append(("Base", target.base))
+  chunks.refuse_nonfinite(
+    target.name,
+    inputs,
+    f"the sum is beyond the range of {'F32' if dtype else target.tensor.dtype}, in which it is to "
+    "be stored; use a smaller --alpha, a bfloat16 Instruct or --dtype=float32",
   )
 
 
-def _write(fresh, is_checked, recipe, floors, chunk):
-  """Writes a chunk; (its checksum, what was measured)."""
-  data, found = _compute(recipe, floors, chunk)
-  safetensors.write_at(fresh / chunk.path.name, chunk.place, data)
-  return zlib.crc32(data) if is_checked else 0, found
+def _write(fresh, is_checked, recipe, thresholds, chunk):
+  """Computes and writes a chunk; returns (its checksum, its `survival.chunk_sums`)."""
+  with chunks.scratch() as take:
+    data, sums = _compute(recipe, thresholds, chunk, take)
+    safetensors.write_at(fresh / chunk.path.name, chunk.place, data)
+    return zlib.crc32(data) if is_checked else 0, sums
 
 
 def _begin(plan, making, card):
-  """Copies what is not weights and makes the weight files, still empty; what was left out."""
+  """Copies all but the weights, makes empty weight files, and returns the files not copied."""
   fresh, weights = making.directory, {p.name for p in plan.shards}
-  making.clear(keep=weights)  # what a killed run has copied may have changed since
+  making.clear(keep=weights)  # a killed run's copies may be of older files
   left_out = hub.copy_with_card(plan.instruct.directory, fresh, (), card)
   for path in plan.shards:
-    header, _ = layout.spans(path, plan.recipe.dtype)
-    (fresh / path.name).touch()
-    os.truncate(fresh / path.name, layout.size(path, plan.recipe.dtype))
-    safetensors.write_at(fresh / path.name, 0, np.frombuffer(header, np.uint8))
+    chunks.create(fresh / path.name, path, plan.recipe.dtype)
   if plan.recipe.dtype:
-    layout.tell_dtype(fresh, plan.recipe.dtype)
+    chunks.write_dtype(fresh, plan.recipe.dtype)
   files.sync(fresh, deep=False)
   return [p for p in left_out if p not in weights]
 
 
-def _fill(plan, log, work, pool, keeper, is_checked):
-  """Writes all chunks that are not done, and meanwhile sends them to disk and into the journal.
+def _fill(plan, making, work, pool, keeper, is_checked):
+  """Writes the chunks that are not done; meanwhile `keeper` syncs them and adds to the journal.
 
-  Returns:
-    [(checksum, what was measured)] of all chunks, in order; futures of what is on its way to disk.
+  Returns (what `_write` returns, for all chunks, in order; the futures of `keeper`).
   """
-  found = [tuple(x) for x in log.done]
-  left = work[len(found) :]
-  floors = combine.all_floors((c.target for c in left if c.target), plan.recipe, pool)
-  write = functools.partial(_write, log.directory, is_checked, plan.recipe, floors)
-  kept, group = [], []
+  results = [tuple(x) for x in making.done]
+  left = work[len(results) :]
+  thresholds = recipes.all_thresholds((c.target for c in left if c.target), plan.recipe, pool)
+  write = functools.partial(_write, making.directory, is_checked, plan.recipe, thresholds)
+  syncing, group = [], []
   for chunk, result in zip(left, pool.map(write, left), strict=True):
     group.append((chunk, result))
-    found.append(result)
-    if len(group) == KEPT or len(found) == len(work):
-      paths = {log.directory / c.path.name for c, _ in group}
-      kept.append(keeper.submit(log.add, [r for _, r in group], paths))
+    results.append(result)
+    if len(group) == KEPT or len(results) == len(work):
+      paths = {making.directory / c.path.name for c, _ in group}
+      syncing.append(keeper.submit(making.add, [r for _, r in group], paths))
       group = []
-  return found, kept
+  return results, syncing
 
 
-def _read_back(fresh, out, dtype, path, chunks):
+def _read_back(fresh, out, dtype, path, written):
   """(a weight file's name, its sha256), read from the disk and compared with what was written."""
-  header, _ = layout.spans(path, dtype)
-  fail = (
-    f"{out}: {path.name} reads back other bytes than were written (%s); the disk or the "
-    "memory is faulty, and nothing was kept"
-  )
-  buffer = SCRATCH.buffers[0] if SCRATCH.buffers else SCRATCH.take()
+  header, _ = chunks.spans(path, dtype)
+
+  def fail(place):
+    return InputError(
+      f"{out}: {path.name} reads back other bytes than were written ({place}); the disk or the "
+      "memory is faulty, and nothing was kept"
+    )
+
   files.forget(fresh / path.name)
-  with open(fresh / path.name, "rb", buffering=0) as file:
+  with chunks.scratch() as take, open(fresh / path.name, "rb", buffering=0) as file:
     if file.read(len(header)) != header:
-      raise InputError(fail % "its header")
-    digest = hashlib.sha256(header)
-    for chunk, checksum in chunks:
+      raise fail("its header")
+    digest, buffer = hashlib.sha256(header), take()
+    for chunk, checksum in written:
       data = buffer[: chunk.written]
       safetensors.read_at(file, data, chunk.place)
       digest.update(data)
       if zlib.crc32(data) != checksum:
-        what = chunk.target.name if chunk.target else "what was copied"
-        raise InputError(fail % f"{what}, byte {chunk.place}")
+        name = chunk.target.name if chunk.target else "what was copied"
+        raise fail(f"{name}, byte {chunk.place}")
   return path.name, digest.hexdigest()
 
 
-def _verify(plan, making, out, work, found, pool):
+def _verify(plan, making, out, work, results, pool):
   """{file of the result: its sha256}, once the weights have been read back."""
   inside = {path: [] for path in plan.shards}
-  for chunk, (checksum, _) in zip(work, found, strict=True):
+  for chunk, (checksum, _) in zip(work, results, strict=True):
     inside[chunk.path].append((chunk, checksum))
   read = functools.partial(_read_back, making.directory, out, plan.recipe.dtype)
   digests = dict(pool.map(read, inside, inside.values()))
@@ -184,120 +189,117 @@ def _verify(plan, making, out, work, found, pool):
   }
 
 
-def need(plan):
-  """{"read", "write", "memory"}: bytes a graft takes."""
-  written = sum(layout.size(p, plan.recipe.dtype) for p in plan.shards)
+def need(plan: Plan) -> dict[str, int]:
+  """{"read", "write", "memory"}: the bytes that a graft takes."""
   extra = sum(
-    t.nbytes * target.count // max(1, _size(target))
+    t.nbytes * target.count // max(1, math.prod(target.tensor.shape))
     for target in plan.targets
     for t in target.sources
   )
   held = 3 + max(len(t.sources) for t in plan.targets)
-  memory = JAX_MEMORY + files.cores() * held * buffers.COPIED
-  read = sum(map(os.path.getsize, plan.shards)) + extra
-  return {"read": read, "write": written, "memory": memory}
+  return {
+    "read": sum(map(os.path.getsize, plan.shards)) + extra,
+    "write": sum(chunks.file_size(p, plan.recipe.dtype) for p in plan.shards),
+    "memory": chunks.JAX_MEMORY + files.cores() * held * chunks.BUFFER,
+  }
 
 
-def _size(target):
-  return target.tensor.nbytes // WEIGHTS[target.tensor.dtype].itemsize
-
-
-def check_room(plan, out):
+def check(plan: Plan, out: str | os.PathLike) -> None:
   """Checks that `out` can be made.
 
   Raises:
     InputError: the disk has too little room, or `out` and an input lie in one another.
   """
-  sides = [f for d in plan.deltas for f in d.folders.values()]
-  for directory in [plan.instruct.directory, *sides, *([plan.base.directory] if plan.base else [])]:
+  for directory in plan.folders:
     files.check_apart(out, directory)
-  left = files.part(out).glob("*.safetensors")  # resumed or removed
+  left = files.part(out).glob("*.safetensors")  # by a killed run; is resumed or removed
   files.check_room(out, need(plan)["write"], already=sum(512 * p.stat().st_blocks for p in left))
 
 
-def run(plan, out, *, card=None, made=None, overwrite=False, verify=True, title=""):
-  """Writes the grafted folder, whole or not at all; goes on where the same call was killed.
+def run(
+  plan: Plan,
+  out: str | os.PathLike,
+  *,
+  card: str | None = None,
+  settings: dict[str, Any] | None = None,
+  overwrite: bool = False,
+  verify: bool = True,
+  title: str = "",
+) -> Outcome:
+  """Writes the grafted folder, whole or not at all; resumes where the same call was killed.
 
   Args:
     plan: of `matching.plan`.
     out: the folder to make.
     card: text of its README.md.
-    made: {setting: value} for provenance.json.
+    settings: {name: value} for provenance.json.
     overwrite: replaces an existing folder, once the new one is complete.
     verify: reads back what was written, and hashes all files into provenance.json.
     title: of the report's picture.
 
   Raises:
-    InputError: see `check_room`; `out` exists; a sum is not finite; or the disk gives back other
+    InputError: see `check`; `out` exists; a sum is not finite; or the disk gives back other
       bytes than were written.  No folder is made then.
   """
-  check_room(plan, out)
-  made = {**(made or {}), **combine.record(plan.recipe)}
+  check(plan, out)
+  settings = {**(settings or {}), **plan.recipe.record}
   with (
-    files.folder(out, overwrite=overwrite, key=_key(plan, made, verify)) as log,
+    files.folder(out, overwrite=overwrite, key=_key(plan, settings, verify)) as making,
     concurrent.futures.ThreadPoolExecutor(files.cores()) as pool,
     concurrent.futures.ThreadPoolExecutor(1) as keeper,
   ):
-    left_out = _begin(plan, log, card)
-    work = list(layout.chunks(plan))
-    found, kept = _fill(plan, log, work, pool, keeper, verify)
+    left_out = _begin(plan, making, card)
+    work = list(chunks.split(plan.shards, plan.targets, plan.recipe.dtype))
+    results, syncing = _fill(plan, making, work, pool, keeper, verify)
     inputs = _inputs(plan, left_out) if verify else {}
-    hashing = pool.submit(pictures.provenance, inputs, seed=None)  # while the disk writes
-    survived = _survivals(plan, work, [sums for _, sums in found])
-    pictures.write_graft(log.directory, survived, made, title, rounding=plan.recipe.rounding)
-    for future in kept:
+    hashing = pool.submit(provenance.provenance, inputs, seed=None)  # while the disk writes
+    survived = _survivals(plan, work, results)
+    survival.write_report(
+      making.directory, survived, settings, title, rounding=plan.recipe.rounding
+    )
+    for future in syncing:
       future.result()
-    output = _verify(plan, log, out, work, found, pool) if verify else {}
-    record = {**hashing.result(), **made}
+    record = {**hashing.result(), **settings}
     if verify:
-      record["sha256"]["output"] = output
-    (log.directory / "provenance.json").write_text(json.dumps(record, indent=2) + "\n")
+      record["sha256"]["output"] = _verify(plan, making, out, work, results, pool)
+    (making.directory / "provenance.json").write_text(json.dumps(record, indent=2) + "\n")
   return Outcome(left_out, survived)
 
 
-def _key(plan, made, verify):
-  """What a killed run's bytes depend on: inputs, by place, size and time, and settings."""
+def _key(plan, settings, verify):
+  """A digest of what the bytes depend on: inputs, by path, size and time, and settings."""
   paths = {*plan.shards, *(t.path for target in plan.targets for t in target.sources)}
-  files = [(os.path.realpath(p), os.stat(p).st_size, os.stat(p).st_mtime_ns) for p in sorted(paths)]
-  text = repr((files, plan.targets, plan.recipe, made, verify, buffers.CHUNK, jax.__version__))
+  inputs = [(os.path.realpath(p), (s := p.stat()).st_size, s.st_mtime_ns) for p in sorted(paths)]
+  text = repr((inputs, plan.targets, plan.recipe, settings, verify, chunks.CHUNK, jax.__version__))
   return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _survivals(plan, work, found):
-  chunks = {t.name: [] for t in plan.targets}
-  for chunk, sums in zip(work, found, strict=True):
+def _survivals(plan, work, results):
+  """The Survival of each target, in the plan's order."""
+  sums = {t.name: [] for t in plan.targets}
+  for chunk, (_, found) in zip(work, results, strict=True):
     if chunk.target:
-      chunks[chunk.target.name].append(sums)
-  return [measure.survival(t, chunks[t.name]) for t in plan.targets]
+      sums[chunk.target.name].append(found)
+  return [
+    survival.Survival.from_chunks(t.name, t.count, sums[t.name], t.base is not None)
+    for t in plan.targets
+  ]
 
 
-def lines(plan, outcome):
+def lines(plan: Plan, outcome: Outcome) -> Iterator[str]:
   """What was done, for a terminal."""
-  yield survival.table(outcome.survival)
-  yield from survival.warnings(outcome.survival, rounding=plan.recipe.rounding)
+  yield from survival.lines(outcome.survival, plan.recipe.rounding, plan.recipe.dtype)
   if outcome.left_out:
     yield f"not copied from {plan.instruct.directory}: {', '.join(outcome.left_out)}"
-  total = sum(t.count for t in plan.targets)
-  if outcome.changed:
-    yield (
-      f"{outcome.changed / total:.1%} of {total} numbers changed; for the others the delta is "
-      "0, or less than the stored dtype can tell"
-    )
-  else:
-    how = f"in {plan.recipe.dtype}" if plan.recipe.dtype else "byte for byte"
-    yield f"warning: no number changed; the result is the Instruct, {how}"
 
 
 def _inputs(plan, left_out):
   """{role: files that were read or copied}."""
-  files = {}
-  for d in plan.deltas:
-    for role, paths in d.paths.items():
-      files.setdefault(role, []).extend(paths)
+  out = plan.delta_files
   if plan.base:
-    files.setdefault("base", plan.base.files_of(plan.base.distinct_tensors))
+    out.setdefault("base", plan.base.files_of(plan.base.distinct_tensors))
   here = [p for p in plan.instruct.directory.iterdir() if p.is_file() and p.name not in left_out]
-  return {**files, "instruct": sorted(here)}
+  return {**out, "instruct": sorted(here)}
 
 
 def graft(
@@ -327,10 +329,10 @@ def graft(
     wanted=matching.scope(instruct.model_type, match=match),
     base=base,
   )
-  return run_and_report(plan, out, card=card, made={"match": match}, overwrite=True)
+  return run_and_report(plan, out, card=card, settings={"match": match}, overwrite=True)
 
 
-def run_and_report(plan: matching.Plan, out: str | os.PathLike, **options: Any) -> Outcome:
+def run_and_report(plan: Plan, out: str | os.PathLike, **options: Any) -> Outcome:
   """`run`, and says what became of it."""
   what = " and ".join(d.what for d in plan.deltas)
   done = run(plan, out, title=f"{what}, grafted onto {plan.instruct.directory}", **options)

@@ -6,10 +6,10 @@ Names only, no model is built: any two safetensors checkpoints can be compared.
 Source: Shadow-FT, arXiv 2505.12716, equation 1, of which papers and scripts have three readings.
 """
 
-import collections
 import concurrent.futures
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -28,6 +28,7 @@ REFERENCES = {
   "qwen3-4b-2507": (0.0562, "the authors' sigma_v2.py, mean over tensors"),
 }
 CLOSE = 1e-5  # |difference| of an element that counts as unchanged, as in the authors' script
+T, K = TypeVar("T"), TypeVar("K")  # a row, and what rows are grouped by
 PIECE = 1 << 24  # elements that a thread takes at once
 STEP = 1 << 15  # elements added up at once: they stay in the cache
 
@@ -43,14 +44,19 @@ class Sums(NamedTuple):
 
   @property
   def ratio(self):
-    """Equation 1; 0 where both are zero everywhere, and so equal."""
-    total = self.base + self.instruct
-    return self.diff / total if total else 0.0
+    """Equation 1 over these elements."""
+    return ratio_of(self.base, self.instruct, self.diff)
 
   @property
   def unchanged(self):
     """The share of elements that are closer than CLOSE."""
     return self.close / self.size if self.size else 1.0
+
+
+def ratio_of(base_abs: float, instruct_abs: float, gap_abs: float) -> float:
+  """Equation 1 from sum|W_B|, sum|W_I| and sum|W_B - W_I|; 0 where all weights are 0, so equal."""
+  total = base_abs + instruct_abs
+  return gap_abs / total if total else 0.0
 
 
 class Row(NamedTuple):
@@ -191,18 +197,29 @@ def _measure(task):
   return out
 
 
-def by_module(rows):
-  """{module: its rows}, in the order of names.MODULES."""
-  return {m: found for m in names.MODULES if (found := [r for r in rows if r.module == m])}
-
-
-def by_layer(rows):
-  """{layer: its rows}; what is in no layer is left out."""
-  out = collections.defaultdict(list)
+def grouped(rows: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+  """{key of a row: the rows that share it}, in the order of the rows."""
+  out = {}
   for row in rows:
-    if row.layer is not None:
-      out[row.layer].append(row)
-  return dict(sorted(out.items()))
+    out.setdefault(key(row), []).append(row)
+  return out
+
+
+def by_module(rows: Iterable[T]) -> dict[str, list[T]]:
+  """{module: its rows}, in the order of names.MODULES; rows have `module` and `layer`."""
+  found = grouped(rows, lambda r: r.module)
+  return {m: found[m] for m in names.MODULES if m in found}
+
+
+def by_layer(rows: Iterable[T]) -> dict[int, list[T]]:
+  """{layer: its rows}, sorted; rows in no layer are left out."""
+  found = grouped(rows, lambda r: r.layer)
+  return {n: found[n] for n in sorted(found.keys() - {None})}
+
+
+def by_cell(rows: Iterable[T]) -> dict[tuple[str, int], list[T]]:
+  """{(module, layer): its rows}, in the order of names.MODULES, then of layers."""
+  return {(m, n): part for m, of in by_module(rows).items() for n, part in by_layer(of).items()}
 
 
 def ratio(rows):

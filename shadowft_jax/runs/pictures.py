@@ -1,19 +1,27 @@
 """The pictures of runs, grafts and pairs, as PNG."""
 
-import json
-import pathlib
+import os
 import textwrap
 
 import numpy as np
 
-from shadowft_jax.grafting import survival
-
-# Of a graft's picture: the key of survival.MEANING, the label, the colours, their range.
+PACKAGES = (
+  "shadowft_jax",
+  "jax",
+  "jaxlib",
+  "flax",
+  "optax",
+  "orbax-checkpoint",
+  "transformers",
+  "safetensors",
+  "numpy",
+)
+# The panels of a graft's picture: the key of a number, the label, the colours, their range.
 PANELS = (
   ("delta_norm", "norm of the delta $\\Delta$", "viridis", 0, None),
   ("gap_cosine", "cosine of $\\Delta$ and $W_I - W_B$", "RdBu", -1, 1),
   ("gap_ratio", "gap ratio $\\sigma$ of the pair", "viridis", 0, None),
-  ("cosine", f"survival cosine ($\\times$: below {survival.TURNED})", "viridis", 0, 1),
+  ("cosine", "survival cosine ($\\times$: below {warn_below})", "viridis", 0, 1),
   ("unchanged", "share of elements unchanged", "viridis_r", 0, 1),
 )
 FACTOR = 10  # by which the difference of weights is enlarged in their picture
@@ -89,25 +97,21 @@ def plot_gap(cells, layers, readings, title, path):
   plt.close(figure)
 
 
-def write_graft(directory, rows, settings, title, *, rounding="nearest"):
-  """Writes graft_report.json and, if a row is in a layer, graft_report.png.
+def plot_survival(
+  cells: dict[tuple[str, int], dict[str, float | None]],
+  title: str,
+  path: str | os.PathLike,
+  *,
+  warn_below: float,
+) -> None:
+  """Draws PANELS by layer and module type as PNG.
 
   Args:
-    directory: the folder.
-    rows: see grafting/survival.py.
-    settings: {name: value}, for the JSON file.
+    cells: {(module type, layer): {key of PANELS: number}}.
     title: of the picture.
-    rounding: see survival.warnings.
+    path: the file to write.
+    warn_below: lower survival cosines are marked.
   """
-  directory = pathlib.Path(directory)
-  found = survival.record(rows, settings, rounding=rounding)
-  (directory / "graft_report.json").write_text(json.dumps(found, indent=2) + "\n")
-  if cells := survival.cells(rows):
-    plot_survival(cells, title, directory / "graft_report.png")
-
-
-def plot_survival(cells, title, path):
-  """Draws PANELS by layer and module type as PNG; `cells` are those of survival.cells."""
   plt = _pyplot()
   modules, layers = list(dict.fromkeys(m for m, _ in cells)), sorted({n for _, n in cells})
   panels = [p for p in PANELS if any(p[0] in found for found in cells.values())]
@@ -137,10 +141,10 @@ def plot_survival(cells, title, path):
     ax.set_facecolor("lightgray")  # where there is no such tensor, or no delta
     ax.set_yticks(range(len(modules)), modules)
     ax.invert_yaxis()
-    ax.set_title(label, fontsize="medium", loc="left")
+    ax.set_title(label.format(warn_below=warn_below), fontsize="medium", loc="left")
     figure.colorbar(image, ax=ax, fraction=1 / width, pad=0.2 / width, aspect=10 * panel)
     if key == "cosine":
-      y, x = np.nonzero(grid < survival.TURNED)
+      y, x = np.nonzero(grid < warn_below)
       ax.plot(x, y, "x", color="red", markersize=4)
   step = -(-len(layers) // 24)
   axes[-1].set_xticks(range(0, len(layers), step), layers[::step])

@@ -22,7 +22,7 @@ from shadowft_jax.runs import provenance
 from shadowft_jax.hf import deltas
 from shadowft_jax.hf.folder import open_model
 from shadowft_jax import lora, tree
-from shadowft_jax.grafting import buffers, chunks, matching, sources, write as stream
+from shadowft_jax.grafting import chunks, matching, sources, write
 from shadowft_jax.hf import weights
 from shadowft_jax.errors import InputError
 from tests import pico, runs
@@ -38,7 +38,7 @@ def run(
   target = open_model(instruct)
   wanted = matching.scope(target.model_type, scope, **options)
   plan = matching.plan(target, deltas, wanted=wanted, vocab=vocab)
-  return plan, stream.run(plan, out, card="card", verify=verify, overwrite=overwrite)
+  return plan, write.run(plan, out, card="card", verify=verify, overwrite=overwrite)
 
 
 def full(out, base, tuned, instruct, *args, **options):
@@ -103,8 +103,10 @@ def test_no_delta_keeps_every_byte(bf16, tmp_path, scope):
   _, done = full(tmp_path / "out", base, base, instruct, scope)
   assert (tmp_path / "out" / WEIGHTS).read_bytes() == (instruct / WEIGHTS).read_bytes()
   assert done.changed == 0 and "byte for byte" in " ".join(
-    stream.lines(
-      matching.plan(open_model(instruct), [sources.difference(base, base)], wanted=lambda *_: True),
+    write.lines(
+      matching.plan(
+        sources.read_checkpoint(instruct), [sources.difference(base, base)], wanted=lambda *_: True
+      ),
       done,
     )
   )
@@ -261,7 +263,7 @@ def test_a_tuning_in_the_new_spelling_lands_in_the_old(tmp_path):
   assert (tmp_path / "out" / WEIGHTS).read_bytes() == (tmp_path / "plain" / WEIGHTS).read_bytes()
   assert any(
     "spelt model.language_model.*, the Instruct's language_model.model.*" in line
-    for line in plan.mapped
+    for line in plan.prefix_notes
   )
   assert {n for n in old if not torch.equal(old[n], got[n])} == {
     n for n in old if "_proj." in n and "vision" not in n
@@ -298,7 +300,7 @@ def test_a_family_that_is_not_ported(tmp_path):
   (tmp_path / "instruct" / "tokenization_internlm2.py").write_text("raise SystemExit")
   plan, done = full(tmp_path / "out", *sides(tmp_path))
   assert len(plan.targets) == 10 and done.left_out == ["tokenization_internlm2.py"]
-  assert plan.beyond == sorted(n for n in base if "layers" not in n or "norm" in n)
+  assert plan.out_of_scope == sorted(n for n in base if "layers" not in n or "norm" in n)
   got, instruct = load(tmp_path / "out"), load(tmp_path / "instruct")
   assert {n for n in got if not torch.equal(got[n], instruct[n])} == {t.name for t in plan.targets}
   r = torch.randn
@@ -346,7 +348,9 @@ def test_tensors_of_any_shape_are_cut_and_put_together(tmp_path, monkeypatch, sh
   want = (i[names[0]].float() + (b[names[0]].float() - a[names[0]].float())).to(dtype)
   assert torch.equal(got[names[0]], want) and torch.equal(got[names[1]], i[names[1]])
   assert done.changed == (got[names[0]] != i[names[0]]).sum()
-  covered = sorted((c.offset, c.offset + c.nbytes) for c in chunks.chunks(plan))
+  covered = sorted(
+    (c.offset, c.offset + c.nbytes) for c in chunks.split(plan.shards, plan.targets, None)
+  )
   assert covered[0][0] == 0 and covered[-1][1] == (tmp_path / "out" / WEIGHTS).stat().st_size
   assert all(x[1] == y[0] for x, y in zip(covered, covered[1:], strict=False))
 
@@ -385,7 +389,7 @@ def same_numbers(got, want):
 
 
 def test_what_survives_is_summed_per_tensor(bf16, tmp_path, monkeypatch):
-  monkeypatch.setattr(buffers, "CHUNK", 1024)
+  monkeypatch.setattr(chunks, "CHUNK", 1024)
   base, tuned, instruct = sides(bf16)
   plan, done = full(tmp_path / "out", base, tuned, instruct, verify=False)
   b, t, w, shadow = (load(d) for d in [*sides(bf16), tmp_path / "out"])
@@ -409,7 +413,7 @@ def test_without_a_base_the_gap_is_unknown_and_with_one_it_is_measured(bf16, tmp
     known = against and open_model(against)
     plan = matching.plan(target, [low], wanted=matching.scope("qwen2"), base=known)
     out = tmp_path / f"out {against is None}"
-    (got,) = stream.run(plan, out).survival
+    (got,) = write.run(plan, out).survival
     b = load(base)[one] if against else None
     same_numbers(got, want_survival(one, d, w, load(out)[one], b))
     record = json.loads((out / "provenance.json").read_text())["sha256"]
@@ -502,7 +506,7 @@ def test_include_and_exclude_narrow_the_scope(bf16, tmp_path):
   assert {t.name for t in plan.targets} == {
     f"model.layers.1.self_attn.{x}_proj.weight" for x in "qkvo"
   }
-  assert "model.layers.0.self_attn.q_proj.weight" in plan.beyond
+  assert "model.layers.0.self_attn.q_proj.weight" in plan.out_of_scope
 
 
 def test_what_exists_stays_unless_told(bf16, tmp_path):
@@ -588,15 +592,15 @@ def test_a_disk_that_is_too_small(bf16, tmp_path, monkeypatch):
 
 
 def test_a_byte_that_reads_back_wrong(bf16, tmp_path, monkeypatch):
-  write = stream.safetensors.write_at
+  real = write.safetensors.write_at
 
   def spoilt(path, offset, data):
     if offset:
       data = data.copy()
       data[-1] ^= 1
-    write(path, offset, data)
+    real(path, offset, data)
 
-  monkeypatch.setattr(stream.safetensors, "write_at", spoilt)
+  monkeypatch.setattr(write.safetensors, "write_at", spoilt)
   fails("reads back other bytes", tmp_path / "out", *sides(bf16))
   full(tmp_path / "unseen", *sides(bf16), verify=False)
 

@@ -13,13 +13,13 @@ import torch
 import transformers
 
 from shadowft_jax.hf.folder import open_model
-from shadowft_jax.grafting import chunks, delta_only, extract, matching, sources
+from shadowft_jax.grafting import adapter as adapters, chunks, delta_only, matching, sources
 from shadowft_jax.hf import deltas, safetensors as safetensors_file
 from shadowft_jax.errors import InputError
 from tests import pico
-from tests.test_stream import adapter, command, load, near, raw, run, sides, trio
+from tests.test_write import adapter, command, load, near, raw, run, sides, trio
 
-DELTA, ADAPTER = delta_only.Form("delta"), delta_only.Form("adapter")
+DELTA, ADAPTER = delta_only.Output("delta"), delta_only.Output("adapter")
 TOKEN = torch.arange(3, 35).reshape(2, 16)
 
 
@@ -148,7 +148,7 @@ def test_a_tensor_of_several_chunks_is_put_together(tmp_path):
   write(tmp_path / "adapter", instruct, learnt, ADAPTER._replace(rank=2))
   want = load(tuned)[name].float() - load(base)[name].float()
   assert torch.equal(load(tmp_path / "delta")[name], want)
-  factors = extract.truncated(want.numpy(), rank=2)
+  factors = adapters.truncated(want.numpy(), rank=2)
   b, a = (load(tmp_path / "adapter")[f"base_model.model.{name[:-6]}lora_{x}.weight"] for x in "BA")
   np.testing.assert_array_equal(b @ a, factors.b @ factors.a)
 
@@ -290,10 +290,10 @@ def test_a_delta_of_that_rank_comes_back(shape):
   r = min(5, *shape)
   x = matrix_of(shape, np.linspace(1, 0.1, r))
   for how in ({"rank": r}, {"energy": 1.0}, {"rank": 99}):
-    got = extract.truncated(x, **how)
+    got = adapters.truncated(x, **how)
     assert got.b.shape == (shape[0], len(got.a)) and got.a.shape[1] == shape[1]
     assert np.linalg.norm(got.b @ got.a - x) <= 1e-5 * np.linalg.norm(x)
-  assert len(extract.truncated(x, rank=r).a) == r
+  assert len(adapters.truncated(x, rank=r).a) == r
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -301,7 +301,7 @@ def test_a_delta_of_that_rank_comes_back(shape):
 def test_the_error_is_the_tail_of_the_singular_values(shape, rank):
   x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
   values = np.linalg.svd(x.astype(np.float64), compute_uv=False)
-  got = extract.truncated(x, rank=rank)
+  got = adapters.truncated(x, rank=rank)
   tail = np.sqrt(np.sum(values[rank:] ** 2))
   assert abs(np.linalg.norm(got.b @ got.a - x) - tail) <= 1e-4 * np.linalg.norm(x)
   np.testing.assert_allclose(
@@ -313,17 +313,17 @@ def test_the_error_is_the_tail_of_the_singular_values(shape, rank):
 def test_no_lower_rank_keeps_that_energy(energy):
   x = np.random.default_rng(0).normal(size=(30, 50)).astype(np.float32)
   squares = np.linalg.svd(x.astype(np.float64), compute_uv=False) ** 2
-  rank = len(extract.truncated(x, energy=energy).a)
+  rank = len(adapters.truncated(x, energy=energy).a)
   assert squares[:rank].sum() >= energy * squares.sum() > squares[: rank - 1].sum()
 
 
 def test_all_energy_is_every_singular_value():
   x = np.random.default_rng(0).normal(size=(30, 50)).astype(np.float32)
-  assert len(extract.truncated(x, energy=1.0).a) == 30
+  assert len(adapters.truncated(x, energy=1.0).a) == 30
 
 
 def test_a_delta_of_zeros_has_factors_of_zeros():
-  got = extract.truncated(np.zeros((4, 6), np.float32), energy=0.5)
+  got = adapters.truncated(np.zeros((4, 6), np.float32), energy=0.5)
   assert len(got.a) == 1 and not (got.b @ got.a).any() and np.isfinite(got.a).all()
 
 
@@ -550,7 +550,9 @@ def test_every_number_that_changes_is_read_once(bf16):
   learnt = [sources.difference(bf16 / "base", bf16 / "tuned")]
   plan = matching.plan(instruct, learnt, wanted=matching.scope("llama", "all"))
   counts = {}
-  for chunk in delta_only.summed.chunks(plan):
+  for chunk in adapters.changed_chunks(plan):
     counts[chunk.target.name] = counts.get(chunk.target.name, 0) + chunk.stop - chunk.first
   assert counts == {t.name: t.count for t in plan.targets}
-  assert sum(counts.values()) == sum(c.stop - c.first for c in chunks.chunks(plan) if c.target)
+  assert sum(counts.values()) == sum(
+    c.stop - c.first for c in chunks.split(plan.shards, plan.targets, None) if c.target
+  )

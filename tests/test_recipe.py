@@ -12,10 +12,10 @@ import transformers
 
 from shadowft_jax.hf.folder import open_model
 from shadowft_jax import delta
-from shadowft_jax.grafting import buffers, delta_only, matching, recipe as combine, sources, write
+from shadowft_jax.grafting import chunks, delta_only, matching, recipe as recipes, sources, write
 from shadowft_jax.grafting.recipe import Recipe
 from shadowft_jax.errors import InputError
-from tests.test_stream import (
+from tests.test_write import (
   WEIGHTS,
   adapter,
   command,
@@ -89,18 +89,18 @@ def as_ties(ds, density):
 
 def test_signs_are_elected_by_hand():
   ds = [np.float32(d) for d in ([1, -2, 3, 0, 5, 0], [2, 1, -4, 0, -5, 0], [3, -1, 0.5, 1, 0, 0])]
-  got = combine.ties(ds, np.zeros(3, np.uint32))
+  got = recipes.ties(ds, np.zeros(3, np.uint32))
   assert got.tolist() == [2, -1.5, -4, 1, 0, 0]
   # Trimmed to what is at least 2 in magnitude, the second element is the first delta's alone.
   floor = np.float32([2]).view(np.uint32)[0]
-  assert combine.ties(ds, [floor] * 3).tolist() == [2.5, -2, -4, 0, 0, 0]
+  assert recipes.ties(ds, [floor] * 3).tolist() == [2.5, -2, -4, 0, 0, 0]
   assert as_ties(ds, 1.0).tolist() == [2, -1.5, -4, 1, 0, 0]
 
 
 @pytest.mark.parametrize("chunk", [1024, 1 << 20])
 @pytest.mark.parametrize("density", [0.0, 1e-9, 0.05, 0.5, 0.99, 1.0])
 def test_ties_is_the_algorithm_of_the_paper(made, tmp_path, monkeypatch, density, chunk):
-  monkeypatch.setattr(buffers, "CHUNK", chunk)
+  monkeypatch.setattr(chunks, "CHUNK", chunk)
   weights = (1.0, 0.5, -2.0)
   named = list(zip(map(made.joinpath, "abc"), weights, strict=True))
   run(tmp_path / "out", made / "instruct", named, combine="ties", density=density, dtype="float32")
@@ -128,7 +128,7 @@ def test_ties_is_the_algorithm_of_the_paper(made, tmp_path, monkeypatch, density
 )
 @pytest.mark.parametrize("density", [1e-4, 0.2, 0.5, 0.9999])
 def test_the_least_magnitude_kept_is_exact(tmp_path, monkeypatch, d, density):
-  monkeypatch.setattr(buffers, "CHUNK", 1024)
+  monkeypatch.setattr(chunks, "CHUNK", 1024)
   d = np.asarray(d, np.float32)
   instruct = model(tmp_path / "i", {NAME: np.zeros(d.shape)})
   plan = matching.plan(
@@ -137,7 +137,7 @@ def test_the_least_magnitude_kept_is_exact(tmp_path, monkeypatch, d, density):
     wanted=matching.scope("llama", "all"),
     recipe=Recipe("ties", density),
   )
-  got = combine.floors(plan.targets[0], plan.recipe).view(np.float32)[0]
+  got = recipes.thresholds(plan.targets[0], plan.recipe).view(np.float32)[0]
   count = max(1, round(density * d.size))
   assert got == (np.sort(abs(d))[::-1][count - 1] if count < d.size else 0)
 
@@ -208,14 +208,14 @@ def test_nan_in_a_delta_is_named_and_neither_dropped_nor_outvoted(tmp_path, reci
 
 
 def test_bits_are_threefry_of_the_index_alone():
-  whole = combine.draw(jnp.uint32([3, 4]), jnp.uint32([0, 0]), 5000)
+  whole = recipes.draw(jnp.uint32([3, 4]), jnp.uint32([0, 0]), 5000)
   for first, count in ((0, 1), (1, 1024), (4000, 1000)):
-    part = combine.draw(jnp.uint32([3, 4]), combine.place_of(first), count)
+    part = recipes.draw(jnp.uint32([3, 4]), recipes.split_index(first), count)
     assert (part == whole[first : first + count]).all()
   # Source: the known answer of Random123 1.14, kat_vectors, threefry2x32 20.
-  assert combine.draw(jnp.uint32([0, 0]), combine.place_of(0), 1)[0] == 0x6B200159
-  over = combine.draw(jnp.uint32([3, 4]), combine.place_of(2**32 - 2), 4)
-  assert (over[2:] == combine.draw(jnp.uint32([3, 4]), combine.place_of(2**32), 2)).all()
+  assert recipes.draw(jnp.uint32([0, 0]), recipes.split_index(0), 1)[0] == 0x6B200159
+  over = recipes.draw(jnp.uint32([3, 4]), recipes.split_index(2**32 - 2), 4)
+  assert (over[2:] == recipes.draw(jnp.uint32([3, 4]), recipes.split_index(2**32), 2)).all()
   assert (over[2:] != whole[:2]).all()
 
 
@@ -264,7 +264,7 @@ def test_bytes_are_the_same_for_any_chunks_and_threads(made, tmp_path, monkeypat
   deltas = [(made / "a", 0.7), (made / "b", 0.4)]
   found = []
   for chunk, threads in ((1 << 20, 2), (1024, 1), (3072, 5)):
-    monkeypatch.setattr(buffers, "CHUNK", chunk)
+    monkeypatch.setattr(chunks, "CHUNK", chunk)
     monkeypatch.setattr(os, "cpu_count", lambda n=threads: n)
     run(tmp_path / f"{chunk}", made / "instruct", deltas, **recipe)
     found.append((tmp_path / f"{chunk}" / WEIGHTS).read_bytes())
@@ -314,7 +314,7 @@ def test_rounding_by_chance_is_to_a_neighbour_and_right_on_average(dtype):
   toward = np.where(near.astype(np.float32) < x, np.inf, -np.inf).astype(near.dtype)
   other = np.where(near.astype(np.float32) == x, near, np.nextafter(near, toward))
   low, high = np.sort(np.float64([near, other]), axis=0)
-  bits = combine.draw(jnp.uint32([1, 2]), combine.place_of(0), x.size * seeds)
+  bits = recipes.draw(jnp.uint32([1, 2]), recipes.split_index(0), x.size * seeds)
   got = delta.add(jnp.zeros(x.size * seeds, dtype), jnp.tile(jnp.asarray(x), seeds), random=bits)
   got = np.float64(got).reshape(seeds, -1)
   assert got.dtype == np.float64 and ((got == low) | (got == high)).all()
@@ -393,8 +393,8 @@ def test_a_result_in_float32_holds_the_sum_itself(tmp_path):
 
 
 def test_float32_leaves_what_is_no_weight_and_what_is_not_grafted_as_it_is(tmp_path, monkeypatch):
-  monkeypatch.setattr(buffers, "CHUNK", 1024)
-  monkeypatch.setattr(buffers, "COPIED", 4096)
+  monkeypatch.setattr(chunks, "CHUNK", 1024)
+  monkeypatch.setattr(chunks, "BUFFER", 4096)
   tensors = {
     "a.mask": torch.tensor([True, False, True]),
     NAME: random(60, 50).half(),
@@ -475,7 +475,7 @@ def test_the_flags_reach_the_plan_and_the_record(made, tmp_path):
 )
 def test_recipes_that_are_none(recipe, message):
   with pytest.raises(InputError, match=message):
-    combine.check(Recipe(**recipe))
+    recipes.check(Recipe(**recipe))
 
 
 def test_an_adapter_that_was_trained_again_is_read_anew(tmp_path):
@@ -495,7 +495,7 @@ def test_an_adapter_that_was_trained_again_is_read_anew(tmp_path):
 
 @pytest.mark.parametrize("rows", [3, 32, 40, 48, 49])
 def test_an_adapter_is_multiplied_in_steps_of_either_size(tmp_path, monkeypatch, rows):
-  monkeypatch.setattr(buffers, "CHUNK", 1 << 15)
+  monkeypatch.setattr(chunks, "CHUNK", 1 << 15)
   name = "model.layers.0.self_attn.q_proj.weight"
   instruct = model(tmp_path / "i", {name: random(rows, 1024)}, torch.float32)
   module = "base_model.model." + name.removesuffix(".weight")
@@ -526,8 +526,8 @@ def test_the_delta_or_the_adapter_of_a_recipe_grafts_to_the_same(made, tmp_path,
     open_model(made / "instruct"), found, wanted=matching.scope("llama"), recipe=Recipe(**recipe)
   )
   write.run(plan, tmp_path / "direct")
-  delta_only.run(plan, tmp_path / "delta", delta_only.Form("delta"))
-  delta_only.run(plan, tmp_path / "adapter", delta_only.Form("adapter", energy=1.0))
+  delta_only.run(plan, tmp_path / "delta", delta_only.Output("delta"))
+  delta_only.run(plan, tmp_path / "adapter", delta_only.Output("adapter", energy=1.0))
   by = {}
   for name in ("delta", "adapter"):
     told = json.loads((tmp_path / name / "provenance.json").read_text())
@@ -556,11 +556,11 @@ def test_adapters_are_not_joined_where_numbers_are_dropped(made, tmp_path):
     )
     if recipe:
       with pytest.raises(InputError, match="of what TIES or DARE leaves, tell how much"):
-        delta_only.check(plan, tmp_path / "out", delta_only.Form("adapter"))
+        delta_only.check(plan, tmp_path / "out", delta_only.Output("adapter"))
     delta_only.check(
       plan,
       tmp_path / "out",
-      delta_only.Form("adapter", rank=4) if recipe else delta_only.Form("adapter"),
+      delta_only.Output("adapter", rank=4) if recipe else delta_only.Output("adapter"),
     )
 
 
