@@ -9,6 +9,7 @@ A Delta is one of two trees, told apart by the collection it lives in:
 """
 
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,8 @@ from shadowft_jax.errors import InputError
 # authors' src/shadow/apply_diff.py), biases included; GLM-4 keeps gate and up in one.
 SCOPES = {"projections": r"layers/.*/(q|k|v|o|gate|up|gate_up|down)_proj/", "all": r""}
 KINDS = ("lora", "full")
+Params = dict[str, Any]  # a model's arrays, nested by Hugging Face's names
+Delta = dict[str, Any]  # one of the two trees
 
 
 def pattern(match):
@@ -119,3 +122,59 @@ def variables(params, delta, scale):
 def densify(delta, scale):
   """{leaf name: float32 delta}; `scale` is that of an adapter (`scale_of`)."""
   return tree.names(lora.product(delta["lora"], scale) if "lora" in delta else delta["delta"])
+
+
+def grafted_names(delta: Delta, params: Params, match: str) -> list[str]:
+  """The sorted names of the leaves that `graft` would change; computes nothing.
+
+  Args:
+    delta: see above.
+    params: the tree that it is for, or its shapes.
+    match: a name in SCOPES, or a regex over leaf names.
+
+  Raises:
+    InputError: the delta does not fit `params`, or `match` selects none of its leaves.
+  """
+  dense = jax.eval_shape(densify, delta, 1.0)
+  chosen = sorted(n for n in dense if re.search(pattern(match), n))
+  if not chosen:
+    raise InputError(
+      f"graft.match {match!r} selects none of the delta's leaves: {', '.join(sorted(dense))}"
+    )
+  # What is trained but not grafted, such as embeddings, may be of another shape there.
+  tree.check_fits(
+    tree.nest({n: dense[n] for n in chosen}), params, part_is="the delta", whole_is="the model"
+  )
+  return chosen
+
+
+def graft(
+  instruct: Params, delta: Delta, *, scale: float = 1.0, match: str = "projections"
+) -> tuple[Params, list[str]]:
+  """W_I + delta on the leaves that `match` selects: equation 3 of arXiv 2505.12716, in memory.
+
+  Args:
+    instruct: the Instruct model; the buffers of grafted leaves are donated.
+    delta: leaves it lacks, and elements where it is 0, keep W_I's bits.
+    scale: of an adapter (`scale_of`).
+    match: see `grafted_names`.
+
+  Returns:
+    (Params shaped, sharded and typed as `instruct`, with sums taken in float32; the sorted
+    names of the grafted leaves).
+
+  Raises:
+    InputError: see `grafted_names`.
+  """
+  chosen = grafted_names(delta, instruct, match)
+  named = tree.names(instruct)
+  weights = {n: named[n] for n in chosen}
+  placed = jax.tree.map(lambda w: w.sharding, weights)
+  named.update(jax.jit(_sums, donate_argnums=0, out_shardings=placed)(weights, delta, scale))
+  return tree.nest(named), chosen
+
+
+def _sums(weights, delta, scale):
+  """W + delta, leaf by leaf; only what `weights` names is computed."""
+  dense = densify(delta, scale)
+  return jax.tree.map(add, weights, {n: dense[n] for n in weights})

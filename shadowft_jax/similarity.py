@@ -1,263 +1,84 @@
 """How far an Instruct model is from its Base: the pair check, then the paper's gap ratio.
 
   python -m shadowft_jax.similarity --base DIR --instruct DIR [--out DIR]
-  python -m shadowft_jax.similarity --pair qwen3-8b --check_only
+  python -m shadowft_jax.similarity --pair qwen3-8b --check-only
   python -m shadowft_jax.similarity --candidates DIR --candidates DIR --instruct DIR
 
 DIR may be an id of the hub.  --candidates ranks the Bases that an Instruct may have been made from,
 nearest first.
 """
 
-import collections
 import contextlib
-import csv
-import difflib
-import hashlib
-import math
-import re
-
-from absl import flags
-import numpy as np
-from tqdm import tqdm
+import dataclasses
+import pathlib
 
 from shadowft_jax import command, files
-from shadowft_jax.grafting import survival
-from shadowft_jax.hf import folder as pair_folder, safetensors
-from shadowft_jax.pairs import check as pair_check, gap, registry
-from shadowft_jax.runs import pictures
-from shadowft_jax.errors import InputError, listing
-from shadowft_jax.runs.metrics import write_json
+from shadowft_jax.hf import folder as pair_folder
+from shadowft_jax.pairs import check as pair_check, registry, similarity
+from shadowft_jax.errors import InputError
 from shadowft_jax.progress import say
+from shadowft_jax.runs.metrics import write_json
 
 
-VIEWED = 64  # rows and columns that weights.png shows
+@dataclasses.dataclass(frozen=True)
+class Options(command.Options):
+  """Flags of `similarity`."""
+
+  base: str | None = command.option(None, help="The Base: a folder, or an id of the hub.")
+  instruct: str | None = command.option(None, help="The Instruct: a folder, or an id of the hub.")
+  pair: str | None = command.option(
+    None, help="A released pair by name, for --base and --instruct where they are not given."
+  )
+  candidates: tuple[str, ...] = command.option((), help="Rank these Bases for --instruct.")
+  check_only: bool = command.option(
+    False, help="Only the pair check: reads headers, small files and some rows of the tables."
+  )
+  out: str | None = command.option(
+    None,
+    help="Folder to write: similarity.json, .csv and .png, and weights.png (candidates.json with "
+    "--candidates).",
+  )
+  view: str | None = command.option(
+    None,
+    help="Draw the first matrix that this regex finds in weights.png; by default q_proj of the "
+    "first layer.",
+  )
+  overwrite: bool = command.option(False, help="Replace --out if it exists.")
 
 
-def check(base_dir, instruct_dir):
-  """Prints the report of the pair check and returns its findings.
+def main(options: Options) -> None:
+  """Checks, measures and writes as the options say.
 
   Raises:
-    InputError: one of them is an error.
+    InputError: the options contradict each other, or the models are no pair.
   """
-  findings = pair_check.check(base_dir, instruct_dir)
-  print(pair_check.report(findings), flush=True)
-  if count := sum(f.level == "error" for f in findings):
+  _check_options(options)
+  writes = options.out and not options.check_only
+  out = files.atomic(options.out, options.overwrite) if writes else contextlib.nullcontext()
+  with out as fresh:
+    if options.candidates:
+      _rank(options, fresh)
+    else:
+      _compare(options, fresh)
+  if writes:
+    say(f"written: {options.out}")
+
+
+def _check_options(options):
+  """Raises InputError for options that do not go together."""
+  o = options
+  if o.view is not None and (not o.out or o.check_only or o.candidates):
     raise InputError(
-      f"{base_dir} and {instruct_dir} are no pair: {count} error"
-      f"{'s' * (count > 1)} in the pair check above, which say what to do"
+      "--view needs --out, where it writes weights.png, and takes no --check-only or --candidates"
     )
-  return findings
-
-
-def measure(base, instruct):
-  """gap.compare of two pair_folder.Side, with a bar on a terminal."""
-  names, _ = gap.comparable(base, instruct)
-  size = sum(math.prod(base.tensors[n].shape) for n in names)
-  with tqdm(total=size, unit="el", unit_scale=True, leave=False, disable=None) as bar:
-    return gap.compare(base, instruct, progress=bar.update)
-
-
-def table(rows):
-  """The ratio of each module type, as text for a terminal."""
-  lines = [("module", "tensors", "parameters", "gap ratio", "unchanged")]
-  for module, part in {**gap.by_module(rows), "all": rows}.items():
-    sums = gap.total(r.sums for r in part)
-    lines.append(
-      (module, f"{len(part):,}", f"{sums.size:,}", f"{sums.ratio:.6f}", f"{sums.unchanged:.2%}")
-    )
-  return survival.aligned(lines)
-
-
-def summary(rows, left_out, pair=None):
-  """What is printed: the table, what was left out, the three readings, the known value."""
-  lines = [table(rows), f"unchanged: |difference| < {gap.CLOSE:g}"]
-  alike = collections.Counter((re.sub(r"\.\d+\.", ".*.", n), why) for n, why in left_out.items())
-  for (name, why), count in sorted(alike.items()):
-    lines.append(f"left out: {name}{f' ({count} tensors)' * (count > 1)}: {why}")
-  lines.append("gap ratio, sum|B - I| / (sum|B| + sum|I|):")
-  for key, value in gap.readings(rows).items():
-    number = "no tensor is in a layer" if value is None else f"{value:.6f}"
-    lines.append(f"  {number}  {gap.READINGS[key]}")
-  if pair in gap.REFERENCES:
-    value, source = gap.REFERENCES[pair]
-    lines.append(f"  {value:<8}  known for {pair} ({source})")
-  return "\n".join(lines)
-
-
-def record(base, instruct, rows, left_out, findings, pair=None):
-  """similarity.json: every number, the settings, and what the inputs were."""
-  numbers = lambda sums: {**sums._asdict(), "ratio": sums.ratio, "unchanged": sums.unchanged}
-  of_parts = lambda parts: {k: numbers(gap.total(r.sums for r in v)) for k, v in parts.items()}
-  return {
-    "base": str(base.directory),
-    "instruct": str(instruct.directory),
-    "pair": pair,
-    "settings": {"close": gap.CLOSE, "arithmetic": "|B - I| in float32, sums in float64"},
-    "readings": gap.readings(rows),
-    "reading_is": gap.READINGS,
-    "reference": gap.REFERENCES.get(pair),
-    "modules": of_parts(gap.by_module(rows)),
-    "layers": of_parts(gap.by_layer(rows)),
-    "tensors": [
-      {"name": r.name, "layer": r.layer, "module": r.module, "shape": r.shape, **numbers(r.sums)}
-      for r in rows
-    ],
-    "left_out": left_out,
-    "pair_check": [f._asdict() for f in findings],
-    "header_sha256": {
-      str(p): _header_sha256(p)
-      for side in (base, instruct)
-      for p in sorted({t.path for t in side.tensors.values()})
-    },
-  }
-
-
-def _header_sha256(path):
-  """Digest of a safetensors file's header: names, shapes and places, not the weights."""
-  with open(path, "rb") as file:
-    length = file.read(8)
-    return hashlib.sha256(length + file.read(int.from_bytes(length, "little"))).hexdigest()
-
-
-def write(out, rows, found, title):
-  """similarity.json, .csv and .png in the folder `out`; `found` is what `record` returns."""
-  write_json(out / "similarity.json", found)
-  with open(out / "similarity.csv", "w", newline="") as file:
-    writer = csv.writer(file)
-    writer.writerow(
-      [
-        "name",
-        "layer",
-        "module",
-        "shape",
-        "sum_base",
-        "sum_instruct",
-        "sum_diff",
-        "ratio",
-        "unchanged",
-      ]
-    )
-    for row in rows:
-      s = row.sums
-      writer.writerow(
-        [
-          row.name,
-          "" if row.layer is None else row.layer,
-          row.module,
-          "x".join(map(str, row.shape)),
-          s.base,
-          s.instruct,
-          s.diff,
-          s.ratio,
-          s.unchanged,
-        ]
-      )
-  if not (layers := gap.by_layer(rows)):
-    say("no similarity.png: no tensor is in a layer")
-  else:
-    cells = {
-      (m, layer): gap.ratio(part)
-      for layer, inside in layers.items()
-      for m, part in gap.by_module(inside).items()
-    }
-    pictures.plot_gap(
-      cells,
-      {n: gap.ratio(part) for n, part in layers.items()},
-      gap.readings(rows),
-      title,
-      out / "similarity.png",
-    )
-
-
-def pick(base, instruct, pattern=None):
-  """The name of the matrix that weights.png shows, or None where none can be compared.
-
-  Args:
-    base: pair_folder.Side.
-    instruct: another.
-    pattern: a regex over names; by default a q_proj, else any matrix, of the first layer.
-
-  Raises:
-    InputError: `pattern` is no regex, or finds no matrix that both have.
-  """
-  names, left_out = gap.comparable(base, instruct)
-  matrices = [n for n in names if len(base.tensors[n].shape) == 2 and all(base.tensors[n].shape)]
-  layer = lambda n: math.inf if gap.layer_of(n) is None else gap.layer_of(n)
-  matrices.sort(key=lambda n: (layer(n), n))
-  if pattern is None:
-    queries = (n for n in matrices if gap.module_of(n) == "attention q")
-    return next(queries, matrices[0] if matrices else None)
-  try:
-    found = next((n for n in matrices if re.search(pattern, n)), None)
-  except re.error as error:
-    raise InputError(f"--view {pattern!r} is no regular expression: {error}") from error
-  if found is None:
-    why = [
-      f"{n}: {left_out.get(n, 'no matrix')}" for n in {*names, *left_out} if re.search(pattern, n)
-    ]
-    near = difflib.get_close_matches(pattern, matrices, n=5, cutoff=0) or matrices
+  if o.candidates and (o.base or o.pair or o.check_only or not o.instruct):
     raise InputError(
-      f"--view {pattern!r} finds no matrix that both models have; "
-      + (f"it finds{listing(why)}" if why else f"the nearest names are{listing(near)}")
+      "--candidates needs --instruct, and takes no --base, --pair or --check-only: "
+      "it looks for the Base"
     )
-  return found
 
 
-def draw(base, instruct, name, path):
-  """Writes weights.png: the first VIEWED rows and columns of a tensor of both models."""
-
-  def corner(tensor):
-    rows = safetensors.rows(tensor, 0, min(VIEWED, tensor.shape[0]))
-    return np.concatenate([part[:, :VIEWED].astype(np.float32) for _, part in rows])
-
-  blocks = [corner(side.tensors[name]) for side in (base, instruct)]
-  size = " x ".join(map(str, blocks[0].shape))
-  pictures.plot_weights(
-    *blocks,
-    f"{name}: the first {size} weights of {base.directory} and "
-    f"{instruct.directory}; the difference is enlarged {pictures.FACTOR} times",
-    path,
-  )
-
-
-def rank(candidates, instruct_dir):
-  """Prints the candidates by their gap to an Instruct, nearest first; returns the records.
-
-  Raises:
-    InputError: none of them can be compared.
-  """
-  instruct, found, refused = pair_folder.read(instruct_dir), [], {}
-  for candidate in candidates:
-    try:
-      base_dir = registry.locate(candidate)
-      pair_check.raise_errors(pair_check.check(base_dir, instruct_dir))
-      rows, left_out = measure(pair_folder.read(base_dir), instruct)
-    except InputError as error:
-      refused[candidate] = str(error).replace("\n", " ")
-      continue
-    found.append(
-      {"base": candidate, "shared": len(rows), "left_out": len(left_out), **gap.readings(rows)}
-    )
-  if not found:
-    raise InputError(
-      f"none of the candidates can be compared with {instruct_dir}: "
-      + "; ".join(f"{c}: {why}" for c, why in refused.items())
-    )
-  found.sort(
-    key=lambda r: (r["mean_over_tensors"] is None, r["mean_over_tensors"], r["ratio_of_sums"])
-  )
-  print(
-    f"gap ratio to {instruct_dir}, nearest first (mean over tensors, over layers, ratio of sums):"
-  )
-  for place, r in enumerate(found, 1):
-    numbers = "  ".join("-" if r[k] is None else f"{r[k]:.6f}" for k in gap.READINGS)
-    print(f"{place:>3}  {numbers}  {r['base']} ({r['shared']} tensors, {r['left_out']} left out)")
-  for candidate, why in refused.items():
-    print(f"  -  {candidate} cannot be compared: {why}")
-  return {"instruct": str(instruct_dir), "ranking": found, "refused": refused}
-
-
-def choose(base, instruct, pair):
+def choose(base: str | None, instruct: str | None, pair: str | None) -> tuple[str, str]:
   """(Base, Instruct): as given, else those of the pair.
 
   Raises:
@@ -275,76 +96,50 @@ def choose(base, instruct, pair):
   return base, instruct
 
 
-def main():
-  if VIEW.value is not None and (not OUT.value or CHECK_ONLY.value or CANDIDATES.value):
+def check(base_dir: pathlib.Path, instruct_dir: pathlib.Path) -> list[pair_check.Finding]:
+  """Prints the report of the pair check and returns its findings.
+
+  Raises:
+    InputError: one of them is an error.
+  """
+  findings = pair_check.check(base_dir, instruct_dir)
+  print(pair_check.report(findings), flush=True)
+  if count := sum(f.level == "error" for f in findings):
+    errors = "1 error" if count == 1 else f"{count} errors"
     raise InputError(
-      "--view needs --out, where it writes weights.png, and takes no --check_only or --candidates"
+      f"{base_dir} and {instruct_dir} are no pair: {errors} in the pair check above, which say "
+      "what to do"
     )
-  out = contextlib.nullcontext()
-  if OUT.value and not CHECK_ONLY.value:
-    out = files.atomic(OUT.value, OVERWRITE.value)
-  with out as fresh:
-    if CANDIDATES.value:
-      found = _rank()
-      if fresh:
-        write_json(fresh / "candidates.json", found)
-    else:
-      _compare(fresh)
-  if OUT.value and not CHECK_ONLY.value:
-    say(f"written: {OUT.value}")
+  return findings
 
 
-def _rank():
-  if BASE.value or PAIR.value or CHECK_ONLY.value or not INSTRUCT.value:
-    raise InputError(
-      "--candidates needs --instruct, and takes no --base, --pair or --check_only: "
-      "it looks for the Base"
-    )
-  return rank(CANDIDATES.value, registry.locate(INSTRUCT.value))
+def _rank(options, fresh):
+  """Prints the ranking of the candidates, and writes it to the folder `fresh` if there is one."""
+  found = similarity.rank(options.candidates, registry.locate(options.instruct))
+  print(similarity.ranking_text(found))
+  if fresh:
+    write_json(fresh / "candidates.json", found)
 
 
-def _compare(fresh):
-  names = choose(BASE.value, INSTRUCT.value, PAIR.value)
+def _compare(options, fresh):
+  """Prints the gap ratio of a pair, and writes it to the folder `fresh` if there is one."""
+  names = choose(options.base, options.instruct, options.pair)
   dirs = [registry.locate(name) for name in names]
   findings = check(*dirs)
-  if CHECK_ONLY.value:
+  if options.check_only:
     return
   sides = [pair_folder.read(d) for d in dirs]
-  viewed = pick(*sides, VIEW.value)
-  rows, left_out = measure(*sides)
-  print(summary(rows, left_out, PAIR.value))
+  viewed = similarity.pick(*sides, options.view)
+  rows, left_out = similarity.measure(*sides)
+  print(similarity.summary(rows, left_out, options.pair))
   if fresh:
-    found = record(*sides, rows, left_out, findings, PAIR.value)
-    write(fresh, rows, found, " and ".join(str(n).rstrip("/") for n in names))
+    found = similarity.record(*sides, rows, left_out, findings, options.pair)
+    similarity.write(fresh, rows, found, " and ".join(str(n).rstrip("/") for n in names))
     if viewed:
-      draw(*sides, viewed, fresh / "weights.png")
+      similarity.draw(*sides, viewed, fresh / "weights.png")
     else:
       say("no weights.png: the models share no matrix")
 
 
 if __name__ == "__main__":
-  BASE = flags.DEFINE_string("base", None, "The Base: a folder, or an id of the hub.")
-  INSTRUCT = flags.DEFINE_string("instruct", None, "The Instruct, likewise.")
-  PAIR = flags.DEFINE_string(
-    "pair", None, "A pair of pairs/registry.py, for what the two leave out."
-  )
-  CANDIDATES = flags.DEFINE_multi_string("candidates", [], "Ranks these Bases for --instruct.")
-  CHECK_ONLY = flags.DEFINE_bool(
-    "check_only",
-    False,
-    "Only the pair check: reads headers, small files and some rows of the tables.",
-  )
-  OUT = flags.DEFINE_string(
-    "out",
-    None,
-    "A folder for similarity.json, .csv and .png, and "
-    "weights.png (candidates.json with --candidates).",
-  )
-  VIEW = flags.DEFINE_string(
-    "view",
-    None,
-    "The first matrix that this regex finds is drawn in "
-    "weights.png; by default q_proj of the first layer.",
-  )
-  OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace --out if it exists.")
-  command.run(main)
+  command.run(main, Options, accelerator=False)

@@ -11,7 +11,6 @@ import os
 import pathlib
 import sys
 
-from absl import flags
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -47,7 +46,7 @@ def check_tokens(data, model, config):
 def check_graft(frozen, instruct, config):
   """Raises InputError for a delta that could not be grafted: before the work, not after it."""
   delta = jax.eval_shape(lambda: delta_lib.zeros(jax.random.key(0), frozen, config.delta))
-  graft.select(delta, weights.abstract_model(instruct)[1], config.graft.match)
+  delta_lib.grafted_names(delta, weights.abstract_model(instruct)[1], config.graft.match)
 
 
 def load_start(config, frozen, mesh):
@@ -209,7 +208,7 @@ def measure_shadow(delta, data, method, config, mesh, like):
     return {f"{name}_valid_{k}": v for k, v in found.items()}
 
   before = measured("instruct", instruct)
-  shadow, _ = graft.graft(instruct, delta, scale=method.scale, match=config.graft.match)
+  shadow, _ = delta_lib.graft(instruct, delta, scale=method.scale, match=config.graft.match)
   return {**before, **measured("shadow", shadow)}
 
 
@@ -301,11 +300,16 @@ def wrap_up(config, workdir, losses, inputs):
   return metrics.read_metrics(workdir)
 
 
-def show(config, count, *, ids=False):
+def show(config: command.Config, count: int, *, ids: bool = False) -> None:
   """Prints what a run of `config` would train on; loads no weights and needs no accelerator.
 
+  Args:
+    config: see presets.py.
+    count: examples to print.
+    ids: whether each token's id is printed, too.
+
   Raises:
-    InputError: as `dataset.read`.
+    InputError: see `dataset.read`.
   """
   registry.resolve(config)
   sets.resolve(config)
@@ -322,26 +326,36 @@ def show(config, count, *, ids=False):
   )
 
 
-def main():
-  if PREVIEW.value is not None:
-    show(CONFIG.value, PREVIEW.value, ids=PREVIEW_IDS.value)
-  elif WORKDIR.value is None:
+@dataclasses.dataclass(frozen=True)
+class Options(command.Options):
+  """Flags of `train`."""
+
+  config: command.Config = command.config_option()
+  workdir: str | None = command.option(None, help="Folder of the run.")
+  preview: int | None = command.option(
+    None,
+    help="Print this many examples and what the loss covers in all of them, and train nothing.",
+    least=0,
+  )
+  preview_ids: bool = command.option(False, help="Print each token's id, too.")
+
+
+def main(options: Options) -> None:
+  """Trains, or prints the data, as the options say.
+
+  Raises:
+    InputError: see `train`.
+  """
+  if options.preview is not None:
+    show(options.config, options.preview, ids=options.preview_ids)
+  elif options.workdir is None:
     raise InputError(
       "--workdir is not given; name the run's folder, or look at the data first with --preview=3"
     )
   else:
     hosts.start()
-    train(CONFIG.value, WORKDIR.value)
+    train(options.config, options.workdir)
 
 
 if __name__ == "__main__":
-  CONFIG = command.define_config()
-  WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run.")
-  PREVIEW = flags.DEFINE_integer(
-    "preview",
-    None,
-    "Shows this many examples and what would be learnt from all, and trains nothing.",
-    lower_bound=0,
-  )
-  PREVIEW_IDS = flags.DEFINE_bool("preview_ids", False, "Shows each token's id, too.")
-  command.run(main)
+  command.run(main, Options)

@@ -66,11 +66,6 @@ UNDER_REPAIR = {
   ("runs/pictures", "grafting"),
   ("hf/safetensors", "jax"),
   ("hf/folder", "jax"),
-  ("graft", "absl"),
-  ("plan", "absl"),
-  ("select", "absl"),
-  ("similarity", "absl"),
-  ("train", "absl"),
 }
 MOST_BOXES, MOST_LEVELS = 36, 20
 MOST_LINES, MOST_FUNCTION_LINES = 430, 50

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 import torch
 import transformers
 
-from shadowft_jax import delta, graft, models, sharding, train, tree
+from shadowft_jax import delta, models, sharding, train, tree
 from shadowft_jax.generation import decode
 from shadowft_jax.hf import names, safetensors, weights
 from shadowft_jax.learning import loss, objectives, step
@@ -459,7 +459,7 @@ def test_a_text_model_knows_no_towers(vision_pair, tmp_path):
 def test_the_papers_scope_holds_a_fused_projection():
   model = models.from_config(pico.CONFIGS["glm4"], dtype=jnp.float32)
   params = models.abstract_params(model)
-  names = graft.select({"delta": params}, params, "projections")
+  names = delta.grafted_names({"delta": params}, params, "projections")
   assert {n.split("/")[-2] for n in names} == {
     f"{x}_proj" for x in ("q", "k", "v", "o", "gate_up", "down")
   }

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from shadowft_jax import delta, graft, lora, models, sharding, tree
+from shadowft_jax import delta, lora, models, sharding, tree
 from shadowft_jax.hf import names
 from shadowft_jax.learning import loss, objectives, optim, step
 from shadowft_jax.data import packing
@@ -70,7 +70,7 @@ def test_a_zero_delta_keeps_every_bit(dtype):
     minus(base, base),
     {"lora": lora.init(jax.random.key(0), base, rank=2, match="_proj")},
   ):
-    shadow, leaves = graft.graft(copied(instruct), zero, scale=2.0, match="all")
+    shadow, leaves = delta.graft(copied(instruct), zero, scale=2.0, match="all")
     assert leaves
     assert_bits_equal(shadow, instruct)
 
@@ -81,7 +81,7 @@ def test_grafting_the_difference_onto_the_base_gives_the_tuned_model():
   # Adding 0 turns the -0.0 that rounding made into 0.0.
   grid = lambda t: jax.tree.map(lambda x: jnp.round(x * 1024) / 1024 + 0.0, t)
   base, tuned = grid(base), grid(tuned)
-  shadow, _ = graft.graft(copied(base), minus(tuned, base), match="all")
+  shadow, _ = delta.graft(copied(base), minus(tuned, base), match="all")
   assert_bits_equal(shadow, tuned)
 
 
@@ -91,25 +91,25 @@ def test_the_graft_stays_where_the_instruct_lies_and_takes_its_buffers():
   placed = sharding.of(instruct, mesh)
   change = {"delta": jax.device_put(minus(tuned, base)["delta"], placed)}
   there = jax.device_put(copied(instruct), placed)
-  shadow, leaves = graft.graft(there, change)
+  shadow, leaves = delta.graft(there, change)
   before, after, want = tree.names(there), tree.names(shadow), tree.names(placed)
   assert {n for n, w in before.items() if w.is_deleted()} == set(leaves)
   assert all(w.sharding.is_equivalent_to(want[n], w.ndim) for n, w in after.items())
-  expected, _ = graft.graft(copied(instruct), minus(tuned, base))
+  expected, _ = delta.graft(copied(instruct), minus(tuned, base))
   assert_bits_equal(jax.device_get(shadow), jax.device_get(expected))
 
 
 def test_roles_swapped_it_is_the_chat_vector():
   _, base, tuned, instruct = setup()
-  shadow, _ = graft.graft(copied(instruct), minus(tuned, base), match="all")
-  vector, _ = graft.graft(copied(tuned), minus(instruct, base), match="all")
+  shadow, _ = delta.graft(copied(instruct), minus(tuned, base), match="all")
+  vector, _ = delta.graft(copied(tuned), minus(instruct, base), match="all")
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-7), shadow, vector)
 
 
 @pytest.mark.parametrize("match", ["projections", r"layers/mlp", "all"])
 def test_leaves_outside_the_scope_keep_their_bits(match):
   _, base, tuned, instruct = setup("qwen2")
-  shadow, leaves = graft.graft(copied(instruct), minus(tuned, base), match=match)
+  shadow, leaves = delta.graft(copied(instruct), minus(tuned, base), match=match)
   before, after = tree.names(instruct), tree.names(shadow)
   changed = sorted(n for n in before if not np.array_equal(before[n], after[n]))
   assert changed == leaves == sorted(n for n in before if re.search(delta.pattern(match), n))
@@ -117,7 +117,7 @@ def test_leaves_outside_the_scope_keep_their_bits(match):
 
 def test_the_papers_scope_is_its_seven_projections_with_biases():
   _, base, tuned, instruct = setup("qwen2")
-  _, leaves = graft.graft(copied(instruct), minus(tuned, base))
+  _, leaves = delta.graft(copied(instruct), minus(tuned, base))
   modules = {leaf.split("/")[-2] for leaf in leaves}
   assert modules == {f"{x}_proj" for x in ("q", "k", "v", "o", "gate", "up", "down")}
   assert sorted(leaf for leaf in leaves if leaf.endswith("bias")) == [
@@ -129,7 +129,7 @@ def test_sums_are_taken_in_float32_and_rounded_once():
   _, base, tuned, instruct = setup()
   instruct = jax.tree.map(lambda x: x.astype(jnp.bfloat16), instruct)
   change = minus(tuned, base)
-  shadow, _ = graft.graft(copied(instruct), change, match="all")
+  shadow, _ = delta.graft(copied(instruct), change, match="all")
   want = jax.tree.map(
     lambda w, d: (np.asarray(w, np.float32) + d).astype(jnp.bfloat16), instruct, change["delta"]
   )
@@ -141,7 +141,7 @@ def test_a_live_adapter_is_the_merged_adapter():
   adapter = {"lora": random_adapter(base)}
   token_BT = jnp.array(np.random.default_rng(0).integers(0, 96, (2, 12)))
   live = model.apply(delta.variables(base, adapter, 2.0), token_BT)
-  merged, _ = graft.graft(copied(base), adapter, scale=2.0)
+  merged, _ = delta.graft(copied(base), adapter, scale=2.0)
   want = model.apply({"params": merged}, token_BT)
   assert jnp.abs(live - model.apply({"params": base}, token_BT)).max() > 1e-2
   assert jnp.abs(live - want).max() <= 2e-4 * jnp.abs(want).max()
@@ -438,7 +438,7 @@ def test_a_delta_that_does_not_fit_says_where():
     }
   }
   with pytest.raises(InputError) as error:
-    graft.graft(copied(base), wrong, match="all")
+    delta.graft(copied(base), wrong, match="all")
   assert re.search(
     r"mlp/up_proj/kernel: the delta \(3, 1, 1\), the model \(\d, 32, 64\)", str(error.value)
   )
@@ -448,7 +448,7 @@ def test_a_delta_that_does_not_fit_says_where():
 def test_a_scope_that_selects_nothing_is_an_error():
   _, base, tuned, instruct = setup()
   with pytest.raises(InputError, match="'vision' selects none of the delta's leaves"):
-    graft.graft(copied(instruct), minus(tuned, base), match="vision")
+    delta.graft(copied(instruct), minus(tuned, base), match="vision")
 
 
 @pytest.mark.parametrize("name", pico.CONFIGS)

@@ -13,7 +13,7 @@ from safetensors import safe_open
 import torch
 import transformers
 
-from shadowft_jax import delta, graft, lora, models, sharding, train, tree
+from shadowft_jax import delta, lora, models, sharding, train, tree
 from shadowft_jax.generation import decode
 from shadowft_jax.hf import names, weights
 from shadowft_jax.learning import objectives, step
@@ -355,7 +355,7 @@ def test_a_graft_writes_each_expert_where_it_lies(made, form, tmp_path):
   """And transformers reads it there."""
   model, params = weights.load_model(made[form])
   adapter = random_adapter(params, rank=4)
-  shadow, leaves = graft.graft(params, adapter, scale=0.5)
+  shadow, leaves = delta.graft(params, adapter, scale=0.5)
   want = apply(
     model.clone(dtype=jnp.float32),
     {"params": jax.tree.map(lambda x: x.astype(jnp.float32), shadow)},
@@ -403,12 +403,12 @@ def test_fused_experts_of_another_shape_are_refused(made, tmp_path):
 
 def test_the_papers_scope_holds_the_experts_and_not_the_router():
   params = models.abstract_params(models.from_config(pico.CONFIGS["qwen3_moe"]))
-  names = graft.select({"delta": params}, params, "projections")
+  names = delta.grafted_names({"delta": params}, params, "projections")
   assert {n.removeprefix("model/layers/") for n in names} == {
     *(f"self_attn/{x}_proj/kernel" for x in "qkvo"),
     *(f"mlp/experts/{x}_proj/kernel" for x in ("gate", "up", "down")),
   }
-  more = graft.select({"delta": params}, params, WITH_ROUTER)
+  more = delta.grafted_names({"delta": params}, params, WITH_ROUTER)
   assert set(more) - set(names) == {"model/layers/mlp/gate/kernel"}
 
 
@@ -429,7 +429,7 @@ def test_a_live_adapter_is_the_merged_one(match):
   _, model, params = both("qwen3_moe_unnormed")
   adapter = random_adapter(params, match)
   live = apply(model, delta.variables(params, adapter, 0.5))
-  merged, _ = graft.graft(jax.tree.map(jnp.copy, params), adapter, scale=0.5, match="all")
+  merged, _ = delta.graft(jax.tree.map(jnp.copy, params), adapter, scale=0.5, match="all")
   assert_close(live, apply(model, {"params": merged}))
   assert np.abs(live - apply(model, {"params": params})).max() > 1.0
 

@@ -1,12 +1,10 @@
 """Grafts from disk to disk: laws, what the folder holds, adapters, other families, bad input."""
 
+import functools
 import json
 import math
-import os
 import pathlib
 import shutil
-import subprocess
-import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,14 +15,15 @@ import safetensors.torch
 import torch
 import transformers
 
-from shadowft_jax import graft, lora, tree
+from shadowft_jax import delta, lora, tree
 from shadowft_jax.grafting import buffers, chunks, matching, sources, write as stream
 from shadowft_jax.hf import weights
 from shadowft_jax.runs import pictures
 from shadowft_jax.errors import InputError
-from tests import pico, runs
+from tests import commands, pico, runs
 
 WEIGHTS = "model.safetensors"
+command = functools.partial(commands.run, "graft")
 ROOT = pathlib.Path(__file__).parents[1]
 
 
@@ -157,7 +156,7 @@ def test_it_equals_the_graft_in_memory(tmp_path):
       "paper" if scope == "projections" else "all",
     )
     _, fresh = weights.load_model(pair / "instruct")
-    shadow, leaves = graft.graft(fresh, {"delta": learnt}, match=scope)
+    shadow, leaves = delta.graft(fresh, {"delta": learnt}, match=scope)
     weights.export(
       tmp_path / f"memory {scope}",
       {n: tree.names(shadow)[n] for n in leaves},
@@ -186,7 +185,7 @@ def test_our_adapter_equals_the_graft_in_memory(tmp_path):
     tmp_path / "adapter", adapter, rank=4, alpha=8.0, base_model=str(pair / "instruct")
   )
   run(tmp_path / "out", pair / "instruct", [sources.stored(tmp_path / "adapter")])
-  shadow, _ = graft.graft(params, {"lora": adapter}, scale=2.0)
+  shadow, _ = delta.graft(params, {"lora": adapter}, scale=2.0)
   weights.export(tmp_path / "memory", tree.names(shadow), like=pair / "instruct", card="card")
   a, b = load(tmp_path / "out"), load(tmp_path / "memory")
   for n in a:
@@ -674,17 +673,6 @@ def test_an_adapter_that_is_a_pickle(tmp_path):
     sources.stored(folder)
 
 
-def command(*flags):
-  return subprocess.run(
-    [sys.executable, "-m", "shadowft_jax.graft", *map(str, flags)],
-    cwd=ROOT,
-    env={**os.environ, "PYTHONPATH": str(ROOT)},
-    capture_output=True,
-    text=True,
-    timeout=120,
-  )
-
-
 def test_the_command(float32, tmp_path):
   base, tuned, instruct = sides(float32)
   adapter(tmp_path / "adapter", factors(), r=4, lora_alpha=8)
@@ -711,5 +699,5 @@ def test_the_command(float32, tmp_path):
   wrong = command(f"--tuned={tuned}", f"--instruct={instruct}", f"--out={tmp_path / 'x'}")
   assert (wrong.returncode, wrong.stderr) == (
     2,
-    "error: --tuned needs --base: what was learnt is their difference\n",
+    "error: --tuned needs --base: the delta is their difference\n",
   )
