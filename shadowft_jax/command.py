@@ -1,35 +1,285 @@
-"""What every command does alike: parse its flags, run, and say in one line what is wrong."""
+"""Commands: flags made from a dataclass of options, exit codes, and errors of one line.
 
+A command module has `Options`, `main(options)` and, where it is started, `run(main, Options)`:
+
+  @dataclasses.dataclass(frozen=True)
+  class Options(command.Options):
+    out: str = command.option(help="Folder to write.")          # no default: required
+    rank: int | None = command.option(None, help="Rank.", least=1)
+    delta: tuple[str, ...] = command.option((), help="A delta.")  # may be repeated
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+import functools
 import hashlib
 import itertools
 import os
 import pathlib
 import platform
+import re
 import sys
+import textwrap
+import types
+import typing
+from typing import Any, TypeVar
 
-import jax
 from absl import app, flags, logging
+import jax
+import ml_collections
 from ml_collections import config_flags
 
 from shadowft_jax import hosts, presets
 from shadowft_jax.errors import InputError, nearest
 
-DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
+Config = ml_collections.ConfigDict
+DEFINE = {
+  str: flags.DEFINE_string,
+  int: flags.DEFINE_integer,
+  float: flags.DEFINE_float,
+  bool: flags.DEFINE_bool,
+  tuple: flags.DEFINE_multi_string,
+}
+COMMON = {"debug": "Show the traceback of an error.", "help": "Show this text."}
+HELP = {"--help", "-help", "-h", "--helpfull", "--helpshort"}
+T = TypeVar("T", bound="Options")
 
 
-def run(main):
-  """Runs `main()`; bad input is printed as one line, with exit code 2."""
+def option(
+  default: Any = dataclasses.MISSING,
+  *,
+  help: str,
+  choices: Sequence[str] = (),
+  above: float | None = None,
+  least: float | None = None,
+  below: float | None = None,
+  most: float | None = None,
+  aliases: Sequence[str] = (),
+) -> Any:
+  """A field of a command's Options, and so its flag.
+
+  Args:
+    default: of the field; without one, the flag is required.
+    help: sentences for --help.
+    choices, above, least, below, most: see `presets.Field`.
+    aliases: other names of the flag, with dashes.
+  """
+  field = presets.Field(default, help, tuple(choices), above, least, below, most)
+  return dataclasses.field(
+    default=default, kw_only=True, metadata={"field": field, "aliases": tuple(aliases)}
+  )
+
+
+def config_option() -> Any:
+  """The field of the --config flag: a Python file with get_config(); --config.x=y sets a field."""
+  return option(help="A file of configs/; any field is set by --config.field=value.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """Base of every command's options: their values are checked when they are made.
+
+  Raises:
+    InputError: a value is none of the choices, or out of range.
+  """
+
+  def __post_init__(self) -> None:
+    for flag, field in fields(type(self)).items():
+      value = getattr(self, field.name)
+      if value is not None and (fault := field.metadata["field"].fault(value)):
+        raise InputError(f"--{flag} {fault}; got {value!r}")
+
+
+@functools.cache
+def fields(options: type[Options]) -> dict[str, dataclasses.Field]:
+  """{name of the flag: field}."""
+  return {f.name.replace("_", "-"): f for f in dataclasses.fields(options)}
+
+
+@functools.cache
+def kinds(options: type[Options]) -> dict[str, type]:
+  """{name of the flag: str, int, float, bool, tuple or Config}, from the annotations."""
+  hints = typing.get_type_hints(options)
+  return {flag: _kind(hints[field.name]) for flag, field in fields(options).items()}
+
+
+def _kind(hint):
+  if isinstance(hint, types.UnionType):
+    (hint,) = (h for h in typing.get_args(hint) if h is not types.NoneType)
+  return typing.get_origin(hint) or hint
+
+
+def parse(options: type[T], argv: Sequence[str]) -> T:
+  """The options that a command line gives.
+
+  A flag may be spelt with dashes or underscores.
+
+  Args:
+    options: the command's dataclass.
+    argv: the words after the command's name.
+
+  Raises:
+    InputError: a flag is unknown, missing or malformed, or a word would be ignored.
+  """
+  argv = list(_spelt(options, argv))
+  values = _define(options, argv)
+  if Config in kinds(options).values():
+    _check_config(argv)
+  try:
+    _, *words = values(["", *argv])
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+    raise InputError(_flag_message(error)) from error
+  if words:
+    raise InputError(_ignored(options, argv, words[0]))
+  given = {}
+  for flag, field in fields(options).items():
+    if (value := values[flag].value) is not None:
+      given[field.name] = tuple(value) if kinds(options)[flag] is tuple else value
+    elif field.default is dataclasses.MISSING:
+      raise InputError(f"--{flag} is required: {field.metadata['field'].meaning}")
+  return options(**given)
+
+
+def _spelt(options, argv) -> Iterator[str]:
+  """The words of a command line, each flag spelt as it is defined; values are left alone."""
+  known = kinds(options)
+  aliases = {a: flag for flag, f in fields(options).items() for a in f.metadata["aliases"]}
+  words = iter(argv)
+  for word in words:
+    # Neither --config.field nor a negative number.
+    match = re.fullmatch(r"--?([a-zA-Z][\w-]*)(=.*)?", word, re.DOTALL)
+    if not match:
+      yield word
+      continue
+    name = match[1].replace("_", "-")
+    name = aliases.get(name, name)
+    if name not in known and known.get(name.removeprefix("no-")) is bool:
+      name = f"no{name.removeprefix('no-')}"  # --no-verify of the field `verify`
+    yield f"--{name}{match[2] or ''}"
+    if not match[2] and known.get(name, bool) is not bool:
+      yield from itertools.islice(words, 1)
+
+
+def _define(options, argv) -> flags.FlagValues:
+  """The flags of the options; None stands for one that is not given."""
+  values = flags.FlagValues()
+  values.set_gnu_getopt(True)  # a word that is no flag does not end the flags
+  for flag, field in fields(options).items():
+    kind, help = kinds(options)[flag], field.metadata["field"].meaning
+    if kind is Config:
+      config_flags.DEFINE_config_file(
+        flag, None, help, flag_values=values, lock_config=True, sys_argv=["", *argv]
+      )
+    else:
+      DEFINE[kind](flag, None, help, flag_values=values)
+  for flag, help in COMMON.items():
+    flags.DEFINE_bool(flag, False, help, flag_values=values)
+  return values
+
+
+def _check_config(argv):
+  """Raises InputError where --config is not given or names no file, with the nearest beside it."""
+  given = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
+  given += [b for a, b in itertools.pairwise(argv) if a == "--config"]
+  if not given:
+    raise InputError("--config is required; name a file of configs/: --config configs/lora.py")
+  for path in map(pathlib.Path, given):
+    if not path.is_file():
+      raise InputError(f"--config {path} does not exist{nearest(path)}")
+
+
+def _flag_message(error):
+  text = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split())
+  if isinstance(error, AttributeError):  # a ConfigDict's own words, quoted once too often
+    return f"the config has no field {text[1:-1]}"
+  return text
+
+
+def _ignored(options, argv, word):
+  """What to do about a word that belongs to no flag."""
+  name, is_assignment, _ = word.partition("=")
+  known = kinds(options)
+  if is_assignment and (name.startswith("config.") or name.replace("_", "-") in known):
+    return f"{word!r} is no flag and would be ignored; write --{word}"
+  before = [w for w in argv[: argv.index(word)] if w.startswith("--")]
+  flag = before[-1][2:].partition("=")[0] if before else ""
+  if known.get(flag) is tuple:
+    return f"{word!r} would be ignored; repeat the flag: --{flag} {word}"
+  if known.get(flag) is bool:
+    return f"{word!r} would be ignored; --{flag} takes no value: write --{flag} or --no-{flag}"
+  return f"{word!r} would be ignored; every value needs its flag (--help lists them)"
+
+
+def help_text(options: type[Options], about: str) -> str:
+  """The text of --help: what the command does, then every flag."""
+  lines = [about.strip(), "", "Flags:"]
+  for flag, field in fields(options).items():
+    kind, known = kinds(options)[flag], field.metadata["field"]
+    notes = [known.meaning]
+    if known.choices:
+      notes.append(f"One of: {', '.join(known.choices)}.")
+    if known.range:
+      notes.append(f"Must be {known.range}.")
+    if kind is tuple:
+      notes.append("May be repeated.")
+    if known.default is dataclasses.MISSING:
+      notes.append("Required.")
+    elif kind is not bool and known.default not in (None, (), ""):
+      notes.append(f"Default: {known.default}.")
+    value = {bool: "", Config: " FILE", int: " INTEGER", float: " NUMBER"}.get(kind, " VALUE")
+    lines += [
+      f"  --{flag}{value}",
+      textwrap.indent(textwrap.fill(" ".join(notes), 88, break_on_hyphens=False), 6 * " "),
+    ]
+  lines += [f"  --{flag}\n      {text}" for flag, text in COMMON.items()]
+  return "\n".join(lines)
+
+
+def run(
+  main: Callable[[T], None], options: type[T], *, accelerator: bool = True, cache: bool = True
+) -> None:
+  """Runs a command by the flags of the process, which it ends: code 0, or 2 for bad input.
+
+  Args:
+    main: the command.
+    options: its dataclass.
+    accelerator: whether it computes on one; otherwise none is taken.
+    cache: whether compiled programs are kept for the next start.
+  """
   logging.set_verbosity(logging.WARNING)  # orbax tells of every file it writes
   # Several steps in flight can lock up the collectives of several CPU devices.
   jax.config.update("jax_cpu_enable_async_dispatch", False)
+  if not accelerator:
+    jax.config.update("jax_platforms", "cpu")
   # JAX takes 0.75 of a GPU unless told otherwise; what a plan counts on is this.
   if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:  # its older name; JAX refuses both
     os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", "0.975")
-  keep_compiled()
-  app.run(lambda _: _guarded(main), flags_parser=_parse)
+  if cache:
+    keep_compiled()
+  else:
+    jax.config.update("jax_enable_compilation_cache", False)
+  app.run(lambda _: execute(main, options, sys.argv[1:]), argv=sys.argv[:1])
 
 
-def keep_compiled():
+def execute(main: Callable[[T], None], options: type[T], argv: Sequence[str]) -> None:
+  """Calls `main` with the options of a command line; bad input is printed as one line.
+
+  Raises:
+    SystemExit: the input is bad (code 2).
+  """
+  if HELP & set(argv):
+    print(help_text(options, sys.modules[main.__module__].__doc__))
+    return
+  try:
+    main(parse(options, argv))
+  except (InputError, FloatingPointError) as error:
+    if "--debug" in argv:
+      raise
+    print(f"error: {error}", file=sys.stderr)
+    hosts.leave(2)
+
+
+def keep_compiled() -> None:
   """Has jax keep compiled programs in the user's cache folder, for the next start.
 
   JAX_COMPILATION_CACHE_DIR names another folder; JAX_ENABLE_COMPILATION_CACHE=0 keeps none.
@@ -52,57 +302,7 @@ def _cpu():
   return next((x for x in lines if x.startswith(("flags", "Features"))), platform.machine())
 
 
-def _guarded(call):
-  try:
-    call()
-  except (InputError, FloatingPointError) as error:
-    _fail(error)
-
-
-def _parse(argv):
-  _guarded(lambda: _check_config_exists(argv))
-  try:
-    return flags.FLAGS(argv)
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-    _fail(InputError(_flag_message(error)))
-
-
-def _flag_message(error):
-  text = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split())
-  if isinstance(error, AttributeError):  # a ConfigDict's own words, quoted once too often
-    return f"the config has no field {text[1:-1]}"
-  return text
-
-
-def _check_config_exists(argv):
-  """Raises InputError for a --config that is not there, with the nearest name beside it."""
-  given = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
-  given += [b for a, b in itertools.pairwise(argv) if a == "--config"]
-  for path in map(pathlib.Path, given):
-    if not path.is_file():
-      raise InputError(f"--config {path} does not exist{nearest(path)}")
-
-
-def _fail(error):
-  if "--debug" in sys.argv:
-    raise error
-  print(f"error: {error}", file=sys.stderr)
-  hosts.leave(2)
-
-
-def check(config, *, complete=True):
+def check(config: Config, *, complete: bool = True) -> None:
   """Raises InputError for the first of `presets.faults`."""
   for fault in presets.faults(config, complete=complete):
     raise InputError(fault)
-
-
-def define_config():
-  """The --config flag: a Python file with get_config(), fields set by --config.x=y."""
-  holder = config_flags.DEFINE_config_file(
-    "config",
-    None,
-    "A file of configs/; any field is set by --config.field=value.",
-    lock_config=True,
-  )
-  flags.mark_flag_as_required("config")
-  return holder

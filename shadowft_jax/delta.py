@@ -9,6 +9,7 @@ A Delta is one of two trees, told apart by the collection it lives in:
 """
 
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,10 @@ from shadowft_jax.errors import InputError
 # Names that `match` may have beside a regex -> the regex over leaf names, biases included.
 SCOPES = {"projections": rf"layers/.*/({'|'.join(scope.DEFAULT)})/", "all": r""}
 KINDS = ("lora", "full")
+Params = dict[str, Any]  # a model's arrays, nested by Hugging Face's names
+Delta = dict[str, Any]  # one of the two trees
+Params = dict[str, Any]  # a model's arrays, nested by Hugging Face's names
+Delta = dict[str, Any]  # one of the two trees
 
 
 def pattern(match):
@@ -120,14 +125,13 @@ def densify(delta, scale):
   return tree.names(lora.product(delta["lora"], scale) if "lora" in delta else delta["delta"])
 
 
-def _grafted(weights, delta, scale):
-  """Equation 3, leaf by leaf; only what `weights` names is computed."""
-  dense = densify(delta, scale)
-  return jax.tree.map(add, weights, {n: dense[n] for n in weights})
-
-
-def grafted_names(delta, params, match):
+def grafted_names(delta: Delta, params: Params, match: str) -> list[str]:
   """The sorted names of the leaves that `graft` would change; computes nothing.
+
+  Args:
+    delta: see above.
+    params: the tree that it is for, or its shapes.
+    match: a name in SCOPES, or a regex over leaf names.
 
   Raises:
     InputError: the delta does not fit `params`, or `match` selects none of its leaves.
@@ -145,14 +149,16 @@ def grafted_names(delta, params, match):
   return chosen
 
 
-def graft(instruct, delta, *, scale=1.0, match="projections"):
-  """W_I + delta on the leaves that `match` selects.
+def graft(
+  instruct: Params, delta: Delta, *, scale: float = 1.0, match: str = "projections"
+) -> tuple[Params, list[str]]:
+  """W_I + delta on the leaves that `match` selects: equation 3 of arXiv 2505.12716, in memory.
 
   Args:
-    instruct: Params of the Instruct model; the buffers of grafted leaves are donated.
-    delta: see above.  Leaves it lacks, and elements where it is 0, keep W_I's bits.
-    scale: alpha / rank of an adapter; 1 for a dense delta.
-    match: a name in delta.SCOPES, or a regex over leaf names.
+    instruct: the Instruct model; the buffers of grafted leaves are donated.
+    delta: leaves it lacks, and elements where it is 0, keep W_I's bits.
+    scale: of an adapter (`scale_of`).
+    match: see `grafted_names`.
 
   Returns:
     (Params shaped, sharded and typed as `instruct`, with sums taken in float32; the sorted
@@ -165,5 +171,11 @@ def graft(instruct, delta, *, scale=1.0, match="projections"):
   named = tree.names(instruct)
   weights = {n: named[n] for n in chosen}
   placed = jax.tree.map(lambda w: w.sharding, weights)
-  named.update(jax.jit(_grafted, donate_argnums=0, out_shardings=placed)(weights, delta, scale))
+  named.update(jax.jit(_sums, donate_argnums=0, out_shardings=placed)(weights, delta, scale))
   return tree.nest(named), chosen
+
+
+def _sums(weights, delta, scale):
+  """W + delta, leaf by leaf; only what `weights` names is computed."""
+  dense = densify(delta, scale)
+  return jax.tree.map(add, weights, {n: dense[n] for n in weights})

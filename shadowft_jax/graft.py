@@ -10,18 +10,137 @@ train.py wrote, a LoRA adapter of PEFT, or the difference of two checkpoints of 
 to it.
 """
 
+import dataclasses
 import pathlib
-
-from absl import flags
-import jax
+from typing import Any
 
 from shadowft_jax.runs import cards
-from shadowft_jax.grafting import write
 from shadowft_jax.hf.folder import open_model
 from shadowft_jax import command, files
-from shadowft_jax.grafting import delta_only, matching, recipe, sources
+from shadowft_jax.grafting import delta_only, matching, recipe, sources, write
 from shadowft_jax.errors import InputError
 from shadowft_jax.progress import say
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(command.Options):
+  """Flags of `graft`."""
+
+  base: str | None = command.option(
+    None,
+    help="Folder of the Base model: with --tuned, the delta is their difference; the result is "
+    "measured against it.",
+  )
+  tuned: str | None = command.option(None, help="Folder of the tuned Base model.")
+  delta: tuple[str, ...] = command.option(
+    (), help="A delta's folder, such as RUN/delta, or FOLDER:WEIGHT."
+  )
+  adapter: tuple[str, ...] = command.option((), help="A LoRA adapter of PEFT, or FOLDER:WEIGHT.")
+  instruct: str = command.option(help="Folder of the Instruct model.")
+  out: str = command.option(help="Folder to write.")
+  output: str = command.option(
+    "shadow",
+    help="shadow: the grafted model; adapter: one adapter to serve on the Instruct; delta: what "
+    "is added to it, as it is.",
+    choices=("shadow", "adapter", "delta"),
+  )
+  delta_dtype: str | None = command.option(
+    None,
+    help="Dtype of the numbers that --output=delta stores; float32 unless given.",
+    choices=tuple(delta_only.DTYPES),
+  )
+  rank: int | None = command.option(
+    None, help="Singular values kept of each tensor, for --output=adapter.", least=1
+  )
+  energy: float | None = command.option(
+    None,
+    help="In the place of --rank: share of the squared singular values kept of each tensor, "
+    "such as 0.9.",
+    above=0,
+    most=1,
+  )
+  alpha: float = command.option(1.0, help="Every delta is multiplied by this.")
+  scope: str = command.option(
+    "paper",
+    help="paper: the projections of the layers; all: every tensor that the models share.",
+    choices=("paper", "all"),
+  )
+  match: str | None = command.option(
+    None, help="In the place of --scope: projections, all, or a regex over leaf names."
+  )
+  include: str | None = command.option(
+    None, help="Graft only these tensors of the scope: a regex over names in the Instruct's files."
+  )
+  exclude: str | None = command.option(
+    None, help="Leave these tensors of the scope out: a regex, likewise."
+  )
+  vocab: str = command.option(
+    "refuse",
+    help="Tables of different length are refused; common grafts the rows that all have.",
+    choices=("refuse", "common"),
+  )
+  combine: str = command.option(
+    "sum", help="How several deltas become one.", choices=("sum", "ties")
+  )
+  density: float = command.option(
+    1.0,
+    help="For --combine=ties: share of each delta's numbers that is kept, the largest in every "
+    "tensor.",
+  )
+  drop_rate: float = command.option(
+    0.0,
+    help="DARE: probability p that a number of a delta is dropped; the others are divided by "
+    "1 - p.",
+  )
+  rounding: str = command.option(
+    "nearest",
+    help="How sums are rounded to the Instruct's dtype; stochastic: right on average.",
+    choices=("nearest", "stochastic"),
+  )
+  dtype: str | None = command.option(
+    None,
+    help="Dtype of all weights written, and then of config.json; each tensor keeps the "
+    "Instruct's unless given.",
+    choices=("float32",),
+  )
+  seed: int = command.option(0, help="Seed of --drop-rate and --rounding=stochastic.")
+  dry_run: bool = command.option(False, help="Print what would be done, and stop.")
+  no_verify: bool = command.option(
+    False, help="Neither read the result back nor hash files, which saves time."
+  )
+  overwrite: bool = command.option(False, help="Replace --out if it exists.")
+
+
+def main(options: Options) -> None:
+  """Grafts as the options say.
+
+  Raises:
+    InputError: the options contradict each other, or the models do not fit.
+  """
+  form = _form(options)
+  if not options.dry_run:
+    files.check_new(options.out, options.overwrite)
+  instruct = open_model(options.instruct)
+  deltas = _deltas(options)
+  wanted = matching.scope(
+    instruct.model_type,
+    options.scope,
+    match=options.match,
+    include=options.include,
+    exclude=options.exclude,
+  )
+  plan = matching.plan(
+    instruct,
+    deltas,
+    wanted=wanted,
+    vocab=options.vocab,
+    base=open_model(options.base) if options.base else None,
+    recipe=_recipe(options),
+  )
+  if form:
+    _write_delta(plan, form, options)
+  else:
+    _write_model(plan, options)
 
 
 def _weighted(text):
@@ -35,217 +154,124 @@ def _weighted(text):
     return text, 1.0
 
 
-def _deltas():
-  """The deltas that the flags name, each with its weight."""
-  if TUNED.value and not BASE.value:
-    raise InputError("--tuned needs --base: what was learnt is their difference")
-  found = []
-  if TUNED.value:
-    found.append(sources.difference(BASE.value, TUNED.value, ALPHA.value))
-  for place, weight in map(_weighted, DELTA.value or ()):
-    found.append(sources.stored(place, ALPHA.value * weight))
-  for place, weight in map(_weighted, ADAPTER.value or ()):
-    if not (pathlib.Path(place) / "adapter_config.json").exists():
-      raise InputError(f"--adapter {place} has no adapter_config.json; expected a PEFT adapter")
-    found.append(sources.stored(place, ALPHA.value * weight))
-  if not found:
+def _deltas(options):
+  """The deltas that the options name, each with its weight."""
+  if options.tuned and not options.base:
+    raise InputError("--tuned needs --base: the delta is their difference")
+  deltas = []
+  if options.tuned:
+    deltas.append(sources.difference(options.base, options.tuned, options.alpha))
+  for folder, weight in map(_weighted, options.delta):
+    deltas.append(sources.stored(folder, options.alpha * weight))
+  for folder, weight in map(_weighted, options.adapter):
+    if not (pathlib.Path(folder) / "adapter_config.json").exists():
+      raise InputError(f"--adapter {folder} has no adapter_config.json; expected a PEFT adapter")
+    deltas.append(sources.stored(folder, options.alpha * weight))
+  if not deltas:
     raise InputError("nothing to graft: give --delta, --adapter, or --base and --tuned")
-  return found
+  return deltas
 
 
-def _settings(deltas):
-  """What provenance.json says of the flags."""
+def _settings(options, deltas) -> dict[str, Any]:
+  """What provenance.json says of the options."""
   return {
-    "alpha": ALPHA.value,
-    "scope": _scope_text(),
-    "vocab": VOCAB.value,
+    "alpha": options.alpha,
+    "scope": _scope_text(options),
+    "vocab": options.vocab,
     "deltas": [{"what": d.what, "weight": d.weight} for d in deltas],
   }
 
 
-def _recipe():
+def _recipe(options):
   found = recipe.Recipe(
-    COMBINE.value, DENSITY.value, DROP_RATE.value, ROUNDING.value, DTYPE.value, SEED.value
+    combine=options.combine,
+    density=options.density,
+    drop_rate=options.drop_rate,
+    rounding=options.rounding,
+    dtype=options.dtype,
+    seed=options.seed,
   )
   recipe.check(found)
   return found
 
 
-def _scope_text():
-  parts = [f"match {MATCH.value}" if MATCH.value is not None else f"scope {SCOPE.value}"]
-  if INCLUDE.value:
-    parts.append(f"include {INCLUDE.value}")
-  if EXCLUDE.value:
-    parts.append(f"exclude {EXCLUDE.value}")
+def _scope_text(options):
+  parts = [f"scope {options.scope}" if options.match is None else f"match {options.match}"]
+  parts += [
+    f"{name} {pattern}"
+    for name, pattern in (("include", options.include), ("exclude", options.exclude))
+    if pattern
+  ]
   return ", ".join(parts)
 
 
-def _form():
-  """The form that the flags ask for; None for a whole model."""
-  only = {"delta-dtype": "delta", "rank": "adapter", "energy": "adapter"}
-  if bad := [f for f, kind in only.items() if flags.FLAGS[f].present and OUTPUT.value != kind]:
-    raise InputError(f"--{bad[0]} is for --output={only[bad[0]]}; got --output={OUTPUT.value}")
-  if RANK.value is not None and ENERGY.value is not None:
-    raise InputError("--rank and --energy both tell how much an adapter keeps; give one")
-  if OUTPUT.value == "shadow":
+def _form(options):
+  """The form that the options ask for; None for a whole model."""
+  for flag, value, output in (
+    ("delta-dtype", options.delta_dtype, "delta"),
+    ("rank", options.rank, "adapter"),
+    ("energy", options.energy, "adapter"),
+  ):
+    if value is not None and options.output != output:
+      raise InputError(f"--{flag} is for --output={output}; got --output={options.output}")
+  if options.rank is not None and options.energy is not None:
+    raise InputError("--rank and --energy both say how much an adapter keeps; give one")
+  if options.output == "shadow":
     return None
-  if ROUNDING.value != "nearest" or DTYPE.value:
+  if options.rounding != "nearest" or options.dtype:
     raise InputError(
       "--rounding and --dtype are for --output=shadow, where a sum is stored; got "
-      f"--output={OUTPUT.value}"
+      f"--output={options.output}"
     )
-  return delta_only.Output(OUTPUT.value, DELTA_DTYPE.value, RANK.value, ENERGY.value)
+  return delta_only.Output(
+    options.output, options.delta_dtype or "float32", options.rank, options.energy
+  )
 
 
-def _write_learnt(plan, form):
-  """What is added to the Instruct, in the place of the sum."""
-  out = OUT.value
+def _write_delta(plan, form, options):
+  """Writes what is added to the Instruct, in the place of the sum."""
+  out = options.out
   delta_only.check(plan, out, form)
   say("\n  ".join(matching.lines(plan, out, delta_only.need(plan, form), files.free(out))))
-  if DRY_RUN.value:
+  if options.dry_run:
     return
-  settings = {**_settings(plan.deltas), "output": form._asdict()}
-  told = delta_only.run(
-    plan, out, form, settings=settings, overwrite=OVERWRITE.value, verify=not NO_VERIFY.value
+  done = delta_only.run(
+    plan,
+    out,
+    form,
+    settings={**_settings(options, plan.deltas), "output": form._asdict()},
+    overwrite=options.overwrite,
+    verify=not options.no_verify,
   )
-  for line in delta_only.lines(form, told):
+  for line in delta_only.lines(form, done):
     say(line)
-  say(f"wrote the {form.name} of {len(plan.targets)} tensors for {INSTRUCT.value}: {out}")
+  say(f"wrote the {form.name} of {len(plan.targets)} tensors for {options.instruct}: {out}")
 
 
-def main():
-  form = _form()
-  if not DRY_RUN.value:
-    files.check_new(OUT.value, OVERWRITE.value)
-  instruct = open_model(INSTRUCT.value)
-  deltas = _deltas()
-  wanted = matching.scope(
-    instruct.model_type,
-    SCOPE.value,
-    match=MATCH.value,
-    include=INCLUDE.value,
-    exclude=EXCLUDE.value,
-  )
-  base = open_model(BASE.value) if BASE.value else None
-  plan = matching.plan(
-    instruct, deltas, wanted=wanted, vocab=VOCAB.value, base=base, recipe=_recipe()
-  )
-  if form:
-    _write_learnt(plan, form)
-    return
-  say("\n  ".join(matching.lines(plan, OUT.value, write.need(plan), files.free(OUT.value))))
-  if DRY_RUN.value:
-    write.check_room(plan, OUT.value)
+def _write_model(plan, options):
+  """Writes the grafted model."""
+  out = options.out
+  say("\n  ".join(matching.lines(plan, out, write.need(plan), files.free(out))))
+  if options.dry_run:
+    write.check(plan, out)
     return
   card = cards.model_card(
-    base=BASE.value or ", ".join(d.what for d in deltas),
-    instruct=INSTRUCT.value,
+    base=options.base or ", ".join(d.what for d in plan.deltas),
+    instruct=options.instruct,
     learn_on="base",
-    kind="lora" if all(d.kind == "lora" for d in deltas) else "full",
-    match=_scope_text(),
-    dtype=DTYPE.value,
+    kind="lora" if all(d.kind == "lora" for d in plan.deltas) else "full",
+    match=_scope_text(options),
+    dtype=options.dtype,
   )
   write.run_and_report(
     plan,
-    OUT.value,
+    out,
     card=card,
-    settings=_settings(deltas),
-    overwrite=OVERWRITE.value,
-    verify=not NO_VERIFY.value,
+    settings=_settings(options, plan.deltas),
+    overwrite=options.overwrite,
+    verify=not options.no_verify,
   )
 
 
 if __name__ == "__main__":
-  BASE = flags.DEFINE_string(
-    "base",
-    None,
-    "The Base model's folder: with --tuned, what "
-    "the delta is taken from; the result is measured against it.",
-  )
-  TUNED = flags.DEFINE_string("tuned", None, "The tuned Base model's folder.")
-  DELTA = flags.DEFINE_multi_string(
-    "delta", None, "A delta folder, such as RUN/delta, or FOLDER:WEIGHT; may be repeated."
-  )
-  ADAPTER = flags.DEFINE_multi_string(
-    "adapter", None, "A LoRA adapter of PEFT, or FOLDER:WEIGHT; may be repeated."
-  )
-  INSTRUCT = flags.DEFINE_string("instruct", None, "The Instruct model's folder.", required=True)
-  OUT = flags.DEFINE_string("out", None, "The folder to make.", required=True)
-  OUTPUT = flags.DEFINE_enum(
-    "output",
-    "shadow",
-    ["shadow", "adapter", "delta"],
-    "shadow: the grafted model; adapter: one "
-    "adapter to serve on the Instruct; delta: what is added to it, as it is.",
-  )
-  DELTA_DTYPE = flags.DEFINE_enum(
-    "delta-dtype",
-    "float32",
-    sorted(delta_only.DTYPES, reverse=True),
-    "In which --output=delta stores its numbers.",
-  )
-  RANK = flags.DEFINE_integer(
-    "rank",
-    None,
-    "Of --output=adapter: how many singular values are kept of each tensor.",
-    lower_bound=1,
-  )
-  ENERGY = flags.DEFINE_float(
-    "energy",
-    None,
-    "In its place: the share of the squared singular values that is kept of each tensor, as 0.9.",
-    1e-9,
-    1.0,
-  )
-  ALPHA = flags.DEFINE_float("alpha", 1.0, "What every delta is multiplied by.")
-  SCOPE = flags.DEFINE_enum(
-    "scope",
-    "paper",
-    ["paper", "all"],
-    "paper: the projections of the layers; all: all that the models share.",
-  )
-  MATCH = flags.DEFINE_string(
-    "match", None, "In the place of --scope: projections, all, or a regex over leaf names."
-  )
-  INCLUDE = flags.DEFINE_string(
-    "include",
-    None,
-    "Of the scope, only these tensors: a regex over the names in the Instruct's files.",
-  )
-  EXCLUDE = flags.DEFINE_string("exclude", None, "Of the scope, not these tensors: a regex.")
-  VOCAB = flags.DEFINE_enum(
-    "vocab",
-    "refuse",
-    ["refuse", "common"],
-    "Tables of different length: common grafts the rows that all have.",
-  )
-  COMBINE = flags.DEFINE_enum("combine", "sum", ["sum", "ties"], "How several deltas become one.")
-  DENSITY = flags.DEFINE_float(
-    "density",
-    1.0,
-    "Of --combine=ties: the share of each delta's "
-    "numbers, the largest in every tensor, that is kept.",
-  )
-  DROP_RATE = flags.DEFINE_float(
-    "drop-rate",
-    0.0,
-    "DARE: the probability p that a number of a delta is dropped; the others are divided by 1 - p.",
-  )
-  ROUNDING = flags.DEFINE_enum(
-    "rounding",
-    "nearest",
-    ["nearest", "stochastic"],
-    "How sums are rounded to the Instruct's dtype; stochastic: right on average.",
-  )
-  DTYPE = flags.DEFINE_enum(
-    "dtype",
-    None,
-    ["float32"],
-    "Of all weights written, and then of config.json; by default each keeps the Instruct's.",
-  )
-  SEED = flags.DEFINE_integer("seed", 0, "Of --drop-rate and --rounding=stochastic.")
-  DRY_RUN = flags.DEFINE_bool("dry-run", False, "Print what would be done, and stop.")
-  NO_VERIFY = flags.DEFINE_bool("no-verify", False, "Neither read the result back nor hash files.")
-  OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace --out if it exists.")
-  jax.config.update("jax_platforms", "cpu")  # from disk to disk: no accelerator is taken
-  command.run(main)
+  command.run(main, Options, accelerator=False)  # from disk to disk

@@ -57,6 +57,21 @@ class Field:
       and (self.most is None or value <= self.most)
     )
 
+  def fault(self, value: Any) -> str:
+    """What a value must be and is not; "" if it is right."""
+    if self.choices:
+      return "" if value in self.choices else f"is one of {', '.join(map(str, self.choices))}"
+    if self.is_regex:
+      try:
+        re.compile(value)
+      except re.error as error:
+        return f"is not a regular expression ({error})"
+    elif self.range and not self.contains(value):
+      return f"must be {self.range}"
+    elif isinstance(value, float) and not math.isfinite(value):
+      return "must be finite"
+    return ""
+
 
 def _share(default, meaning):
   return Field(default, meaning, least=0, below=1)
@@ -313,23 +328,9 @@ def faults(config: Any, *, complete: bool = True) -> list[str]:
     if complete and field.hint and not fields[name]
   ]
   for name, field in FIELDS.items():
-    if name in fields and (fault := _fault(field, fields[name])):
+    if name in fields and (fault := field.fault(fields[name])):
       out.append(f"config.{name} {fault}; got {fields[name]!r}")
   return out + _contradictions(config)
-
-
-def _fault(field, value):
-  """What a value must be and is not; "" if it is right."""
-  if field.choices:
-    return "" if value in field.choices else f"is one of {', '.join(map(str, field.choices))}"
-  if field.is_regex:
-    try:
-      re.compile(value)
-    except re.error as error:
-      return f"is not a regular expression ({error})"
-  elif field.range and not field.contains(value):
-    return f"must be {field.range}"
-  return ""
 
 
 def _contradictions(config):

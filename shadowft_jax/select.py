@@ -3,22 +3,46 @@
   python -m shadowft_jax.select --rows BAAI/Infinity-Instruct:Gen --out baai_2k.jsonl
 
 Writes the rows as they came, and baai_2k.report.json beside them.  What the paper leaves open, and
-the flag of each, is in data/select.py.
+the flag of each, is in data/high_reward.py.
 """
 
 import dataclasses
 import json
 import pathlib
 
-from absl import flags
-
-from shadowft_jax import command, files
-from shadowft_jax.data import high_reward as select_lib, sources
+import os
+from shadowft_jax import files
+from shadowft_jax import command
+from shadowft_jax.data import high_reward, sources
 from shadowft_jax.errors import InputError
 from shadowft_jax.progress import say
 
 
-def read(spec, split):
+@dataclasses.dataclass(frozen=True)
+class Options(command.Options):
+  """Flags of `select`."""
+
+  rows: str = command.option(
+    help="File, folder or hub id ORG/NAME[:SUBSET] of rows with a reward and categories."
+  )
+  split: str = command.option("train", help="Split of a hub id.")
+  out: str = command.option(help="The .jsonl file to write.")
+  count: int = command.option(2000, help="Rows to choose.")
+  seed: int = command.option(42, help="Seed of ties and of the order.")
+  reward: str = command.option("reward", help="Field of the reward.")
+  category: str = command.option("label.cate_ability_en", help="Field of the category.")
+  pool: float = command.option(0.1, help="Share of the rows, the best, to choose from.")
+  min_reward: float | None = command.option(None, help="Least reward of a chosen row.")
+  several: str = command.option(
+    "first",
+    help="What a row with several categories counts for: the first, one that is drawn, or each.",
+    choices=high_reward.SEVERAL,
+  )
+  language: str = command.option("", help="Only rows whose langdetect is this.")
+  overwrite: bool = command.option(False, help="Replace --out if it exists.")
+
+
+def read(spec: str, split: str) -> list[dict]:
   """All rows of `spec`, a file, folder or hub id.
 
   Raises:
@@ -27,7 +51,7 @@ def read(spec, split):
   rows = []
   for source in sources.read(spec, split):
     if source.weight != 1:
-      raise InputError(f"--rows {spec}: a weight says how often rows are learnt; expected none")
+      raise InputError(f"--rows {spec}: a weight says how often rows are passed; expected none")
     for where, row in source.rows:
       if isinstance(row, InputError):
         raise row
@@ -37,8 +61,12 @@ def read(spec, split):
   return rows
 
 
-def free(out, overwrite):
-  """(Path of the rows, Path of the report) for --out; checks that they may be written."""
+def free(out: str | os.PathLike, overwrite: bool) -> tuple[pathlib.Path, pathlib.Path]:
+  """(path of the rows, path of the report) for --out.
+
+  Raises:
+    InputError: they may not be written.
+  """
   out = pathlib.Path(out)
   if out.suffix != ".jsonl":
     raise InputError(f"--out {out}: expected a name that ends in .jsonl")
@@ -49,8 +77,12 @@ def free(out, overwrite):
   return paths
 
 
-def write(path, rows):
-  """Writes a row a line, the whole file or nothing."""
+def write(path: pathlib.Path, rows: list[dict]) -> None:
+  """Writes a row a line, the whole file or nothing.
+
+  Raises:
+    InputError: a row holds what JSON cannot.
+  """
   try:
     text = "".join(json.dumps(row) + "\n" for row in rows)
   except TypeError as error:  # dates and bytes of a Parquet file
@@ -58,44 +90,30 @@ def write(path, rows):
   files.write(path, text)
 
 
-def main():
-  out, report_path = free(OUT.value, OVERWRITE.value)
-  rows, report = select_lib.select(
-    read(ROWS.value, SPLIT.value),
-    count=COUNT.value,
-    seed=SEED.value,
-    reward=REWARD.value,
-    category=CATEGORY.value,
-    pool=POOL.value,
-    min_reward=MIN_REWARD.value,
-    several=SEVERAL.value,
-    language=LANGUAGE.value,
+def main(options: Options) -> None:
+  """Chooses rows as the options say, and writes them and the report.
+
+  Raises:
+    InputError: a value is out of range, or the rows are not there, malformed or too few.
+  """
+  out, report_path = free(options.out, options.overwrite)
+  rows, report = high_reward.select(
+    read(options.rows, options.split),
+    count=options.count,
+    seed=options.seed,
+    reward=options.reward,
+    category=options.category,
+    pool=options.pool,
+    min_reward=options.min_reward,
+    several=options.several,
+    language=options.language,
   )
   out.parent.mkdir(parents=True, exist_ok=True)
   write(out, rows)
-  files.write_json(report_path, {"source": ROWS.value, **dataclasses.asdict(report)})
+  files.write_json(report_path, {"source": options.rows, **dataclasses.asdict(report)})
   print(report.table())
   say(f"written: {out}\nwritten: {report_path}")
 
 
 if __name__ == "__main__":
-  ROWS = flags.DEFINE_string(
-    "rows",
-    None,
-    "File, folder or hub id ORG/NAME[:SUBSET] of rows with a reward and categories.",
-    required=True,
-  )
-  SPLIT = flags.DEFINE_string("split", "train", "Of a hub id.")
-  OUT = flags.DEFINE_string("out", None, "The .jsonl file to write.", required=True)
-  COUNT = flags.DEFINE_integer("count", 2000, "How many rows.")
-  SEED = flags.DEFINE_integer("seed", 42, "Draws ties and the order.")
-  REWARD = flags.DEFINE_string("reward", "reward", "The field of the reward.")
-  CATEGORY = flags.DEFINE_string("category", "label.cate_ability_en", "The field of the category.")
-  POOL = flags.DEFINE_float("pool", 0.1, "Share of the rows, the best, that is chosen from.")
-  MIN_REWARD = flags.DEFINE_float("min_reward", None, "The least reward that is chosen.")
-  SEVERAL = flags.DEFINE_enum(
-    "several", "first", select_lib.SEVERAL, "What a row with several categories counts for."
-  )
-  LANGUAGE = flags.DEFINE_string("language", "", "Only rows whose langdetect is this.")
-  OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace --out if it exists.")
-  command.run(main)
+  command.run(main, Options, accelerator=False)

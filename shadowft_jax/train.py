@@ -9,11 +9,11 @@ import os
 import sys
 from typing import Any
 
-from absl import flags
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+import dataclasses
 from shadowft_jax.hf import hub
 from shadowft_jax.runs import cards
 from shadowft_jax import command, delta as delta_lib, hosts, presets, sharding
@@ -139,11 +139,16 @@ def save_shadow(run: Run, config: Any, pair: OpenedPair) -> None:
   hosts.wait("the grafted model is written")
 
 
-def show(config, count, *, ids=False):
+def show(config: command.Config, count: int, *, ids: bool = False) -> None:
   """Prints what a run of `config` would train on; loads no weights and needs no accelerator.
 
+  Args:
+    config: see presets.py.
+    count: examples to print.
+    ids: whether each token's id is printed, too.
+
   Raises:
-    InputError: as `dataset.read`.
+    InputError: see `dataset.read`.
   """
   registry.resolve(config)
   sets.resolve(config)
@@ -160,26 +165,36 @@ def show(config, count, *, ids=False):
   )
 
 
-def main():
-  if PREVIEW.value is not None:
-    show(CONFIG.value, PREVIEW.value, ids=PREVIEW_IDS.value)
-  elif WORKDIR.value is None:
+@dataclasses.dataclass(frozen=True)
+class Options(command.Options):
+  """Flags of `train`."""
+
+  config: command.Config = command.config_option()
+  workdir: str | None = command.option(None, help="Folder of the run.")
+  preview: int | None = command.option(
+    None,
+    help="Print this many examples and what the loss covers in all of them, and train nothing.",
+    least=0,
+  )
+  preview_ids: bool = command.option(False, help="Print each token's id, too.")
+
+
+def main(options: Options) -> None:
+  """Trains, or prints the data, as the options say.
+
+  Raises:
+    InputError: see `train`.
+  """
+  if options.preview is not None:
+    show(options.config, options.preview, ids=options.preview_ids)
+  elif options.workdir is None:
     raise InputError(
       "--workdir is not given; name the run's folder, or look at the data first with --preview=3"
     )
   else:
     hosts.start()
-    train(CONFIG.value, WORKDIR.value)
+    train(options.config, options.workdir)
 
 
 if __name__ == "__main__":
-  CONFIG = command.define_config()
-  WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run.")
-  PREVIEW = flags.DEFINE_integer(
-    "preview",
-    None,
-    "Shows this many examples and what would be learnt from all, and trains nothing.",
-    lower_bound=0,
-  )
-  PREVIEW_IDS = flags.DEFINE_bool("preview_ids", False, "Shows each token's id, too.")
-  command.run(main)
+  command.run(main, Options)

@@ -4,8 +4,6 @@ import json
 import os
 import pathlib
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -13,7 +11,7 @@ from jaxlib import xla_client
 
 from shadowft_jax import command as command_lib, train
 from shadowft_jax.errors import InputError
-from tests import pico, runs
+from tests import commands, pico, runs
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -27,17 +25,6 @@ def pair(tmp_path_factory):
 def own_pair(pair, tmp_path):
   """A copy of the pair that a test may spoil."""
   return pathlib.Path(shutil.copytree(pair, tmp_path / "pair"))
-
-
-def command(module, *flags):
-  return subprocess.run(
-    [sys.executable, "-m", f"shadowft_jax.{module}", *map(str, flags)],
-    cwd=ROOT,
-    env={**os.environ, "PYTHONPATH": str(ROOT)},
-    capture_output=True,
-    text=True,
-    timeout=120,
-  )
 
 
 def assert_one_line(result, *words):
@@ -64,12 +51,7 @@ def assert_one_line(result, *words):
   ids=lambda x: " ".join(x)[-30:],
 )
 def test_what_train_is_told(flags, words):
-  assert_one_line(command("train", *flags), *words)
-
-
-def test_debug_shows_the_traceback(tmp_path):
-  result = command("train", "--config=configs/lora.py", f"--workdir={tmp_path / 'x'}", "--debug")
-  assert "Traceback" in result.stderr and "InputError" in result.stderr
+  assert_one_line(commands.run("train", *flags), *words)
 
 
 def test_graft_command(pair, tmp_path):
@@ -79,13 +61,13 @@ def test_graft_command(pair, tmp_path):
     f"--instruct={pair / 'instruct'}",
     f"--out={tmp_path / 'out'}",
   ]
-  result = command("graft", *flags)
+  result = commands.run("graft", *flags)
   assert result.returncode == 0, result.stderr
   mine, theirs = (f / "model.safetensors" for f in (tmp_path / "out", tmp_path / "run" / "shadow"))
   assert mine.read_bytes() == theirs.read_bytes()
-  assert_one_line(command("graft", *flags), str(tmp_path / "out"), "exists")
-  assert command("graft", *flags, "--overwrite").returncode == 0
-  assert_one_line(command("graft", f"--delta={tmp_path}", *flags[1:]), str(tmp_path))
+  assert_one_line(commands.run("graft", *flags), str(tmp_path / "out"), "exists")
+  assert commands.run("graft", *flags, "--overwrite").returncode == 0
+  assert_one_line(commands.run("graft", f"--delta={tmp_path}", *flags[1:]), str(tmp_path))
 
 
 def fails(config, workdir, match):
@@ -217,5 +199,5 @@ def test_a_command_may_use_what_a_plan_counts_on_unless_told_otherwise(monkeypat
   monkeypatch.setattr(os, "environ", dict(given))
   monkeypatch.setattr(command_lib, "keep_compiled", lambda: None)
   monkeypatch.setattr(command_lib.app, "run", lambda *args, **more: None)
-  command_lib.run(lambda: None)
+  command_lib.run(lambda options: None, train.Options)
   assert xla_client.generate_pjrt_gpu_plugin_options()["memory_fraction"] == share

@@ -527,9 +527,9 @@ def test_the_command(float32, tmp_path):
     (["--rank=8"], "--rank is for --output=adapter; got --output=shadow"),
     (["--output=delta", "--energy=0.5"], "--energy is for --output=adapter; got --output=delta"),
     (["--output=adapter", "--delta-dtype=bfloat16"], "--delta-dtype is for --output=delta"),
-    (["--output=adapter", "--rank=8", "--energy=0.5"], "--rank and --energy both tell"),
-    (["--output=adapter", "--rank=0"], "flag --rank=0"),
-    (["--output=adapter", "--energy=1.5"], "flag --energy=1.5"),
+    (["--output=adapter", "--rank=8", "--energy=0.5"], "--rank and --energy both say"),
+    (["--output=adapter", "--rank=0"], "--rank must be at least 1; got 0"),
+    (["--output=adapter", "--energy=1.5"], "--energy must be above 0 and at most 1; got 1.5"),
   ],
 )
 def test_flags_that_do_not_fit(float32, tmp_path, flags, message):

@@ -7,7 +7,6 @@ import math
 import os
 import pathlib
 import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +24,7 @@ from shadowft_jax.runs import metrics
 from shadowft_jax.data import dataset, packing
 from shadowft_jax.data.chat import Example
 from shadowft_jax.errors import InputError
-from tests import pico, runs
+from tests import commands, pico, runs
 from tests.test_laws import random_adapter, setup
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -605,7 +604,7 @@ def test_a_config_that_cannot_be_is_refused(folder, fields, said):
     command.check(config_of(folder, **fields))
 
 
-def test_the_command_says_in_one_line_what_is_wrong(folder, tmp_path):
+def test_the_command_says_in_one_line_what_is_wrong(tmp_path):
   ok = {"prompt": "q", "chosen": "a", "rejected": "b"}
   cases = {
     "half": ({"prompt": "q", "chosen": "a"}, "dpo", "row 1 has chosen and no rejected"),
@@ -622,36 +621,17 @@ def test_the_command_says_in_one_line_what_is_wrong(folder, tmp_path):
       "row 1 has one answer that is marked as good or bad, as KTO learns from",
     ),
   }
-  given = {}
-  for name, (row, objective, _) in cases.items():
+  for name, (row, objective, said) in cases.items():
     (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
-    given[name] = [
+    code, _, told = commands.run(
       "train",
-      "--config",
-      str(ROOT / "configs" / "quickstart.py"),
+      "--config=configs/quickstart.py",
       f"--config.data.train={tmp_path / name}.jsonl",
       "--config.data.validation=",
       f"--config.objective={objective}",
-      "--workdir",
-      str(tmp_path / name),
+      f"--workdir={tmp_path / name}",
       f"--config.dpo.beta={0 if name == 'beta' else 0.1}",
-    ]
-  subprocess.run([sys.executable, "-c", EACH, json.dumps(given), tmp_path], check=True, cwd=ROOT)
-  for name, (_, _, said) in cases.items():
-    code, *told = (tmp_path / f"{name}.txt").read_text().splitlines()[::-1]
-    assert code == "2" and said in told[0], told
-    assert [line for line in told if line.startswith("error: ")] == told[:1]
-
-
-# Runs a command line each in a fork of one process, which has imported what takes long.
-EACH = """
-import json, os, pathlib, runpy, sys
-import shadowft_jax.train
-for name, argv in json.loads(sys.argv[1]).items():
-  out = os.open(pathlib.Path(sys.argv[2], name + ".txt"), os.O_WRONLY | os.O_CREAT)
-  if os.fork() == 0:
-    os.dup2(out, 2)
-    sys.argv = argv
-    runpy.run_module("shadowft_jax.train", run_name="__main__")
-  os.write(out, b"%d" % os.waitstatus_to_exitcode(os.wait()[1]))
-"""
+    )
+    lines = told.splitlines()
+    assert code == 2 and said in lines[-1], told
+    assert [line for line in lines if line.startswith("error: ")] == lines[-1:]

@@ -7,11 +7,8 @@ Each test is named for what must hold.  Source: reading of wutaiqiang/Shadow-FT 
 """
 
 import json
-import os
 import pathlib
 import shutil
-import subprocess
-import sys
 
 import peft
 import pytest
@@ -22,8 +19,7 @@ import transformers
 from shadowft_jax.grafting import sources, write
 from shadowft_jax.errors import InputError
 from tests import pico
-from tests.test_write import (
-  ROOT,
+from tests.test_stream import (
   WEIGHTS,
   adapter,
   command,
@@ -480,19 +476,9 @@ def test_an_adapter_for_another_model_is_told_in_one_line(bf16, tmp_path):
   assert "q_proj.weight: adapter (32, 48), Instruct (32, 32)" in told.stderr
 
 
-def test_a_disk_that_is_too_small_is_told_before_anything_is_written(bf16, tmp_path):
-  (tmp_path / "python").mkdir()
-  (tmp_path / "python" / "sitecustomize.py").write_text(
-    "import shutil\nshutil.disk_usage = lambda _: shutil._ntuple_diskusage(9, 9, 1000)\n"
-  )
-  told = subprocess.run(
-    [sys.executable, "-m", "shadowft_jax.graft", *flags_of(*sides(bf16), tmp_path / "out")],
-    env={**os.environ, "PYTHONPATH": f"{tmp_path / 'python'}{os.pathsep}{ROOT}"},
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    timeout=120,
-  )
+def test_a_disk_that_is_too_small_is_told_before_anything_is_written(bf16, tmp_path, monkeypatch):
+  monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 1000))
+  told = command(*flags_of(*sides(bf16), tmp_path / "out"))
   assert_told(told, "needs 0.1 GB, and its disk has 0.0 GB free", tmp_path / "out")
 
 

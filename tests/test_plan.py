@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 
 import flax.linen as nn
 import jax
@@ -13,9 +11,9 @@ import pytest
 from shadowft_jax import plan, presets, sharding, tree
 from shadowft_jax.hf import weights
 from shadowft_jax.learning import optim, step
-from shadowft_jax.planning import estimate, search, shapes as ahead, topologies
+from shadowft_jax.planning import estimate, report, search, shapes as ahead, topologies
 from shadowft_jax.errors import InputError
-from tests import pico, runs
+from tests import commands, pico, runs
 from tests.real_configs import CONFIGS
 
 GIB = 2**30
@@ -157,7 +155,7 @@ def test_one_device_sends_nothing_and_more_share_the_products():
 def test_a_plan_that_does_not_fit_says_by_how_much_and_what_would(fields, remedy):
   made = search.make(config_of(**fields), LLAMA, "a100-80gb:8")
   assert not made.fits
-  message = str(plan.too_big(made, LLAMA, "a100-80gb:8"))
+  message = str(report.too_big(made, LLAMA, "a100-80gb:8"))
   assert f"{made.total / GIB:.2f} of 77.10 GiB a device" in message
   assert f"{(made.total - made.capacity) / GIB:.2f} too many" in message
   assert remedy in message
@@ -206,17 +204,11 @@ def test_a_model_is_read_without_its_weights(tmp_path):
   assert plan.read_model(tmp_path / "config.json") == plan.read_model(tmp_path) == LLAMA
 
 
-def run_plan(*args):
-  done = subprocess.run(
-    [sys.executable, "-m", "shadowft_jax.plan", *args], capture_output=True, text=True, timeout=300
-  )
-  return done.returncode, done.stdout, done.stderr
-
-
 def test_the_command_estimates_and_says_so(tmp_path):
   (tmp_path / "config.json").write_text(json.dumps(pico.CONFIGS["qwen3"]))
   # Neither the pair nor the data of that config is here.
-  code, out, err = run_plan(
+  code, out, err = commands.run(
+    "plan",
     "--config",
     "configs/paper_lora.py",
     "--topology",
@@ -259,6 +251,6 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, args, message):
   (tmp_path / "config.json").write_text(json.dumps(CONFIGS["qwen2.5-32b"][0]))
   if args[-1] == "--model":
     args = (*args, str(tmp_path))
-  code, _, err = run_plan("--config", "configs/full.py", *args)
+  code, _, err = commands.run("plan", "--config", "configs/full.py", *args)
   assert code == 2
   assert message in err and "Traceback" not in err

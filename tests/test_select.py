@@ -1,21 +1,18 @@
 """Rows of high reward, uniform over categories."""
 
 import collections
+import functools
 import json
-import os
-import pathlib
 import random
-import subprocess
-import sys
 
 import pytest
 
 from shadowft_jax import select as select_command
 from shadowft_jax.data.high_reward import select
 from shadowft_jax.errors import InputError
+from tests import commands
 
-ROOT = pathlib.Path(__file__).parents[1]
-
+command = functools.partial(commands.run, "select")
 NAMES = ("math", "code", "writing", "law", "logic")
 
 
@@ -226,17 +223,6 @@ def test_rows_that_all_lack_the_reward_are_an_error_that_names_the_fields():
 def test_parameters_that_cannot_be(fields, message):
   with pytest.raises(InputError, match=message):
     select(rows_of(), **{"count": 5, "seed": 0, **fields})
-
-
-def command(*flags):
-  return subprocess.run(
-    [sys.executable, "-m", "shadowft_jax.select", *map(str, flags)],
-    cwd=ROOT,
-    env={**os.environ, "PYTHONPATH": str(ROOT)},
-    capture_output=True,
-    text=True,
-    timeout=120,
-  )
 
 
 def test_the_command(tmp_path):

@@ -1,13 +1,11 @@
 """The gap ratio: its laws, its three readings, and the command."""
 
 import csv
+import functools
 import json
-import os
 import pathlib
 import re
 import shutil
-import subprocess
-import sys
 import tracemalloc
 
 import ml_dtypes
@@ -23,10 +21,10 @@ from shadowft_jax.hf import names
 from shadowft_jax.hf.folder import open_model
 from shadowft_jax import similarity
 from shadowft_jax.hf import safetensors
-from shadowft_jax.pairs import gap, registry
+from shadowft_jax.pairs import gap, registry, similarity as report
 from shadowft_jax.runs import pictures
 from shadowft_jax.errors import InputError
-from tests import pico, runs
+from tests import commands, pico, runs
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = pathlib.Path(shadowft_jax.__file__).parent / "assets" / "tiny"
@@ -326,7 +324,7 @@ def test_what_is_left_out_is_said(tmp_path):
     "layers.0.rotary_emb.inv_freq": "a buffer, no weight",
     "mask": "stored as I64, no bfloat16, float16 or float32",
   }
-  text = similarity.summary(rows, left_out)
+  text = report.summary(rows, left_out)
   assert "left out: layers.*.b (2 tensors): only the Base has it" in text
   assert "left out: mask: stored as I64" in text
 
@@ -345,7 +343,7 @@ def test_without_layers_two_readings_are_none(tmp_path):
     "mean_over_layers": None,
     "ratio_of_sums": 0.5,
   }
-  assert "no tensor is in a layer" in similarity.summary(rows, {})
+  assert "no tensor is in a layer" in report.summary(rows, {})
 
 
 @pytest.mark.parametrize("side", [0, 1])
@@ -374,15 +372,7 @@ def test_both_infinite_is_no_gap_of_nan(tmp_path):
 # The command.
 
 
-def run(*flags):
-  return subprocess.run(
-    [sys.executable, "-m", "shadowft_jax.similarity", *map(str, flags)],
-    cwd=ROOT,
-    env={**os.environ, "PYTHONPATH": str(ROOT)},
-    capture_output=True,
-    text=True,
-    timeout=120,
-  )
+run = functools.partial(commands.run, "similarity")
 
 
 def test_the_command(tmp_path):
@@ -450,7 +440,7 @@ def test_every_reference_is_of_a_pair_that_is_known():
 
 def test_a_picture_of_equal_models(tmp_path):
   rows, left_out = compare(TINY / "base", TINY / "base")
-  similarity.write(tmp_path, rows, {}, "a title")
+  report.write(tmp_path, rows, {}, "a title")
   assert (tmp_path / "similarity.png").exists()
 
 
@@ -482,7 +472,7 @@ def matrices(tmp_path_factory):
   ],
 )
 def test_which_matrix_is_drawn(matrices, pattern, name):
-  assert similarity.pick(*matrices, pattern) == name
+  assert report.pick(*matrices, pattern) == name
 
 
 def test_without_queries_the_first_layer_is_drawn_and_without_matrices_nothing(tmp_path):
@@ -494,10 +484,10 @@ def test_without_queries_the_first_layer_is_drawn_and_without_matrices_nothing(t
     )
   )
   none = open_model(write(tmp_path / "y", {"model.layers.0.n": x[0]}))
-  assert similarity.pick(one, one) == "layers.9.z"
-  assert similarity.pick(none, none) is None
+  assert report.pick(one, one) == "layers.9.z"
+  assert report.pick(none, none) is None
   with pytest.raises(InputError, match="finds no matrix that both models have"):
-    similarity.pick(none, none, "b")
+    report.pick(none, none, "b")
 
 
 @pytest.mark.parametrize(
@@ -511,7 +501,7 @@ def test_without_queries_the_first_layer_is_drawn_and_without_matrices_nothing(t
 )
 def test_what_cannot_be_drawn_is_said(matrices, pattern, message):
   with pytest.raises(InputError, match=message) as error:
-    similarity.pick(*matrices, pattern)
+    report.pick(*matrices, pattern)
   assert "self_atn" not in pattern or "\n  layers.3.self_attn.q_proj" in str(error.value)
 
 
@@ -525,7 +515,7 @@ def test_what_is_drawn(matrices, tmp_path, monkeypatch):
     "read_at",
     lambda file, part, offset: (read.append(len(part)), seen(file, part, offset)),
   )
-  similarity.draw(*matrices, "layers.3.mlp.up_proj.weight", tmp_path / "weights.png")
+  report.draw(*matrices, "layers.3.mlp.up_proj.weight", tmp_path / "weights.png")
   x = 3000 - np.arange(7000).reshape(70, 100)[:64, :64]
   for (_, got), want in zip(drawn, (abs(x), abs(x - 1), np.full((64, 64), 10)), strict=True):
     np.testing.assert_array_equal(got, want)
@@ -537,7 +527,7 @@ def test_what_is_drawn(matrices, tmp_path, monkeypatch):
 def test_a_small_matrix_is_drawn_whole(matrices, tmp_path, monkeypatch):
   drawn = []
   monkeypatch.setattr(pictures, "plot_weights", lambda *args: drawn.append(args))
-  similarity.draw(*matrices, "a_table", tmp_path / "weights.png")
+  report.draw(*matrices, "a_table", tmp_path / "weights.png")
   [(base, instruct, title, _)] = drawn
   assert base.shape == instruct.shape == (3, 64)
   assert title.startswith("a_table: the first 3 x 64 weights of ") and "10 times" in title
@@ -553,22 +543,22 @@ def test_a_view_that_finds_nothing_fails_before_the_work(tmp_path):
   assert result.returncode == 2 and "--view needs --out" in result.stderr
 
 
-def test_candidates_are_ranked(pair, tmp_path, capsys):
+def test_candidates_are_ranked(pair, tmp_path):
   base, instruct = pair
   nearer = edited(
     base,
     tmp_path / "nearer",
     lambda n, x: (n, (x + 3 * load_file(instruct / "model.safetensors")[n]) / 4),
   )
-  found = similarity.rank([base, TINY / "base", nearer, tmp_path / "none"], instruct)
+  found = report.rank([base, TINY / "base", nearer, tmp_path / "none"], instruct)
   assert [r["base"] for r in found["ranking"]] == [nearer, base]
   assert found["ranking"][1]["mean_over_tensors"] == sigma(*pair)["mean_over_tensors"]
   assert "two different families" in found["refused"][TINY / "base"]
-  text = capsys.readouterr().out
+  text = report.ranking_text(found)
   assert re.search(rf"  1  0\.\d+  0\.\d+  0\.\d+  {nearer} \(\d+ tensors, 0 left out\)", text)
   assert f"{tmp_path / 'none'} cannot be compared" in text
   with pytest.raises(InputError, match="none of the candidates.*two different families"):
-    similarity.rank([TINY / "base"], instruct)
+    report.rank([TINY / "base"], instruct)
 
 
 def test_the_command_ranks_candidates(pair, tmp_path):

@@ -1,12 +1,10 @@
 """Grafts from disk to disk: laws, what the folder holds, adapters, other families, bad input."""
 
+import functools
 import json
 import math
-import os
 import pathlib
 import shutil
-import subprocess
-import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,17 +15,18 @@ import safetensors.torch
 import torch
 import transformers
 
-from shadowft_jax import delta
 from shadowft_jax.runs import provenance
 from shadowft_jax.hf import deltas
 from shadowft_jax.hf.folder import open_model
-from shadowft_jax import lora, tree
-from shadowft_jax.grafting import chunks, matching, sources, write
+from shadowft_jax.grafting import write
+from shadowft_jax import delta, lora, tree
+from shadowft_jax.grafting import chunks, matching, sources
 from shadowft_jax.hf import weights
 from shadowft_jax.errors import InputError
-from tests import pico, runs
+from tests import commands, pico, runs
 
 WEIGHTS = "model.safetensors"
+command = functools.partial(commands.run, "graft")
 ROOT = pathlib.Path(__file__).parents[1]
 
 
@@ -104,9 +103,7 @@ def test_no_delta_keeps_every_byte(bf16, tmp_path, scope):
   assert (tmp_path / "out" / WEIGHTS).read_bytes() == (instruct / WEIGHTS).read_bytes()
   assert done.changed == 0 and "byte for byte" in " ".join(
     write.lines(
-      matching.plan(
-        sources.read_checkpoint(instruct), [sources.difference(base, base)], wanted=lambda *_: True
-      ),
+      matching.plan(open_model(instruct), [sources.difference(base, base)], wanted=lambda *_: True),
       done,
     )
   )
@@ -679,17 +676,6 @@ def test_an_adapter_that_is_a_pickle(tmp_path):
     sources.stored(folder)
 
 
-def command(*flags):
-  return subprocess.run(
-    [sys.executable, "-m", "shadowft_jax.graft", *map(str, flags)],
-    cwd=ROOT,
-    env={**os.environ, "PYTHONPATH": str(ROOT)},
-    capture_output=True,
-    text=True,
-    timeout=120,
-  )
-
-
 def test_the_command(float32, tmp_path):
   base, tuned, instruct = sides(float32)
   adapter(tmp_path / "adapter", factors(), r=4, lora_alpha=8)
@@ -716,5 +702,5 @@ def test_the_command(float32, tmp_path):
   wrong = command(f"--tuned={tuned}", f"--instruct={instruct}", f"--out={tmp_path / 'x'}")
   assert (wrong.returncode, wrong.stderr) == (
     2,
-    "error: --tuned needs --base: what was learnt is their difference\n",
+    "error: --tuned needs --base: the delta is their difference\n",
   )

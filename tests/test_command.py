@@ -1,0 +1,239 @@
+"""Flags made from options: kinds, ranges, spellings, and words that belong to no flag."""
+
+import dataclasses
+import importlib
+import os
+import subprocess
+import sys
+
+import pytest
+
+from shadowft_jax import command
+from shadowft_jax.errors import InputError
+from tests import commands
+from tests.test_architecture import FLOORS
+
+COMMANDS = sorted(FLOORS["commands"] - {"command"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(command.Options):
+  """One flag of each kind."""
+
+  out: str = command.option(help="Folder to write.", aliases=("output-dir",))
+  model: str | None = command.option(None, help="A folder.")
+  form: str = command.option("dense", help="Its form.", choices=("dense", "low-rank"))
+  rank: int | None = command.option(None, help="Its rank.", least=1)
+  drop_rate: float = command.option(0.0, help="A share.", least=0, below=1)
+  scale: float = command.option(1.0, help="A factor.")
+  delta: tuple[str, ...] = command.option((), help="A delta.")
+  dry_run: bool = command.option(False, help="Write nothing.")
+  verify: bool = command.option(True, help="Read it back.")
+
+
+@dataclasses.dataclass(frozen=True)
+class WithConfig(command.Options):
+  """As of `train`."""
+
+  config: command.Config = command.config_option()
+  out: str | None = command.option(None, help="Folder to write.")
+
+
+def parse(*argv):
+  return command.parse(Options, ["--out=x", *argv])
+
+
+def refused(options, argv, *words):
+  with pytest.raises(InputError) as error:
+    command.parse(options, argv)
+  for word in words:
+    assert word in str(error.value)
+  assert "\n" not in str(error.value)
+
+
+def test_what_is_not_given_has_its_default():
+  assert parse() == Options(out="x")
+  assert parse() == Options(
+    out="x",
+    model=None,
+    form="dense",
+    rank=None,
+    drop_rate=0.0,
+    scale=1.0,
+    delta=(),
+    dry_run=False,
+    verify=True,
+  )
+
+
+@pytest.mark.parametrize(
+  "argv, expected",
+  [
+    (["--model=a b"], {"model": "a b"}),
+    (["--model", "--dry_run"], {"model": "--dry_run"}),  # a value, as it is
+    (["--model="], {"model": ""}),
+    (["--form=low-rank"], {"form": "low-rank"}),
+    (["--rank", "3"], {"rank": 3}),
+    (["--drop-rate=0"], {"drop_rate": 0.0}),
+    (["--scale", "-0.5"], {"scale": -0.5}),
+    (["--scale=1e3"], {"scale": 1000.0}),
+    (["--delta=a", "--delta", "b_c-d"], {"delta": ("a", "b_c-d")}),
+    (["--dry-run"], {"dry_run": True}),
+    (["--dry-run=false"], {"dry_run": False}),
+    (["--noverify"], {"verify": False}),
+    (["--no-verify", "--rank=2"], {"verify": False, "rank": 2}),
+    (["--no_dry_run"], {"dry_run": False}),
+    (["--nodry_run"], {"dry_run": False}),
+    (["--rank=2", "--rank=3"], {"rank": 3}),
+    (["--debug"], {}),
+  ],
+  ids=" ".join,
+)
+def test_kinds(argv, expected):
+  assert parse(*argv) == Options(**{"out": "x", **expected})
+
+
+@pytest.mark.parametrize("name", ["--drop-rate", "--drop_rate", "-drop_rate", "-drop-rate"])
+def test_dashes_and_underscores_are_one(name):
+  assert parse(f"{name}=0.5") == parse(name, "0.5") == Options(out="x", drop_rate=0.5)
+
+
+@pytest.mark.parametrize("name", ["--out", "--output-dir", "--output_dir"])
+def test_aliases(name):
+  assert command.parse(Options, [f"{name}=y"]) == Options(out="y")
+  assert command.parse(Options, [name, "y"]) == Options(out="y")
+
+
+@pytest.mark.parametrize(
+  "argv, words",
+  [
+    (["--rank=0"], ["--rank must be at least 1; got 0"]),
+    (["--drop_rate=1"], ["--drop-rate must be at least 0 and below 1; got 1.0"]),
+    (["--drop-rate=nan"], ["--drop-rate must be at least 0 and below 1; got nan"]),
+    (["--scale=nan"], ["--scale must be finite; got nan"]),
+    (["--scale=inf"], ["--scale must be finite; got inf"]),
+    (["--form=sparse"], ["--form is one of dense, low-rank; got 'sparse'"]),
+    (["--rank=1.5"], ["rank", "1.5"]),
+    (["--scale=much"], ["scale", "much"]),
+    (["--dry-run=maybe"], ["dry-run", "maybe"]),
+    (["--rank"], ["rank"]),
+    (["--drop_raet=0.1"], ["drop-raet", "Did you mean: drop-rate"]),
+    (["--config.lr=1"], ["config.lr"]),
+    (["x"], ["'x' would be ignored", "every value needs its flag"]),
+    (["--", "--rank=3"], ["--rank=3", "ignored"]),
+    (["-"], ["'-' would be ignored"]),
+    (["rank=3"], ["'rank=3' is no flag", "write --rank=3"]),
+    (["drop_rate=0.1"], ["write --drop_rate=0.1"]),
+    (["--delta", "a", "b"], ["'b' would be ignored", "repeat the flag: --delta b"]),
+    (["--delta=a", "b", "--rank=3"], ["repeat the flag: --delta b"]),
+    (["--rank=3", "b"], ["'b' would be ignored"]),
+    (["--dry-run", "true"], ["'true' would be ignored", "write --dry-run or --no-dry-run"]),
+  ],
+  ids=lambda x: " ".join(x)[-30:],
+)
+def test_what_cannot_be_is_said_in_one_line(argv, words):
+  refused(Options, ["--out=x", *argv], *words)
+
+
+def test_what_is_required():
+  refused(Options, [], "--out is required: Folder to write.")
+  refused(WithConfig, [], "--config is required; name a file of configs/")
+  refused(WithConfig, ["--config.lr=1"], "--config is required")
+  with pytest.raises(TypeError, match="out"):
+    Options()
+
+
+def test_values_are_checked_however_options_are_made():
+  with pytest.raises(InputError, match="--rank must be at least 1; got 0"):
+    Options(out="x", rank=0)
+  with pytest.raises(InputError, match="--form is one of"):
+    dataclasses.replace(Options(out="x"), form="sparse")
+
+
+def test_a_config_and_its_fields(monkeypatch):
+  monkeypatch.chdir(commands.ROOT)
+  argv = ["--config=configs/lora.py", "--config.lr=5", "--config.data.train", "a_b-c", "--out=y"]
+  first = command.parse(WithConfig, argv)
+  assert (first.config.lr, first.config.data.train, first.out) == (5.0, "a_b-c", "y")
+  assert first.config.is_locked
+  second = command.parse(WithConfig, ["--config", "configs/lora.py"])  # nothing stays of the first
+  assert second.config.lr != 5 and second.config.data.train == "" and second.out is None
+  assert parse("--rank=2") == Options(out="x", rank=2)  # another command beside it
+
+
+@pytest.mark.parametrize(
+  "argv, words",
+  [
+    (["--config=configs/lroa.py"], ["configs/lroa.py does not exist", "mean configs/lora.py"]),
+    (["--config", "configs/lroa.py"], ["configs/lroa.py does not exist", "mean configs/lora.py"]),
+    (["--config=configs/lora.py", "--config.lrr=1"], ["lrr", 'Did you mean "lr"']),
+    (["--config=configs/lora.py", "--config.batch_size=many"], ["batch_size", "many"]),
+    (["--config=configs/lora.py", "config.lr=5"], ["'config.lr=5'", "write --config.lr=5"]),
+    (["config.lr=5", "--config=configs/lora.py"], ["'config.lr=5'", "write --config.lr=5"]),
+    (["--config=configs/lora.py", "--config.lr=5", "6"], ["'6' would be ignored"]),
+    (["--config=configs/lora.py", "--outt=y"], ["outt", "Did you mean: out"]),
+  ],
+  ids=lambda x: " ".join(x)[-30:],
+)
+def test_a_config_that_cannot_be(monkeypatch, argv, words):
+  monkeypatch.chdir(commands.ROOT)
+  refused(WithConfig, argv, *words)
+
+
+def test_errors_end_with_code_2_and_debug_raises_them(capsys):
+  def main(options):
+    if options.rank == 3:
+      raise FloatingPointError("not finite")
+    raise InputError("wrong")
+
+  for argv, line in (
+    (["--out=x"], "wrong"),
+    (["--out=x", "--rank=3"], "not finite"),
+    ([], "--out"),
+  ):
+    with pytest.raises(SystemExit) as end:
+      command.execute(main, Options, argv)
+    assert end.value.code == 2
+    out, err = capsys.readouterr()
+    assert err.startswith(f"error: {line}") and err.count("\n") == 1 and not out
+  with pytest.raises(InputError, match="wrong"):
+    command.execute(main, Options, ["--out=x", "--debug"])
+
+
+def test_help_states_choices_ranges_and_defaults():
+  text = command.help_text(Options, "What it does.\n")
+  assert text.startswith(
+    "What it does.\n\nFlags:\n  --out VALUE\n      Folder to write. Required.\n"
+  )
+  assert "--form VALUE\n      Its form. One of: dense, low-rank. Default: dense.\n" in text
+  assert (
+    "--drop-rate NUMBER\n      A share. Must be at least 0 and below 1. Default: 0.0.\n" in text
+  )
+  assert "--delta VALUE\n      A delta. May be repeated.\n" in text
+  assert "--dry-run\n      Write nothing.\n" in text and "--debug\n" in text
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_lists_every_flag_of_a_command(name):
+  options = importlib.import_module(f"shadowft_jax.{name}").Options
+  code, text, err = commands.run(name, "--help")
+  assert (code, err) == (0, "") and f"python -m shadowft_jax.{name}" in text
+  words = " ".join(text.split())
+  for flag, field in command.fields(options).items():
+    known = field.metadata["field"]
+    assert known.meaning.endswith(".")
+    assert f"\n  --{flag}" in text and " ".join(known.meaning.split()) in words
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_process_says_in_one_line_what_is_wrong(name):
+  done = subprocess.run(
+    [sys.executable, "-m", f"shadowft_jax.{name}", "--no_such-flag"],
+    cwd=commands.ROOT,
+    env={**os.environ, "PYTHONPATH": str(commands.ROOT)},
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+  assert done.returncode == 2 and not done.stdout
+  assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
