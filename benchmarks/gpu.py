@@ -435,7 +435,7 @@ def compiled(options):
       run = shapes.abstract_run(settings(kind, remat, rows, options), shape_of(kind, options), mesh)
       start = time.perf_counter()
       made, work = shapes.compiled(run), flops(run, LENGTHS)
-      held = sum(map(shapes.bytes_a_device, (run.base, run.state, run.grads)))
+      held = sum(map(sharding.bytes_per_device, (run.base, run.state, run.grads)))
       peak = held + max(made.gradients, made.update) + made.unshared
       print(
         json.dumps(

@@ -227,10 +227,8 @@ def help_text(options: type[Options], about: str) -> str:
     elif kind is not bool and known.default not in (None, (), ""):
       notes.append(f"Default: {known.default}.")
     value = {bool: "", Config: " FILE", int: " INTEGER", float: " NUMBER"}.get(kind, " VALUE")
-    lines += [
-      f"  --{flag}{value}",
-      textwrap.indent(textwrap.fill(" ".join(notes), 88, break_on_hyphens=False), 6 * " "),
-    ]
+    text = textwrap.fill(" ".join(notes), 88, break_on_hyphens=False)
+    lines += [f"  --{flag}{value}", textwrap.indent(text, 6 * " ")]
   lines += [f"  --{flag}\n      {text}" for flag, text in COMMON.items()]
   return "\n".join(lines)
 
@@ -254,19 +252,14 @@ def run(
   # JAX takes 0.75 of a GPU unless told otherwise; what a plan counts on is this.
   if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:  # its older name; JAX refuses both
     os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", "0.975")
-  if cache:
-    keep_compiled()
-  else:
+  keep_compiled()
+  if not cache:
     jax.config.update("jax_enable_compilation_cache", False)
   app.run(lambda _: execute(main, options, sys.argv[1:]), argv=sys.argv[:1])
 
 
 def execute(main: Callable[[T], None], options: type[T], argv: Sequence[str]) -> None:
-  """Calls `main` with the options of a command line; bad input is printed as one line.
-
-  Raises:
-    SystemExit: the input is bad (code 2).
-  """
+  """Calls `main` with the options of a command line; bad input: one line, and exit code 2."""
   if HELP & set(argv):
     print(help_text(options, sys.modules[main.__module__].__doc__))
     return
@@ -294,15 +287,13 @@ def keep_compiled() -> None:
 
 
 def _cpu():
-  """What kind of processor this is, in words."""
-  try:
-    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-  except OSError:
-    return platform.machine() + platform.processor()
+  """The kind of processor, in words."""
+  path = pathlib.Path("/proc/cpuinfo")
+  lines = path.read_text().splitlines() if path.exists() else [platform.processor()]
   return next((x for x in lines if x.startswith(("flags", "Features"))), platform.machine())
 
 
 def check(config: Config, *, complete: bool = True) -> None:
   """Raises InputError for the first of `presets.faults`."""
-  for fault in presets.faults(config, complete=complete):
-    raise InputError(fault)
+  if faults := presets.faults(config, complete=complete):
+    raise InputError(faults[0])

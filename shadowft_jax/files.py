@@ -19,7 +19,6 @@ from shadowft_jax.errors import InputError
 from shadowft_jax.progress import say
 
 StrPath = str | os.PathLike[str]
-
 JOURNAL = ".journal"  # in a folder in the making: its lock, and what is done
 REPLACED = ".replaced"  # not ".old", which people give to copies of their own
 BESIDE = 100 << 20  # bytes to spare for what is not weights: tokenizer, configuration, cards
@@ -29,10 +28,8 @@ def check_folder(directory: pathlib.Path) -> None:
   """Raises InputError if `directory` is not a folder."""
   if not directory.is_dir():
     what = "is a file" if directory.exists() else "does not exist"
-    raise InputError(
-      f"{directory} {what}; expected a folder on this disk (a model of the hub: "
-      "`hf download <owner>/<name> --local-dir <folder>`)"
-    )
+    advice = "a model of the hub: `hf download <owner>/<name> --local-dir <folder>`"
+    raise InputError(f"{directory} {what}; expected a folder on this disk ({advice})")
 
 
 def check_apart(directory: StrPath, other: StrPath) -> None:
@@ -300,5 +297,4 @@ def forget(path: pathlib.Path) -> None:
 
 def cores() -> int:
   """How many CPU cores this process may use, which can be fewer than the machine has."""
-  affinity = getattr(os, "sched_getaffinity", None)
-  return len(affinity(0)) if affinity else os.cpu_count() or 1
+  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

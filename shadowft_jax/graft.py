@@ -14,6 +14,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
+from shadowft_jax.grafting import selection
 from shadowft_jax.runs import cards
 from shadowft_jax.hf.folder import open_model
 from shadowft_jax import command, files
@@ -122,7 +123,7 @@ def main(options: Options) -> None:
     files.check_new(options.out, options.overwrite)
   instruct = open_model(options.instruct)
   deltas = _deltas(options)
-  wanted = matching.scope(
+  wanted = selection.scope(
     instruct.model_type,
     options.scope,
     match=options.match,

@@ -2,6 +2,7 @@
 
 import math
 import re
+from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec as P
@@ -150,3 +151,10 @@ def whole(x):
 
 def _replicated(x, where):
   return jax.jit(lambda y: y, out_shardings=where)(x)
+
+
+def bytes_per_device(shapes: Any) -> int:
+  """Bytes of a tree of arrays or shapes with shardings, on the device that has most of it."""
+  return sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(shapes)
+  )

@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 import transformers
 
+from shadowft_jax.grafting import selection
 from shadowft_jax.hf.folder import open_model
 from shadowft_jax.grafting import adapter as adapters, chunks, delta_only, matching, sources
 from shadowft_jax.hf import deltas, safetensors as safetensors_file
@@ -26,7 +27,7 @@ TOKEN = torch.arange(3, 35).reshape(2, 16)
 def write(out, instruct, deltas, form, scope="paper", *, vocab="refuse", verify=True, **options):
   """As the command does, without its flags."""
   target = open_model(instruct)
-  wanted = matching.scope(target.model_type, scope, **options)
+  wanted = selection.scope(target.model_type, scope, **options)
   plan = matching.plan(target, deltas, wanted=wanted, vocab=vocab)
   return delta_only.run(plan, out, form, verify=verify)
 
@@ -484,7 +485,7 @@ def test_a_byte_that_reads_back_wrong(bf16, tmp_path, monkeypatch, form):
 def test_a_plan_knows_what_it_will_write(bf16, tmp_path):
   instruct = open_model(bf16 / "instruct")
   learnt = [sources.difference(bf16 / "base", bf16 / "tuned")]
-  plan = matching.plan(instruct, learnt, wanted=matching.scope("llama"))
+  plan = matching.plan(instruct, learnt, wanted=selection.scope("llama"))
   for form in (DELTA, DELTA._replace(dtype="bfloat16"), ADAPTER._replace(rank=3)):
     delta_only.run(plan, tmp_path / "out", form)
     [file] = (tmp_path / "out").glob("*.safetensors")
@@ -548,7 +549,7 @@ def test_flags_that_do_not_fit(float32, tmp_path, flags, message):
 def test_every_number_that_changes_is_read_once(bf16):
   instruct = open_model(bf16 / "instruct")
   learnt = [sources.difference(bf16 / "base", bf16 / "tuned")]
-  plan = matching.plan(instruct, learnt, wanted=matching.scope("llama", "all"))
+  plan = matching.plan(instruct, learnt, wanted=selection.scope("llama", "all"))
   counts = {}
   for chunk in adapters.changed_chunks(plan):
     counts[chunk.target.name] = counts.get(chunk.target.name, 0) + chunk.stop - chunk.first

@@ -13,6 +13,7 @@ import time
 import pytest
 import torch
 
+from shadowft_jax.grafting import selection
 from shadowft_jax.hf.folder import open_model
 from shadowft_jax import files
 from shadowft_jax.grafting import matching, sources, write
@@ -338,7 +339,7 @@ def many(tmp_path_factory):
 def graft(out, folder, *, verify=False, made=None, overwrite=False):
   base, tuned, instruct = sides(folder)
   plan = matching.plan(
-    open_model(instruct), [sources.difference(base, tuned)], wanted=matching.scope("llama")
+    open_model(instruct), [sources.difference(base, tuned)], wanted=selection.scope("llama")
   )
   return write.run(plan, out, card="card", verify=verify, made=made, overwrite=overwrite)
 

@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 import transformers
 
+from shadowft_jax.grafting import selection
 from shadowft_jax.runs import provenance
 from shadowft_jax.hf import deltas
 from shadowft_jax.hf.folder import open_model
@@ -35,7 +36,7 @@ def run(
 ):
   """As the command does, without its flags; returns the plan and the outcome."""
   target = open_model(instruct)
-  wanted = matching.scope(target.model_type, scope, **options)
+  wanted = selection.scope(target.model_type, scope, **options)
   plan = matching.plan(target, deltas, wanted=wanted, vocab=vocab)
   return plan, write.run(plan, out, card="card", verify=verify, overwrite=overwrite)
 
@@ -408,7 +409,7 @@ def test_without_a_base_the_gap_is_unknown_and_with_one_it_is_measured(bf16, tmp
   for against in (None, base):
     target = open_model(instruct)
     known = against and open_model(against)
-    plan = matching.plan(target, [low], wanted=matching.scope("qwen2"), base=known)
+    plan = matching.plan(target, [low], wanted=selection.scope("qwen2"), base=known)
     out = tmp_path / f"out {against is None}"
     (got,) = write.run(plan, out).survival
     b = load(base)[one] if against else None
@@ -419,7 +420,7 @@ def test_without_a_base_the_gap_is_unknown_and_with_one_it_is_measured(bf16, tmp
     matching.plan(
       target,
       [low],
-      wanted=matching.scope("qwen2"),
+      wanted=selection.scope("qwen2"),
       base=open_model(raw(tmp_path / "x", internlm(0))),
     )
 

@@ -88,17 +88,15 @@ def encode_rows(rows, tokenizer, settings) -> list:
         examples += _pieces(ids, tokenizer, settings.max_length, row.where)
       else:
         answer = _learnt(np.array(offsets, np.int64).reshape(-1, 2), spans)
-        cut = int(answer[settings.max_length :].sum())
-        examples.append(
-          Example(
-            np.array(ids[: settings.max_length], np.int32),
-            answer[: settings.max_length],
-            cut,
-            _altered(text, row),
-            where=row.where,
-          )
-        )
+        examples.append(_cut(ids, answer, settings.max_length, _altered(text, row), row.where))
   return out
+
+
+def _cut(ids, answer, max_length, altered, where):
+  """The Example of a conversation, cut to `max_length` tokens."""
+  token = np.array(ids[:max_length], np.int32)
+  cut = int(answer[max_length:].sum())
+  return Example(token, answer[:max_length], cut, altered, where=where)
 
 
 def _pieces(ids, tokenizer, max_length, where):

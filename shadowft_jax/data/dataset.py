@@ -97,18 +97,7 @@ def read(config, tokenizer):
       c.validation, c.validation_split, config, tokenizer, bad
     )
   else:
-    train_ids, valid_ids = (
-      paper.split(len(train), c.val_ratio, config.seed)
-      if c.recipe == "paper"
-      else packing.split(packing.shuffled(len(train), config.seed, 0), c.val_ratio)
-    )
-    valid = [train[i] for i in valid_ids]
-    # In order, so that a source's examples stay together.
-    train_ids = np.sort(train_ids)
-    ends = np.cumsum([count for count, _ in parts])
-    counts = np.diff(np.searchsorted(train_ids, ends), prepend=0).tolist()
-    train = [train[i] for i in train_ids]
-    parts = [(count, weight) for count, (_, weight) in zip(counts, parts, strict=True)]
+    train, valid, parts = _split(train, parts, config)
   if bad.errors:
     say(f"{len(bad.errors)} bad rows left out:{listing(bad.errors)}")
   shape = dict(row_length=c.max_length, seed=config.seed, layout=c.layout)
@@ -131,6 +120,23 @@ def read(config, tokenizer):
     any(e.label is not None for e in train + valid),
     inputs,
   )
+
+
+def _split(examples, parts, config):
+  """(training examples, validation examples, the number and weight of each source's training
+  examples)."""
+  ratio = config.data.val_ratio
+  train_ids, valid_ids = (
+    paper.split(len(examples), ratio, config.seed)
+    if config.data.recipe == "paper"
+    else packing.split(packing.shuffled(len(examples), config.seed, 0), ratio)
+  )
+  # In order, so that a source's examples stay together.
+  train_ids = np.sort(train_ids)
+  ends = np.cumsum([count for count, _ in parts])
+  counts = np.diff(np.searchsorted(train_ids, ends), prepend=0).tolist()
+  left = [(count, weight) for count, (_, weight) in zip(counts, parts, strict=True)]
+  return [examples[i] for i in train_ids], [examples[i] for i in valid_ids], left
 
 
 def lengths(examples):

@@ -5,7 +5,6 @@ serve the adapter on the Instruct.
 """
 
 import concurrent.futures
-import functools
 import json
 import math
 import pathlib
@@ -19,9 +18,9 @@ import os
 from shadowft_jax.runs import provenance
 from shadowft_jax import files
 from shadowft_jax.grafting import adapter, chunks, recipe
+from shadowft_jax.grafting.verify import Written, read_back
 from shadowft_jax.hf import adapters, deltas, safetensors
 from shadowft_jax.grafting.matching import Plan
-from shadowft_jax.errors import InputError
 from shadowft_jax.hf.safetensors import WEIGHTS, Tensor
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16"}
@@ -38,16 +37,6 @@ class Output(NamedTuple):
   @property
   def is_cut(self) -> bool:
     return self.rank is not None or self.energy is not None
-
-
-class Written(NamedTuple):
-  """A range of bytes that was written, and is to be read back."""
-
-  name: str  # of the tensor
-  path: pathlib.Path
-  offset: int
-  nbytes: int
-  checksum: int
 
 
 def need(plan: Plan, output: Output) -> dict[str, int]:
@@ -121,7 +110,7 @@ def run(
     files.sync(fresh)
     inputs = {}
     if verify:
-      _read_back(out, fresh, written)
+      _read_back(out, written)
       config = plan.instruct.directory / "config.json"
       inputs = plan.delta_files | {"instruct": [config], "output": making.paths()}
     record = {
@@ -137,24 +126,13 @@ def run(
   return results
 
 
-def _read_back(out: str | os.PathLike, fresh: pathlib.Path, written: list[Written]) -> None:
+def _read_back(out, written):
   """Reads the disk and raises InputError where a byte is not what was written."""
-  for path in fresh.glob("*.safetensors"):
-    files.forget(path)
+  inside = {}
+  for piece in written:
+    inside.setdefault(piece.path, []).append(piece)
   with concurrent.futures.ThreadPoolExecutor(files.cores()) as pool:
-    list(pool.map(functools.partial(_read_back_one, out), written))
-
-
-def _read_back_one(out, written):
-  data = np.empty(written.nbytes, np.uint8)
-  with open(written.path, "rb", buffering=0) as file:
-    safetensors.read_at(file, data, written.offset)
-  if zlib.crc32(data) != written.checksum:
-    raise InputError(
-      f"{out}: {written.path.name} reads back other bytes than were written "
-      f"({written.name}, byte {written.offset}); the disk or the memory is faulty, and "
-      "nothing was kept"
-    )
+    list(pool.map(lambda path: read_back(out, path, inside[path]), inside))
 
 
 def _put(place: Tensor, name: str, array: np.ndarray, first: int = 0) -> Written:

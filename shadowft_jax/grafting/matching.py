@@ -4,12 +4,10 @@ Raised here, and all at once, is whatever does not fit: nothing is left out in s
 """
 
 import math
-import re
 from typing import NamedTuple
 
 import numpy as np
 
-from shadowft_jax import delta
 from shadowft_jax.hf import names
 from shadowft_jax.hf.folder import ModelFolder
 from shadowft_jax.grafting.recipe import PLAIN, Recipe
@@ -68,39 +66,6 @@ class Plan(NamedTuple):
     return out
 
 
-def scope(kind, name="paper", *, match=None, include=None, exclude=None):
-  """Which tensors are grafted: a function of (the Instruct's name for a tensor, its axes).
-
-  Args:
-    kind: config.json's model_type, which tells the projections of a family.
-    name: "paper" (projections of the layers, weights and biases) or "all".
-    match: in its place, a name in delta.SCOPES or a regex over leaf names.
-    include: a regex over tensor names; of the scope, only these.
-    exclude: another; of these, not those.
-
-  Raises:
-    InputError: something is no regex.
-  """
-  is_paper = match is None and name == "paper"
-  try:
-    only = re.compile(include or "")
-    veto = re.compile(exclude) if exclude else None
-    leaves = re.compile(delta.pattern(match)) if match is not None else None
-  except re.error as error:
-    raise InputError(f"{error.pattern!r} is no regular expression: {error}") from error
-
-  def wanted(tensor, axes):
-    if leaves:
-      leaf, _ = names.leaf_of(names.text_name(tensor), axes)
-      if leaf is None or not leaves.search(leaf):
-        return False
-    if is_paper and not names.in_scope(tensor, kind):
-      return False
-    return bool(only.search(tensor)) and not (veto and veto.search(tensor))
-
-  return wanted
-
-
 def plan(instruct, deltas, *, wanted, vocab="refuse", base=None, recipe=PLAIN):
   """Matches deltas with an Instruct, by names without prefixes.
 
@@ -118,6 +83,30 @@ def plan(instruct, deltas, *, wanted, vocab="refuse", base=None, recipe=PLAIN):
       are listed); nothing matches; or `base` has none of the tensors.
   """
   instruct.check_unquantised()
+  targets, out_of_scope = _matched(instruct, deltas, wanted, vocab)
+  if not targets:
+    raise InputError(_nothing(instruct, deltas, out_of_scope))
+  base = base or next((d.base for d in deltas if d.base), None)
+  _measure(targets, base)
+  if names.TABLE in targets and instruct.duplicate_head:
+    targets[names.HEAD] = targets[names.TABLE]._replace(
+      name=instruct.names[names.HEAD], tensor=instruct.duplicate_head
+    )
+  _check_dtypes(targets.values())
+  return Plan(
+    instruct,
+    deltas,
+    list(targets.values()),
+    sorted(out_of_scope),
+    _prefix_notes(instruct, deltas),
+    instruct.shards,
+    base,
+    recipe,
+  )
+
+
+def _matched(instruct, deltas, wanted, vocab):
+  """({short name: Target}, the names that are not wanted); raises InputError for all misfits."""
   targets, out_of_scope, bad, rows_differ = {}, set(), {}, set()
   for i, learnt in enumerate(deltas):
     whole = dict.fromkeys(instruct.distinct_tensors) if learnt.complete else {}
@@ -148,25 +137,7 @@ def plan(instruct, deltas, *, wanted, vocab="refuse", base=None, recipe=PLAIN):
           order=(*target.order, i),
         )
   _refuse(bad, rows_differ)
-  if not targets:
-    raise InputError(_nothing(instruct, deltas, out_of_scope))
-  base = base or next((d.base for d in deltas if d.base), None)
-  _measure(targets, base)
-  if names.TABLE in targets and instruct.duplicate_head:
-    targets[names.HEAD] = targets[names.TABLE]._replace(
-      name=instruct.names[names.HEAD], tensor=instruct.duplicate_head
-    )
-  _check_dtypes(targets.values())
-  return Plan(
-    instruct,
-    deltas,
-    list(targets.values()),
-    sorted(out_of_scope),
-    _prefix_notes(instruct, deltas),
-    instruct.shards,
-    base,
-    recipe,
-  )
+  return targets, out_of_scope
 
 
 def _measure(targets, base):
@@ -276,12 +247,13 @@ def _prefix_notes(instruct, deltas):
 
 def lines(plan_, out, need, free):
   """The plan, for a terminal; `need` is that of `write.need`."""
-  numbers = sum(t.count for t in plan_.targets)
-  total = len(plan_.instruct.tensors)
-  yield f"{plan_.instruct.directory} + {' + '.join(_factor(d) + d.what for d in plan_.deltas)}"
+  numbers, instruct = sum(t.count for t in plan_.targets), plan_.instruct
+  weighted = ("" if d.weight == 1 else f"{d.weight:g} x " for d in plan_.deltas)
+  sums = [factor + d.what for factor, d in zip(weighted, plan_.deltas, strict=True)]
+  yield f"{instruct.directory} + {' + '.join(sums)}"
   yield (
-    f"changes {len(plan_.targets)} of {total} tensors ({numbers / 1e6:.1f} million numbers); "
-    "the others stay the Instruct's"
+    f"changes {len(plan_.targets)} of {len(instruct.tensors)} tensors ({numbers / 1e6:.1f} million "
+    "numbers); the others stay the Instruct's"
   )
   yield (
     f"reads {need['read'] / 1e9:.2f} GB, writes {need['write'] / 1e9:.2f} GB to {out} "
@@ -292,7 +264,3 @@ def lines(plan_, out, need, free):
   if beside := plan_.out_of_scope:
     alike = sorted({names.any_layer(n) for n in beside})
     yield f"outside the scope and not grafted, {len(beside)} tensors: {', '.join(alike)}"
-
-
-def _factor(learnt):
-  return "" if learnt.weight == 1 else f"{learnt.weight:g} x "

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
+from shadowft_jax.grafting import selection
 from shadowft_jax.hf import hub
 from shadowft_jax.hf.folder import ModelFolder
 from shadowft_jax.grafting import matching
@@ -23,10 +23,10 @@ from shadowft_jax.runs import provenance
 from shadowft_jax.progress import say
 from shadowft_jax.grafting import sources
 from shadowft_jax import files
-from shadowft_jax.grafting import chunks, recipe as recipes, survival
+from shadowft_jax.grafting import chunks, compute, recipe as recipes, survival
+from shadowft_jax.grafting.verify import Written, read_back
 from shadowft_jax.hf import safetensors
 from shadowft_jax.grafting.matching import Plan
-from shadowft_jax.errors import InputError
 
 KEPT = 64  # chunks between two lines of the journal
 
@@ -43,78 +43,10 @@ class Outcome(NamedTuple):
     return survival.changed(self.survival)
 
 
-@functools.cache
-def _cpu():
-  """The device that the bytes are on; None, the default device, if jax was told to have no CPU."""
-  try:
-    return jax.local_devices(backend="cpu")[0]
-  except RuntimeError:
-    return None
-
-
-@functools.partial(jax.jit, static_argnames="recipe")
-def _graft(w, parts, weights, base, *, keys, thresholds, first, recipe):
-  """(W_I + delta as it is stored, its `survival.sums`) of one chunk.
-
-  Args:
-    w, base: [count] of the Instruct and of the Base, as `chunks.elements` reads it; or base None.
-    parts, weights, keys, thresholds, first, recipe: as of `recipe.combined`.
-  """
-  chance = {"keys": keys, "first": first, "recipe": recipe}
-  d = recipes.combined(parts, weights, thresholds=thresholds, count=w.size, **chance)
-  stored = recipes.stored(w, d, **chance)
-  return stored, survival.sums(w, d, stored, base)
-
-
-def _compute(recipe, thresholds, chunk, take):
-  """(the bytes of a chunk, its `survival.chunk_sums`); the bytes may lie in what `take` gave."""
-  target, first, stop = chunk.target, chunk.first, chunk.stop
-  if target is None:
-    return chunks.copy(chunk, take()), None
-  w = chunks.elements(target.tensor, first, stop, take())
-  parts = [p.read(first, stop, take) for p in target.parts]
-  with jax.default_device(_cpu()):
-    stored, sums = _graft(
-      w,
-      parts,
-      target.weights,
-      _base(target, parts, first, stop, take),
-      keys=recipes.keys(recipe, target),
-      thresholds=thresholds[target.name],
-      first=recipes.split_index(first),
-      recipe=recipe.static,
-    )
-  sums = survival.chunk_sums(sums, len(w) - (stop - first))
-  if not np.isfinite(sums).all():
-    _refuse_nonfinite(target, recipe.dtype)
-  return np.asarray(stored)[: stop - first].view(np.uint8), sums.tolist()
-
-
-def _base(target, parts, first, stop, take):
-  """The Base's elements, which a difference has read already; None where the Base is not known."""
-  for part, arrays in zip(target.parts, parts, strict=True):
-    if target.base and getattr(part, "base", None) == target.base:
-      return arrays["base"]
-  return target.base and chunks.elements(target.base, first, stop, take())
-
-
-def _refuse_nonfinite(target, dtype):
-  """Raises the InputError that names the tensor from which a sum that is not finite comes."""
-  inputs = [("Instruct", target.tensor), *target.inputs]
-  if target.base:
-    inputs.append(("Base", target.base))
-  chunks.refuse_nonfinite(
-    target.name,
-    inputs,
-    f"the sum is beyond the range of {'F32' if dtype else target.tensor.dtype}, in which it is to "
-    "be stored; use a smaller --alpha, a bfloat16 Instruct or --dtype=float32",
-  )
-
-
 def _write(fresh, is_checked, recipe, thresholds, chunk):
   """Computes and writes a chunk; returns (its checksum, its `survival.chunk_sums`)."""
   with chunks.scratch() as take:
-    data, sums = _compute(recipe, thresholds, chunk, take)
+    data, sums = compute.chunk_bytes(recipe, thresholds, chunk, take)
     safetensors.write_at(fresh / chunk.path.name, chunk.place, data)
     return zlib.crc32(data) if is_checked else 0, sums
 
@@ -152,38 +84,20 @@ def _fill(plan, making, work, pool, keeper, is_checked):
   return results, syncing
 
 
-def _read_back(fresh, out, dtype, path, written):
-  """(a weight file's name, its sha256), read from the disk and compared with what was written."""
-  header, _ = chunks.spans(path, dtype)
-
-  def fail(place):
-    return InputError(
-      f"{out}: {path.name} reads back other bytes than were written ({place}); the disk or the "
-      "memory is faulty, and nothing was kept"
-    )
-
-  files.forget(fresh / path.name)
-  with chunks.scratch() as take, open(fresh / path.name, "rb", buffering=0) as file:
-    if file.read(len(header)) != header:
-      raise fail("its header")
-    digest, buffer = hashlib.sha256(header), take()
-    for chunk, checksum in written:
-      data = buffer[: chunk.written]
-      safetensors.read_at(file, data, chunk.place)
-      digest.update(data)
-      if zlib.crc32(data) != checksum:
-        name = chunk.target.name if chunk.target else "what was copied"
-        raise fail(f"{name}, byte {chunk.place}")
-  return path.name, digest.hexdigest()
-
-
 def _verify(plan, making, out, work, results, pool):
   """{file of the result: its sha256}, once the weights have been read back."""
-  inside = {path: [] for path in plan.shards}
+  inside = {}
+  for path in plan.shards:
+    header, _ = chunks.spans(path, plan.recipe.dtype)
+    inside[path] = [Written("its header", path, 0, len(header), zlib.crc32(header))]
   for chunk, (checksum, _) in zip(work, results, strict=True):
-    inside[chunk.path].append((chunk, checksum))
-  read = functools.partial(_read_back, making.directory, out, plan.recipe.dtype)
-  digests = dict(pool.map(read, inside, inside.values()))
+    name = chunk.target.name if chunk.target else "what was copied"
+    inside[chunk.path].append(Written(name, chunk.path, chunk.place, chunk.written, checksum))
+
+  def read(path):
+    return read_back(out, making.directory / path.name, inside[path])
+
+  digests = dict(zip((p.name for p in inside), pool.map(read, inside), strict=True))
   return {
     p.name: digests.get(p.name) or provenance.sha256(p) for p in making.paths() if p.is_file()
   }
@@ -326,7 +240,7 @@ def graft(
   plan = matching.plan(
     instruct,
     [sources.stored(delta)],
-    wanted=matching.scope(instruct.model_type, match=match),
+    wanted=selection.scope(instruct.model_type, match=match),
     base=base,
   )
   return run_and_report(plan, out, card=card, settings={"match": match}, overwrite=True)

@@ -9,8 +9,7 @@ import re
 
 import jax
 
-from shadowft_jax import tree
-from shadowft_jax.planning import shapes
+from shadowft_jax import sharding, tree
 
 TABLE = "model/embed_tokens/embedding"  # a tied model's head, too
 # What good kernels reach, of an accelerator's peak: of products, of its memory, of its links.
@@ -61,14 +60,14 @@ def attention_flops(cfg, length):
 
 def work(run, length=None):
   """The Work of a token of an example of `length` tokens; None: as long as a row."""
-  model, learnt = run.loss.model, shapes.learnt_names(run)
+  model, trained = run.loss.model, run.trained_names
   again = model.remat == "full"
   useful = executed = 0
   for name, weights in multiplied(run).items():
-    passes = 2 + (name in learnt or not name.endswith("kernel") and name != TABLE)
+    passes = 2 + (name in trained or not name.endswith("kernel") and name != TABLE)
     useful += 2 * weights * passes
     # Whatever is kept of the blocks, the logits are made again for the gradient of the head.
-    executed += 2 * weights * (passes + (again if "/layers/" in name else name in learnt))
+    executed += 2 * weights * (passes + (again if "/layers/" in name else name in trained))
   attention = attention_flops(model.cfg, length or run.batch["token"].shape[1])
   # Backward: five products to the forward pass's two, one of them made again.
   return Work(useful + 3 * attention, executed + (3.5 + (model.remat != "none")) * attention)
@@ -94,7 +93,7 @@ def _widths(run):
 
 def _head_learns(run):
   tied = run.loss.model.cfg.tie_word_embeddings
-  return (TABLE if tied else "lm_head/kernel") in shapes.learnt_names(run)
+  return (TABLE if tied else "lm_head/kernel") in run.trained_names
 
 
 def activations(run):
@@ -112,20 +111,18 @@ def activations(run):
 
 def temporaries(run):
   """Bytes a device beside what is kept: the most of the loss's chunk and of a block."""
-  model, loss, learnt = run.loss.model, run.loss, shapes.learnt_names(run)
+  model, chunk, trained = run.loss.model, run.loss.chunk, run.trained_names
   cfg, size = model.cfg, model.dtype.itemsize
   rows, length = run.batch["token"].sharding.shard_shape(run.batch["token"].shape)
   inner, vocabulary = _widths(run)
   head = cfg.hidden_size * vocabulary
-  loss = (
-    head * (size + 4 * _head_learns(run)) + 2.5 * 4 * rows * min(loss.chunk, length) * vocabulary
-  )
+  loss = head * (size + 4 * _head_learns(run)) + 2.5 * 4 * rows * min(chunk, length) * vocabulary
   block = {
     n: x.size / x.shape[0] / _ways(run, "tensor")
     for n, x in tree.names(run.base).items()
     if "/layers/" in n
   }
-  gathered = sum(block.values()) * (3 if learnt else 1) * size
+  gathered = sum(block.values()) * (3 if trained else 1) * size
   return max(loss, gathered + (6 * cfg.hidden_size + 3 * inner) * rows * length * size)
 
 
@@ -137,7 +134,7 @@ def memory(run, compiled=None):
     "optimizer": run.state.opt,
     "gradients": run.grads,
   }
-  out = {name: shapes.bytes_a_device(x) for name, x in parts.items()}
+  out = {name: sharding.bytes_per_device(x) for name, x in parts.items()}
   if compiled is None:
     return {**out, "activations": activations(run), "temporaries": temporaries(run)}
   most = max(compiled.gradients, compiled.update) + compiled.unshared
@@ -174,7 +171,7 @@ def seconds(run, accelerator, link):
   """The roofline of a step on `accelerator`; `link`: bytes a second to others, in one direction."""
   tokens = run.batch["token"].size
   products = work(run).executed * tokens / run.mesh.size / accelerator.flops
-  state = 2 * shapes.bytes_a_device(run.state) + shapes.bytes_a_device(run.grads)
+  state = 2 * sharding.bytes_per_device(run.state) + sharding.bytes_per_device(run.grads)
   return Seconds(
     products / EFFICIENCY["products"],
     _read(run) / accelerator.bandwidth / EFFICIENCY["memory"],
@@ -198,13 +195,13 @@ def _read(run):
   inner, _ = _widths(run)
   features = 2 * (8 * model.cfg.hidden_size + 2 * inner) * model.cfg.num_hidden_layers
   return model.dtype.itemsize * passes * (2 * _block_weights(run) + features * tokens) + (
-    2 * shapes.bytes_a_device(run.grads)
+    2 * sharding.bytes_per_device(run.grads)
   )
 
 
 def _sent(run):
   """Bytes that a device sends for a micro-batch: (weights and gradients, partial sums and keys)."""
-  model, learnt, size = run.loss.model, shapes.learnt_names(run), run.loss.model.dtype.itemsize
+  model, trained, size = run.loss.model, run.trained_names, run.loss.model.dtype.itemsize
   cfg, mesh = model.cfg, run.mesh.shape
   rows, length = run.batch["token"].sharding.shard_shape(run.batch["token"].shape)
 
@@ -213,11 +210,11 @@ def _sent(run):
 
   _, vocabulary = _widths(run)
   head, chunks = cfg.hidden_size * vocabulary, math.ceil(length / run.loss.chunk)
-  trained = any("/layers/" in n for n in learnt)
+  trained = any("/layers/" in n for n in trained)
   sent = apart("fsdp") * (
     size * _block_weights(run) * (2 + trained) + chunks * head * (2 * size + 4 * _head_learns(run))
   )
-  sent += apart("data") * 2 * shapes.bytes_a_device(run.grads)
+  sent += apart("data") * 2 * sharding.bytes_per_device(run.grads)
   token = size * rows * length * cfg.num_hidden_layers  # one number a token and layer
   sums = 2 * cfg.hidden_size * (4 + 2 * (model.remat == "full"))
   keys = 2 * cfg.num_key_value_heads * cfg.head_dim * mesh["context"] * 3

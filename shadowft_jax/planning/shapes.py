@@ -4,7 +4,6 @@ Nothing is allocated, and no accelerator is asked.
 """
 
 import dataclasses
-import math
 import re
 from typing import Any
 
@@ -29,8 +28,14 @@ class Run:
   batch: Any
 
   @property
-  def mesh(self):
+  def mesh(self) -> Any:
+    """The mesh that everything lies on."""
     return self.batch["token"].sharding.mesh
+
+  @property
+  def trained_names(self) -> set[str]:
+    """Names of the base's leaves that a dense delta lies on; empty for an adapter."""
+    return set(tree.names(self.state.delta.get("delta", {})))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,13 +114,6 @@ def abstract_run(config, hf, mesh, shapes=None):
   )
 
 
-def bytes_a_device(shapes):
-  """Bytes of a tree on the device that has most of it."""
-  return sum(
-    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(shapes)
-  )
-
-
 @dataclasses.dataclass(frozen=True)
 class Compiled:
   """What a compiler says of the two programs of a step, in bytes a device.
@@ -170,8 +168,3 @@ def compiled(run):
     second.temp_size_in_bytes,
     sum(m.output_size_in_bytes - m.alias_size_in_bytes for m in (first, second)),
   )
-
-
-def learnt_names(run):
-  """Names of the base's leaves that a dense delta lies on; empty for an adapter."""
-  return tree.names(run.state.delta.get("delta", {})).keys()

@@ -1,0 +1,87 @@
+"""W_I + delta of one chunk: what is read, summed, rounded and measured."""
+
+import functools
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+
+from shadowft_jax.grafting import chunks, recipe as recipes, survival
+from shadowft_jax.grafting.recipe import Recipe
+
+
+@functools.cache
+def _cpu():
+  """The device that the bytes are on; None, the default device, if jax was told to have no CPU."""
+  try:
+    return jax.local_devices(backend="cpu")[0]
+  except RuntimeError:
+    return None
+
+
+@functools.partial(jax.jit, static_argnames="recipe")
+def _graft(w, parts, weights, base, *, keys, thresholds, first, recipe):
+  """(W_I + delta as it is stored, its `survival.sums`) of one chunk.
+
+  Args:
+    w, base: [count] of the Instruct and of the Base, as `chunks.elements` reads it; or base None.
+    parts, weights, keys, thresholds, first, recipe: as of `recipe.combined`.
+  """
+  chance = {"keys": keys, "first": first, "recipe": recipe}
+  d = recipes.combined(parts, weights, thresholds=thresholds, count=w.size, **chance)
+  stored = recipes.stored(w, d, **chance)
+  return stored, survival.sums(w, d, stored, base)
+
+
+def chunk_bytes(
+  recipe: Recipe,
+  thresholds: Mapping[str, np.ndarray],
+  chunk: chunks.Chunk,
+  take: Callable[[], np.ndarray],
+) -> tuple[np.ndarray, list[float] | None]:
+  """(the bytes of a chunk, its `survival.chunk_sums`); the bytes may lie in what `take` gave.
+
+  Raises:
+    InputError: a sum is not finite; names the tensor that it comes from.
+  """
+  target, first, stop = chunk.target, chunk.first, chunk.stop
+  if target is None:
+    return chunks.copy(chunk, take()), None
+  w = chunks.elements(target.tensor, first, stop, take())
+  parts = [p.read(first, stop, take) for p in target.parts]
+  with jax.default_device(_cpu()):
+    stored, sums = _graft(
+      w,
+      parts,
+      target.weights,
+      _base(target, parts, first, stop, take),
+      keys=recipes.keys(recipe, target),
+      thresholds=thresholds[target.name],
+      first=recipes.split_index(first),
+      recipe=recipe.static,
+    )
+  sums = survival.chunk_sums(sums, len(w) - (stop - first))
+  if not np.isfinite(sums).all():
+    _refuse_nonfinite(target, recipe.dtype)
+  return np.asarray(stored)[: stop - first].view(np.uint8), sums.tolist()
+
+
+def _base(target, parts, first, stop, take):
+  """The Base's elements, which a difference has read already; None where the Base is not known."""
+  for part, arrays in zip(target.parts, parts, strict=True):
+    if target.base and getattr(part, "base", None) == target.base:
+      return arrays["base"]
+  return target.base and chunks.elements(target.base, first, stop, take())
+
+
+def _refuse_nonfinite(target, dtype):
+  """Raises the InputError that names the tensor from which a sum that is not finite comes."""
+  inputs = [("Instruct", target.tensor), *target.inputs]
+  if target.base:
+    inputs.append(("Base", target.base))
+  chunks.refuse_nonfinite(
+    target.name,
+    inputs,
+    f"the sum is beyond the range of {'F32' if dtype else target.tensor.dtype}, in which it is to "
+    "be stored; use a smaller --alpha, a bfloat16 Instruct or --dtype=float32",
+  )

@@ -1,0 +1,63 @@
+"""Reads back from the disk what a graft wrote, and compares it with what was computed."""
+
+import hashlib
+import os
+import pathlib
+import zlib
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from shadowft_jax import files
+from shadowft_jax.errors import InputError
+from shadowft_jax.grafting import chunks
+from shadowft_jax.hf import safetensors
+
+
+class Written(NamedTuple):
+  """A range of bytes that was written to a file."""
+
+  name: str  # of what is there, such as a tensor
+  path: pathlib.Path
+  offset: int
+  nbytes: int
+  checksum: int  # zlib.crc32
+
+
+def read_back(out: str | os.PathLike, path: pathlib.Path, written: Iterable[Written]) -> str:
+  """The sha256 of a file, read from the disk; bytes in no range are not compared.
+
+  Args:
+    out: the folder that is made, for the error.
+    path: the file.
+    written: its ranges, without overlap.
+
+  Raises:
+    InputError: a range does not hold the bytes that were written.
+  """
+  files.forget(path)
+  digest, at = hashlib.sha256(), 0
+  with chunks.scratch() as take, open(path, "rb", buffering=0) as file:
+    buffer, end = take(), os.path.getsize(path)
+    for piece in [*sorted(written, key=lambda w: w.offset), None]:
+      start = end if piece is None else piece.offset
+      _digest(file, at, start, buffer, digest)
+      if piece is None:
+        break
+      at = start + piece.nbytes
+      if _digest(file, start, at, buffer, digest) != piece.checksum:
+        raise InputError(
+          f"{out}: {path.name} reads back other bytes than were written ({piece.name}, byte "
+          f"{start}); the disk or the memory is faulty, and nothing was kept"
+        )
+  return digest.hexdigest()
+
+
+def _digest(file, start, stop, buffer, digest):
+  """Adds bytes [start, stop) of a file to a digest; returns their crc32."""
+  crc = 0
+  for at in range(start, stop, len(buffer)):
+    data = buffer[: min(len(buffer), stop - at)]
+    safetensors.read_at(file, data, at)
+    digest.update(data)
+    crc = zlib.crc32(data, crc)
+  return crc
