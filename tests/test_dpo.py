@@ -209,19 +209,21 @@ def test_each_loss_is_its_equation(options, want):
   np.testing.assert_allclose(sums["loss"], want, rtol=1e-5, atol=1e-7)
 
 
-def test_the_metrics_are_what_they_say():
+@pytest.mark.parametrize(
+  "length_normalised, rewards", [(False, (0.6, -0.4, 1.0)), (True, (0.3, -0.4, 0.7))]
+)
+def test_the_metrics_are_what_they_say(length_normalised, rewards):
   want = {
-    "reward_chosen": 0.6,
-    "reward_rejected": -0.4,
-    "margin": 1.0,
+    **dict(zip(("reward_chosen", "reward_rejected", "margin"), rewards, strict=True)),
     "accuracy": 1.0,
     "ranking_accuracy": 1.0,
+    # Sums over the answer's tokens, whatever the loss is computed from.
     "logp_chosen": -3.0,
     "logp_rejected": -4.0,
     "kl": (1.5**2 + 1.0**2) / 4,
     "ftx_loss": 1.5,
   }
-  sums = objective_of(beta=0.4, ftx=1.0)
+  sums = objective_of(beta=0.4, ftx=1.0, length_normalised=length_normalised)
   assert sums.keys() == {"loss", "count", *want}
   for name, value in want.items():
     np.testing.assert_allclose(sums[name], value, rtol=1e-6, err_msg=name)

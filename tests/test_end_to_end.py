@@ -250,6 +250,27 @@ def test_a_killed_process_is_taken_up(pair, lora_run, tmp_path):
   assert (tmp_path / "run" / name).read_bytes() == (lora_run[0] / name).read_bytes()
 
 
+@pytest.mark.parametrize(
+  "losses, best, kept",
+  [
+    ([0.5, 0.2, 0.9], 2, {2, 3}),
+    ([0.9, 0.5, 0.2], 3, {3}),
+    ([None, None], 2, {2}),
+    ([], None, set()),
+  ],
+)
+def test_the_newest_checkpoint_and_that_of_the_lowest_loss_are_kept(tmp_path, losses, best, kept):
+  state = {"x": jnp.zeros(2)}
+  with checkpoints.open_checkpoints(tmp_path / "checkpoints") as saved:
+    for number, loss in enumerate(losses, 1):
+      checkpoints.save(saved, {"x": jnp.full(2, number)}, number, loss)
+    assert checkpoints.best_step(saved) == best
+    assert {c.step for c in saved.checkpoints} == kept
+    if best:
+      assert checkpoints.restore(saved, state, best)["x"].tolist() == [best, best]
+      assert checkpoints.restore(saved, state)["x"].tolist() == [len(losses)] * 2
+
+
 @pytest.mark.slow
 def test_the_best_checkpoint_can_be_grafted(pair, tmp_path):
   # Answers unlike those that are learnt: what is learnt makes them less likely, in the end.
@@ -269,18 +290,26 @@ def test_the_best_checkpoint_can_be_grafted(pair, tmp_path):
   assert any(jax.tree.leaves(different))
 
 
+@pytest.mark.parametrize("of", ["training", "validation"])
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
-  pair, tmp_path, monkeypatch
+  pair, tmp_path, monkeypatch, of
 ):
-  real, calls = step.update, []
+  real_update, real_means, calls = step.update, step.means, []
 
-  def poisoned(state, grads, sums, *, tx):
+  def update(*args, **kwargs):
     calls.append(1)
-    state, metrics = real(state, grads, sums, tx=tx)
-    return state, {**metrics, "loss": jnp.float32("nan")} if len(calls) == 6 else metrics
+    state, metrics = real_update(*args, **kwargs)
+    bad = of == "training" and len(calls) == 6
+    return state, {**metrics, "loss": jnp.float32("nan")} if bad else metrics
 
-  monkeypatch.setattr(step, "update", poisoned)
-  with pytest.raises(FloatingPointError, match="not finite at step 6.*checkpoint of step 4 stays"):
+  def means(*args, **kwargs):
+    bad = of == "validation" and len(calls) == 8
+    return {**real_means(*args, **kwargs), **({"loss": float("nan")} if bad else {})}
+
+  monkeypatch.setattr(step, "update", update)
+  monkeypatch.setattr(step, "means", means)
+  said = {"training": "step 6: {'loss': nan}", "validation": "step 8: {'valid_loss': nan}"}[of]
+  with pytest.raises(FloatingPointError, match=f"not finite at {said}.*checkpoint of step 4 stays"):
     train.train(runs.config_of(pair), tmp_path / "run")
   assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["4"]
   assert not (tmp_path / "run" / "shadow").exists()

@@ -229,10 +229,11 @@ def test_a_frozen_head_is_multiplied_twice_a_learnt_one_four_times():
 
 @pytest.mark.parametrize("chunk", [3, 8, 64])
 def test_the_chunked_loss_is_the_plain_loss(chunk):
-  key = jax.random.split(jax.random.key(0), 3)
+  key = jax.random.split(jax.random.key(0), 4)
   h_BTD, head_DV = jax.random.normal(key[0], (2, 13, 8)), jax.random.normal(key[1], (8, 50))
   token_BT = jax.random.randint(key[2], (2, 13), 0, 50)
-  weight_BT = jnp.arange(26.0).reshape(2, 13)
+  # None of them is a bfloat16: a backward pass that rounds its cotangents would show.
+  weight_BT = jax.random.uniform(key[3], (2, 13), minval=1.0, maxval=25.0)
 
   def chunked(h, w):
     return jnp.sum(loss.token_logprobs(h, w, token_BT, chunk) * weight_BT)
@@ -386,7 +387,9 @@ def test_another_number_of_microbatches_compiles_nothing():
   assert (step.accumulate._cache_size(), step.add._cache_size()) == compiled
 
 
-def test_training_the_delta_is_training_the_model():
+@pytest.mark.parametrize("weight_decay", [0.0, 5.0])
+def test_training_the_delta_is_training_the_model(weight_decay):
+  """With AdamW, whose decay pulls the weights back to W_B, since it decays the delta."""
   model, base, _, _ = setup()
   config = ml_collections.ConfigDict(
     dict(
@@ -396,15 +399,18 @@ def test_training_the_delta_is_training_the_model():
       b2=0.999,
       eps=1e-8,
       moment_dtype="float32",
-      weight_decay=0.0,
+      weight_decay=weight_decay,
       grad_clip_norm=1.0,
     )
   )
-  tx, _ = optim.make(config, 8)
+  tx, schedule = optim.make(config, 8)
+  adamw = optax.chain(
+    optax.clip_by_global_norm(1.0), optax.adamw(schedule, 0.9, 0.999, weight_decay=weight_decay)
+  )
   method = step.Loss(model, objectives.sft, 1.0, 8)
   zero = {"delta": jax.tree.map(jnp.zeros_like, base)}
   state = step.TrainState(jnp.int32(0), zero, tx.init(zero))
-  params, opt = base, tx.init(base)
+  params, opt = base, adamw.init(base)
 
   def plain(params, batch):
     sums = objectives.sft(method.logprobs({"params": params}), None, batch)
@@ -415,7 +421,8 @@ def test_training_the_delta_is_training_the_model():
     [batch] = padded(examples(seed=seed))
     grads, sums = step.gradients(state.delta, base, [batch], loss=method)
     state, _ = step.update(state, grads, sums, tx=tx)
-    updates, opt = tx.update(gradient(params, batch), opt, params)
+    decayed = jax.tree.map(jnp.subtract, params, base)
+    updates, opt = adamw.update(gradient(params, batch), opt, decayed)
     params = optax.apply_updates(params, updates)
   learnt, want = state.delta["delta"], jax.tree.map(jnp.subtract, params, base)
   distance = optax.tree.norm(jax.tree.map(jnp.subtract, learnt, want))

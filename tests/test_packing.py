@@ -204,6 +204,26 @@ def test_labels_and_weights_stand_where_their_tokens_do():
       np.testing.assert_array_equal(batch[key], value)
 
 
+def test_a_reference_stands_where_the_first_token_of_its_answer_is_predicted():
+  alone = Example(np.arange(1, 5, dtype=np.int32), np.array([0, 1, 1, 1], np.int32))
+  pair = Example(
+    np.arange(1, 9, dtype=np.int32), np.array([0, 0, 1, 1, 0, 1, 1, 1], np.int32), second=4
+  )
+  examples = [
+    dataclasses.replace(alone, reference=(-7.0,)),
+    dataclasses.replace(pair, reference=(-1.5, -2.5)),
+  ]
+  batch = packing.collate(
+    [[1, 0]], whole_step(2), examples, row_length=14, row_count=2, referenced=True
+  )
+  assert batch["reference"].dtype == np.float32
+  np.testing.assert_array_equal(
+    batch["reference"], [[0, -1.5, 0, 0, -2.5, 0, 0, 0, -7.0, 0, 0, 0, 0, 0], np.zeros(14)]
+  )
+  without = packing.collate([[1, 0]], whole_step(2), examples, row_length=14, row_count=2)
+  assert "reference" not in without
+
+
 @pytest.mark.parametrize("rows", [1, 3, 100])
 def test_microbatches_cover_a_step_whatever_their_size(rows):
   examples, (step, *_) = make_examples(), make_plan()

@@ -86,6 +86,7 @@ def initial_delta(config):
 
 
 def test_lora_agrees_with_peft_over_twenty_steps(config, tmp_path):
+  config.weight_decay = 1.0  # of both factors, as peft's
   start = initial_delta(config)
   deltas.save_adapter(tmp_path / "start", start["lora"], rank=4, alpha=8.0, base_model=config.base)
   records = train.train(config, tmp_path / "run")

@@ -31,14 +31,20 @@ def _next(model, variables, cache, token_BT, position_BT, last_B):
   return softcap(logit_BV, model.cfg.final_logit_softcapping), out["cache"]
 
 
-def _pick(logit_BV, temperature, key):
+# A key for each row, from one for all or from one for each, and a number for each or for all.
+_key_of_row = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+_fold_in = jax.vmap(jax.random.fold_in, in_axes=(0, None))
+
+
+def _pick(logit_BV, temperature, key_B):
+  """The next token of each row: the likeliest, or one drawn by the row's own key."""
   if temperature == 0.0:
     return jnp.argmax(logit_BV, axis=-1).astype(jnp.int32)
-  return jax.random.categorical(key, logit_BV / temperature).astype(jnp.int32)
+  return jax.vmap(jax.random.categorical)(key_B, logit_BV / temperature).astype(jnp.int32)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "max_new", "stop", "temperature"))
-def _generate(model, variables, token_BT, length_B, key, *, max_new, stop, temperature):
+def _generate(model, variables, token_BT, length_B, key_B, *, max_new, stop, temperature):
   B, T = token_BT.shape
   cache = _empty_cache(model.cfg, B, T + max_new, model.dtype)
   position_BT = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
@@ -47,7 +53,7 @@ def _generate(model, variables, token_BT, length_B, key, *, max_new, stop, tempe
 
   def step(state):
     i, out_BM, done_B, logit_BV, cache = state
-    token_B = _pick(logit_BV, temperature, jax.random.fold_in(key, i))
+    token_B = _pick(logit_BV, temperature, _fold_in(key_B, i))
     token_B = jnp.where(done_B, stop[0], token_B)
     done_B |= is_stop(token_B)
     out_BM = out_BM.at[:, i].set(token_B)
@@ -82,7 +88,8 @@ def generate(model, variables, prompts, *, max_new, stop, temperature=0.0, seed=
     length = max(len(prompts[i]) for i in chosen)
     width = max(16, 1 << (length - 1).bit_length())
     token_BT = np.full((batch_size, width), stop[0], np.int32)
-    length_B = np.ones(batch_size, np.int32)
+    length_B, prompt_B = np.ones(batch_size, np.int32), np.zeros(batch_size, np.uint32)
+    prompt_B[: len(chosen)] = chosen
     for row, i in enumerate(chosen):
       token_BT[row, : len(prompts[i])], length_B[row] = prompts[i], len(prompts[i])
     out = np.asarray(
@@ -91,7 +98,7 @@ def generate(model, variables, prompts, *, max_new, stop, temperature=0.0, seed=
         variables,
         token_BT,
         length_B,
-        jax.random.key(seed + start),
+        _key_of_row(jax.random.key(seed), prompt_B),
         max_new=max_new,
         stop=tuple(stop),
         temperature=temperature,

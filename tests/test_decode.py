@@ -1,0 +1,84 @@
+"""Sampling: the right distribution, and one stream of random numbers for each prompt."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from shadowft_jax import models
+from shadowft_jax.generation import decode
+from tests import pico
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
+# Lengths in no order: prompts are grouped by length, not as they are given.
+PROMPTS = [[7, 8, 9, 10], [5], [11, 12], [7, 8, 9, 10], [3, 4, 5, 6, 7, 8, 9], [20, 21], [5]]
+
+
+@functools.cache
+def model_and_params():
+  model = models.from_config(pico.CONFIGS["qwen3"], dtype=jnp.float32)
+  keys = iter(jax.random.split(jax.random.key(0), 64))
+  return model, jax.tree.map(
+    lambda x: 0.3 * jax.random.normal(next(keys), x.shape), models.abstract_params(model)
+  )
+
+
+def sample(prompts, *, max_new=6, seed=0, batch_size=4, temperature=1.0):
+  model, params = model_and_params()
+  return decode.generate(
+    model,
+    {"params": params},
+    prompts,
+    max_new=max_new,
+    stop=(263,),
+    temperature=temperature,
+    seed=seed,
+    batch_size=batch_size,
+  )
+
+
+def test_samples_follow_the_softmax_of_the_logits_over_the_temperature():
+  prompt, count, temperature = PROMPTS[0], 2048, 0.5
+  model, params = model_and_params()
+  logit_V = model.apply({"params": params}, jnp.array([prompt]))[0, -1]
+  p_V = np.asarray(jax.nn.softmax(logit_V / temperature), np.float64)
+  answers = sample([prompt] * count, max_new=1, batch_size=count, temperature=temperature)
+  drawn = [token for answer in answers for token in answer or [263]]  # the stop token is cut off
+  count_V = np.bincount(drawn, minlength=len(p_V))
+  # Five standard deviations of each count, and some room where a count is below one.
+  assert np.all(np.abs(count_V - count * p_V) <= 5 * np.sqrt(count * p_V) + 3)
+  for wrong in (logit_V * temperature, logit_V):
+    p_V = np.asarray(jax.nn.softmax(wrong), np.float64)
+    assert np.any(np.abs(count_V - count * p_V) > 10 * np.sqrt(count * p_V) + 3)
+
+
+def test_a_seed_gives_its_samples_again_and_another_seed_gives_others():
+  first = sample(PROMPTS)
+  assert sample(PROMPTS) == first
+  # 4 is the batch size: seeds of neighbouring batches are no neighbours.
+  for seed in (1, 4, 64):
+    assert all(a != b for a, b in zip(sample(PROMPTS, seed=seed), first, strict=True))
+  assert first[0] != first[3] and first[1] != first[6], "equal prompts are sampled apart"
+
+
+def test_each_token_of_a_sample_is_drawn_anew():
+  """At a temperature that hides the model, a token used twice for its noise would repeat."""
+  assert all(len(set(answer)) > 3 for answer in sample(PROMPTS, temperature=1e6))
+
+
+def test_seeds_share_no_sample_of_equal_prompts():
+  """The first batch of one seed is not the second batch of another."""
+  prompts = [PROMPTS[0]] * 8
+  samples = [tuple(a) for seed in (0, 4, 8) for a in sample(prompts, seed=seed)]
+  assert len(set(samples)) == len(samples)
+
+
+def test_a_sample_depends_neither_on_the_batch_nor_on_its_neighbours():
+  first = sample(PROMPTS)
+  for batch_size in (1, 3):
+    assert sample(PROMPTS, batch_size=batch_size) == first
+  others = [[30, 31, 32], *[[40, 41]] * 5]
+  assert sample([*PROMPTS[:3], *others])[:3] == first[:3]
