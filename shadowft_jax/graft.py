@@ -11,7 +11,6 @@ to it.
 """
 
 import dataclasses
-import pathlib
 from typing import Any
 
 from shadowft_jax.grafting import selection
@@ -118,7 +117,14 @@ def main(options: Options) -> None:
   Raises:
     InputError: the options contradict each other, or the models do not fit.
   """
-  form = _form(options)
+  form = delta_only.output_of(
+    options.output, dtype=options.delta_dtype, rank=options.rank, energy=options.energy
+  )
+  if form and (options.rounding != "nearest" or options.dtype):
+    raise InputError(
+      "--rounding and --dtype are for --output=shadow, where a sum is stored; got "
+      f"--output={options.output}"
+    )
   if not options.dry_run:
     files.check_new(options.out, options.overwrite)
   instruct = open_model(options.instruct)
@@ -144,17 +150,6 @@ def main(options: Options) -> None:
     _write_model(plan, options)
 
 
-def _weighted(text):
-  """(folder, weight) of DIR or DIR:WEIGHT."""
-  name, colon, weight = text.rpartition(":")
-  if not colon or pathlib.Path(text).is_dir():
-    return text, 1.0
-  try:
-    return name, float(weight)
-  except ValueError:
-    return text, 1.0
-
-
 def _deltas(options):
   """The deltas that the options name, each with its weight."""
   if options.tuned and not options.base:
@@ -162,12 +157,8 @@ def _deltas(options):
   deltas = []
   if options.tuned:
     deltas.append(sources.difference(options.base, options.tuned, options.alpha))
-  for folder, weight in map(_weighted, options.delta):
-    deltas.append(sources.stored(folder, options.alpha * weight))
-  for folder, weight in map(_weighted, options.adapter):
-    if not (pathlib.Path(folder) / "adapter_config.json").exists():
-      raise InputError(f"--adapter {folder} has no adapter_config.json; expected a PEFT adapter")
-    deltas.append(sources.stored(folder, options.alpha * weight))
+  deltas += [sources.weighted(text, options.alpha) for text in options.delta]
+  deltas += [sources.weighted(text, options.alpha, "adapter") for text in options.adapter]
   if not deltas:
     raise InputError("nothing to graft: give --delta, --adapter, or --base and --tuned")
   return deltas
@@ -177,56 +168,16 @@ def _settings(options, deltas) -> dict[str, Any]:
   """What provenance.json says of the options."""
   return {
     "alpha": options.alpha,
-    "scope": _scope_text(options),
+    "scope": selection.describe(options.scope, options.match, options.include, options.exclude),
     "vocab": options.vocab,
     "deltas": [{"what": d.what, "weight": d.weight} for d in deltas],
   }
 
 
 def _recipe(options):
-  found = recipe.Recipe(
-    combine=options.combine,
-    density=options.density,
-    drop_rate=options.drop_rate,
-    rounding=options.rounding,
-    dtype=options.dtype,
-    seed=options.seed,
-  )
+  found = recipe.Recipe(**{name: getattr(options, name) for name in recipe.Recipe._fields})
   recipe.check(found)
   return found
-
-
-def _scope_text(options):
-  parts = [f"scope {options.scope}" if options.match is None else f"match {options.match}"]
-  parts += [
-    f"{name} {pattern}"
-    for name, pattern in (("include", options.include), ("exclude", options.exclude))
-    if pattern
-  ]
-  return ", ".join(parts)
-
-
-def _form(options):
-  """The form that the options ask for; None for a whole model."""
-  for flag, value, output in (
-    ("delta-dtype", options.delta_dtype, "delta"),
-    ("rank", options.rank, "adapter"),
-    ("energy", options.energy, "adapter"),
-  ):
-    if value is not None and options.output != output:
-      raise InputError(f"--{flag} is for --output={output}; got --output={options.output}")
-  if options.rank is not None and options.energy is not None:
-    raise InputError("--rank and --energy both say how much an adapter keeps; give one")
-  if options.output == "shadow":
-    return None
-  if options.rounding != "nearest" or options.dtype:
-    raise InputError(
-      "--rounding and --dtype are for --output=shadow, where a sum is stored; got "
-      f"--output={options.output}"
-    )
-  return delta_only.Output(
-    options.output, options.delta_dtype or "float32", options.rank, options.energy
-  )
 
 
 def _write_delta(plan, form, options):
@@ -261,7 +212,7 @@ def _write_model(plan, options):
     instruct=options.instruct,
     learn_on="base",
     kind="lora" if all(d.kind == "lora" for d in plan.deltas) else "full",
-    match=_scope_text(options),
+    match=selection.describe(options.scope, options.match, options.include, options.exclude),
     dtype=options.dtype,
   )
   write.run_and_report(

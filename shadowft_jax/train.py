@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import dataclasses
 from shadowft_jax.hf import hub
 from shadowft_jax.runs import cards
-from shadowft_jax import command, delta as delta_lib, hosts, presets, sharding
+from shadowft_jax import command, delta as delta_lib, files, hosts, presets, sharding
 from shadowft_jax.data import dataset, preview, sets
 from shadowft_jax.data.tokenizer import load_tokenizer
 from shadowft_jax.errors import InputError
 from shadowft_jax.grafting import write
 from shadowft_jax.hf import deltas, weights
-from shadowft_jax.learning import kernels, loop, objectives, step
+from shadowft_jax.learning import guards, kernels, loop, objectives, step
 from shadowft_jax.pairs import registry
 from shadowft_jax.pairs.opened import OpenedPair, open_pair
 from shadowft_jax.runs import metrics
@@ -69,10 +69,18 @@ def train(config: Any, workdir: str | os.PathLike) -> list[dict[str, Any]]:
         delta_lib.scale_of(config.delta),
         config.loss_chunk,
       )
-      check_before_training(config, pair, data, model, base)
+      guards.check_tokens(data, model.cfg.vocab_size, config.instruct)
+      guards.check_graft(config, base, pair.instruct)
       delta = loop.learn(loss, base, data, config, run, mesh, trained=pair.trained)  # W_B + delta
       del base  # its memory is for W_I
-      save_delta(run, delta, config, pair)
+      deltas.save(
+        run.delta,
+        delta,
+        rank=config.delta.rank,
+        alpha=config.delta.alpha,
+        base_model=config.instruct,
+        model_type=pair.instruct.model_type,
+      )
       save_shadow(run, config, pair)  # W_I + delta
       losses = loop.measure(pair.instruct, run, loss, data, config, mesh)
     inputs = {"base": [pair.base.directory], "instruct": [pair.instruct.directory], **data.inputs}
@@ -80,41 +88,6 @@ def train(config: Any, workdir: str | os.PathLike) -> list[dict[str, Any]]:
       inputs["delta.init"] = [config.delta.init]
     unit = "pair" if presets.is_paired(config) else "answer token"
     return run.finish(losses, inputs, seed=config.seed, unit=unit)
-
-
-def check_before_training(
-  config: Any, pair: OpenedPair, data: dataset.Dataset, model: Any, base: Any
-) -> None:
-  """Checks what would otherwise fail after hours of training.
-
-  Raises:
-    InputError: a token has no row in the Base's table, so that its embedding would be NaN; or the
-      delta could not be grafted.
-  """
-  highest = max(int(e.token.max()) for e in data.train + data.valid)
-  if highest >= model.cfg.vocab_size:
-    raise InputError(
-      f"the tokenizer of {config.instruct} makes token {highest}; the Base has "
-      f"{model.cfg.vocab_size} rows in its table: they are no pair"
-    )
-  delta = jax.eval_shape(lambda: delta_lib.zeros(jax.random.key(0), base, config.delta))
-  delta_lib.grafted_names(delta, weights.abstract_model(pair.instruct)[1], config.graft.match)
-
-
-def save_delta(run: Run, delta: dict[str, Any], config: Any, pair: OpenedPair) -> None:
-  """Writes the trained delta: a PEFT adapter for the Instruct model, or delta.safetensors."""
-  if "lora" in delta:
-    deltas.save_adapter(
-      run.delta,
-      delta["lora"],
-      rank=config.delta.rank,
-      alpha=config.delta.alpha,
-      base_model=config.instruct,
-      model_type=pair.instruct.model_type,
-      overwrite=True,
-    )
-  else:
-    deltas.save_dense(run.delta, delta["delta"], overwrite=True)
 
 
 def save_shadow(run: Run, config: Any, pair: OpenedPair) -> None:
@@ -127,7 +100,7 @@ def save_shadow(run: Run, config: Any, pair: OpenedPair) -> None:
       learn_on=config.learn_on,
       kind=config.delta.kind,
     )
-    (run.directory / "README.md").write_text(card)
+    files.write(run.directory / "README.md", card)
     write.graft(
       run.shadow,
       run.delta,

@@ -18,7 +18,7 @@ from shadowft_jax.hf.folder import open_model
 from shadowft_jax import files
 from shadowft_jax.grafting import matching, sources, write
 from shadowft_jax.errors import InputError
-from tests.test_stream import ROOT, WEIGHTS, raw, sides
+from tests.test_write import ROOT, WEIGHTS, raw, sides
 
 COUNT = 1200  # tensors, and so chunks: some 19 lines of the journal
 

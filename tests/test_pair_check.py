@@ -11,8 +11,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import shadowft_jax
+from shadowft_jax.pairs import vocabulary
 from shadowft_jax.pairs import findings
-from shadowft_jax.hf import folder, safetensors
+from shadowft_jax.hf import safetensors
 from shadowft_jax.pairs import check, registry
 from shadowft_jax.errors import InputError
 from tests import runs
@@ -361,9 +362,9 @@ def test_gemma_3_turns_by_kind_of_layer_in_both_spellings():
     ),
   )
   partial = dict(model_type="gemma3_text", rope_scaling=dict(rope_type="linear", factor=8.0))
-  assert folder.rope(old) == folder.rope(new_spelling) == folder.rope(partial)
-  assert folder.rope(old)["rope_theta of full_attention"] == 1e6
-  assert folder.rope(old)["rope_theta of sliding_attention"] == 1e4
+  assert check.rope(old) == check.rope(new_spelling) == check.rope(partial)
+  assert check.rope(old)["rope_theta of full_attention"] == 1e6
+  assert check.rope(old)["rope_theta of sliding_attention"] == 1e4
 
 
 # Folders that hold no plain weights.
@@ -633,7 +634,7 @@ def test_of_long_tables_only_some_rows_are_read(pair, monkeypatch):
   monkeypatch.setattr(safetensors, "rows", counted)
   found = check.check(base, instruct)
   assert {f.level for f in found} == {"note"}
-  assert set(read) == {1} and len(read) <= 2 * check.SAMPLE + 2
+  assert set(read) == {1} and len(read) <= 2 * vocabulary.SAMPLE + 2
 
 
 # The report, and checkpoints that no model is built from.

@@ -10,6 +10,7 @@ import pytest
 import torch
 from huggingface_hub.utils import filter_repo_objects
 
+from shadowft_jax.hf import names
 from shadowft_jax import presets
 from shadowft_jax.hf import hub, safetensors
 from shadowft_jax.pairs import registry
@@ -138,7 +139,7 @@ def test_training_a_family_of_remote_code_is_refused(tmp_path):
   ],
 )
 def test_projections_are_the_papers_scope(name, inside, outside):
-  found = {n for n in (*inside, *outside) if re.search(registry.PAIRS[name].projections, n)}
+  found = {n for n in (*inside, *outside) if names.in_scope(n, registry.PAIRS[name].model_type)}
   assert found == set(inside)
 
 

@@ -19,7 +19,7 @@ import transformers
 from shadowft_jax.grafting import sources, write
 from shadowft_jax.errors import InputError
 from tests import pico
-from tests.test_stream import (
+from tests.test_write import (
   WEIGHTS,
   adapter,
   command,
@@ -172,7 +172,7 @@ def test_a_familys_projections_are_grafted_and_what_is_not_is_told(tmp_path, kin
   plan, _ = full(tmp_path / "out", *sides(tmp_path))
   i, got = load(tmp_path / "instruct"), load(tmp_path / "out")
   assert {n for n in i if not torch.equal(i[n], got[n])} == set(inside)
-  assert plan.beyond == sorted(beyond)
+  assert plan.out_of_scope == sorted(beyond)
 
 
 def test_experts_in_one_tensor_are_grafted(tmp_path):

@@ -353,6 +353,19 @@ def test_tensors_of_any_shape_are_cut_and_put_together(tmp_path, monkeypatch, sh
   assert all(x[1] == y[0] for x, y in zip(covered, covered[1:], strict=False))
 
 
+def test_scratch_buffers_are_used_again_after_the_block_and_not_within_it():
+  address = lambda buffer: buffer.ctypes.data
+  with chunks.scratch() as take:
+    first = [address(take()), address(take())]
+    with chunks.scratch() as inner:
+      assert address(inner()) not in first
+  with pytest.raises(ValueError), chunks.scratch() as take:
+    assert [address(take()), address(take())] == first and len(set(first)) == 2
+    raise ValueError
+  with chunks.scratch() as take:
+    assert address(take()) == first[0] and first[0] % 64 == 0
+
+
 def want_survival(name, d, w, shadow, base=None):
   """In float64, by torch."""
   d, e = d.double(), shadow.double() - w.double()

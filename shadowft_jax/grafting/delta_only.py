@@ -17,6 +17,7 @@ import numpy as np
 import os
 from shadowft_jax.runs import provenance
 from shadowft_jax import files
+from shadowft_jax.errors import InputError
 from shadowft_jax.grafting import adapter, chunks, recipe
 from shadowft_jax.grafting.verify import Written, read_back
 from shadowft_jax.hf import adapters, deltas, safetensors
@@ -37,6 +38,27 @@ class Output(NamedTuple):
   @property
   def is_cut(self) -> bool:
     return self.rank is not None or self.energy is not None
+
+
+def output_of(
+  name: str, *, dtype: str | None = None, rank: int | None = None, energy: float | None = None
+) -> Output | None:
+  """The Output that the flags of `graft` ask for; None for a whole model, "shadow".
+
+  Raises:
+    InputError: a flag is for another output, or two of them contradict each other.
+  """
+  given = {
+    "delta-dtype": (dtype, "delta"),
+    "rank": (rank, "adapter"),
+    "energy": (energy, "adapter"),
+  }
+  for flag, (value, of) in given.items():
+    if value is not None and name != of:
+      raise InputError(f"--{flag} is for --output={of}; got --output={name}")
+  if rank is not None and energy is not None:
+    raise InputError("--rank and --energy both say how much an adapter keeps; give one")
+  return None if name == "shadow" else Output(name, dtype or "float32", rank, energy)
 
 
 def need(plan: Plan, output: Output) -> dict[str, int]:

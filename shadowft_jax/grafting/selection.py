@@ -49,3 +49,12 @@ def scope(
     return bool(only.search(tensor)) and not (veto and veto.search(tensor))
 
   return wanted
+
+
+def describe(
+  name: str, match: str | None = None, include: str | None = None, exclude: str | None = None
+) -> str:
+  """A scope in words; the arguments are those of `scope`."""
+  parts = [f"scope {name}" if match is None else f"match {match}"]
+  parts += [f"{word} {x}" for word, x in (("include", include), ("exclude", exclude)) if x]
+  return ", ".join(parts)

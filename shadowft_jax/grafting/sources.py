@@ -5,6 +5,8 @@ arrays from which `recipe.dense` makes elements [first, stop) of it, so that no 
 whole.
 """
 
+import contextlib
+import math
 import os
 import pathlib
 from collections.abc import Callable
@@ -12,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from shadowft_jax.errors import InputError
 from shadowft_jax.grafting import chunks
 from shadowft_jax.hf import adapters, deltas
 from shadowft_jax.hf.folder import ModelFolder, open_model
@@ -151,3 +154,24 @@ def stored(directory: str | os.PathLike, weight: float = 1.0) -> Delta:
     weight,
     False,
   )
+
+
+def weighted(text: str, alpha: float = 1.0, flag: str = "delta") -> Delta:
+  """The Delta that FOLDER or FOLDER:WEIGHT names, times alpha.
+
+  Args:
+    flag: "adapter" takes an adapter of PEFT only.
+
+  Raises:
+    InputError: see `stored`; the weight is not finite; or the folder is no adapter.
+  """
+  name, colon, number = text.rpartition(":")
+  folder, weight = text, 1.0
+  if colon and not pathlib.Path(text).is_dir():
+    with contextlib.suppress(ValueError):
+      folder, weight = name, float(number)
+  if not math.isfinite(weight):
+    raise InputError(f"--{flag} {text}: the weight must be finite; got {number}")
+  if flag == "adapter" and not (pathlib.Path(folder) / "adapter_config.json").exists():
+    raise InputError(f"--adapter {folder} has no adapter_config.json; expected a PEFT adapter")
+  return stored(folder, alpha * weight)

@@ -180,6 +180,35 @@ def _stacked(directory, tensors, kinds):
 # ---- writing
 
 
+def save(
+  directory: str | os.PathLike,
+  delta: dict[str, Any],
+  *,
+  rank: int,
+  alpha: float,
+  base_model: object,
+  model_type: str | None,
+) -> None:
+  """Writes a trained delta in the place of any that is there: an adapter, or delta.safetensors.
+
+  Args:
+    delta: see delta.py.
+    rank, alpha, base_model, model_type: of an adapter; see `save_adapter`.
+  """
+  if "lora" not in delta:
+    save_dense(directory, delta["delta"], overwrite=True)
+    return
+  save_adapter(
+    directory,
+    delta["lora"],
+    rank=rank,
+    alpha=alpha,
+    base_model=base_model,
+    model_type=model_type,
+    overwrite=True,
+  )
+
+
 def save_adapter(
   directory: str | os.PathLike,
   lora_tree: Any,

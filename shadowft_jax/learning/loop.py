@@ -1,7 +1,6 @@
 """The training loop: starts or resumes, steps, validates, saves; and measures what was grafted."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +14,7 @@ from shadowft_jax.data.dataset import Dataset
 from shadowft_jax.errors import InputError
 from shadowft_jax.hf import deltas, weights
 from shadowft_jax.hf.folder import ModelFolder, open_model
-from shadowft_jax.learning import checkpoints, optim, reference, step as step_lib
+from shadowft_jax.learning import checkpoints, guards, optim, reference, step as step_lib
 from shadowft_jax.progress import say
 from shadowft_jax.runs.metrics import Log
 from shadowft_jax.runs.run import Run
@@ -114,30 +113,16 @@ def _steps(state: step_lib.TrainState, trainer: _Trainer, saved: Any, log: Log) 
     log.write(0, **trainer.validate(state))
   for number in range(int(state.step) + 1, last + 1):
     state, metrics = trainer.step(state, number)
-    check_finite(metrics, number, saved)
+    guards.check_finite(metrics, number, saved)
     rate = float(trainer.schedule(number - 1))
     log.step(number, trainer.data.tokens(number - 1), **metrics, lr=rate)
     if number == last or every and number % every == 0:
       found = trainer.validate(state)
-      check_finite(found, number, saved)
+      guards.check_finite(found, number, saved)
       log.validated(number, metrics["loss"], found)
       checkpoints.save(saved, state, number, found.get("valid_loss"))
       log.restart_clock()
   return state
-
-
-def check_finite(metrics: Metrics, number: int, saved: Any) -> None:
-  """Raises FloatingPointError where a metric of step `number` is inf or NaN."""
-  bad = {k: v for k, v in metrics.items() if not math.isfinite(v)}
-  if bad:
-    kept = (
-      f"the checkpoint of step {saved.latest.step} stays"
-      if saved.latest
-      else "there is no earlier checkpoint"
-    )
-    raise FloatingPointError(
-      f"not finite at step {number}: {bad}; {kept}; try a lower config.lr or config.dtype=float32"
-    )
 
 
 def load_start(config: Any, base: Any, mesh: Mesh) -> dict[str, Any] | None:

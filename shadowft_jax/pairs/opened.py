@@ -25,10 +25,10 @@ def open_pair(config: Any) -> OpenedPair:
     InputError: a folder is missing or malformed, the family cannot be trained, or the two are no
       pair.
   """
-  sides = {name: open_model(hub.locate(config[name])) for name in ("base", "instruct")}
-  trained = sides[config.learn_on]
-  registry.check_trainable(trained)
+  folders = {name: hub.locate(config[name]) for name in ("base", "instruct")}
+  registry.check_trainable(folders[config.learn_on])
+  sides = {name: open_model(folder) for name, folder in folders.items()}
   found = check.check(sides["base"], sides["instruct"])
   findings.raise_errors(found)
   say(findings.report(found))
-  return OpenedPair(sides["base"], sides["instruct"], trained)
+  return OpenedPair(sides["base"], sides["instruct"], sides[config.learn_on])

@@ -8,8 +8,10 @@ whose ids do not exist) and run.sh (the template each Base is given).
 import dataclasses
 import difflib
 
+from shadowft_jax import files
+import os
+import pathlib
 from shadowft_jax.errors import InputError
-from shadowft_jax.hf.folder import ModelFolder
 
 # config.json's model_type -> why it cannot be trained here.  It can be grafted and compared.
 WHY_NOT_TRAIN = {
@@ -255,11 +257,12 @@ def resolve(config):
     config.data.template = config.data.template or pair.template or ""
 
 
-def check_trainable(folder: ModelFolder) -> None:
-  """Checks that a model is not of a family that can be grafted only.
+def check_trainable(directory: str | os.PathLike) -> None:
+  """Checks that the model in a folder is not of a family that can be grafted only.
 
   Raises:
     InputError: it is; says why.
   """
-  if folder.model_type in WHY_NOT_TRAIN:
-    raise InputError(f"{folder.directory} cannot be trained: {WHY_NOT_TRAIN[folder.model_type]}")
+  kind = files.read_json(pathlib.Path(directory) / "config.json").get("model_type")
+  if kind in WHY_NOT_TRAIN:
+    raise InputError(f"{directory} cannot be trained: {WHY_NOT_TRAIN[kind]}")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from shadowft_jax.hf import names
 from shadowft_jax import files
 from shadowft_jax.hf import hub, safetensors
 from shadowft_jax.hf.folder import ModelFolder, open_model
@@ -149,8 +150,8 @@ def pick(base: ModelFolder, instruct: ModelFolder, pattern: str | None = None) -
   Raises:
     InputError: `pattern` is no regex, or finds no matrix that both have.
   """
-  names, left_out = gap.comparable(base, instruct)
-  matrices = [n for n in names if len(base.tensors[n].shape) == 2 and all(base.tensors[n].shape)]
+  shared, left_out = gap.comparable(base, instruct)
+  matrices = [n for n in shared if len(base.tensors[n].shape) == 2 and all(base.tensors[n].shape)]
   layer = lambda n: math.inf if names.layer_of(n) is None else names.layer_of(n)
   matrices.sort(key=lambda n: (layer(n), n))
   if pattern is None:
@@ -162,7 +163,7 @@ def pick(base: ModelFolder, instruct: ModelFolder, pattern: str | None = None) -
     raise InputError(f"--view {pattern!r} is no regular expression: {error}") from error
   if found is None:
     why = [
-      f"{n}: {left_out.get(n, 'no matrix')}" for n in {*names, *left_out} if re.search(pattern, n)
+      f"{n}: {left_out.get(n, 'no matrix')}" for n in {*shared, *left_out} if re.search(pattern, n)
     ]
     near = difflib.get_close_matches(pattern, matrices, n=5, cutoff=0) or matrices
     raise InputError(

@@ -1,0 +1,46 @@
+"""Checks before and during training of what would otherwise fail after hours."""
+
+import math
+from typing import Any
+
+import jax
+
+from shadowft_jax import delta as delta_lib
+from shadowft_jax.data.dataset import Dataset
+from shadowft_jax.errors import InputError
+from shadowft_jax.hf import weights
+from shadowft_jax.hf.folder import ModelFolder
+
+
+def check_tokens(data: Dataset, vocab_size: int, instruct: str) -> None:
+  """Raises InputError for a token that the Base has no row for: its embedding would be NaN."""
+  highest = max(int(e.token.max()) for e in data.train + data.valid)
+  if highest >= vocab_size:
+    raise InputError(
+      f"the tokenizer of {instruct} makes token {highest}; the Base has {vocab_size} rows in its "
+      "table: they are no pair"
+    )
+
+
+def check_graft(config: Any, base: Any, instruct: ModelFolder) -> None:
+  """Raises InputError for a delta that could not be grafted onto the Instruct."""
+  delta = jax.eval_shape(lambda: delta_lib.zeros(jax.random.key(0), base, config.delta))
+  delta_lib.grafted_names(delta, weights.abstract_model(instruct)[1], config.graft.match)
+
+
+def check_finite(metrics: dict[str, float], number: int, saved: Any) -> None:
+  """Raises FloatingPointError where a metric of step `number` is inf or NaN.
+
+  Args:
+    saved: the run's checkpoints, of which the message names the latest.
+  """
+  bad = {k: v for k, v in metrics.items() if not math.isfinite(v)}
+  if bad:
+    kept = (
+      f"the checkpoint of step {saved.latest.step} stays"
+      if saved.latest
+      else "there is no earlier checkpoint"
+    )
+    raise FloatingPointError(
+      f"not finite at step {number}: {bad}; {kept}; try a lower config.lr or config.dtype=float32"
+    )
