@@ -15,7 +15,7 @@ setuptools.setup(
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=setuptools.find_packages(include=["shadowft_jax", "shadowft_jax.*"]),
-  package_data={"shadowft_jax": ["assets/**/*"]},
+  package_data={"shadowft_jax": ["assets/**/*", "py.typed"]},
   install_requires=[
     "absl-py",
     "datasets",
@@ -25,11 +25,11 @@ setuptools.setup(
     "jinja2>=3.1.6",
     "matplotlib",
     "ml_collections>=1.1",
+    "ml_dtypes",
     "numpy",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8",
     "pyarrow",
-    "safetensors>=0.8",
     "tensorboardX>=2.6",
     "tqdm",
     "transformers>=5.0",
@@ -37,6 +37,6 @@ setuptools.setup(
   extras_require={
     "cuda13": ["jax[cuda13]"],
     "tpu": ["jax[tpu]"],
-    "test": ["peft>=0.21", "pytest", "pytest-xdist", "ruff", "torch==2.13.0"],
+    "test": ["mypy", "peft>=0.21", "pytest", "pytest-xdist", "ruff", "torch==2.13.0"],
   },
 )

@@ -9,7 +9,6 @@ A Delta is one of two trees, told apart by the collection it lives in:
 """
 
 import re
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +16,11 @@ import numpy as np
 
 from shadowft_jax import lora, scope, tree
 from shadowft_jax.errors import InputError
+from shadowft_jax.tree import Delta, Params
 
 # Names that `match` may have beside a regex -> the regex over leaf names, biases included.
 SCOPES = {"projections": rf"layers/.*/({'|'.join(scope.DEFAULT)})/", "all": r""}
 KINDS = ("lora", "full")
-Params = dict[str, Any]  # a model's arrays, nested by Hugging Face's names
-Delta = dict[str, Any]  # one of the two trees
-Params = dict[str, Any]  # a model's arrays, nested by Hugging Face's names
-Delta = dict[str, Any]  # one of the two trees
 
 
 def pattern(match):

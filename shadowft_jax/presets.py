@@ -10,7 +10,9 @@ import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-  import ml_collections
+  from ml_collections import ConfigDict as Config
+else:
+  Config = Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,14 +205,14 @@ def defaults() -> dict[str, Any]:
   return config
 
 
-def sft() -> "ml_collections.ConfigDict":
+def sft() -> Config:
   """Supervised tuning by LoRA of rank 128: the defaults."""
   import ml_collections  # A bare machine, which benchmarks a step, has none.
 
   return ml_collections.ConfigDict(defaults())
 
 
-def paper() -> "ml_collections.ConfigDict":
+def paper() -> Config:
   """`sft` with the framing of the authors' text and the means and steps of their trainer.
 
   configs/README.md lists what still differs from their code, and why.
@@ -226,7 +228,7 @@ def paper() -> "ml_collections.ConfigDict":
   return c
 
 
-def dpo() -> "ml_collections.ConfigDict":
+def dpo() -> Config:
   """`sft` with preference pairs in the place of answers (arXiv 2505.12716, section 5.3).
 
   The paper gives the ranks, 8 and 128, and 1000 pairs.  The rest is LLaMA-Factory's example of DPO

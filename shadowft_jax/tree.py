@@ -1,8 +1,14 @@
 """Trees by name: a leaf's name is its path joined by "/"."""
 
+from typing import Any
+
 import jax
 
 from shadowft_jax.errors import InputError, listing
+
+Params = dict[str, Any]  # a model's arrays, or shapes, nested by Hugging Face's names
+Delta = dict[str, Any]  # {"delta": tree} or {"lora": tree}, see delta.py
+Batch = dict[str, jax.Array]  # what `data.packing.collate` lays out, on devices
 
 
 def name_of(key_path):

@@ -15,6 +15,8 @@ from safetensors.numpy import load_file, save_file
 import torch
 import transformers
 
+from shadowft_jax.hf import hub
+from shadowft_jax.hf.folder import open_model
 from shadowft_jax.hf import arrays
 from shadowft_jax import delta, models, sharding, tree
 from shadowft_jax.hf import deltas, safetensors as safetensors_file, weights
@@ -186,7 +188,7 @@ def test_a_process_reads_only_the_rows_it_needs(made, monkeypatch):
   )
   tensor = safetensors_file.find(made("qwen2"))["model.embed_tokens.weight"]
   part = np.zeros((33, 16), np.float32)
-  safetensors_file._read_into([(((33, 66), (16, 32)), part)], tensor, part.dtype)
+  arrays._read_into([(((33, 66), (16, 32)), part)], tensor, part.dtype)
   assert asked == [((264, 32), 33, 66)]
   want = load_file(made("qwen2") / MODEL)["model.embed_tokens.weight"]
   np.testing.assert_array_equal(part, want[33:66, 16:])
@@ -454,101 +456,35 @@ def test_the_head_of_a_tied_model_may_be_there_if_it_is_the_table(twin):
 @pytest.mark.parametrize("mesh", ["one", "fsdp", "2x2x2"])
 @pytest.mark.parametrize("shards", ["single", "sharded"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_export_of_load_is_the_same_folder(made, tmp_path, dtype, shards, mesh):
+def test_export_of_load_has_every_tensor_and_bit(made, dtype, shards, mesh):
   path = made("qwen2", dtype, shards)
   _, params = weights.load_model(path, mesh=mesh_of(mesh))
-  assert weights.export(tmp_path / "out", tree.names(params), like=path) == []
-  assert contents(tmp_path / "out") == contents(path)
+  assert_exports(params, path)
+
+
+def assert_exports(params, path):
+  """`arrays.export` gives the tensors of a folder: names, dtypes and bits."""
+  found, got = safetensors_file.find(path), dict(arrays.export(params))
+  assert got.keys() == found.keys()
+  for name, tensor in found.items():
+    raw = tensor.path.read_bytes()[tensor.offset :][: tensor.nbytes]
+    assert (got[name].tobytes(), got[name].shape) == (raw, tensor.shape)
 
 
 @pytest.mark.parametrize("name", ["llama3", "llama3_tied", "llama_bias", "falcon3", "qwen3"])
-def test_export_writes_every_tensor_in_its_place(made, tmp_path, name):
-  """Onto weights that are all others: what is written does not come from the copy."""
+def test_export_names_every_tensor_of_a_family(made, name):
   path = made(name, "bf16", "sharded")
-  like = pico.save(
-    pico.hf_model(name, seed=1), tmp_path / "like", dtype=torch.bfloat16, max_shard_size="20KB"
-  )
-  _, params = weights.load_model(path, mesh=mesh_of("2x2x2"))
-  weights.export(tmp_path / "out", tree.names(params), like=like)
-  assert contents(tmp_path / "out") == contents(path)
+  assert_exports(weights.load_model(path, mesh=mesh_of("2x2x2"))[1], path)
 
 
-def test_every_bit_survives(copy, tmp_path):
+def test_every_bit_survives(copy):
   """NaN with a payload, subnormals and -0.0 are weights like any other."""
   path = copy("qwen2", "bf16")
   raw = bytearray((path / MODEL).read_bytes())
   start = 8 + int.from_bytes(raw[:8], "little")
   raw[start:] = np.random.default_rng(0).bytes(len(raw) - start)
   (path / MODEL).write_bytes(raw)
-  _, params = weights.load_model(path, mesh=mesh_of("2x2x2"))
-  weights.export(tmp_path / "out", tree.names(params), like=path)
-  assert (tmp_path / "out" / MODEL).read_bytes() == raw
-
-
-@pytest.mark.parametrize("shards", ["single", "sharded"])
-def test_only_what_is_named_changes(made, tmp_path, shards):
-  path = made("qwen2", "bf16", shards)
-  _, params = weights.load_model(path, mesh=mesh_of("fsdp"))
-  kernel = tree.names(params)[KERNEL]
-  weights.export(tmp_path / "out", {KERNEL: (kernel + 1).astype(kernel.dtype)}, like=path)
-  old, new = safetensors_file.find(path), safetensors_file.find(tmp_path / "out")
-  assert [(n, *t[1:]) for n, t in new.items()] == [(n, *t[1:]) for n, t in old.items()]
-  for name, tensor in old.items():
-    a, b = (next(safetensors_file.rows(t))[1] for t in (tensor, new[name]))
-    if "q_proj.weight" in name:
-      np.testing.assert_array_equal(b, a + jnp.ones((), a.dtype))
-    else:
-      np.testing.assert_array_equal(a, b, err_msg=name)
-  files, want = contents(tmp_path / "out"), contents(path)
-  assert files.keys() == want.keys()
-  for file, data in want.items():
-    if file.endswith(".safetensors"):
-      length = 8 + int.from_bytes(data[:8], "little")
-      assert files[file][:length] == data[:length]
-    else:
-      assert files[file] == data
-
-
-def test_an_export_opens_in_transformers(made, tmp_path):
-  path = made("qwen3", "f32", "sharded")
-  model, params = weights.load_model(path)
-  named = {n: x * 2 for n, x in tree.names(params).items() if "mlp" in n}
-  weights.export(tmp_path / "out", named, like=path)
-  hf = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-  want = hf(torch.arange(12)[None]).logits.detach().numpy()
-  params = tree.nest({**tree.names(params), **named})
-  got = model.apply({"params": params}, jnp.arange(12)[None])
-  np.testing.assert_allclose(got, want, atol=2e-4 * np.abs(want).max())
-
-
-def test_the_head_of_a_tied_model_changes_with_its_table(twin, tmp_path):
-  _, params = weights.load_model(twin)
-  table = tree.names(params)[weights.TABLE]
-  weights.export(tmp_path / "out", {weights.TABLE: table * 2}, like=twin)
-  got, old = load_file(tmp_path / "out" / MODEL), load_file(twin / MODEL)
-  for name in ("model.embed_tokens.weight", "lm_head.weight"):
-    np.testing.assert_array_equal(got.pop(name), np.asarray(table) * 2)
-  for name, x in got.items():
-    np.testing.assert_array_equal(x, old[name])
-  weights.load_model(tmp_path / "out")
-
-
-def test_leaves_that_do_not_fit_are_refused_before_anything_is_written(made, tmp_path):
-  path = made("qwen2", "bf16")
-  leaves = {
-    KERNEL: jnp.zeros((3, 32, 32)),
-    "model/norm/scale": jnp.zeros(31, jnp.bfloat16),
-    "model/other": jnp.zeros(2),
-    "lm_head/kernel": jnp.zeros((32, 264), jnp.bfloat16),
-  }
-  with pytest.raises(InputError) as error:
-    weights.export(tmp_path / "sub" / "out", leaves, like=path)
-  assert [line.split(", /")[0] for line in str(error.value).splitlines()[1:]] == [
-    f"  {KERNEL}: got float32 (3, 32, 32)",
-    "  model/norm/scale: got bfloat16 (31,)",
-    "  model/other: got float32 (2,)",
-  ]
-  assert not list(tmp_path.iterdir())
+  assert_exports(weights.load_model(path, mesh=mesh_of("2x2x2"))[1], path)
 
 
 @pytest.fixture
@@ -586,8 +522,14 @@ def littered(copy):
   return path
 
 
+def copied(source, out, card=None):
+  """A copy of a folder with its weights, as a graft begins it; the files left out."""
+  out.mkdir()
+  return hub.copy_with_card(source, out, {p.name for p in open_model(source).shards}, card)
+
+
 def test_side_files_are_copied_and_twins_of_the_weights_are_left_out(littered, tmp_path):
-  left_out = weights.export(tmp_path / "out", {}, like=littered, card="mine\n")
+  left_out = copied(littered, tmp_path / "out", card="mine\n")
   [shard] = (path.name for path in (littered / "sub").glob("*.safetensors"))
   assert left_out == [
     ".cache/",
@@ -620,8 +562,8 @@ def test_side_files_are_copied_and_twins_of_the_weights_are_left_out(littered, t
 
 
 def test_an_export_of_an_export_keeps_one_readme_of_the_instruct(littered, tmp_path):
-  weights.export(tmp_path / "one", {}, like=littered, card="one")
-  assert weights.export(tmp_path / "two", {}, like=tmp_path / "one") == ["README.instruct.md"]
+  copied(littered, tmp_path / "one", card="one")
+  assert copied(tmp_path / "one", tmp_path / "two") == ["README.instruct.md"]
   assert (tmp_path / "two" / "README.instruct.md").read_text() == "one"
   assert not (tmp_path / "two" / "README.md").exists()
 
@@ -637,64 +579,10 @@ def test_links_of_a_hub_cache_are_followed_and_pipes_are_not(made, tmp_path):
   (cache / "dangling").symlink_to("nowhere")
   (cache / "folder").symlink_to(tmp_path / "blobs")
   os.mkfifo(cache / "pipe")
-  _, params = weights.load_model(cache)
-  left_out = weights.export(tmp_path / "out", tree.names(params), like=cache)
+  left_out = copied(cache, tmp_path / "out")
   assert left_out == ["dangling", "folder/", "pipe"]
   assert contents(tmp_path / "out") == contents(made("qwen2", "f32", "sharded"))
   assert not any(p.is_symlink() for p in (tmp_path / "out").iterdir())
-
-
-# Writing a folder whole or not at all.
-
-
-def test_an_existing_folder_is_replaced_only_if_asked(made, tmp_path):
-  path, out = made("qwen2"), tmp_path / "out"
-  out.mkdir()
-  (out / "mine").write_text("precious")
-  with pytest.raises(InputError, match="out exists; name another folder, or pass --overwrite"):
-    weights.export(out, {}, like=path)
-  assert contents(tmp_path) == {"out/mine": b"precious"}
-  weights.export(out, {}, like=path, overwrite=True)
-  assert contents(out) == contents(path)
-  assert [p.name for p in tmp_path.iterdir()] == ["out"]
-
-
-def test_a_file_is_never_replaced(made, tmp_path):
-  (tmp_path / "out").write_text("precious")
-  with pytest.raises(InputError, match="is a file"):
-    weights.export(tmp_path / "out", {}, like=made("qwen2"), overwrite=True)
-
-
-@pytest.mark.parametrize("place", [".", "inside", ".."])
-def test_the_instruct_is_never_written_over(copy, place):
-  path = copy("qwen2")
-  before = contents(path)
-  with pytest.raises(InputError, match="one is inside the other"):
-    weights.export(path / place, {}, like=path, overwrite=True)
-  assert contents(path) == before
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_a_crash_in_the_middle_leaves_nothing_behind(made, tmp_path, monkeypatch, error, overwrite):
-  path = made("qwen2", "f32", "sharded")
-  if overwrite:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine").write_text("precious")
-  before = contents(tmp_path)
-  _, params = weights.load_model(path)
-  count = iter(range(100))
-
-  def write_at(*args, real=safetensors_file.write_at):
-    if next(count) == 5:
-      raise error
-    real(*args)
-
-  monkeypatch.setattr(safetensors_file, "write_at", write_at)
-  with pytest.raises(type(error)):
-    weights.export(tmp_path / "out", tree.names(params), like=path, overwrite=overwrite)
-  assert contents(tmp_path) == before
-  assert [p.name for p in tmp_path.iterdir()] == ["out"] * overwrite
 
 
 # Deltas.
@@ -797,13 +685,13 @@ def test_an_adapter_that_peft_wrote_is_read(made, tmp_path):
 @pytest.mark.parametrize(
   "field, value, match",
   [
-    ("use_rslora", True, "use_rslora is True; only False is ported"),
     ("use_dora", True, "use_dora is True"),
     ("modules_to_save", ["lm_head"], "modules_to_save is"),
-    ("rank_pattern", {"q_proj": 2}, "rank_pattern is"),
-    ("peft_type", "IA3", "peft_type is 'IA3'; only 'LORA'"),
+    ("rank_pattern", {"q_proj": 2}, "q_proj: A .* and B .*, the config says rank 2"),
+    ("peft_type", "IA3", "peft_type is 'IA3'; expected 'LORA'"),
     ("lora_alpha", None, "lora_alpha is None; expected a number above 0"),
-    ("r", 8, "needs A and B of rank 8 in every module"),
+    ("r", 8, "the config says rank 8"),
+    ("alpha_pattern", {"q_proj": 4}, "the modules differ.*\n  rank 4, scale 1\n  rank 4, scale 2"),
   ],
 )
 def test_an_adapter_of_another_kind_is_refused(adapter, field, value, match):
@@ -813,6 +701,14 @@ def test_an_adapter_of_another_kind_is_refused(adapter, field, value, match):
     deltas.load(directory)
 
 
+def test_an_adapter_of_rslora_has_its_own_scale(adapter):
+  _, directory, lora_tree = adapter
+  edit_json(directory / "adapter_config.json", use_rslora=True)
+  back, scale = deltas.load(directory)
+  assert scale == 8 / 4**0.5
+  jax.tree.map(np.testing.assert_array_equal, back["lora"], lora_tree)
+
+
 ADAPTERS = {
   "some layers": (
     lambda n, x: (n, x) if ".0.mlp.up_proj" not in n else None,
@@ -820,12 +716,24 @@ ADAPTERS = {
   ),
   "several ranks": (
     lambda n, x: (n, x[:2] if ".0.mlp.up_proj.lora_A" in n else x),
-    r"up_proj/a: layers differ in shape, \(2, 32\) and \(4, 32\)",
+    r"up_proj: A \(2, 32\) and B \(64, 4\), the config says rank 4",
   ),
-  "one factor": (lambda n, x: (n, x) if "up_proj.lora_B" not in n else None, "up_proj/b: missing"),
-  "other names": (lambda n, x: (n.removeprefix("base_model."), x), "begin with base_model"),
-  "other parts": (lambda n, x: (n.replace("lora_A", "lora_magnitude"), x), "neither named nor"),
-  "whole weights": (lambda n, x: (n.replace("lora_A.", ""), x), "neither named nor"),
+  "one factor": (
+    lambda n, x: (n, x) if "up_proj.lora_B" not in n else None,
+    "up_proj: lora_B is missing",
+  ),
+  "other names": (
+    lambda n, x: (n.removeprefix("base_model."), x),
+    "expected base_model.model.MODULE",
+  ),
+  "other parts": (
+    lambda n, x: (n.replace("lora_A", "lora_magnitude"), x),
+    "lora_magnitude.*expected base_model",
+  ),
+  "whole weights": (
+    lambda n, x: (n.replace("lora_A.", ""), x),
+    "expected base_model.model.MODULE.lora_A",
+  ),
   "whole numbers": (lambda n, x: (n, x.astype(np.int32)), "dtype I32"),
 }
 

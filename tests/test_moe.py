@@ -13,6 +13,8 @@ from safetensors import safe_open
 import torch
 import transformers
 
+from shadowft_jax.hf.folder import open_model
+from shadowft_jax.grafting import write
 from shadowft_jax.pairs import findings
 from shadowft_jax.hf import arrays
 from shadowft_jax.hf import deltas
@@ -347,23 +349,25 @@ def test_both_forms_of_the_experts_are_read_alike(made):
 
 
 @pytest.mark.parametrize("form", ["apart", "fused"])
-def test_export_of_load_is_the_folder_byte_for_byte(made, form, tmp_path):
-  _, params = weights.load_model(made[form])
-  weights.export(tmp_path / "out", tree.names(params), like=made[form])
-  assert (tmp_path / "out" / FILE).read_bytes() == (made[form] / FILE).read_bytes()
-
-
-@pytest.mark.parametrize("form", ["apart", "fused"])
 def test_a_graft_writes_each_expert_where_it_lies(made, form, tmp_path):
   """And transformers reads it there."""
   model, params = weights.load_model(made[form])
   adapter = random_adapter(params, rank=4)
-  shadow, leaves = delta.graft(params, adapter, scale=0.5)
+  shadow, _ = delta.graft(params, adapter, scale=0.5)
   want = apply(
     model.clone(dtype=jnp.float32),
     {"params": jax.tree.map(lambda x: x.astype(jnp.float32), shadow)},
   )
-  weights.export(tmp_path / "out", {n: tree.names(shadow)[n] for n in leaves}, like=made[form])
+  folder = open_model(made[form])
+  deltas.save_adapter(tmp_path / "delta", adapter["lora"], rank=4, alpha=2.0, base_model=made[form])
+  write.graft(
+    tmp_path / "out",
+    tmp_path / "delta",
+    instruct=folder,
+    base=folder,
+    match="projections",
+    card="card",
+  )
   assert_close(torch_logits(tmp_path / "out"), want)
   assert np.abs(our_logits(made[form]) - want).max() > 0.1 * np.abs(want).max()
   with safe_open(made[form] / FILE, "np") as a, safe_open(tmp_path / "out" / FILE, "np") as b:

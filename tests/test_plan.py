@@ -60,7 +60,7 @@ def test_bytes_a_device_are_those_of_real_arrays(tmp_path, kind):
   for shapes, arrays in ((run.base, base), (run.state, state)):
     assert tree.names(shapes).keys() == tree.names(arrays).keys()
     want = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(arrays))
-    assert ahead.bytes_a_device(shapes) == want
+    assert sharding.bytes_per_device(shapes) == want
 
 
 @pytest.mark.parametrize(
