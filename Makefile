@@ -10,10 +10,10 @@ quickstart: $(VENV)/installed
 	$(BIN)/python -m lab.quickstart --workdir runs/quickstart
 
 test: $(VENV)/installed-test lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --durations=20
 
 test-slow: $(VENV)/installed-test
-	$(BIN)/python -m pytest -m slow --slow -vv
+	$(BIN)/python -m pytest -m slow --slow -vv --durations=20
 
 test-all: test test-slow
 
