@@ -207,9 +207,9 @@ def defaults() -> dict[str, Any]:
 
 def sft() -> Config:
   """Supervised tuning by LoRA of rank 128: the defaults."""
-  import ml_collections  # A bare machine, which benchmarks a step, has none.
+  from ml_collections import ConfigDict  # A bare machine, which benchmarks a step, has none.
 
-  return ml_collections.ConfigDict(defaults())
+  return ConfigDict(defaults())
 
 
 def paper() -> Config:
@@ -236,10 +236,8 @@ def dpo() -> Config:
   """
   c = sft()
   c.objective = "dpo"
-  c.delta.rank, c.delta.alpha = 8, 16.0
-  c.data.max_length = 4096  # half of it for each side of a pair
-  c.lr, c.warmup_ratio = 5e-6, 0.1
-  c.epochs, c.batch_size = 3, 64  # pairs
+  c.delta.rank, c.delta.alpha, c.data.max_length = 8, 16.0, 4096  # half for each side of a pair
+  c.lr, c.warmup_ratio, c.epochs, c.batch_size = 5e-6, 0.1, 3, 64  # pairs
   return c
 
 

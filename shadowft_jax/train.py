@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import dataclasses
 from shadowft_jax.hf import hub
 from shadowft_jax.runs import cards
-from shadowft_jax import command, delta as delta_lib, files, hosts, presets, sharding
+from shadowft_jax import command, files, hosts, presets, sharding
 from shadowft_jax.data import dataset, preview, sets
 from shadowft_jax.data.tokenizer import load_tokenizer
 from shadowft_jax.errors import InputError
 from shadowft_jax.grafting import write
 from shadowft_jax.hf import deltas, weights
-from shadowft_jax.learning import guards, kernels, loop, objectives, step
+from shadowft_jax.learning import guards, kernels, loop, step
 from shadowft_jax.pairs import registry
 from shadowft_jax.pairs.opened import OpenedPair, open_pair
 from shadowft_jax.runs import metrics
@@ -63,12 +63,7 @@ def train(config: Any, workdir: str | os.PathLike) -> list[dict[str, Any]]:
         backend=config.attention,
         remat=config.remat,
       )
-      loss = step.Loss(
-        model,
-        objectives.OBJECTIVES[config.objective](config),
-        delta_lib.scale_of(config.delta),
-        config.loss_chunk,
-      )
+      loss = step.loss_of(model, config)
       guards.check_tokens(data, model.cfg.vocab_size, config.instruct)
       guards.check_graft(config, base, pair.instruct)
       delta = loop.learn(loss, base, data, config, run, mesh, trained=pair.trained)  # W_B + delta

@@ -17,11 +17,17 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Tokens are kept from run to run: a test finds none of the user's, and leaves none behind.
 CACHE = tempfile.TemporaryDirectory()
 os.environ["XDG_CACHE_HOME"] = CACHE.name
+# Most of the time goes into compiling small programs.  So they are compiled fast, not to be fast,
+# and what one process compiles serves all others, commands and later sessions included.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+ROOT = pathlib.Path(__file__).parents[1]
+PROGRAMS = ROOT / ".pytest_cache" / "xla"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(PROGRAMS)
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-ROOT = pathlib.Path(__file__).parents[1]
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -74,14 +80,6 @@ def no_network(monkeypatch):
 
   for name in ("connect", "connect_ex"):
     monkeypatch.setattr(socket.socket, name, guarded(getattr(socket.socket, name)))
-
-
-@pytest.fixture(scope="module")
-def quick_compiles():
-  """Programs are compiled fast, not to be fast: for modules of many small ones."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,8 @@
 
 import pathlib
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import tokenizers
 import torch
@@ -207,6 +209,16 @@ def hf_model(name, seed=0):
       is_scale = parameter_name.endswith("norm.weight") and "gemma" not in config.model_type
       w.copy_(away * sign + is_scale)
   return model
+
+
+def random_like(shapes, scale, seed=0):
+  """A tree of normal numbers of these shapes and dtypes; numpy makes them, so nothing compiles."""
+  random = np.random.default_rng(seed)
+
+  def draw(x):
+    return jnp.asarray((scale * random.standard_normal(x.shape)).astype(x.dtype))
+
+  return jax.tree.map(draw, shapes)
 
 
 def per_expert(named):

@@ -13,8 +13,6 @@ from shadowft_jax import sharding
 from shadowft_jax.errors import InputError
 from shadowft_jax.models import attention, chunked, flash, splash
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 KERNELS = ("chunked", "flash", "splash")
 # Lengths of the examples in each row; what is left is padding.  Blocks are of 16, 64 or 128.
 SHORT = ((30, 1, 40), (75,))

@@ -590,9 +590,8 @@ def test_links_of_a_hub_cache_are_followed_and_pipes_are_not(made, tmp_path):
 
 def adapter_of(params, rank=4, match="q_proj|up_proj|down_proj"):
   config = type("Config", (), {"kind": "lora", "rank": rank, "match": match})
-  adapter = delta.zeros(jax.random.key(0), params, config)["lora"]
-  keys = iter(jax.random.split(jax.random.key(1), 64))
-  return jax.tree.map(lambda x: 0.3 * jax.random.normal(next(keys), x.shape), adapter)
+  shapes = jax.eval_shape(lambda: delta.zeros(jax.random.key(0), params, config)["lora"])
+  return pico.random_like(shapes, 0.3)
 
 
 @pytest.fixture
@@ -618,7 +617,7 @@ def test_an_adapter_opens_in_peft(adapter):
     {"params": tree.nest(summed)},
     delta.variables(params, {"lora": lora_tree}, 2.0),
   ):
-    got = model.apply(variables, jnp.asarray(token_BT))
+    got = jax.jit(model.apply)(variables, jnp.asarray(token_BT))
     np.testing.assert_allclose(got, want, atol=2e-4 * np.abs(want).max())
   assert np.abs(want - plain).max() > 0.1 * np.abs(want).max()
   assert tuned.peft_config["default"].base_model_name_or_path == str(path)
@@ -678,7 +677,7 @@ def test_an_adapter_that_peft_wrote_is_read(made, tmp_path):
   model, params = weights.load_model(path, mesh=mesh_of("fsdp"))
   back, scale = deltas.load(tmp_path / "adapter", mesh=mesh_of("fsdp"))
   assert scale == 1.5
-  got = model.apply(delta.variables(params, back, scale), jnp.arange(12)[None])
+  got = jax.jit(model.apply)(delta.variables(params, back, scale), jnp.arange(12)[None])
   np.testing.assert_allclose(got, want, atol=2e-4 * np.abs(want).max())
 
 

@@ -174,6 +174,7 @@ def test_a_workdir_of_another_config(pair, tmp_path):
 
 def test_a_run_that_failed_at_the_door_leaves_its_folder_free(pair, tmp_path):
   fails(runs.config_of(pair, base="/nowhere"), tmp_path / "run", "/nowhere")
+  (tmp_path / "run" / "config.json").rename(tmp_path / "run" / "config.json.part")  # as if killed
   train.train(runs.config_of(pair, epochs=1), tmp_path / "run")
   assert (tmp_path / "run" / "shadow").is_dir()
 

@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 import transformers
 
+from shadowft_jax.hf import arrays
 from shadowft_jax.grafting import selection
 from shadowft_jax.hf.folder import open_model
 from shadowft_jax.grafting import adapter as adapters, chunks, delta_only, matching, sources
@@ -131,11 +132,11 @@ def test_a_large_delta_is_cut_into_shards(bf16, tmp_path, monkeypatch):
 
 def test_shards_are_filled_to_the_last_byte(tmp_path):
   shapes = {"a": (5,), "b": (5,), "c": (1,)}
-  assert list(deltas.shards(tmp_path, "delta", shapes, 40).values()) == [
+  assert list(arrays.shards(tmp_path, "delta", shapes, 40).values()) == [
     {"a": (5,), "b": (5,)},
     {"c": (1,)},
   ]
-  assert list(deltas.shards(tmp_path, "delta", shapes, 44)) == ["delta.safetensors"]
+  assert list(arrays.shards(tmp_path, "delta", shapes, 44)) == ["delta.safetensors"]
 
 
 def test_a_tensor_of_several_chunks_is_put_together(tmp_path):

@@ -13,11 +13,10 @@ import time
 import pytest
 import torch
 
-from shadowft_jax.grafting import selection
-from shadowft_jax.hf.folder import open_model
 from shadowft_jax import files
-from shadowft_jax.grafting import matching, sources, write
 from shadowft_jax.errors import InputError
+from shadowft_jax.grafting import matching, selection, sources, write
+from shadowft_jax.hf.folder import open_model
 from tests.test_write import ROOT, WEIGHTS, raw, sides
 
 COUNT = 1200  # tensors, and so chunks: some 19 lines of the journal
@@ -336,12 +335,12 @@ def many(tmp_path_factory):
   return folder
 
 
-def graft(out, folder, *, verify=False, made=None, overwrite=False):
+def graft(out, folder, *, verify=False, settings=None, overwrite=False):
   base, tuned, instruct = sides(folder)
   plan = matching.plan(
     open_model(instruct), [sources.difference(base, tuned)], wanted=selection.scope("llama")
   )
-  return write.run(plan, out, card="card", verify=verify, made=made, overwrite=overwrite)
+  return write.run(plan, out, card="card", verify=verify, settings=settings, overwrite=overwrite)
 
 
 def stop_after(monkeypatch, count, error):
@@ -392,7 +391,7 @@ def test_what_was_left_by_other_settings_or_inputs_is_told_and_not_used(
   folder = shutil.copytree(many, tmp_path / "models")
   out, want = tmp_path / "out", contents(many / "whole")
   told = "was left by a run with other inputs or settings"
-  for change in ({"made": {"alpha": 2}}, {"verify": True}, "input", "no journal"):
+  for change in ({"settings": {"alpha": 2}}, {"verify": True}, "input", "no journal"):
     assert leave(out, folder, monkeypatch)
     part = files.part(out)
     (part / "stray").write_text("x")

@@ -18,8 +18,6 @@ from shadowft_jax.errors import InputError
 from shadowft_jax.models import layers
 from tests import pico
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 TOLERANCE = 2e-4  # of the largest logit; of a leaf's gradient norm
 
 

@@ -15,17 +15,18 @@ from shadowft_jax import hosts
 hosts.start()
 import jax
 jax.config.update("jax_cpu_enable_async_dispatch", False)
-from shadowft_jax import resume, train
+from shadowft_jax import train
+from shadowft_jax.learning import checkpoints
 from tests import runs
 config = runs.config_of(pathlib.Path(os.environ["PAIR"]), **json.loads(os.environ["FIELDS"]))
-save = resume.save
-def save_and_stop(checkpoints, state, step, loss):
-  save(checkpoints, state, step, loss)
+save = checkpoints.save
+def save_and_stop(saved, state, step, loss):
+  save(saved, state, step, loss)
   if step == int(os.environ.get("STOP", -1)):
-    checkpoints.close()
+    saved.close()
     hosts.wait("killed")
     os._exit(9)
-resume.save = save_and_stop
+checkpoints.save = save_and_stop
 train.train(config, os.environ["RUN"])
 """
 FIELDS = {"epochs": 1, "eval_every": 2}

@@ -14,8 +14,6 @@ from shadowft_jax.learning import step
 from shadowft_jax.errors import InputError
 from tests import pico
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def setup(name, kind, dtype=jnp.float32, remat="full", **fields):
   """(method, delta, base, two batches of eight rows)."""

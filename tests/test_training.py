@@ -75,7 +75,7 @@ def distance(got, want):
 @pytest.fixture
 def config(tmp_path):
   pair = runs.make_pair(tmp_path, "qwen2")
-  return runs.config_of(pair, **{"epochs": 5, "batch_size": 10, "lr": 2e-3, "data.val_ratio": 0.01})
+  return runs.config_of(pair, **{"epochs": 5, "batch_size": 10, "lr": 2e-3, "data.val_ratio": 0.0})
 
 
 def initial_delta(config):

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import os
+from shadowft_jax.hf import arrays
 from shadowft_jax.runs import provenance
 from shadowft_jax import files
 from shadowft_jax.errors import InputError
@@ -171,7 +172,7 @@ def _write_delta(
   """(what was written, {}) of the dense delta; rows of a table that the deltas lack are 0."""
   dtype, places = DTYPES[output.dtype], {}
   targets = adapter.distinct_targets(plan)
-  for file, shard in deltas.shards(
+  for file, shard in arrays.shards(
     fresh,
     "delta",
     {t.name: t.tensor.shape for t in targets},

@@ -1,6 +1,10 @@
 """Tensors on disk <-> sharded trees of arrays, one tensor at a time."""
 
-from collections.abc import Iterator, Mapping
+import itertools
+import json
+import math
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -90,3 +94,39 @@ def take_part(params: Any) -> None:
   """What the other processes do while the first one writes what `export` yields."""
   for _ in export(params):
     pass
+
+
+def write(
+  directory: pathlib.Path,
+  stem: str,
+  part: Any,
+  rename: Callable[[str], str],
+  metadata: dict[str, str],
+  max_shard: float,
+) -> None:
+  """Writes a tree to one file, or to several and their index; `rename` gives each tensor's name."""
+  shapes = {rename(n): shape for n, shape in names.file_shapes(tree.names(part)).items()}
+  stream = ((rename(name), x) for name, x in export(part))
+  for file, shard in shards(directory, stem, shapes, max_shard).items():
+    safetensors.write(directory / file, shard, itertools.islice(stream, len(shard)), metadata)
+
+
+def shards(directory, stem, shapes, max_shard, itemsize=4):
+  """{file name: {name: shape}}, each of at most `max_shard` bytes; several get their index."""
+  parts, room = [], 0
+  for name, shape in shapes.items():
+    nbytes = itemsize * math.prod(shape)
+    if nbytes > room:
+      parts.append({})
+      room = max_shard
+    parts[-1][name] = shape
+    room -= nbytes
+  if len(parts) == 1:
+    return {f"{stem}.safetensors": parts[0]}
+  out = {f"{stem}-{i:05}-of-{len(parts):05}.safetensors": p for i, p in enumerate(parts, 1)}
+  index = {
+    "metadata": {"total_size": itemsize * sum(map(math.prod, shapes.values()))},
+    "weight_map": {n: file for file, part in out.items() for n in part},
+  }
+  (directory / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+  return out

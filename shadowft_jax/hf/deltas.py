@@ -12,7 +12,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -248,7 +248,7 @@ def save_adapter(
     return
   with files.folder(directory, overwrite=overwrite) as making:
     fresh = making.directory
-    _write(fresh, "adapter_model", lora_tree, rename, {"format": "pt"}, math.inf)
+    arrays.write(fresh, "adapter_model", lora_tree, rename, {"format": "pt"}, math.inf)
     (fresh / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
@@ -263,43 +263,7 @@ def save_dense(directory: str | os.PathLike, dense_tree: Any, *, overwrite: bool
     return
   with files.folder(directory, overwrite=overwrite) as making:
     fresh = making.directory
-    _write(fresh, "delta", dense_tree, str, DENSE_METADATA, MAX_SHARD)
-
-
-def _write(
-  directory: pathlib.Path,
-  stem: str,
-  part: Any,
-  rename: Callable[[str], str],
-  metadata: dict[str, str],
-  max_shard: float,
-) -> None:
-  """Writes a tree to one file, or to several and their index; `rename` gives each tensor's name."""
-  shapes = {rename(n): shape for n, shape in names.file_shapes(tree.names(part)).items()}
-  stream = ((rename(name), x) for name, x in arrays.export(part))
-  for file, shard in shards(directory, stem, shapes, max_shard).items():
-    safetensors.write(directory / file, shard, itertools.islice(stream, len(shard)), metadata)
-
-
-def shards(directory, stem, shapes, max_shard, itemsize=4):
-  """{file name: {name: shape}}, each of at most `max_shard` bytes; several get their index."""
-  parts, room = [], 0
-  for name, shape in shapes.items():
-    nbytes = itemsize * math.prod(shape)
-    if nbytes > room:
-      parts.append({})
-      room = max_shard
-    parts[-1][name] = shape
-    room -= nbytes
-  if len(parts) == 1:
-    return {f"{stem}.safetensors": parts[0]}
-  out = {f"{stem}-{i:05}-of-{len(parts):05}.safetensors": p for i, p in enumerate(parts, 1)}
-  index = {
-    "metadata": {"total_size": itemsize * sum(map(math.prod, shapes.values()))},
-    "weight_map": {n: file for file, part in out.items() for n in part},
-  }
-  (directory / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-  return out
+    arrays.write(fresh, "delta", dense_tree, str, DENSE_METADATA, MAX_SHARD)
 
 
 def _check_rank(directory, named, rank):

@@ -16,6 +16,7 @@ import optax
 
 from shadowft_jax import delta as delta_lib, sharding, tree
 from shadowft_jax.learning import loss as loss_lib, objectives
+from shadowft_jax.presets import Config
 
 
 @flax.struct.dataclass
@@ -88,6 +89,12 @@ class Loss:
       )
 
     return of
+
+
+def loss_of(model: nn.Module, config: Config) -> Loss:
+  """The Loss of a config's objective and delta."""
+  objective = objectives.OBJECTIVES[config.objective](config)
+  return Loss(model, objective, delta_lib.scale_of(config.delta), config.loss_chunk)
 
 
 def gradients(delta, base, batches, start=None, *, loss, dtype=None):

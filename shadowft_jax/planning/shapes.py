@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from shadowft_jax import delta as delta_lib, models, presets, sharding, tree
-from shadowft_jax.learning import objectives, optim, step
+from shadowft_jax.learning import optim, step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,12 +98,7 @@ def abstract_run(config, hf, mesh, shapes=None):
     )
     for name, dtype in names.items()
   }
-  loss = step.Loss(
-    model,
-    objectives.OBJECTIVES[config.objective](config),
-    delta_lib.scale_of(config.delta),
-    config.loss_chunk,
-  )
+  loss = step.loss_of(model, config)
   return Run(
     loss,
     shapes.tx,
