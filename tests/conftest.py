@@ -5,10 +5,10 @@ import pathlib
 import socket
 import tempfile
 
+from tests import several
+
 # Before jax is imported by any test.
-FLAG = "--xla_force_host_platform_device_count"
-if FLAG not in os.environ.get("XLA_FLAGS", ""):
-  os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAG}=8".strip()
+os.environ["XLA_FLAGS"] = f"{several.xla_flags(devices=8)} {os.environ.get('XLA_FLAGS', '')}"
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Several steps in flight can lock up the collectives of several CPU devices.
 os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "0"
@@ -20,7 +20,7 @@ os.environ["XDG_CACHE_HOME"] = CACHE.name
 # Most of the time goes into compiling small programs.  So they are compiled fast, not to be fast,
 # and what one process compiles serves all others, commands and later sessions included.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 ROOT = pathlib.Path(__file__).parents[1]
 PROGRAMS = ROOT / ".pytest_cache" / "xla"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(PROGRAMS)

@@ -49,7 +49,7 @@ def train(pair, run, processes, *, devices=4, code=0, env=(), **fields):
     PAIR=str(pair),
     RUN=str(run),
     FIELDS=fields,
-    XLA_FLAGS=f"--xla_force_host_platform_device_count={devices // processes}",
+    XLA_FLAGS=several.xla_flags(devices // processes),
     **dict(env),
   )
   codes = several.wait(started, 400)
