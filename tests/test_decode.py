@@ -65,7 +65,9 @@ def test_a_seed_gives_its_samples_again_and_another_seed_gives_others():
 
 def test_each_token_of_a_sample_is_drawn_anew():
   """At a temperature that hides the model, a token used twice for its noise would repeat."""
-  assert all(len(set(answer)) > 3 for answer in sample(PROMPTS, temperature=1e6))
+  answers = sample(PROMPTS, temperature=1e6, max_new=12)
+  assert max(map(len, answers)) == 12  # a stop token may end some of them
+  assert all(len(set(answer)) > 0.7 * len(answer) for answer in answers if answer)
 
 
 def test_seeds_share_no_sample_of_equal_prompts():
