@@ -9,9 +9,7 @@ A command module has `Options`, `main(options)` and, where it is started, `run(m
     delta: tuple[str, ...] = command.option((), help="A delta.")  # may be repeated
 """
 
-from collections.abc import Callable, Iterator, Sequence
 import dataclasses
-import functools
 import hashlib
 import itertools
 import os
@@ -22,18 +20,17 @@ import sys
 import textwrap
 import types
 import typing
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from absl import app, flags, logging
 import jax
-import ml_collections
-from ml_collections import config_flags
+from ml_collections import ConfigDict as Config, config_flags
 
 from shadowft_jax import hosts, presets
 from shadowft_jax.errors import InputError, nearest
 
-Config = ml_collections.ConfigDict
-DEFINE = {
+DEFINE: dict[Any, Callable[..., Any]] = {
   str: flags.DEFINE_string,
   int: flags.DEFINE_integer,
   float: flags.DEFINE_float,
@@ -90,13 +87,11 @@ class Options:
         raise InputError(f"--{flag} {fault}; got {value!r}")
 
 
-@functools.cache
 def fields(options: type[Options]) -> dict[str, dataclasses.Field]:
   """{name of the flag: field}."""
   return {f.name.replace("_", "-"): f for f in dataclasses.fields(options)}
 
 
-@functools.cache
 def kinds(options: type[Options]) -> dict[str, type]:
   """{name of the flag: str, int, float, bool, tuple or Config}, from the annotations."""
   hints = typing.get_type_hints(options)
@@ -122,8 +117,8 @@ def parse(options: type[T], argv: Sequence[str]) -> T:
     InputError: a flag is unknown, missing or malformed, or a word would be ignored.
   """
   argv = list(_spelt(options, argv))
-  values = _define(options, argv)
-  if Config in kinds(options).values():
+  values, known = _define(options, argv), kinds(options)
+  if Config in known.values():
     _check_config(argv)
   try:
     _, *words = values(["", *argv])
@@ -134,7 +129,7 @@ def parse(options: type[T], argv: Sequence[str]) -> T:
   given = {}
   for flag, field in fields(options).items():
     if (value := values[flag].value) is not None:
-      given[field.name] = tuple(value) if kinds(options)[flag] is tuple else value
+      given[field.name] = tuple(value) if known[flag] is tuple else value
     elif field.default is dataclasses.MISSING:
       raise InputError(f"--{flag} is required: {field.metadata['field'].meaning}")
   return options(**given)
@@ -164,8 +159,9 @@ def _define(options, argv) -> flags.FlagValues:
   """The flags of the options; None stands for one that is not given."""
   values = flags.FlagValues()
   values.set_gnu_getopt(True)  # a word that is no flag does not end the flags
+  known = kinds(options)
   for flag, field in fields(options).items():
-    kind, help = kinds(options)[flag], field.metadata["field"].meaning
+    kind, help = known[flag], field.metadata["field"].meaning
     if kind is Config:
       config_flags.DEFINE_config_file(
         flag, None, help, flag_values=values, lock_config=True, sys_argv=["", *argv]
@@ -196,7 +192,7 @@ def _flag_message(error):
 
 
 def _ignored(options, argv, word):
-  """What to do about a word that belongs to no flag."""
+  """The error for a word that belongs to no flag."""
   name, is_assignment, _ = word.partition("=")
   known = kinds(options)
   if is_assignment and (name.startswith("config.") or name.replace("_", "-") in known):
@@ -211,21 +207,21 @@ def _ignored(options, argv, word):
 
 
 def help_text(options: type[Options], about: str) -> str:
-  """The text of --help: what the command does, then every flag."""
-  lines = [about.strip(), "", "Flags:"]
-  for flag, field in fields(options).items():
-    kind, known = kinds(options)[flag], field.metadata["field"]
-    notes = [known.meaning]
-    if known.choices:
-      notes.append(f"One of: {', '.join(known.choices)}.")
-    if known.range:
-      notes.append(f"Must be {known.range}.")
+  """The text of --help: `about`, then every flag."""
+  lines, known = [about.strip(), "", "Flags:"], kinds(options)
+  for flag, defined in fields(options).items():
+    kind, field = known[flag], defined.metadata["field"]
+    notes = [field.meaning]
+    if field.choices:
+      notes.append(f"One of: {', '.join(field.choices)}.")
+    if field.range:
+      notes.append(f"Must be {field.range}.")
     if kind is tuple:
       notes.append("May be repeated.")
-    if known.default is dataclasses.MISSING:
+    if field.default is dataclasses.MISSING:
       notes.append("Required.")
-    elif kind is not bool and known.default not in (None, (), ""):
-      notes.append(f"Default: {known.default}.")
+    elif kind is not bool and field.default not in (None, (), ""):
+      notes.append(f"Default: {field.default}.")
     value = {bool: "", Config: " FILE", int: " INTEGER", float: " NUMBER"}.get(kind, " VALUE")
     text = textwrap.fill(" ".join(notes), 88, break_on_hyphens=False)
     lines += [f"  --{flag}{value}", textwrap.indent(text, 6 * " ")]
@@ -244,12 +240,12 @@ def run(
     accelerator: whether it computes on one; otherwise none is taken.
     cache: whether compiled programs are kept for the next start.
   """
-  logging.set_verbosity(logging.WARNING)  # orbax tells of every file it writes
+  logging.set_verbosity(logging.WARNING)  # orbax logs every file it writes
   # Several steps in flight can lock up the collectives of several CPU devices.
   jax.config.update("jax_cpu_enable_async_dispatch", False)
   if not accelerator:
     jax.config.update("jax_platforms", "cpu")
-  # JAX takes 0.75 of a GPU unless told otherwise; what a plan counts on is this.
+  # JAX takes 0.75 of a GPU by default; plans count on this share.
   if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:  # its older name; JAX refuses both
     os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", "0.975")
   keep_compiled()
@@ -261,7 +257,7 @@ def run(
 def execute(main: Callable[[T], None], options: type[T], argv: Sequence[str]) -> None:
   """Calls `main` with the options of a command line; bad input: one line, and exit code 2."""
   if HELP & set(argv):
-    print(help_text(options, sys.modules[main.__module__].__doc__))
+    print(help_text(options, sys.modules[main.__module__].__doc__ or ""))
     return
   try:
     main(parse(options, argv))
@@ -279,7 +275,7 @@ def keep_compiled() -> None:
   """
   if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    # A program for a CPU uses what that CPU has; others may share the folder.
+    # A compiled program uses all that its CPU has; other CPUs may share the folder.
     folder = home / "shadowft_jax" / "xla" / hashlib.sha256(_cpu().encode()).hexdigest()[:16]
     jax.config.update("jax_compilation_cache_dir", str(folder))
   if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:

@@ -4,14 +4,17 @@ A Delta is one of two trees, told apart by the collection it lives in:
   {"delta": d}   dense: float32 leaves at the model's own paths, only where trained
   {"lora": d}    low-rank: "a" [.., in, R] and "b" [.., R, out] in the place of a kernel
 
-  train   W_B + delta    W_B frozen, delta learnt
+  train   W_B + delta    W_B frozen, delta trained
   graft   W_I + delta    the same delta, on the Instruct model
 """
 
+from collections.abc import Mapping
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 import numpy as np
 
 from shadowft_jax import lora, scope, tree
@@ -23,18 +26,19 @@ SCOPES = {"projections": rf"layers/.*/({'|'.join(scope.DEFAULT)})/", "all": r""}
 KINDS = ("lora", "full")
 
 
-def pattern(match):
+def pattern(match: str) -> str:
   """The regex over leaf names that `match` stands for: a name in SCOPES, or itself."""
   return SCOPES.get(match, match)
 
 
-def zeros(key, params, config):
+def zeros(key: jax.Array, params: Params, config: Any) -> Delta:
   """The delta that changes nothing.
 
   Args:
     key: jax.random key for A of an adapter.
     params: the tree it is for, or its shapes.
-    config: kind ("lora" or "full"), match (regex over leaf names), and rank for "lora".
+    config: config.delta; kind ("lora" or "full"), match (regex over leaf names), and rank of
+      an adapter.
 
   Raises:
     InputError: the kind is unknown, or `match` finds nothing.
@@ -53,12 +57,14 @@ def zeros(key, params, config):
   return {"delta": tree.nest(found)}
 
 
-def scale_of(config):
-  """What an adapter's A B is multiplied by: alpha / rank; 1 for a dense delta."""
+def scale_of(config: Any) -> float:
+  """The factor of an adapter's A B by config.delta: alpha / rank; 1 for a dense delta."""
   return config.alpha / config.rank if config.kind == "lora" else 1.0
 
 
-def add(w, d, dtype=None, random=None):
+def add(
+  w: jax.Array, d: jax.Array, dtype: DTypeLike | None = None, random: jax.Array | None = None
+) -> jax.Array:
   """W + delta: summed in float32; where delta is 0, W keeps its bits.
 
   A float32 sum alone would flush subnormal weights to zero and turn -0.0 into 0.0.
@@ -66,8 +72,7 @@ def add(w, d, dtype=None, random=None):
   Args:
     w, d: arrays of one shape, d in float32.
     dtype: of the result; None for that of W.
-    random: uint32 like d, for rounding by chance to either neighbour, right on average; None rounds
-      to the nearest.
+    random: uint32 like d, for stochastic rounding, which is unbiased; None rounds to the nearest.
   """
   dtype = jnp.dtype(dtype or w.dtype)
   total = w.astype(jnp.float32) + d
@@ -78,7 +83,7 @@ def add(w, d, dtype=None, random=None):
 def _by_chance(x, dtype, random):
   """x, or the number of `dtype` next to it on either side: the nearer, the more probable."""
   info = jnp.finfo(dtype)
-  below = np.uint32((1 << (23 - info.nmant)) - 1)  # what `dtype` lacks of a float32's bits
+  below = np.uint32((1 << (23 - info.nmant)) - 1)  # the bits of a float32 that `dtype` lacks
   bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + (random & below)
   out = jax.lax.bitcast_convert_type(bits & ~below, jnp.float32)
   if dtype != jnp.float16:
@@ -90,12 +95,12 @@ def _by_chance(x, dtype, random):
   return jnp.where(abs(x) < info.tiny, (count + up) * step, out)
 
 
-def difference(tuned, base):
-  """W_T - W_B in float32: what a tuning done elsewhere has learnt."""
+def difference(tuned: jax.Array, base: jax.Array) -> jax.Array:
+  """W_T - W_B in float32: the delta of a model tuned elsewhere."""
   return tuned.astype(jnp.float32) - base.astype(jnp.float32)
 
 
-def combine(variables):
+def combine(variables: Mapping[str, Any]) -> dict[str, Params]:
   """{"params", "delta"} -> {"params"}: the sum, where the delta has a leaf.
 
   Handed to the model, which calls it on one layer at a time (`decoder.Decoder.combine`).
@@ -109,14 +114,14 @@ def combine(variables):
   return {"params": tree.map_named(leaf, variables["params"])}
 
 
-def variables(params, delta, scale):
-  """What `model.apply` takes for W + delta; `scale` is that of an adapter (`scale_of`)."""
+def variables(params: Params, delta: Delta, scale: float) -> dict[str, Any]:
+  """The variables for `model.apply` with W + delta; `scale` is that of an adapter (`scale_of`)."""
   if "lora" in delta:
     return {"params": params, "lora": lora.scaled(delta["lora"], scale)}
   return {"params": params, **delta}
 
 
-def densify(delta, scale):
+def densify(delta: Delta, scale: float) -> dict[str, jax.Array]:
   """{leaf name: float32 delta}; `scale` is that of an adapter (`scale_of`)."""
   return tree.names(lora.product(delta["lora"], scale) if "lora" in delta else delta["delta"])
 
@@ -138,7 +143,7 @@ def grafted_names(delta: Delta, params: Params, match: str) -> list[str]:
     raise InputError(
       f"graft.match {match!r} selects none of the delta's leaves: {', '.join(sorted(dense))}"
     )
-  # What is trained but not grafted, such as embeddings, may be of another shape there.
+  # Leaves that are trained but not grafted, such as embeddings, may have another shape there.
   tree.check_fits(
     tree.nest({n: dense[n] for n in chosen}), params, part_is="the delta", whole_is="the model"
   )
@@ -172,6 +177,6 @@ def graft(
 
 
 def _sums(weights, delta, scale):
-  """W + delta, leaf by leaf; only what `weights` names is computed."""
+  """W + delta, leaf by leaf; only for the leaves of `weights`."""
   dense = densify(delta, scale)
   return jax.tree.map(add, weights, {n: dense[n] for n in weights})

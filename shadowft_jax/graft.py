@@ -1,4 +1,4 @@
-"""Adds what was learnt on a Base model to its Instruct model.
+"""Adds the weight update of a tuned Base model to its Instruct model.
 
   python -m shadowft_jax.graft --delta runs/a/delta --instruct DIR --out DIR
   python -m shadowft_jax.graft --adapter DIR --instruct DIR --out DIR
@@ -13,13 +13,12 @@ to it.
 import dataclasses
 from typing import Any
 
-from shadowft_jax.grafting import selection
-from shadowft_jax.runs import cards
-from shadowft_jax.hf.folder import open_model
 from shadowft_jax import command, files
-from shadowft_jax.grafting import delta_only, matching, recipe, sources, write
 from shadowft_jax.errors import InputError
+from shadowft_jax.grafting import delta_only, matching, recipe, selection, sources, write
+from shadowft_jax.hf.folder import open_model
 from shadowft_jax.progress import say
+from shadowft_jax.runs import cards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +164,7 @@ def _deltas(options):
 
 
 def _settings(options, deltas) -> dict[str, Any]:
-  """What provenance.json says of the options."""
+  """The options in provenance.json."""
   return {
     "alpha": options.alpha,
     "scope": selection.describe(options.scope, options.match, options.include, options.exclude),
@@ -181,7 +180,7 @@ def _recipe(options):
 
 
 def _write_delta(plan, form, options):
-  """Writes what is added to the Instruct, in the place of the sum."""
+  """Writes the delta instead of the sum."""
   out = options.out
   delta_only.check(plan, out, form)
   say("\n  ".join(matching.lines(plan, out, delta_only.need(plan, form), files.free(out))))

@@ -8,6 +8,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import jax
 from jax._src import distributed
@@ -22,10 +24,10 @@ JOIN_S = 300  # for the slowest host to start
 HEARTBEAT_S = 30  # of silence, after which a process counts as dead
 FINISH_S = 3600  # for the first that is done, while another is still writing
 LEAVE_S = 5  # for processes that fail alike to say so, before one ends the others
-_hush = lambda: None  # calls the last words off
+_hush: Callable[[], Any] = lambda: None  # calls the last words off
 
 
-def start():
+def start() -> None:
   """Joins this process with the others of its run, if there are any; before any array is made.
 
   They are found by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, by
@@ -74,22 +76,22 @@ def start():
   atexit.register(_end)
 
 
-def is_first():
-  """Whether this process writes what all share, and speaks for all.
+def is_first() -> bool:
+  """Whether this process writes the shared files and prints for all.
 
-  Asks no device where it is alone: a command that computes nothing leaves accelerators be.
+  A process on its own initialises no device: a command that computes nothing takes no accelerator.
   """
   return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
-def wait(name):
-  """Returns once every process has come here; `name` tells the places apart."""
+def wait(name: str) -> None:
+  """Returns once every process has come here; `name` distinguishes the places."""
   if jax.distributed.is_initialized():
     multihost_utils.sync_global_devices(name)
 
 
-def leave(code):
-  """Ends this process, which has said why, with `code`; waits for no other for long."""
+def leave(code: int) -> NoReturn:
+  """Ends this process, which has printed why, with `code`; does not wait long for others."""
   if jax.distributed.is_initialized():
     _hush()
     _depart(code)
@@ -97,7 +99,7 @@ def leave(code):
 
 
 def _depart(code):
-  """Ends this process though others may wait for it; where all fail alike, all get to say so."""
+  """Ends this process even if others wait for it; where all fail alike, each prints its error."""
   sys.stdout.flush()
   sys.stderr.flush()
   try:
@@ -110,7 +112,7 @@ def _depart(code):
 
 
 def _end():
-  """At the end of Python: waits for the others, unless an error ended this one."""
+  """Waits for the other processes when Python exits, unless an error ended this one."""
   if getattr(sys, "last_value", None) is not None:
     _depart(1)
   jax.distributed.shutdown()

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 
 from shadowft_jax import tree
 from shadowft_jax.errors import InputError
+from shadowft_jax.tree import Params
 
 
-def init(key, params, *, rank, match):
+def init(key: jax.Array, params: Params, *, rank: int, match: str) -> Params:
   """A uniform within 1 / sqrt(in), B zero, for every kernel below `layers` that `match` finds.
 
   Raises:
@@ -38,12 +39,12 @@ def init(key, params, *, rank, match):
   return tree.nest(adapter)
 
 
-def scaled(adapter, scale):
+def scaled(adapter: Params, scale: float) -> Params:
   """The adapter with `scale` folded into B, as `layers.Linear` reads it."""
   return tree.map_named(lambda n, x: scale * x if n.endswith("/b") else x, adapter)
 
 
-def product(adapter, scale):
+def product(adapter: Params, scale: float) -> Params:
   """scale * A B in float32 at the place of each kernel."""
   named = tree.names(adapter)
   modules = [n.removesuffix("/a") for n in named if n.endswith("/a")]

@@ -1,10 +1,10 @@
-"""Says what a run needs on hardware that is not there: memory, time, disk; and whether it fits.
+"""Plans a run on absent hardware: the memory, time and disk it needs, and whether it fits.
 
   python -m shadowft_jax.plan --config configs/paper_full.py --config.pair=qwen2.5-32b \
       --topology a100-80gb:8
 
 The step is compiled ahead of time from shapes alone: no weights, no accelerator.  The compilers
-are in an environment of their own, that `make plan-env` makes; without them memory is estimated.
+are in an environment of their own, which `make plan-env` makes; without them memory is estimated.
 """
 
 import dataclasses
@@ -12,12 +12,12 @@ import os
 import pathlib
 from typing import Any
 
-from shadowft_jax.hf import hub
 from shadowft_jax import command, files
 from shadowft_jax.data import sets
+from shadowft_jax.errors import InputError
+from shadowft_jax.hf import hub
 from shadowft_jax.pairs import registry
 from shadowft_jax.planning import report, search, topologies
-from shadowft_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ def main(options: Options) -> None:
   """Prints the plan.
 
   Raises:
-    InputError: the config, model or topology cannot be, or the plan does not fit.
+    InputError: the config, model or topology is invalid, or the plan does not fit.
   """
   config, topology = options.config, options.topology
   topologies.parse(topology)
@@ -86,5 +86,5 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-  # What is compiled for an absent device cannot be read back, and one that is here is not asked.
+  # A program for an absent device cannot be read back from the cache; local devices are not used.
   command.run(main, Options, accelerator=False, cache=False)

@@ -30,7 +30,7 @@ class Field:
 
   default: Any
   meaning: str
-  choices: tuple = ()
+  choices: tuple[Any, ...] = ()
   above: float | None = None
   least: float | None = None
   below: float | None = None
@@ -60,7 +60,7 @@ class Field:
     )
 
   def fault(self, value: Any) -> str:
-    """What a value must be and is not; "" if it is right."""
+    """The rule that a value breaks; "" if it is right."""
     if self.choices:
       return "" if value in self.choices else f"is one of {', '.join(map(str, self.choices))}"
     if self.is_regex:
@@ -75,15 +75,15 @@ class Field:
     return ""
 
 
-def _share(default, meaning):
+def _share(default: float, meaning: str) -> Field:
   return Field(default, meaning, least=0, below=1)
 
 
-def _count(default, meaning):
+def _count(default: float, meaning: str) -> Field:
   return Field(default, meaning, above=0)
 
 
-def _axis(default, meaning):
+def _axis(default: int, meaning: str) -> Field:
   return Field(default, f"{meaning}; -1: all devices that are left", least=-1)
 
 
@@ -221,8 +221,7 @@ def paper() -> Config:
   c.data.recipe, c.data.max_examples = "paper", 2000
   c.data.select, c.data.val_ratio = "first", 0.01
   c.data.max_length, c.data.layout = 4096, "packed"
-  c.epochs = 1
-  c.batch_size = 256  # 2 examples x 16 accumulated x 8 devices
+  c.epochs, c.batch_size = 1, 256  # 2 examples x 16 accumulated x 8 devices
   c.loss_mean, c.ranks, c.rank_examples = "rank", 8, 2
   c.warmup_ratio = 0.1
   return c
@@ -241,7 +240,7 @@ def dpo() -> Config:
   return c
 
 
-def is_paired(config: Any) -> bool:
+def is_paired(config: Config) -> bool:
   """Whether the objective trains on preference pairs."""
   return config.objective in PAIRED
 
@@ -257,8 +256,8 @@ def flat(value: Any, name: str = "") -> dict[str, Any]:
   }
 
 
-def faults(config: Any, *, complete: bool = True) -> list[str]:
-  """What is wrong with the values of a config, a line each; [] if nothing is.
+def faults(config: Config, *, complete: bool = True) -> list[str]:
+  """One line per wrong value of a config; [] if all are right.
 
   Args:
     config: of `sft` and its like.
@@ -276,13 +275,11 @@ def faults(config: Any, *, complete: bool = True) -> list[str]:
   return out + _contradictions(config)
 
 
-def _contradictions(config):
-  """Values that are right by themselves and do not go together."""
+def _contradictions(config: Config) -> list[str]:
+  """One line per combination of valid values that do not go together."""
   out = []
-  if config.gradient_dtype == "bfloat16" and (config.delta.kind, config.dtype) != (
-    "full",
-    "bfloat16",
-  ):
+  kinds = (config.delta.kind, config.dtype)
+  if config.gradient_dtype == "bfloat16" and kinds != ("full", "bfloat16"):
     out.append(
       "config.gradient_dtype=bfloat16 needs config.delta.kind=full and "
       f"config.dtype=bfloat16; got {config.delta.kind} and {config.dtype}; leave it at "

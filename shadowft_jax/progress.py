@@ -7,14 +7,14 @@ from tqdm import tqdm
 _is_silent = False
 
 
-def say(text):
+def say(text: str) -> None:
   """Prints a line to stderr, above the progress bar if there is one."""
   if not _is_silent:
     tqdm.write(text, file=sys.stderr)
 
 
-def silence():
-  """Makes `say` print nothing more: in a multi-process run the first process speaks for all."""
+def silence() -> None:
+  """Makes `say` print nothing from now on: of several processes, only the first prints."""
   global _is_silent
   _is_silent = True
 

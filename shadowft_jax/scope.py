@@ -9,7 +9,7 @@ PROJECTIONS: dict[str, tuple[str, ...]] = {
   "internlm2": ("wqkv", "wo", "w1", "w2", "w3"),
   "baichuan": ("W_pack", "o_proj", "gate_proj", "up_proj", "down_proj"),
 }
-# Of all other families; fused ones are Phi's qkv_proj and GLM-4's gate_up_proj.
+# Those of all other families; fused ones are Phi's qkv_proj and GLM-4's gate_up_proj.
 DEFAULT = (
   "q_proj",
   "k_proj",

@@ -2,17 +2,17 @@
 
   python -m shadowft_jax.select --rows BAAI/Infinity-Instruct:Gen --out baai_2k.jsonl
 
-Writes the rows as they came, and baai_2k.report.json beside them.  What the paper leaves open, and
-the flag of each, is in data/high_reward.py.
+Writes the rows unchanged, and baai_2k.report.json beside them.  data/high_reward.py lists the
+choices that the paper leaves open, and the flag of each.
 """
 
 import dataclasses
 import json
-import pathlib
-
 import os
-from shadowft_jax import files
-from shadowft_jax import command
+import pathlib
+from typing import Any
+
+from shadowft_jax import command, files
 from shadowft_jax.data import high_reward, sources
 from shadowft_jax.errors import InputError
 from shadowft_jax.progress import say
@@ -42,7 +42,7 @@ class Options(command.Options):
   overwrite: bool = command.option(False, help="Replace --out if it exists.")
 
 
-def read(spec: str, split: str) -> list[dict]:
+def read(spec: str, split: str) -> list[dict[str, Any]]:
   """All rows of `spec`, a file, folder or hub id.
 
   Raises:
@@ -77,11 +77,11 @@ def free(out: str | os.PathLike, overwrite: bool) -> tuple[pathlib.Path, pathlib
   return paths
 
 
-def write(path: pathlib.Path, rows: list[dict]) -> None:
-  """Writes a row a line, the whole file or nothing.
+def write(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
+  """Writes one row per line, the whole file or nothing.
 
   Raises:
-    InputError: a row holds what JSON cannot.
+    InputError: a row holds a value that JSON cannot.
   """
   try:
     text = "".join(json.dumps(row) + "\n" for row in rows)

@@ -1,21 +1,23 @@
 """Where arrays live: an ordered list of (path regex, PartitionSpec), first match wins."""
 
+from collections.abc import Mapping, Sequence
 import math
 import re
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec as P
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec as P
 import numpy as np
 
 from shadowft_jax import tree
 from shadowft_jax.errors import InputError, listing
 
+AnyMesh = Mesh | AbstractMesh  # an abstract one has no devices
 # data: copies of the model; fsdp: each holds a share of it; tensor: each computes a share of every
 # product; context: each has a share of every row's tokens.
 AXES = ("data", "fsdp", "tensor", "context")
 BATCH = P(("data", "fsdp"), "context")
-# What models/ names the axes of its activations.
+# The names that models/ has for the axes of activations, and the mesh axes they lie on.
 ACTIVATIONS = (
   ("batch", ("data", "fsdp")),
   ("context", "context"),
@@ -38,13 +40,15 @@ RULES = (
 )
 
 
-def make_mesh(shape=None, devices=None):
+def make_mesh(
+  shape: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
   """A mesh over all devices.
 
   Args:
     shape: {axis of AXES: size}; an axis left out is 1, one may be -1 for all that is left.  None:
       every device on fsdp.
-    devices: in the place of all that this run has.
+    devices: None for all devices of this run.
 
   Raises:
     InputError: an unknown axis, or sizes whose product is not the number of devices.
@@ -53,13 +57,13 @@ def make_mesh(shape=None, devices=None):
   return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
-def abstract_mesh(shape, count):
-  """`make_mesh` for `count` devices that are not there."""
+def abstract_mesh(shape: Mapping[str, int] | None, count: int) -> AbstractMesh:
+  """`make_mesh` for `count` absent devices."""
   return AbstractMesh(mesh_sizes(shape, count), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def mesh_sizes(shape, count):
-  """The size of every axis of AXES; `shape` and what is raised as in `make_mesh`."""
+def mesh_sizes(shape: Mapping[str, int] | None, count: int) -> tuple[int, ...]:
+  """The size of every axis of AXES; `shape` and errors as in `make_mesh`."""
   shape = dict(shape or {"fsdp": -1})
   if unknown := sorted(set(shape) - set(AXES)):
     raise InputError(f"mesh has axes {', '.join(AXES)}; got {', '.join(unknown)}")
@@ -75,7 +79,7 @@ def mesh_sizes(shape, count):
   return tuple(sizes)
 
 
-def check_batch(rows, length, mesh):
+def check_batch(rows: int, length: int, mesh: AnyMesh) -> None:
   """Raises InputError where a batch of `rows` rows of `length` tokens does not divide."""
   ways = math.prod(mesh.shape[axis] for axis in BATCH[0])
   if rows % ways:
@@ -90,13 +94,14 @@ def check_batch(rows, length, mesh):
     )
 
 
-def of(tree_, mesh):
+def of(tree_: Any, mesh: AnyMesh) -> Any:
   """A NamedSharding for every leaf, by the first rule its name matches.
 
   Raises:
     InputError: lists every leaf with a dimension that its axes do not divide.
   """
-  bad, fault = [], {}
+  bad: list[str] = []
+  fault: dict[tuple[str, ...], list[int]] = {}
 
   def leaf(name, x):
     spec = next(s for pattern, s in RULES if re.search(pattern, name))
@@ -121,16 +126,16 @@ def of(tree_, mesh):
   return out
 
 
-def my_share(mesh):
+def my_share(mesh: Mesh) -> tuple[int, int, int]:
   """(first, stop, of): this process has a part of rows first / of to stop / of of every batch."""
   of = math.prod(mesh.shape[axis] for axis in BATCH[0])
   where = NamedSharding(mesh, P(BATCH[0])).addressable_devices_indices_map((of,))
-  bounds = [rows.indices(of)[:2] for (rows,) in where.values()]
+  bounds = [rows.indices(of)[:2] for (rows,) in filter(None, where.values())]
   return min(first for first, _ in bounds), max(stop for _, stop in bounds), of
 
 
-def place_rows(rows, mesh):
-  """A batch over the mesh; `rows` is np.ndarray [rows of `my_share`, T]."""
+def place_rows(rows: np.ndarray, mesh: Mesh) -> jax.Array:
+  """A batch over the mesh; `rows` are this process's, [rows of `my_share`, T]."""
   first, stop, of = my_share(mesh)
   count = len(rows) * of // (stop - first)
   skipped = count * first // of
@@ -142,9 +147,10 @@ def place_rows(rows, mesh):
   return jax.make_array_from_callback((count, *rows.shape[1:]), NamedSharding(mesh, BATCH), part)
 
 
-def whole(x):
-  """A np.ndarray of all of x on every process; each of them must ask for it."""
+def whole(x: jax.Array | np.ndarray) -> np.ndarray:
+  """All of x on every process; each of them must call this."""
   if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+    assert isinstance(x.sharding, NamedSharding)
     x = _replicated(x, NamedSharding(x.sharding.mesh, P()))
   return np.asarray(jax.device_get(x))
 

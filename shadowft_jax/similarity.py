@@ -11,13 +11,11 @@ nearest first.
 import contextlib
 import dataclasses
 
-from shadowft_jax.hf.folder import ModelFolder
-from shadowft_jax.pairs import findings
-from shadowft_jax.hf import hub
-from shadowft_jax.hf.folder import open_model
 from shadowft_jax import command, files
-from shadowft_jax.pairs import check as pair_check, registry, similarity
 from shadowft_jax.errors import InputError
+from shadowft_jax.hf import hub
+from shadowft_jax.hf.folder import ModelFolder, open_model
+from shadowft_jax.pairs import check as pair_check, findings, registry, similarity
 from shadowft_jax.progress import say
 
 
@@ -54,18 +52,16 @@ def main(options: Options) -> None:
     InputError: the options contradict each other, or the models are no pair.
   """
   _check_options(options)
-  writes = options.out and not options.check_only
-  out = (
-    files.folder(options.out, overwrite=options.overwrite) if writes else contextlib.nullcontext()
-  )
-  with out as making:
+  out = None if options.check_only else options.out
+  with contextlib.ExitStack() as stack:
+    making = stack.enter_context(files.folder(out, overwrite=options.overwrite)) if out else None
     fresh = making.directory if making else None
     if options.candidates:
       _rank(options, fresh)
     else:
       _compare(options, fresh)
-  if writes:
-    say(f"written: {options.out}")
+  if out:
+    say(f"written: {out}")
 
 
 def _check_options(options):
@@ -91,13 +87,12 @@ def choose(base: str | None, instruct: str | None, pair: str | None) -> tuple[st
   if pair:
     known = registry.get(pair, flags="")
     base, instruct = base or known.base, instruct or known.instruct
-  for name, value in (("base", base), ("instruct", instruct)):
-    if not value:
-      raise InputError(
-        f"--{name} is not given; expected --base DIR --instruct DIR (folders, or "
-        "ids of the hub), or --pair NAME"
-      )
-  return base, instruct
+  if base and instruct:
+    return base, instruct
+  raise InputError(
+    f"--{'instruct' if base else 'base'} is not given; expected --base DIR --instruct DIR "
+    "(folders, or ids of the hub), or --pair NAME"
+  )
 
 
 def check(base: ModelFolder, instruct: ModelFolder) -> list[findings.Finding]:

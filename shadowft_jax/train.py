@@ -5,6 +5,7 @@
 Shadow-FT, arXiv 2505.12716.  The same command resumes a run that was stopped.
 """
 
+import dataclasses
 import os
 import sys
 from typing import Any
@@ -13,7 +14,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-import dataclasses
 from shadowft_jax.hf import hub
 from shadowft_jax.runs import cards
 from shadowft_jax import command, files, hosts, presets, sharding
@@ -25,11 +25,12 @@ from shadowft_jax.hf import deltas, weights
 from shadowft_jax.learning import guards, kernels, loop, step
 from shadowft_jax.pairs import registry
 from shadowft_jax.pairs.opened import OpenedPair, open_pair
+from shadowft_jax.presets import Config
 from shadowft_jax.runs import metrics
 from shadowft_jax.runs.run import Run, open_run
 
 
-def train(config: Any, workdir: str | os.PathLike) -> list[dict[str, Any]]:
+def train(config: Config, workdir: str | os.PathLike) -> list[dict[str, Any]]:
   """The whole method: trains W_B + delta, writes delta, writes W_I + delta and measures it.
 
   Args:
@@ -68,14 +69,7 @@ def train(config: Any, workdir: str | os.PathLike) -> list[dict[str, Any]]:
       guards.check_graft(config, base, pair.instruct)
       delta = loop.learn(loss, base, data, config, run, mesh, trained=pair.trained)  # W_B + delta
       del base  # its memory is for W_I
-      deltas.save(
-        run.delta,
-        delta,
-        rank=config.delta.rank,
-        alpha=config.delta.alpha,
-        base_model=config.instruct,
-        model_type=pair.instruct.model_type,
-      )
+      _save_delta(run, config, pair, delta)
       save_shadow(run, config, pair)  # W_I + delta
       losses = loop.measure(pair.instruct, run, loss, data, config, mesh)
     inputs = {"base": [pair.base.directory], "instruct": [pair.instruct.directory], **data.inputs}
@@ -85,7 +79,19 @@ def train(config: Any, workdir: str | os.PathLike) -> list[dict[str, Any]]:
     return run.finish(losses, inputs, seed=config.seed, unit=unit)
 
 
-def save_shadow(run: Run, config: Any, pair: OpenedPair) -> None:
+def _save_delta(run, config, pair, delta):
+  """Writes the trained delta; an adapter names the Instruct as its base model."""
+  deltas.save(
+    run.delta,
+    delta,
+    rank=config.delta.rank,
+    alpha=config.delta.alpha,
+    base_model=config.instruct,
+    model_type=pair.instruct.model_type,
+  )
+
+
+def save_shadow(run: Run, config: Config, pair: OpenedPair) -> None:
   """Grafts the delta onto the Instruct's files, from disk to disk; the first process does it."""
   if hosts.is_first():
     card = cards.model_card(
@@ -107,8 +113,8 @@ def save_shadow(run: Run, config: Any, pair: OpenedPair) -> None:
   hosts.wait("the grafted model is written")
 
 
-def show(config: command.Config, count: int, *, ids: bool = False) -> None:
-  """Prints what a run of `config` would train on; loads no weights and needs no accelerator.
+def show(config: Config, count: int, *, ids: bool = False) -> None:
+  """Prints the training data of a run of `config`; loads no weights and needs no accelerator.
 
   Args:
     config: see presets.py.

@@ -1,5 +1,6 @@
 """Trees by name: a leaf's name is its path joined by "/"."""
 
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -8,24 +9,24 @@ from shadowft_jax.errors import InputError, listing
 
 Params = dict[str, Any]  # a model's arrays, or shapes, nested by Hugging Face's names
 Delta = dict[str, Any]  # {"delta": tree} or {"lora": tree}, see delta.py
-Batch = dict[str, jax.Array]  # what `data.packing.collate` lays out, on devices
+Batch = dict[str, jax.Array]  # the arrays of `data.packing.collate`, on devices
 
 
-def name_of(key_path):
+def name_of(key_path: Iterable[Any]) -> str:
   """The name of a jax key path: the fields and keys it passes through, joined by "/"."""
   return "/".join(
     str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in key_path
   )
 
 
-def names(tree):
+def names(tree: Any) -> dict[str, Any]:
   """{name: leaf}, in the tree's own order."""
   return {name_of(k): v for k, v in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def nest(named):
+def nest(named: Mapping[str, Any]) -> dict[str, Any]:
   """The nested dict whose leaves `names` would list as `named`."""
-  out = {}
+  out: dict[str, Any] = {}
   for name, leaf in named.items():
     *parents, last = name.split("/")
     node = out
@@ -35,13 +36,13 @@ def nest(named):
   return out
 
 
-def map_named(fn, tree):
+def map_named(fn: Callable[[str, Any], Any], tree: Any) -> Any:
   """Maps fn(name, leaf) over a tree."""
   return jax.tree_util.tree_map_with_path(lambda k, v: fn(name_of(k), v), tree)
 
 
-def check_fits(part, whole, *, part_is, whole_is):
-  """Checks that every leaf of `part` has its like in `whole`.
+def check_fits(part: Any, whole: Any, *, part_is: str, whole_is: str) -> None:
+  """Checks that `whole` has every leaf of `part`, in the same shape.
 
   Raises:
     InputError: lists every leaf that `whole` lacks or has in another shape; the two sides
@@ -57,6 +58,6 @@ def check_fits(part, whole, *, part_is, whole_is):
     raise InputError(f"{part_is} does not fit {whole_is}:{listing(bad, limit=len(bad))}")
 
 
-def size(tree):
+def size(tree: Any) -> int:
   """How many numbers a tree holds."""
   return sum(x.size for x in jax.tree.leaves(tree))

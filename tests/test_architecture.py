@@ -188,6 +188,36 @@ def test_every_module_has_a_docstring():
   assert not [m for m, t in texts.items() if t.strip() and not ast.get_docstring(ast.parse(t))]
 
 
+def public_functions(body, owner=""):
+  """Yields (qualified name, function) of the public functions and methods of a module's body."""
+  for node in body:
+    name = getattr(node, "name", "_")
+    is_public = not name.startswith("_") or (owner and name in ("__init__", "__call__"))
+    if isinstance(node, ast.ClassDef) and is_public:
+      yield from public_functions(node.body, f"{name}.")
+    elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and is_public:
+      yield owner + name, node
+
+
+def unannotated(name, function):
+  """The parameters of a function that have no type, and "return" where that has none."""
+  arguments = function.args
+  places = [*arguments.posonlyargs, *arguments.args]
+  is_static = any(getattr(d, "id", "") == "staticmethod" for d in function.decorator_list)
+  if "." in name and not is_static:
+    places = places[1:]  # self or cls
+  several = filter(None, (arguments.vararg, arguments.kwarg))
+  missing = [x.arg for x in (*places, *arguments.kwonlyargs, *several) if x.annotation is None]
+  return missing + ["return"] * (function.returns is None)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_public_functions_have_types(module):
+  found = public_functions(ast.parse(MODULES[module].read_text()).body)
+  bad = {name: missing for name, node in found if (missing := unannotated(name, node))}
+  assert not bad, bad
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)
 def test_every_config_imports_and_says_how_to_run_it(path):
   text = path.read_text()

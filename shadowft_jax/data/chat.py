@@ -1,56 +1,40 @@
-"""Conversations as tokens, with a mask over what the assistant says.
+"""Conversations as tokens, with a mask over the assistant's answers.
 
 The model's own chat template renders the text; the mask is found from the text alone, so that
 a template needs no marks of its own for it.
 """
 
-import dataclasses
 import os
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from shadowft_jax.data.tokenizer import name_of
+from shadowft_jax.data.tokenizer import Tokenizer, name_of
+from shadowft_jax.data.turns import Example, Row, Settings
 from shadowft_jax.errors import InputError
 
-MARK = "zqxanswerqxz"  # stands in for an answer to see what is written around it
-# Llama 3's templates write today's date unless they are given one: a run would not be
-# repeated tomorrow.  This is the date they fall back on themselves.
+MARK = "zqxanswerqxz"  # stands in for an answer, to find the text around it
+# Llama 3's templates write today's date unless they are given one, and a run could not be
+# repeated tomorrow.  This is their own fallback.
 DATE = "26 Jul 2024"
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Example:
-  """One conversation as tokens, or a piece of raw text."""
-
-  token: np.ndarray  # int32 [T]
-  answer: np.ndarray  # int32 [T]: 1 where the loss counts
-  cut: int = 0  # answer tokens cut away, beyond max_length
-  altered: bool = False  # the template left out, or changed, a part of what it was given
-  label: np.ndarray | None = None  # int32 [T]: what is to be predicted, if not `token`
-  where: str = ""  # "FILE row N"
-  # Of a preference pair, whose chosen conversation comes first:
-  second: int = 0  # where the rejected one begins
-  prompt_cut: int = 0  # tokens of prompts cut away, at their beginning
-  reference: tuple | None = None  # log p of the two answers by what training starts from
-
-  @property
-  def learnt(self):
-    """How many tokens count: a first one is predicted from nothing, so it never does."""
-    return int(self.answer[1:].sum())
+Entry = list[Example] | InputError  # of a row: its examples, or what is wrong with it
 
 
-def render_prompt(messages, tokenizer) -> list[int]:
+def render_prompt(messages: list[dict[str, Any]], tokenizer: Tokenizer) -> list[int]:
   """The tokens after which the assistant's next turn is generated."""
   text = _render(messages, tokenizer, prompt=True)
   return tokenizer(text, add_special_tokens=False).input_ids
 
 
-def encode_rows(rows, tokenizer, settings) -> list:
+def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, settings: Settings) -> list[Entry]:
   """Encodes rows with the tokenizer's own chat template, cut to `settings.max_length` tokens.
 
   Returns:
-    An entry a row, in order: its list of Example (raw text may be several pieces, a
+    One entry per row, in order: its list of Example (raw text may be several pieces, a
     conversation is one), or the InputError that says what is wrong with the row.
 
   Raises:
@@ -63,7 +47,8 @@ def encode_rows(rows, tokenizer, settings) -> list:
       f"{name_of(tokenizer)} has no chat template; use the tokenizer of the "
       "Instruct model, or put its chat_template.jinja into the folder"
     )
-  texts, out = [], []
+  texts: list[tuple[str, list | None]] = []
+  out: list[Entry] = []
   for row in rows:
     try:
       texts.append((row.text, None) if row.text else _answers(row, tokenizer))
@@ -100,7 +85,7 @@ def _cut(ids, answer, max_length, altered, where):
 
 
 def _pieces(ids, tokenizer, max_length, where):
-  """Raw text, learnt whole between the tokenizer's begin and end tokens, in equal pieces."""
+  """Raw text between the tokenizer's begin and end tokens, in equal pieces; all of it trained."""
   ids = [
     *([] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]),
     *ids,
@@ -132,7 +117,7 @@ def _learnt(offsets, spans):
 
 
 def _answers(row, tokenizer):
-  """The rendered conversation, and the span (start, end) of each answer that is learnt."""
+  """The rendered conversation, and the span (start, end) of each answer that the loss covers."""
   turns = [
     i for i, m in enumerate(row.messages) if m["role"] == "assistant" and m.get("weight") != 0
   ]
@@ -145,12 +130,12 @@ def _answers(row, tokenizer):
 def _span(text, messages, turn, tokenizer, tools):
   """Where in `text` the answer messages[turn] stands: (start, end), in characters.
 
-  It starts where generation would: what a template puts between its prompt and the content
-  (an empty block of thoughts) has to be learnt.  It ends after what closes the turn.
+  It starts where generation would: text that a template puts between its prompt and the content
+  (an empty thinking block) has to be trained.  It ends after the text that closes the turn.
   """
   before, after = _around(text, messages, turn, tokenizer, tools)
   end = len(text) - len(after)
-  # A call's mark stands in the middle of what is learnt.
+  # A call's mark stands in the middle of the answer.
   start = len(before) if text.startswith(before) and not messages[turn].get("tool_calls") else None
   if turn:
     prompt = _render(messages[:turn], tokenizer, tools, prompt=True)
@@ -166,7 +151,7 @@ def _span(text, messages, turn, tokenizer, tools):
 
 
 def _around(text, messages, turn, tokenizer, tools):
-  """What the template writes before and after the content, or last call, of messages[turn]."""
+  """The text that the template writes before and after the content, or last call, of a turn."""
   mark = MARK
   while mark in text:
     mark += MARK
@@ -193,7 +178,7 @@ def _marked(message, mark):
 
 
 def _closing(text, messages, turn, after, tokenizer, tools):
-  """The length of what closes an answer: what would follow if it were the last."""
+  """The length of the text that closes an answer: the text after it, were it the last."""
   if turn == len(messages) - 1:
     return len(after)
   alone = _around(text, messages[: turn + 1], turn, tokenizer, tools)[1]

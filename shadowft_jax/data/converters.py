@@ -1,8 +1,9 @@
-"""One row of each format -> the fields of a formats.Row.  A new format is one entry of FORMATS."""
+"""One row of each format -> the fields of a Row.  A new format is one entry of FORMATS."""
 
-import collections
 import itertools
 import reprlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from shadowft_jax.data import turns
 from shadowft_jax.errors import InputError, listing
@@ -14,11 +15,11 @@ ALPACA = ("instruction", "input", "context", "output", "response", "history")
 COMPLETION = ("prompt", "completion", "response")
 
 
-def format_of(fields, where) -> str:
+def format_of(fields: Mapping[str, Any], where: str) -> str:
   """Finds the one format that a row has, a name in FORMATS.
 
   Args:
-    fields: what is not null in the row.
+    fields: the values of the row that are not null.
 
   Raises:
     InputError: it has none or several.
@@ -119,7 +120,7 @@ def _answer(row, key, where, images):
 
 
 def _prompt(row, key, where, images):
-  """The messages before an answer, of which none is learnt."""
+  """The messages before an answer, none of which the loss covers."""
   if key == "instruction":
     messages = _alpaca_prompt(row, where)
   elif isinstance(row[key], str):
@@ -147,7 +148,7 @@ def _preference(row, where):
     _check_whole(row, chosen, rejected, where)
   if chosen == rejected:
     raise InputError(f"{where}: chosen and rejected are the same; remove the row")
-  # The turns that they share are the prompt; from where they part, it can be several.
+  # The turns that they share are the prompt; several turns can differ after it.
   prompt = [_unlearnt(message) for message in _shared(chosen, rejected)]
   return _with_common(
     row,
@@ -234,16 +235,22 @@ def _plain(detect):
 
 
 def _words(row):
-  """Whose words the lists of messages of a row are in: "from" is ShareGPT's, "role" OpenAI's."""
+  """The vocabulary of each list of messages of a row: "from" is ShareGPT's, "role" OpenAI's."""
   for key in TURNS:
     if key in row:
       first = row[key][0] if isinstance(row[key], list) and row[key] else None
       yield "from" if isinstance(first, dict) and "from" in first else "role"
 
 
-# Name -> (whether a row has this format, the fields of a Row, the keys that it may use).
-Format = collections.namedtuple("Format", "detect convert keys")
-FORMATS = {
+class Format(NamedTuple):
+  """A format of rows."""
+
+  detect: Callable[[Mapping[str, Any]], bool]  # whether a row has it
+  convert: Callable[[dict[str, Any], str], dict[str, Any]]  # (row, where) -> the fields of a Row
+  keys: tuple[str, ...]  # that it may use
+
+
+FORMATS: dict[str, Format] = {
   "alpaca": Format(_plain(lambda row: "instruction" in row), _alpaca, (*ALPACA, *COMMON)),
   "sharegpt": Format(_plain(lambda row: "from" in _words(row)), _conversation, (*TURNS, *COMMON)),
   "messages": Format(_plain(lambda row: "role" in _words(row)), _conversation, (*TURNS, *COMMON)),

@@ -1,13 +1,19 @@
 """Files -> the batches of a run: read, convert, render, split, plan."""
 
 import dataclasses
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Self
 
 import numpy as np
 
 from shadowft_jax import presets
 from shadowft_jax.data import formats, packing, paper, preference, sources
+from shadowft_jax.data.packing import Arrays, Share, Step
 from shadowft_jax.data.tokenise import tokenise
+from shadowft_jax.data.turns import Example
 from shadowft_jax.errors import InputError, listing
+from shadowft_jax.presets import Config
 from shadowft_jax.progress import say
 
 
@@ -15,39 +21,41 @@ from shadowft_jax.progress import say
 class Dataset:
   """Encoded examples, and which of them make up each optimizer step."""
 
-  train: list  # of chat.Example
-  valid: list
-  steps: list  # of packing.Step over `train`
-  valid_steps: list  # none, or one over `valid`
+  train: list[Example]
+  valid: list[Example]
+  steps: list[Step]  # over `train`
+  valid_steps: list[Step]  # none, or one over `valid`
   layout: str  # packed, bucketed
   row_length: int  # tokens
   rows: int  # a micro-batch
-  ranks: tuple | None  # of loss_mean=rank: (ranks, examples a rank takes at a time)
-  labelled: bool  # some example is to predict other tokens than its own
-  inputs: dict  # {"train", "validation": the files read, or ids of the hub}
+  ranks: tuple[int, int] | None  # of loss_mean=rank: (ranks, examples a rank takes at a time)
+  labelled: bool  # some example predicts other tokens than its own
+  inputs: dict[str, Sequence[str | os.PathLike]]  # {"train", "validation": files or hub ids}
 
-  def batches(self, step, share=(0, 1, 1)):
+  def batches(self, step: int, share: Share = (0, 1, 1)) -> Iterator[Arrays]:
     """The micro-batches of optimizer step `step`, counted from 0; `share` as in `packing`."""
-    step = self.steps[step]
-    weight = packing.rank_weights(step, self.train, *self.ranks) if self.ranks else None
-    return self._batches(step, self.train, weight, share)
+    planned = self.steps[step]
+    weight = packing.rank_weights(planned, self.train, *self.ranks) if self.ranks else None
+    return self._batches(planned, self.train, weight, share)
 
-  def valid_batches(self, share=(0, 1, 1)):
+  def valid_batches(self, share: Share = (0, 1, 1)) -> Iterator[Arrays]:
     """The micro-batches of the whole validation split."""
     for step in self.valid_steps:
       yield from self._batches(step, self.valid, None, share)
 
-  def once(self, examples, share=(0, 1, 1)):
-    """Yields the batches that hold each of `examples` once, with which are in each of its rows."""
-    shape = dict(row_length=self.row_length, layout=self.layout)
+  def once(
+    self, examples: Sequence[Example], share: Share = (0, 1, 1)
+  ) -> Iterator[tuple[Arrays, list[list[int]]]]:
+    """Yields batches with each of `examples` once, and the indices of those in each row."""
+    shape: dict[str, Any] = dict(row_length=self.row_length, layout=self.layout)
     sizes = lengths(examples)
     for step in packing.plan(sizes, batch_size=len(sizes), epochs=1, seed=0, **shape):
       groups = packing.groups(step.rows, [sizes[i] for i in step.examples], rows=self.rows, **shape)
       for batch, (rows, _) in zip(self._batches(step, examples, None, share), groups, strict=True):
         yield batch, [[step.examples[place] for place in row] for row in rows]
 
-  def with_reference(self, train, valid):
-    """The dataset with log p of both answers of each pair by a model, float32 [pairs, 2]."""
+  def with_reference(self, train: np.ndarray, valid: np.ndarray) -> Self:
+    """The dataset with a model's log p of both answers of each pair, float32 [pairs, 2]."""
 
     def given(examples, logps):
       return [
@@ -57,7 +65,7 @@ class Dataset:
 
     return dataclasses.replace(self, train=given(self.train, train), valid=given(self.valid, valid))
 
-  def tokens(self, step):
+  def tokens(self, step: int) -> int:
     """How many tokens step `step` has, without padding."""
     return sum(len(self.train[i].token) for i in self.steps[step].examples)
 
@@ -75,7 +83,7 @@ class Dataset:
     )
 
 
-def read(config, tokenizer):
+def read(config: Config, tokenizer: str | os.PathLike) -> Dataset:
   """Reads, converts and tokenises the training and validation rows, and plans every step.
 
   Args:
@@ -88,7 +96,7 @@ def read(config, tokenizer):
   """
   c = config.data
   bad = formats.BadRows(c.skip_bad_rows)
-  inputs = {}
+  inputs: dict[str, Sequence[str | os.PathLike]] = {}
   train, parts, inputs["train"] = _encoded(
     c.train, c.split, config, tokenizer, bad, limit=max(0, c.max_examples)
   )
@@ -100,7 +108,7 @@ def read(config, tokenizer):
     train, valid, parts = _split(train, parts, config)
   if bad.errors:
     say(f"{len(bad.errors)} bad rows left out:{listing(bad.errors)}")
-  shape = dict(row_length=c.max_length, seed=config.seed, layout=c.layout)
+  shape: dict[str, Any] = dict(row_length=c.max_length, seed=config.seed, layout=c.layout)
   return Dataset(
     train,
     valid,
@@ -139,7 +147,7 @@ def _split(examples, parts, config):
   return [examples[i] for i in train_ids], [examples[i] for i in valid_ids], left
 
 
-def lengths(examples):
+def lengths(examples: Iterable[Example]) -> list[int]:
   """Tokens of each example."""
   return [len(e.token) for e in examples]
 
@@ -157,7 +165,7 @@ def _encoded(spec, split, config, tokenizer, bad, limit=0):
 
 
 def _source(source, config, tokenizer, bad, limit):
-  """The examples of one source; says what it holds and what becomes of it."""
+  """The examples of one source; prints what it holds and what is dropped or cut."""
   c = config.data
   if limit and limit < len(source.rows):
     source = dataclasses.replace(
@@ -176,7 +184,7 @@ def _source(source, config, tokenizer, bad, limit):
       bad.add(entry)
     else:
       encoded += entry
-  # A first token is predicted from nothing, so it is never learnt.
+  # The loss never covers a first token, which nothing predicts.
   kept = [e for e in encoded if e.learnt]
   if not kept:
     raise InputError(
@@ -195,7 +203,7 @@ def _chosen(count, limit, select, seed):
 
 
 def _without_images(rows, policy, bad):
-  """The rows that a text model can learn."""
+  """The rows that a text model can train on."""
   kept = []
   for row in rows:
     if row.images and policy == "refuse":

@@ -5,6 +5,8 @@ import gzip
 import io
 import json
 import zlib
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from shadowft_jax.errors import InputError
 
@@ -132,7 +134,7 @@ def _arrow_rows(path, batches):
     ) from error
 
 
-def plain(batches):
+def plain(batches: Iterable[Any]) -> Iterator[dict[str, Any]]:
   """The rows of Arrow batches, one after another, as dicts of Python values."""
   for batch in batches:
     convert = {field.name: _converter(field.type) for field in batch.schema}
@@ -144,10 +146,10 @@ def plain(batches):
 
 
 def _converter(kind):
-  """What undoes Arrow's way of storing values of type `kind`, or None where they are as they were.
+  """The function that restores values of an Arrow type `kind`; None where they need no change.
 
-  All structs of a column have the same keys, so one that a value did not have is null; it is
-  taken out.  Objects too different for that are stored as JSON.
+  All structs of a column have the same keys, so a key that a value lacked is null; it is
+  removed.  Objects too different for that are stored as JSON.
   """
   import pyarrow
 

@@ -1,62 +1,45 @@
-"""Raw rows -> conversations, and what becomes of the bad ones."""
+"""Raw rows -> conversations; bad rows end the run or are collected."""
 
 import dataclasses
 import json
 import re
 import reprlib
+from collections.abc import Mapping
 
 from shadowft_jax.data import turns
 from shadowft_jax.data.converters import FORMATS, format_of
+from shadowft_jax.data.sources import Source
+from shadowft_jax.data.turns import Row as Row, Settings as Settings
 from shadowft_jax.errors import InputError, listing
 
 OPTIONAL = ("system", "tools", "images")  # of data.columns: a row may lack them
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-  """One conversation, preference pair or raw text."""
-
-  where: str  # "FILE row N"
-  messages: list[dict]  # {"role", "content", ...}, see turns.py; [] for raw text
-  rejected: list[dict] | None = None  # of a pair: `messages`, but with the rejected answer
-  text: str = ""  # raw text, learnt whole and without a template
-  tools: list | None = None  # JSON schemas, for the template
-  images: tuple = ()  # references, as the row has them
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-  """How rows become tokens."""
-
-  max_length: int  # tokens an example at most
-  recipe: str = "chat"  # chat, paper
-  template: str = ""  # of the paper's recipe: a name in paper.TEMPLATES
-  think: str = "learnt"  # learnt, masked: the paper's empty block of thoughts
-
-
 class BadRows:
-  """What becomes of bad rows: the first ends the run, or all are left out and kept here."""
+  """Bad rows: the first ends the run, or all are left out and their errors kept here."""
 
-  def __init__(self, skip: bool):
+  def __init__(self, skip: bool) -> None:
     self.skip = skip
     self.errors: list[str] = []
 
-  def add(self, error: InputError):
-    """Raises `error`, or keeps what it says."""
+  def add(self, error: InputError) -> None:
+    """Raises `error`, or keeps its text."""
     if not self.skip:
       raise error
     self.errors.append(str(error))
 
 
-def convert(source, columns, bad, pairs=None) -> tuple[str, list[Row]]:
-  """Converts the rows of a source, which are all of one format: that of the first that has one.
+def convert(
+  source: Source, columns: Mapping[str, str], bad: BadRows, pairs: bool | None = None
+) -> tuple[str, list[Row]]:
+  """Converts the rows of a source, all in one format: that of the first row that has one.
 
   Args:
     source: see sources.py.
-    columns: {"prompt": "Question", ...}: what the rows call a key; if there are any, the other
-      keys of the rows are not looked at.
+    columns: {"prompt": "Question", ...}: the column of each key; if there are any, all other
+      columns are ignored.
     bad: takes the errors of rows, which begin with "FILE row N".
-    pairs: whether they are to be preference pairs; None: they may be.
+    pairs: whether all rows must, or must not, be preference pairs; None: they may be.
 
   Returns:
     (the format's name with the keys that are not used, rows in order).
@@ -65,14 +48,18 @@ def convert(source, columns, bad, pairs=None) -> tuple[str, list[Row]]:
     InputError: a row is bad and `bad` skips none, or no row is left.
   """
   seen = {key for _, row in source.rows if isinstance(row, dict) for key in row if columns}
-  first, used, unused, out, before = None, set(), set(), [], len(bad.errors)
+  first: tuple[str, str] = ("", "")  # where the first converted row is, its format
+  used: set[str] = set()
+  unused: set[str] = set()
+  out: list[Row] = []
+  before = len(bad.errors)
   for where, row in source.rows:
     try:
       fields = _fields(row, columns, seen, where)
       name = format_of(fields, where)
       if pairs is not None:
         _check_kind(name, fields, pairs, where)
-      if first is None:
+      if not first[1]:
         first = where, name
         keys = FORMATS[name].keys
         used = {columns[key] for key in keys if key in columns} if columns else set(keys)
@@ -95,8 +82,8 @@ def convert(source, columns, bad, pairs=None) -> tuple[str, list[Row]]:
   return first[1] + named, out
 
 
-def without_images(row) -> Row:
-  """The row with its images, and the marks of where they stand, taken out."""
+def without_images(row: Row) -> Row:
+  """The row without its images and without their marks in the text."""
 
   def bare(messages):
     return messages and [{**m, "content": _unmarked(m["content"])} for m in messages]
@@ -115,11 +102,11 @@ def _unmarked(text):
 
 
 def _fields(row, columns, seen, where):
-  """What is not null in a row, by the names that formats know.
+  """The values of a row that are not null, by the names that formats know.
 
   `seen` are the keys of all rows of the source.
   """
-  if isinstance(row, InputError):  # What the file says in the row's place.
+  if isinstance(row, InputError):  # The reader of the file could not parse the row.
     raise row
   if not isinstance(row, dict):
     raise InputError(f"{where} is {reprlib.repr(row)}; expected an object")
@@ -134,7 +121,7 @@ def _fields(row, columns, seen, where):
 
 
 def _check_kind(name, fields, pairs, where):
-  """Raises InputError for a row that is no preference pair, or is one, unlike `pairs`."""
+  """Raises InputError for a row that is a preference pair against `pairs`, or the reverse."""
   if pairs and name == "labelled":
     raise InputError(
       f"{where} has one answer that is marked as good or bad, as KTO learns from; "
@@ -155,7 +142,7 @@ def _check_kind(name, fields, pairs, where):
 
 
 def _checked(row):
-  """Checks that there is something to learn, and that a tokenizer can read it."""
+  """Checks that the loss covers something, and that a tokenizer can read it."""
   if row.text:
     _check_unicode(row.text, "text", row.where)
     return row

@@ -1,9 +1,9 @@
-"""Chooses rows of high reward, uniformly over categories: how the paper says BAAI-2k was made.
+"""Chooses rows of high reward, uniformly over categories: the paper's account of BAAI-2k.
 
 Its rows come from Infinity-Instruct-Gen (arXiv 2505.12716); no code, threshold or
-list of categories was published.  What is open is a parameter of `select`, its default our choice:
+list of categories was published.  Each open choice is a parameter of `select` with our default:
 
-  what counts as high reward        pool, min_reward       the best tenth
+  the threshold of high reward      pool, min_reward       the best tenth
   which reward and categories       reward, category       "reward", label.cate_ability_en
   a row with several categories     several                counts for the first that it names
   the language                      language               any
@@ -18,6 +18,8 @@ import functools
 import hashlib
 import json
 import math
+from collections.abc import Sequence
+from typing import Any
 
 from shadowft_jax.errors import InputError, listing
 
@@ -26,15 +28,15 @@ SEVERAL = ("first", "drawn", "each")
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """What became of the rows."""
+  """How many rows were left out, and why; how many were chosen of each category."""
 
-  settings: dict[str, object]  # of `select`, all of them
+  settings: dict[str, Any]  # of `select`, all of them
   rows: int  # as they came
   left_out: dict[str, int]  # why a row is no candidate -> how many
   candidates: int
   pool: int  # candidates of high reward
   chosen: int
-  categories: list[dict]  # of each: name, rows (candidates), pool, chosen, and the least
+  categories: list[dict[str, Any]]  # of each: name, rows (candidates), pool, chosen, and the least
   #                                and greatest reward chosen
 
   def table(self) -> str:
@@ -61,7 +63,7 @@ class Report:
 class _Candidate:
   order: tuple[float, bytes]  # the best come first, ties by the seed
   categories: tuple[str, ...]  # that the row counts for
-  row: dict
+  row: dict[str, Any]
 
   @property
   def reward(self):
@@ -69,17 +71,17 @@ class _Candidate:
 
 
 def select(
-  rows,
+  rows: Sequence[dict[str, Any]],
   *,
-  count,
-  seed,
-  reward="reward",
-  category="label.cate_ability_en",
-  pool=0.1,
-  min_reward=None,
-  several="first",
-  language="",
-):
+  count: int,
+  seed: int,
+  reward: str = "reward",
+  category: str = "label.cate_ability_en",
+  pool: float = 0.1,
+  min_reward: float | None = None,
+  several: str = "first",
+  language: str = "",
+) -> tuple[list[dict[str, Any]], Report]:
   """Chooses `count` rows of high reward, as evenly over the categories as they allow.
 
   The categories take turns, each taking its best row that is left, the one with the best row of
@@ -91,15 +93,15 @@ def select(
     category: the field of the category, a text or a list of them.
     pool: share of the candidates, those of the highest rewards, that is chosen from.
     min_reward: the least reward that is chosen; None: any.
-    several: what a row with several categories counts for: the first it names, one drawn by
-      the seed, or each of them (it is chosen once, in the turn of one).
+    several: which of its categories a row counts for: the first it names, one drawn by the
+      seed, or each of them (it is chosen once, in the turn of one).
     language: only rows whose langdetect is this; empty: all.
 
   Returns:
     (the chosen rows as they came, in an order drawn by the seed; Report).
 
   Raises:
-    InputError: a parameter cannot be, no row is a candidate, or too few are in the pool.
+    InputError: a parameter is out of range, no row is a candidate, or too few are in the pool.
   """
   settings = dict(
     count=count,
@@ -136,7 +138,7 @@ def select(
 
 
 def _check(settings):
-  """Raises InputError for a parameter that cannot be."""
+  """Raises InputError for a parameter out of range."""
   if settings["count"] < 1:
     raise InputError(f"count must be above 0; got {settings['count']}")
   if settings["seed"] < 0:
@@ -167,7 +169,7 @@ def _candidates(rows, settings, key):
       lacks[lack] += 1
       continue
     conversation = key(_text(row["conversations"]))
-    # Of the same conversation: the best reward, then whatever the seed likes best.
+    # The best reward wins among equal conversations; ties are drawn by the seed.
     rank = (-_number(row, settings["reward"]), key(_text(row)))
     if conversation in found:
       lacks["again"] += 1
@@ -189,7 +191,7 @@ def _candidates(rows, settings, key):
 
 
 def _lack(row, settings):
-  """What keeps a row from being a candidate; "" if nothing does."""
+  """The reason why a row is no candidate; "" if it is one."""
   if settings["language"] and row.get("langdetect") != settings["language"]:
     return "language"
   if not row.get("conversations"):

@@ -1,4 +1,4 @@
-"""Which examples a step learns from, and how they share rows.
+"""Which examples a step trains on, and how they share rows.
 
 All of it is a pure function of lengths and a seed: a run resumes by its step number alone, and
 nothing depends on how many machines read the data.
@@ -8,23 +8,27 @@ import bisect
 import dataclasses
 import itertools
 import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from shadowft_jax.data.turns import Example
 from shadowft_jax.errors import InputError, listing
 
+Arrays = dict[str, np.ndarray]  # a batch as `collate` lays it out
+Share = tuple[int, int, int]  # (first, stop, of): rows first / of to stop / of of a batch
 LEAST = 64  # tokens: a padded row is not halved below it
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-  """What one optimizer step learns from."""
+  """The examples of one optimizer step and their rows."""
 
   examples: list[int]  # which, in the order of the epoch; one can come twice
   rows: list[list[int]]  # places in `examples` that share a row
 
 
-def shuffled(count, seed, *more):
+def shuffled(count: int, seed: int, *more: int) -> np.ndarray:
   """A permutation of range(count), one for each (seed, *more)."""
   if seed < 0:
     raise InputError(f"seed must be at least 0; got {seed}")
@@ -33,7 +37,7 @@ def shuffled(count, seed, *more):
   return np.argsort(bits, kind="stable")
 
 
-def split(order, ratio):
+def split(order: np.ndarray, ratio: float) -> tuple[np.ndarray, np.ndarray]:
   """Chooses validation examples: ceil(ratio * count) of them, as the paper's trainer rounds.
 
   Args:
@@ -57,7 +61,15 @@ def split(order, ratio):
 
 
 def plan(
-  lengths, *, batch_size, epochs, row_length, seed, max_steps=0, sources=None, layout="packed"
+  lengths: Sequence[int] | np.ndarray,
+  *,
+  batch_size: int,
+  epochs: int,
+  row_length: int,
+  seed: int,
+  max_steps: int = 0,
+  sources: Sequence[tuple[int, float]] | None = None,
+  layout: str = "packed",
 ) -> list[Step]:
   """Plans every step of a run.
 
@@ -91,15 +103,10 @@ def plan(
   orders = (_order(sources, seed, epoch) for epoch in itertools.count(1))  # 0 is the split's
   batches = (order[i : i + batch_size] for order in orders for i in range(0, a_epoch, batch_size))
   count = max_steps or epochs * math.ceil(a_epoch / batch_size)
-  return [
-    Step(
-      chosen,
-      _packed(chosen, lengths, row_length)
-      if layout == "packed"
-      else [[place] for place in range(len(chosen))],
-    )
-    for chosen in itertools.islice(batches, count)
-  ]
+  alone = lambda chosen: [[place] for place in range(len(chosen))]
+  packed = lambda chosen: _packed(chosen, lengths, row_length)
+  rows_of = packed if layout == "packed" else alone
+  return [Step(chosen, rows_of(chosen)) for chosen in itertools.islice(batches, count)]
 
 
 def _passed(count, weight):
@@ -143,20 +150,18 @@ def _packed(chosen, lengths, row_length):
 
 
 def microbatches(
-  step,
-  examples,
+  step: Step,
+  examples: Sequence[Example],
   *,
-  row_length,
-  rows,
-  layout="packed",
-  weight=None,
-  labelled=False,
-  referenced=False,
-  share=(0, 1, 1),
-):
-  """Yields the batches of a step, see `collate`; what is left of the last is filled up with 0.
-
-  Of each, only rows first / of to stop / of are laid out, (first, stop, of) being `share`.
+  row_length: int,
+  rows: int,
+  layout: str = "packed",
+  weight: Sequence[float] | None = None,
+  labelled: bool = False,
+  referenced: bool = False,
+  share: Share = (0, 1, 1),
+) -> Iterator[Arrays]:
+  """Yields the rows of `share` of each batch of a step, see `collate`; the last is padded with 0.
 
   Packed ones are of `rows` rows of `row_length` tokens.  Bucketed ones are of `row_length` halved
   as often as the examples allow, with twice as many rows each time: a few shapes in all, which
@@ -177,13 +182,21 @@ def microbatches(
     )
 
 
-def shapes(step, lengths, *, row_length, rows, layout="packed") -> list[tuple[int, int]]:
+def shapes(
+  step: Step, lengths: Sequence[int], *, row_length: int, rows: int, layout: str = "packed"
+) -> list[tuple[int, int]]:
   """(rows, tokens a row) of each of a step's micro-batches; `lengths` are tokens an example."""
   lengths = [lengths[i] for i in step.examples]
   return [shape for _, shape in groups(step.rows, lengths, row_length, rows, layout)]
 
 
-def groups(all_rows, lengths, row_length, rows, layout="packed"):
+def groups(
+  all_rows: list[list[int]],
+  lengths: Sequence[int],
+  row_length: int,
+  rows: int,
+  layout: str = "packed",
+) -> Iterator[tuple[list[list[int]], tuple[int, int]]]:
   """Yields (rows of one micro-batch, its shape); `lengths` are tokens a place of the step."""
   if layout == "packed":
     for start in range(0, len(all_rows), rows):
@@ -200,12 +213,20 @@ def groups(all_rows, lengths, row_length, rows, layout="packed"):
 
 
 def collate(
-  rows, step, examples, *, row_length, row_count, weight=None, labelled=False, referenced=False
-):
+  rows: Sequence[Sequence[int]],
+  step: Step,
+  examples: Sequence[Example],
+  *,
+  row_length: int,
+  row_count: int,
+  weight: Sequence[float] | None = None,
+  labelled: bool = False,
+  referenced: bool = False,
+) -> Arrays:
   """Lays out rows of a step as one batch.
 
   Args:
-    weight: what each of step.examples counts in the loss, see `rank_weights`.
+    weight: the weight of each of step.examples in the loss, see `rank_weights`.
     labelled: the batch has a "label", as some example of the run has one.
     referenced: the batch has a "reference", as all examples of the run have one.
 
@@ -247,6 +268,7 @@ def collate(
         batch["position"][r, part] = np.arange(part.stop - part.start)
         batch["answer"][r, part.start] = 0
         if referenced:
+          assert example.reference is not None
           first = part.start + np.flatnonzero(batch["answer"][r, part])[0]
           batch["reference"][r, first - 1] = example.reference[number]
       start = here.stop
@@ -259,11 +281,13 @@ def _segments(example, start):
   return [slice(*bound) for bound in itertools.pairwise(bounds)]
 
 
-def rank_weights(step, examples, ranks, rank_examples) -> list[float]:
-  """What each of step.examples counts, so that the step's weighted mean is one over ranks.
+def rank_weights(
+  step: Step, examples: Sequence[Example], ranks: int, rank_examples: int
+) -> list[float]:
+  """The weight of each of step.examples that makes the step's weighted mean one over ranks.
 
   The examples go to `ranks` devices in turn, `rank_examples` at a time; the mean is that of the
-  devices' token means, over those that have a token to learn.
+  devices' token means, over those with a token that the loss covers.
 
   Source: the paper's trainer (transformers 4.52.1, with its losses averaged over processes).
   """

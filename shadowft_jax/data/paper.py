@@ -1,20 +1,23 @@
 """Conversations as tokens in the framing of the paper's code: recipe "paper".
 
 Prompts and answers are tokenised apart, so a token never spans the border between them, and each
-turn is cut to what room is left.  It differs from chat.py wherever a family's own chat template
-differs from what is written here.
+turn is cut to the room that is left.  It differs from chat.py wherever a family's own chat template
+differs from the text here.
 
 Source: github.com/wutaiqiang/Shadow-FT, run.sh and its LLaMA-Factory 0.9.3.
 """
 
 import dataclasses
 import itertools
+import os
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
 from shadowft_jax.data import packing, tokenizer as tokenizers
-from shadowft_jax.data.chat import Example
+from shadowft_jax.data.chat import Entry
+from shadowft_jax.data.turns import Example, Row, Settings
 from shadowft_jax.errors import InputError, listing
 
 NO_THOUGHTS = "<think>\n\n</think>\n\n"
@@ -32,10 +35,10 @@ class Template:
   system_in_user: bool = False  # tokenised with the first question, inside the user's turn
   bos: bool = False  # the begin token comes first
   efficient_eos: bool = False  # turns end with the end token, which stands only after the last
-  thinking: bool = False  # an answer without thoughts gets an empty block of them
+  thinking: bool = False  # an answer without thinking gets an empty thinking block
 
   @property
-  def special(self):
+  def special(self) -> list[str]:
     """The special tokens in its text."""
     return sorted(set(re.findall(r"<[^<>]+>", self.system + self.user + self.assistant)))
 
@@ -70,7 +73,7 @@ TEMPLATES = {
   "yi": CHATML,
   "falcon": Template(user="User: {}\nFalcon:", assistant="{}\n", efficient_eos=True),
 }
-# What the path of a Base contains -> its template.  The first that fits counts.
+# A part of the path of a Base -> its template.  The first that fits counts.
 NAMES = {
   "Llama-3": "llama3",
   "Qwen2": "qwen",
@@ -86,14 +89,14 @@ NAMES = {
 }
 
 
-def name_of(base) -> str:
-  """Finds the template that the paper's script takes for a Base, by its path, case and all.
+def name_of(base: str | os.PathLike) -> str:
+  """Finds the template that the paper's script takes for a Base, by its path; case matters.
 
   Raises:
     InputError: the path names no family, or one whose framing is not in TEMPLATES.
   """
   found = next((name for part, name in NAMES.items() if part in str(base)), None)
-  if found in TEMPLATES:
+  if found is not None and found in TEMPLATES:
     return found
   what = (
     f"its template there, {found}, is not among ours"
@@ -106,19 +109,21 @@ def name_of(base) -> str:
   )
 
 
-def split(count, ratio, seed):
+def split(count: int, ratio: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
   """`packing.split` of the order of the paper's code: that of `datasets`' train_test_split."""
   return packing.split(np.random.default_rng(seed).permutation(count), ratio)
 
 
-def encode_rows(rows, tokenizer, settings) -> list:
+def encode_rows(
+  rows: Sequence[Row], tokenizer: tokenizers.Tokenizer, settings: Settings
+) -> list[Entry]:
   """Encodes rows in the framing of settings.template, cut to settings.max_length tokens.
 
-  With settings.think "masked", a block of thoughts is taken out of an answer, as the code does
-  that trains without thinking.
+  With settings.think "masked", a thinking block is taken out of an answer, as the authors' code
+  does where it trains without thinking.
 
   Returns:
-    An entry a row, in order: a list of its one Example, or the InputError that says why this
+    One entry per row, in order: a list of its one Example, or the InputError that says why this
     recipe does not frame it.
 
   Raises:
@@ -148,7 +153,7 @@ def encode_rows(rows, tokenizer, settings) -> list:
       verbose=False,
     ).input_ids
   )
-  out = []
+  out: list[Entry] = []
   for row, turns in zip(rows, framed, strict=True):
     if not isinstance(turns, InputError):
       turns = [
@@ -218,7 +223,7 @@ def _framed(row, template, think):
 
 
 def _unframed(row, roles):
-  """What of a row this recipe cannot frame, or ""; `roles` are those after a system text."""
+  """The part of a row that this recipe cannot frame, or ""; `roles`: after a system text."""
   if not row.messages:
     return "raw text"
   if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
@@ -243,7 +248,7 @@ def _example(turns, eos, max_length, where):
     answer += [0] * asked + [1] * said
     cut += len(target) - said
     if eos is not None and i and asked:
-      # The end of the answer before, learnt in the place of this question's first token.
+      # The end of the answer before is the label of this question's first token.
       label[-asked - said], answer[-asked - said] = eos, 1
   if eos is not None:
     token, label, answer = [*token, eos], [*label, eos], [*answer, 1]
@@ -251,7 +256,7 @@ def _example(turns, eos, max_length, where):
   return Example(token, answer, cut, label=label if eos is not None else None, where=where)
 
 
-def kept(source, target, room):
+def kept(source: int, target: int, room: int) -> tuple[int, int]:
   """How many of a turn's prompt and answer tokens there is room for."""
   if 2 * target < room:
     most = room

@@ -1,29 +1,37 @@
 """Preference pairs as tokens: both conversations of a pair as one example, the chosen one first.
 
 A pair shares a row and a step as any example does; objectives tell its two sides apart by their
-segments.  What the conversations share is the prompt; the answers are what is learnt after it.
+segments.  The turns that the conversations share are the prompt; the loss covers the answers.
 """
 
 import dataclasses
+import os
+from collections.abc import Sequence
 
 import numpy as np
 
 from shadowft_jax.data import paper
-from shadowft_jax.data.chat import Example
+from shadowft_jax.data.chat import Entry
 from shadowft_jax.data.tokenise import tokenise
+from shadowft_jax.data.turns import Example, Row, Settings
 from shadowft_jax.errors import InputError
 
 WHOLE = 1 << 30  # tokens: more than any conversation has
 
 
-def encode(rows, tokenizer_dir, settings, cache_dir="") -> list:
+def encode(
+  rows: Sequence[Row],
+  tokenizer_dir: str | os.PathLike,
+  settings: Settings,
+  cache_dir: str | os.PathLike = "",
+) -> list[Entry]:
   """Encodes rows that are pairs; each side gets at most half of `settings.max_length` tokens.
 
   A prompt that is too long loses its beginning, an answer its end, by the rule of `paper.kept` for
   the longer answer: the two sides keep as much of their prompt.
 
   Returns:
-    As `tokenise`: an entry a row, a list of its one Example, or what is wrong with the row.
+    As `tokenise`: one entry per row, a list of its one Example, or what is wrong with the row.
 
   Raises:
     InputError, RuntimeError: see `tokenise`.
@@ -32,10 +40,10 @@ def encode(rows, tokenizer_dir, settings, cache_dir="") -> list:
   whole = dataclasses.replace(settings, max_length=WHOLE)
   sides = [side for row in rows for side in _sides(row, settings.recipe)]
   entries = tokenise(sides, tokenizer_dir, whole, cache_dir)
-  out = []
+  out: list[Entry] = []
   for row, *pair in zip(rows, entries[::2], entries[1::2], strict=True):
     bad = [entry for entry in pair if isinstance(entry, InputError)]
-    if settings.recipe == "paper" and row.messages[:-1] != row.rejected[:-1]:
+    if settings.recipe == "paper" and row.messages[:-1] != (row.rejected or [])[:-1]:
       bad = [
         InputError(
           f"{row.where}: chosen and rejected part before their last turn, which "
@@ -44,7 +52,9 @@ def encode(rows, tokenizer_dir, settings, cache_dir="") -> list:
       ]
     if not bad:
       example = _pair(
-        [_split(side, settings.recipe) for [side] in pair], settings.max_length // 2, row.where
+        [_split(entry[0], settings.recipe) for entry in pair if not isinstance(entry, InputError)],
+        settings.max_length // 2,
+        row.where,
       )
       if _same(example):
         bad = [
@@ -61,13 +71,13 @@ def encode(rows, tokenizer_dir, settings, cache_dir="") -> list:
 def _sides(row, recipe):
   """The two conversations as rows of their own."""
   for messages in (row.messages, row.rejected):
-    if recipe == "paper":  # which learns every turn; all but the last are unlearnt afterwards
+    if recipe == "paper":  # it trains on every turn; all but the last are masked afterwards
       messages = [{k: v for k, v in m.items() if k != "weight"} for m in messages]
     yield dataclasses.replace(row, messages=messages, rejected=None)
 
 
 def _split(side, recipe):
-  """(Example, how many tokens its prompt has): what comes before the first token that counts."""
+  """(Example, tokens of its prompt): those before the first token of the last answer."""
   learnt = side.answer > 0
   if recipe == "paper":
     return side, int(np.flatnonzero(~learnt)[-1]) + 1

@@ -1,22 +1,27 @@
-"""What a run would learn, as text: examples with the learnt tokens marked, lengths, steps."""
+"""The training data as text: examples with the trained tokens marked, lengths, steps."""
 
 import math
 
 import numpy as np
 
 from shadowft_jax.data import dataset, packing
+from shadowft_jax.data.tokenizer import Tokenizer
 
 LEARNT, PLAIN, END = "\x1b[1;32m", "\x1b[2m", "\x1b[0m"
 BAR = 40  # characters of the longest bar
 
 
-def text(data, tokenizer, count, *, ids=False, colour=True) -> str:
-  """The first `count` training examples, and what the plan makes of all of them.
+def text(
+  data: dataset.Dataset, tokenizer: Tokenizer, count: int, *, ids: bool = False, colour: bool = True
+) -> str:
+  """The first `count` training examples, then lengths, totals and steps of all of them.
 
   Args:
-    data: a dataset.Dataset.
+    data: the dataset of a run.
+    tokenizer: decodes its tokens.
+    count: how many examples are shown.
     ids: shows each token's id beside its text.
-    colour: marks learnt tokens by colour; else they stand between ⟦ and ⟧.
+    colour: marks tokens that the loss covers by colour; else they stand between ⟦ and ⟧.
   """
   shown = [_example(i, e, tokenizer, ids, colour) for i, e in enumerate(data.train[:count], 1)]
   return "\n".join([*shown, _lengths(data), "", _totals(data), _steps(data)])
@@ -40,7 +45,7 @@ def _example(number, example, tokenizer, ids, colour):
 
 
 def _runs(example, side):
-  """Yields (tokens, labels, whether they are learnt) of the runs of an example's tokens `side`."""
+  """Yields (tokens, labels, whether the loss covers them) of each run of the tokens `side`."""
   learnt = example.answer[side] > 0
   learnt[:1] = False  # nothing predicts a first token
   edges = np.flatnonzero(np.diff(learnt)) + 1
@@ -51,7 +56,7 @@ def _runs(example, side):
 
 
 def _run(tokens, labels, is_learnt, tokenizer, ids, colour):
-  """One run of tokens that are learnt alike, as text."""
+  """One run of tokens as text; the loss covers all or none of it."""
   if ids:
     out = (
       " ".join(
@@ -63,7 +68,7 @@ def _run(tokens, labels, is_learnt, tokenizer, ids, colour):
     )
   else:
     out = tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
-    # Which line ends are learnt cannot be seen otherwise.
+    # Line ends that the loss covers would be invisible.
     out = out.replace("\n", "⏎\n") if is_learnt else out
   if colour:
     # Some terminals drop the colour at a line's end.

@@ -1,6 +1,6 @@
-"""The paper's data by name: where each set is, what its columns are, how many rows were used.
+"""The paper's data by name: where each set is, its columns, and how many rows were used.
 
-`data.set` names one; what the user sets beside it wins.  Which rows are taken is data.select:
+`data.set` names one; fields that the user sets win.  data.select decides which rows are taken:
 the first, as the authors' code does, or a uniform sample, as the paper says.
 """
 
@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 
 from shadowft_jax.errors import InputError
+from shadowft_jax.presets import Config
 from shadowft_jax.progress import say
 
 INFO = "data/dataset_info.json of the authors' repository"
@@ -21,7 +22,7 @@ class PaperSet:
   columns: dict[str, str]  # of data.columns
   count: int  # rows that the paper uses
   note: str  # what the paper says of it, and what is not known
-  origin: str  # what `source` and `columns` were read from
+  origin: str  # where `source` and `columns` were read
 
 
 SETS = {
@@ -83,11 +84,11 @@ SETS = {
 }
 
 
-def resolve(config, needed=True):
+def resolve(config: Config, needed: bool = True) -> Config:
   """Fills config.data from the set that config.data.set names, where it was left empty.
 
   `columns` is filled as a whole or not at all; a data.train of the user's is a copy of the
-  set.  Says what is used and what is not known of the set.
+  set.  Prints what is used and what is not known of the set.
 
   Args:
     needed: whether a set that is on no hub, and not given, is an error.

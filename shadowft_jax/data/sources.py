@@ -3,15 +3,17 @@
 import dataclasses
 import fnmatch
 import math
+import os
 import pathlib
 import re
+from typing import Any
 
 from shadowft_jax.data.files import GZIPPED, READERS, plain
 from shadowft_jax.errors import InputError, listing, nearest
 from shadowft_jax.files import read_json
 
 HUB_ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?::([^:@]+))?(?:@(.+))?")
-# What lies beside the data of a folder and is none, in small letters.
+# Files beside the data of a folder that are not data, in lower case.
 NOT_DATA = (
   "readme*",
   "license*",
@@ -41,11 +43,11 @@ class Source:
 
   name: str  # as it was given, without the weight
   weight: float  # how often its rows are passed in an epoch
-  rows: list[tuple[str, object]]  # ("FILE row N", the row, or an InputError: why it is none)
-  files: tuple = ()  # what was read, as paths; none of a data set of the hub
+  rows: list[tuple[str, Any]]  # ("FILE row N", the row, or the InputError of a malformed one)
+  files: tuple[pathlib.Path, ...] = ()  # the files read; none of a data set of the hub
 
 
-def read(spec, split="train") -> list[Source]:
+def read(spec: str | os.PathLike, split: str = "train") -> list[Source]:
   """Reads the sources that `spec` names, each with its rows in the order of its files.
 
   Args:
@@ -54,8 +56,8 @@ def read(spec, split="train") -> list[Source]:
     split: of a data set of the hub, or of a folder whose files name splits.
 
   Raises:
-    InputError: names the source and what cannot be read of it.  A single line that is no row is
-      not raised: it stands in its place in `rows`.
+    InputError: names the source and the part that cannot be read.  A malformed line is not
+      raised: its error stands in its place in `rows`.
   """
   sources = []
   for part in str(spec).split(","):
@@ -119,7 +121,7 @@ def _kinds():
 
 
 def _files(folder, split):
-  """The data files of a folder, or those of one split where their names tell splits."""
+  """The data files of a folder, or those of one split where their names contain splits."""
   if (folder / "state.json").is_file():  # Written by Dataset.save_to_disk.
     state = read_json(folder / "state.json")
     if "_data_files" in state:

@@ -17,42 +17,48 @@ import queue
 import subprocess
 import sys
 import traceback
+from collections.abc import Sequence
 
 import numpy as np
 from tqdm import tqdm
 
 from shadowft_jax import files
-from shadowft_jax.data import chat, formats, paper, tokenizer as tokenizers
+from shadowft_jax.data import chat, paper, tokenizer as tokenizers
+from shadowft_jax.data.turns import Example, Row, Settings
 from shadowft_jax.errors import InputError
 from shadowft_jax.progress import say
 
 RECIPES = {"chat": chat.encode_rows, "paper": paper.encode_rows}
 CHUNK = 500_000  # characters of rows that are encoded at a time
 WORTH = 10_000_000  # characters of rows from which it pays to start processes
-# What a cached result depends on, beside the rows: code, packages and files of the tokenizer.
+# A cached result depends on these and the rows: code, packages and files of the tokenizer.
 CODE = tuple(
   pathlib.Path(file) for file in (__file__, chat.__file__, paper.__file__, tokenizers.__file__)
 )
 PACKAGES = ("jinja2", "tokenizers", "transformers")
 SUFFIXES = (".jinja", ".json", ".model", ".tiktoken", ".txt")
 CONTENT = operator.attrgetter(
-  *(field.name for field in dataclasses.fields(formats.Row) if field.name != "where")
+  *(field.name for field in dataclasses.fields(Row) if field.name != "where")
 )
-FOLDER = "\0"  # stands for the tokenizer's folder in what is kept of an error
+FOLDER = "\0"  # stands for the tokenizer's folder in a cached error
 
 
-def tokenise(rows, tokenizer_dir, settings, cache_dir="") -> list:
-  """Encodes rows by the recipe of `settings`, or finds that it was done before.
+def tokenise(
+  rows: Sequence[Row],
+  tokenizer_dir: str | os.PathLike,
+  settings: Settings,
+  cache_dir: str | os.PathLike = "",
+) -> list[chat.Entry]:
+  """Encodes rows by the recipe of `settings`, or reads them from the cache.
 
   Args:
-    rows: see formats.Row.
+    rows: of any format.
     tokenizer_dir: a Hugging Face folder.
-    settings: see formats.Settings.
-    cache_dir: folder of what was encoded before; "": $XDG_CACHE_HOME/shadowft_jax, or
-      ~/.cache/shadowft_jax.
+    settings: the recipe and its limits.
+    cache_dir: folder of the cache; "": $XDG_CACHE_HOME/shadowft_jax, or ~/.cache/shadowft_jax.
 
   Returns:
-    An entry a row, in order: its list of chat.Example, or the InputError that says what is wrong
+    One entry per row, in order: its list of Example, or the InputError that says what is wrong
     with the row.
 
   Raises:
@@ -74,7 +80,7 @@ def tokenise(rows, tokenizer_dir, settings, cache_dir="") -> list:
 
 
 def _key(rows, folder, settings):
-  """(a digest of all that decides the result, characters of each row)."""
+  """(a digest of all that the result depends on, characters of each row)."""
   digest = hashlib.sha256()
 
   def add(*parts):
@@ -113,7 +119,7 @@ def _encoded(rows, sizes, folder, settings):
       tokenizer = tokenizers.load_tokenizer(folder)
       for chunk in chunks:
         done(_flat(chunk, tokenizer, settings))
-  # One name at a time, for memory: what is joined is let go of.
+  # One name at a time, to free each part once it is joined.
   return {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}
 
 
@@ -173,8 +179,8 @@ def _start(stack):
   return process, ours
 
 
-def serve(descriptor):
-  """What each process does: answers each list of rows with its flat examples, or what failed."""
+def serve(descriptor: int) -> None:
+  """The work of each process: answers each list of rows with its flat examples, or its error."""
 
   @functools.cache
   def load(folder):
@@ -200,7 +206,7 @@ def serve(descriptor):
 
 
 def _flat(rows, tokenizer, settings):
-  """The examples of rows as a few arrays, without what the rows themselves tell.
+  """The examples of rows as a few arrays, without the fields that the rows hold.
 
   Returns:
     count [rows]: the examples of a row, -1 where it failed; length, cut, altered, labelled
@@ -234,7 +240,7 @@ def _flat(rows, tokenizer, settings):
 
 
 def _entries(flat, rows, folder):
-  """What `tokenise` returns; the examples are views of the flat arrays."""
+  """The entries that `tokenise` returns; the examples are views of the flat arrays."""
 
   def parts(name, lengths):
     array = flat[name].astype(np.int32, copy=False)
@@ -261,7 +267,7 @@ def _entries(flat, rows, folder):
     if count < 0:
       out.append(InputError(row.where + json.loads(next(errors)).replace(FOLDER, folder)))
     else:
-      out.append([chat.Example(**next(examples), where=row.where) for _ in range(count)])
+      out.append([Example(**next(examples), where=row.where) for _ in range(count)])
   return out
 
 

@@ -1,12 +1,17 @@
-"""The messages of a row, in OpenAI's or ShareGPT's words, in the one form that is used."""
+"""Rows and examples, and messages in OpenAI's or ShareGPT's words converted to one form."""
 
+import dataclasses
 import json
 import re
 import reprlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
 
 from shadowft_jax.errors import InputError, listing
 
-# What data calls a role -> what templates call it.
+# The name of a role in data -> its name in templates.
 ROLES = {
   "system": "system",
   "developer": "system",
@@ -23,11 +28,54 @@ SHAREGPT_ROLES = {
   "function_call": "assistant",
 }
 OPTIONAL = ("tool_calls", "tool_call_id", "name", "reasoning_content", "weight")
-EMPTY = (None, "", [], {})
+EMPTY: tuple[Any, ...] = (None, "", [], {})
 IMAGE = "<image>"  # Stands in a text where an image is.
 
 
-def text(row, key, where):
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One conversation, preference pair or raw text."""
+
+  where: str  # "FILE row N"
+  messages: list[dict[str, Any]]  # {"role", "content", ...}; [] for raw text
+  rejected: list[dict[str, Any]] | None = None  # of a pair: `messages` with the rejected answer
+  text: str = ""  # raw text: no template, and the loss covers all of it
+  tools: list[dict[str, Any]] | None = None  # JSON schemas, for the template
+  images: tuple[Any, ...] = ()  # references, as the row has them
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """How rows become tokens."""
+
+  max_length: int  # tokens an example at most
+  recipe: str = "chat"  # chat, paper
+  template: str = ""  # of the paper's recipe: a name in paper.TEMPLATES
+  think: str = "learnt"  # learnt, masked: the paper's empty thinking block
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Example:
+  """One conversation or preference pair as tokens, or a piece of raw text."""
+
+  token: np.ndarray  # int32 [T]
+  answer: np.ndarray  # int32 [T]: 1 where the loss counts
+  cut: int = 0  # answer tokens cut away, beyond max_length
+  altered: bool = False  # the template left out, or changed, a part of its input
+  label: np.ndarray | None = None  # int32 [T]: the tokens to predict, if not `token`
+  where: str = ""  # "FILE row N"
+  # For a preference pair, whose chosen conversation comes first:
+  second: int = 0  # where the rejected one begins
+  prompt_cut: int = 0  # tokens of prompts cut away, at their beginning
+  reference: tuple[float, ...] | None = None  # log p of the two answers by the frozen start
+
+  @property
+  def learnt(self) -> int:
+    """How many tokens the loss covers; never the first, which nothing predicts."""
+    return int(self.answer[1:].sum())
+
+
+def text(row: Mapping[str, Any], key: str, where: str) -> str:
   """The text row[key].
 
   Raises:
@@ -40,8 +88,8 @@ def text(row, key, where):
   return row[key]
 
 
-def messages(value, key, where, images) -> list[dict]:
-  """Converts a list of {"role", "content"} or {"from", "value"}, which a row has under `key`.
+def messages(value: Any, key: str, where: str, images: list[Any]) -> list[dict[str, Any]]:
+  """Converts a list of {"role", "content"} or {"from", "value"}, found under `key` of a row.
 
   Args:
     images: references that stand in the messages are added to this list.
@@ -62,7 +110,7 @@ def _message(item, where, images):
   else:
     item = {**item, "role": _role(item.get("role"), ROLES, where)}
   rest = {k: v for k, v in item.items() if k not in ("role", "content") and v not in EMPTY}
-  # Any other key may change what is to be learnt: none is dropped in silence.
+  # Any other key may change what the loss covers: none is dropped in silence.
   unknown = rest.keys() - set(OPTIONAL)
   if unknown:
     raise InputError(
@@ -123,8 +171,8 @@ def _joined(parts, where, images):
   return "".join(out)
 
 
-def parsed(value, where):
-  """What a text of JSON holds; any other value as it is.
+def parsed(value: Any, where: str) -> Any:
+  """The value of a JSON text; any other value unchanged.
 
   Raises:
     InputError: the text is not JSON.
@@ -196,11 +244,11 @@ FIELDS = {
 }
 
 
-def tools(value, where) -> list | None:
+def tools(value: Any, where: str) -> list[dict[str, Any]] | None:
   """Schemas of tools from a list or its JSON text, each as {"type": "function", "function"}.
 
   Raises:
-    InputError: what is in the list is no schema.
+    InputError: an item of the list is not a schema.
   """
   schemas = None if value in EMPTY else parsed(value, f"{where}: tools")
   if schemas in EMPTY:
@@ -218,11 +266,11 @@ def tools(value, where) -> list | None:
   return out
 
 
-def transcript(value, key, where) -> list[dict]:
+def transcript(value: str, key: str, where: str) -> list[dict[str, Any]]:
   """Converts a text whose paragraphs "Human: ..." and "Assistant: ..." are turns.
 
   Raises:
-    InputError: the text is none such.
+    InputError: the text has another form.
 
   Source: the form of Anthropic/hh-rlhf.
   """

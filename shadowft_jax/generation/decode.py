@@ -1,11 +1,14 @@
 """Greedy and sampled generation with a key-value cache."""
 
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from shadowft_jax.models.decoder import Decoder
 from shadowft_jax.models.layers import softcap
 
 
@@ -67,21 +70,34 @@ def _generate(model, variables, token_BT, length_B, key_B, *, max_new, stop, tem
   return jax.lax.while_loop(going, step, start)[1]
 
 
-def generate(model, variables, prompts, *, max_new, stop, temperature=0.0, seed=0, batch_size=64):
+def generate(
+  model: Decoder,
+  variables: dict[str, Any],
+  prompts: Sequence[Sequence[int]],
+  *,
+  max_new: int,
+  stop: Sequence[int],
+  temperature: float = 0.0,
+  seed: int = 0,
+  batch_size: int = 64,
+) -> list[list[int]]:
   """Continues each prompt until a stop token or `max_new` tokens.
 
   Args:
-    variables: what `model.apply` takes (`delta.variables`).
+    model: the model.
+    variables: the variables of `model.apply` (`delta.variables`).
     prompts: lists of token ids, none empty.
-    max_new: tokens to generate at most, a prompt.
+    max_new: most tokens to generate per prompt.
     stop: token ids that end an answer; at least one.
     temperature: 0 is greedy.
+    seed: of the samples; each prompt has a key of its own.
+    batch_size: prompts at a time.
 
   Returns:
-    One list of token ids a prompt, in the order given, without the stop token.
+    One list of token ids per prompt, in the order given, without the stop token.
   """
   order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-  answers = [None] * len(prompts)
+  answers: list[list[int]] = [[] for _ in prompts]
   for start in range(0, len(order), batch_size):
     chosen = order[start : start + batch_size]
     # Few shapes, few compilations: lengths are rounded up, and the last batch is filled up.

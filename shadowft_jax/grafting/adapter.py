@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shadowft_jax.grafting import chunks, recipe
-from shadowft_jax.hf import names
-from shadowft_jax.grafting.matching import Plan, Target
-from shadowft_jax.grafting.sources import LowRank
 from shadowft_jax.errors import InputError, listing
+from shadowft_jax.grafting import chunks, recipe
+from shadowft_jax.grafting.matching import Plan, Target
+from shadowft_jax.hf import names
+from shadowft_jax.hf.adapters import LowRank
 from shadowft_jax.hf.safetensors import WEIGHTS, Tensor
 
 BLOCK = 1 << 10  # rows of a matrix that are float64 at a time
@@ -62,7 +62,7 @@ def check(plan: Plan, is_cut: bool) -> None:
   is_joined = (
     plan.recipe.combine == "sum"
     and not plan.recipe.drop_rate
-    and all(isinstance(p, LowRank) for t in plan.targets for p in t.parts)
+    and all(len(low_ranks(t)) == len(t.parts) for t in plan.targets)
   )
   if not is_cut and not is_joined:
     raise InputError(
@@ -70,6 +70,12 @@ def check(plan: Plan, is_cut: bool) -> None:
       "each tensor it keeps: --rank (how many singular values) or --energy (which share of "
       "their squares)"
     )
+
+
+def low_ranks(target: Target) -> list[LowRank]:
+  """The parts of a target that are adapters'."""
+  parts: list[LowRank] = [p for p in target.parts if isinstance(p, LowRank)]  # type: ignore[misc]
+  return parts  # a Protocol and a NamedTuple are not seen to meet
 
 
 def module(plan: Plan, target: Target) -> str | None:
@@ -85,15 +91,22 @@ def module(plan: Plan, target: Target) -> str | None:
   return name.removesuffix(".weight")
 
 
-def factor_names(plan: Plan, target: Target) -> list[str]:
+def _checked_module(plan: Plan, target: Target) -> str:
+  """As `module`, of a plan that `check` has passed."""
+  found = module(plan, target)
+  assert found is not None, target.name
+  return found
+
+
+def factor_names(plan: Plan, target: Target) -> tuple[str, str]:
   """The names of A and B in the adapter's file."""
-  return names.factor_names(module(plan, target))
+  return names.factor_names(_checked_module(plan, target))
 
 
 def target_modules(plan: Plan) -> list[str]:
   """Last names of modules; their whole names where the model has others that end alike."""
-  mine = {t.name: module(plan, t) for t in distinct_targets(plan)}
-  excluded = names.BESIDE_TEXT.get(plan.instruct.model_type, "(?!)")  # by adapter_config.json
+  mine = {t.name: _checked_module(plan, t) for t in distinct_targets(plan)}
+  excluded = names.BESIDE_TEXT.get(plan.instruct.model_type or "", "(?!)")  # by adapter_config.json
   others = {
     n.split(".")[-2]
     for n in plan.instruct.names.values()
@@ -119,7 +132,8 @@ def factors(
     for target in distinct_targets(plan):
       yield target, _joined_of(target)
     return
-  pieces, read = {}, recipe.reader(distinct_targets(plan), plan.recipe)
+  pieces: dict[str, list[chunks.Chunk]] = {}
+  read = recipe.reader(distinct_targets(plan), plan.recipe)
   for chunk in changed_chunks(plan):
     pieces.setdefault(chunk.target.name, []).append(chunk)
   for target in distinct_targets(plan):
@@ -141,7 +155,7 @@ def _joined_of(target: Target) -> Factors:
   """The factors of a target that only adapters change."""
   scaled = [
     (_whole(p.a), _whole(p.b), w * p.scale)
-    for p, w in zip(target.parts, target.weights, strict=True)
+    for p, w in zip(low_ranks(target), target.weights, strict=True)
   ]
   out = joined(scaled, target.tensor.shape)
   if not (np.isfinite(out.a).all() and np.isfinite(out.b).all()):
@@ -194,7 +208,7 @@ def _gram(tall: np.ndarray) -> np.ndarray:
 
 
 def joined(
-  scaled: Iterable[tuple[np.ndarray, np.ndarray, float]], shape: tuple[int, int]
+  scaled: Iterable[tuple[np.ndarray, np.ndarray, float | np.floating]], shape: tuple[int, ...]
 ) -> Factors:
   """One product for a sum of products: their ranks one after the other.
 

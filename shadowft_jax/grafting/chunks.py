@@ -11,15 +11,15 @@ import json
 import os
 import pathlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import numpy as np
 
 from shadowft_jax import files
-from shadowft_jax.hf import safetensors
 from shadowft_jax.errors import InputError
-from shadowft_jax.hf.safetensors import WEIGHTS, Tensor
+from shadowft_jax.hf import safetensors
+from shadowft_jax.hf.safetensors import WEIGHTS, Shape, Tensor
 
 # Elements per chunk. Matrices are cut between rows, because an adapter's product needs whole rows.
 CHUNK = 1 << 20
@@ -56,6 +56,21 @@ def scratch() -> Iterator[Callable[[], np.ndarray]]:
     yield _SCRATCH.take
   finally:
     _SCRATCH.used = before
+
+
+class TensorDelta(Protocol):
+  """The delta of one tensor, in any of the forms in sources.py."""
+
+  def read(self, first: int, stop: int, take: Callable[[], np.ndarray]) -> dict[str, Any]:
+    """The arrays that make elements [first, stop), in buffers from `take`; see `recipe.dense`."""
+
+  @property
+  def shapes(self) -> Mapping[str, Shape | None]:
+    """{side: the shape of the tensor that it has}; all must be equal."""
+
+  @property
+  def sources(self) -> Mapping[str, Tensor]:
+    """{role: a tensor that is read}."""
 
 
 class Span(NamedTuple):
@@ -149,7 +164,7 @@ def split(
     targets: matching.Target, the tensors in them that change.
     dtype: as of `spans`.
   """
-  inside = {path: collections.deque() for path in shards}
+  inside: dict[pathlib.Path, collections.deque[Any]] = {p: collections.deque() for p in shards}
   for target in sorted(targets, key=lambda t: t.tensor.offset):
     inside[target.tensor.path].append(target)
   for path in shards:
@@ -250,7 +265,7 @@ def write_dtype(directory: pathlib.Path, dtype: str) -> None:
     path.write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _retyped(config: dict, dtype: str) -> dict:
+def _retyped(config: dict[str, Any], dtype: str) -> dict[str, Any]:
   """The config with `dtype` in the place of every dtype that it or a part of it names."""
   out = dict(config)
   for key, value in config.items():

@@ -1,4 +1,4 @@
-"""W_I + delta of one chunk: what is read, summed, rounded and measured."""
+"""W_I + delta of one chunk: read, summed, rounded and measured."""
 
 import functools
 from collections.abc import Callable, Mapping

@@ -7,6 +7,7 @@ serve the adapter on the Instruct.
 import concurrent.futures
 import json
 import math
+import os
 import pathlib
 import zlib
 from collections.abc import Iterator
@@ -14,15 +15,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-import os
 from shadowft_jax.hf import arrays
 from shadowft_jax.runs import provenance
 from shadowft_jax import files
 from shadowft_jax.errors import InputError
 from shadowft_jax.grafting import adapter, chunks, recipe
+from shadowft_jax.grafting.matching import Plan
 from shadowft_jax.grafting.verify import Written, read_back
 from shadowft_jax.hf import adapters, deltas, safetensors
-from shadowft_jax.grafting.matching import Plan
 from shadowft_jax.hf.safetensors import WEIGHTS, Tensor
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16"}
@@ -38,6 +38,7 @@ class Output(NamedTuple):
 
   @property
   def is_cut(self) -> bool:
+    """Whether an adapter keeps a part of the combined delta only."""
     return self.rank is not None or self.energy is not None
 
 
@@ -78,7 +79,7 @@ def need(plan: Plan, output: Output) -> dict[str, int]:
     rank, sides = output.rank or 1, max(min(t.tensor.shape) for t in targets)
     memory = 8 * max(sizes) + 3 * 8 * sides**2
   else:
-    rank = max(sum(p.a.shape[0] for p in t.parts) for t in targets)
+    rank = max(sum(p.a.shape[0] for p in adapter.low_ranks(t)) for t in targets)
     memory = 0
   factors = 4 * rank * sum(sum(t.tensor.shape) for t in targets)
   return {"read": read, "write": 2 * factors, "memory": chunks.JAX_MEMORY + memory}
@@ -163,14 +164,15 @@ def _put(place: Tensor, name: str, array: np.ndarray, first: int = 0) -> Written
   data = np.ascontiguousarray(array, WEIGHTS[place.dtype]).reshape(-1).view(np.uint8)
   offset = place.offset + first * WEIGHTS[place.dtype].itemsize
   safetensors.write_at(place.path, offset, data)
-  return Written(name, place.path, offset, len(data), zlib.crc32(data))
+  return Written(name, place.path, offset, len(data), zlib.crc32(data.data))
 
 
 def _write_delta(
   plan: Plan, fresh: pathlib.Path, output: Output
 ) -> tuple[list[Written], dict[str, Any]]:
   """(what was written, {}) of the dense delta; rows of a table that the deltas lack are 0."""
-  dtype, places = DTYPES[output.dtype], {}
+  dtype = DTYPES[output.dtype]
+  places: dict[str, Tensor] = {}
   targets = adapter.distinct_targets(plan)
   for file, shard in arrays.shards(
     fresh,
@@ -193,7 +195,8 @@ def _write_adapter(
   plan: Plan, fresh: pathlib.Path, output: Output
 ) -> tuple[list[Written], dict[str, Any]]:
   """(what was written, results) of one adapter; its rank is the largest that a tensor needs."""
-  ranks, squares = {}, {}
+  ranks: dict[str, int] = {}
+  squares: dict[str, list[tuple[float, float]]] = {}  # {type of module: (kept, total) of each}
   for target, factors in adapter.factors(plan, rank=output.rank, energy=output.energy):
     ranks[target.name] = len(factors.a)
     kind = target.name.split(".")[-2]
@@ -210,7 +213,7 @@ def _write_adapter(
     base_model=plan.instruct.directory,
   )
   (fresh / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
-  results = {"rank": rank}
+  results: dict[str, Any] = {"rank": rank}
   if output.is_cut:
     sums = {kind: np.sum(squares[kind], 0) for kind in sorted(squares)}
     sums["all"] = sum(sums.values())
@@ -224,7 +227,7 @@ def _join(plan: Plan, fresh: pathlib.Path, rank: int) -> list[Written]:
   """Writes adapter_model.safetensors from the files of single tensors, which it removes."""
   targets = adapter.distinct_targets(plan)
   names = {t.name: adapter.factor_names(plan, t) for t in targets}
-  shapes = {}
+  shapes: dict[str, tuple[int, ...]] = {}
   for target in targets:
     rows, columns = target.tensor.shape
     shapes |= zip(names[target.name], ((rank, columns), (rows, rank)), strict=True)
@@ -241,7 +244,7 @@ def _join(plan: Plan, fresh: pathlib.Path, rank: int) -> list[Written]:
 
 
 def lines(output: Output, results: dict[str, Any]) -> Iterator[str]:
-  """What was made, for a terminal; `results` are those of `run`."""
+  """Lines on the result, for a terminal; `results` are those of `run`."""
   if output.name == "adapter":
     yield f"the adapter has rank {results['rank']} and is multiplied by 1"
   if "energy" in results:

@@ -1,18 +1,37 @@
-"""What a graft from disk to disk will do: deltas and an Instruct matched by name, before any work.
+"""The plan of a graft from disk to disk: deltas and an Instruct matched by name, before any work.
 
-Raised here, and all at once, is whatever does not fit: nothing is left out in silence.
+Everything that does not fit is raised here, all at once: nothing is left out in silence.
 """
 
 import math
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from shadowft_jax.errors import InputError, listing
+from shadowft_jax.grafting.chunks import TensorDelta
+from shadowft_jax.grafting.recipe import PLAIN, Recipe
+from shadowft_jax.grafting.selection import Wanted
 from shadowft_jax.hf import names
 from shadowft_jax.hf.folder import ModelFolder
-from shadowft_jax.grafting.recipe import PLAIN, Recipe
-from shadowft_jax.errors import InputError, listing
 from shadowft_jax.hf.safetensors import WEIGHTS, Tensor
+
+
+class Delta(NamedTuple):
+  """A delta of a model; the Instruct gets `weight` times it."""
+
+  what: str  # for people
+  kind: str  # "full" or "lora"
+  parts: Mapping[str, TensorDelta]  # {short name of a tensor: its delta}
+  names: dict[str, str]  # {short name: as the delta spells it}
+  folders: dict[str, pathlib.Path]  # {role: folder}
+  paths: dict[str, list[pathlib.Path]]  # {role: files that are read}
+  weight: float
+  complete: bool  # whether every tensor in the scope must have a part
+  base: ModelFolder | None = None  # of a difference
 
 
 class Target(NamedTuple):
@@ -20,20 +39,21 @@ class Target(NamedTuple):
 
   name: str  # as the Instruct spells it
   tensor: Tensor
-  parts: tuple  # what is added: Difference, Dense or LowRank
-  weights: tuple  # the factor of each
-  count: int  # how many elements change, from the first
+  parts: tuple[TensorDelta, ...]  # the deltas that are added
+  weights: tuple[np.float32, ...]  # the factor of each
+  # How many elements change, from the first; nobody counts the values of this tuple.
+  count: int  # type: ignore[assignment]
   short: str  # its name without a prefix, by which chance is drawn
-  order: tuple  # of each part, which of the deltas it is of
-  base: Tensor | None = None  # what W_I is measured against
+  order: tuple[int, ...]  # for each part, the index of its delta
+  base: Tensor | None = None  # W_B, which W_I is measured against
 
   @property
-  def inputs(self):
+  def inputs(self) -> list[tuple[str, Tensor]]:
     """[(role, tensor)] of everything that the combined delta is made of."""
     return [source for part in self.parts for source in part.sources.items()]
 
   @property
-  def sources(self):
+  def sources(self) -> list[Tensor]:
     """All tensors that are read beside the Instruct's, once each."""
     found = [t for _, t in self.inputs]
     return [*dict.fromkeys([*found, *filter(None, [self.base])])]
@@ -43,36 +63,44 @@ class Plan(NamedTuple):
   """All that a graft will do."""
 
   instruct: ModelFolder
-  deltas: list
-  targets: list
-  out_of_scope: list  # the deltas' tensors outside the scope, as they spell them
-  prefix_notes: list  # lines on prefixes that differ
-  shards: list  # the Instruct's weight files
-  base: ModelFolder | None  # what the result is measured against
+  deltas: Sequence[Delta]
+  targets: list[Target]
+  out_of_scope: list[str]  # the deltas' tensors outside the scope, as they spell them
+  prefix_notes: list[str]  # lines on prefixes that differ
+  shards: list[pathlib.Path]  # the Instruct's weight files
+  base: ModelFolder | None  # the result is measured against it
   recipe: Recipe
 
   @property
-  def folders(self):
+  def folders(self) -> list[pathlib.Path]:
     """All folders that are read."""
     bases = [self.base.directory] if self.base else []
     return [self.instruct.directory, *bases, *(f for d in self.deltas for f in d.folders.values())]
 
   @property
-  def delta_files(self):
+  def delta_files(self) -> dict[str, list[pathlib.Path]]:
     """{role: files of the deltas that are read}."""
-    out = {}
+    out: dict[str, list[pathlib.Path]] = {}
     for role, paths in (pair for d in self.deltas for pair in d.paths.items()):
       out.setdefault(role, []).extend(paths)
     return out
 
 
-def plan(instruct, deltas, *, wanted, vocab="refuse", base=None, recipe=PLAIN):
+def plan(
+  instruct: ModelFolder,
+  deltas: Sequence[Delta],
+  *,
+  wanted: Wanted,
+  vocab: str = "refuse",
+  base: ModelFolder | None = None,
+  recipe: Recipe = PLAIN,
+) -> Plan:
   """Matches deltas with an Instruct, by names without prefixes.
 
   Args:
     instruct: the model that is grafted.
-    deltas: list of Delta.
-    wanted: the scope, a function of (tensor name as the Instruct spells it, axes).
+    deltas: added to it, in this order.
+    wanted: the scope.
     vocab: "refuse", or "common" to graft only the rows that tables of different length share.
     base: the Base, which the result is measured against; otherwise that of the first
       difference.
@@ -108,15 +136,15 @@ def plan(instruct, deltas, *, wanted, vocab="refuse", base=None, recipe=PLAIN):
 def _matched(instruct, deltas, wanted, vocab):
   """({short name: Target}, the names that are not wanted); raises InputError for all misfits."""
   targets, out_of_scope, bad, rows_differ = {}, set(), {}, set()
-  for i, learnt in enumerate(deltas):
-    whole = dict.fromkeys(instruct.distinct_tensors) if learnt.complete else {}
-    for short, part in {**whole, **learnt.parts}.items():
+  for i, delta in enumerate(deltas):
+    whole = dict.fromkeys(instruct.distinct_tensors) if delta.complete else {}
+    for short, part in {**whole, **delta.parts}.items():
       tensor = instruct.distinct_tensors.get(short)
       shapes = {
         **(part.shapes if part else {"Base": None, "tuned": None}),
         "Instruct": getattr(tensor, "shape", None),
       }
-      name = instruct.names.get(short) or learnt.names[short]
+      name = instruct.names.get(short) or delta.names[short]
       axes = max(len(s) for s in shapes.values() if s is not None)
       if names.is_harmless(name) or _is_buffer(tensor):
         continue
@@ -133,7 +161,7 @@ def _matched(instruct, deltas, wanted, vocab):
         targets[short] = target._replace(
           parts=(*target.parts, part),
           count=min(target.count, count),
-          weights=(*target.weights, np.float32(learnt.weight)),
+          weights=(*target.weights, np.float32(delta.weight)),
           order=(*target.order, i),
         )
   _refuse(bad, rows_differ)
@@ -233,11 +261,11 @@ def _check_dtypes(targets):
 def _prefix_notes(instruct, deltas):
   """Lines on the tensors that the sides spell with different prefixes."""
   found = {}
-  for learnt in deltas:
-    for short, name in learnt.names.items():
+  for delta in deltas:
+    for short, name in delta.names.items():
       if (ours := instruct.names.get(short)) and ours != name:
         pair = tuple(n.removesuffix(short) for n in (name, ours))
-        found.setdefault((learnt.what, *pair), []).append(name)
+        found.setdefault((delta.what, *pair), []).append(name)
   return [
     f"{what}: {len(spelt)} tensors are spelt {theirs or '(no prefix)'}*, the Instruct's "
     f"{ours or '(no prefix)'}*"
@@ -245,8 +273,8 @@ def _prefix_notes(instruct, deltas):
   ]
 
 
-def lines(plan_, out, need, free):
-  """The plan, for a terminal; `need` is that of `write.need`."""
+def lines(plan_: Plan, out: str | os.PathLike, need: Mapping[str, int], free: int) -> Iterator[str]:
+  """The plan, for a terminal; `need` is that of `write.need`, `free` in bytes."""
   numbers, instruct = sum(t.count for t in plan_.targets), plan_.instruct
   weighted = ("" if d.weight == 1 else f"{d.weight:g} x " for d in plan_.deltas)
   sums = [factor + d.what for factor, d in zip(weighted, plan_.deltas, strict=True)]

@@ -28,10 +28,9 @@ import jax.extend.random
 import jax.numpy as jnp
 import numpy as np
 
-from shadowft_jax import files
-from shadowft_jax import delta
-from shadowft_jax.grafting import chunks
+from shadowft_jax import delta, files
 from shadowft_jax.errors import InputError
+from shadowft_jax.grafting import chunks
 
 ABOVE_ALL = np.uint32(2**32 - 1)  # above the bits of every magnitude, NaN included
 Part = dict[str, Any]  # the arrays that a source's `read` returns for a chunk
@@ -49,6 +48,7 @@ class Recipe(NamedTuple):
 
   @property
   def is_random(self) -> bool:
+    """Whether the seed matters."""
     return self.drop_rate > 0 or self.rounding == "stochastic"
 
   @property
@@ -160,7 +160,7 @@ def magnitude(d: jax.Array) -> jax.Array:
   return jax.lax.bitcast_convert_type(abs(d), jnp.uint32)
 
 
-def ties(ds: Sequence[jax.Array], thresholds: Sequence[jax.Array]) -> jax.Array:
+def ties(ds: Sequence[jax.Array], thresholds: Iterable[jax.Array]) -> jax.Array:
   """TIES of float32 arrays; `thresholds` are the bits of the least magnitude that each keeps."""
   ds = [jnp.where(magnitude(d) >= least, d, 0) for d, least in zip(ds, thresholds, strict=True)]
   total = sum(ds)

@@ -1,4 +1,4 @@
-"""What a graft reads, range by range: a difference of two checkpoints, a stored delta, an adapter.
+"""The inputs of a graft, read by range: a difference of two checkpoints, a dense delta, an adapter.
 
 A delta has one part for each tensor that it changes.  `part.read(first, stop, take)` gives the
 arrays from which `recipe.dense` makes elements [first, stop) of it, so that no tensor is ever held
@@ -16,6 +16,7 @@ import numpy as np
 
 from shadowft_jax.errors import InputError
 from shadowft_jax.grafting import chunks
+from shadowft_jax.grafting.matching import Delta
 from shadowft_jax.hf import adapters, deltas
 from shadowft_jax.hf.folder import ModelFolder, open_model
 from shadowft_jax.hf.safetensors import WEIGHTS, Tensor
@@ -29,6 +30,7 @@ class Difference(NamedTuple):
 
   def read(self, first: int, stop: int, take: Callable[[], np.ndarray]) -> dict[str, Any]:
     """The arrays of elements [first, stop), in buffers from `take`."""
+    assert self.tuned and self.base  # `matching.plan` refuses a difference that lacks a side
     return {
       "tuned": chunks.elements(self.tuned, first, stop, take()),
       "base": chunks.elements(self.base, first, stop, take()),
@@ -43,9 +45,9 @@ class Difference(NamedTuple):
     }
 
   @property
-  def sources(self) -> dict[str, Tensor | None]:
+  def sources(self) -> dict[str, Tensor]:
     """{role: the tensor that is read}."""
-    return {"tuned": self.tuned, "Base": self.base}
+    return {r: t for r, t in (("tuned", self.tuned), ("Base", self.base)) if t}
 
 
 class Dense(deltas.Dense):
@@ -90,20 +92,6 @@ class LowRank(adapters.LowRank):
   def sources(self) -> dict[str, Tensor]:
     """{role: the tensor that is read}."""
     return {"lora_A": self.a, "lora_B": self.b}
-
-
-class Delta(NamedTuple):
-  """What is added to the Instruct, times `weight`."""
-
-  what: str  # for people
-  kind: str  # "full" or "lora"
-  parts: dict[str, Any]  # {short name of a tensor: Difference, Dense or LowRank}
-  names: dict[str, str]  # {short name: as the delta spells it}
-  folders: dict[str, pathlib.Path]  # {role: folder}
-  paths: dict[str, list[pathlib.Path]]  # {role: files that are read}
-  weight: float
-  complete: bool  # whether every tensor in the scope must have a part
-  base: ModelFolder | None = None  # of a difference
 
 
 def difference(

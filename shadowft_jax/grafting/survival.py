@@ -77,9 +77,12 @@ class Survival(NamedTuple):
   def from_chunks(
     cls, name: str, size: int, chunks: Iterable[Sequence[float]], has_base: bool
   ) -> "Survival":
-    """That of a tensor of `size` elements, from the `chunk_sums` of its chunks, in order."""
+    """The Survival of `size` elements of a tensor, from the `chunk_sums` of its chunks in order."""
     width = len(cls._fields) - 2 if has_base else 5
-    unchanged, lost, *rest = sum(chunks, np.zeros(width)).tolist()
+    totals = np.zeros(width)
+    for part in chunks:
+      totals += part
+    unchanged, lost, *rest = totals.tolist()
     return cls(name, size, int(unchanged), int(lost), *rest)
 
   @property
@@ -215,12 +218,12 @@ def warnings(rows: Sequence[Survival], *, rounding: str = "nearest") -> list[str
   """
   lines = []
   for module, part in gap.by_module(rows).items():
-    cosines = {n: numbers(x)["cosine"] for n, x in gap.grouped(part, lambda r: r.layer).items()}
-    cosines = {n: cosine for n, cosine in cosines.items() if cosine is not None}
+    layers = gap.grouped(part, lambda r: r.layer)
+    cosines = {n: c for n, x in layers.items() if (c := numbers(x)["cosine"]) is not None}
     low = {n: cosine for n, cosine in cosines.items() if cosine < WARN_BELOW}
     if not low:
       continue
-    worst = min(low, key=low.get)
+    worst = min(low, key=lambda n: low[n])
     line = f"warning: {module}: survival cosine {low[worst]:.4f}, below {WARN_BELOW}"
     if worst is not None:
       line += f" in {len(low)} of {len(cosines)} layers, lowest in layer {worst}"

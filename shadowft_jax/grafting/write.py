@@ -15,18 +15,15 @@ from typing import Any, NamedTuple
 
 import jax
 
-from shadowft_jax.grafting import selection
-from shadowft_jax.hf import hub
-from shadowft_jax.hf.folder import ModelFolder
-from shadowft_jax.grafting import matching
-from shadowft_jax.runs import provenance
-from shadowft_jax.progress import say
-from shadowft_jax.grafting import sources
 from shadowft_jax import files
-from shadowft_jax.grafting import chunks, compute, recipe as recipes, survival
-from shadowft_jax.grafting.verify import Written, read_back
-from shadowft_jax.hf import safetensors
+from shadowft_jax.grafting import chunks, compute, matching, recipe as recipes
+from shadowft_jax.grafting import selection, sources, survival
 from shadowft_jax.grafting.matching import Plan
+from shadowft_jax.grafting.verify import Written, read_back
+from shadowft_jax.hf import hub, safetensors
+from shadowft_jax.hf.folder import ModelFolder
+from shadowft_jax.progress import say
+from shadowft_jax.runs import provenance
 
 KEPT = 64  # chunks between two lines of the journal
 
@@ -201,7 +198,7 @@ def _survivals(plan, work, results):
 
 
 def lines(plan: Plan, outcome: Outcome) -> Iterator[str]:
-  """What was done, for a terminal."""
+  """Lines on the outcome, for a terminal."""
   yield from survival.lines(outcome.survival, plan.recipe.rounding, plan.recipe.dtype)
   if outcome.left_out:
     yield f"not copied from {plan.instruct.directory}: {', '.join(outcome.left_out)}"
@@ -230,7 +227,7 @@ def graft(
   Args:
     out: the folder to make.
     delta: a folder that train.py wrote.
-    base: what the result is measured against.
+    base: the model that the result is measured against.
     match: a name in delta.SCOPES, or a regex over leaf names.
     card: text of its README.md.
 
@@ -247,7 +244,7 @@ def graft(
 
 
 def run_and_report(plan: Plan, out: str | os.PathLike, **options: Any) -> Outcome:
-  """`run`, and says what became of it."""
+  """`run`, with its outcome printed; `options` are those of `run` but `title`."""
   what = " and ".join(d.what for d in plan.deltas)
   done = run(plan, out, title=f"{what}, grafted onto {plan.instruct.directory}", **options)
   for line in lines(plan, done):

@@ -1,6 +1,7 @@
 """PEFT's LoRA adapters: adapter_config.json, and which tensors are whose factors."""
 
 import math
+import os
 import pathlib
 import re
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from shadowft_jax.hf.safetensors import Tensor
 # Settings of an adapter that would change what it computes, and the values that do not.  pissa,
 # olora, corda, loftq and lora_ga, ways to initialise an adapter, change the model itself.
 # Source: peft 0.21, tuners/lora/config.py and layer.py.
-READABLE: dict[str, tuple] = {
+READABLE: dict[str, tuple[Any, ...]] = {
   "peft_type": ("LORA",),
   "bias": ("none",),
   "use_dora": (False,),
@@ -43,7 +44,11 @@ class LowRank(NamedTuple):
 
 
 def read_config(path: pathlib.Path) -> dict[str, Any]:
-  """adapter_config.json, its settings checked."""
+  """adapter_config.json, its settings checked.
+
+  Raises:
+    InputError: lists the settings that cannot be read.
+  """
   config = files.read_json(path)
   bad = [
     f"{key} is {config[key]!r}; expected {values[0]!r}"
@@ -76,9 +81,13 @@ def _is_size(x: Any) -> bool:
 
 
 def low_rank(
-  directory: pathlib.Path, found: Mapping[str, Tensor], config: dict[str, Any]
+  directory: pathlib.Path, found: Mapping[str, Tensor], config: Mapping[str, Any]
 ) -> dict[str, LowRank]:
-  """{the model's tensor name: LowRank}, the adapter's tensors checked against its config."""
+  """{the model's tensor name: LowRank}, the adapter's tensors checked against its config.
+
+  Raises:
+    InputError: lists the tensors that are not those of a LoRA adapter.
+  """
   factors: dict[str, dict[str, Tensor]] = {}
   bad = []
   for name, tensor in found.items():
@@ -110,12 +119,37 @@ def low_rank(
   return parts
 
 
-def _setting(config: dict[str, Any], patterns: str, otherwise: str, module: str) -> Any:
+def _setting(config: Mapping[str, Any], patterns: str, otherwise: str, module: str) -> Any:
   """A module's rank or alpha: the first pattern that its name ends with (peft 0.21, utils)."""
   for key, value in (config[patterns] or {}).items():
     if re.match(rf"(.*\.)?({key})$", module):
       return value
   return config[otherwise]
+
+
+def check_rank(directory: str | os.PathLike, named: Mapping[str, Any], rank: int) -> None:
+  """Checks that every module has both factors, of the one rank that the config says.
+
+  Args:
+    directory: the folder to make, for the error.
+    named: {leaf name: array or shape}, "a" and "b" leaves as lora.py has them.
+    rank: of every module.
+
+  Raises:
+    InputError: lists the leaves that are missing or of another rank.
+  """
+  bad = [
+    f"{name}: rank {x.shape[-1 if name.endswith('/a') else -2]}"
+    for name, x in named.items()
+    if x.shape[-1 if name.endswith("/a") else -2] != rank
+  ]
+  for name in named:
+    if (twin := name[:-1] + {"a": "b", "b": "a"}[name[-1]]) not in named:
+      bad.append(f"{twin}: missing")
+  if bad:
+    raise InputError(
+      f"{directory}: an adapter needs A and B of rank {rank} in every module:{listing(bad)}"
+    )
 
 
 def adapter_config(

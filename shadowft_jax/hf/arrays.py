@@ -4,19 +4,22 @@ import itertools
 import json
 import math
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import jax
 from jax.sharding import Mesh
+import jax.numpy as jnp
 import numpy as np
 
+from shadowft_jax.hf.safetensors import Shape
 from shadowft_jax import sharding, tree
+from shadowft_jax.errors import InputError, listing
 from shadowft_jax.hf import names, safetensors
 from shadowft_jax.hf.safetensors import Tensor
+from shadowft_jax.tree import Params
 
 
-def place(abstract: Any, tensors: Mapping[str, Tensor], mesh: Mesh | None) -> Any:
+def place(abstract: Params, tensors: Mapping[str, Tensor], mesh: Mesh | None) -> Params:
   """Reads a tree of arrays, one leaf after the other, so that the host never holds two.
 
   Args:
@@ -31,6 +34,54 @@ def place(abstract: Any, tensors: Mapping[str, Tensor], mesh: Mesh | None) -> An
       for name, x in tree.names(abstract).items()
     }
   )
+
+
+def stacked(
+  directory: pathlib.Path, tensors: Mapping[str, Tensor], kinds: Collection[str]
+) -> Params:
+  """The tree of float32 shapes that the tensors of a delta make, layers and experts stacked.
+
+  Args:
+    directory: where the delta lies, for the error.
+    tensors: {name as in a folder of text alone: Tensor}.
+    kinds: the last parts of leaf names that such a delta has.
+
+  Raises:
+    InputError: lists the tensors that fit no leaf, and the layers that are missing or differ.
+  """
+  leaves: dict[str, dict[tuple[int, ...], Tensor]] = {}
+  bad = []
+  for hf_name, tensor in tensors.items():
+    name, index = names.leaf_of(hf_name, len(tensor.shape))
+    if name is None or index is None or name.rsplit("/", 1)[-1] not in kinds:
+      bad.append(f"{hf_name}: neither named nor shaped as a part of such a delta")
+      continue
+    leaves.setdefault(name, {})[index] = tensor
+  # As many layers, and as many experts, as any leaf has.
+  counts = [
+    1 + max(i)
+    for i in itertools.zip_longest(
+      *(index for parts in leaves.values() for index in parts), fillvalue=-1
+    )
+  ]
+  shapes = {}
+  for name, parts in leaves.items():
+    stack = counts[: names.stacked_axes(name)]
+    if missing := math.prod(stack) - len(parts):
+      first = next(i for i in itertools.product(*map(range, stack)) if i not in parts)
+      where = ", ".join(f"{a} {i}" for a, i in zip(("layer", "expert"), first, strict=False))
+      bad.append(f"{name}: lacks {missing} of {math.prod(stack)} tensors, first that of {where}")
+    if len(found := {t.shape for t in parts.values()}) > 1:
+      bad.append(f"{name}: layers differ in shape, {' and '.join(map(str, sorted(found)))}")
+    shape = next(iter(parts.values())).shape
+    shape = shape[::-1] if names.is_transposed(name) else shape
+    shapes[name] = jax.ShapeDtypeStruct((*stack, *shape), jnp.float32)
+  if bad:
+    raise InputError(
+      f"{directory}: a delta has every layer, in one shape, in "
+      f"{', '.join(safetensors.WEIGHTS)}:{listing(bad)}"
+    )
+  return tree.nest(shapes)
 
 
 def _place_leaf(name, want, where, tensors):
@@ -79,7 +130,7 @@ def _read_into(views, tensor, dtype):
         safetensors.bits(view)[a - low : b - low] = chunk[(slice(a - first, b - first), *columns)]
 
 
-def export(params: Any) -> Iterator[tuple[str, np.ndarray]]:
+def export(params: Params) -> Iterator[tuple[str, np.ndarray]]:
   """Yields (tensor name, array) one tensor at a time, as they lie on disk.
 
   In a multi-process run every process must exhaust this: fetching remote shards is collective.
@@ -90,8 +141,8 @@ def export(params: Any) -> Iterator[tuple[str, np.ndarray]]:
     yield hf_name, np.ascontiguousarray(part.T if names.is_transposed(name) else part)
 
 
-def take_part(params: Any) -> None:
-  """What the other processes do while the first one writes what `export` yields."""
+def take_part(params: Params) -> None:
+  """Exhausts `export` in a process that does not write, while the first one does."""
   for _ in export(params):
     pass
 
@@ -99,7 +150,7 @@ def take_part(params: Any) -> None:
 def write(
   directory: pathlib.Path,
   stem: str,
-  part: Any,
+  part: Params,
   rename: Callable[[str], str],
   metadata: dict[str, str],
   max_shard: float,
@@ -111,9 +162,12 @@ def write(
     safetensors.write(directory / file, shard, itertools.islice(stream, len(shard)), metadata)
 
 
-def shards(directory, stem, shapes, max_shard, itemsize=4):
+def shards(
+  directory: pathlib.Path, stem: str, shapes: dict[str, Shape], max_shard: float, itemsize: int = 4
+) -> dict[str, dict[str, Shape]]:
   """{file name: {name: shape}}, each of at most `max_shard` bytes; several get their index."""
-  parts, room = [], 0
+  parts: list[dict[str, Shape]] = []
+  room = 0.0  # bytes
   for name, shape in shapes.items():
     nbytes = itemsize * math.prod(shape)
     if nbytes > room:

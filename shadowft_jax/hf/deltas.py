@@ -7,22 +7,20 @@
 """
 
 import dataclasses
-import itertools
 import json
 import math
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
 from jax.sharding import Mesh
-import jax.numpy as jnp
 
 from shadowft_jax import files, hosts, tree
 from shadowft_jax.errors import InputError, listing
+from shadowft_jax.files import StrPath
 from shadowft_jax.hf import adapters, arrays, folder, names, safetensors
 from shadowft_jax.hf.safetensors import WEIGHTS, Tensor
+from shadowft_jax.tree import Delta, Params
 
 ADAPTER = ("a", "b")  # the leaves of either kind
 DENSE = ("kernel", "bias", "scale", "embedding")
@@ -42,9 +40,9 @@ class StoredDelta:
 
   Attributes:
     kind: "lora" or "full".
-    parts: {short name of the model's tensor: its delta}.
+    parts: {short name of the model's tensor: its Dense or adapters.LowRank}.
     names: {short name: the tensor's name as the delta spells it}.
-    files: what is read.
+    files: those that are read.
   """
 
   directory: pathlib.Path
@@ -55,14 +53,14 @@ class StoredDelta:
 
   @property
   def title(self) -> str:
-    """What messages call it."""
+    """The delta's name in messages."""
     return f"the {'adapter' if self.kind == 'lora' else 'delta'} {self.directory}"
 
 
 # ---- reading
 
 
-def read(directory: str | os.PathLike) -> StoredDelta:
+def read(directory: StrPath) -> StoredDelta:
   """Reads what lies in a folder: an adapter of PEFT, or a dense delta; headers only.
 
   Raises:
@@ -100,7 +98,7 @@ def _read_adapter(directory: pathlib.Path) -> StoredDelta:
   return StoredDelta(directory, "lora", parts, spelt, folder.files_of(directory, found))
 
 
-def load(directory: str | os.PathLike, *, mesh: Mesh | None = None) -> tuple[dict[str, Any], float]:
+def load(directory: StrPath, *, mesh: Mesh | None = None) -> tuple[Delta, float]:
   """Loads a stored delta as the tree that is trained.
 
   Args:
@@ -124,7 +122,7 @@ def load(directory: str | os.PathLike, *, mesh: Mesh | None = None) -> tuple[dic
       f"{stored.directory}: the modules differ, and training goes on from an adapter of one rank "
       f"and scale; it has{listing(kinds)}"
     )
-  factors = {}
+  factors: dict[str, Tensor] = {}
   for name, part in stored.parts.items():
     module = names.text_name(name).removesuffix("weight")
     factors |= {f"{module}lora_A.weight": part.a, f"{module}lora_B.weight": part.b}
@@ -134,55 +132,17 @@ def load(directory: str | os.PathLike, *, mesh: Mesh | None = None) -> tuple[dic
 
 def _placed(
   directory: pathlib.Path, tensors: dict[str, Tensor], kinds: tuple[str, ...], mesh: Mesh | None
-) -> Any:
-  abstract = _stacked(directory, tensors, kinds)
+) -> Params:
+  abstract = arrays.stacked(directory, tensors, kinds)
   return arrays.place(abstract, {names.short(n): t for n, t in tensors.items()}, mesh)
-
-
-def _stacked(directory, tensors, kinds):
-  """The tree of shapes that tensors make when their layers, and experts, are stacked."""
-  leaves, bad = {}, []
-  for hf_name, tensor in tensors.items():
-    name, index = names.leaf_of(hf_name, len(tensor.shape))
-    if name is None or name.rsplit("/", 1)[-1] not in kinds:
-      bad.append(f"{hf_name}: neither named nor shaped as a part of such a delta")
-      continue
-    if tensor.dtype not in safetensors.WEIGHTS:
-      bad.append(f"{hf_name}: dtype {tensor.dtype}")
-    leaves.setdefault(name, {})[index] = tensor
-  # As many layers, and as many experts, as any leaf has.
-  counts = [
-    1 + max(i)
-    for i in itertools.zip_longest(
-      *(index for parts in leaves.values() for index in parts), fillvalue=-1
-    )
-  ]
-  shapes = {}
-  for name, parts in leaves.items():
-    stack = counts[: names.stacked_axes(name)]
-    if missing := math.prod(stack) - len(parts):
-      first = next(i for i in itertools.product(*map(range, stack)) if i not in parts)
-      where = ", ".join(f"{a} {i}" for a, i in zip(("layer", "expert"), first, strict=False))
-      bad.append(f"{name}: lacks {missing} of {math.prod(stack)} tensors, first that of {where}")
-    if len(found := {t.shape for t in parts.values()}) > 1:
-      bad.append(f"{name}: layers differ in shape, {' and '.join(map(str, sorted(found)))}")
-    shape = next(iter(parts.values())).shape
-    shape = shape[::-1] if names.is_transposed(name) else shape
-    shapes[name] = jax.ShapeDtypeStruct((*stack, *shape), jnp.float32)
-  if bad:
-    raise InputError(
-      f"{directory}: a delta has every layer, in one shape, in "
-      f"{', '.join(safetensors.WEIGHTS)}:{listing(bad)}"
-    )
-  return tree.nest(shapes)
 
 
 # ---- writing
 
 
 def save(
-  directory: str | os.PathLike,
-  delta: dict[str, Any],
+  directory: StrPath,
+  delta: Delta,
   *,
   rank: int,
   alpha: float,
@@ -210,8 +170,8 @@ def save(
 
 
 def save_adapter(
-  directory: str | os.PathLike,
-  lora_tree: Any,
+  directory: StrPath,
+  lora_tree: Params,
   *,
   rank: int,
   alpha: float,
@@ -227,14 +187,14 @@ def save_adapter(
     rank: of every module.
     alpha: the adapter is multiplied by alpha / rank.
     base_model: the folder or hub name of the model that serves it.
-    model_type: that model's, which tells whether its text tower lies within a larger model.
+    model_type: that model's, which says whether its text tower is part of a larger model.
     overwrite: replaces an existing folder.
 
   Raises:
     InputError: `directory` exists, or a leaf has another rank.
   """
   named = tree.names(lora_tree)
-  _check_rank(directory, named, rank)
+  adapters.check_rank(directory, named, rank)
   modules = sorted({name.split("/")[-2] for name in named})
   config = adapters.adapter_config(
     modules, rank=rank, alpha=alpha, base_model=base_model, model_type=model_type
@@ -252,7 +212,7 @@ def save_adapter(
     (fresh / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def save_dense(directory: str | os.PathLike, dense_tree: Any, *, overwrite: bool = False) -> None:
+def save_dense(directory: StrPath, dense_tree: Params, *, overwrite: bool = False) -> None:
   """Writes a dense delta, float32, in shards of at most MAX_SHARD bytes.
 
   Raises:

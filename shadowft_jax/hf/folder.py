@@ -7,10 +7,9 @@ import pathlib
 import re
 from typing import Any
 
-from shadowft_jax.hf import hub
 from shadowft_jax import files
 from shadowft_jax.errors import InputError
-from shadowft_jax.hf import names, safetensors, tokenizer_files
+from shadowft_jax.hf import hub, names, safetensors, tokenizer_files
 from shadowft_jax.hf.safetensors import WEIGHTS, Tensor
 
 _BUFFERS = ("I64", "F64", "BOOL")  # dtypes of masks and positions, not of quantised weights
@@ -18,7 +17,7 @@ _BUFFERS = ("I64", "F64", "BOOL")  # dtypes of masks and positions, not of quant
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ModelFolder:
-  """What a folder says of its model: its config, tensors and tokenizer, in one spelling.
+  """A model as its folder describes it: config, tensors and tokenizer, in one spelling.
 
   Attributes:
     directory: the folder.
@@ -26,7 +25,7 @@ class ModelFolder:
     config: config.json, with the fields of a text_config on top.
     tensors: {short name (`names.short`): where the tensor lies}.
     names: {short name: the name in the folder}.
-    prefixes: of `names.PREFIXES`, those of layers.
+    prefixes: those of `names.PREFIXES` that layers have.
   """
 
   directory: pathlib.Path
@@ -104,7 +103,11 @@ class ModelFolder:
     return files_of(self.directory, tensors)
 
   def check_unquantised(self) -> None:
-    """Raises InputError for a quantised model."""
+    """Checks that the weights are numbers.
+
+    Raises:
+      InputError: the model is quantised.
+    """
     if self.quantised:
       raise InputError(
         f"{self.directory} is quantised ({self.quantised}): a delta cannot be added to its "

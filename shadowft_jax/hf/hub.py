@@ -105,7 +105,7 @@ def copy(source: pathlib.Path, target: pathlib.Path, weights: Collection[str]) -
     folders[:] = set(folders) - gone
     for file in names:
       is_weight = parent == str(source) and file in weights
-      # What is neither file nor link to one (a pipe, a dangling link) cannot be copied.
+      # Anything that is neither file nor link to one (a pipe, a dangling link) cannot be copied.
       if not is_weight and _is_left_out(file) or not os.path.isfile(f"{parent}/{file}"):
         left_out.append(str(place / file))
         continue
@@ -121,7 +121,7 @@ def copy_with_card(
   left_out = copy(like, fresh, shards)
   readme, moved = fresh / "README.md", fresh / "README.instruct.md"
   if readme.exists():
-    if moved.exists():  # `like` is itself an export: what it was made of gives way
+    if moved.exists():  # `like` is itself an export: its own parent's card gives way
       left_out = sorted([*left_out, moved.name])
     readme.replace(moved)
   if card is not None:

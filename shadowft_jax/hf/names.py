@@ -29,7 +29,7 @@ SUFFIX = {
 TRANSPOSED = ("kernel", "a", "b")
 STACKED = ("layers", "experts")
 
-# What stands before the same name in checkpoints of one model, by who saved it; the longest first.
+# The text before the same name in checkpoints of one model, by who saved it; the longest first.
 # transformers 4.52 swapped the first two, and a plain text model has the last.
 PREFIXES = ("language_model.model.", "model.language_model.", "language_model.", "model.")
 TEXT = "model."  # the prefix of a plain text model, and of our leaves
@@ -119,7 +119,8 @@ def leaf_of(hf_name: str, ndim: int) -> tuple[str, tuple[int, ...]] | tuple[None
 
   (None, None) where no leaf has a tensor of that name.
   """
-  module, index = hf_name, ()
+  module = hf_name
+  index: tuple[int, ...] = ()
   for part in STACKED:
     if found := re.search(rf"\b{part}\.(0|[1-9]\d{{0,4}})\.", module):
       module = module.replace(found[0], f"{part}.", 1)

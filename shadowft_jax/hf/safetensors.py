@@ -7,19 +7,21 @@ A file is the header's length (8 bytes, little-endian), the header (JSON: {tenso
 Source: https://github.com/huggingface/safetensors, README.md, "Format".
 """
 
+import io
 import json
 import math
 import os
 import pathlib
 import re
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from shadowft_jax.hf import hub
 from shadowft_jax import files
 from shadowft_jax.errors import InputError, listing
+from shadowft_jax.hf import hub
 
 WEIGHTS = {
   "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -46,10 +48,11 @@ ITEMSIZE = {
   "F64": 8,
   "C64": 8,
 }
-MAX_HEADER = 100_000_000
+MAX_HEADER = 100_000_000  # bytes
 # Bytes a read.  Small, since a kernel is transposed chunk by chunk: its strided writes then
 # stay within the cache (six times the speed of transposing a whole tensor).
 CHUNK = 1 << 17
+Shape = tuple[int, ...]
 
 
 class Tensor(NamedTuple):
@@ -57,12 +60,12 @@ class Tensor(NamedTuple):
 
   path: pathlib.Path
   dtype: str
-  shape: tuple[int, ...]
+  shape: Shape
   offset: int
   nbytes: int
 
 
-def header(path):
+def header(path: str | os.PathLike) -> dict[str, Tensor]:
   """{name: Tensor} of one file.
 
   Raises:
@@ -129,7 +132,7 @@ def _check_size(path, size, want, exact=True):
     )
 
 
-def find(directory, stem="model"):
+def find(directory: str | os.PathLike, stem: str = "model") -> dict[str, Tensor]:
   """{name: Tensor} of `<stem>.safetensors`, or of the shards that its index names.
 
   Raises:
@@ -200,7 +203,9 @@ def _read_shards(index, places):
   return {name: headers[shard][name] for name, shard in places.items()}
 
 
-def rows(tensor, start=0, stop=None):
+def rows(
+  tensor: Tensor, start: int = 0, stop: int | None = None
+) -> Iterator[tuple[int, np.ndarray]]:
   """Yields (first row, array) over rows [start, stop) of a tensor, a chunk at a time.
 
   The array is good until the next one: its buffer is used again.
@@ -218,11 +223,11 @@ def rows(tensor, start=0, stop=None):
       yield first, part.view(dtype).reshape(count, *rest)
 
 
-def read_at(file, part, offset):
+def read_at(file: io.FileIO, part: np.ndarray, offset: int) -> None:
   """Fills the byte array `part` from an unbuffered file's bytes at `offset`."""
   done = 0
   while done < len(part):
-    count = os.preadv(file.fileno(), [part[done:]], offset + done)
+    count = os.preadv(file.fileno(), [part[done:].data], offset + done)
     if not count:
       raise InputError(
         f"{file.name} ends at byte {offset + done}, before a tensor does; it "
@@ -231,38 +236,42 @@ def read_at(file, part, offset):
     done += count
 
 
-def bits(x):
+def bits(x: np.ndarray) -> np.ndarray:
   """An array as unsigned integers: copied faster, and NaN and -0.0 compare like the rest."""
   return x.view(f"u{x.dtype.itemsize}")
 
 
-def write_at(path, offset, array):
+def write_at(path: str | os.PathLike, offset: int, array: np.ndarray) -> None:
   """Overwrites a file's bytes from `offset` with those of `array`."""
   data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
   with open(path, "r+b", buffering=0) as file:
     done = 0
     while done < len(data):
-      done += os.pwrite(file.fileno(), data[done:], offset + done)
+      done += os.pwrite(file.fileno(), data[done:].data, offset + done)
 
 
-def encode(fields):
-  """The first bytes of a file: its header, to a multiple of 8, and that one's length."""
+def encode(fields: Mapping[str, Any]) -> bytes:
+  """The first bytes of a file: the header's length, and the header padded to a multiple of 8."""
   text = json.dumps(fields, separators=(",", ":")).encode()
   text += b" " * (-len(text) % 8)
   return len(text).to_bytes(8, "little") + text
 
 
-def create(path, shapes, metadata, dtype="F32"):
+def create(
+  path: str | os.PathLike,
+  shapes: Mapping[str, Shape],
+  metadata: Mapping[str, str],
+  dtype: str = "F32",
+) -> dict[str, Tensor]:
   """Makes a file whose numbers are all 0; `write_at` puts others in their place.
 
   Args:
-    metadata: {str: str}; readers expect "format": "pt".
+    shapes: {name: shape}, in the order of the file.
+    metadata: readers expect "format": "pt".
     dtype: a name in WEIGHTS.
-
-  Returns:
-    {name: Tensor}.
   """
-  fields, end = {"__metadata__": metadata}, 0
+  fields: dict[str, Any] = {"__metadata__": metadata}
+  end = 0
   for name, shape in shapes.items():
     begin, end = end, end + WEIGHTS[dtype].itemsize * math.prod(shape)
     fields[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
@@ -273,13 +282,17 @@ def create(path, shapes, metadata, dtype="F32"):
   return header(path)
 
 
-def write(path, shapes, tensors, metadata):
+def write(
+  path: str | os.PathLike,
+  shapes: Mapping[str, Shape],
+  tensors: Iterable[tuple[str, np.ndarray]],
+  metadata: Mapping[str, str],
+) -> None:
   """Writes a float32 file, one tensor in memory at a time.
 
   Args:
-    shapes: {name: shape}, in the order in which they will come.
-    tensors: iterable of (name, array).
-    metadata: see `create`.
+    shapes, metadata: see `create`.
+    tensors: (name, array) in the order of `shapes`.
   """
   places = create(path, shapes, metadata)
   for (name, array), (want, place) in zip(tensors, places.items(), strict=True):

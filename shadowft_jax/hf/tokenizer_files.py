@@ -1,4 +1,4 @@
-"""What a folder's files say of its tokenizer, in parts that can be compared; nothing is loaded."""
+"""The files of a folder's tokenizer, read in parts that can be compared; nothing is loaded."""
 
 import hashlib
 import json
@@ -31,7 +31,8 @@ def read_tokenizer(directory: pathlib.Path) -> Tokenizer:
   Raises:
     InputError: a file is not as tokenizers write it.
   """
-  path: pathlib.Path | None = directory / "tokenizer.json"
+  path = directory / "tokenizer.json"
+  source: pathlib.Path | None = path
   settings = _optional(directory / "tokenizer_config.json")
   try:
     added = {int(i): t["content"] for i, t in (settings.get("added_tokens_decoder") or {}).items()}
@@ -47,15 +48,15 @@ def read_tokenizer(directory: pathlib.Path) -> Tokenizer:
       vocabulary = {i: t for t, i in items if i not in added}
     else:
       others = (directory / n for n in ("tokenizer.model", "vocab.json"))
-      path = next((p for p in others if p.exists()), None)
+      source = next((p for p in others if p.exists()), None)
   except (KeyError, TypeError, AttributeError, ValueError) as error:
     raise InputError(
       f"{path} or tokenizer_config.json is not as tokenizers write it "
       f"({type(error).__name__}: {error}); download it again"
     ) from error
   return Tokenizer(
-    path.name if path else "",
-    _digest(path, vocabulary),
+    source.name if source else "",
+    _digest(source, vocabulary),
     vocabulary,
     added,
     _digest_of_merges(merges),
@@ -90,9 +91,10 @@ def stop_tokens(
   """The tokens that end generation, as text."""
   named = _optional(directory / "generation_config.json").get("eos_token_id")
   named = config.get("eos_token_id") if named is None else named
-  known = {**tokenizer.vocabulary, **tokenizer.added}
-  stop = {known.get(i) for i in (named if isinstance(named, list) else [named])}
-  return frozenset({*stop, tokenizer.settings.get("eos_token")} - {None})
+  known: dict[Any, str] = {**tokenizer.vocabulary, **tokenizer.added}
+  stop: set[Any] = {known.get(i) for i in (named if isinstance(named, list) else [named])}
+  stop.add(tokenizer.settings.get("eos_token"))
+  return frozenset(stop - {None})
 
 
 def _optional(path: pathlib.Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from shadowft_jax.hf import arrays, names, safetensors
 from shadowft_jax.hf.folder import ModelFolder, open_model
 from shadowft_jax.hf.safetensors import WEIGHTS
 from shadowft_jax.models.decoder import Decoder
+from shadowft_jax.tree import Params
 
 
 def load_model(
@@ -22,7 +23,7 @@ def load_model(
   dtype: Any = None,
   mesh: Mesh | None = None,
   **options: Any,
-) -> tuple[Decoder, Any]:
+) -> tuple[Decoder, Params]:
   """Loads a Hugging Face folder.
 
   Args:
@@ -48,7 +49,7 @@ def load_model(
 
 def abstract_model(
   folder: ModelFolder | str | os.PathLike, *, dtype: Any = None, **options: Any
-) -> tuple[Decoder, Any]:
+) -> tuple[Decoder, Params]:
   """(model, its parameters as ShapeDtypeStruct) as `load_model` would; reads headers only."""
   folder = open_model(folder)
   model = models.from_config(

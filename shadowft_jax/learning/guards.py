@@ -1,15 +1,17 @@
-"""Checks before and during training of what would otherwise fail after hours."""
+"""Checks before and during training for errors that would otherwise appear after hours."""
 
 import math
-from typing import Any
 
 import jax
+from orbax.checkpoint.v1.training import Checkpointer
 
 from shadowft_jax import delta as delta_lib
 from shadowft_jax.data.dataset import Dataset
 from shadowft_jax.errors import InputError
 from shadowft_jax.hf import weights
 from shadowft_jax.hf.folder import ModelFolder
+from shadowft_jax.presets import Config
+from shadowft_jax.tree import Params
 
 
 def check_tokens(data: Dataset, vocab_size: int, instruct: str) -> None:
@@ -22,17 +24,17 @@ def check_tokens(data: Dataset, vocab_size: int, instruct: str) -> None:
     )
 
 
-def check_graft(config: Any, base: Any, instruct: ModelFolder) -> None:
+def check_graft(config: Config, base: Params, instruct: ModelFolder) -> None:
   """Raises InputError for a delta that could not be grafted onto the Instruct."""
   delta = jax.eval_shape(lambda: delta_lib.zeros(jax.random.key(0), base, config.delta))
   delta_lib.grafted_names(delta, weights.abstract_model(instruct)[1], config.graft.match)
 
 
-def check_finite(metrics: dict[str, float], number: int, saved: Any) -> None:
+def check_finite(metrics: dict[str, float], number: int, saved: Checkpointer) -> None:
   """Raises FloatingPointError where a metric of step `number` is inf or NaN.
 
   Args:
-    saved: the run's checkpoints, of which the message names the latest.
+    saved: the run's checkpoints; the message names the latest.
   """
   bad = {k: v for k, v in metrics.items() if not math.isfinite(v)}
   if bad:

@@ -1,7 +1,7 @@
-"""Which attention backend a run takes: by name or "auto", and none that disagrees here.
+"""Which attention backend a run uses: by name or "auto", and none that disagrees here.
 
 A backend is used after its output and gradients agreed with the reference on a small case with
-the model's own heads, windows and softcap, on the very device.  What agreed is kept in a file, by
+the model's own heads, windows and softcap, on the very device.  A file keeps the agreements, by
 device, versions and code.  For a device that is absent, `expected` reads VERIFIED instead.
 """
 
@@ -14,6 +14,7 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 import numpy as np
 
 from shadowft_jax import files
@@ -23,7 +24,7 @@ from shadowft_jax.models import attention, chunked, flash, splash
 from shadowft_jax.models.config import DecoderConfig
 from shadowft_jax.models.decoder import distinct
 
-# What "auto" tries, in this order; the reference itself always works.
+# The backends that "auto" tries, in this order; the reference itself always works.
 PREFERRED = {
   "cpu": ("chunked",),
   "gpu": ("flash", "cudnn", "chunked"),
@@ -39,7 +40,7 @@ LENGTH = 300
 
 @dataclasses.dataclass(frozen=True)
 class Verified:
-  """What is known of a backend on a kind of device.
+  """How a backend was verified on a kind of device.
 
   Attributes:
     kind: jax's `device_kind`.
@@ -70,7 +71,7 @@ VERIFIED = (
 )
 
 
-def choose(name, cfg: DecoderConfig, dtype, length):
+def choose(name: str, cfg: DecoderConfig, dtype: DTypeLike, length: int) -> str:
   """The backend to use on the devices that are here: `name`, or the first that agrees for "auto".
 
   Args:
@@ -82,11 +83,11 @@ def choose(name, cfg: DecoderConfig, dtype, length):
     InputError: the named backend does not work here; says why, and lists those that do.
   """
   platform = jax.default_backend()
-  preferred = PREFERRED.get(platform, ("chunked",))
+  preferred: tuple[str, ...] = PREFERRED.get(platform, ("chunked",))
   if platform == "cpu" and length <= SHORT:
     preferred = ()
   order = (*preferred, "xla") if name == "auto" else (name,)
-  passed_over = []
+  passed_over: list[tuple[str, str]] = []
   for candidate in order:
     reason = refusal(candidate, cfg, dtype)
     if reason is None:
@@ -103,8 +104,8 @@ def choose(name, cfg: DecoderConfig, dtype, length):
   )
 
 
-def expected(kind, platform, cfg, dtype):
-  """(backend, a sentence that says what is known of it) for a device that is absent.
+def expected(kind: str, platform: str, cfg: DecoderConfig, dtype: DTypeLike) -> tuple[str, str]:
+  """(backend, a sentence that says how it was verified) for a device that is absent.
 
   Args:
     kind: jax's `device_kind`.
@@ -120,8 +121,8 @@ def expected(kind, platform, cfg, dtype):
   return "chunked", f"attention: chunked on {kind}: of which nothing was verified"
 
 
-def unsuited(name, cfg, dtype, platform):
-  """Why a backend is not for this model or platform, or None."""
+def unsuited(name: str, cfg: DecoderConfig, dtype: DTypeLike, platform: str) -> str | None:
+  """Why a backend does not support this model, dtype or platform, or None."""
   backend, dtype = attention.BACKENDS[name], jnp.dtype(dtype).name
   if backend.platforms and platform not in backend.platforms:
     return f"it runs on {' and '.join(backend.platforms)}, and this is {platform}"
@@ -132,8 +133,8 @@ def unsuited(name, cfg, dtype, platform):
   return None
 
 
-def refusal(name, cfg, dtype):
-  """Why a backend cannot be used here, in a line, or None; what agreed once is not run again."""
+def refusal(name: str, cfg: DecoderConfig, dtype: DTypeLike) -> str | None:
+  """Why a backend cannot be used here, in a line, or None; a check that passed is not repeated."""
   if reason := unsuited(name, cfg, dtype, jax.default_backend()):
     return reason
   if name == "xla":
@@ -146,7 +147,7 @@ def refusal(name, cfg, dtype):
   except Exception as failure:  # a compiler may fail in any way
     return f"{type(failure).__name__}: {(str(failure).strip() or '-').splitlines()[0]}"
   tolerance = TOLERANCE[jnp.dtype(dtype).name]
-  # Written so that a NaN is no agreement.
+  # Written so that NaN fails.
   if not max(error.values()) <= tolerance:
     return f"it disagrees with the reference by {_percent(error)}, where {tolerance:.1%} is allowed"
   say(f"attention: {name} agrees with the reference within {max(error.values()):.2%}")
@@ -158,14 +159,14 @@ def _percent(error):
   return ", ".join(f"{x:.2%} ({what})" for what, x in error.items())
 
 
-def disagreement(name, cfg, dtype):
+def disagreement(name: str, cfg: DecoderConfig, dtype: DTypeLike) -> dict[str, float]:
   """{"output", "dq", "dk", "dv": ‖x - y‖ / ‖y‖}, the worst of the model's windows.
 
-  Windows are cut to a part of the case, or none of its queries would feel them.
+  Windows are cut to a part of the case, which they would otherwise cover whole.
   """
   arrays, rows = _case(cfg)
   windows = distinct(w and min(w, LENGTH // 4) for w in cfg.windows)
-  worst = {}
+  worst: dict[str, float] = {}
   options = dict(
     windows=windows,
     softcap=cfg.attn_logit_softcapping,
@@ -235,7 +236,7 @@ def _write(path, value):
 
 
 def _key(name, cfg, dtype):
-  """What an agreement holds for."""
+  """All that an agreement depends on."""
   code = b"".join(
     pathlib.Path(module.__file__).read_bytes() for module in (attention, chunked, flash, splash)
   )

@@ -1,13 +1,13 @@
-"""The training loop: starts or resumes, steps, validates, saves; and measures what was grafted."""
+"""The training loop: starts or resumes, steps, validates, saves; and measures the grafted model."""
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
 import jax.numpy as jnp
 import optax
+from orbax.checkpoint.v1.training import Checkpointer
 
 from shadowft_jax import delta as delta_lib, presets, sharding, tree
 from shadowft_jax.data.dataset import Dataset
@@ -15,24 +15,26 @@ from shadowft_jax.errors import InputError
 from shadowft_jax.hf import deltas, weights
 from shadowft_jax.hf.folder import ModelFolder, open_model
 from shadowft_jax.learning import checkpoints, guards, optim, reference, step as step_lib
+from shadowft_jax.presets import Config
 from shadowft_jax.progress import say
 from shadowft_jax.runs.metrics import Log
 from shadowft_jax.runs.run import Run
+from shadowft_jax.tree import Delta, Params
 
 Metrics = dict[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Trainer:
-  """What stays the same from the first step to the last."""
+  """All that stays the same from the first step to the last."""
 
   loss: step_lib.Loss
-  base: Any  # frozen parameters
+  base: Params  # frozen
   data: Dataset
-  start: Any  # delta of the reference, where it is neither W_B nor in the data
+  start: Delta | None  # the reference's, where it is neither W_B nor in the data
   tx: optax.GradientTransformation
   schedule: Callable[[int], float]
-  config: Any
+  config: Config
   mesh: Mesh
 
   def step(self, state: step_lib.TrainState, number: int) -> tuple[step_lib.TrainState, Metrics]:
@@ -65,14 +67,14 @@ class _Trainer:
 
 def learn(
   loss: step_lib.Loss,
-  base: Any,
+  base: Params,
   data: Dataset,
-  config: Any,
+  config: Config,
   run: Run,
   mesh: Mesh,
   *,
   trained: ModelFolder,
-) -> dict[str, Any]:
+) -> Delta:
   """Trains W_B + delta from where the run left off; returns the newest delta, or the best.
 
   Args:
@@ -106,7 +108,9 @@ def learn(
   return state.delta
 
 
-def _steps(state: step_lib.TrainState, trainer: _Trainer, saved: Any, log: Log) -> Any:
+def _steps(
+  state: step_lib.TrainState, trainer: _Trainer, saved: Checkpointer, log: Log
+) -> step_lib.TrainState:
   """Runs the optimizer from `state` to the last step; returns the last state."""
   last, every = len(trainer.data.steps), trainer.config.eval_every
   if state.step == 0:
@@ -125,7 +129,7 @@ def _steps(state: step_lib.TrainState, trainer: _Trainer, saved: Any, log: Log) 
   return state
 
 
-def load_start(config: Any, base: Any, mesh: Mesh) -> dict[str, Any] | None:
+def load_start(config: Config, base: Params, mesh: Mesh) -> Delta | None:
   """The delta of config.delta.init, in the form that the run trains; None if none is given.
 
   Raises:
@@ -151,7 +155,7 @@ def load_start(config: Any, base: Any, mesh: Mesh) -> dict[str, Any] | None:
 
 
 def measure(
-  instruct: ModelFolder, run: Run, loss: step_lib.Loss, data: Dataset, config: Any, mesh: Mesh
+  instruct: ModelFolder, run: Run, loss: step_lib.Loss, data: Dataset, config: Config, mesh: Mesh
 ) -> Metrics:
   """Measures the Instruct and the grafted model on the validation split, as they lie on disk.
 
@@ -170,7 +174,7 @@ def measure(
     )
     of_model = dataclasses.replace(loss, model=model)
     if name == "instruct" and presets.is_paired(config):
-      data = dataclasses.replace(data, train=[])  # which nothing is measured on
+      data = dataclasses.replace(data, train=[])  # no measurement needs it
       data = reference.measured(None, params, data, loss=of_model, mesh=mesh)
     batches = step_lib.on_devices(data.valid_batches(sharding.my_share(mesh)), mesh)
     found = step_lib.means({"delta": {}}, params, batches, loss=of_model)

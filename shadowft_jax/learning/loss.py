@@ -1,7 +1,7 @@
 """Log-probabilities over the vocabulary, a chunk of positions at a time.
 
 Logits [B, T, V] never exist: each chunk's are made, reduced to its log-probabilities and their
-gradient by h, and dropped; a head that is learnt has them made again in the backward pass.
+gradient by h, and dropped; for a head that is trained the backward pass makes them again.
 """
 
 import functools
@@ -62,7 +62,7 @@ def _forward(h_BTD, head_DV, target_BT, size, cap):
     logit_BCV = _logits(h_BCD, head_DV, cap)
     logp_BC, lse_BC = _chosen(logit_BCV, target_BC)
     slope_BCV = _slope(logit_BCV, lse_BC, target_BC, cap).astype(h_BCD.dtype)
-    # What the backward pass multiplies by one number a position: made while the logits are here.
+    # The backward pass multiplies it by one number a position; made while the logits exist.
     pull_BCD = jnp.einsum("BCV,DV->BCD", slope_BCV, head_DV)
     return None, (logp_BC, lse_BC, pull_BCD)
 
@@ -94,7 +94,13 @@ def _backward(size, cap, saved, g_BT):
 _logprobs.defvjp(_forward, _backward)
 
 
-def token_logprobs(h_BTD, head_DV, token_BT, chunk, softcap=None):
+def token_logprobs(
+  h_BTD: jax.Array,
+  head_DV: jax.Array,
+  token_BT: jax.Array,
+  chunk: int,
+  softcap: float | None = None,
+) -> jax.Array:
   """log p(token t+1 | tokens up to t), float32 [B, T]; the last column is 0.
 
   Args:
@@ -103,7 +109,7 @@ def token_logprobs(h_BTD, head_DV, token_BT, chunk, softcap=None):
     token_BT: int32.
     chunk: positions a chunk; memory is B * chunk * V * 4 bytes.  Rows that it does not divide
       are padded.
-    softcap: of the logits (`layers.softcap`), or None.
+    softcap: the bound of the logits' size (`layers.softcap`), or None.
   """
   T = token_BT.shape[1]
   size = min(chunk, T)

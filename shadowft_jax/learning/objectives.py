@@ -1,19 +1,27 @@
 """Objectives: (policy, reference, batch) -> sums over the batch.  One function each.
 
 `policy` and `reference` map a batch to log p(token t+1 | tokens up to t), float32 [B, T];
-the reference is what training started from, and costs nothing where it is not called.
+the reference is the model that training started from, and costs nothing where it is not called.
 An objective returns sums and a "count", so that micro-batches add up exactly: the loss of a
 step is sum(loss) / sum(count), however its examples were packed.
 """
 
+from collections.abc import Callable
 import dataclasses
 
 import jax
 import jax.numpy as jnp
 
+from shadowft_jax.presets import Config
+from shadowft_jax.tree import Batch
 
-def answer_weight(batch):
-  """float32 [B, T]: what the next token counts in the loss.
+Logprobs = Callable[[Batch], jax.Array]
+Sums = dict[str, jax.Array]
+Objective = Callable[[Logprobs, Logprobs, Batch], Sums]
+
+
+def answer_weight(batch: Batch) -> jax.Array:
+  """float32 [B, T]: the weight of the next token in the loss.
 
   0 if it is no answer token of the same example; else its "weight" where the batch has one, or 1.
   """
@@ -25,14 +33,14 @@ def answer_weight(batch):
   return jnp.pad(counts_BT, ((0, 0), (0, 1)))
 
 
-def sft(policy, reference, batch):
+def sft(policy: Logprobs, reference: Logprobs, batch: Batch) -> Sums:
   """Cross-entropy over the answer tokens: {"loss": sum of -log p, "count": sum of weights}."""
   del reference
   weight_BT = answer_weight(batch)
   return {"loss": -jnp.sum(policy(batch) * weight_BT), "count": jnp.sum(weight_BT)}
 
 
-def by_answer(x_BT, segment_BT):
+def by_answer(x_BT: jax.Array, segment_BT: jax.Array) -> jax.Array:
   """Sums over the tokens of each answer: [B, T // 4, 2], a row's pairs in order, 0 after them.
 
   The segments of pair p, from 1, are 2p - 1 (chosen) and 2p (rejected); each has at least two
@@ -47,7 +55,7 @@ def by_answer(x_BT, segment_BT):
   return jnp.stack([one(number), one(number + 1)], -1)
 
 
-def sigmoid(h, options):
+def sigmoid(h: jax.Array, options: "Dpo") -> jax.Array:
   """-(1 - e) log sigmoid(b h) - e log sigmoid(-b h), with b beta and e the label smoothing.
 
   Source: DPO, arXiv 2305.18290, equation 7; smoothed as in its author's cDPO note
@@ -57,7 +65,7 @@ def sigmoid(h, options):
   return -(1 - e) * jax.nn.log_sigmoid(options.beta * h) - e * jax.nn.log_sigmoid(-options.beta * h)
 
 
-def ipo(h, options):
+def ipo(h: jax.Array, options: "Dpo") -> jax.Array:
   """(h - 1 / (2 b))^2.  Its authors, and trl, take h by the token: dpo.length_normalised.
 
   Source: IPO, arXiv 2310.12036, equation 17.
@@ -65,7 +73,7 @@ def ipo(h, options):
   return (h - 1 / (2 * options.beta)) ** 2
 
 
-def hinge(h, options):
+def hinge(h: jax.Array, options: "Dpo") -> jax.Array:
   """max(0, 1 - b h).
 
   Source: SLiC-HF, arXiv 2305.10425, on DPO's ratios as in RSO, arXiv 2309.06657, section 3.
@@ -73,7 +81,11 @@ def hinge(h, options):
   return jax.nn.relu(1 - options.beta * h)
 
 
-LOSSES = {"sigmoid": sigmoid, "ipo": ipo, "hinge": hinge}
+LOSSES: dict[str, Callable[[jax.Array, "Dpo"], jax.Array]] = {
+  "sigmoid": sigmoid,
+  "ipo": ipo,
+  "hinge": hinge,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,11 +109,11 @@ class Dpo:
   loss: str = "sigmoid"  # a name in LOSSES
   label_smoothing: float = 0.0  # the share of pairs that are held to be the wrong way round
   length_normalised: bool = False  # h and the rewards of means over an answer's tokens
-  # What the chosen answer's cross-entropy, a mean over its tokens, is added with.  Source:
-  # LLaMA-Factory 0.9.3, pref_ftx in train/dpo/trainer.py.
+  # The factor of the chosen answer's cross-entropy, a mean over its tokens, in the loss.
+  # Source: LLaMA-Factory 0.9.3, pref_ftx in train/dpo/trainer.py.
   ftx: float = 0.0
 
-  def __call__(self, policy, reference, batch):
+  def __call__(self, policy: Logprobs, reference: Logprobs, batch: Batch) -> Sums:
     weight_BT, segment_BT = answer_weight(batch), batch["segment"]
     length = by_answer(weight_BT, segment_BT)
     logp, logp_ref = (by_answer(of(batch) * weight_BT, segment_BT) for of in (policy, reference))
@@ -129,11 +141,11 @@ class Dpo:
     return {**sums, "count": jnp.sum(there.astype(jnp.float32))}
 
 
-def dpo(config):
+def dpo(config: Config) -> Dpo:
   """The Dpo of config.dpo."""
   c = config.dpo
   return Dpo(c.beta, c.loss, c.label_smoothing, c.length_normalised, c.ftx)
 
 
-# Name -> what makes the objective from a config, see presets.py.
-OBJECTIVES = {"sft": lambda config: sft, "dpo": dpo}
+# Name -> a function that makes the objective of a config, see presets.py.
+OBJECTIVES: dict[str, Callable[[Config], Objective]] = {"sft": lambda config: sft, "dpo": dpo}

@@ -1,11 +1,14 @@
 """The optimizer chain, read off the config."""
 
+from collections.abc import Callable
 import math
 
 import optax
 
+from shadowft_jax.presets import Config
 
-def make(config, steps):
+
+def make(config: Config, steps: int) -> tuple[optax.GradientTransformation, Callable[[int], float]]:
   """AdamW under a clip of the global norm, cosine to zero after a linear warm-up.
 
   Args:
@@ -28,7 +31,7 @@ def make(config, steps):
   )
   return optax.chain(
     clip,
-    # The second moment stays in float32: with b2 = 0.999 what a step adds is lost in bfloat16.
+    # The second moment stays in float32: with b2 = 0.999 bfloat16 would lose a step's part.
     optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps, mu_dtype=config.moment_dtype),
     optax.add_decayed_weights(config.weight_decay),
     optax.scale_by_learning_rate(schedule),

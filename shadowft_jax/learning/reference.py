@@ -1,50 +1,75 @@
-"""What preference tuning is measured against: log p of every answer by the model that it starts
-from, computed once before training and kept in the run's folder."""
+"""The reference of preference tuning: log p of every answer by the model that it starts from,
+computed once before training and kept in the run's folder."""
 
+from collections.abc import Iterable, Sequence
 import hashlib
+import os
 import pathlib
 
+from jax.sharding import Mesh
 import numpy as np
 
 from shadowft_jax import files, hosts, sharding
+from shadowft_jax.data.chat import Example
+from shadowft_jax.data.dataset import Dataset
 from shadowft_jax.learning import step as step_lib
 from shadowft_jax.progress import say
+from shadowft_jax.tree import Delta, Params
 
 NAME = "reference.npz"  # in a run's folder
 
 
-def logprobs(delta, base, data, examples, *, loss, mesh):
+def logprobs(
+  delta: Delta | None,
+  base: Params,
+  data: Dataset,
+  examples: Sequence[Example],
+  *,
+  loss: step_lib.Loss,
+  mesh: Mesh,
+) -> np.ndarray:
   """log p of both answers of each pair by W_B + delta: float32 [pairs, 2].
 
   Args:
     delta: None for W_B alone.
-    data: the dataset.Dataset that `examples` are of.
+    data: the dataset of the `examples`.
   """
   delta = {"delta": {}} if delta is None else delta
   out = np.zeros((len(examples), 2), np.float32)
   if not examples:
     return out
   for batch, rows in data.once(examples, sharding.my_share(mesh)):
-    [batch] = step_lib.on_devices([batch], mesh)
-    found = sharding.whole(step_lib.answer_logprobs(delta, base, batch, loss=loss))
+    [placed] = step_lib.on_devices([batch], mesh)
+    found = sharding.whole(step_lib.answer_logprobs(delta, base, placed, loss=loss))
     for row, pairs in enumerate(rows):
       out[pairs] = found[row, : len(pairs)]
   return out
 
 
-def measured(delta, base, data, *, loss, mesh):
+def measured(
+  delta: Delta | None, base: Params, data: Dataset, *, loss: step_lib.Loss, mesh: Mesh
+) -> Dataset:
   """`data` with the log-probabilities of all its pairs by W_B + delta."""
   return data.with_reference(
     *(logprobs(delta, base, data, some, loss=loss, mesh=mesh) for some in (data.train, data.valid))
   )
 
 
-def kept(delta, base, data, folders, *, loss, mesh, workdir):
+def kept(
+  delta: Delta | None,
+  base: Params,
+  data: Dataset,
+  folders: Iterable[str | os.PathLike],
+  *,
+  loss: step_lib.Loss,
+  mesh: Mesh,
+  workdir: str | os.PathLike,
+) -> Dataset:
   """As `measured`, but taken from the run's folder where they were computed before.
 
   Args:
-    folders: those of the model and of the delta; a file that changes there, or any token of the
-      data, has them computed again.
+    folders: those of the model and of the delta.  They are computed again where a file there, or
+      any token of the data, has changed.
   """
   path, key = pathlib.Path(workdir, NAME), _key(folders, data, str(loss.model.dtype))
   found = _load(path, key)
@@ -62,7 +87,7 @@ def kept(delta, base, data, folders, *, loss, mesh, workdir):
 
 
 def _key(folders, data, *more):
-  """A digest of all that decides the log-probabilities, but for rounding."""
+  """A digest of all that the log-probabilities depend on, except rounding."""
   digest = hashlib.sha256(repr(more).encode())
   for folder in folders:
     for path in sorted(pathlib.Path(folder).iterdir()):
@@ -84,7 +109,7 @@ def _load(path, key):
   try:
     with np.load(path, allow_pickle=False) as file:
       found = (file["train"], file["valid"]) if str(file["key"]) == key else None
-  except Exception:  # Many types, by which byte is wrong.
+  except Exception:  # its type depends on which byte is wrong
     found = None
   hosts.wait("the reference is read")
   return found

@@ -1,35 +1,41 @@
-"""The training step: what is computed on a batch, and how a step's micro-batches become one update.
+"""The training step: a batch's loss and gradients, and how micro-batches become one update.
 
-Given arrays and functions alone; train.py brings the data, and the folders.
+It knows arrays and functions only; loop.py has the data and the folders.
 """
 
 import dataclasses
 import functools
 from typing import Any
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator, Mapping
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+import numpy as np
 import optax
 
 from shadowft_jax import delta as delta_lib, sharding, tree
 from shadowft_jax.learning import loss as loss_lib, objectives
+from shadowft_jax.models.decoder import Decoder
 from shadowft_jax.presets import Config
+from shadowft_jax.tree import Batch, Delta, Params
 
 
 @flax.struct.dataclass
 class TrainState:
-  """What a checkpoint holds: all that changes while training."""
+  """The content of a checkpoint: all that changes while training."""
 
   step: jax.Array
-  delta: Any  # see delta.py
+  delta: Delta
   opt: optax.OptState
 
 
-def begin(config, frozen, tx, start=None):
-  """The state of step 0; it has a copy of `start`, the delta that learning starts from, if any."""
+def begin(
+  config: Config, frozen: Params, tx: optax.GradientTransformation, start: Delta | None = None
+) -> TrainState:
+  """The state of step 0; it has a copy of `start`, the delta that training starts from, if any."""
   delta = (
     delta_lib.zeros(jax.random.key(config.seed), frozen, config.delta)
     if start is None
@@ -38,8 +44,14 @@ def begin(config, frozen, tx, start=None):
   return TrainState(jnp.int32(0), delta, tx.init(delta))
 
 
-def init_state(config, frozen, tx, mesh, start=None):
-  """As `begin`, born sharded as `sharding.RULES` say."""
+def init_state(
+  config: Config,
+  frozen: Params,
+  tx: optax.GradientTransformation,
+  mesh: Mesh,
+  start: Delta | None = None,
+) -> TrainState:
+  """As `begin`, created sharded as `sharding.RULES` say."""
   shapes = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, w.dtype), frozen)
 
   def init(start):
@@ -52,16 +64,18 @@ def init_state(config, frozen, tx, mesh, start=None):
 class Loss:
   """The loss of a batch; hashable, so that equal runs share compiled programs."""
 
-  model: nn.Module
-  objective: Callable
+  model: Decoder
+  objective: objectives.Objective
   scale: float  # of an adapter: alpha / rank
   chunk: int  # positions whose logits exist at a time
 
-  def sums(self, delta, base, batch, start=None):
+  def sums(
+    self, delta: Delta, base: Params, batch: Batch, start: Delta | None = None
+  ) -> objectives.Sums:
     """The objective's sums for W_B + delta.
 
-    Its reference is W_B + start, or W_B, or what the batch has from it: "reference", which stands
-    at one counted place of an answer for all of it.
+    Its reference is W_B + start, or W_B, or the batch's "reference": log p of an answer by either
+    of them, at one of its counted places.
     """
     if "reference" in batch:
       reference = lambda batch: batch["reference"]
@@ -73,7 +87,7 @@ class Loss:
     policy = delta_lib.variables(base, delta, self.scale)
     return self.objective(self.logprobs(policy), reference, batch)
 
-  def logprobs(self, variables):
+  def logprobs(self, variables: Mapping[str, Any]) -> objectives.Logprobs:
     """A function from a batch to log p(token t+1 | tokens up to t), float32 [B, T].
 
     Where the batch has a "label", it stands in for the token that is predicted.
@@ -91,20 +105,29 @@ class Loss:
     return of
 
 
-def loss_of(model: nn.Module, config: Config) -> Loss:
+def loss_of(model: Decoder, config: Config) -> Loss:
   """The Loss of a config's objective and delta."""
   objective = objectives.OBJECTIVES[config.objective](config)
   return Loss(model, objective, delta_lib.scale_of(config.delta), config.loss_chunk)
 
 
-def gradients(delta, base, batches, start=None, *, loss, dtype=None):
+def gradients(
+  delta: Delta,
+  base: Params,
+  batches: Iterable[Batch],
+  start: Delta | None = None,
+  *,
+  loss: Loss,
+  dtype: DTypeLike | None = None,
+) -> tuple[Delta, objectives.Sums]:
   """(d loss sum / d delta, sums) over a step's micro-batches, the gradients in `dtype` if given."""
   leaves, tree_ = jax.tree.flatten(delta)
   zeros = _zeros(tuple((x.shape, jnp.dtype(dtype or x.dtype), x.sharding) for x in leaves))
-  grads, sums = jax.tree.unflatten(tree_, zeros()), None
+  grads: Delta = jax.tree.unflatten(tree_, zeros())
+  sums: objectives.Sums = {}
   for batch in batches:
     grads, part = accumulate(grads, delta, base, batch, start, loss=loss)
-    sums = part if sums is None else add(sums, part)
+    sums = add(sums, part) if sums else part
   return grads, sums
 
 
@@ -118,19 +141,22 @@ def _zeros(kinds):
 
 
 @functools.partial(jax.jit, static_argnames="loss", donate_argnums=0)
-def accumulate(grads, delta, base, batch, start=None, *, loss):
-  """(grads + d loss sum / d delta, sums) of one micro-batch; `grads` is used up."""
+def accumulate(
+  grads: Delta, delta: Delta, base: Params, batch: Batch, start: Delta | None = None, *, loss: Loss
+) -> tuple[Delta, objectives.Sums]:
+  """(grads + d loss sum / d delta, sums) of one micro-batch; `grads` is donated."""
   at, whole = _differentiated(grads, delta, base)
 
   def summed(at):
     sums = loss.sums(*whole(at), batch, start)
     return sums["loss"], sums
 
+  pullback: Any  # jax's type has no with_refs
   _, pullback, sums = jax.vjp(summed, at, has_aux=True)
   if "lora" in delta:
     return jax.tree.map(jnp.add, grads, pullback(jnp.float32(1))[0]), sums
-  # Each layer's are added as the backward pass over the layers makes them: those of a whole
-  # micro-batch never exist beside the total.
+  # Each layer's are added as the backward pass over the layers makes them: a micro-batch's
+  # whole gradients never exist beside the total.
   refs = jax.tree.map(jax.new_ref, grads)
   pullback.with_refs(refs)(jnp.float32(1))
   return jax.tree.map(jax.freeze, refs), sums
@@ -143,21 +169,23 @@ def _differentiated(grads, delta, base):
   """
   if all(g.dtype == d.dtype for g, d in zip(*map(jax.tree.leaves, (grads, delta)), strict=True)):
     return delta, lambda x: (x, base)
-  named, learnt = tree.names(base), tree.names(delta["delta"])
+  named, trained = tree.names(base), tree.names(delta["delta"])
   return (
-    {"delta": tree.nest({n: named[n] for n in learnt})},
+    {"delta": tree.nest({n: named[n] for n in trained})},
     lambda x: (delta, tree.nest({**named, **tree.names(x["delta"])})),
   )
 
 
 @jax.jit
-def add(total, part):
+def add(total: objectives.Sums, part: objectives.Sums) -> objectives.Sums:
   return jax.tree.map(jnp.add, total, part)
 
 
 @functools.partial(jax.jit, static_argnames="tx", donate_argnums=0)
-def update(state, grads, sums, *, tx):
-  """One optimizer step on the mean over everything that counted in its micro-batches."""
+def update(
+  state: TrainState, grads: Delta, sums: objectives.Sums, *, tx: optax.GradientTransformation
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """One optimizer step on the mean over all that its micro-batches counted; also the metrics."""
   grads = jax.tree.map(lambda g: g / sums["count"], grads)
   updates, opt = tx.update(grads, state.opt, state.delta)
   state = TrainState(state.step + 1, optax.apply_updates(state.delta, updates), opt)
@@ -166,11 +194,15 @@ def update(state, grads, sums, *, tx):
 
 
 @functools.partial(jax.jit, static_argnames="loss")
-def measure(delta, base, batch, start=None, *, loss):
+def measure(
+  delta: Delta, base: Params, batch: Batch, start: Delta | None = None, *, loss: Loss
+) -> objectives.Sums:
   return loss.sums(delta, base, batch, start)
 
 
-def means(delta, base, batches, start=None, *, loss):
+def means(
+  delta: Delta, base: Params, batches: Iterable[Batch], start: Delta | None = None, *, loss: Loss
+) -> dict[str, float]:
   """{"loss", ...}: the objective's sums over all `batches`, each divided by their count."""
   parts = [measure(delta, base, batch, start, loss=loss) for batch in batches]
   total = jax.tree.map(lambda *x: sum(map(float, x)), *parts)
@@ -178,13 +210,13 @@ def means(delta, base, batches, start=None, *, loss):
 
 
 @functools.partial(jax.jit, static_argnames="loss")
-def answer_logprobs(delta, base, batch, *, loss):
-  """log p of the two answers of each pair by W_B + delta, as `objectives.by_answer` has them."""
+def answer_logprobs(delta: Delta, base: Params, batch: Batch, *, loss: Loss) -> jax.Array:
+  """log p of the two answers of each pair by W_B + delta, laid out as by `objectives.by_answer`."""
   logp_BT = loss.logprobs(delta_lib.variables(base, delta, loss.scale))(batch)
   return objectives.by_answer(logp_BT * objectives.answer_weight(batch), batch["segment"])
 
 
-def on_devices(batches, mesh):
-  """Puts each batch, of this process's share of rows, where the mesh wants it."""
+def on_devices(batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh) -> Iterator[Batch]:
+  """Places each batch, of this process's share of rows, on the mesh."""
   for batch in batches:
     yield {k: sharding.place_rows(x, mesh) for k, x in batch.items()}

@@ -1,13 +1,18 @@
 """FAMILIES, the only registry of models: config.json's model_type -> its reader."""
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from shadowft_jax.errors import InputError
 from shadowft_jax.models import config, gemma, glm, llama, mistral, olmo, qwen, smollm
+from shadowft_jax.models.config import DecoderConfig
 from shadowft_jax.models.decoder import Decoder
 
-FAMILIES = {
+FAMILIES: dict[str, Callable[[Mapping[str, Any]], DecoderConfig]] = {
   "llama": llama.llama,
   "qwen2": qwen.qwen2,
   "qwen3": qwen.qwen3,
@@ -23,7 +28,7 @@ FAMILIES = {
 }
 
 
-def from_config(hf, **options):
+def from_config(hf: Mapping[str, Any], **options: Any) -> Decoder:
   """The module that config.json describes.
 
   Args:
@@ -41,7 +46,7 @@ def from_config(hf, **options):
   return Decoder(FAMILIES[kind](hf), **options)
 
 
-def abstract_params(model):
+def abstract_params(model: nn.Module) -> dict[str, Any]:
   """The shapes of a model's parameters, as a tree of ShapeDtypeStruct; allocates nothing."""
   token_BT = jax.ShapeDtypeStruct((1, 1), jnp.int32)
   return jax.eval_shape(model.init, jax.random.key(0), token_BT)["params"]

@@ -2,14 +2,14 @@
 
 A query sees the keys of its own segment (0 is padding) at positions up to its own, the last
 `window` of them.  As positions restart with each segment, this is causal attention within packed
-examples.  In such rows a segment is a run of neighbours and positions go up by one, so that what
-a query sees is a run of keys, first .. last: that is all that most backends are told.
+examples.  In such rows a segment is contiguous and positions go up by one, so that a query sees a
+run of keys, first .. last: most backends are given no more than that.
 """
 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -20,9 +20,11 @@ from jax.sharding import PartitionSpec as P
 from shadowft_jax.errors import InputError
 from shadowft_jax.models import chunked, flash, layers, splash
 
+Window = int | jax.Array | None  # keys a query sees, itself included; None: all before it
+
 
 class Rows(NamedTuple):
-  """What is known of queries and keys: int32 [B, T] and [B, S]."""
+  """Segments and positions of queries and keys: int32 [B, T] and [B, S]."""
 
   segment_BT: jax.Array
   segment_BS: jax.Array
@@ -31,7 +33,13 @@ class Rows(NamedTuple):
   index_BT: jax.Array  # where a query's own key lies among the keys
 
 
-def visible(segment_BT, segment_BS, position_BT, position_BS, window=None):
+def visible(
+  segment_BT: jax.Array,
+  segment_BS: jax.Array,
+  position_BT: jax.Array,
+  position_BS: jax.Array,
+  window: Window = None,
+) -> jax.Array:
   """bool [B, T, S]: which keys a query may see."""
   same = segment_BT[:, :, None] == segment_BS[:, None, :]
   behind_BTS = position_BT[:, :, None] - position_BS[:, None, :]
@@ -39,20 +47,29 @@ def visible(segment_BT, segment_BS, position_BT, position_BS, window=None):
   return same & near & (segment_BS > 0)[:, None, :]
 
 
-def first_visible(rows, window=None):
+def first_visible(rows: Rows, window: Window = None) -> jax.Array:
   """int32 [B, T]: the first key that a query sees in a packed row; a padding query sees itself."""
   behind_BT = rows.position_BT if window is None else jnp.minimum(rows.position_BT, window - 1)
   return rows.index_BT - jnp.where(rows.segment_BT > 0, behind_BT, 0)
 
 
-def reference(q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window=None, softcap=None):
+def reference(
+  q_BTNH: jax.Array,
+  k_BSKH: jax.Array,
+  v_BSKH: jax.Array,
+  rows: Rows,
+  *,
+  scale: float,
+  window: Window = None,
+  softcap: float | None = None,
+) -> jax.Array:
   """All logits at once, softmax in float32; the only one that needs no packed rows.
 
   Args:
     rows: `Rows`; its index is not used.
-    scale: what the logits are multiplied by.
+    scale: the factor of the logits.
     window: keys a query sees, itself included, an int or traced; None: all before it.
-    softcap: what the size of the logits is kept below (`layers.softcap`), or None.
+    softcap: the bound of the logits' size (`layers.softcap`), or None.
 
   Returns:
     out_BTNH in the dtype of q.
@@ -119,18 +136,18 @@ def _cudnn(q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window, softcap):
 
 @dataclasses.dataclass(frozen=True)
 class Backend:
-  """A function (q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window, softcap) -> out_BTNH, and what it
-  can do.
+  """An implementation of attention, and its limits.
 
   Attributes:
-    platforms: of jax, where it runs; empty: all.
-    dtypes: of its arguments; empty: all.
+    attend: (q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window, softcap) -> out_BTNH.
+    platforms: jax's names of those where it runs; empty: all.
+    dtypes: those its arguments may have; empty: all.
     traced_window: the window may be traced; else it is an int or None.
     softcap: it caps logits.
     shards_rows: the queries it is given may be a part of their row.
   """
 
-  attend: Callable
+  attend: Callable[..., jax.Array]
   platforms: tuple[str, ...] = ()
   dtypes: tuple[str, ...] = ()
   traced_window: bool = True
@@ -151,15 +168,25 @@ BACKENDS = {
 
 
 def attend(
-  name, q_BTNH, k_BTKH, v_BTKH, segment_BT, position_BT, *, scale, windows, kind=0, softcap=None
-):
+  name: str,
+  q_BTNH: jax.Array,
+  k_BTKH: jax.Array,
+  v_BTKH: jax.Array,
+  segment_BT: jax.Array,
+  position_BT: jax.Array,
+  *,
+  scale: float,
+  windows: Sequence[int | None],
+  kind: int | jax.Array = 0,
+  softcap: float | None = None,
+) -> jax.Array:
   """Attention of packed rows by the backend of that name; padding is 0, with no gradient.
 
   On a mesh each device takes its own rows, heads and, of the queries, its own part of a row.
 
   Args:
     windows: the different windows of a model's layers, each an int or None.
-    kind: which of them is this layer's, an int or traced.
+    kind: the index of this layer's, an int or traced.
 
   Raises:
     InputError: the mesh divides rows, and the backend cannot.
@@ -167,7 +194,7 @@ def attend(
   index_BT = jnp.broadcast_to(jnp.arange(segment_BT.shape[1])[None], segment_BT.shape)
   rows = Rows(segment_BT, segment_BT, position_BT, position_BT, index_BT)
 
-  def given(window, q, k, v, rows):  # what a device does with its part
+  def given(window, q, k, v, rows):  # a device's computation on its part
     out_BTNH = BACKENDS[name].attend(q, k, v, rows, scale=scale, window=window, softcap=softcap)
     return jnp.where(rows.segment_BT[:, :, None, None] > 0, out_BTNH, 0)
 
@@ -180,8 +207,8 @@ def attend(
   return _on_own_part(name, switched, kind, q_BTNH, k_BTKH, v_BTKH, rows)
 
 
-def window_of(windows, kind):
-  """The window of that kind: as it is where there is but one, else an array."""
+def window_of(windows: Sequence[int | None], kind: int | jax.Array) -> Window:
+  """The window of index `kind`: the value itself if there is only one, else an array."""
   if len(windows) == 1:
     return windows[0]
   far = jnp.iinfo(jnp.int32).max
@@ -200,8 +227,8 @@ def _mesh_axes(name, size):
 def _on_own_part(name, fn, window, q_BTNH, k_BTKH, v_BTKH, rows):
   """fn(window, q, k, v, rows), where each device of the mesh is given its own part.
 
-  A compiler cannot divide a kernel, so it is told here: rows of the batch and heads are each
-  other's strangers, and queries need all keys of their row.
+  A compiler cannot divide a kernel, so it is done here: rows of the batch and heads are
+  independent, and queries need all keys of their row.
   """
   (B, T, N, _), K = q_BTNH.shape, k_BTKH.shape[2]
   (batch, b), (context, c), (heads, h) = (

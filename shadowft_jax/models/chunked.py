@@ -13,7 +13,16 @@ BLOCK = 256  # queries, and keys, a block
 FLOOR = -1e30  # of masked logits: finite, so that a row that sees nothing makes no NaN
 
 
-def attend(q_BTNH, k_BSKH, v_BSKH, first_BT, last_BT, *, scale, softcap=None):
+def attend(
+  q_BTNH: jax.Array,
+  k_BSKH: jax.Array,
+  v_BSKH: jax.Array,
+  first_BT: jax.Array,
+  last_BT: jax.Array,
+  *,
+  scale: float,
+  softcap: float | None = None,
+) -> jax.Array:
   """Attention of each query over its keys first .. last, both non-decreasing along T.
 
   Returns:
@@ -29,7 +38,7 @@ def attend(q_BTNH, k_BSKH, v_BSKH, first_BT, last_BT, *, scale, softcap=None):
   k_BKSH, v_BKSH = (
     jnp.moveaxis(jnp.pad(x, ((0, 0), (0, pad_S), (0, 0), (0, 0))), 2, 1) for x in (k_BSKH, v_BSKH)
   )
-  # The rows that fill the last block see what the last query sees.
+  # The rows that fill the last block see the same keys as the last query.
   range_n2Bt = jnp.moveaxis(
     jnp.pad(jnp.stack([first_BT, last_BT]), ((0, 0), (0, 0), (0, pad_T)), mode="edge").reshape(
       2, B, -1, size_T

@@ -1,6 +1,8 @@
 """The shape and options of a decoder, and how they are read from config.json."""
 
+from collections.abc import Mapping, Sequence
 import dataclasses
+from typing import Any
 
 from shadowft_jax.errors import InputError, listing
 from shadowft_jax.models.layers import Rope
@@ -15,7 +17,7 @@ REQUIRED = (
 # Options of config.json that would change the computation, and the values that do not.
 PORTED = {"hidden_act": ("silu", "swish"), "attention_dropout": (0, 0.0, None)}
 # Kinds of rope scaling, and the fields each must have; YaRN only where a family asks for it.
-ROPE_TYPES = {
+ROPE_TYPES: dict[str, tuple[str, ...]] = {
   "default": (),
   "linear": ("factor",),
   "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
@@ -60,11 +62,11 @@ class DecoderConfig:
   final_logit_softcapping: float | None = None  # Gemma 2
 
 
-def refuse(hf, **ported):
+def refuse(hf: Mapping[str, Any], **ported: Sequence[Any]) -> None:
   """Refuses an option whose value is not among those `ported`.
 
   Raises:
-    InputError: names the option, its value and what is ported.
+    InputError: names the option, its value and the ported ones.
   """
   for name, values in ported.items():
     if name in hf and hf[name] not in values:
@@ -75,7 +77,7 @@ def refuse(hf, **ported):
       )
 
 
-def refuse_quantised(hf):
+def refuse_quantised(hf: Mapping[str, Any]) -> None:
   """Raises InputError for a quantised checkpoint: a delta cannot be added to its weights."""
   for part in (hf, hf.get("text_config") or {}):
     if (quantised := part.get("quantization_config")) is not None:
@@ -87,22 +89,23 @@ def refuse_quantised(hf):
       )
 
 
-def read_rope(hf, *, kinds=ROPE_TYPES, partial=False):
+def read_rope(
+  hf: Mapping[str, Any], *, kinds: Mapping[str, tuple[str, ...]] = ROPE_TYPES, partial: bool = False
+) -> Rope:
   """Rotary settings, as transformers 4 (rope_theta, rope_scaling) or 5 (rope_parameters) has them.
 
   Args:
     hf: config.json.
     kinds: {rope_type: fields it must have}.
-    partial: whether a part of each head may stand still (partial_rotary_factor).
+    partial: whether a part of each head may have no rotation (partial_rotary_factor).
 
   Raises:
     InputError: a kind of scaling that is not ported, or one that lacks a field.
   """
-  scaling = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
+  scaling: dict[str, Any] = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
   theta = scaling.pop("rope_theta", None) or hf.get("rope_theta") or 10_000.0
   fraction = scaling.pop("partial_rotary_factor", hf.get("partial_rotary_factor"))
-  kind = scaling.pop("type", None)
-  kind = scaling.setdefault("rope_type", kind or "default")
+  kind: str = scaling.setdefault("rope_type", scaling.pop("type", None) or "default")
   if kind not in kinds:
     raise InputError(f"config.json: rope_type is one of {', '.join(kinds)}; got {kind!r}")
   if missing := [n for n in kinds[kind] if scaling.get(n) is None]:
@@ -117,7 +120,14 @@ def read_rope(hf, *, kinds=ROPE_TYPES, partial=False):
   return Rope(float(theta), tuple(sorted(scaling.items())), 1.0 if fraction is None else fraction)
 
 
-def local_and_global(hf, windows, *, local_theta, global_theta, kinds=ROPE_TYPES):
+def local_and_global(
+  hf: Mapping[str, Any],
+  windows: tuple[int | None, ...],
+  *,
+  local_theta: float,
+  global_theta: float,
+  kinds: Mapping[str, tuple[str, ...]] = ROPE_TYPES,
+) -> tuple[Rope, ...]:
   """The rope of every layer where those with a window have one of their own.
 
   Transformers 4 scales the layers that see all, and only them (rope_scaling); 5 has settings
@@ -139,7 +149,7 @@ def local_and_global(hf, windows, *, local_theta, global_theta, kinds=ROPE_TYPES
   return tuple(whole if w is None else local for w in windows)
 
 
-def read_windows(hf, full_every):
+def read_windows(hf: Mapping[str, Any], full_every: int) -> tuple[int | None, ...]:
   """How many keys a query of each layer sees, None for all, by layer_types.
 
   Args:
@@ -168,7 +178,7 @@ def _check_required(hf):
     raise InputError(f"config.json lacks{listing(missing)}")
 
 
-def read(hf, **options):
+def read(hf: Mapping[str, Any], **options: Any) -> DecoderConfig:
   """config.json -> DecoderConfig, with a family's `options` set.
 
   Raises:

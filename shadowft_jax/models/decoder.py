@@ -5,12 +5,13 @@ model/layers/self_attn/q_proj/kernel, [L, D, N*H], holds the transposes of
 model.layers.{0..L-1}.self_attn.q_proj.weight.  See `names.py`.
 """
 
-from typing import Any
-from collections.abc import Callable
+from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from shadowft_jax.models import attention, moe
 from shadowft_jax.models.config import DecoderConfig
@@ -25,7 +26,8 @@ from shadowft_jax.models.layers import (
   softcap,
 )
 
-# What a rematerialised block keeps for its backward pass, by the name the config gives.
+Value = TypeVar("Value")
+# The values that a rematerialised block keeps for its backward pass, by config.remat.
 REMAT = {
   "full": jax.checkpoint_policies.nothing_saveable,
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -33,8 +35,8 @@ REMAT = {
 }
 
 
-def norm(cfg, name):
-  """The RMSNorm of that name; where a family has none, what leaves its input alone."""
+def norm(cfg: DecoderConfig, name: str | None) -> Callable[[jax.Array], jax.Array]:
+  """The RMSNorm of that name; the identity where a family has none."""
   return RMSNorm(cfg.rms_norm_eps, cfg.norm_offset, name=name) if name else lambda x: x
 
 
@@ -43,7 +45,7 @@ class Attention(nn.Module):
   backend: str
 
   @nn.compact
-  def __call__(self, x_BTD, rows):
+  def __call__(self, x_BTD: jax.Array, rows: Mapping[str, Any]) -> jax.Array:
     cfg = self.cfg
     B, T, D = x_BTD.shape
     N, K, H = cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim
@@ -55,7 +57,9 @@ class Attention(nn.Module):
     out_BTNH = self.attend(q_BTNH, k_BTKH, v_BTKH, rows)
     return Linear(D, cfg.o_bias, name="o_proj")(out_BTNH.reshape(B, T, N * H))
 
-  def attend(self, q_BTNH, k_BTKH, v_BTKH, rows):
+  def attend(
+    self, q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, rows: Mapping[str, Any]
+  ) -> jax.Array:
     """Attention among the rows themselves or, where there is a cache, over what it holds."""
     segment_BT, position_BT, windows = rows["segment"], rows["position"], distinct(self.cfg.windows)
     options = dict(
@@ -82,8 +86,8 @@ class Attention(nn.Module):
       q_BTNH, k_BSKH, v_BSKH, seen, window=attention.window_of(windows, rows["window"]), **options
     )
 
-  def heads(self, name, x_BTD, count, normed):
-    """Projects to `count` heads, [B, T, count, H], each or all together `normed`."""
+  def heads(self, name: str, x_BTD: jax.Array, count: int, normed: str | None) -> jax.Array:
+    """Projects to `count` heads, [B, T, count, H], each or all together (`normed`) normalised."""
     B, T, _ = x_BTD.shape
     H = self.cfg.head_dim
     x = Linear(count * H, self.cfg.qkv_bias, name=f"{name}_proj")(x_BTD)
@@ -92,10 +96,10 @@ class Attention(nn.Module):
       x = norm(self.cfg, f"{name}_norm")(x.reshape(B, T, -1, width))
     return x.reshape(B, T, count, H)
 
-  def cached(self, name, new_BTKH, position_BT):
-    """Writes keys or values at their rows' positions; returns all that is written."""
+  def cached(self, name: str, new_BTKH: jax.Array, position_BT: jax.Array) -> jax.Array:
+    """Writes keys or values at their rows' positions; returns all that are cached."""
     at_B1 = jnp.arange(len(position_BT))[:, None]
-    old_BSKH = self.get_variable("cache", name)
+    old_BSKH: jax.Array = self.get_variable("cache", name)
     # A right-padded prompt writes its padding too; each such place is written again by the
     # token that is generated there, before any query sees it.
     all_BSKH = old_BSKH.at[at_B1, position_BT].set(new_BTKH.astype(old_BSKH.dtype))
@@ -107,7 +111,7 @@ class MLP(nn.Module):
   cfg: DecoderConfig
 
   @nn.compact
-  def __call__(self, x_BTD):
+  def __call__(self, x_BTD: jax.Array) -> jax.Array:
     F, bias = self.cfg.intermediate_size, self.cfg.mlp_bias
     if self.cfg.fused_gate_up:
       gate_BTF, up_BTF = jnp.split(Linear(2 * F, bias, name="gate_up_proj")(x_BTD), 2, axis=-1)
@@ -123,8 +127,10 @@ class Block(nn.Module):
   backend: str
 
   @nn.compact
-  def __call__(self, x_BTD, layer, rows):
-    """`layer` holds what differs by layer, `rows` what is known of each token."""
+  def __call__(
+    self, x_BTD: jax.Array, layer: Mapping[str, jax.Array], rows: Mapping[str, Any]
+  ) -> tuple[jax.Array, None]:
+    """`layer`: this layer's values of `by_layer`; `rows`: each token's segment, position, rope."""
     cfg = self.cfg
     before_attn, after_attn, before_mlp, after_mlp = (norm(cfg, name) for name in cfg.norms)
     rope = layer.get("rope", 0)
@@ -141,8 +147,8 @@ class Block(nn.Module):
     return x_BTD + after_mlp(mlp(before_mlp(x_BTD))), None
 
 
-def by_layer(cfg):
-  """{"window", "rope": int32[L]}: what differs by layer, and only that.
+def by_layer(cfg: DecoderConfig) -> dict[str, jax.Array]:
+  """{"window", "rope": int32[L]}: the values that differ by layer, and only those.
 
   Each is an index into the `distinct` ones of `cfg.windows` or `cfg.ropes`.
   """
@@ -153,7 +159,7 @@ def by_layer(cfg):
   return {k: jnp.array(v, jnp.int32) for k, v in values.items() if len(set(v)) > 1}
 
 
-def distinct(values):
+def distinct(values: Iterable[Value]) -> tuple[Value, ...]:
   """The different values, in the order they first come."""
   return tuple(dict.fromkeys(values))
 
@@ -162,12 +168,12 @@ class Backbone(nn.Module):
   """Embedding, blocks, final norm: everything Hugging Face keeps under `model.`."""
 
   cfg: DecoderConfig
-  dtype: Any
+  dtype: DTypeLike
   backend: str
   remat: str
-  mapped: Callable
+  mapped: Callable[..., type[nn.Module]]
 
-  def setup(self):
+  def setup(self) -> None:
     cfg = self.cfg
     block = self.mapped(Block)
     if REMAT[self.remat] is not None:
@@ -182,7 +188,9 @@ class Backbone(nn.Module):
     )(cfg, self.backend)
     self.norm = self.mapped(RMSNorm)(cfg.rms_norm_eps, cfg.norm_offset)
 
-  def __call__(self, token_BT, segment_BT, position_BT):
+  def __call__(
+    self, token_BT: jax.Array, segment_BT: jax.Array, position_BT: jax.Array
+  ) -> jax.Array:
     x_BTD = self.embed_tokens(token_BT).astype(self.dtype)
     x_BTD *= jnp.asarray(self.cfg.embedding_scale, self.dtype)
     angles = [rope_angles(position_BT, self.cfg.head_dim, r) for r in distinct(self.cfg.ropes)]
@@ -204,25 +212,30 @@ class Decoder(nn.Module):
   """
 
   cfg: DecoderConfig
-  dtype: Any = jnp.bfloat16
+  dtype: DTypeLike = jnp.bfloat16
   backend: str = "xla"
   remat: str = "none"
-  combine: Callable | None = None
+  combine: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
 
-  def setup(self):
+  def setup(self) -> None:
     self.model = Backbone(self.cfg, self.dtype, self.backend, self.remat, self.mapped)
     if not self.cfg.tie_word_embeddings:
       self.lm_head = self.mapped(Head)(self.cfg.hidden_size, self.cfg.vocab_size)
 
-  def mapped(self, module, *methods):
-    """`module`, given its parameters with the delta on them."""
+  def mapped(self, module: type[nn.Module], *methods: str) -> type[nn.Module]:
+    """`module`, whose parameters have the delta added."""
     if self.combine is None or self.is_initializing():
       return module
     return nn.map_variables(
       module, ("params", "delta"), trans_in_fn=self.combine, methods=methods or None
     )
 
-  def hidden_and_head(self, token_BT, segment_BT=None, position_BT=None):
+  def hidden_and_head(
+    self,
+    token_BT: jax.Array,
+    segment_BT: jax.Array | None = None,
+    position_BT: jax.Array | None = None,
+  ) -> tuple[jax.Array, jax.Array]:
     """The last hidden states [B, T, D] and the output kernel [D, V]; see `learning/loss.py`.
 
     Their product is the logits before `cfg.final_logit_softcapping`.
@@ -236,6 +249,11 @@ class Decoder(nn.Module):
     head_DV = self.model.embed_tokens.table().T if tied else self.lm_head()
     return h_BTD, head_DV.astype(self.dtype)
 
-  def __call__(self, token_BT, segment_BT=None, position_BT=None):
+  def __call__(
+    self,
+    token_BT: jax.Array,
+    segment_BT: jax.Array | None = None,
+    position_BT: jax.Array | None = None,
+  ) -> jax.Array:
     h_BTD, head_DV = self.hidden_and_head(token_BT, segment_BT, position_BT)
     return softcap(h_BTD @ head_DV, self.cfg.final_logit_softcapping)

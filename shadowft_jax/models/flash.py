@@ -1,7 +1,7 @@
 """Attention for NVIDIA GPUs: Pallas kernels for Triton, forward and backward, O(T) memory.
 
-Query t sees the keys first_t .. last_t.  In packed rows both grow with t: what a block of queries
-sees is a run of blocks of keys, and a key is seen by a run of queries; nothing else is computed.
+Query t sees the keys first_t .. last_t.  In packed rows both grow with t: a block of queries
+sees a run of blocks of keys, and a run of queries sees a key; nothing else is computed.
 Source of the algorithm: FlashAttention-2, arXiv 2307.08691.
 """
 
@@ -22,7 +22,17 @@ BLOCKS = {
 }
 
 
-def attend(q_BTNH, k_BSKH, v_BSKH, first_BT, last_BT, *, scale, softcap=None, interpret=False):
+def attend(
+  q_BTNH: jax.Array,
+  k_BSKH: jax.Array,
+  v_BSKH: jax.Array,
+  first_BT: jax.Array,
+  last_BT: jax.Array,
+  *,
+  scale: float,
+  softcap: float | None = None,
+  interpret: bool = False,
+) -> jax.Array:
   """Attention of each query over its keys first .. last, both non-decreasing along T.
 
   Args:
@@ -40,7 +50,7 @@ def attend(q_BTNH, k_BSKH, v_BSKH, first_BT, last_BT, *, scale, softcap=None, in
   def padded(x):
     return jnp.pad(x, ((0, 0), (0, -x.shape[1] % most), (0, 0), (0, width - H)))
 
-  # The rows that fill the last block see what the last query sees.
+  # The rows that fill the last block see the same keys as the last query.
   first_BT, last_BT = (
     jnp.pad(x, ((0, 0), (0, -T % most)), mode="edge") for x in (first_BT, last_BT)
   )
@@ -59,7 +69,7 @@ def attend(q_BTNH, k_BSKH, v_BSKH, first_BT, last_BT, *, scale, softcap=None, in
 
 
 def _blocks(head_dim, itemsize, length):
-  """((queries, keys, warps) forward, the same backward): what fits a GPU's shared memory."""
+  """((queries, keys, warps) forward, the same backward): sizes that fit a GPU's shared memory."""
   row = max(128, pl.next_power_of_2(head_dim) * itemsize)
   short = max(16, pl.next_power_of_2(length))
   return tuple((min(t, short), min(s, short), warps) for t, s, warps in BLOCKS[row])

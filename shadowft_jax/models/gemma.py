@@ -3,9 +3,12 @@
 Source: configuration_gemma2.py, configuration_gemma3.py and their models, transformers 5.23.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from shadowft_jax.models import config
 
-# What a config.json leaves out is taken from transformers.
+# The defaults of transformers for fields that a config.json leaves out.
 GEMMA2 = {
   "num_key_value_heads": 4,
   "head_dim": 256,
@@ -15,7 +18,7 @@ GEMMA2 = {
   "attn_logit_softcapping": 50.0,
   "final_logit_softcapping": 30.0,
 }
-# The text_config of a Gemma 3 on the hub may hold four fields.
+# A Gemma 3's text_config on the hub may have only four fields.
 GEMMA3 = {
   "vocab_size": 262_208,
   "hidden_size": 2304,
@@ -54,7 +57,7 @@ def _read(hf, **options):
   )
 
 
-def gemma2(hf):
+def gemma2(hf: Mapping[str, Any]) -> config.DecoderConfig:
   """config.json -> DecoderConfig; every other layer has a window, logits are capped."""
   hf = {**GEMMA2, **hf}
   return _read(
@@ -65,7 +68,7 @@ def gemma2(hf):
   )
 
 
-def gemma3_text(hf):
+def gemma3_text(hf: Mapping[str, Any]) -> config.DecoderConfig:
   """config.json -> DecoderConfig; layers with a window have a rope of their own."""
   hf = {**GEMMA3, **hf}
   config.refuse(hf, attn_logit_softcapping=(None,), final_logit_softcapping=(None,))
@@ -79,7 +82,7 @@ def gemma3_text(hf):
   return _read(hf, windows=windows, ropes=ropes, qk_norm="head")
 
 
-def gemma3(hf):
+def gemma3(hf: Mapping[str, Any]) -> config.DecoderConfig:
   """config.json of a Gemma3ForConditionalGeneration -> DecoderConfig of its text tower."""
   return gemma3_text(
     {

@@ -3,6 +3,9 @@
 Source: configuration_glm4.py and modeling_glm4.py of transformers 5.23.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from shadowft_jax.models import config
 
 DEFAULTS = {
@@ -20,7 +23,7 @@ NORMS = (
 )
 
 
-def glm4(hf):
+def glm4(hf: Mapping[str, Any]) -> config.DecoderConfig:
   """config.json -> DecoderConfig."""
   hf = {**DEFAULTS, **hf}
   ropes = (config.read_rope(hf, partial=True),) * (hf.get("num_hidden_layers") or 0)

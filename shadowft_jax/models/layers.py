@@ -7,9 +7,11 @@
 An array of known shape ends in its letters: q_BTNH.
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -22,7 +24,7 @@ def _as_row(x, ndim):
 
 
 @jax.custom_vjp
-def product(x, w):
+def product(x: jax.Array, w: jax.Array) -> jax.Array:
   """x w, for x [..., D] and w [D, F]."""
   return x @ w
 
@@ -32,7 +34,7 @@ def _product_forward(x, w):
 
 
 def _product_backward(saved, g):
-  """As autodiff has it, but d w = x' g straight away: autodiff makes g' x and turns it round."""
+  """As autodiff has it, but d w = x' g directly: autodiff makes g' x and transposes it."""
   x, w = saved
   *rows, last = range(x.ndim)
   return (
@@ -51,14 +53,15 @@ class Linear(nn.Module):
   use_bias: bool = False
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
     kernel = self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features))
     y = product(x, kernel.astype(x.dtype))
     if self.use_bias:
       bias = self.param("bias", nn.initializers.zeros, (self.features,))
       y += _as_row(bias.astype(x.dtype), x.ndim)
     if self.has_variable("lora", "a"):
-      a, b = self.get_variable("lora", "a"), self.get_variable("lora", "b")
+      a: jax.Array = self.get_variable("lora", "a")
+      b: jax.Array = self.get_variable("lora", "b")
       y += product(product(x, a.astype(x.dtype)), b.astype(x.dtype))
     return y
 
@@ -70,7 +73,7 @@ class RMSNorm(nn.Module):
   offset: float = 0.0
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
     start = nn.initializers.constant(1 - self.offset)
     scale = self.param("scale", start, x.shape[-1:]).astype(jnp.float32) + self.offset
     x32 = x.astype(jnp.float32)
@@ -84,15 +87,15 @@ class Embed(nn.Module):
   vocab_size: int
   features: int
 
-  def setup(self):
+  def setup(self) -> None:
     self.embedding = self.param(
       "embedding", nn.initializers.normal(0.02), (self.vocab_size, self.features)
     )
 
-  def __call__(self, token_BT):
+  def __call__(self, token_BT: jax.Array) -> jax.Array:
     return jnp.take(self.embedding, token_BT, axis=0)
 
-  def table(self):
+  def table(self) -> jax.Array:
     return self.embedding
 
 
@@ -103,18 +106,18 @@ class Head(nn.Module):
   vocab_size: int
 
   @nn.compact
-  def __call__(self):
+  def __call__(self) -> jax.Array:
     return self.param("kernel", nn.initializers.normal(0.02), (self.hidden_size, self.vocab_size))
 
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   "silu": jax.nn.silu,
   "swish": jax.nn.silu,
   "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
 }
 
 
-def softcap(x, cap):
+def softcap(x: jax.Array, cap: float | None) -> jax.Array:
   """x, kept smoothly within (-cap, cap); x itself where `cap` is None."""
   return x if cap is None else cap * jnp.tanh(x / cap)
 
@@ -126,18 +129,18 @@ class Rope:
   Attributes:
     theta: the base.
     scaling: config.json's dict as sorted items, () for none.
-    fraction: of the pairs of a head that turn; the last ones stand still.
+    fraction: the share of a head's pairs that are rotated: the first ones.
   """
 
   theta: float = 10_000.0
-  scaling: tuple[tuple[str, object], ...] = ()
+  scaling: tuple[tuple[str, Any], ...] = ()
   fraction: float = 1.0
 
 
 NO_ROPE = Rope(fraction=0.0)
 
 
-def rope_frequencies(head_dim, rope):
+def rope_frequencies(head_dim: int, rope: Rope) -> jax.Array:
   """Angle per position for each of the H / 2 pairs, float32 [H / 2], in radians.
 
   Source: transformers 5.23 modeling_rope_utils.py, `_compute_llama3_parameters` and
@@ -162,7 +165,7 @@ def rope_frequencies(head_dim, rope):
 
 
 def _yarn_stretch(turning, theta, scaling):
-  """What YaRN multiplies each frequency by: as llama3 does, but linear in the pair's number."""
+  """YaRN's factor of each frequency: as llama3's, but linear in the pair's number."""
   original = scaling["original_max_position_embeddings"]
 
   def pair_of(turns):
@@ -175,24 +178,27 @@ def _yarn_stretch(turning, theta, scaling):
   return 1 - slow + slow / scaling["factor"]
 
 
-def rope_magnitude(rope):
-  """What YaRN multiplies rotated queries and keys by; 1 for every other kind."""
+def rope_magnitude(rope: Rope) -> float:
+  """YaRN's factor of rotated queries and keys; 1 for every other kind."""
   scaling = dict(rope.scaling)
   if scaling.get("rope_type") != "yarn":
     return 1.0
   return scaling.get("attention_factor") or 0.1 * math.log(max(scaling["factor"], 1.0)) + 1.0
 
 
-def rope_angles(position_BT, head_dim, rope):
+def rope_angles(position_BT: jax.Array, head_dim: int, rope: Rope) -> tuple[jax.Array, jax.Array]:
   """sin and cos of every angle, float32 [B, T, 1, H / 2], times `rope_magnitude`."""
   angle_BT1h = position_BT.astype(jnp.float32)[:, :, None, None] * _as_row(
     rope_frequencies(head_dim, rope), 4
   )
-  return tuple(rope_magnitude(rope) * f(angle_BT1h) for f in (jnp.sin, jnp.cos))
+  magnitude = rope_magnitude(rope)
+  return magnitude * jnp.sin(angle_BT1h), magnitude * jnp.cos(angle_BT1h)
 
 
-def apply_rope(x_BTNH, sin, cos, interleaved=False):
-  """Turns each pair by its angle: (i, i + H / 2), or (2i, 2i + 1) where `interleaved`."""
+def apply_rope(
+  x_BTNH: jax.Array, sin: jax.Array, cos: jax.Array, interleaved: bool = False
+) -> jax.Array:
+  """Rotates each pair by its angle: (i, i + H / 2), or (2i, 2i + 1) where `interleaved`."""
   half, axis = x_BTNH.shape[-1] // 2, -1 if interleaved else -2
   pairs = x_BTNH.astype(jnp.float32).reshape(
     *x_BTNH.shape[:-1], *((half, 2) if interleaved else (2, half))

@@ -6,6 +6,7 @@ token and an expert are sorted by expert; each projection is then one `grouped_m
 Source: modeling_qwen3_moe.py of transformers 5.23.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 import functools
 import math
 from typing import Any
@@ -17,9 +18,11 @@ from jax.sharding import PartitionSpec as P
 
 from shadowft_jax.models.layers import ACTIVATIONS, Linear
 
+ExpertKernels = Mapping[str, Sequence[jax.Array]]  # {projection: its `Kernels`}
+
 
 @jax.custom_vjp
-def grouped_matmul(x_MD, w_EDF, size_E):
+def grouped_matmul(x_MD: jax.Array, w_EDF: jax.Array, size_E: jax.Array) -> jax.Array:
   """Rows times their expert's matrix, [M, F]: the first size_E[0] rows are of expert 0, and so on.
 
   TPUs have an instruction for this.  Elsewhere XLA would multiply every row by every matrix,
@@ -49,13 +52,13 @@ def _backward(saved, g_MF):
 grouped_matmul.defvjp(_forward, _backward)
 
 
-def ragged(x_MD, w_EDF, size_E, axis=1):
+def ragged(x_MD: jax.Array, w_EDF: jax.Array, size_E: jax.Array, axis: int = 1) -> jax.Array:
   """Each row times its expert's matrix, summed over that `axis` of w_EDF."""
   dims = jax.lax.RaggedDotDimensionNumbers((((1,), (axis,)), ((), ())), (0,), (0,))
   return jax.lax.ragged_dot_general(x_MD, w_EDF, size_E, dims)
 
 
-def outer_ragged(x_MD, g_MF, size_E):
+def outer_ragged(x_MD: jax.Array, g_MF: jax.Array, size_E: jax.Array) -> jax.Array:
   """float32 [E, D, F]: the sum of x_D g_F over each expert's rows."""
   dims = jax.lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), (0,), ())
   return jax.lax.ragged_dot_general(x_MD, g_MF, size_E, dims, preferred_element_type=jnp.float32)
@@ -76,7 +79,7 @@ def _blocks(M, size_E):
   return C, (expert, jnp.where(block < last_E[-1], first, M), end_E[expert])
 
 
-def by_block(x_MD, w_EDF, size_E, axis=1):
+def by_block(x_MD: jax.Array, w_EDF: jax.Array, size_E: jax.Array, axis: int = 1) -> jax.Array:
   """`ragged`, a block of one expert's rows at a time."""
   M = len(x_MD)
   C, blocks = _blocks(M, size_E)
@@ -93,7 +96,7 @@ def by_block(x_MD, w_EDF, size_E, axis=1):
   return jax.lax.scan(one, start, blocks)[0][:M]
 
 
-def outer_by_block(x_MD, g_MF, size_E):
+def outer_by_block(x_MD: jax.Array, g_MF: jax.Array, size_E: jax.Array) -> jax.Array:
   """`outer_ragged`, a block of one expert's rows at a time."""
   C, blocks = _blocks(len(x_MD), size_E)
   x_MD, g_MF = (jnp.pad(x, ((0, C), (0, 0))) for x in (x_MD, g_MF))
@@ -121,7 +124,7 @@ class Kernels(nn.Module):
   shape: tuple[int, int, int]
 
   @nn.compact
-  def __call__(self):
+  def __call__(self) -> list[jax.Array]:
     kernels = [self.param("kernel", nn.initializers.normal(0.02), self.shape)]
     if self.has_variable("lora", "a"):
       kernels += [self.get_variable("lora", "a"), self.get_variable("lora", "b")]
@@ -131,10 +134,10 @@ class Kernels(nn.Module):
 class Experts(nn.Module):
   """{projection: its `Kernels`}."""
 
-  cfg: Any
+  cfg: Any  # a DecoderConfig
 
   @nn.compact
-  def __call__(self):
+  def __call__(self) -> ExpertKernels:
     cfg = self.cfg
     E, D, F = cfg.num_experts, cfg.hidden_size, cfg.moe_intermediate_size
     return {
@@ -153,14 +156,21 @@ def _project(x_MD, kernels, size_E):
   return y_MF
 
 
-def mixture(x_BTD, weight_BTk, expert_BTk, kernels, *, act):
-  """The sum of what each token's experts make of it, times their weights, [B, T, D].
+def mixture(
+  x_BTD: jax.Array,
+  weight_BTk: jax.Array,
+  expert_BTk: jax.Array,
+  kernels: ExpertKernels,
+  *,
+  act: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
+  """The sum of each token's experts' outputs times their weights, [B, T, D].
 
   Args:
     weight_BTk: float32.
     expert_BTk: int32, the experts of each token.
-    kernels: of `Experts`.
-    act: between the projections.
+    kernels: the output of `Experts`.
+    act: the activation between the projections.
   """
   B, T, k = expert_BTk.shape
   expert_M = expert_BTk.reshape(-1)
@@ -173,12 +183,15 @@ def mixture(x_BTD, weight_BTk, expert_BTk, kernels, *, act):
   return jnp.sum(y_BTkD * weight_BTk[..., None], axis=2).astype(x_BTD.dtype)
 
 
-def on_own_rows(fn, *arrays_BTx, kernels):
+def on_own_rows(
+  fn: Callable[..., jax.Array], *arrays_BTx: jax.Array, kernels: ExpertKernels
+) -> jax.Array:
   """fn(*arrays_BTx, kernels), where each device sees its own rows of the batch alone.
 
-  To sort the tokens of all devices would gather them; kernels are gathered instead.
+  Sorting the tokens of all devices would gather them; kernels are gathered instead.
   """
-  mesh, axes = jax.sharding.get_abstract_mesh(), nn.logical_to_mesh_axes(("batch",))[0]
+  mesh = jax.sharding.get_abstract_mesh()
+  axes = (nn.logical_to_mesh_axes(("batch",)) or P(None))[0]
   axes = tuple(a for a in axes or () if a in mesh.shape)
   ways = math.prod(mesh.shape[a] for a in axes)
   if ways > 1 and len(arrays_BTx[0]) % ways == 0:
@@ -194,10 +207,10 @@ def on_own_rows(fn, *arrays_BTx, kernels):
 
 
 class MoE(nn.Module):
-  cfg: Any
+  cfg: Any  # a DecoderConfig
 
   @nn.compact
-  def __call__(self, x_BTD):
+  def __call__(self, x_BTD: jax.Array) -> jax.Array:
     cfg = self.cfg
     score_BTE = jax.nn.softmax(Linear(cfg.num_experts, name="gate")(x_BTD.astype(jnp.float32)))
     weight_BTk, expert_BTk = jax.lax.top_k(score_BTE, cfg.num_experts_per_tok)

@@ -4,9 +4,12 @@ Source: configuration_qwen2.py, configuration_qwen3.py, configuration_qwen3_moe.
 transformers 5.23.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from shadowft_jax.models import config
 
-# What a config.json leaves out is taken from transformers.
+# The defaults of transformers for fields that a config.json leaves out.
 MOE = {
   "num_key_value_heads": 4,
   "moe_intermediate_size": 768,
@@ -15,20 +18,20 @@ MOE = {
 }
 
 
-def qwen2(hf):
+def qwen2(hf: Mapping[str, Any]) -> config.DecoderConfig:
   """config.json -> DecoderConfig; q, k and v carry a bias, o does not."""
   config.refuse(hf, use_sliding_window=(False, None))
   return config.read(hf, qkv_bias=True)
 
 
-def qwen3(hf):
+def qwen3(hf: Mapping[str, Any]) -> config.DecoderConfig:
   """config.json -> DecoderConfig; each query and key head is normalised."""
   config.refuse(hf, use_sliding_window=(False, None))
   bias = bool(hf.get("attention_bias", False))
   return config.read(hf, qkv_bias=bias, o_bias=bias, qk_norm="head")
 
 
-def qwen3_moe(hf):
+def qwen3_moe(hf: Mapping[str, Any]) -> config.DecoderConfig:
   """config.json -> DecoderConfig; every layer has experts, and the loss no term for the router.
 
   Transformers 4 and the hub call the number of experts num_experts, 5 num_local_experts.

@@ -3,6 +3,9 @@
 Source: configuration_smollm3.py and modeling_smollm3.py of transformers 5.23.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from shadowft_jax.errors import InputError
 from shadowft_jax.models import config
 from shadowft_jax.models.layers import NO_ROPE
@@ -15,7 +18,7 @@ DEFAULTS = {
 }
 
 
-def smollm3(hf):
+def smollm3(hf: Mapping[str, Any]) -> config.DecoderConfig:
   """config.json -> DecoderConfig; no_rope_layers has a 1 for each layer that has a rope."""
   hf = {**DEFAULTS, **hf}
   config.refuse(hf, use_sliding_window=(False, None))

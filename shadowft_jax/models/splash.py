@@ -9,8 +9,16 @@ BLOCK = 512  # queries, and keys, a block at most
 
 
 def attend(
-  q_BTNH, k_BTKH, v_BTKH, segment_BT, *, scale, window=None, softcap=None, interpret=False
-):
+  q_BTNH: jax.Array,
+  k_BTKH: jax.Array,
+  v_BTKH: jax.Array,
+  segment_BT: jax.Array,
+  *,
+  scale: float,
+  window: int | None = None,
+  softcap: float | None = None,
+  interpret: bool = False,
+) -> jax.Array:
   """Causal attention within segments.
 
   Args:

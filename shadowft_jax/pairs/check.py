@@ -1,4 +1,4 @@
-"""What two folders have in common and where they differ, and what that means for the graft.
+"""The check of a pair: where two folders agree and differ, and what that means for the graft.
 
 Reads small files and headers, and of the weights only some rows of the tables: no model is
 built, so that any two safetensors checkpoints can be compared.
@@ -6,13 +6,14 @@ built, so that any two safetensors checkpoints can be compared.
 
 import collections
 import os
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-
+from shadowft_jax.errors import listing
 from shadowft_jax.hf import names
 from shadowft_jax.hf.folder import ModelFolder, open_model
 from shadowft_jax.pairs import registry, vocabulary
 from shadowft_jax.pairs.findings import LEVELS, Finding, versus
-from shadowft_jax.errors import listing
 
 SIZES = (
   "num_hidden_layers",
@@ -35,7 +36,7 @@ BEHAVIOUR = (
   "num_experts_per_tok",
   "norm_topk_prob",
 )
-# What a rotary embedding's theta is, by kind of layer, where config.json leaves it out.
+# Theta of the rotary embedding by kind of layer, where config.json leaves it out.
 GEMMA3_THETA = {"full_attention": 1e6, "sliding_attention": 1e4}
 
 
@@ -56,10 +57,12 @@ def check(
   return sorted(found, key=lambda f: LEVELS.index(f.level))
 
 
-def unlike_fields(a, b, fields):
+def unlike_fields(
+  a: Mapping[str, Any], b: Mapping[str, Any], fields: Iterable[str]
+) -> list[tuple[str, Any, Any]]:
   """(name, value in a, value in b) of the fields that both have and that differ.
 
-  What one config leaves out is a default of its class, which another version may write down.
+  A field that one config leaves out has its class's default, which another version may write down.
   """
   return [(n, a[n], b[n]) for n in fields if n in a and n in b and a[n] != b[n]]
 
@@ -229,7 +232,7 @@ def _behaviour(base, instruct):
     )
 
 
-def rope(config):
+def rope(config: Mapping[str, Any]) -> dict[str, Any]:
   """{setting: value} of the rotary embedding.
 
   transformers 4 wrote rope_theta and rope_scaling (and rope_local_base_freq for the sliding

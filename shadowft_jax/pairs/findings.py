@@ -1,6 +1,7 @@
-"""What a check of a pair finds, and how it is reported."""
+"""Findings of the check of a pair, and their report."""
 
 import collections
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from shadowft_jax.errors import InputError
@@ -15,7 +16,7 @@ class Finding(NamedTuple):
   text: str
 
 
-def report(findings):
+def report(findings: Collection[Finding]) -> str:
   """The findings as text for a terminal: a count, then one after the other."""
   count = collections.Counter(f.level for f in findings)
   total = ", ".join(f"{count[x]} {x}{'s' * (count[x] != 1)}" for x in LEVELS)
@@ -23,7 +24,7 @@ def report(findings):
   return "\n".join(lines).replace("\n", "\n  ")
 
 
-def raise_errors(findings):
+def raise_errors(findings: Iterable[Finding]) -> None:
   """Raises one InputError for all findings of level error; does nothing where there is none."""
   errors = [f.text for f in findings if f.level == "error"]
   if errors:
@@ -33,5 +34,6 @@ def raise_errors(findings):
     )
 
 
-def versus(a, b):
+def versus(a: object, b: object) -> str:
+  """The values of both sides, in words."""
   return f"Base {a}, Instruct {b}"

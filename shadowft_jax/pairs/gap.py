@@ -8,14 +8,15 @@ Source: Shadow-FT, arXiv 2505.12716, equation 1, of which papers and scripts hav
 
 import concurrent.futures
 import math
-from collections.abc import Callable, Iterable
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from shadowft_jax import files
-from shadowft_jax.hf import names, safetensors
 from shadowft_jax.errors import InputError
+from shadowft_jax.hf import names, safetensors
+from shadowft_jax.hf.folder import ModelFolder
 
 READINGS = {
   "mean_over_tensors": "mean over tensors of layers, unweighted (the authors' script)",
@@ -28,13 +29,28 @@ REFERENCES = {
   "qwen3-4b-2507": (0.0562, "the authors' sigma_v2.py, mean over tensors"),
 }
 CLOSE = 1e-5  # |difference| of an element that counts as unchanged, as in the authors' script
-T, K = TypeVar("T"), TypeVar("K")  # a row, and what rows are grouped by
 PIECE = 1 << 24  # elements that a thread takes at once
 STEP = 1 << 15  # elements added up at once: they stay in the cache
 
 
+class Placed(Protocol):
+  """A row about a tensor in its place in the model."""
+
+  @property
+  def layer(self) -> int | None:
+    """The number of its layer; None outside the layers."""
+
+  @property
+  def module(self) -> str:
+    """Its key in names.MODULES."""
+
+
+T = TypeVar("T", bound=Placed)
+K = TypeVar("K")  # the key that rows are grouped by
+
+
 class Sums(NamedTuple):
-  """What eq. 1 is made of, over some elements."""
+  """The sums of equation 1, over some elements."""
 
   base: float  # sum|W_B|
   instruct: float  # sum|W_I|
@@ -43,12 +59,12 @@ class Sums(NamedTuple):
   size: int  # elements
 
   @property
-  def ratio(self):
+  def ratio(self) -> float:
     """Equation 1 over these elements."""
     return ratio_of(self.base, self.instruct, self.diff)
 
   @property
-  def unchanged(self):
+  def unchanged(self) -> float:
     """The share of elements that are closer than CLOSE."""
     return self.close / self.size if self.size else 1.0
 
@@ -69,32 +85,31 @@ class Row(NamedTuple):
   sums: Sums
 
 
-def sums(base, instruct):
+def sums(base: np.ndarray, instruct: np.ndarray) -> Sums:
   """Sums of two arrays of one shape: differences in float32, added up in float64."""
-  with np.errstate(invalid="ignore", over="ignore"):  # NaN and Inf are told by name
+  with np.errstate(invalid="ignore", over="ignore"):  # `_measure` reports NaN and Inf by name
     b, i = (x.astype(np.float32, copy=False) for x in (base, instruct))
     diff = np.abs(b - i)
     close = int(np.count_nonzero(diff < CLOSE))
-    totals = (float(np.sum(x, dtype=np.float64)) for x in (np.abs(b), np.abs(i), diff))
-    return Sums(*totals, close, diff.size)
+    base_abs, instruct_abs, gap_abs = (
+      float(np.sum(x, dtype=np.float64)) for x in (np.abs(b), np.abs(i), diff)
+    )
+    return Sums(base_abs, instruct_abs, gap_abs, close, diff.size)
 
 
-def total(parts):
+def total(parts: Iterable[Sums]) -> Sums:
   """The Sums of all parts together."""
-  return Sums(*(sum(column) for column in zip(Sums(0.0, 0.0, 0.0, 0, 0), *parts, strict=True)))
+  columns = zip(Sums(0.0, 0.0, 0.0, 0, 0), *parts, strict=True)
+  return Sums._make(sum(column) for column in columns)
 
 
-def comparable(base, instruct):
-  """Which tensors two models share.
-
-  Args:
-    base: a ModelFolder.
-    instruct: another.
+def comparable(base: ModelFolder, instruct: ModelFolder) -> tuple[list[str], dict[str, str]]:
+  """The tensors that two models share.
 
   Returns:
     (sorted names, {name of any other tensor: why it is left out}).
   """
-  left_out = {}
+  left_out: dict[str, str] = {}
   for name in sorted({**base.tensors, **instruct.tensors}):
     b, i = (side.tensors.get(name) for side in (base, instruct))
     odd = {t.dtype for t in (b, i) if t} - safetensors.WEIGHTS.keys()
@@ -111,12 +126,15 @@ def comparable(base, instruct):
   return [n for n in sorted(base.tensors) if n not in left_out], left_out
 
 
-def compare(base, instruct, progress=lambda elements: None):
+def compare(
+  base: ModelFolder,
+  instruct: ModelFolder,
+  progress: Callable[[int], object] = lambda elements: None,
+) -> tuple[list[Row], dict[str, str]]:
   """Measures every shared tensor, on all cores, in memory that does not grow with the models.
 
   Args:
-    base: a ModelFolder.
-    instruct: another.
+    base, instruct: the two models.
     progress: called with the number of elements that were done since the last call.
 
   Returns:
@@ -136,7 +154,7 @@ def compare(base, instruct, progress=lambda elements: None):
     for name in shared
     for pair in zip(_pieces(base.tensors[name]), _pieces(instruct.tensors[name]), strict=True)
   ]
-  parts = {name: [] for name in shared}
+  parts: dict[str, list[Sums]] = {name: [] for name in shared}
   with concurrent.futures.ThreadPoolExecutor(files.cores()) as pool:
     for (name, *_), part in zip(tasks, pool.map(_measure, tasks), strict=True):
       parts[name].append(part)
@@ -167,7 +185,7 @@ def _pieces(tensor):
 def _chunks(flat):
   """Yields the elements of a flat tensor, STEP at a time, whatever the dtype.
 
-  A chunk is good until the next one; see safetensors_file.rows.
+  A chunk is good until the next one; see `safetensors.rows`.
   """
   whole, rest = divmod(flat.shape[0], STEP)
   tail = flat.offset + whole * STEP * safetensors.ITEMSIZE[flat.dtype]
@@ -199,14 +217,14 @@ def _measure(task):
 
 def grouped(rows: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
   """{key of a row: the rows that share it}, in the order of the rows."""
-  out = {}
+  out: dict[K, list[T]] = {}
   for row in rows:
     out.setdefault(key(row), []).append(row)
   return out
 
 
 def by_module(rows: Iterable[T]) -> dict[str, list[T]]:
-  """{module: its rows}, in the order of names.MODULES; rows have `module` and `layer`."""
+  """{module: its rows}, in the order of names.MODULES."""
   found = grouped(rows, lambda r: r.module)
   return {m: found[m] for m in names.MODULES if m in found}
 
@@ -214,7 +232,7 @@ def by_module(rows: Iterable[T]) -> dict[str, list[T]]:
 def by_layer(rows: Iterable[T]) -> dict[int, list[T]]:
   """{layer: its rows}, sorted; rows in no layer are left out."""
   found = grouped(rows, lambda r: r.layer)
-  return {n: found[n] for n in sorted(found.keys() - {None})}
+  return {n: found[n] for n in sorted(n for n in found if n is not None)}
 
 
 def by_cell(rows: Iterable[T]) -> dict[tuple[str, int], list[T]]:
@@ -222,12 +240,12 @@ def by_cell(rows: Iterable[T]) -> dict[tuple[str, int], list[T]]:
   return {(m, n): part for m, of in by_module(rows).items() for n, part in by_layer(of).items()}
 
 
-def ratio(rows):
+def ratio(rows: Iterable[Row]) -> float:
   """Equation 1 over all elements of the rows."""
   return total(r.sums for r in rows).ratio
 
 
-def readings(rows):
+def readings(rows: Sequence[Row]) -> dict[str, float | None]:
   """{key of READINGS: sigma}; a mean is None where no tensor is in a layer."""
   layers = by_layer(rows)
   mean = lambda values: math.fsum(values) / len(values) if values else None

@@ -1,11 +1,11 @@
 """The two models of a run, opened once and checked against one another."""
 
 import dataclasses
-from typing import Any
 
 from shadowft_jax.hf import hub
 from shadowft_jax.hf.folder import ModelFolder, open_model
 from shadowft_jax.pairs import check, findings, registry
+from shadowft_jax.presets import Config
 from shadowft_jax.progress import say
 
 
@@ -18,7 +18,7 @@ class OpenedPair:
   trained: ModelFolder  # the one of the two that is trained
 
 
-def open_pair(config: Any) -> OpenedPair:
+def open_pair(config: Config) -> OpenedPair:
   """Opens config.base and config.instruct and says what the check of the pair finds.
 
   Raises:

@@ -7,11 +7,12 @@ whose ids do not exist) and run.sh (the template each Base is given).
 
 import dataclasses
 import difflib
-
-from shadowft_jax import files
 import os
 import pathlib
+
+from shadowft_jax import files
 from shadowft_jax.errors import InputError
+from shadowft_jax.presets import Config
 
 # config.json's model_type -> why it cannot be trained here.  It can be grafted and compared.
 WHY_NOT_TRAIN = {
@@ -34,7 +35,7 @@ class Pair:
     model_type: as in config.json.
     template: the authors' chat framing; None where their script stops for lack of one, and the
       Instruct's own template is used.
-    note: what is known to differ, or to be particular.
+    note: known differences and particulars.
   """
 
   base: str
@@ -44,7 +45,7 @@ class Pair:
   note: str = ""
 
   @property
-  def why_not_train(self):
+  def why_not_train(self) -> str | None:
     """Why the pair can be grafted only; None where it can be trained."""
     return WHY_NOT_TRAIN.get(self.model_type)
 
@@ -226,8 +227,8 @@ PAIRS = {
 }
 
 
-def get(name, flags="config."):
-  """The Pair of that name; `flags` is what the flags that name a pair begin with.
+def get(name: str, flags: str = "config.") -> Pair:
+  """The Pair of that name; `flags` is the beginning of the flags that name a pair.
 
   Raises:
     InputError: there is none; names the nearest.
@@ -241,9 +242,8 @@ def get(name, flags="config."):
   return PAIRS[name]
 
 
-def resolve(config):
-  """Fills config.base, instruct and data.template from the pair that config.pair names, where they
-  are empty.
+def resolve(config: Config) -> None:
+  """Fills empty config.base, instruct and data.template from the pair that config.pair names.
 
   Raises:
     InputError: there is no such pair, or it can be grafted only; says why.

@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from shadowft_jax.hf import names
 from shadowft_jax import files
-from shadowft_jax.hf import hub, safetensors
+from shadowft_jax.errors import InputError, listing
+from shadowft_jax.hf import hub, names, safetensors
 from shadowft_jax.hf.folder import ModelFolder, open_model
 from shadowft_jax.pairs import check, findings, gap
-from shadowft_jax.runs import pictures
-from shadowft_jax.errors import InputError, listing
 from shadowft_jax.progress import say
+from shadowft_jax.runs import pictures
 
 VIEWED = 64  # rows and columns that weights.png shows
 COLUMNS = (
@@ -91,7 +90,7 @@ def record(
     "settings": {"close": gap.CLOSE, "arithmetic": "|B - I| in float32, sums in float64"},
     "readings": gap.readings(rows),
     "reading_is": gap.READINGS,
-    "reference": gap.REFERENCES.get(pair),
+    "reference": gap.REFERENCES.get(pair or ""),
     "modules": of_parts(gap.by_module(rows)),
     "layers": of_parts(gap.by_layer(rows)),
     "tensors": [
@@ -143,8 +142,7 @@ def pick(base: ModelFolder, instruct: ModelFolder, pattern: str | None = None) -
   """The name of the matrix that weights.png shows; None where none can be compared.
 
   Args:
-    base: a folder that was read.
-    instruct: another.
+    base, instruct: the two models.
     pattern: a regex over names; by default a q_proj, else any matrix, of the first layer.
 
   Raises:
@@ -183,7 +181,8 @@ def draw(base: ModelFolder, instruct: ModelFolder, name: str, path: pathlib.Path
   blocks = [corner(side.tensors[name]) for side in (base, instruct)]
   size = " x ".join(map(str, blocks[0].shape))
   pictures.plot_weights(
-    *blocks,
+    blocks[0],
+    blocks[1],
     f"{name}: the first {size} weights of {base.directory} and "
     f"{instruct.directory}; the difference is enlarged {pictures.FACTOR} times",
     path,

@@ -1,4 +1,4 @@
-"""What the tokenizers, chat templates and token rows of a pair have in common."""
+"""The check of the tokenizers, chat templates and token rows of a pair."""
 
 import numpy as np
 

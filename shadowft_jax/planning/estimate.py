@@ -1,4 +1,4 @@
-"""What a training step costs, by arithmetic: bytes a device, products, bytes moved, seconds.
+"""The cost of a training step, by arithmetic: bytes a device, products, bytes moved, seconds.
 
 The bytes of Base, delta, optimizer and gradients are exact; the rest is an estimate.
 """
@@ -6,16 +6,20 @@ The bytes of Base, delta, optimizer and gradients are exact; the rest is an esti
 import dataclasses
 import math
 import re
+from typing import Any
 
 import jax
 
 from shadowft_jax import sharding, tree
+from shadowft_jax.models.config import DecoderConfig
+from shadowft_jax.planning.topologies import Accelerator
 
+Run = Any  # a `shapes.Run`, which needs the training step, as nothing here does
 TABLE = "model/embed_tokens/embedding"  # a tied model's head, too
-# What good kernels reach, of an accelerator's peak: of products, of its memory, of its links.
+# The share of an accelerator's peak that good kernels reach: products, memory, links.
 EFFICIENCY = {"products": 0.55, "memory": 0.8, "links": 0.7}
 HOST_LINK = 50e9  # bytes a second and device between hosts: 400 Gb/s each
-# What is not the program's: a driver's context, the buffers of collectives, fragments.
+# Bytes that are not the program's: a driver's context, buffers of collectives, fragments.
 RESERVED = {"cuda": 2 * 2**30, "tpu": 2**29}
 
 
@@ -24,18 +28,18 @@ class Work:
   """Floating-point operations of a token, a multiply-add counted as two.
 
   Attributes:
-    useful: what the loss asks for: forward, and the gradients that are wanted.
-    executed: what is computed: with what the backward pass computes again.
+    useful: those of the forward pass and of the gradients that are needed.
+    executed: those and the ones that the backward pass computes again.
   """
 
   useful: float
   executed: float
 
 
-def multiplied(run):
+def multiplied(run: Run) -> dict[str, float]:
   """{leaf name: weights that a token is multiplied with}, of the frozen model and the adapter.
 
-  Of experts, those that a token is given to.
+  Only the experts that a token is given to count.
   """
   cfg = run.loss.model.cfg
 
@@ -50,7 +54,7 @@ def multiplied(run):
   }
 
 
-def attention_flops(cfg, length):
+def attention_flops(cfg: DecoderConfig, length: int) -> float:
   """Operations of a token's attention, forward: every example as long as its row."""
   seen = [
     length / 2 if w is None or w >= length else w * (1 - w / (2 * length)) for w in cfg.windows
@@ -58,15 +62,15 @@ def attention_flops(cfg, length):
   return 4 * cfg.num_attention_heads * cfg.head_dim * sum(seen)
 
 
-def work(run, length=None):
+def work(run: Run, length: int | None = None) -> Work:
   """The Work of a token of an example of `length` tokens; None: as long as a row."""
   model, trained = run.loss.model, run.trained_names
   again = model.remat == "full"
-  useful = executed = 0
+  useful = executed = 0.0
   for name, weights in multiplied(run).items():
     passes = 2 + (name in trained or not name.endswith("kernel") and name != TABLE)
     useful += 2 * weights * passes
-    # Whatever is kept of the blocks, the logits are made again for the gradient of the head.
+    # The gradient of the head needs the logits again, whatever is kept of the blocks.
     executed += 2 * weights * (passes + (again if "/layers/" in name else name in trained))
   attention = attention_flops(model.cfg, length or run.batch["token"].shape[1])
   # Backward: five products to the forward pass's two, one of them made again.
@@ -91,12 +95,12 @@ def _widths(run):
   return inner / _ways(run, "tensor"), cfg.vocab_size / _ways(run, "tensor")
 
 
-def _head_learns(run):
+def _head_is_trained(run):
   tied = run.loss.model.cfg.tie_word_embeddings
   return (TABLE if tied else "lm_head/kernel") in run.trained_names
 
 
-def activations(run):
+def activations(run: Run) -> float:
   """Bytes a device that the forward pass keeps for the backward pass."""
   model = run.loss.model
   tokens = math.prod(run.batch["token"].sharding.shard_shape(run.batch["token"].shape))
@@ -109,14 +113,16 @@ def activations(run):
   return kept * tokens * model.cfg.num_hidden_layers * model.dtype.itemsize
 
 
-def temporaries(run):
-  """Bytes a device beside what is kept: the most of the loss's chunk and of a block."""
+def temporaries(run: Run) -> float:
+  """Bytes a device beside the `activations`: the larger of a chunk of the loss and a block."""
   model, chunk, trained = run.loss.model, run.loss.chunk, run.trained_names
   cfg, size = model.cfg, model.dtype.itemsize
   rows, length = run.batch["token"].sharding.shard_shape(run.batch["token"].shape)
   inner, vocabulary = _widths(run)
   head = cfg.hidden_size * vocabulary
-  loss = head * (size + 4 * _head_learns(run)) + 2.5 * 4 * rows * min(chunk, length) * vocabulary
+  loss = (
+    head * (size + 4 * _head_is_trained(run)) + 2.5 * 4 * rows * min(chunk, length) * vocabulary
+  )
   block = {
     n: x.size / x.shape[0] / _ways(run, "tensor")
     for n, x in tree.names(run.base).items()
@@ -126,8 +132,8 @@ def temporaries(run):
   return max(loss, gathered + (6 * cfg.hidden_size + 3 * inner) * rows * length * size)
 
 
-def memory(run, compiled=None):
-  """{part: bytes a device}; what is beside the arrays by `shapes.compiled`, or estimated."""
+def memory(run: Run, compiled: Any = None) -> dict[str, float]:
+  """{part: bytes a device}; all but the arrays by a `shapes.Compiled`, or estimated."""
   parts = {
     "Base": run.base,
     "delta": run.state.delta,
@@ -144,11 +150,11 @@ def memory(run, compiled=None):
 
 @dataclasses.dataclass(frozen=True)
 class Seconds:
-  """Of one micro-batch by what bounds it, and of the update.
+  """The time of one micro-batch by its bound, and of the update.
 
   Attributes:
-    links: weights and gradients sent while something else is computed.
-    waits: sums over the mesh axis tensor and keys over context, which the next product needs.
+    links: to send weights and gradients while something else is computed.
+    waits: for sums over the mesh axis tensor and keys over context, which the next product needs.
   """
 
   products: float
@@ -158,24 +164,27 @@ class Seconds:
   update: float
 
   @property
-  def microbatch(self):
+  def microbatch(self) -> float:
+    """Seconds a micro-batch."""
     return max(self.products, self.memory, self.links) + self.waits
 
   @property
-  def bound(self):
-    """The name of what takes longest."""
+  def bound(self) -> str:
+    """The name of the part that takes longest."""
     return max(("products", "memory", "links"), key=lambda n: getattr(self, n))
 
 
-def seconds(run, accelerator, link):
+def seconds(run: Run, accelerator: Accelerator, link: float) -> Seconds:
   """The roofline of a step on `accelerator`; `link`: bytes a second to others, in one direction."""
   tokens = run.batch["token"].size
   products = work(run).executed * tokens / run.mesh.size / accelerator.flops
   state = 2 * sharding.bytes_per_device(run.state) + sharding.bytes_per_device(run.grads)
+  links, waits = (sent / link / EFFICIENCY["links"] for sent in _sent(run))
   return Seconds(
     products / EFFICIENCY["products"],
     _read(run) / accelerator.bandwidth / EFFICIENCY["memory"],
-    *(sent / link / EFFICIENCY["links"] for sent in _sent(run)),
+    links,
+    waits,
     state / accelerator.bandwidth / EFFICIENCY["memory"],
   )
 
@@ -212,7 +221,8 @@ def _sent(run):
   head, chunks = cfg.hidden_size * vocabulary, math.ceil(length / run.loss.chunk)
   trained = any("/layers/" in n for n in trained)
   sent = apart("fsdp") * (
-    size * _block_weights(run) * (2 + trained) + chunks * head * (2 * size + 4 * _head_learns(run))
+    size * _block_weights(run) * (2 + trained)
+    + chunks * head * (2 * size + 4 * _head_is_trained(run))
   )
   sent += apart("data") * 2 * sharding.bytes_per_device(run.grads)
   token = size * rows * length * cfg.num_hidden_layers  # one number a token and layer
@@ -221,14 +231,14 @@ def _sent(run):
   return sent, token * (apart("tensor") * sums + apart("context") * keys)
 
 
-def disk(run):
-  """{what: bytes} that a run needs on disk; released weights have two bytes each."""
+def disk(run: Run) -> dict[str, int]:
+  """{part: bytes} that a run needs on disk; released weights have two bytes each."""
   weights = 2 * tree.size(run.base)
   state, delta = (
     sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
     for shapes in (run.state, run.state.delta)
   )
-  # While a third is written, the newest and the best lie there.
+  # The newest and the best are there while a third is written.
   return {
     "Base": weights,
     "Instruct": weights,

@@ -1,4 +1,4 @@
-"""Plans as text: memory, time and disk of a run, and what to do where it does not fit."""
+"""Plans as text: memory, time and disk of a run, and the remedies where it does not fit."""
 
 from collections.abc import Sequence
 import math
@@ -9,6 +9,7 @@ from shadowft_jax import tree
 from shadowft_jax.data import dataset
 from shadowft_jax.planning import estimate, search
 from shadowft_jax.errors import InputError
+from shadowft_jax.presets import Config
 
 GIB = 2**30
 NAMED = {"products": "matrix products", "memory": "device memory", "links": "links"}
@@ -22,7 +23,7 @@ class Rows(NamedTuple):
   source: str  # how that is known
 
 
-def rows_of(config: Any, tokens: int) -> Rows:
+def rows_of(config: Config, tokens: int) -> Rows:
   """The rows of a config's data, or of an epoch of so many tokens where they are not 0."""
   length = config.data.max_length
   if tokens:

@@ -1,14 +1,17 @@
-"""Plans: a configuration on a topology, what would make one fit, and the fastest that does."""
+"""Plans: a configuration on a topology, changes that make one fit, and the fastest that does."""
 
+from collections.abc import Iterator, Mapping
 import dataclasses
 import itertools
 import math
+from typing import Any
 
 from shadowft_jax import models, presets, sharding
 from shadowft_jax.learning import kernels
 from shadowft_jax.planning import estimate, shapes as ahead, topologies
 from shadowft_jax.errors import InputError
 from shadowft_jax.models.decoder import REMAT
+from shadowft_jax.presets import Config
 
 COMPILED_AT_MOST = 6  # configurations of a search
 NEAR = 1.15  # of the capacity: an estimate within it is worth compiling
@@ -22,55 +25,64 @@ class Plan:
   Attributes:
     memory: {part: bytes a device}.
     compiled: whether `memory` is by a compiler.
-    refused: what a compiler said that found too little memory, or "".
+    refused: the message of a compiler that found too little memory, or "".
   """
 
-  config: object
+  config: Config
   accelerator: topologies.Accelerator
   hosts: int
   run: ahead.Run
-  memory: dict
+  memory: dict[str, float]
   compiled: bool = False
   refused: str = ""
 
   @property
-  def total(self):
+  def total(self) -> float:
     """Bytes a device."""
     return sum(self.memory.values())
 
   @property
-  def capacity(self):
+  def capacity(self) -> int:
     """Bytes a device that a run may take."""
     return self.accelerator.memory - estimate.RESERVED[self.accelerator.platform]
 
   @property
-  def fits(self):
+  def fits(self) -> bool:
+    """Whether the devices have the memory, by the compiler or the estimate."""
     return not self.refused and self.total <= self.capacity
 
   @property
-  def link(self):
+  def link(self) -> float:
     """Bytes a second to other devices, in one direction."""
     return estimate.HOST_LINK if self.hosts > 1 else self.accelerator.link / 2
 
   @property
-  def seconds(self):
+  def seconds(self) -> estimate.Seconds:
     """See `estimate.Seconds`."""
     return estimate.seconds(self.run, self.accelerator, self.link)
 
   @property
-  def seconds_a_row(self):
+  def seconds_a_row(self) -> float:
+    """Seconds of a micro-batch, divided by its rows."""
     return self.seconds.microbatch / self.config.rows
 
 
-def make(config, hf, topology, *, compile=True, shapes=None):
+def make(
+  config: Config,
+  hf: Mapping[str, Any],
+  topology: str,
+  *,
+  compile: bool = True,
+  shapes: ahead.Shapes | None = None,
+) -> Plan:
   """The Plan of a config for the model of config.json `hf`.
 
   Args:
-    compile: asks the compiler, where this environment has one.
+    compile: compiles the step, where this environment has the compiler.
     shapes: `shapes.shapes_of` the config, where they are known.
 
   Raises:
-    InputError: the topology, model or mesh cannot be.
+    InputError: the topology or mesh is invalid, or the model not ported.
   """
   accelerator, shape = topologies.parse(topology)
   hosts = shape[0] if accelerator.platform == "cuda" and len(shape) == 2 else 1
@@ -102,18 +114,18 @@ def make(config, hf, topology, *, compile=True, shapes=None):
     return dataclasses.replace(plan, memory=memory, compiled=True, refused=str(error))
 
 
-def changed(config, **fields):
+def changed(config: Config, **fields: Any) -> Config:
   """A copy of a config with `fields`, by their dotted names, set."""
   config = config.copy_and_resolve_references()
   config.update_from_flattened_dict(fields)
   return config
 
 
-def remedies(plan, hf, topology):
-  """What would make a plan fit, by estimate: the fewest changes of the config, or more devices."""
+def remedies(plan: Plan, hf: Mapping[str, Any], topology: str) -> list[str]:
+  """The fewest changes of the config that make a plan fit, by estimate; or more devices."""
   mesh, now = plan.run.mesh.shape, presets.flat(plan.config.to_dict())
   ways = mesh["data"] * mesh["fsdp"]
-  changes = [
+  changes: list[dict[str, Any]] = [
     {"remat": "full"},
     {"rows": ways},
     {"mesh.data": 1, "mesh.fsdp": ways},
@@ -126,7 +138,7 @@ def remedies(plan, hf, topology):
   def estimated(config):
     return make(config, hf, topology, compile=False).total
 
-  unseen = plan.total - estimated(plan.config)  # what the estimate does not know
+  unseen = plan.total - estimated(plan.config)  # bytes that the estimate does not count
   for count in range(1, len(changes) + 1):
     found = []
     for chosen in itertools.combinations(changes, count):
@@ -144,7 +156,7 @@ def remedies(plan, hf, topology):
   return [f"{math.ceil(plan.run.mesh.size * arrays / room)} such devices or more"]
 
 
-def candidates(config, count):
+def candidates(config: Config, count: int) -> Iterator[Config]:
   """Configs of other micro-batches, remat policies and mesh shapes for `count` devices."""
   context = config.mesh.get("context", 1)
   for tensor, data in itertools.product((1, 2, 4, 8), (1, 2, 4, 8)):
@@ -164,13 +176,14 @@ def candidates(config, count):
       )
 
 
-def search(config, hf, topology):
+def search(config: Config, hf: Mapping[str, Any], topology: str) -> list[Plan]:
   """Plans tried, the last of them the fastest that fits, if any does.
 
   All candidates are estimated, and those that may fit compiled in the order of their speed.
   """
   accelerator, shape = topologies.parse(topology)
-  plans, shapes = [], ahead.shapes_of(config, hf)
+  plans: list[Plan] = []
+  shapes = ahead.shapes_of(config, hf)
   for candidate in candidates(config, math.prod(shape)):
     try:
       plans.append(make(candidate, hf, topology, compile=False, shapes=shapes))
@@ -185,7 +198,7 @@ def search(config, hf, topology):
   likely = sorted(likely, key=lambda p: p.seconds_a_row) or [min(plans, key=lambda p: p.total)]
   if not can:
     return likely[:1]
-  tried = []
+  tried: list[Plan] = []
   for plan in likely[:COMPILED_AT_MOST]:
     tried.append(make(plan.config, hf, topology))
     if tried[-1].fits:
@@ -193,7 +206,7 @@ def search(config, hf, topology):
   return tried
 
 
-def flags_of(plan):
-  """The flags that set what a search tries."""
+def flags_of(plan: Plan) -> list[str]:
+  """The flags that set the fields of a search as in this plan."""
   now = presets.flat(plan.config.to_dict())
   return [f"--config.{name}={now[name]}" for name in FIELDS]

@@ -1,8 +1,9 @@
-"""A run as shapes: what a step is given, where it lies, and what a compiler says of it.
+"""A run as shapes: a step's arguments and their shardings, and the memory its programs take.
 
-Nothing is allocated, and no accelerator is asked.
+Nothing is allocated, and no accelerator is needed.
 """
 
+from collections.abc import Mapping
 import dataclasses
 import re
 from typing import Any
@@ -10,25 +11,28 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from shadowft_jax import delta as delta_lib, models, presets, sharding, tree
 from shadowft_jax.learning import optim, step
+from shadowft_jax.presets import Config
+from shadowft_jax.sharding import AnyMesh
+from shadowft_jax.tree import Delta, Params
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """What `step.accumulate` and `step.update` are given, as ShapeDtypeStruct with shardings."""
+  """Arguments of `step.accumulate` and `step.update`, as ShapeDtypeStruct with shardings."""
 
   loss: step.Loss
-  tx: Any
-  base: Any
+  tx: Any  # an optax.GradientTransformation
+  base: Params
   state: step.TrainState
-  grads: Any
-  batch: Any
+  grads: Delta
+  batch: dict[str, jax.ShapeDtypeStruct]
 
   @property
-  def mesh(self) -> Any:
+  def mesh(self) -> AnyMesh:
     """The mesh that everything lies on."""
     return self.batch["token"].sharding.mesh
 
@@ -40,15 +44,15 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-  """What a run's arrays are whatever the mesh and the micro-batch."""
+  """The shapes of a run's arrays, which no mesh or micro-batch changes."""
 
-  tx: Any
-  base: Any
+  tx: Any  # an optax.GradientTransformation
+  base: Params
   state: step.TrainState
 
 
-def shapes_of(config, hf):
-  """The Shapes of a config; `hf` is config.json of the model that learns.
+def shapes_of(config: Config, hf: Mapping[str, Any]) -> Shapes:
+  """The Shapes of a config; `hf` is config.json of the model that is trained.
 
   Raises:
     InputError: the model is not ported.
@@ -61,13 +65,14 @@ def shapes_of(config, hf):
   return Shapes(tx, base, jax.eval_shape(lambda: step.begin(config, base, tx)))
 
 
-def abstract_run(config, hf, mesh, shapes=None):
+def abstract_run(
+  config: Config, hf: Mapping[str, Any], mesh: AnyMesh, shapes: Shapes | None = None
+) -> Run:
   """The run of a config.
 
   Args:
     config: see presets.py; `attention` names a backend.
-    hf: config.json of the model that learns.
-    mesh: a Mesh or an AbstractMesh.
+    hf: config.json of the model that is trained.
     shapes: `shapes_of` the config, where they are known.
 
   Raises:
@@ -89,7 +94,7 @@ def abstract_run(config, hf, mesh, shapes=None):
       sharding.of(tree_, mesh),
     )
 
-  names = dict.fromkeys(("token", "segment", "position", "answer"), jnp.int32)
+  names: dict[str, Any] = dict.fromkeys(("token", "segment", "position", "answer"), jnp.int32)
   if presets.is_paired(config) and config.dpo.reference == "precomputed":
     names["reference"] = jnp.float32
   batch = {
@@ -111,7 +116,7 @@ def abstract_run(config, hf, mesh, shapes=None):
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-  """What a compiler says of the two programs of a step, in bytes a device.
+  """The memory of a step's two programs by a compiler, in bytes a device.
 
   Attributes:
     gradients: temporaries of `step.accumulate`.
@@ -125,15 +130,15 @@ class Compiled:
 
 
 class DoesNotFit(Exception):
-  """The compiler itself found too little memory; holds its words, and the bytes it asked for."""
+  """The compiler itself found too little memory; has its message, and the bytes it needed."""
 
-  def __init__(self, words):
+  def __init__(self, words: str) -> None:
     super().__init__(words)
     found = re.search(r"Used ([\d.]+)([GM]) of", words)
     self.bytes = int(float(found[1]) * 2 ** {"G": 30, "M": 20}[found[2]]) if found else None
 
 
-def compiled(run):
+def compiled(run: Run) -> Compiled:
   """Compiles both programs of a step for the devices of the run's mesh.
 
   Raises:
@@ -145,6 +150,7 @@ def compiled(run):
     sums,
     sharding.of(sums, run.mesh),
   )
+  assert isinstance(run.mesh, Mesh)  # with devices to compile for
   with jax.set_mesh(run.mesh), nn.logical_axis_rules(sharding.ACTIVATIONS):
     try:
       programs = [
@@ -157,7 +163,8 @@ def compiled(run):
       if "RESOURCE_EXHAUSTED" in str(error):
         raise DoesNotFit(str(error)) from error
       raise
-  first, second = (p.memory_analysis() for p in programs)
+  memory: list[Any] = [p.memory_analysis() for p in programs]  # both compilers have it
+  first, second = memory
   return Compiled(
     first.temp_size_in_bytes,
     second.temp_size_in_bytes,

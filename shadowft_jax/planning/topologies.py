@@ -1,4 +1,4 @@
-"""Accelerators by name, and their devices as a compiler sees them where none is at hand."""
+"""Accelerators by name, and their devices as a compiler sees them where there are none."""
 
 import dataclasses
 import importlib.util
@@ -11,7 +11,7 @@ from jax.experimental import topologies
 from shadowft_jax.errors import InputError, listing
 
 GIB = 2**30
-# What the compiler must know of a GPU.  Limits of the A100: NVIDIA's CUDA programming guide,
+# The compiler's description of a GPU.  Limits of the A100: NVIDIA's CUDA programming guide,
 # compute capabilities 8.0 and 9.0.
 GPU_TARGET = """gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
@@ -38,7 +38,7 @@ HOPPER = dict(
 
 @dataclasses.dataclass(frozen=True)
 class Accelerator:
-  """One device of a kind; what differs from chip to chip is left out.
+  """One device of a kind, without the values that differ from chip to chip.
 
   Attributes:
     kind: jax's `device_kind`.
@@ -48,7 +48,7 @@ class Accelerator:
     bandwidth: bytes a second from device memory.
     link: bytes a second to the other devices of a host (NVLink) or slice (ICI), both
       directions added.
-    target: what `GPU_TARGET` needs beside; empty for a TPU.
+    target: the other fields of `GPU_TARGET`; empty for a TPU.
   """
 
   kind: str
@@ -57,11 +57,11 @@ class Accelerator:
   flops: float
   bandwidth: float
   link: float
-  target: tuple = ()
+  target: tuple[tuple[str, float], ...] = ()
 
   @property
-  def description(self):
-    """The GPU as the compiler's text format has it."""
+  def description(self) -> str:
+    """The GPU in the compiler's text format."""
     return GPU_TARGET.format(
       kind=self.kind, memory=self.memory, bandwidth=int(self.bandwidth), **dict(self.target)
     )
@@ -72,7 +72,7 @@ def _gpu(kind, memory, flops, bandwidth, link, target):
 
 
 # Sources: NVIDIA's data sheets of the A100 80 GB SXM, H100 SXM and H200 SXM (memory in bytes as
-# the driver tells it); Google's pages "TPU v5e", "TPU v5p" and "TPU v6e" of its documentation.
+# the driver says); Google's pages "TPU v5e", "TPU v5p" and "TPU v6e" of its documentation.
 KNOWN = {
   "a100-80gb": _gpu("NVIDIA A100-SXM4-80GB", 84929347584, 312e12, 2.039e12, 600e9, AMPERE),
   "h100-80gb": _gpu("NVIDIA H100 80GB HBM3", 84929347584, 989.4e12, 3.35232e12, 900e9, HOPPER),
@@ -81,7 +81,7 @@ KNOWN = {
   "v5p": Accelerator("TPU v5", "tpu", 95 * GIB, 459e12, 2.765e12, 1200e9),
   "v6e": Accelerator("TPU v6 lite", "tpu", 32 * GIB, 918e12, 1.64e12, 800e9),
 }
-# What libtpu asks of the machine that it would run on.
+# The environment that libtpu expects on a machine with a TPU.
 TPU_ABSENT = {
   "TPU_SKIP_MDS_QUERY": "1",
   "TPU_ACCELERATOR_TYPE": "v5e-4",
@@ -91,21 +91,19 @@ TPU_ABSENT = {
 COMPILER = {"cuda": ("jax_cuda13_plugin", "jax_cuda12_plugin"), "tpu": ("libtpu",)}
 
 
-def parse(topology):
+def parse(topology: str) -> tuple[Accelerator, tuple[int, ...]]:
   """ "a100-80gb:2x8" -> (Accelerator, (2, 8)): hosts by GPUs a host, or a TPU slice's chips.
 
   Raises:
-    InputError: an unknown name, or a shape that is none.
+    InputError: an unknown name, or an invalid shape.
   """
   name, _, shape = topology.partition(":")
   if name not in KNOWN:
     raise InputError(
       f"topology {topology!r} names no known accelerator; known are" + listing(KNOWN)
     )
-  found, axes = (
-    KNOWN[name],
-    ("GPUs", "HOSTSxGPUs") if KNOWN[name].platform == "cuda" else ("XxY", "XxYxZ"),
-  )
+  found = KNOWN[name]
+  axes = ("GPUs", "HOSTSxGPUs") if found.platform == "cuda" else ("XxY", "XxYxZ")
   sizes = tuple(map(int, shape.split("x"))) if re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) else ()
   if len(sizes) not in [a.count("x") + 1 for a in axes]:
     raise InputError(
@@ -115,15 +113,15 @@ def parse(topology):
   return found, sizes
 
 
-def has_compiler(accelerator):
+def has_compiler(accelerator: Accelerator) -> bool:
   """Whether this environment can compile for it."""
   return any(importlib.util.find_spec(module) for module in COMPILER[accelerator.platform])
 
 
-def mesh_devices(topology):
+def mesh_devices(topology: str) -> list[jax.Device]:
   """The abstract devices of a topology, such as "a100-80gb:8", "v5p:2x2x1", in a list.
 
-  A mesh of them serves to lower and compile; nothing runs on them.
+  A mesh of them is for lowering and compiling only; nothing runs on them.
 
   Raises:
     InputError: a topology that `parse` refuses or the compiler does not know; or the compiler

@@ -2,20 +2,11 @@
 
 import os
 import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-PACKAGES = (
-  "shadowft_jax",
-  "jax",
-  "jaxlib",
-  "flax",
-  "optax",
-  "orbax-checkpoint",
-  "transformers",
-  "safetensors",
-  "numpy",
-)
 # The panels of a graft's picture: the key of a number, the label, the colours, their range.
 PANELS = (
   ("delta_norm", "norm of the delta $\\Delta$", "viridis", 0, None),
@@ -28,7 +19,7 @@ FACTOR = 10  # by which the difference of weights is enlarged in their picture
 
 
 def _pyplot():
-  """matplotlib.pyplot for files alone; imported late, since a graft need not wait for it."""
+  """matplotlib.pyplot for files only; imported late, since a graft need not wait for it."""
   import matplotlib
 
   matplotlib.use("Agg")
@@ -37,9 +28,13 @@ def _pyplot():
   return plt
 
 
-def plot_loss(records, path, unit="answer token"):
-  """Draws training and validation loss over the steps of `records` (metrics.jsonl) as PNG; `unit`
-  is what the loss is a mean over."""
+def plot_loss(
+  records: Sequence[Mapping[str, Any]], path: str | os.PathLike, unit: str = "answer token"
+) -> None:
+  """Draws training and validation loss over the steps of `records` (metrics.jsonl) as PNG.
+
+  The loss is a mean over `unit`s.
+  """
   plt = _pyplot()
   figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
   for key, label, style in (
@@ -58,13 +53,21 @@ def plot_loss(records, path, unit="answer token"):
   plt.close(figure)
 
 
-def plot_gap(cells, layers, readings, title, path):
+def plot_gap(
+  cells: Mapping[tuple[str, int], float],
+  layers: Mapping[int, float],
+  readings: Mapping[str, float | None],
+  title: str,
+  path: str | os.PathLike,
+) -> None:
   """Draws the gap ratio of a pair as PNG: by layer and module type, and by layer.
 
   Args:
     cells: {(module type, layer): ratio}.
     layers: {layer: ratio}.
     readings: {name: ratio} of the whole pair; level lines.
+    title: of the picture.
+    path: the file to write.
   """
   plt = _pyplot()
   modules, numbers = list(dict.fromkeys(m for m, _ in cells)), list(layers)
@@ -154,11 +157,15 @@ def plot_survival(
   plt.close(figure)
 
 
-def plot_weights(base, instruct, title, path):
+def plot_weights(
+  base: np.ndarray, instruct: np.ndarray, title: str, path: str | os.PathLike
+) -> None:
   """Draws two matrices and FACTOR times their difference as surfaces, all by magnitude, as PNG.
 
   Args:
-    base, instruct: [rows, columns], of one tensor's rows and columns from the first.
+    base, instruct: [rows, columns], the first rows and columns of one tensor.
+    title: of the picture.
+    path: the file to write.
   """
   plt = _pyplot()
   drawn = {

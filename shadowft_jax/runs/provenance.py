@@ -1,4 +1,4 @@
-"""Where a result came from: the digest of every input file, and the versions that made it."""
+"""The origin of a result: the digest of every input file, and the versions that made it."""
 
 import concurrent.futures
 import functools
@@ -42,11 +42,12 @@ def _sha256(path: str, size: int, mtime_ns: int) -> str:
 def provenance(
   inputs: Mapping[str, Iterable[str | os.PathLike]], *, seed: int | None
 ) -> dict[str, Any]:
-  """Digest of every input file, versions of what made the run, and its seed.
+  """The digest of every input file, the versions of the packages, and the seed.
 
   Args:
-    inputs: {role: files or folders}; all files directly in a folder count; what is neither, such
-      as an id of the hub, has the digest None.
+    inputs: {role: files or folders}; all files directly in a folder count; anything else, such as
+      an id of the hub, has the digest None.
+    seed: of the run; None where there is none.
   """
   found: dict[str, dict[str, pathlib.Path]] = {}
   for role, group in inputs.items():

@@ -10,14 +10,14 @@ from typing import Any
 
 from shadowft_jax import files, hosts
 from shadowft_jax.errors import InputError, listing
-from shadowft_jax.presets import flat
+from shadowft_jax.presets import Config, flat
 from shadowft_jax.progress import say
 from shadowft_jax.runs import metrics, pictures, provenance
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """The folder of a run and what lies where in it."""
+  """The folder of a run and the places of its files."""
 
   directory: pathlib.Path
 
@@ -54,7 +54,8 @@ class Run:
     Args:
       losses: the last metrics.
       inputs: see `provenance.provenance`.
-      unit: what the loss is a mean over.
+      seed: of the run.
+      unit: the loss is a mean over these.
     """
     if hosts.is_first():
       records = metrics.append(self.directory, losses)
@@ -70,7 +71,7 @@ class Run:
 
 
 @contextlib.contextmanager
-def open_run(config: Any, workdir: str | os.PathLike) -> Iterator[Run]:
+def open_run(config: Config, workdir: str | os.PathLike) -> Iterator[Run]:
   """Yields the run of `config` in `workdir`: a new one, or the one that is there.
 
   Raises:
@@ -88,12 +89,12 @@ def open_run(config: Any, workdir: str | os.PathLike) -> Iterator[Run]:
   yield run
 
 
-def _claim(workdir: pathlib.Path, config: Any) -> None:
+def _claim(workdir: pathlib.Path, config: Config) -> None:
   """Makes `workdir` the folder of a run of `config`, or finds that it is."""
   mine = json.loads(config.to_json_best_effort())
   path = workdir / "config.json"
   there = [p.name for p in workdir.iterdir()] if workdir.is_dir() else []
-  # What an interrupted write left of a file is not the user's.
+  # The rest of an interrupted write is not the user's.
   there = [name for name in there if not name.endswith(".part")]
   if not there or there == [path.name]:
     if hosts.is_first():
