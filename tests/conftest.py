@@ -28,6 +28,9 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(PROGRAMS)
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+# A plugin may have imported jax before; the flags above cost much without this.
+jax.config.update("jax_disable_most_optimizations", True)
+
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 

@@ -74,8 +74,8 @@ def check(plan: Plan, is_cut: bool) -> None:
 
 def low_ranks(target: Target) -> list[LowRank]:
   """The parts of a target that are adapters'."""
-  parts: list[LowRank] = [p for p in target.parts if isinstance(p, LowRank)]  # type: ignore[misc]
-  return parts  # a Protocol and a NamedTuple are not seen to meet
+  parts: tuple[object, ...] = target.parts
+  return [p for p in parts if isinstance(p, LowRank)]
 
 
 def module(plan: Plan, target: Target) -> str | None:

@@ -224,19 +224,3 @@ def save_dense(directory: StrPath, dense_tree: Params, *, overwrite: bool = Fals
   with files.folder(directory, overwrite=overwrite) as making:
     fresh = making.directory
     arrays.write(fresh, "delta", dense_tree, str, DENSE_METADATA, MAX_SHARD)
-
-
-def _check_rank(directory, named, rank):
-  """Checks that every module has both factors, of the one rank that the config tells."""
-  bad = [
-    f"{name}: rank {x.shape[-1 if name.endswith('/a') else -2]}"
-    for name, x in named.items()
-    if x.shape[-1 if name.endswith("/a") else -2] != rank
-  ]
-  for name in named:
-    if (twin := name[:-1] + {"a": "b", "b": "a"}[name[-1]]) not in named:
-      bad.append(f"{twin}: missing")
-  if bad:
-    raise InputError(
-      f"{directory}: an adapter needs A and B of rank {rank} in every module:{listing(bad)}"
-    )
