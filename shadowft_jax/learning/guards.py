@@ -3,7 +3,7 @@
 import math
 
 import jax
-from orbax.checkpoint.v1.training import Checkpointer
+from orbax.checkpoint import v1 as ocp
 
 from shadowft_jax import delta as delta_lib
 from shadowft_jax.data.dataset import Dataset
@@ -30,7 +30,7 @@ def check_graft(config: Config, base: Params, instruct: ModelFolder) -> None:
   delta_lib.grafted_names(delta, weights.abstract_model(instruct)[1], config.graft.match)
 
 
-def check_finite(metrics: dict[str, float], number: int, saved: Checkpointer) -> None:
+def check_finite(metrics: dict[str, float], number: int, saved: ocp.training.Checkpointer) -> None:
   """Raises FloatingPointError where a metric of step `number` is inf or NaN.
 
   Args:
