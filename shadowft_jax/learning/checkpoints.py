@@ -1,34 +1,35 @@
 """The checkpoints of a run: the newest and the best, from which it resumes."""
 
 import pathlib
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
 State = TypeVar("State")  # a tree of arrays
+Checkpointer: TypeAlias = ocp.training.Checkpointer
 _keep = ocp.training.preservation_policies
 
 
-def open_checkpoints(directory: pathlib.Path) -> ocp.training.Checkpointer:
+def open_checkpoints(directory: pathlib.Path) -> Checkpointer:
   """An orbax Checkpointer that keeps the newest checkpoint and the one of lowest "loss"."""
   best = _keep.BestN(
     get_metric_fn=lambda m: m["loss"], reverse=True, n=1, keep_checkpoints_without_metrics=False
   )
-  return ocp.training.Checkpointer(
+  return Checkpointer(
     directory.resolve(),
     cleanup_tmp_directories=True,
     preservation_policy=_keep.AnyPreservationPolicy([_keep.LatestN(n=1), best]),
   )
 
 
-def save(checkpoints: ocp.training.Checkpointer, state: Any, step: int, loss: float | None) -> None:
+def save(checkpoints: Checkpointer, state: Any, step: int, loss: float | None) -> None:
   """Writes `state` under `step`; `loss` decides which checkpoint is the best."""
   metrics = None if loss is None else {"loss": loss}
   checkpoints.save(step, state, metrics=metrics)
 
 
-def restore(checkpoints: ocp.training.Checkpointer, like: State, step: int | None = None) -> State:
+def restore(checkpoints: Checkpointer, like: State, step: int | None = None) -> State:
   """The state saved at `step` (None: the newest), typed and sharded as `like`."""
   abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
@@ -36,7 +37,7 @@ def restore(checkpoints: ocp.training.Checkpointer, like: State, step: int | Non
   return checkpoints.load(step, abstract)
 
 
-def best_step(checkpoints: ocp.training.Checkpointer) -> int | None:
+def best_step(checkpoints: Checkpointer) -> int | None:
   """The step of the lowest "loss", or the newest where none was measured; None if empty."""
   measured = [c for c in checkpoints.checkpoints if c.metrics]
   if measured:

@@ -3,13 +3,13 @@
 import math
 
 import jax
-from orbax.checkpoint import v1 as ocp
 
 from shadowft_jax import delta as delta_lib
 from shadowft_jax.data.dataset import Dataset
 from shadowft_jax.errors import InputError
 from shadowft_jax.hf import weights
 from shadowft_jax.hf.folder import ModelFolder
+from shadowft_jax.learning.checkpoints import Checkpointer
 from shadowft_jax.presets import Config
 from shadowft_jax.tree import Params
 
@@ -30,7 +30,7 @@ def check_graft(config: Config, base: Params, instruct: ModelFolder) -> None:
   delta_lib.grafted_names(delta, weights.abstract_model(instruct)[1], config.graft.match)
 
 
-def check_finite(metrics: dict[str, float], number: int, saved: ocp.training.Checkpointer) -> None:
+def check_finite(metrics: dict[str, float], number: int, saved: Checkpointer) -> None:
   """Raises FloatingPointError where a metric of step `number` is inf or NaN.
 
   Args:

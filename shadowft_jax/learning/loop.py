@@ -7,7 +7,6 @@ import jax
 from jax.sharding import Mesh
 import jax.numpy as jnp
 import optax
-from orbax.checkpoint import v1 as ocp
 
 from shadowft_jax import delta as delta_lib, presets, sharding, tree
 from shadowft_jax.data.dataset import Dataset
@@ -109,7 +108,7 @@ def learn(
 
 
 def _steps(
-  state: step_lib.TrainState, trainer: _Trainer, saved: ocp.training.Checkpointer, log: Log
+  state: step_lib.TrainState, trainer: _Trainer, saved: checkpoints.Checkpointer, log: Log
 ) -> step_lib.TrainState:
   """Runs the optimizer from `state` to the last step; returns the last state."""
   last, every = len(trainer.data.steps), trainer.config.eval_every
