@@ -180,7 +180,9 @@ FIELDS: dict[str, Field] = {
     "b1": _share(0.9, "Adam's beta1"),
     "b2": _share(0.999, "Adam's beta2"),
     "eps": _count(1e-8, "Adam's epsilon"),
-    "weight_decay": Field(0.0, "AdamW's weight decay", least=0),
+    "weight_decay": Field(
+      0.0, "AdamW's decay of the delta: of its factors (LoRA), or towards W_B (full)", least=0
+    ),
     "grad_clip_norm": Field(1.0, "clip gradients to this global norm; 0: off", least=0),
     "eval_every": Field(10, "steps between validations, each with a checkpoint; 0: at the end "
                         "only", least=0),

@@ -70,7 +70,7 @@ class ModelFolder:
     )
     if settings:
       return str(settings.get("quant_method", "see quantization_config in config.json"))
-    dtypes = {t.dtype for n, t in self.tensors.items() if re.search(r"weight|scales|qzeros", n)}
+    dtypes = {t.dtype for n, t in self.tensors.items() if re.search(names.WEIGHT, n)}
     return ", ".join(sorted(dtypes - {*WEIGHTS, *_BUFFERS}))
 
   @functools.cached_property

@@ -39,6 +39,7 @@ TABLES = r"embed_tokens\.weight|tok_embeddings\.weight"
 HEADS = r"lm_head\.weight|output\.weight"
 VISION = r"vision|multi_modal_projector"
 HARMLESS = r".*\.rotary_emb\.inv_freq"  # a buffer that old checkpoints carry along
+WEIGHT = r"weight|scales|qzeros"  # of tensors that hold weights, plain or quantised
 # config.json's model_type of models with a vision tower -> the modules beside the text tower.
 BESIDE_TEXT = {"gemma3": r"(model\.)?(vision_tower|multi_modal_projector)\..*"}
 
