@@ -3,10 +3,16 @@
 import os
 import pathlib
 import socket
+import sys
 import tempfile
 
 from tests import several
 
+# Most of the time of the fast tests goes into compiling small programs.  So these are compiled
+# fast, not to be fast; the slow tests train.  Workers of xdist take it from their parent.
+os.environ.setdefault(
+  "JAX_DISABLE_MOST_OPTIMIZATIONS", str(int(not {"--slow", "--all"} & {*sys.argv}))
+)
 # Before jax is imported by any test.
 os.environ["XLA_FLAGS"] = f"{several.xla_flags(devices=8)} {os.environ.get('XLA_FLAGS', '')}"
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -17,9 +23,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Tokens are kept from run to run: a test finds none of the user's, and leaves none behind.
 CACHE = tempfile.TemporaryDirectory()
 os.environ["XDG_CACHE_HOME"] = CACHE.name
-# Most of the time goes into compiling small programs.  So they are compiled fast, not to be fast,
-# and what one process compiles serves all others, commands and later sessions included.
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+# What one process compiles serves all others, commands and later sessions included.
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 ROOT = pathlib.Path(__file__).parents[1]
 PROGRAMS = ROOT / ".pytest_cache" / "xla"
@@ -28,8 +32,8 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(PROGRAMS)
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-# A plugin may have imported jax before; the flags above cost much without this.
-jax.config.update("jax_disable_most_optimizations", True)
+# A plugin may have imported jax before.
+jax.config.update("jax_disable_most_optimizations", several.compiles_fast())
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
