@@ -27,7 +27,7 @@ from absl import app, flags, logging
 import jax
 from ml_collections import ConfigDict as Config, config_flags
 
-from shadowft_jax import hosts, presets
+from shadowft_jax import hosts, machine, presets
 from shadowft_jax.errors import InputError, nearest
 
 DEFINE: dict[Any, Callable[..., Any]] = {
@@ -274,9 +274,8 @@ def keep_compiled() -> None:
   JAX_COMPILATION_CACHE_DIR names another folder; JAX_ENABLE_COMPILATION_CACHE=0 keeps none.
   """
   if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     # A compiled program uses all that its CPU has; other CPUs may share the folder.
-    folder = home / "shadowft_jax" / "xla" / hashlib.sha256(_cpu().encode()).hexdigest()[:16]
+    folder = machine.cache_folder() / "xla" / hashlib.sha256(_cpu().encode()).hexdigest()[:16]
     jax.config.update("jax_compilation_cache_dir", str(folder))
   if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -293,8 +293,3 @@ def forget(path: pathlib.Path) -> None:
   if hasattr(os, "posix_fadvise"):
     with open(path, "rb") as file:
       os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def cores() -> int:
-  """How many CPU cores this process may use, which can be fewer than the machine has."""
-  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

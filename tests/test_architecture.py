@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "shadowft_jax"
 # A room (a folder or file at the top of the package) imports rooms of lower floors, and its own.
 FLOORS = {
-  "ground": {"errors", "progress", "hosts", "files"},
+  "ground": {"errors", "progress", "hosts", "files", "machine"},
   "idea": {"delta", "lora", "tree", "scope", "sharding", "models", "presets"},
   "edges": {"hf", "data", "runs", "generation", "tasks"},
   "method": {"pairs", "learning", "grafting", "evaluation", "planning"},

@@ -323,7 +323,7 @@ def processes(monkeypatch):
   """Two processes for any rows; the list of those that were started."""
   started, popen = [], subprocess.Popen
   monkeypatch.setattr(tokenise, "WORTH", 1)
-  monkeypatch.setattr(tokenise.files, "cores", lambda: 2)
+  monkeypatch.setattr(tokenise.machine, "cores", lambda: 2)
   monkeypatch.setattr(
     subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1]
   )
@@ -383,6 +383,6 @@ def test_few_rows_start_no_process(folder, tmp_path, monkeypatch):
   size = sum(tokenise._key(make_rows(), folder, CHAT)[1])
   for name, value in (("WORTH", size), ("CHUNK", size // 2)):  # many, but in three chunks
     monkeypatch.setattr(tokenise, name, value)
-    monkeypatch.setattr(tokenise.files, "cores", lambda: 1 if name == "WORTH" else 8)
+    monkeypatch.setattr(tokenise.machine, "cores", lambda: 1 if name == "WORTH" else 8)
     tokenise.tokenise(make_rows(), folder, CHAT, tmp_path / name)
   assert tokenise.tokenise([], pathlib.Path("not read"), CHAT, tmp_path) == []

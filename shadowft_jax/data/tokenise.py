@@ -22,7 +22,7 @@ from collections.abc import Sequence
 import numpy as np
 from tqdm import tqdm
 
-from shadowft_jax import files
+from shadowft_jax import files, machine
 from shadowft_jax.data import chat, paper, tokenizer as tokenizers
 from shadowft_jax.data.turns import Example, Row, Settings
 from shadowft_jax.errors import InputError
@@ -69,9 +69,7 @@ def tokenise(
     return []
   folder = os.path.abspath(tokenizer_dir)
   key, sizes = _key(rows, folder, settings)
-  cache = pathlib.Path(
-    cache_dir or pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "shadowft_jax")
-  ).expanduser()
+  cache = pathlib.Path(cache_dir).expanduser() if cache_dir else machine.cache_folder()
   flat = _load(cache / f"{key}.npz")
   if flat is None:
     flat = _encoded(rows, sizes, folder, settings)
@@ -104,7 +102,7 @@ def _encoded(rows, sizes, folder, settings):
   # Chunks of about as many characters, so that processes have about as much to do.
   starts = np.flatnonzero(np.diff(np.cumsum(sizes) // CHUNK, prepend=-1)).tolist()
   chunks = [rows[a:b] for a, b in zip(starts, [*starts[1:], len(rows)], strict=True)]
-  count = min(files.cores(), len(chunks) // 2) if sizes.sum() >= WORTH else 1
+  count = min(machine.cores(), len(chunks) // 2) if sizes.sum() >= WORTH else 1
   parts = []
   with tqdm(total=len(rows), unit="row", desc="tokenising", leave=False, disable=None) as bar:
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from shadowft_jax.hf import arrays
 from shadowft_jax.runs import provenance
-from shadowft_jax import files
+from shadowft_jax import files, machine
 from shadowft_jax.errors import InputError
 from shadowft_jax.grafting import adapter, chunks, recipe
 from shadowft_jax.grafting.matching import Plan
@@ -73,7 +73,7 @@ def need(plan: Plan, output: Output) -> dict[str, int]:
     return {
       "read": read,
       "write": WEIGHTS[DTYPES[output.dtype]].itemsize * sum(sizes),
-      "memory": chunks.JAX_MEMORY + files.cores() * buffers * chunks.BUFFER,
+      "memory": chunks.JAX_MEMORY + machine.cores() * buffers * chunks.BUFFER,
     }
   if output.is_cut:
     rank, sides = output.rank or 1, max(min(t.tensor.shape) for t in targets)
@@ -155,7 +155,7 @@ def _read_back(out, written):
   inside = {}
   for piece in written:
     inside.setdefault(piece.path, []).append(piece)
-  with concurrent.futures.ThreadPoolExecutor(files.cores()) as pool:
+  with concurrent.futures.ThreadPoolExecutor(machine.cores()) as pool:
     list(pool.map(lambda path: read_back(out, path, inside[path]), inside))
 
 
@@ -187,7 +187,7 @@ def _write_delta(
   def write(chunk):
     return _put(places[chunk.target.name], chunk.target.name, read(chunk), chunk.first)
 
-  with concurrent.futures.ThreadPoolExecutor(files.cores()) as pool:
+  with concurrent.futures.ThreadPoolExecutor(machine.cores()) as pool:
     return list(pool.map(write, adapter.changed_chunks(plan))), {}
 
 

@@ -28,7 +28,7 @@ import jax.extend.random
 import jax.numpy as jnp
 import numpy as np
 
-from shadowft_jax import delta, files
+from shadowft_jax import delta, machine
 from shadowft_jax.errors import InputError
 from shadowft_jax.grafting import chunks
 
@@ -271,7 +271,7 @@ def reader(targets: Iterable[Any], recipe: Recipe) -> Callable[[chunks.Chunk], n
 
   The function raises InputError where the combined delta is not finite.
   """
-  with concurrent.futures.ThreadPoolExecutor(files.cores()) as pool:
+  with concurrent.futures.ThreadPoolExecutor(machine.cores()) as pool:
     found = all_thresholds(targets, recipe, pool)
   return functools.partial(_read, recipe, found)
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from shadowft_jax import files
+from shadowft_jax import files, machine
 from shadowft_jax.grafting import chunks, compute, matching, recipe as recipes
 from shadowft_jax.grafting import selection, sources, survival
 from shadowft_jax.grafting.matching import Plan
@@ -111,7 +111,7 @@ def need(plan: Plan) -> dict[str, int]:
   return {
     "read": sum(map(os.path.getsize, plan.shards)) + extra,
     "write": sum(chunks.file_size(p, plan.recipe.dtype) for p in plan.shards),
-    "memory": chunks.JAX_MEMORY + files.cores() * held * chunks.BUFFER,
+    "memory": chunks.JAX_MEMORY + machine.cores() * held * chunks.BUFFER,
   }
 
 
@@ -156,7 +156,7 @@ def run(
   settings = {**(settings or {}), **plan.recipe.record}
   with (
     files.folder(out, overwrite=overwrite, key=_key(plan, settings, verify)) as making,
-    concurrent.futures.ThreadPoolExecutor(files.cores()) as pool,
+    concurrent.futures.ThreadPoolExecutor(machine.cores()) as pool,
     concurrent.futures.ThreadPoolExecutor(1) as keeper,
   ):
     left_out = _begin(plan, making, card)

@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import os
 import pathlib
 
 import jax
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 import numpy as np
 
-from shadowft_jax import files
+from shadowft_jax import files, machine
 from shadowft_jax.errors import InputError, listing
 from shadowft_jax.progress import say
 from shadowft_jax.models import attention, chunked, flash, splash
@@ -215,9 +214,7 @@ def _outputs(name, rows, options):
 
 
 def _cache():
-  return pathlib.Path(
-    os.environ.get("XDG_CACHE_HOME") or "~/.cache", "shadowft_jax", "attention.json"
-  ).expanduser()
+  return machine.cache_folder() / "attention.json"
 
 
 def _read(path):

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from shadowft_jax import files
+from shadowft_jax import machine
 from shadowft_jax.errors import InputError
 from shadowft_jax.hf import names, safetensors
 from shadowft_jax.hf.folder import ModelFolder
@@ -155,7 +155,7 @@ def compare(
     for pair in zip(_pieces(base.tensors[name]), _pieces(instruct.tensors[name]), strict=True)
   ]
   parts: dict[str, list[Sums]] = {name: [] for name in shared}
-  with concurrent.futures.ThreadPoolExecutor(files.cores()) as pool:
+  with concurrent.futures.ThreadPoolExecutor(machine.cores()) as pool:
     for (name, *_), part in zip(tasks, pool.map(_measure, tasks), strict=True):
       parts[name].append(part)
       progress(part.size)

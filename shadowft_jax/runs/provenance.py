@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from shadowft_jax import files
+from shadowft_jax import machine
 
 PACKAGES = (
   "shadowft_jax",
@@ -61,7 +61,7 @@ def provenance(
   known = {p for group in found.values() for p in group.values() if p.is_file()}
   # The longest first, so that no core is left with it at the end.
   paths = sorted(known, key=lambda p: (-p.stat().st_size, p))
-  with concurrent.futures.ThreadPoolExecutor(files.cores()) as pool:
+  with concurrent.futures.ThreadPoolExecutor(machine.cores()) as pool:
     digests = dict(zip(paths, pool.map(sha256, paths), strict=True))
   return {
     "sha256": {
