@@ -126,101 +126,72 @@ def main(options: Options) -> None:
     )
   if not options.dry_run:
     files.check_new(options.out, options.overwrite)
+  plan = _plan(options)
+  need = delta_only.need(plan, form) if form else write.need(plan)
+  say("\n  ".join(matching.lines(plan, options.out, need, files.free(options.out))))
+  if form and options.dry_run:
+    delta_only.check(plan, options.out, form)
+  elif form:
+    delta_only.run_and_report(plan, options.out, form, **_writing(options, plan))
+  elif options.dry_run:
+    write.check(plan, options.out)
+  else:
+    write.run_and_report(plan, options.out, card=_card(options, plan), **_writing(options, plan))
+
+
+def _plan(options):
+  """Which tensor gets which part of the deltas."""
   instruct = open_model(options.instruct)
-  deltas = _deltas(options)
-  wanted = selection.scope(
-    instruct.model_type,
-    options.scope,
-    match=options.match,
-    include=options.include,
-    exclude=options.exclude,
-  )
-  plan = matching.plan(
+  rounding = recipe.Recipe(**{name: getattr(options, name) for name in recipe.Recipe._fields})
+  recipe.check(rounding)
+  return matching.plan(
     instruct,
-    deltas,
-    wanted=wanted,
+    sources.named(
+      base=options.base,
+      tuned=options.tuned,
+      delta=options.delta,
+      adapter=options.adapter,
+      alpha=options.alpha,
+    ),
+    wanted=selection.scope(
+      instruct.model_type,
+      options.scope,
+      match=options.match,
+      include=options.include,
+      exclude=options.exclude,
+    ),
     vocab=options.vocab,
     base=open_model(options.base) if options.base else None,
-    recipe=_recipe(options),
+    recipe=rounding,
   )
-  if form:
-    _write_delta(plan, form, options)
-  else:
-    _write_model(plan, options)
 
 
-def _deltas(options):
-  """The deltas that the options name, each with its weight."""
-  if options.tuned and not options.base:
-    raise InputError("--tuned needs --base: the delta is their difference")
-  deltas = []
-  if options.tuned:
-    deltas.append(sources.difference(options.base, options.tuned, options.alpha))
-  deltas += [sources.weighted(text, options.alpha) for text in options.delta]
-  deltas += [sources.weighted(text, options.alpha, "adapter") for text in options.adapter]
-  if not deltas:
-    raise InputError("nothing to graft: give --delta, --adapter, or --base and --tuned")
-  return deltas
+def _scope(options):
+  """The options' scope, in words."""
+  return selection.describe(options.scope, options.match, options.include, options.exclude)
 
 
-def _settings(options, deltas) -> dict[str, Any]:
-  """The options in provenance.json."""
-  return {
+def _writing(options, plan) -> dict[str, Any]:
+  """How either kind of output is written; the settings go into its provenance.json."""
+  settings = {
     "alpha": options.alpha,
-    "scope": selection.describe(options.scope, options.match, options.include, options.exclude),
+    "scope": _scope(options),
     "vocab": options.vocab,
-    "deltas": [{"what": d.what, "weight": d.weight} for d in deltas],
+    "deltas": [{"what": d.what, "weight": d.weight} for d in plan.deltas],
   }
+  verify = not options.no_verify
+  return {"settings": settings, "overwrite": options.overwrite, "verify": verify}
 
 
-def _recipe(options):
-  found = recipe.Recipe(**{name: getattr(options, name) for name in recipe.Recipe._fields})
-  recipe.check(found)
-  return found
-
-
-def _write_delta(plan, form, options):
-  """Writes the delta instead of the sum."""
-  out = options.out
-  delta_only.check(plan, out, form)
-  say("\n  ".join(matching.lines(plan, out, delta_only.need(plan, form), files.free(out))))
-  if options.dry_run:
-    return
-  done = delta_only.run(
-    plan,
-    out,
-    form,
-    settings={**_settings(options, plan.deltas), "output": form._asdict()},
-    overwrite=options.overwrite,
-    verify=not options.no_verify,
-  )
-  for line in delta_only.lines(form, done):
-    say(line)
-  say(f"wrote the {form.name} of {len(plan.targets)} tensors for {options.instruct}: {out}")
-
-
-def _write_model(plan, options):
-  """Writes the grafted model."""
-  out = options.out
-  say("\n  ".join(matching.lines(plan, out, write.need(plan), files.free(out))))
-  if options.dry_run:
-    write.check(plan, out)
-    return
-  card = cards.model_card(
+def _card(options, plan):
+  """The text of the model card."""
+  return cards.model_card(
     base=options.base or ", ".join(d.what for d in plan.deltas),
     instruct=options.instruct,
     learn_on="base",
     kind="lora" if all(d.kind == "lora" for d in plan.deltas) else "full",
-    match=selection.describe(options.scope, options.match, options.include, options.exclude),
+    match=_scope(options),
     dtype=options.dtype,
-  )
-  write.run_and_report(
-    plan,
-    out,
-    card=card,
-    settings=_settings(options, plan.deltas),
-    overwrite=options.overwrite,
-    verify=not options.no_verify,
   )
 
 

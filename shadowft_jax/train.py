@@ -7,34 +7,28 @@ Shadow-FT, arXiv 2505.12716.  The same command resumes a run that was stopped.
 
 import dataclasses
 import os
-import sys
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from shadowft_jax.hf import hub
-from shadowft_jax.runs import cards
-from shadowft_jax import command, files, hosts, presets, sharding
+from shadowft_jax import command, hosts, sharding
 from shadowft_jax.data import dataset, preview, sets
-from shadowft_jax.data.tokenizer import load_tokenizer
 from shadowft_jax.errors import InputError
 from shadowft_jax.grafting import write
-from shadowft_jax.hf import deltas, weights
+from shadowft_jax.hf import deltas, hub, weights
 from shadowft_jax.learning import guards, kernels, loop, step
 from shadowft_jax.pairs import registry
-from shadowft_jax.pairs.opened import OpenedPair, open_pair
+from shadowft_jax.pairs.opened import open_pair
 from shadowft_jax.presets import Config
 from shadowft_jax.runs import metrics
-from shadowft_jax.runs.run import Run, open_run
+from shadowft_jax.runs.run import open_run
 
 
 def train(config: Config, workdir: str | os.PathLike) -> list[dict[str, Any]]:
   """The whole method: trains W_B + delta, writes delta, writes W_I + delta and measures it.
 
   Args:
-    config: see presets.py.
     workdir: the run's folder; a run found there is resumed, a finished one left alone.
 
   Returns:
@@ -44,9 +38,7 @@ def train(config: Config, workdir: str | os.PathLike) -> list[dict[str, Any]]:
     InputError: bad input of any kind.
     FloatingPointError: the loss is not finite.
   """
-  registry.resolve(config)
-  sets.resolve(config)
-  command.check(config)
+  _resolve(config)
   mesh = sharding.make_mesh(config.mesh)
   sharding.check_batch(config.rows, config.data.max_length, mesh)
   with open_run(config, workdir) as run:
@@ -58,85 +50,54 @@ def train(config: Config, workdir: str | os.PathLike) -> list[dict[str, Any]]:
     with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATIONS):
       data = dataset.read(config, pair.instruct.directory)
       model, base = weights.load_model(  # W_B, frozen
-        pair.trained,
-        dtype=jnp.dtype(config.dtype),
-        mesh=mesh,
-        backend=config.attention,
-        remat=config.remat,
+        pair.trained, dtype=config.dtype, mesh=mesh, backend=config.attention, remat=config.remat
       )
       loss = step.loss_of(model, config)
       guards.check_tokens(data, model.cfg.vocab_size, config.instruct)
       guards.check_graft(config, base, pair.instruct)
       delta = loop.learn(loss, base, data, config, run, mesh, trained=pair.trained)  # W_B + delta
       del base  # its memory is for W_I
-      _save_delta(run, config, pair, delta)
-      save_shadow(run, config, pair)  # W_I + delta
+      deltas.save(
+        run.delta,
+        delta,
+        rank=config.delta.rank,
+        alpha=config.delta.alpha,
+        base_model=config.instruct,
+        model_type=pair.instruct.model_type,
+      )
+      write.graft(  # W_I + delta
+        run.shadow,
+        run.delta,
+        instruct=pair.instruct,
+        base=pair.base,
+        match=config.graft.match,
+        card=run.write_card(config),
+      )
       losses = loop.measure(pair.instruct, run, loss, data, config, mesh)
     inputs = {"base": [pair.base.directory], "instruct": [pair.instruct.directory], **data.inputs}
-    if config.delta.init:
-      inputs["delta.init"] = [config.delta.init]
-    unit = "pair" if presets.is_paired(config) else "answer token"
-    return run.finish(losses, inputs, seed=config.seed, unit=unit)
+    return run.finish(losses, inputs, config)
 
 
-def _save_delta(run, config, pair, delta):
-  """Writes the trained delta; an adapter names the Instruct as its base model."""
-  deltas.save(
-    run.delta,
-    delta,
-    rank=config.delta.rank,
-    alpha=config.delta.alpha,
-    base_model=config.instruct,
-    model_type=pair.instruct.model_type,
-  )
-
-
-def save_shadow(run: Run, config: Config, pair: OpenedPair) -> None:
-  """Grafts the delta onto the Instruct's files, from disk to disk; the first process does it."""
-  if hosts.is_first():
-    card = cards.model_card(
-      base=config.base,
-      instruct=config.instruct,
-      match=config.graft.match,
-      learn_on=config.learn_on,
-      kind=config.delta.kind,
-    )
-    files.write(run.directory / "README.md", card)
-    write.graft(
-      run.shadow,
-      run.delta,
-      instruct=pair.instruct,
-      base=pair.base,
-      match=config.graft.match,
-      card=card,
-    )
-  hosts.wait("the grafted model is written")
+def _resolve(config):
+  """Fills in what names stand for, and checks every value."""
+  registry.resolve(config)
+  sets.resolve(config)
+  command.check(config)
 
 
 def show(config: Config, count: int, *, ids: bool = False) -> None:
   """Prints the training data of a run of `config`; loads no weights and needs no accelerator.
 
   Args:
-    config: see presets.py.
     count: examples to print.
     ids: whether each token's id is printed, too.
 
   Raises:
     InputError: see `dataset.read`.
   """
-  registry.resolve(config)
-  sets.resolve(config)
-  command.check(config)
+  _resolve(config)
   folder = hub.locate(config.instruct, weights=False)
-  print(
-    preview.text(
-      dataset.read(config, folder),
-      load_tokenizer(folder),
-      count,
-      ids=ids,
-      colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ,
-    )
-  )
+  preview.show(dataset.read(config, folder), folder, count, ids=ids)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,14 +1,28 @@
 """The training data as text: examples with the trained tokens marked, lengths, steps."""
 
 import math
+import os
+import sys
 
 import numpy as np
 
 from shadowft_jax.data import dataset, packing
-from shadowft_jax.data.tokenizer import Tokenizer
+from shadowft_jax.data.tokenizer import Tokenizer, load_tokenizer
 
 LEARNT, PLAIN, END = "\x1b[1;32m", "\x1b[2m", "\x1b[0m"
 BAR = 40  # characters of the longest bar
+
+
+def show(
+  data: dataset.Dataset, tokenizer_dir: str | os.PathLike, count: int, *, ids: bool = False
+) -> None:
+  """Prints `text` of a dataset, in colour where the terminal has it.
+
+  Raises:
+    InputError: see `load_tokenizer`.
+  """
+  colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+  print(text(data, load_tokenizer(tokenizer_dir), count, ids=ids, colour=colour))
 
 
 def text(

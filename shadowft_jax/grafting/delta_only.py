@@ -10,20 +10,19 @@ import math
 import os
 import pathlib
 import zlib
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from shadowft_jax.hf import arrays
-from shadowft_jax.runs import provenance
 from shadowft_jax import files, machine
 from shadowft_jax.errors import InputError
 from shadowft_jax.grafting import adapter, chunks, recipe
 from shadowft_jax.grafting.matching import Plan
 from shadowft_jax.grafting.verify import Written, read_back
-from shadowft_jax.hf import adapters, deltas, safetensors
+from shadowft_jax.hf import adapters, arrays, deltas, safetensors
 from shadowft_jax.hf.safetensors import WEIGHTS, Tensor
+from shadowft_jax.progress import say
+from shadowft_jax.runs import provenance
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 
@@ -64,7 +63,13 @@ def output_of(
 
 
 def need(plan: Plan, output: Output) -> dict[str, int]:
-  """{"read", "write", "memory"}: bytes; a lower bound for an adapter whose rank is not known."""
+  """{"read", "write", "memory"}: bytes; a lower bound for an adapter whose rank is not known.
+
+  Raises:
+    InputError: no adapter can be made of the deltas (`adapter.check`).
+  """
+  if output.name == "adapter":
+    adapter.check(plan, output.is_cut)
   targets = adapter.distinct_targets(plan)
   read = sum(t.nbytes for target in targets for _, t in target.inputs)
   sizes = [math.prod(t.tensor.shape) for t in targets]
@@ -89,11 +94,8 @@ def check(plan: Plan, out: str | os.PathLike, output: Output) -> None:
   """Checks that `out` can be made.
 
   Raises:
-    InputError: no adapter can be made of the deltas (`adapter.check`); the disk has too little
-      room; or `out` and an input lie in one another.
+    InputError: see `need`; the disk has too little room; or `out` and an input lie in one another.
   """
-  if output.name == "adapter":
-    adapter.check(plan, output.is_cut)
   for directory in plan.folders:
     files.check_apart(out, directory)
   files.check_room(out, need(plan, output)["write"])
@@ -140,6 +142,7 @@ def run(
     record = {
       **provenance.provenance(inputs, seed=None),
       **plan.recipe.record,
+      "output": output._asdict(),
       **(settings or {}),
       **results,
     }
@@ -243,10 +246,13 @@ def _join(plan: Plan, fresh: pathlib.Path, rank: int) -> list[Written]:
   return written
 
 
-def lines(output: Output, results: dict[str, Any]) -> Iterator[str]:
-  """Lines on the result, for a terminal; `results` are those of `run`."""
+def run_and_report(plan: Plan, out: str | os.PathLike, output: Output, **options: Any) -> None:
+  """`run`, with its results printed; `options` are those of `run`."""
+  results = run(plan, out, output, **options)
   if output.name == "adapter":
-    yield f"the adapter has rank {results['rank']} and is multiplied by 1"
+    say(f"the adapter has rank {results['rank']} and is multiplied by 1")
   if "energy" in results:
     shares = ", ".join(f"{kind} {share:.4f}" for kind, share in results["energy"].items())
-    yield f"share of the squared singular values that is kept: {shares}"
+    say(f"share of the squared singular values that is kept: {shares}")
+  targets, instruct = len(plan.targets), plan.instruct.directory
+  say(f"wrote the {output.name} of {targets} tensors for {instruct}: {out}")

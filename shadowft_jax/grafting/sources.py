@@ -9,7 +9,7 @@ import contextlib
 import math
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -163,3 +163,26 @@ def weighted(text: str, alpha: float = 1.0, flag: str = "delta") -> Delta:
   if flag == "adapter" and not (pathlib.Path(folder) / "adapter_config.json").exists():
     raise InputError(f"--adapter {folder} has no adapter_config.json; expected a PEFT adapter")
   return stored(folder, alpha * weight)
+
+
+def named(
+  *,
+  base: str | None = None,
+  tuned: str | None = None,
+  delta: Sequence[str] = (),
+  adapter: Sequence[str] = (),
+  alpha: float = 1.0,
+) -> list[Delta]:
+  """The deltas that the flags of `graft` name, each times alpha.
+
+  Raises:
+    InputError: there is none, or --tuned has no --base; see `difference` and `weighted`.
+  """
+  if tuned and not base:
+    raise InputError("--tuned needs --base: the delta is their difference")
+  deltas = [difference(base, tuned, alpha)] if base and tuned else []
+  deltas += [weighted(text, alpha) for text in delta]
+  deltas += [weighted(text, alpha, "adapter") for text in adapter]
+  if not deltas:
+    raise InputError("nothing to graft: give --delta, --adapter, or --base and --tuned")
+  return deltas

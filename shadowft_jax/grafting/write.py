@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from shadowft_jax import files, machine
+from shadowft_jax import files, hosts, machine
 from shadowft_jax.grafting import chunks, compute, matching, recipe as recipes
 from shadowft_jax.grafting import selection, sources, survival
 from shadowft_jax.grafting.matching import Plan
@@ -221,8 +221,10 @@ def graft(
   base: ModelFolder,
   match: str,
   card: str,
-) -> Outcome:
+) -> None:
   """Writes `instruct` with a stored delta grafted, in the place of any folder that is there.
+
+  The first process writes, and the others wait for it.
 
   Args:
     out: the folder to make.
@@ -234,20 +236,21 @@ def graft(
   Raises:
     InputError: see `matching.plan` and `run`.
   """
-  plan = matching.plan(
-    instruct,
-    [sources.stored(delta)],
-    wanted=selection.scope(instruct.model_type, match=match),
-    base=base,
-  )
-  return run_and_report(plan, out, card=card, settings={"match": match}, overwrite=True)
+  if hosts.is_first():
+    plan = matching.plan(
+      instruct,
+      [sources.stored(delta)],
+      wanted=selection.scope(instruct.model_type, match=match),
+      base=base,
+    )
+    run_and_report(plan, out, card=card, settings={"match": match}, overwrite=True)
+  hosts.wait("the grafted model is written")
 
 
-def run_and_report(plan: Plan, out: str | os.PathLike, **options: Any) -> Outcome:
+def run_and_report(plan: Plan, out: str | os.PathLike, **options: Any) -> None:
   """`run`, with its outcome printed; `options` are those of `run` but `title`."""
   what = " and ".join(d.what for d in plan.deltas)
   done = run(plan, out, title=f"{what}, grafted onto {plan.instruct.directory}", **options)
   for line in lines(plan, done):
     say(line)
   say(f"grafted {len(plan.targets)} tensors of {what} onto {plan.instruct.directory}: {out}")
-  return done

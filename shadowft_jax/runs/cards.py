@@ -2,6 +2,8 @@
 
 import pathlib
 
+from shadowft_jax.presets import Config
+
 
 def model_card(
   *, base: str, instruct: str, learn_on: str, kind: str, match: str, dtype: str | None = None
@@ -30,4 +32,15 @@ def model_card(
     f"leaves: `{match}`. {same} and the "
     "chat template are those of the Instruct model, byte for byte; its own card is "
     "README.instruct.md, and its licence applies.\n"
+  )
+
+
+def run_card(config: Config) -> str:
+  """The card of the grafted model of a run."""
+  return model_card(
+    base=config.base,
+    instruct=config.instruct,
+    learn_on=config.learn_on,
+    kind=config.delta.kind,
+    match=config.graft.match,
   )

@@ -10,9 +10,9 @@ from typing import Any
 
 from shadowft_jax import files, hosts
 from shadowft_jax.errors import InputError, listing
-from shadowft_jax.presets import Config, flat
+from shadowft_jax.presets import Config, flat, is_paired
 from shadowft_jax.progress import say
-from shadowft_jax.runs import metrics, pictures, provenance
+from shadowft_jax.runs import cards, metrics, pictures, provenance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,26 +41,32 @@ class Run:
     """Whether the run has finished: its provenance is written last."""
     return (self.directory / "provenance.json").exists()
 
+  def write_card(self, config: Config) -> str:
+    """Writes the card of the grafted model into the run's folder, and returns its text."""
+    card = cards.run_card(config)
+    if hosts.is_first():
+      files.write(self.directory / "README.md", card)
+    return card
+
   def finish(
     self,
     losses: Mapping[str, float],
     inputs: Mapping[str, Iterable[str | os.PathLike]],
-    *,
-    seed: int,
-    unit: str,
+    config: Config,
   ) -> list[dict[str, Any]]:
     """Writes the last metrics, the picture and the provenance; returns all metrics.
 
     Args:
       losses: the last metrics.
-      inputs: see `provenance.provenance`.
-      seed: of the run.
-      unit: the loss is a mean over these.
+      inputs: see `provenance.provenance`; the delta that training began with is added.
+      config: of the run.
     """
     if hosts.is_first():
       records = metrics.append(self.directory, losses)
+      unit = "pair" if is_paired(config) else "answer token"
       pictures.plot_loss(records, self.directory / "loss.png", unit)
-      record = provenance.provenance(inputs, seed=seed)
+      start = {"delta.init": [config.delta.init]} if config.delta.init else {}
+      record = provenance.provenance({**inputs, **start}, seed=config.seed)
       files.write_json(self.directory / "provenance.json", record)
     hosts.wait("the run is complete")
     for name, value in losses.items():
