@@ -46,6 +46,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
   config.addinivalue_line("markers", "slow: runs in `make test-all` only")
+  config.addinivalue_line("markers", "draws: grafts draw their pictures")
   config.addinivalue_line("filterwarnings", r"error:::shadowft_jax(\.|$)")
 
 
@@ -87,6 +88,17 @@ def no_network(monkeypatch):
 
   for name in ("connect", "connect_ex"):
     monkeypatch.setattr(socket.socket, name, guarded(getattr(socket.socket, name)))
+
+
+@pytest.fixture(autouse=True)
+def blank_pictures(request, monkeypatch):
+  """Grafts draw no picture, which takes longer than a tiny graft; tests marked `draws` do."""
+  from shadowft_jax.runs import pictures
+
+  if not any(request.node.get_closest_marker(name) for name in ("slow", "draws")):
+    monkeypatch.setattr(
+      pictures, "plot_survival", lambda cells, title, path, **_: pathlib.Path(path).write_bytes(b"")
+    )
 
 
 @pytest.fixture(scope="session")

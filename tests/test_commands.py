@@ -13,6 +13,8 @@ from shadowft_jax import command as command_lib, train
 from shadowft_jax.errors import InputError
 from tests import commands, pico, runs
 
+pytestmark = pytest.mark.draws
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 

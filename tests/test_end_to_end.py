@@ -24,6 +24,8 @@ from shadowft_jax.learning import checkpoints, step
 from shadowft_jax.runs import metrics
 from tests import runs
 
+pytestmark = pytest.mark.draws
+
 TOKENS = np.random.default_rng(0).integers(0, 96, (2, 24))
 
 

@@ -13,6 +13,8 @@ from shadowft_jax.grafting.survival import Survival as Row
 from shadowft_jax.pairs import gap
 from shadowft_jax.runs import pictures
 
+pytestmark = pytest.mark.draws
+
 BF16 = np.dtype(ml_dtypes.bfloat16)
 Q, UP = ("model.layers.{}.self_attn.q_proj.weight", "model.layers.{}.mlp.up_proj.weight")
 GAP = ("gap_norm", "gap_cosine", "gap_ratio", "with_base")

@@ -5,7 +5,9 @@ import importlib.metadata
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
+import sys
 import threading
 import time
 
@@ -17,6 +19,7 @@ from shadowft_jax.data.tokenizer import load_tokenizer
 from shadowft_jax.errors import InputError
 from tests import pico
 
+ROOT = pathlib.Path(__file__).parents[1]
 CHAT = formats.Settings(100)
 FALCON = formats.Settings(100, "paper", "falcon")
 ALONE = {"role": "user", "content": "nobody answers"}
@@ -375,6 +378,31 @@ def test_an_interrupt_ends_the_processes(folder, tmp_path, processes, monkeypatc
   rows[12] = formats.Row("row 12", [Calls(time.sleep, (3600,))])
   with pytest.raises(KeyboardInterrupt):  # after the first chunk; the second would take an hour
     tokenise.tokenise(rows, folder, CHAT, tmp_path)
+
+
+@pytest.mark.slow
+def test_processes_end_with_a_run_that_is_killed(folder, tmp_path):
+  code = f"""
+import os, signal, subprocess
+from shadowft_jax.data import tokenise
+from tests import test_tokenise
+tokenise.WORTH, tokenise.CHUNK, tokenise.machine.cores = 1, 1500, lambda: 2
+popen, started = subprocess.Popen, []
+subprocess.Popen = lambda *a, **k: started.append(popen(*a, **k)) or started[-1]
+def killed(*_):
+  print(*(p.pid for p in started), flush=True)
+  os.kill(os.getpid(), signal.SIGKILL)
+tokenise.tqdm.update = killed
+rows = test_tokenise.make_rows(200)
+tokenise.tokenise(rows, {str(folder)!r}, test_tokenise.CHAT, {str(tmp_path)!r})
+"""
+  run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+  assert run.returncode == -signal.SIGKILL, run.stderr
+  left, deadline = run.stdout.split(), time.time() + 60
+  assert len(left) == 2
+  while any(pathlib.Path("/proc", pid, "stat").exists() for pid in left):
+    assert time.time() < deadline, "a process outlives the run"
+    time.sleep(0.1)
 
 
 def test_few_rows_start_no_process(folder, tmp_path, monkeypatch):

@@ -157,7 +157,8 @@ def _start(stack):
   ours, theirs = multiprocessing.Pipe()
   stack.enter_context(ours)
   # Not a process of multiprocessing, which would import what the run was started by, and jax with
-  # it.  Tokenizers need no torch, which takes seconds to import.
+  # it; nor one of loky, which outlives a run that is killed.  Tokenizers need no torch, which
+  # takes seconds to import.
   code = (
     f"import sys; sys.path = {sys.path!r}; sys.modules['torch'] = None; "
     f"from {__name__} import serve; serve({theirs.fileno()})"

@@ -25,7 +25,6 @@ from shadowft_jax.hf.safetensors import WEIGHTS, Shape, Tensor
 CHUNK = 1 << 20
 SMALL = 1 << 14  # elements of the shorter arrays: for biases and norms
 BUFFER = 4 * CHUNK  # bytes of a buffer, and of a chunk that is only copied
-SPARE = 100 << 20  # bytes of disk for what is not weights: tokenizer, configuration, cards
 JAX_MEMORY = 400 << 20  # bytes of a process that has only imported jax, about
 
 

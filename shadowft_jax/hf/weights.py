@@ -58,7 +58,8 @@ def abstract_model(
     combine=delta.combine,
     **options,
   )
-  named = tree.names(models.abstract_params(model))
+  # Names and shapes are those of any dtype and backend, and so are traced once.
+  named = tree.names(models.abstract_params(models.from_config(folder.raw_config)))
   _check_tensors(folder, named)
 
   def leaf(name: str, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

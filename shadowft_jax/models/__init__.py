@@ -1,5 +1,6 @@
 """FAMILIES, the only registry of models: config.json's model_type -> its reader."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -48,5 +49,10 @@ def from_config(hf: Mapping[str, Any], **options: Any) -> Decoder:
 
 def abstract_params(model: nn.Module) -> dict[str, Any]:
   """The shapes of a model's parameters, as a tree of ShapeDtypeStruct; allocates nothing."""
+  return jax.tree.map(lambda x: x, _abstract_params(model))  # a tree of its own for each caller
+
+
+@functools.lru_cache(maxsize=8)
+def _abstract_params(model):
   token_BT = jax.ShapeDtypeStruct((1, 1), jnp.int32)
   return jax.eval_shape(model.init, jax.random.key(0), token_BT)["params"]

@@ -58,7 +58,7 @@ def table(rows: Sequence[gap.Row]) -> str:
 def summary(rows: Sequence[gap.Row], left_out: Mapping[str, str], pair: str | None = None) -> str:
   """The table, what was left out, the three readings, and the known value of a released pair."""
   lines = [table(rows), f"unchanged: |difference| < {gap.CLOSE:g}"]
-  alike = collections.Counter((re.sub(r"\.\d+\.", ".*.", n), why) for n, why in left_out.items())
+  alike = collections.Counter((names.any_layer(n), why) for n, why in left_out.items())
   for (name, why), count in sorted(alike.items()):
     several = f" ({count} tensors)" if count > 1 else ""
     lines.append(f"left out: {name}{several}: {why}")
