@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 
 from shadowft_jax import presets
-from shadowft_jax.data import formats, packing, paper, preference, sources
+from shadowft_jax.data import formats, packing, paper, preference, sets, sources
 from shadowft_jax.data.packing import Arrays, Share, Step
 from shadowft_jax.data.tokenise import tokenise
 from shadowft_jax.data.turns import Example
@@ -168,12 +168,12 @@ def _source(source, config, tokenizer, bad, limit):
   """The examples of one source; prints what it holds and what is dropped or cut."""
   c = config.data
   if limit and limit < len(source.rows):
+    say(f"{source.name}: data.max_examples takes {limit:,} of its {len(source.rows):,} rows")
     source = dataclasses.replace(
       source, rows=[source.rows[i] for i in _chosen(len(source.rows), limit, c.select, config.seed)]
     )
-  columns = {k: v for k, v in c.columns.items() if v}
   paired = presets.is_paired(config)
-  kind, rows = formats.convert(source, columns, bad, paired)
+  kind, rows = formats.convert(source, sets.columns_of(source, config), bad, paired)
   rows = _without_images(rows, c.images, bad)
   template = c.template or paper.name_of(config.base) if c.recipe == "paper" else ""
   settings = formats.Settings(c.max_length, c.recipe, template, c.think)
