@@ -98,11 +98,11 @@ def read(config: Config, tokenizer: str | os.PathLike) -> Dataset:
   bad = formats.BadRows(c.skip_bad_rows)
   inputs: dict[str, Sequence[str | os.PathLike]] = {}
   train, parts, inputs["train"] = _encoded(
-    c.train, c.split, config, tokenizer, bad, limit=max(0, c.max_examples)
+    c.train, c.split, "--config.data.split", config, tokenizer, bad, max(0, c.max_examples)
   )
   if c.validation:
     valid, _, inputs["validation"] = _encoded(
-      c.validation, c.validation_split, config, tokenizer, bad
+      c.validation, c.validation_split, "--config.data.validation_split", config, tokenizer, bad
     )
   else:
     train, valid, parts = _split(train, parts, config)
@@ -152,11 +152,11 @@ def lengths(examples: Iterable[Example]) -> list[int]:
   return [len(e.token) for e in examples]
 
 
-def _encoded(spec, split, config, tokenizer, bad, limit=0):
+def _encoded(spec, split, flag, config, tokenizer, bad, limit=0):
   """(examples of all the sources that `spec` names, [(number of them, weight) a source], the
   files read)."""
   examples, parts, inputs = [], [], []
-  for source in sources.read(spec, split):
+  for source in sources.read(spec, split, flag):
     found = _source(source, config, tokenizer, bad, limit)
     examples += found
     parts.append((len(found), source.weight))
