@@ -2,15 +2,17 @@
 
 import dataclasses
 import os
+import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
 
 from shadowft_jax import presets
-from shadowft_jax.data import formats, packing, paper, preference, sets, sources
+from shadowft_jax.data import chat, formats, packing, paper, preference, sets, sources
 from shadowft_jax.data.packing import Arrays, Share, Step
 from shadowft_jax.data.tokenise import tokenise
+from shadowft_jax.data.tokenizer import control_of, load_tokenizer, reads_clock
 from shadowft_jax.data.turns import Example
 from shadowft_jax.errors import InputError, listing
 from shadowft_jax.presets import Config
@@ -106,6 +108,11 @@ def read(config: Config, tokenizer: str | os.PathLike) -> Dataset:
     )
   else:
     train, valid, parts = _split(train, parts, config)
+  if c.recipe == "chat" and reads_clock(tokenizer):
+    say(
+      f"the chat template of {tokenizer} writes today's date; {chat.DATE} stands in its place, so "
+      "that a run can be repeated"
+    )
   if bad.errors:
     say(f"{len(bad.errors)} bad rows left out:{listing(bad.errors)}")
   shape: dict[str, Any] = dict(row_length=c.max_length, seed=config.seed, layout=c.layout)
@@ -192,7 +199,28 @@ def _source(source, config, tokenizer, bad, limit):
       f"data.max_length={c.max_length}; raise data.max_length"
     )
   say(f"{source.name}: {kind}: {_told(kept, len(encoded) - len(kept))}")
+  _warn(source.name, kept, tokenizer, c.recipe)
   return kept
+
+
+def _warn(name, examples, tokenizer_dir, recipe):
+  """Says which answers are trained otherwise than their owner may mean."""
+  spelt, endless = sum(e.spelt for e in examples), sum(e.endless for e in examples)
+  if spelt:
+    say(
+      f"warning: {name}: in {spelt:,} of {len(examples):,} an answer spells out a control token of "
+      "the tokenizer, such as the one that ends a turn, which is trained as that token"
+    )
+  if endless:
+    tokenizer = load_tokenizer(tokenizer_dir)
+    stops = tokenizer.convert_ids_to_tokens(list(control_of(tokenizer).stops))
+    framing = "the authors' framing" if recipe == "paper" else "the chat template"
+    say(
+      f"warning: {name}: {endless:,} answers end in no token at which the model stops, so that it "
+      f"may never end one: {framing} of {tokenizer_dir} closes them without any of "
+      f"{', '.join(stops) or 'them, since no file names one'}; if it writes another, name it as "
+      f"eos_token_id in {pathlib.Path(tokenizer_dir, 'generation_config.json')}"
+    )
 
 
 def _chosen(count, limit, select, seed):
