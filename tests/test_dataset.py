@@ -179,6 +179,31 @@ def test_max_steps_ends_a_run_early_or_passes_over_the_data_again(config):
     assert [len(s.examples) for s in data.steps] == [8, 8, 4, 8, 8, 4, 8][:steps]
 
 
+def test_rows_are_a_multiple_of_the_devices_that_share_them(config):
+  config.data.layout, config.data.max_length = "bucketed", 200
+  for context, widths in ((1, {100}), (8, {200})):
+    data = dataset.read(config, config.instruct, context)
+    assert {b["token"].shape[1] for b in data.batches(0)} == widths
+    assert {b["token"].shape[1] for b, _ in data.once(data.train)} == widths
+
+
+def test_the_digest_is_of_tokens_their_order_and_what_counts(config, tmp_path):
+  digest = lambda: dataset.read(config, config.instruct).digest
+  first = digest()
+  assert digest() == first
+  rows = (tmp_path / "a.jsonl").read_text().splitlines(keepends=True)
+  config.data.train = str(tmp_path / "b.jsonl")
+  (tmp_path / "b.jsonl").write_text("".join(rows))
+  assert digest() == first  # wherever the rows lie
+  found = {first}
+  for text in (rows[::-1], rows[:-1], [rows[0].replace("a00", "b00"), *rows[1:]]):
+    (tmp_path / "b.jsonl").write_text("".join(text))
+    found.add(digest())
+  (tmp_path / "b.jsonl").write_text("".join(rows))
+  config.data.val_ratio = 0.1
+  assert len(found | {digest()}) == 5
+
+
 @pytest.mark.parametrize("layout", ["packed", "bucketed"])
 def test_the_batches_of_all_steps_hold_every_example(config, layout):
   config.data.layout = layout

@@ -1,6 +1,8 @@
 """Files -> the batches of a run: read, convert, render, split, plan."""
 
 import dataclasses
+import functools
+import hashlib
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,6 +35,25 @@ class Dataset:
   ranks: tuple[int, int] | None  # of loss_mean=rank: (ranks, examples a rank takes at a time)
   labelled: bool  # some example predicts other tokens than its own
   inputs: dict[str, Sequence[str | os.PathLike]]  # {"train", "validation": files or hub ids}
+  context: int = 1  # devices that share the tokens of a row
+
+  @functools.cached_property
+  def digest(self) -> str:
+    """A digest of all tokens, and of those that the loss covers."""
+    found = hashlib.blake2b(digest_size=16)
+    for examples in (self.train, self.valid):
+      found.update(f"{len(examples)} examples\n".encode())
+      for e in examples:
+        found.update(f"{len(e.token)} tokens, {e.second}\n".encode())
+        found.update(e.token.tobytes() + np.packbits(e.answer > 0).tobytes())
+        found.update(b"" if e.label is None else e.label.tobytes())
+    return found.hexdigest()
+
+  @property
+  def shape(self) -> dict[str, Any]:
+    """How rows are laid out, as `packing` takes it."""
+    shape = dict(row_length=self.row_length, rows=self.rows, layout=self.layout)
+    return {**shape, "multiple": self.context}
 
   def batches(self, step: int, share: Share = (0, 1, 1)) -> Iterator[Arrays]:
     """The micro-batches of optimizer step `step`, counted from 0; `share` as in `packing`."""
@@ -49,10 +70,10 @@ class Dataset:
     self, examples: Sequence[Example], share: Share = (0, 1, 1)
   ) -> Iterator[tuple[Arrays, list[list[int]]]]:
     """Yields batches with each of `examples` once, and the indices of those in each row."""
-    shape: dict[str, Any] = dict(row_length=self.row_length, layout=self.layout)
     sizes = lengths(examples)
-    for step in packing.plan(sizes, batch_size=len(sizes), epochs=1, seed=0, **shape):
-      groups = packing.groups(step.rows, [sizes[i] for i in step.examples], rows=self.rows, **shape)
+    row: dict[str, Any] = dict(row_length=self.row_length, layout=self.layout)
+    for step in packing.plan(sizes, batch_size=len(sizes), epochs=1, seed=0, **row):
+      groups = packing.groups(step.rows, [sizes[i] for i in step.examples], **self.shape)
       for batch, (rows, _) in zip(self._batches(step, examples, None, share), groups, strict=True):
         yield batch, [[step.examples[place] for place in row] for row in rows]
 
@@ -75,23 +96,22 @@ class Dataset:
     return packing.microbatches(
       step,
       examples,
-      row_length=self.row_length,
-      rows=self.rows,
-      layout=self.layout,
       weight=weight,
       labelled=self.labelled,
-      referenced=all(e.reference is not None for e in examples),
+      referenced=examples[0].reference is not None,  # all have one, or none
       share=share,
+      **self.shape,
     )
 
 
-def read(config: Config, tokenizer: str | os.PathLike) -> Dataset:
+def read(config: Config, tokenizer: str | os.PathLike, context: int = 1) -> Dataset:
   """Reads, converts and tokenises the training and validation rows, and plans every step.
 
   Args:
     config: see presets.py; reads data, base, objective, seed, epochs, max_steps, batch_size, rows
       and the fields of loss_mean.
     tokenizer: the Instruct's folder, which has the tokenizer and the chat template.
+    context: devices that share the tokens of a row, whose length is a multiple of it.
 
   Raises:
     InputError: see `sources.read`, `formats.convert` and `chat.encode_rows`.
@@ -134,6 +154,7 @@ def read(config: Config, tokenizer: str | os.PathLike) -> Dataset:
     (config.ranks, config.rank_examples) if config.loss_mean == "rank" else None,
     any(e.label is not None for e in train + valid),
     inputs,
+    context,
   )
 
 
