@@ -3,10 +3,11 @@
   python -m shadowft_jax.train --config configs/dpo_lora.py --config.base=DIR \
       --config.instruct=DIR --workdir runs/dpo
 
-The paper's section 5.3: Llama-3.1-8B, rank 8 (or 128: --config.delta.rank=128
---config.delta.alpha=256), 1000 pairs of Math-Step-DPO, from the hub or from your copy:
---config.data.train=PATH.  It prints neither beta, learning rate, epochs nor batch; presets.dpo says
-where these come from.  With --config.learn_on=instruct it is the DPO that the paper compares with.
+Without data.train it is the paper's section 5.3: Llama-3.1-8B, rank 8 (or 128:
+--config.delta.rank=128 --config.delta.alpha=256), 1000 pairs of Math-Step-DPO from the hub.  The
+paper prints neither beta, learning rate, epochs nor batch; presets.dpo says where these come from.
+Your own pairs, prompt, chosen and rejected: --config.data.train=pairs.jsonl.  With
+--config.learn_on=instruct it is the DPO that the paper compares with.
 
 Hardware: 8 x A100 in the paper, hours not given there.  Not measured here on a model of that size.
 """

@@ -5,7 +5,7 @@
 
 data.set: medical-o1 (1000 rows; Llama-3.2-1B in the paper), code-z1 (2000), limo (817) or
 openr1-math (2000; these on Qwen3-8B and Llama-3.1-8B).  Rows come from the hub, or from your copy:
---config.data.train=PATH.
+--config.data.train=PATH --config.data.max_examples=1000.
 
 Hardware: 8 x A100 in the paper, hours not given there.  Not measured here.
 """
@@ -16,7 +16,6 @@ from shadowft_jax import presets
 def get_config():
   c = presets.paper()
   c.data.set = "medical-o1"
-  c.data.max_examples = 0  # as many as the paper has of the set
   c.lr = 2e-4
   c.delta.rank = 128
   c.delta.alpha = 256.0

@@ -49,7 +49,7 @@ def read(spec: str, split: str) -> list[dict[str, Any]]:
     InputError: a row is no object, or a weight is given.
   """
   rows = []
-  for source in sources.read(spec, split):
+  for source in sources.read(spec, split, "--split"):
     if source.weight != 1:
       raise InputError(f"--rows {spec}: a weight says how often rows are passed; expected none")
     for where, row in source.rows:

@@ -1,5 +1,6 @@
 """What is learnt is what the assistant says and what ends its turn: no more, and no less."""
 
+import copy
 import json
 
 import numpy as np
@@ -74,6 +75,12 @@ SPECIAL = [
   "<|end|>",
   "[INST]",
   "[/INST]",
+  "[gMASK]",
+  "<|observation|>",
+  "<|start|>",
+  "<|channel|>",
+  "<|message|>",
+  "<|return|>",
 ]
 WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 TEXT = ["The quick brown fox jumps over the lazy dog; what is the answer? It is four.\n\n"] * 9
@@ -300,6 +307,136 @@ def test_a_turn_of_weight_0_is_not_learnt(tokenizer):
     encode(conversation, tokenizer, 99)
 
 
+# It closes no turn: the model stops by beginning the next.
+GLM = """[gMASK]{% for m in messages %}{% if m.role == 'tool' %}<|observation|>
+{{ m.content }}{% else %}<|{{ m.role }}|>{{ '\n' + m.content }}
+{%- for c in m.tool_calls or [] %}{{ c.function.name }}{% endfor %}{% endif %}{% endfor %}
+{%- if add_generation_prompt %}<|assistant|>{% endif %}"""
+
+# It closes earlier answers with one token, the last with another.
+OLMO = """{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}
+{%- if m.role == 'assistant' and loop.last %}{{ eos_token }}{% else %}
+{{- '<|im_end|>\n' }}{% endif %}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+
+GPT_OSS = """{% for m in messages %}{% if m.role == 'assistant' %}
+{{- '<|start|>assistant<|channel|>final<|message|>' + m.content }}
+{{- '<|return|>' if loop.last else '<|end|>' }}{% else %}
+{{- '<|start|>' + m.role + '<|message|>' + m.content + '<|end|>' }}{% endif %}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"""
+
+# Template -> the tokens at which the model stops, and a token that is no such one.
+STOPS = {
+  "chatml": (CHATML, ["<|im_end|>"]),
+  "llama3": (LLAMA3, ["<|eos|>", "<|eot_id|>"]),
+  "gemma": (GEMMA, ["<|eos|>", "<end_of_turn>"]),
+  "qwen3": (QWEN3, ["<|im_end|>"]),
+  "deepseek": (DEEPSEEK, ["<|eos|>"]),
+  "phi": (PHI, ["<|eos|>", "<|end|>"]),
+  "glm": (GLM, ["<|eos|>", "<|user|>", "<|observation|>"]),
+  "olmo": (OLMO, ["<|eos|>", "<|im_end|>"]),
+  "gpt-oss": (GPT_OSS, ["<|return|>", "<|end|>"]),
+}
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+LAW = [
+  talk("a", "four"),
+  talk("a", "four", "b", "the dog", "c", "fox", system="lazy"),
+  talk("a", "four", "b"),
+  [*talk("a", "four"), {"role": "assistant", "content": "dog"}],
+  [*talk("a"), {"role": "assistant", "content": "x", "tool_calls": [CALL]}],
+  [
+    *talk("a"),
+    {"role": "assistant", "content": "x", "tool_calls": [CALL]},
+    {"role": "tool", "content": "5"},
+    {"role": "assistant", "content": "dog"},
+  ],
+]
+
+
+def check_ends(tokenizer, stops):
+  """Every learnt answer holds a token at which the model stops, or is counted as one that does not;
+  returns how many do not."""
+  endless = 0
+  for conversation in LAW:
+    try:
+      example = encode(conversation, tokenizer, 1000)
+    except InputError as error:  # A template may refuse a conversation, but not in silence.
+      assert "chat template" in str(error)
+      continue
+    ids = {tokenizer.convert_tokens_to_ids(x) for x in stops}
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], example.answer, [0]]))).reshape(-1, 2)
+    without = sum(not ids & {*example.token[max(a, b - 4) : b].tolist()} for a, b in edges)
+    assert without == example.endless
+    endless += without
+  return endless
+
+
+@pytest.mark.parametrize("name", STOPS)
+def test_every_answer_ends_in_a_token_at_which_the_model_stops(tokenizer, tmp_path, name):
+  template, stops = STOPS[name]
+  tokenizer.chat_template = template
+  tokenizer.save_pretrained(tmp_path)
+  ids = tokenizer.convert_tokens_to_ids(stops)
+  (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
+  # Of two assistants in a row, GLM ends the first by nothing.
+  assert check_ends(load_tokenizer(tmp_path), [*stops, "<|eos|>"]) == (name == "glm")
+  (tmp_path / "generation_config.json").write_text("{}")
+  if "<|eos|>" not in stops:
+    assert check_ends(load_tokenizer(tmp_path), ["<|eos|>"]) > 5
+
+
+def test_every_answer_of_a_real_template_ends_so(tokenizer, shared_data):
+  for path, (end, last) in real_templates(shared_data("chat_templates")):
+    real = copy.deepcopy(tokenizer)
+    real.chat_template = path.read_text(encoding="utf-8")
+    stop = (last or end).strip()
+    real.add_special_tokens({"eos_token": stop})
+    # Phi ends the last answer with two tokens, the others with the first.
+    assert check_ends(real, [stop]) == (4 if last else 0), path
+
+
+@pytest.mark.parametrize(
+  "name, expected",
+  [
+    ("olmo", ["one<|im_end|>", "two<|eos|>"]),
+    ("gpt-oss", [f"<|channel|>final<|message|>{x}" for x in ("one<|end|>", "two<|return|>")]),
+    ("glm", ["\none<|user|>", "\ntwo<|user|>"]),
+  ],
+)
+def test_answers_that_the_template_ends_each_in_its_way(tokenizer, tmp_path, name, expected):
+  template, stops = STOPS[name]
+  tokenizer.chat_template = template
+  tokenizer.save_pretrained(tmp_path)
+  ids = tokenizer.convert_tokens_to_ids(stops)
+  (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": ids}))
+  tokenizer = load_tokenizer(tmp_path)
+  assert learnt(encode(talk("a?", "one", "b?", "two"), tokenizer, 99), tokenizer) == expected
+  assert learnt(encode(talk("a?", "one", "b?"), tokenizer, 99), tokenizer) == expected[:1]
+
+
+def test_a_marker_at_which_the_model_goes_on_is_no_end(tokenizer):
+  tokenizer.chat_template = GLM  # whose stops are not told
+  example = encode(talk("a?", "one", "b?", "two"), tokenizer, 99)
+  assert learnt(example, tokenizer) == ["\none", "\ntwo"] and example.endless == 2
+
+
+def test_control_tokens_spelt_out_in_an_answer_are_noted(tokenizer):
+  spelt = lambda *talk_, **more: encode(talk(*talk_, **more), tokenizer, 99).spelt
+  assert spelt("a", "turns end with <|im_end|> here")
+  assert not spelt("a <|im_end|>", "four") and not spelt("a", "<|im_end | four")
+  old = talk("a", "<|eos|>", "b", "four")
+  old[1]["weight"] = 0
+  assert not encode(old, tokenizer, 99).spelt
+
+
+def test_text_that_has_its_begin_and_end_gets_no_others(tokenizer):
+  for text in ("the fox", "<|bos|>the fox", "the fox<|eos|>", "<|bos|>the fox<|eos|>"):
+    [[piece]] = chat.encode_rows(
+      [formats.Row("f row 1", [], text=text)], tokenizer, formats.Settings(99)
+    )
+    assert text_of(piece.token, tokenizer) == "<|bos|>the fox<|eos|>"
+
+
 # As Qwen writes calls; and as Llama 3.1 does, which leaves out what is said beside a call.
 CALLS = {
   "beside": """{% for m in messages %}<|im_start|>{{ m.role }}{{ '\n' + m.content if m.content }}
@@ -346,6 +483,16 @@ def test_a_run_is_the_same_on_any_day(tokenizer):
     "{% endif %}{{ date_string }}" + CHATML
   )
   assert text_of(chat.render_prompt(talk("x"), tokenizer), tokenizer).startswith("26 Jul 2024")
+  for template, want in (
+    ("{{ strftime_now('%Y-%m-%d %H:%M') }}", "2024-07-26 00:00"),
+    (
+      "\n  {% set day = strftime_now('%-d %B %Y, %A %-m%%') %}\n{{ day }}",
+      "\n26 July 2024, Friday 7%",
+    ),
+  ):
+    tokenizer.chat_template = template + CHATML
+    text = text_of(chat.render_prompt(talk("x"), tokenizer), tokenizer)
+    assert text == want + "<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n"
 
 
 HOSTILE = [

@@ -2,6 +2,8 @@
 
 import collections
 import json
+import pathlib
+import re
 
 import datasets
 import numpy as np
@@ -136,6 +138,38 @@ def test_what_is_cut_and_dropped_is_said(config, tmp_path, capsys):
     dataset.read(config, config.instruct)
 
 
+def test_answers_that_end_in_no_stop_are_said_with_what_helps(config, tmp_path, capsys):
+  pico.save_tokenizer(tmp_path)
+  dataset.read(config, tmp_path)
+  assert "warning" not in capsys.readouterr().err
+  template = (tmp_path / "chat_template.jinja").read_text()
+  (tmp_path / "chat_template.jinja").write_text(template.replace("<|im_end|>", "<|endoftext|>"))
+  dataset.read(config, tmp_path)
+  said = capsys.readouterr().err
+  assert "20 answers end in no token at which the model stops" in said
+  assert f"of {tmp_path} closes them without any of <|im_end|>; if it writes another" in said
+  # What it advises helps.
+  field, path = re.search(r"name it as (\w+) in (.*)", said).groups()
+  ids = load_tokenizer(tmp_path).convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+  pathlib.Path(path).write_text(json.dumps({field: ids}))
+  dataset.read(config, tmp_path)
+  assert "warning" not in capsys.readouterr().err
+
+
+def test_control_tokens_in_answers_and_dates_in_the_template_are_said(config, tmp_path, capsys):
+  write(tmp_path / "a.jsonl", ["it ends with <|im_end|>", "so", "<|im_start|>"])
+  dataset.read(config, config.instruct)
+  assert "a.jsonl: in 2 of 3 an answer spells out a control token" in capsys.readouterr().err
+  pico.save_tokenizer(tmp_path)
+  template = (tmp_path / "chat_template.jinja").read_text()
+  (tmp_path / "chat_template.jinja").write_text("{{ strftime_now('%d %b') }}" + template)
+  config.data.validation = config.data.train
+  data = dataset.read(config, tmp_path)
+  assert load_tokenizer(tmp_path).decode(data.train[0].token).startswith("26 Jul<|im_start|>")
+  said = capsys.readouterr().err
+  assert said.count("writes today's date; 26 Jul 2024 stands in its place") == 1
+
+
 def test_max_steps_ends_a_run_early_or_passes_over_the_data_again(config):
   assert len(dataset.read(config, config.instruct).steps) == 3
   for steps in (2, 7):
@@ -143,6 +177,31 @@ def test_max_steps_ends_a_run_early_or_passes_over_the_data_again(config):
     data = dataset.read(config, config.instruct)
     assert len(data.steps) == steps
     assert [len(s.examples) for s in data.steps] == [8, 8, 4, 8, 8, 4, 8][:steps]
+
+
+def test_rows_are_a_multiple_of_the_devices_that_share_them(config):
+  config.data.layout, config.data.max_length = "bucketed", 200
+  for context, widths in ((1, {100}), (8, {200})):
+    data = dataset.read(config, config.instruct, context)
+    assert {b["token"].shape[1] for b in data.batches(0)} == widths
+    assert {b["token"].shape[1] for b, _ in data.once(data.train)} == widths
+
+
+def test_the_digest_is_of_tokens_their_order_and_what_counts(config, tmp_path):
+  digest = lambda: dataset.read(config, config.instruct).digest
+  first = digest()
+  assert digest() == first
+  rows = (tmp_path / "a.jsonl").read_text().splitlines(keepends=True)
+  config.data.train = str(tmp_path / "b.jsonl")
+  (tmp_path / "b.jsonl").write_text("".join(rows))
+  assert digest() == first  # wherever the rows lie
+  found = {first}
+  for text in (rows[::-1], rows[:-1], [rows[0].replace("a00", "b00"), *rows[1:]]):
+    (tmp_path / "b.jsonl").write_text("".join(text))
+    found.add(digest())
+  (tmp_path / "b.jsonl").write_text("".join(rows))
+  config.data.val_ratio = 0.1
+  assert len(found | {digest()}) == 5
 
 
 @pytest.mark.parametrize("layout", ["packed", "bucketed"])

@@ -6,6 +6,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -20,7 +21,8 @@ from shadowft_jax.hf import deltas
 from shadowft_jax import train
 from shadowft_jax.generation import decode
 from shadowft_jax.hf import weights
-from shadowft_jax.learning import checkpoints, step
+from shadowft_jax.errors import InputError
+from shadowft_jax.learning import checkpoints, kernels, loop, step
 from shadowft_jax.runs import metrics
 from tests import runs
 
@@ -214,6 +216,61 @@ def test_a_run_taken_up_again_gives_the_same_delta_bit_for_bit(
   assert (tmp_path / "run" / name).read_bytes() == (lora_run[0] / name).read_bytes()
   timeless = lambda rs: [{k: v for k, v in r.items() if k != "tokens_per_second"} for r in rs]
   assert timeless(records) == timeless(lora_run[1])
+
+
+def test_a_run_is_not_resumed_on_other_data(pair, tmp_path, monkeypatch):
+  rows = tmp_path / "rows.jsonl"
+  before = (pair / "rows.jsonl").read_text()
+  config = lambda: runs.config_of(pair, **{"data.train": str(rows)})
+  run = tmp_path / "run"
+  # Before the first checkpoint, the data may still change.
+  for text, stop in ((before.replace("red", "blue"), 2), (before, 5)):
+    rows.write_text(text)
+    with monkeypatch.context() as patch:
+      stop_after(patch, stop)
+      with pytest.raises(Stop):
+        train.train(config(), run)
+  never = lambda *_, **__: pytest.fail("the weights are read")
+  monkeypatch.setattr(weights, "load_model", never)
+  for text in ("\n".join(reversed(before.splitlines())), before[: before.rindex("{")]):
+    rows.write_text(text)
+    with pytest.raises(
+      InputError, match=f"{run} was begun with other data: the rows of {rows}, .*have changed"
+    ):
+      train.train(config(), run)
+  rows.write_text(before)
+  with pytest.raises(pytest.fail.Exception, match="the weights are read"):
+    train.train(config(), run)
+
+
+def test_bad_data_ends_a_run_before_anything_is_compiled(pair, tmp_path, monkeypatch):
+  monkeypatch.setattr(kernels, "choose", lambda *_: pytest.fail("attention is compiled"))
+  config = runs.config_of(pair, **{"data.columns.prompt": "nowhere"})
+  with pytest.raises(InputError, match="has no column 'nowhere'"):
+    train.train(config, tmp_path / "run")
+
+
+def test_the_next_item_is_made_while_one_is_in_use():
+  made = [threading.Event() for _ in range(4)]
+
+  def items():
+    for number, event in enumerate(made):
+      event.set()
+      yield number
+
+  for number in (found := loop.ahead(items())):
+    assert number == 3 or made[number + 1].wait(10)
+    assert number > 1 or not made[number + 2].is_set()
+  assert list(loop.ahead(iter([]))) == [] and list(found) == []
+
+  def failing():
+    yield 1
+    raise Stop
+
+  got = loop.ahead(failing())
+  assert next(got) == 1
+  with pytest.raises(Stop):
+    next(got)
 
 
 def test_a_finished_run_is_left_alone(pair, lora_run):

@@ -582,6 +582,31 @@ BAD_ROWS = [
     r"row 1: chosen is a whole .*, and prompt is none",
   ),
   (
+    {
+      "chosen": [user("q"), assistant("a"), user("r"), assistant("b")],
+      "rejected": [user("q"), assistant("a"), user("s"), assistant("c")],
+    },
+    r"row 1: chosen and rejected differ from turn 3 on, of the user; expected answers to the same",
+  ),
+  (
+    {
+      "chosen": [user("q"), user("r"), assistant("b")],
+      "rejected": [user("q"), assistant("a"), user("s"), assistant("c")],
+    },
+    r"differ from turn 2 on, of the user and the assistant; expected",
+  ),
+  (
+    {"Question": "q", "Answer": "a", "answer": 4, "why": "w"},
+    r"columns.prompt=Question --config.data.columns.response=Answer$",
+  ),
+  ({"query": "q", "a solution": "a"}, r"columns.prompt=query --config.data.columns.response=KEY$"),
+  (
+    turn(assistant([{"type": "text", "text": "a", "train": False}])),
+    r"(?s)row 1: turn 2 of messages: a part of its content has keys .*; remove:\n  train$",
+  ),
+  (turn(assistant([{"type": "text", "text": "a", "weight": 0}])), r"(?s)remove:\n  weight$"),
+  (turn(assistant([{"type": "image", "image": "a", "train": True}])), r"(?s)remove:\n  train$"),
+  (
     {**MESSAGES, "label": False},
     r"row 1: its answer is marked as bad \(label is false\), and "
     r"supervised .*; --config.data.skip_bad_rows leaves",

@@ -267,33 +267,37 @@ def test_both_layouts_carry_the_same(row_length, rows):
 
 
 @pytest.mark.parametrize(
-  "row_length, widths",
+  "row_length, multiple, widths",
   [
-    (4096, {4096, 2048, 1024, 512, 256, 128, 64}),
-    (1000, {1000, 500, 250, 125}),
-    (129, {129, 64}),
-    (127, {127}),
-    (40, {40}),
+    (4096, 1, {4096, 2048, 1024, 512, 256, 128, 64}),
+    (1000, 1, {1000, 500, 250, 125}),
+    (129, 1, {129, 64}),
+    (127, 1, {127}),
+    (40, 1, {40}),
+    (200, 8, {200}),
+    (4096, 8, {4096, 2048, 1024, 512, 256, 128, 64}),
+    (800, 8, {800, 400, 200}),
   ],
 )
-def test_bucketed_rows_are_of_a_few_lengths(row_length, widths):
+def test_bucketed_rows_are_of_a_few_lengths(row_length, multiple, widths):
   lengths = np.geomspace(1, row_length, 600).round().astype(int).tolist()
   step = whole_step(len(lengths))
-  shapes = packing.shapes(step, lengths, row_length=row_length, rows=2, layout="bucketed")
+  shape = dict(row_length=row_length, rows=2, layout="bucketed", multiple=multiple)
+  shapes = packing.shapes(step, lengths, **shape)
   assert {width for _, width in shapes} == widths
   for count, width in shapes:
     half = round(math.log2(row_length / width))
     assert (count, width) == (2 << half, row_length >> half)
   examples = make_examples(lengths)
-  batches = list(
-    packing.microbatches(step, examples, row_length=row_length, rows=2, layout="bucketed")
-  )
+  batches = list(packing.microbatches(step, examples, **shape))
   assert all(b["segment"].max() == 1 for b in batches)
   # Only the last has rows to spare, and a longer row would not do where a shorter one does.
   assert all(b["segment"].any(1).all() for b in batches[:-1])
   for b in batches:
     width = b["segment"].shape[1]
-    assert b["segment"].sum(1).max() > width // 2 or width // 2 < packing.LEAST
+    assert (
+      b["segment"].sum(1).max() > width // 2 or width // 2 < packing.LEAST or width // 2 % multiple
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,18 @@
 """The paper's data by name, and the configs that use it."""
 
 import importlib.util
+import json
 import pathlib
+import re
 
 import pytest
 
 from shadowft_jax import command, presets
-from shadowft_jax.data import formats, sets
+from shadowft_jax.data import dataset, formats, sets
 from shadowft_jax.data.sets import SETS
 from shadowft_jax.data.sources import Source
 from shadowft_jax.errors import InputError
+from tests import pico
 
 # A row of each set, as far as its columns are known: {name: (row, format)}.
 TALK = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
@@ -60,8 +63,10 @@ def from_file(name):
 @pytest.mark.parametrize("name", sorted(SETS))
 def test_every_set_fills_the_config_with_fields_that_there_are(name):
   known = SETS[name]
-  c = sets.resolve(config_of(set=name, train="" if known.source else "mine.parquet"))
-  assert c.data.train == (known.source or "mine.parquet")
+  if not known.source:
+    return
+  c = sets.resolve(config_of(set=name))
+  assert c.data.train == known.source
   assert given(c.data.columns) == known.columns
   assert c.data.max_examples == known.count and c.data.select == "first"
   before = c.to_dict()
@@ -101,14 +106,12 @@ def test_the_sets_are_those_of_the_paper(name, source, columns, count):
 
 
 @pytest.mark.parametrize("name", sorted(SETS))
-def test_the_columns_of_a_set_find_question_and_answer(name):
+@pytest.mark.parametrize("train", ["", "copy.jsonl"])
+def test_the_columns_of_a_set_find_question_and_answer(name, train):
   row, expected = ROWS[name]
-  c = sets.resolve(config_of(set=name, train="mine.jsonl"))
-  kind, [got] = formats.convert(
-    Source("mine.jsonl", 1.0, [("mine.jsonl row 1", row)]),
-    given(c.data.columns),
-    formats.BadRows(False),
-  )
+  c = sets.resolve(config_of(set=name, train=train), needed=False)
+  source = Source("copy.jsonl", 1.0, [("copy.jsonl row 1", row)])
+  kind, [got] = formats.convert(source, sets.columns_of(source, c), formats.BadRows(False))
   assert kind.startswith(expected)
   assert [m["content"] for m in got.messages] == ["q", "a"]
   assert (got.rejected and got.rejected[-1]["content"]) == row.get("full_rejected")
@@ -122,13 +125,52 @@ def test_no_set_changes_nothing():
 
 
 def test_what_the_user_sets_wins(capsys):
-  c = config_of(set="limo", train="mine.jsonl", max_examples=50, select="uniform")
+  c = config_of(set="limo", max_examples=50, select="uniform")
   c.data.columns.prompt = "ask"
   sets.resolve(c)
-  assert (c.data.train, c.data.max_examples, c.data.select) == ("mine.jsonl", 50, "uniform")
+  assert (c.data.train, c.data.max_examples, c.data.select) == ("GAIR/LIMO", 50, "uniform")
   assert given(c.data.columns) == {"prompt": "ask"}  # not half of one and half of the other
+  assert sets.columns_of(Source("x", 1.0, [("x row 1", ROWS["limo"][0])]), c) == {"prompt": "ask"}
   told = capsys.readouterr().err
-  assert "50 rows (the paper uses 817) of mine.jsonl, data.select=uniform" in told
+  assert "50 rows (the paper uses 817) of GAIR/LIMO, data.select=uniform" in told
+  c = config_of(set="limo", max_examples=-1)
+  assert sets.resolve(c).data.max_examples == -1
+  assert "limo: all rows (the paper uses 817)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [p.stem for p in CONFIGS.glob("*.py") if p.stem != "quickstart"])
+def test_no_config_limits_or_renames_the_users_own_rows(name, tmp_path, capsys):
+  pico.save_tokenizer(tmp_path)
+  c = from_file(name)
+  rows = [{"instruction": f"q{i}", "output": f"a{i}"} for i in range(2100)]
+  if presets.is_paired(c):
+    rows = [{"prompt": f"q{i}", "chosen": f"a{i}", "rejected": f"b{i}"} for i in range(1100)]
+  path = tmp_path / "mine.jsonl"
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  c.data.train, c.data.template, c.data.val_ratio = str(path), "qwen3", 0.0
+  sets.resolve(c)
+  said = capsys.readouterr().err
+  assert len(dataset.read(c, tmp_path).train) == len(rows)
+  # What it advises takes as many rows as it says.
+  if c.data.set:
+    count = int(re.search(r"--config.data.max_examples=(\d+)\)", said)[1])
+    assert count == SETS[c.data.set].count
+    c.data.max_examples = count
+    assert len(dataset.read(sets.resolve(c), tmp_path).train) == count
+    assert f"data.max_examples takes {count:,} of its {len(rows):,} rows" in capsys.readouterr().err
+
+
+def test_rows_that_validate_a_set_have_columns_of_their_own(tmp_path):
+  row = {"instruction": "q", "output": "a"}
+  c = sets.resolve(config_of(set="limo", validation="mine.jsonl"))
+  assert sets.columns_of(Source("x", 1.0, [("x row 1", row)]), c) == {}
+
+
+def test_pairs_of_llamafactorys_form_start_as_they_are(shared_data, tmp_path):
+  pico.save_tokenizer(tmp_path)
+  c = from_file("dpo_lora")
+  c.data.train = str(shared_data("llamafactory_demo") / "dpo_en_demo.json")
+  assert len(dataset.read(sets.resolve(c), tmp_path).train) > 280
 
 
 def test_a_set_that_is_on_no_hub_says_where_it_is():
@@ -151,7 +193,7 @@ def test_an_unknown_set_names_the_nearest():
 
 def test_the_papers_preset_is_what_the_authors_scripts_set():
   c = presets.paper()
-  assert (c.data.recipe, c.data.max_examples, c.data.select) == ("paper", 2000, "first")
+  assert (c.data.recipe, c.data.max_examples, c.data.select) == ("paper", 0, "first")
   assert (c.data.val_ratio, c.data.max_length, c.data.layout) == (0.01, 4096, "packed")
   assert (c.loss_mean, c.ranks, c.rank_examples) == ("rank", 8, 2)
   # 2 examples x 16 accumulated x 8 devices.

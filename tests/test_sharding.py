@@ -222,6 +222,17 @@ def test_a_share_of_rows_is_laid_out_as_in_the_whole():
       np.testing.assert_array_equal(np.concatenate([p[key] for p in parts]), x)
 
 
+def test_bucketed_rows_divide_over_the_context():
+  data = examples(20)
+  sizes = [len(e.token) for e in data]
+  mesh = sharding.make_mesh(dict(context=8))
+  shape = dict(row_length=200, layout="bucketed")
+  sharding.check_batch(8, 200, mesh)
+  [planned] = packing.plan(sizes, batch_size=20, epochs=1, seed=0, **shape)
+  for batch in packing.microbatches(planned, data, rows=8, multiple=8, **shape):
+    np.testing.assert_array_equal(sharding.place_rows(batch["token"], mesh), batch["token"])
+
+
 def test_placed_rows_are_the_rows():
   mesh = sharding.make_mesh(dict(data=2, fsdp=2, context=2))
   rows = np.arange(8 * 6).reshape(8, 6)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from shadowft_jax.data import sources
+from shadowft_jax.data import files, sources
 from shadowft_jax.errors import InputError
 
 ALPACA = {"instruction": "Add.", "input": "1 and 2", "output": "3"}
@@ -258,8 +258,8 @@ def test_a_folder_that_datasets_saved_is_read_in_order(tmp_path):
   assert rows_of(tmp_path / "two", "dev") == ROWS[3:]
   with pytest.raises(
     InputError,
-    match=r"(?s)two has no split 'test'; choose one with "
-    r"--config.data.split:\n  dev\n  train",
+    match=r"(?s)two has no split 'test'; choose one:"
+    r"\n  --config.data.split=dev\n  --config.data.split=train",
   ):
     sources.read(tmp_path / "two", "test")
 
@@ -334,12 +334,12 @@ def test_the_data_files_of_a_folder_are_its_rows(write, tmp_path, files, split, 
     (
       ["test.json", "dev.json"],
       "train",
-      r"(?s)folder has no split 'train'; .*:\n  test\n  validation$",
+      r"(?s)folder has no split 'train'; .*:\n  --config.data.split=test\n  .*=validation$",
     ),
     (
       ["train_sft-00000-of-00001.csv", "train_gen-00000-of-00001.csv"],
       "train",
-      r"(?s)has no split 'train'; .*:\n  train_gen\n  train_sft$",
+      r"(?s)has no split 'train'; .*:\n  .*=train_gen\n  .*=train_sft$",
     ),
     (
       ["train.json", "more.json"],
@@ -353,6 +353,130 @@ def test_a_folder_that_is_not_clear_is_refused(write, tmp_path, files, split, ma
     write("[]", f"folder/{name}")
   with pytest.raises(InputError, match=match):
     sources.read(tmp_path / "folder", split)
+
+
+CARD = """---
+configs:
+- config_name: en
+  data_files:
+  - split: train
+    path: [en/b.jsonl, en/a*.jsonl]
+  - {split: test, path: held/out.jsonl}
+- config_name: zh
+  data_dir: zh
+  data_files: "**"
+  sep: ";"
+- config_name: by_name
+  data_dir: named
+---
+# A data set
+"""
+CARD_FILES = {
+  "en/a1.jsonl": [{"x": 1}],
+  "en/b.jsonl": [{"x": 2}],
+  "held/out.jsonl": [{"x": 3}],
+  "zh/deep/c.jsonl": [{"x": 4}],
+  "zh/d.jsonl": [{"x": 5}],
+  "named/train.jsonl": [{"x": 6}],
+  "named/dev.jsonl": [{"x": 7}],
+  "left.jsonl": [{"x": 8}],
+}
+
+
+@pytest.fixture
+def carded(write, tmp_path):
+  """Writes the files of a data set with a data card; returns its folder."""
+
+  def carded(card=CARD):
+    for name, rows in {**CARD_FILES, "README.md": card}.items():
+      write(rows, f"hub/{name}")
+    return tmp_path / "hub"
+
+  return carded
+
+
+@pytest.mark.parametrize(
+  "subset, split, expected",
+  [
+    ("en", "train", [2, 1]),
+    ("en", "test", [3]),
+    ("en", "eval", [3]),
+    ("zh", "train", [5, 4]),
+    ("by_name", "train", [6]),
+    ("by_name", "validation", [7]),
+  ],
+)
+def test_a_data_card_tells_splits_and_configurations(carded, capsys, subset, split, expected):
+  assert [row["x"] for row in rows_of(f"{carded()}:{subset}", split)] == expected
+  assert ("sets sep for zh" in capsys.readouterr().err) == (subset == "zh")
+
+
+def test_a_configuration_is_read_alone_or_by_default(carded, capsys):
+  folder = carded()
+  with pytest.raises(
+    InputError, match=r"(?s)hub has 3 conf.*; give one of:\n  .*hub:by_name\n  .*hub:en\n  .*:zh$"
+  ) as caught:
+    sources.read(folder)
+  # Each of them, given as the error names it, is read.
+  for spec in str(caught.value).split("\n  ")[1:]:
+    assert rows_of(spec)
+  with pytest.raises(InputError, match=r"(?s)hub has no configuration 'de'; give one of:\n.*:zh$"):
+    sources.read(f"{folder}:de")
+  carded(CARD.replace("  data_dir: named\n", "  data_dir: named\n  default: true\n"))
+  assert rows_of(folder) == [{"x": 6}]
+  assert "the configuration by_name, its default, is read" in capsys.readouterr().err
+  carded(CARD.replace("config_name: en", "config_name: default"))
+  assert rows_of(folder) == [{"x": 2}, {"x": 1}]
+  # A card of the only configuration, and an old one, of a folder each.
+  carded("---\nconfigs:\n- config_name: only\n  data_files: left.jsonl\n---\n")
+  assert rows_of(folder) == rows_of(f"{folder}:only") == [{"x": 8}]
+  carded("---\ndataset_info:\n- config_name: named\n- config_name: zh\n---\n")
+  assert rows_of(f"{folder}:named") == [{"x": 6}]
+
+
+@pytest.mark.parametrize(
+  "card, spec, match",
+  [
+    (CARD, ":en", r"(?s)hub:en has no split 'dev'; choose one:\n  --at=test\n  --at=train$"),
+    (CARD.replace("out", "gone"), ":en", r"README.md names held/gone.jsonl, and no such data file"),
+    (CARD.replace("held/out", "../rows"), ":en", r"names \.\./rows.jsonl, and no such data file"),
+    (CARD.replace("held/out", "/etc/rows"), ":en", r"names /etc/rows.jsonl, and no such"),
+    (CARD.replace("held/out", "a**"), ":en", r"names a\*\*.jsonl, and no such data file"),
+    (CARD.replace("path: held/out.jsonl", "path: 3"), ":en", r"its data_files hold .*'path': 3"),
+    (CARD.replace("configs:", "configs: ["), "", r"README.md: its configs cannot be read: "),
+    ("# No card", ":en", r"hub has no configurations, since its README.md names none; give .*hub "),
+  ],
+)
+def test_a_data_card_that_is_not_clear_is_refused(carded, card, spec, match):
+  folder = carded(card)
+  split = "dev" if "choose" in match else "test"
+  with pytest.raises(InputError, match=match):
+    sources.read(f"{folder}{spec}", split, "--at")
+
+
+@pytest.mark.parametrize("name", [*KINDS, "rows.txt", "rows.csv.gz"])
+def test_a_git_lfs_pointer_is_no_data(tmp_path, name):
+  (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+  with pytest.raises(InputError, match=r" is a Git LFS pointer, .*; run git lfs pull in its"):
+    sources.read(tmp_path / name)
+
+
+def test_few_rows_of_a_parquet_file_are_read_at_a_time(write, monkeypatch):
+  """Arrow makes no batch of nested texts beyond 2 GB, and rows of 2 MB are hardly written."""
+  sizes = []
+  plain = files.plain
+
+  def counted(batches):
+    for batch in batches:
+      sizes.append(len(batch))
+      yield from plain([batch])
+
+  monkeypatch.setattr(files, "plain", counted)
+  rows = [{"messages": [{"content": str(i)}]} for i in range(2500)]
+  sink = pa.BufferOutputStream()
+  pyarrow.parquet.write_table(pa.Table.from_pylist(rows), sink)
+  assert rows_of(write(sink.getvalue().to_pybytes(), "rows.parquet")) == rows
+  assert max(sizes) * 2**20 < 2**31
 
 
 REVISION = "a" * 40
@@ -459,8 +583,9 @@ def test_a_data_set_of_the_hub_is_read(tmp_path):
     assert "is no file or folder here, and as a data set of the hub (split '" in error
     assert said in error and "\n" not in error
   assert nothing.endswith(
-    "(hf download --repo-type dataset org/nothing --local-dir FOLDER) and give the FOLDER"
+    "(hf download --repo-type dataset org/nothing --local-dir FOLDER) and give FOLDER"
   )
+  assert no_split.endswith("org/set --revision v1 --local-dir FOLDER) and give FOLDER:en")
 
 
 def test_without_a_network_a_hub_id_says_what_was_tried():

@@ -4,22 +4,31 @@ The model's own chat template renders the text; the mask is found from the text 
 a template needs no marks of its own for it.
 """
 
+import datetime
 import os
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from shadowft_jax.data.tokenizer import Tokenizer, name_of
+from shadowft_jax.data.tokenizer import Control, Tokenizer, control_of, name_of
 from shadowft_jax.data.turns import Example, Row, Settings
 from shadowft_jax.errors import InputError
 
 MARK = "zqxanswerqxz"  # stands in for an answer, to find the text around it
-# Llama 3's templates write today's date unless they are given one, and a run could not be
-# repeated tomorrow.  This is their own fallback.
+# Some templates write today's date, and a run could not be repeated tomorrow.  This is the date
+# that Llama 3's fall back to.
 DATE = "26 Jul 2024"
-
+DAY = datetime.datetime(2024, 7, 26)
+# A macro that stands in for transformers' strftime_now, which reads the clock.
+CLOCK = "".join(
+  [
+    "{% macro strftime_now(format) %}{{ format",
+    *(f" | replace('%-{x}', '{int(DAY.strftime('%' + x))}')" for x in "dHIjmMSUwWy"),
+    *(f" | replace('%{x}', '{DAY.strftime('%' + x)}')" for x in "aAbBcdDeFHIjmMpSTuUVwWxXyYzZ%"),
+    " }}{% endmacro %}\n",
+  ]
+)
 
 Entry = list[Example] | InputError  # of a row: its examples, or what is wrong with it
 
@@ -47,11 +56,12 @@ def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, settings: Settings) -
       f"{name_of(tokenizer)} has no chat template; use the tokenizer of the "
       "Instruct model, or put its chat_template.jinja into the folder"
     )
+  control = control_of(tokenizer)
   texts: list[tuple[str, list | None]] = []
   out: list[Entry] = []
   for row in rows:
     try:
-      texts.append((row.text, None) if row.text else _answers(row, tokenizer))
+      texts.append((row.text, None) if row.text else _answers(row, tokenizer, control))
       out.append([])
     except InputError as error:
       out.append(InputError(f"{row.where}: {error}"))
@@ -72,24 +82,46 @@ def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, settings: Settings) -
       if spans is None:
         examples += _pieces(ids, tokenizer, settings.max_length, row.where)
       else:
-        answer = _learnt(np.array(offsets, np.int64).reshape(-1, 2), spans)
-        examples.append(_cut(ids, answer, settings.max_length, _altered(text, row), row.where))
+        examples.append(_example(row, text, spans, ids, offsets, control, settings.max_length))
   return out
 
 
-def _cut(ids, answer, max_length, altered, where):
+def _example(row, text, spans, ids, offsets, control: Control, max_length):
   """The Example of a conversation, cut to `max_length` tokens."""
-  token = np.array(ids[:max_length], np.int32)
-  cut = int(answer[max_length:].sum())
-  return Example(token, answer[:max_length], cut, altered, where=where)
+  begin = _begin(np.array(offsets, np.int64).reshape(-1, 2))
+  within = lambda start, end: (begin >= start) & (begin < end)
+  answer = sum(within(start, end) for start, _, end in spans).astype(np.int32)
+  token = np.array(ids, np.int32)
+  stop = np.isin(token, list(control.stops))
+  said = [x for m in row.messages if _is_learnt(m) for x in _texts(m)]
+  return Example(
+    token[:max_length],
+    answer[:max_length],
+    cut=int(answer[max_length:].sum()),
+    altered=not all(x.strip() in text for m in row.messages for x in _texts(m)),
+    endless=sum(not stop[within(closing, end)].any() for _, closing, end in spans),
+    spelt=control.is_spelt(said, ids),
+    where=row.where,
+  )
+
+
+def _is_learnt(message):
+  return message["role"] == "assistant" and message.get("weight") != 0
+
+
+def _texts(message):
+  """The texts of a message."""
+  return [message.get(key) or "" for key in ("content", "reasoning_content")]
 
 
 def _pieces(ids, tokenizer, max_length, where):
   """Raw text between the tokenizer's begin and end tokens, in equal pieces; all of it trained."""
+  bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+  # A text that was rendered before has them.
   ids = [
-    *([] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]),
+    *([] if bos is None or ids[:1] == [bos] else [bos]),
     *ids,
-    *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]),
+    *([] if eos is None or ids[-1:] == [eos] else [eos]),
   ]
   return [
     Example(np.array(part, np.int32), np.ones(len(part), np.int32), where=where)
@@ -97,14 +129,8 @@ def _pieces(ids, tokenizer, max_length, where):
   ]
 
 
-def _altered(text, row):
-  """Whether the template left out some of what a message says: earlier thoughts, for one."""
-  said = [m.get(key) or "" for m in row.messages for key in ("content", "reasoning_content")]
-  return not all(part.strip() in text for part in said)
-
-
-def _learnt(offsets, spans):
-  """int32 [T]: 1 where a token begins inside one of the spans (start, end), in characters.
+def _begin(offsets):
+  """int [T]: the character with which each token begins.
 
   Args:
     offsets: int [T, 2], the characters a token covers, as the tokenizer reports them.
@@ -112,23 +138,26 @@ def _learnt(offsets, spans):
   # A token begins no later than where the ones before it end: some byte-level tokenizers leave
   # the spaces of a token out of its offsets.  The bytes of one character all begin with it.
   ends = np.maximum.accumulate(offsets[:, 1])
-  begin = np.minimum(offsets[:, 0], np.concatenate([[0], ends[:-1]])) if len(ends) else ends
-  return sum(((begin >= start) & (begin < end)) for start, end in spans).astype(np.int32)
+  return np.minimum(offsets[:, 0], np.concatenate([[0], ends[:-1]])) if len(ends) else ends
 
 
-def _answers(row, tokenizer):
-  """The rendered conversation, and the span (start, end) of each answer that the loss covers."""
-  turns = [
-    i for i, m in enumerate(row.messages) if m["role"] == "assistant" and m.get("weight") != 0
-  ]
+def _answers(row, tokenizer, control):
+  """The rendered conversation, and the span of each answer that the loss covers, see `_span`."""
+  turns = [i for i, message in enumerate(row.messages) if _is_learnt(message)]
   if not turns:
     raise InputError("there is no turn of the assistant to learn; expected at least one answer")
   text = _render(row.messages, tokenizer, row.tools)
-  return text, [_span(text, row.messages, turn, tokenizer, row.tools) for turn in turns]
+  spans = [_span(text, row.messages, turn, tokenizer, row.tools, control) for turn in turns]
+  if turns[-1] == len(row.messages) - 1:
+    start, closing, end = spans[-1]
+    more = _next_marker(text, row.messages, tokenizer, row.tools, control)
+    if not control.pattern.search(text, closing) and more:
+      text, spans[-1] = text + more, (start, closing, end + len(more))
+  return text, spans
 
 
-def _span(text, messages, turn, tokenizer, tools):
-  """Where in `text` the answer messages[turn] stands: (start, end), in characters.
+def _span(text, messages, turn, tokenizer, tools, control):
+  """Where in `text` messages[turn] stands: (start, end of its content, end), in characters.
 
   It starts where generation would: text that a template puts between its prompt and the content
   (an empty thinking block) has to be trained.  It ends after the text that closes the turn.
@@ -147,7 +176,7 @@ def _span(text, messages, turn, tokenizer, tools):
       f"what the chat template of {name_of(tokenizer)} writes; its template cannot be learnt "
       "from"
     )
-  return start, end + _closing(text, messages, turn, after, tokenizer, tools)
+  return start, end, end + _closing(text, messages, turn, after, tokenizer, tools, control)
 
 
 def _around(text, messages, turn, tokenizer, tools):
@@ -177,28 +206,56 @@ def _marked(message, mark):
   }
 
 
-def _closing(text, messages, turn, after, tokenizer, tools):
-  """The length of the text that closes an answer: the text after it, were it the last."""
+def _closing(text, messages, turn, after, tokenizer, tools, control):
+  """The length of the text that closes an answer: the text after it, were it the last.
+
+  Some templates close earlier answers with another token, some by the marker of the next turn.
+  """
   if turn == len(messages) - 1:
     return len(after)
   alone = _around(text, messages[: turn + 1], turn, tokenizer, tools)[1]
   shared = len(os.path.commonprefix([alone, after]))
-  if shared == len(alone):
-    return shared
   # "<|end|>\n<|endoftext|>" and "<|end|>\n<|user|>" share "<|end|>\n", not "<|end|>\n<|".
-  special = "|".join(map(re.escape, sorted(tokenizer.get_added_vocab(), key=len, reverse=True)))
-  for found in re.finditer(special, alone) if special else ():
+  for found in control.pattern.finditer(alone):
     if found.start() < shared < found.end():
-      return found.start()
+      shared = found.start()
+  first = control.pattern.search(after)
+  if first and first.start() >= shared and not after[: first.start()].strip():
+    header = after.partition(messages[turn + 1]["content"].strip() or after)[0]
+    is_end = len(control.pattern.findall(header)) > 1 and control.pattern.search(alone)
+    if is_end or _is_stop(first[0], tokenizer, control):
+      return first.end()
   return shared
+
+
+def _next_marker(text, messages, tokenizer, tools, control):
+  """The stop token with which a turn after the last answer would begin; "" if there is none."""
+  role = "tool" if messages[-1].get("tool_calls") else "user"
+  more = [*messages, {"role": role, "content": "?"}]
+  try:
+    after = _around(text, more, len(messages) - 1, tokenizer, tools)[1]
+  except InputError:
+    return ""  # The template takes no such turn.
+  first = control.pattern.match(after.lstrip())
+  return first[0] if first and _is_stop(first[0], tokenizer, control) else ""
+
+
+def _is_stop(token, tokenizer, control):
+  return tokenizer.convert_tokens_to_ids(token) in control.stops
 
 
 def _render(messages, tokenizer, tools=None, prompt=False):
   """The text of a conversation; with `prompt`, up to where the assistant's turn begins."""
   try:
+    template = tokenizer.get_chat_template(tools=tools)
     # transformers renders in jinja2's ImmutableSandboxedEnvironment.
     return tokenizer.apply_chat_template(
-      messages, tools=tools, tokenize=False, add_generation_prompt=prompt, date_string=DATE
+      messages,
+      tools=tools,
+      chat_template=CLOCK + template if "strftime_now" in template else template,
+      tokenize=False,
+      add_generation_prompt=prompt,
+      date_string=DATE,
     )
   except Exception as error:  # A template is foreign code: it may raise anything.
     raise InputError(

@@ -2,6 +2,7 @@
 
 import itertools
 import reprlib
+import shlex
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,6 +14,11 @@ PROMPTS = ("prompt", *TURNS, "instruction")  # keys that hold, or begin, what co
 COMMON = ("system", "tools", "images", "image")  # keys beside those of any conversation
 ALPACA = ("instruction", "input", "context", "output", "response", "history")
 COMPLETION = ("prompt", "completion", "response")
+# What rows of no format often call a question and its answer, in lower case.
+USUAL = {
+  "prompt": ("prompt", "instruction", "question", "query", "problem", "input"),
+  "response": ("response", "answer", "output", "completion", "solution", "target"),
+}
 
 
 def format_of(fields: Mapping[str, Any], where: str) -> str:
@@ -30,11 +36,19 @@ def format_of(fields: Mapping[str, Any], where: str) -> str:
   if not found and ("chosen" in fields) != ("rejected" in fields):
     has, lacks = sorted(("chosen", "rejected"), key=lambda key: key not in fields)
     raise InputError(f"{where} has {has} and no {lacks}; expected both, a preference pair")
+  keys = " ".join(
+    f"--config.data.columns.{name}={_guessed(fields, names)}" for name, names in USUAL.items()
+  )
   raise InputError(
     f"{where} is of {' and '.join(found) or 'no'} format; its keys:{listing(fields)}\n"
-    f"expected exactly one of the formats:{listing(FORMATS)}\nor name the keys to use: "
-    "--config.data.columns.prompt=KEY --config.data.columns.response=KEY"
+    f"expected exactly one of the formats:{listing(FORMATS)}\nor name the keys to use: {keys}"
   )
+
+
+def _guessed(fields, names):
+  """The one key of a row with a text and one of `names`, in any case; "KEY" if none or several."""
+  found = [key for key, x in fields.items() if key.lower() in names and isinstance(x, str)]
+  return shlex.quote(found[0]) if len(found) == 1 else "KEY"
 
 
 def _with_common(row, where, messages, rejected=None, images=()):
@@ -173,6 +187,12 @@ def _check_whole(row, chosen, rejected, where):
     raise InputError(
       f"{where}: chosen and rejected differ from their first turn on; expected "
       "answers to the same prompt"
+    )
+  part = [turns[len(prompt)]["role"] for turns in (chosen, rejected)]
+  if part != ["assistant", "assistant"]:
+    raise InputError(
+      f"{where}: chosen and rejected differ from turn {len(prompt) + 1} on, of the "
+      f"{' and the '.join(dict.fromkeys(part))}; expected answers to the same prompt"
     )
   # Some sets repeat the first question in a column of its own.
   asked = row.get("prompt")

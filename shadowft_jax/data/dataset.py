@@ -1,16 +1,20 @@
 """Files -> the batches of a run: read, convert, render, split, plan."""
 
 import dataclasses
+import functools
+import hashlib
 import os
+import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
 
 from shadowft_jax import presets
-from shadowft_jax.data import formats, packing, paper, preference, sources
+from shadowft_jax.data import chat, formats, packing, paper, preference, sets, sources
 from shadowft_jax.data.packing import Arrays, Share, Step
 from shadowft_jax.data.tokenise import tokenise
+from shadowft_jax.data.tokenizer import control_of, load_tokenizer, reads_clock
 from shadowft_jax.data.turns import Example
 from shadowft_jax.errors import InputError, listing
 from shadowft_jax.presets import Config
@@ -31,6 +35,25 @@ class Dataset:
   ranks: tuple[int, int] | None  # of loss_mean=rank: (ranks, examples a rank takes at a time)
   labelled: bool  # some example predicts other tokens than its own
   inputs: dict[str, Sequence[str | os.PathLike]]  # {"train", "validation": files or hub ids}
+  context: int = 1  # devices that share the tokens of a row
+
+  @functools.cached_property
+  def digest(self) -> str:
+    """A digest of all tokens, and of those that the loss covers."""
+    found = hashlib.blake2b(digest_size=16)
+    for examples in (self.train, self.valid):
+      found.update(f"{len(examples)} examples\n".encode())
+      for e in examples:
+        found.update(f"{len(e.token)} tokens, {e.second}\n".encode())
+        found.update(e.token.tobytes() + np.packbits(e.answer > 0).tobytes())
+        found.update(b"" if e.label is None else e.label.tobytes())
+    return found.hexdigest()
+
+  @property
+  def shape(self) -> dict[str, Any]:
+    """How rows are laid out, as `packing` takes it."""
+    shape = dict(row_length=self.row_length, rows=self.rows, layout=self.layout)
+    return {**shape, "multiple": self.context}
 
   def batches(self, step: int, share: Share = (0, 1, 1)) -> Iterator[Arrays]:
     """The micro-batches of optimizer step `step`, counted from 0; `share` as in `packing`."""
@@ -47,10 +70,10 @@ class Dataset:
     self, examples: Sequence[Example], share: Share = (0, 1, 1)
   ) -> Iterator[tuple[Arrays, list[list[int]]]]:
     """Yields batches with each of `examples` once, and the indices of those in each row."""
-    shape: dict[str, Any] = dict(row_length=self.row_length, layout=self.layout)
     sizes = lengths(examples)
-    for step in packing.plan(sizes, batch_size=len(sizes), epochs=1, seed=0, **shape):
-      groups = packing.groups(step.rows, [sizes[i] for i in step.examples], rows=self.rows, **shape)
+    row: dict[str, Any] = dict(row_length=self.row_length, layout=self.layout)
+    for step in packing.plan(sizes, batch_size=len(sizes), epochs=1, seed=0, **row):
+      groups = packing.groups(step.rows, [sizes[i] for i in step.examples], **self.shape)
       for batch, (rows, _) in zip(self._batches(step, examples, None, share), groups, strict=True):
         yield batch, [[step.examples[place] for place in row] for row in rows]
 
@@ -73,23 +96,22 @@ class Dataset:
     return packing.microbatches(
       step,
       examples,
-      row_length=self.row_length,
-      rows=self.rows,
-      layout=self.layout,
       weight=weight,
       labelled=self.labelled,
-      referenced=all(e.reference is not None for e in examples),
+      referenced=examples[0].reference is not None,  # all have one, or none
       share=share,
+      **self.shape,
     )
 
 
-def read(config: Config, tokenizer: str | os.PathLike) -> Dataset:
+def read(config: Config, tokenizer: str | os.PathLike, context: int = 1) -> Dataset:
   """Reads, converts and tokenises the training and validation rows, and plans every step.
 
   Args:
     config: see presets.py; reads data, base, objective, seed, epochs, max_steps, batch_size, rows
       and the fields of loss_mean.
     tokenizer: the Instruct's folder, which has the tokenizer and the chat template.
+    context: devices that share the tokens of a row, whose length is a multiple of it.
 
   Raises:
     InputError: see `sources.read`, `formats.convert` and `chat.encode_rows`.
@@ -98,14 +120,19 @@ def read(config: Config, tokenizer: str | os.PathLike) -> Dataset:
   bad = formats.BadRows(c.skip_bad_rows)
   inputs: dict[str, Sequence[str | os.PathLike]] = {}
   train, parts, inputs["train"] = _encoded(
-    c.train, c.split, config, tokenizer, bad, limit=max(0, c.max_examples)
+    c.train, c.split, "--config.data.split", config, tokenizer, bad, max(0, c.max_examples)
   )
   if c.validation:
     valid, _, inputs["validation"] = _encoded(
-      c.validation, c.validation_split, config, tokenizer, bad
+      c.validation, c.validation_split, "--config.data.validation_split", config, tokenizer, bad
     )
   else:
     train, valid, parts = _split(train, parts, config)
+  if c.recipe == "chat" and reads_clock(tokenizer):
+    say(
+      f"the chat template of {tokenizer} writes today's date; {chat.DATE} stands in its place, so "
+      "that a run can be repeated"
+    )
   if bad.errors:
     say(f"{len(bad.errors)} bad rows left out:{listing(bad.errors)}")
   shape: dict[str, Any] = dict(row_length=c.max_length, seed=config.seed, layout=c.layout)
@@ -127,6 +154,7 @@ def read(config: Config, tokenizer: str | os.PathLike) -> Dataset:
     (config.ranks, config.rank_examples) if config.loss_mean == "rank" else None,
     any(e.label is not None for e in train + valid),
     inputs,
+    context,
   )
 
 
@@ -152,11 +180,11 @@ def lengths(examples: Iterable[Example]) -> list[int]:
   return [len(e.token) for e in examples]
 
 
-def _encoded(spec, split, config, tokenizer, bad, limit=0):
+def _encoded(spec, split, flag, config, tokenizer, bad, limit=0):
   """(examples of all the sources that `spec` names, [(number of them, weight) a source], the
   files read)."""
   examples, parts, inputs = [], [], []
-  for source in sources.read(spec, split):
+  for source in sources.read(spec, split, flag):
     found = _source(source, config, tokenizer, bad, limit)
     examples += found
     parts.append((len(found), source.weight))
@@ -168,12 +196,12 @@ def _source(source, config, tokenizer, bad, limit):
   """The examples of one source; prints what it holds and what is dropped or cut."""
   c = config.data
   if limit and limit < len(source.rows):
+    say(f"{source.name}: data.max_examples takes {limit:,} of its {len(source.rows):,} rows")
     source = dataclasses.replace(
       source, rows=[source.rows[i] for i in _chosen(len(source.rows), limit, c.select, config.seed)]
     )
-  columns = {k: v for k, v in c.columns.items() if v}
   paired = presets.is_paired(config)
-  kind, rows = formats.convert(source, columns, bad, paired)
+  kind, rows = formats.convert(source, sets.columns_of(source, config), bad, paired)
   rows = _without_images(rows, c.images, bad)
   template = c.template or paper.name_of(config.base) if c.recipe == "paper" else ""
   settings = formats.Settings(c.max_length, c.recipe, template, c.think)
@@ -192,7 +220,28 @@ def _source(source, config, tokenizer, bad, limit):
       f"data.max_length={c.max_length}; raise data.max_length"
     )
   say(f"{source.name}: {kind}: {_told(kept, len(encoded) - len(kept))}")
+  _warn(source.name, kept, tokenizer, c.recipe)
   return kept
+
+
+def _warn(name, examples, tokenizer_dir, recipe):
+  """Says which answers are trained otherwise than their owner may mean."""
+  spelt, endless = sum(e.spelt for e in examples), sum(e.endless for e in examples)
+  if spelt:
+    say(
+      f"warning: {name}: in {spelt:,} of {len(examples):,} an answer spells out a control token of "
+      "the tokenizer, such as the one that ends a turn, which is trained as that token"
+    )
+  if endless:
+    tokenizer = load_tokenizer(tokenizer_dir)
+    stops = tokenizer.convert_ids_to_tokens(list(control_of(tokenizer).stops))
+    framing = "the authors' framing" if recipe == "paper" else "the chat template"
+    say(
+      f"warning: {name}: {endless:,} answers end in no token at which the model stops, so that it "
+      f"may never end one: {framing} of {tokenizer_dir} closes them without any of "
+      f"{', '.join(stops) or 'them, since no file names one'}; if it writes another, name it as "
+      f"eos_token_id in {pathlib.Path(tokenizer_dir, 'generation_config.json')}"
+    )
 
 
 def _chosen(count, limit, select, seed):

@@ -4,24 +4,35 @@ import csv
 import gzip
 import io
 import json
+import pathlib
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from shadowft_jax.errors import InputError
 
 # The longest CSV cell, in characters; what Python allows from the start is less than a document.
 csv.field_size_limit(2**31 - 1)
+# Rows of a Parquet file that are read at a time: Arrow refuses batches of more than 2 GB of text.
+BATCH = 100
+POINTER = b"version https://git-lfs.github.com/spec/"  # a file that is not downloaded begins so
+Rows = list[tuple[str, Any]]
+
+
+def _first_bytes(path, count=-1):
+  try:
+    with open(path, "rb") as file:
+      return file.read(count)
+  except OSError as error:
+    raise InputError(f"{path} cannot be read: {error.strerror}; check the file") from error
 
 
 def _bytes(path):
+  content = _first_bytes(path)
   try:
-    content = path.read_bytes()
     return gzip.decompress(content) if path.suffix.lower() == ".gz" else content
   except (gzip.BadGzipFile, EOFError, zlib.error) as error:
     raise InputError(f"{path} is not a whole gzip file: {error}; download it again") from error
-  except OSError as error:
-    raise InputError(f"{path} cannot be read: {error.strerror}; check the file") from error
 
 
 def _text(path):
@@ -105,7 +116,8 @@ def _parquet(path):
   import pyarrow.parquet  # Takes a quarter of a second.
 
   # Not read_table, which takes folders named a=b for columns.
-  return _arrow_rows(path, lambda: pyarrow.parquet.ParquetFile(path).iter_batches())
+  file = lambda: pyarrow.parquet.ParquetFile(path)
+  return _arrow_rows(path, lambda: file().iter_batches(batch_size=BATCH))
 
 
 def _arrow(path):
@@ -166,7 +178,7 @@ def _converter(kind):
   return None
 
 
-READERS = {
+READERS: dict[str, Callable[[pathlib.Path], Rows]] = {
   ".json": _json,
   ".jsonl": _jsonl,
   ".csv": _csv,
@@ -175,3 +187,30 @@ READERS = {
   ".arrow": _arrow,
 }
 GZIPPED = (".csv", ".json", ".jsonl", ".txt")  # Read with .gz after them, too.
+KINDS = f"{', '.join(sorted(READERS))} ({', '.join(sorted(GZIPPED))} with .gz, too)"
+
+
+def reader_of(path: pathlib.Path) -> Callable[[pathlib.Path], Rows] | None:
+  """The function that reads the kind of file that `path` is, by its name."""
+  suffix = path.suffix.lower()
+  if suffix == ".gz":
+    suffix = path.with_suffix("").suffix.lower()
+    return READERS[suffix] if suffix in GZIPPED else None
+  return READERS.get(suffix)
+
+
+def rows_of(path: pathlib.Path) -> Rows:
+  """[("FILE row N", row), ...] of a file; the InputError of a malformed line is in its place.
+
+  Raises:
+    InputError: the file is not a whole one of its kind, or stands in for one.
+  """
+  read = reader_of(path)
+  if read is None:
+    raise InputError(f"{path} is not a kind of data file that is read; expected {KINDS}")
+  if _first_bytes(path, len(POINTER)) == POINTER:
+    raise InputError(
+      f"{path} is a Git LFS pointer, not the data; run git lfs pull in its folder, or download it "
+      "again"
+    )
+  return read(path)

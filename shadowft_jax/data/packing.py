@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -156,6 +157,7 @@ def microbatches(
   row_length: int,
   rows: int,
   layout: str = "packed",
+  multiple: int = 1,
   weight: Sequence[float] | None = None,
   labelled: bool = False,
   referenced: bool = False,
@@ -164,11 +166,11 @@ def microbatches(
   """Yields the rows of `share` of each batch of a step, see `collate`; the last is padded with 0.
 
   Packed ones are of `rows` rows of `row_length` tokens.  Bucketed ones are of `row_length` halved
-  as often as the examples allow, with twice as many rows each time: a few shapes in all, which
-  take the same memory, and whose numbers of rows are multiples of `rows`.
+  as often as the examples and `multiple` of tokens allow, with twice as many rows each time: a few
+  shapes in all, which take the same memory, and whose numbers of rows are multiples of `rows`.
   """
   lengths = [len(examples[i].token) for i in step.examples]
-  for some, (count, length) in groups(step.rows, lengths, row_length, rows, layout):
+  for some, (count, length) in groups(step.rows, lengths, row_length, rows, layout, multiple):
     low, high = (count * part // share[2] for part in share[:2])
     yield collate(
       some[low:high],
@@ -182,12 +184,10 @@ def microbatches(
     )
 
 
-def shapes(
-  step: Step, lengths: Sequence[int], *, row_length: int, rows: int, layout: str = "packed"
-) -> list[tuple[int, int]]:
+def shapes(step: Step, lengths: Sequence[int], **shape: Any) -> list[tuple[int, int]]:
   """(rows, tokens a row) of each of a step's micro-batches; `lengths` are tokens an example."""
   lengths = [lengths[i] for i in step.examples]
-  return [shape for _, shape in groups(step.rows, lengths, row_length, rows, layout)]
+  return [found for _, found in groups(step.rows, lengths, **shape)]
 
 
 def groups(
@@ -196,6 +196,7 @@ def groups(
   row_length: int,
   rows: int,
   layout: str = "packed",
+  multiple: int = 1,
 ) -> Iterator[tuple[list[list[int]], tuple[int, int]]]:
   """Yields (rows of one micro-batch, its shape); `lengths` are tokens a place of the step."""
   if layout == "packed":
@@ -205,8 +206,8 @@ def groups(
   # From the longest, each batch full: no other way has fewer batches.
   left = sorted(all_rows, key=lambda row: -lengths[row[0]])
   while left:
-    half = 0
-    while lengths[left[0][0]] <= row_length >> half + 1 >= LEAST:
+    half, most = 0, max(LEAST, lengths[left[0][0]])
+    while (length := row_length >> half + 1) >= most and length % multiple == 0:
       half += 1
     yield left[: rows << half], (rows << half, row_length >> half)
     left = left[rows << half :]

@@ -133,6 +133,7 @@ def encode_rows(
   if settings.max_length < 1:
     raise InputError(f"data.max_length must be above 0; got {settings.max_length}")
   template = _template(settings.template, tokenizer)
+  control = tokenizers.control_of(tokenizer)
   framed = [_framed(row, template, settings.think) for row in rows]
   texts = [
     text
@@ -163,7 +164,7 @@ def encode_rows(
       if template.bos:
         turns[0][0].insert(0, tokenizer.bos_token_id)
       eos = tokenizer.eos_token_id if template.efficient_eos else None
-      turns = [_example(turns, eos, settings.max_length, row.where)]
+      turns = [_example(row, turns, eos, control, settings.max_length)]
     out.append(turns)
   return out
 
@@ -237,7 +238,7 @@ def _unframed(row, roles):
   return " and ".join(sorted(extra) + ["tools"] * bool(row.tools))
 
 
-def _example(turns, eos, max_length, where):
+def _example(row, turns, eos, control, max_length):
   """Joins turns of (prompt, answer) tokens, each cut to its share of the room that is left."""
   room = max_length - (eos is not None)
   token, label, answer, cut = [], [], [], 0
@@ -253,7 +254,17 @@ def _example(turns, eos, max_length, where):
   if eos is not None:
     token, label, answer = [*token, eos], [*label, eos], [*answer, 1]
   token, label, answer = (np.array(x, np.int32) for x in (token, label, answer))
-  return Example(token, answer, cut, label=label if eos is not None else None, where=where)
+  ends = [{*target[-3:]} if eos is None else {eos} for _, target in turns]
+  said = [m["content"] for m in row.messages if m["role"] == "assistant"]
+  return Example(
+    token,
+    answer,
+    cut,
+    endless=sum(not control.stops & end for end in ends),
+    spelt=control.is_spelt(said, (t for _, target in turns for t in target)),
+    label=label if eos is not None else None,
+    where=row.where,
+  )
 
 
 def kept(source: int, target: int, room: int) -> tuple[int, int]:

@@ -104,6 +104,8 @@ def _pair(sides, room, where):
     count.astype(np.int32),
     cut=sum(int(x[part.stop :].sum()) for x, part in zip(answer, parts, strict=True)),
     altered=any(e.altered for e in examples),
+    endless=sum(e.endless for e in examples),
+    spelt=any(e.spelt for e in examples),
     label=joined(labels) if labels else None,
     where=where,
     second=len(chosen),

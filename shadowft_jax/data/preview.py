@@ -134,10 +134,7 @@ def _steps(data):
   """How the examples fill rows and steps."""
   examples = [len(s.examples) for s in data.steps]
   lengths = dataset.lengths(data.train)
-  shapes = [
-    packing.shapes(s, lengths, row_length=data.row_length, rows=data.rows, layout=data.layout)
-    for s in data.steps
-  ]
+  shapes = [packing.shapes(s, lengths, **data.shape) for s in data.steps]
   computed = sum(rows * length for batches in shapes for rows, length in batches)
   tokens = sum(data.tokens(i) for i in range(len(data.steps)))
   rows = [len(s.rows) for s in data.steps]

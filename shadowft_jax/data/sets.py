@@ -1,12 +1,15 @@
 """The paper's data by name: where each set is, its columns, and how many rows were used.
 
-`data.set` names one; fields that the user sets win.  data.select decides which rows are taken:
-the first, as the authors' code does, or a uniform sample, as the paper says.
+`data.set` names one, for a run whose data.train is empty; what the user sets wins.  data.select
+decides which rows are taken: the first, as the authors' code does, or a uniform sample, as the
+paper says.
 """
 
 import dataclasses
 import difflib
 
+from shadowft_jax.data.converters import FORMATS
+from shadowft_jax.data.sources import Source
 from shadowft_jax.errors import InputError
 from shadowft_jax.presets import Config
 from shadowft_jax.progress import say
@@ -85,10 +88,10 @@ SETS = {
 
 
 def resolve(config: Config, needed: bool = True) -> Config:
-  """Fills config.data from the set that config.data.set names, where it was left empty.
+  """Fills config.data from the set that config.data.set names, if config.data.train is empty.
 
-  `columns` is filled as a whole or not at all; a data.train of the user's is a copy of the
-  set.  Prints what is used and what is not known of the set.
+  Rows of the user's are no rows of the set: their number is not limited, and `columns_of` says
+  which columns they have.  Prints what is used and what is not known of the set.
 
   Args:
     needed: whether a set that is on no hub, and not given, is an error.
@@ -109,7 +112,14 @@ def resolve(config: Config, needed: bool = True) -> Config:
       + (f"; did you mean {near[0]}?" if near else "")
     )
   known = SETS[c.set]
-  c.train = c.train or known.source
+  if c.train not in ("", known.source):
+    if not c.max_examples:
+      say(
+        f"data.set={c.set} sets no limit on {c.train}: all its rows are used (the paper uses "
+        f"{known.count:,}: --config.data.max_examples={known.count})"
+      )
+    return config
+  c.train = known.source
   if not c.train:
     if not needed:
       return config
@@ -121,8 +131,22 @@ def resolve(config: Config, needed: bool = True) -> Config:
     c.columns.update(known.columns)
   c.max_examples = c.max_examples or known.count
   theirs = "" if c.max_examples == known.count else f" (the paper uses {known.count:,})"
-  say(
-    f"{c.set}: at most {c.max_examples:,} rows{theirs} of {c.train}, data.select={c.select}; "
-    f"{known.note}"
-  )
+  rows = f"at most {c.max_examples:,} rows" if c.max_examples > 0 else "all rows"
+  say(f"{c.set}: {rows}{theirs} of {c.train}, data.select={c.select}; {known.note}")
   return config
+
+
+def columns_of(source: Source, config: Config) -> dict[str, str]:
+  """The columns of a source by the names of data.columns; {} where its rows have a known format.
+
+  They are the user's, or those of data.set where all of them are in the rows: of a copy of the
+  set, not of other rows beside it.
+  """
+  given = {key: column for key, column in config.data.columns.items() if column}
+  theirs = SETS[config.data.set].columns if config.data.set else {}
+  if given not in ({}, theirs):
+    return given
+  first = next((row for _, row in source.rows if isinstance(row, dict)), {})
+  usual = {key for form in FORMATS.values() for key in form.keys}
+  is_copy = first.keys() >= set(theirs.values())
+  return theirs if is_copy and (given or not usual >= set(theirs.values())) else {}

@@ -1,40 +1,18 @@
 """Files, folders and data sets of the hub -> raw rows."""
 
 import dataclasses
-import fnmatch
+import logging
 import math
 import os
 import pathlib
 import re
 from typing import Any
 
-from shadowft_jax.data.files import GZIPPED, READERS, plain
-from shadowft_jax.errors import InputError, listing, nearest
-from shadowft_jax.files import read_json
+from shadowft_jax.data import folders
+from shadowft_jax.data.files import plain, reader_of, rows_of
+from shadowft_jax.errors import InputError, nearest
 
 HUB_ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?::([^:@]+))?(?:@(.+))?")
-# Files beside the data of a folder that are not data, in lower case.
-NOT_DATA = (
-  "readme*",
-  "license*",
-  "requirements*.txt",
-  "dataset_info*.json",
-  "dataset_dict.json",
-  "state.json",
-)
-# Words in the names of files -> the split they hold.
-SPLITS = {
-  "train": "train",
-  "training": "train",
-  "validation": "validation",
-  "valid": "validation",
-  "val": "validation",
-  "dev": "validation",
-  "test": "test",
-  "testing": "test",
-  "eval": "test",
-  "evaluation": "test",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +25,16 @@ class Source:
   files: tuple[pathlib.Path, ...] = ()  # the files read; none of a data set of the hub
 
 
-def read(spec: str | os.PathLike, split: str = "train") -> list[Source]:
+def read(
+  spec: str | os.PathLike, split: str = "train", flag: str = "--config.data.split"
+) -> list[Source]:
   """Reads the sources that `spec` names, each with its rows in the order of its files.
 
   Args:
-    spec: files, folders and hub ids (ORG/NAME[:SUBSET][@REVISION]), separated by commas; "*W"
-      after one passes its rows W times in an epoch.
-    split: of a data set of the hub, or of a folder whose files name splits.
+    spec: files, folders (FOLDER[:SUBSET]) and hub ids (ORG/NAME[:SUBSET][@REVISION]), separated
+      by commas; "*W" after one passes its rows W times in an epoch.
+    split: of a data set of the hub, or of a folder whose data card or files name splits.
+    flag: the option that chose the split, for errors.
 
   Raises:
     InputError: names the source and the part that cannot be read.  A malformed line is not
@@ -62,10 +43,8 @@ def read(spec: str | os.PathLike, split: str = "train") -> list[Source]:
   sources = []
   for part in str(spec).split(","):
     name, weight = _weighted(part.strip(), spec)
-    files = _files_of(name, split)
-    rows = (
-      [row for file in files for row in _reader(file)(file)] if files else _from_hub(name, split)
-    )
+    files = _files_of(name, split, flag)
+    rows = [row for file in files for row in rows_of(file)] if files else _from_hub(name, split)
     if not rows:
       raise InputError(f"{name} has no rows; expected one object an example")
     sources.append(Source(name, weight, rows, tuple(files)))
@@ -91,93 +70,28 @@ def _weighted(part, spec):
   return name, number
 
 
-def _files_of(name, split):
+def _files_of(name, split, flag):
   """The files that a name stands for; none if it is a data set of the hub."""
   path = pathlib.Path(name)
   if path.is_dir():
-    return _files(path, split)
-  known = _reader(path)
+    return folders.data_files(path, split, flag=flag)
   if path.exists():
-    if known is None:
-      raise InputError(f"{path} is not a kind of data file that is read; expected {_kinds()}")
     return [path]
+  folder, _, subset = name.rpartition(":")
+  if folder and subset and pathlib.Path(folder).is_dir():
+    return folders.data_files(pathlib.Path(folder), split, subset, flag)
   # A name such as data/rows.json is a file that is missing, not a data set of the hub.
-  if HUB_ID.fullmatch(name) and known is None:
+  if HUB_ID.fullmatch(name) and reader_of(path) is None:
     return []
   raise InputError(f"{path} is not a file or folder{nearest(path) or '; check the path'}")
-
-
-def _reader(path):
-  """The function that reads the kind of file that `path` is, or None."""
-  suffix = path.suffix.lower()
-  if suffix == ".gz":
-    suffix = path.with_suffix("").suffix.lower()
-    return READERS[suffix] if suffix in GZIPPED else None
-  return READERS.get(suffix)
-
-
-def _kinds():
-  return f"{', '.join(sorted(READERS))} ({', '.join(sorted(GZIPPED))} with .gz, too)"
-
-
-def _files(folder, split):
-  """The data files of a folder, or those of one split where their names contain splits."""
-  if (folder / "state.json").is_file():  # Written by Dataset.save_to_disk.
-    state = read_json(folder / "state.json")
-    if "_data_files" in state:
-      return [folder / file["filename"] for file in state["_data_files"]]
-  if (folder / "dataset_dict.json").is_file():
-    splits = read_json(folder / "dataset_dict.json").get("splits", [])
-    if split not in splits:
-      raise _no_split(folder, split, splits)
-    return _files(folder / split, split)
-  files = sorted(p for p in folder.rglob("*") if p.is_file() and _is_data(p.relative_to(folder)))
-  if not files:
-    raise InputError(f"{folder} has no data files; expected {_kinds()}")
-  splits = {file: _split_of(file.relative_to(folder)) for file in files}
-  if not any(splits.values()):
-    return files
-  untold = [file for file in files if not splits[file]]
-  if untold:
-    raise InputError(
-      f"{folder}: some of its files name a split, but these do not; give the files "
-      f"to read, separated by commas:{listing(untold)}"
-    )
-  wanted = SPLITS.get(split, split)
-  if wanted not in splits.values():
-    raise _no_split(folder, split, set(splits.values()))
-  return [file for file in files if splits[file] == wanted]
-
-
-def _no_split(folder, split, splits):
-  return InputError(
-    f"{folder} has no split {split!r}; choose one with --config.data.split:{listing(splits)}"
-  )
-
-
-def _is_data(path):
-  return (
-    _reader(path) is not None
-    and not any(part.startswith(".") for part in path.parts)
-    and not any(fnmatch.fnmatchcase(path.name.lower(), name) for name in NOT_DATA)
-  )
-
-
-def _split_of(path):
-  """The split that a file of a folder holds, by its name or those of its folders, or None."""
-  stem = path.name.lower().removesuffix(".gz").rpartition(".")[0]
-  # Shards are named by the split, which can be such as train_sft.
-  shard = re.fullmatch(r"(.+)-\d+-of-\d+(-\w+)?", stem)
-  for part in (stem, *reversed(path.parent.parts)):
-    for word in re.split("[^a-z]+", part.lower()):
-      if word in SPLITS:
-        return SPLITS.get(shard[1], shard[1]) if shard and part == stem else SPLITS[word]
-  return None
 
 
 def _from_hub(name, split):
   import datasets  # Takes a second, and few runs need it.
 
+  # What they would warn of, a network that is tried again and again, is in the error.
+  for library in ("datasets", "huggingface_hub"):
+    logging.getLogger(library).setLevel(logging.ERROR)
   repo, subset, revision = HUB_ID.fullmatch(name).groups()
   try:
     loaded = datasets.load_dataset(repo, subset, split=split, revision=revision)
@@ -185,10 +99,17 @@ def _from_hub(name, split):
     batches = loaded.with_format("arrow").iter(batch_size=1000)
     return [(f"{name} row {number}", row) for number, row in enumerate(plain(batches), 1)]
   except Exception as error:  # Many types: no network, no such name, subset, split, revision.
-    reason = str(error).strip().split("\n")[0].rstrip(".")
+    # Of several configurations and no choice, the second line names them.
+    lines = 2 if "Config name is missing" in str(error) else 1
+    reason = " ".join(str(error).strip().splitlines()[:lines]).rstrip(".")
+    which = "" if subset else f" (a configuration: {repo}:NAME)"
+    at = f" --revision {revision}" if revision else ""
+    folder = f"FOLDER:{subset}" if subset else "FOLDER"
+    advice = nearest(pathlib.Path(name)) or (
+      f"; check the name{which}, or download it where there is a network (hf download --repo-type "
+      f"dataset {repo}{at} --local-dir FOLDER) and give {folder}"
+    )
     raise InputError(
-      f"{name} is no file or folder here{nearest(pathlib.Path(name))}, and as a data set of the "
-      f"hub (split {split!r}) it could not be loaded: {reason}; check the name, or download it "
-      f"where there is a network (hf download --repo-type dataset {repo} --local-dir FOLDER) "
-      "and give the FOLDER"
+      f"{name} is no file or folder here, and as a data set of the hub (split {split!r}) it could "
+      f"not be loaded: {reason}{advice}"
     ) from error

@@ -208,9 +208,9 @@ def _flat(rows, tokenizer, settings):
   """The examples of rows as a few arrays, without the fields that the rows hold.
 
   Returns:
-    count [rows]: the examples of a row, -1 where it failed; length, cut, altered, labelled
-    [examples]; token, answer [tokens]; label [tokens of labelled examples]; error: bytes, a line
-    of JSON for each row that failed.
+    count [rows]: the examples of a row, -1 where it failed; length, cut, altered, endless, spelt,
+    labelled [examples]; token, answer [tokens]; label [tokens of labelled examples]; error:
+    bytes, a line of JSON for each row that failed.
   """
   entries = RECIPES[settings.recipe](rows, tokenizer, settings)
   counts = [-1 if isinstance(entry, InputError) else len(entry) for entry in entries]
@@ -230,6 +230,8 @@ def _flat(rows, tokenizer, settings):
     "length": np.array([len(e.token) for e in examples], np.int32),
     "cut": np.array([e.cut for e in examples], np.int32),
     "altered": np.array([e.altered for e in examples], bool),
+    "endless": np.array([e.endless for e in examples], np.int32),
+    "spelt": np.array([e.spelt for e in examples], bool),
     "labelled": np.array([e.label is not None for e in examples], bool),
     "token": joined(np.int32, [e.token for e in examples]),
     "answer": joined(np.uint8, [e.answer for e in examples]),
@@ -254,8 +256,7 @@ def _entries(flat, rows, folder):
     "token": parts("token", length),
     "answer": parts("answer", length),
     "label": [next(labels) if has else None for has in labelled.tolist()],
-    "cut": flat["cut"].tolist(),
-    "altered": flat["altered"].tolist(),
+    **{name: flat[name].tolist() for name in ("cut", "altered", "endless", "spelt")},
   }
   examples = (
     dict(zip(fields, values, strict=True)) for values in zip(*fields.values(), strict=True)

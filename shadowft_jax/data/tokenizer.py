@@ -1,8 +1,11 @@
-"""Tokenizers of Hugging Face folders, and the tokens that end an answer."""
+"""Tokenizers of Hugging Face folders, and their control tokens: those that end an answer, too."""
 
+import dataclasses
 import json
 import os
 import pathlib
+import re
+from collections.abc import Iterable
 from typing import Any
 
 from shadowft_jax.errors import InputError
@@ -12,6 +15,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 Tokenizer = PreTrainedTokenizerFast  # others give no character offsets
+CONFIG = "tokenizer_config.json"  # may hold the chat template
 
 
 def load_tokenizer(directory: str | os.PathLike) -> Tokenizer:
@@ -49,6 +53,13 @@ def stop_tokens(tokenizer: Tokenizer, directory: str | os.PathLike) -> tuple[int
   Raises:
     InputError: none is named anywhere.
   """
+  stop = _stop_tokens(tokenizer, directory)
+  if not stop:
+    raise InputError(f"{directory} names no end token; set eos_token_id in generation_config.json")
+  return stop
+
+
+def _stop_tokens(tokenizer, directory):
   named = []
   for name in ("generation_config.json", "config.json"):
     path = pathlib.Path(directory) / name
@@ -59,10 +70,47 @@ def stop_tokens(tokenizer: Tokenizer, directory: str | os.PathLike) -> tuple[int
         raise InputError(f"{path} is not a JSON object: {error}") from error
       named += ids if isinstance(ids, list) else [ids]
   named += [tokenizer.eos_token_id]
-  stop = tuple(dict.fromkeys(i for i in named if i is not None))
-  if not stop:
-    raise InputError(f"{directory} names no end token; set eos_token_id in generation_config.json")
-  return stop
+  return tuple(dict.fromkeys(i for i in named if i is not None))
+
+
+@dataclasses.dataclass(frozen=True)
+class Control:
+  """The tokens of a tokenizer that are more than text.
+
+  Attributes:
+    stops: ids of those at which the model stops.
+    special: {id: text} of those that a text should not spell out.
+    pattern: a regex that matches any token that was added to the vocabulary.
+  """
+
+  stops: frozenset[int]
+  special: dict[int, str]
+  pattern: re.Pattern[str]
+
+  def is_spelt(self, texts: Iterable[str], ids: Iterable[int]) -> bool:
+    """Whether one of `texts`, which became some of the tokens `ids`, spells out a special token."""
+    found = self.special.keys() & set(ids)
+    return any(self.special[i] in text for text in texts for i in found)
+
+
+def control_of(tokenizer: Tokenizer) -> Control:
+  """The control tokens of a tokenizer and of the folder that it was loaded from, if any."""
+  folder = tokenizer.name_or_path
+  stops = _stop_tokens(tokenizer, folder) if folder else (tokenizer.eos_token_id,)
+  added = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
+  return Control(
+    frozenset(i for i in stops if i is not None),
+    {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special},
+    re.compile("|".join(map(re.escape, added)) or r"(?!)"),
+  )
+
+
+def reads_clock(directory: str | os.PathLike) -> bool:
+  """Whether the chat template of a folder writes the date of the day."""
+  files = [*pathlib.Path(directory).glob("*.jinja"), pathlib.Path(directory, CONFIG)]
+  return any(
+    path.is_file() and "strftime_now" in path.read_text(errors="replace") for path in files
+  )
 
 
 def name_of(tokenizer: Tokenizer) -> str:

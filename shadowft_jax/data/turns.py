@@ -29,6 +29,9 @@ SHAREGPT_ROLES = {
 }
 OPTIONAL = ("tool_calls", "tool_call_id", "name", "reasoning_content", "weight")
 EMPTY: tuple[Any, ...] = (None, "", [], {})
+IMAGE_KEYS = ("image", "url", "path", "image_url")  # of a part that is an image
+IMAGES = dict.fromkeys(("image", "image_url"), {"type", "text", "detail", "index", *IMAGE_KEYS})
+PARTS = {"text": {"type", "text"}, **IMAGES}  # the keys of a part of a message's content
 IMAGE = "<image>"  # Stands in a text where an image is.
 
 
@@ -62,6 +65,8 @@ class Example:
   answer: np.ndarray  # int32 [T]: 1 where the loss counts
   cut: int = 0  # answer tokens cut away, beyond max_length
   altered: bool = False  # the template left out, or changed, a part of its input
+  endless: int = 0  # answers that end in no token at which the model stops
+  spelt: bool = False  # an answer spells out a control token, which counts as one
   label: np.ndarray | None = None  # int32 [T]: the tokens to predict, if not `token`
   where: str = ""  # "FILE row N"
   # For a preference pair, whose chosen conversation comes first:
@@ -157,11 +162,17 @@ def _joined(parts, where, images):
   out = []
   for part in parts:
     kind = part.get("type") if isinstance(part, dict) else None
+    unknown = {k for k, v in part.items() if v not in EMPTY} - PARTS[kind] if kind in PARTS else ()
+    if unknown:  # Such as train.
+      raise InputError(
+        f"{where}: a part of its content has keys that are not known; its weight is that of the "
+        f"whole message; remove:{listing(unknown)}"
+      )
     if kind == "text":
       out.append(text(part, "text", where))
-    elif kind in ("image", "image_url"):
+    elif kind in IMAGES:
       out.append(IMAGE)
-      found = [part[key] for key in ("image", "url", "path", "image_url") if part.get(key)]
+      found = [part[key] for key in IMAGE_KEYS if part.get(key)]
       # OpenAI's form: {"image_url": {"url": ...}}.  An image that is only marked lies beside.
       images += [x["url"] if isinstance(x, dict) and "url" in x else x for x in found[:1]]
     else:

@@ -1,7 +1,9 @@
 """The training loop: starts or resumes, steps, validates, saves; and measures the grafted model."""
 
+import concurrent.futures
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import jax
 from jax.sharding import Mesh
@@ -10,6 +12,7 @@ import optax
 
 from shadowft_jax import delta as delta_lib, presets, sharding, tree
 from shadowft_jax.data.dataset import Dataset
+from shadowft_jax.data.packing import Arrays
 from shadowft_jax.errors import InputError
 from shadowft_jax.hf import deltas, weights
 from shadowft_jax.hf.folder import ModelFolder, open_model
@@ -21,6 +24,7 @@ from shadowft_jax.runs.run import Run
 from shadowft_jax.tree import Delta, Params
 
 Metrics = dict[str, float]
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +40,19 @@ class _Trainer:
   config: Config
   mesh: Mesh
 
-  def step(self, state: step_lib.TrainState, number: int) -> tuple[step_lib.TrainState, Metrics]:
-    """One optimizer step; `number` counts from 1."""
-    share = sharding.my_share(self.mesh)
-    batches = step_lib.on_devices(self.data.batches(number - 1, share), self.mesh)
+  def batches(self, first: int) -> Iterator[list[Arrays]]:
+    """This process's micro-batches of each step from number `first` on, counted from 1.
+
+    Those of a step are laid out while the devices are at work on the step before.
+    """
+    share, steps = sharding.my_share(self.mesh), range(first - 1, len(self.data.steps))
+    return ahead(list(self.data.batches(i, share)) for i in steps)
+
+  def step(
+    self, state: step_lib.TrainState, arrays: Iterable[Arrays]
+  ) -> tuple[step_lib.TrainState, Metrics]:
+    """One optimizer step."""
+    batches = step_lib.on_devices(arrays, self.mesh)
     # The gradients stay unnamed so that their memory is freed before the next step allocates.
     state, metrics = step_lib.update(
       state,
@@ -62,6 +75,15 @@ class _Trainer:
     batches = step_lib.on_devices(self.data.valid_batches(sharding.my_share(self.mesh)), self.mesh)
     found = step_lib.means(state.delta, self.base, batches, self.start, loss=self.loss)
     return {f"valid_{k}": v for k, v in found.items()}
+
+
+def ahead(items: Iterator[T]) -> Iterator[T]:
+  """The items of an iterator, each of them made in a thread while the one before is in use."""
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    coming = pool.submit(next, items, None)
+    while (item := coming.result()) is not None:
+      coming = pool.submit(next, items, None)
+      yield item
 
 
 def learn(
@@ -114,8 +136,9 @@ def _steps(
   last, every = len(trainer.data.steps), trainer.config.eval_every
   if state.step == 0:
     log.write(0, **trainer.validate(state))
-  for number in range(int(state.step) + 1, last + 1):
-    state, metrics = trainer.step(state, number)
+  first = int(state.step) + 1
+  for number, arrays in enumerate(trainer.batches(first), first):
+    state, metrics = trainer.step(state, arrays)
     guards.check_finite(metrics, number, saved)
     rate = float(trainer.schedule(number - 1))
     log.step(number, trainer.data.tokens(number - 1), **metrics, lr=rate)

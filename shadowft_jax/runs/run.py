@@ -14,6 +14,8 @@ from shadowft_jax.presets import Config, flat, is_paired
 from shadowft_jax.progress import say
 from shadowft_jax.runs import cards, metrics, pictures, provenance
 
+DATA = "data.json"  # the digest of the data of a run
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -40,6 +42,28 @@ class Run:
   def is_complete(self) -> bool:
     """Whether the run has finished: its provenance is written last."""
     return (self.directory / "provenance.json").exists()
+
+  def claim_data(self, digest: str, train: str) -> None:
+    """Keeps the digest of the data that the run trains on.
+
+    Args:
+      digest: of all tokens.
+      train: what config.data.train names, for the error.
+
+    Raises:
+      InputError: its checkpoints are of other data.
+    """
+    path = self.directory / DATA
+    has_begun = any(p.name.isdigit() for p in self.checkpoints.glob("*"))
+    if hosts.is_first() and not (has_begun and path.exists()):
+      files.write_json(path, {"digest": digest, "train": train})
+    hosts.wait("the digest of the data is written")
+    if files.read_json(path).get("digest") != digest:
+      raise InputError(
+        f"--workdir {self.directory} was begun with other data: the rows of {train}, the "
+        "validation rows, the tokenizer or the chat template have changed since; restore them, or "
+        "choose another folder"
+      )
 
   def write_card(self, config: Config) -> str:
     """Writes the card of the grafted model into the run's folder, and returns its text."""
@@ -102,7 +126,7 @@ def _claim(workdir: pathlib.Path, config: Config) -> None:
   there = [p.name for p in workdir.iterdir()] if workdir.is_dir() else []
   # The rest of an interrupted write is not the user's.
   there = [name for name in there if not name.endswith(".part")]
-  if not there or there == [path.name]:
+  if not set(there) - {path.name, DATA}:
     if hosts.is_first():
       workdir.mkdir(parents=True, exist_ok=True)
       files.write_json(path, mine)

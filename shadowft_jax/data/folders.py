@@ -1,0 +1,222 @@
+"""A folder -> the data files of one split: as its data card, or the names of its files, tell."""
+
+import fnmatch
+import pathlib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from shadowft_jax.data.files import KINDS, reader_of
+from shadowft_jax.errors import InputError, listing
+from shadowft_jax.files import read_json
+from shadowft_jax.progress import say
+
+CARD = "README.md"
+# Files beside the data of a folder that are not data, in lower case.
+NOT_DATA = (
+  "readme*",
+  "license*",
+  "requirements*.txt",
+  "dataset_info*.json",
+  "dataset_dict.json",
+  "state.json",
+)
+# Words in the names of files -> the split they hold.
+SPLITS = {
+  "train": "train",
+  "training": "train",
+  "validation": "validation",
+  "valid": "validation",
+  "val": "validation",
+  "dev": "validation",
+  "test": "test",
+  "testing": "test",
+  "eval": "test",
+  "evaluation": "test",
+}
+# Fields of a configuration that change nothing in how its files are read.
+HARMLESS = {"config_name", "data_files", "data_dir", "default", "description", "version"} | {
+  "features",
+  "license",
+}
+
+
+def data_files(
+  folder: pathlib.Path, split: str, subset: str = "", flag: str = "--config.data.split"
+) -> list[pathlib.Path]:
+  """The data files of a split of a folder; all of them where nothing there names splits.
+
+  Args:
+    folder: a data set as it is downloaded, or saved by `datasets`; or a folder of files.
+    split: "train", for one.
+    subset: a configuration of the folder's data card; "": the only or the default one.
+    flag: the option that chose the split, for errors.
+
+  Raises:
+    InputError: there is no such split or configuration, several configurations and no choice, or
+      no data.
+  """
+  configurations = _configurations(folder)
+  if configurations:
+    return _of_configuration(folder, configurations, subset, split, flag)
+  if subset:
+    raise InputError(
+      f"{folder} has no configurations, since its {CARD} names none; give {folder} alone, or its "
+      "files, separated by commas"
+    )
+  if (folder / "state.json").is_file():  # Written by Dataset.save_to_disk.
+    state = read_json(folder / "state.json")
+    if "_data_files" in state:
+      return [folder / file["filename"] for file in state["_data_files"]]
+  if (folder / "dataset_dict.json").is_file():
+    splits = read_json(folder / "dataset_dict.json").get("splits", [])
+    if split not in splits:
+      raise _no_split(folder, split, splits, flag)
+    return data_files(folder / split, split, flag=flag)
+  return _by_name(folder, split, flag)
+
+
+def _configurations(folder):
+  """{name: fields} of the configurations that a folder's data card names."""
+  path = folder / CARD
+  text = path.read_text(errors="replace") if path.is_file() else ""
+  if "config_name" not in text:
+    return {}
+  from huggingface_hub import metadata_load  # Takes half a second.
+
+  try:
+    card = metadata_load(path) or {}
+    found = card.get("configs")
+    if found is None:  # An old card: a folder a configuration.
+      infos = card.get("dataset_info")
+      names = [str(info["config_name"]) for info in infos] if isinstance(infos, list) else []
+      found = [dict(config_name=n, data_dir=n) for n in names if (folder / n).is_dir()]
+    return {str(fields["config_name"]): dict(fields) for fields in found}
+  except Exception as error:  # Many types, by what is wrong with the YAML.
+    raise InputError(
+      f"{path}: its configs cannot be read: {str(error).strip().splitlines()[0]}; expected YAML, a "
+      "list with a config_name and data_files each; or give the files, separated by commas"
+    ) from error
+
+
+def _of_configuration(folder, configurations, subset, split, flag):
+  """The files of a split of the configuration that is chosen, or the default."""
+  name = _chosen(folder, configurations, subset)
+  fields = configurations[name]
+  if more := sorted(fields.keys() - HARMLESS):
+    say(
+      f"{folder}: its {CARD} sets {', '.join(more)} for {name}, which is not read here; the files "
+      "are read without"
+    )
+  root = folder / str(fields.get("data_dir") or "")
+  if not fields.get("data_files"):
+    return _by_name(root, split, flag)
+  splits = _patterns(fields["data_files"], folder)
+  same = [x for x in splits if x == split] or [
+    x for x in splits if SPLITS.get(x, x) == SPLITS.get(split, split)
+  ]
+  if not same:
+    raise _no_split(f"{folder}:{name}", split, splits, flag)
+  found = [path for x in same for pattern in splits[x] for path in _matching(root, pattern, folder)]
+  return list(dict.fromkeys(found))
+
+
+def _chosen(folder, configurations, subset):
+  """The name of the configuration to read."""
+  choices = listing(f"{folder}:{name}" for name in configurations)
+  if subset:
+    if subset not in configurations:
+      raise InputError(f"{folder} has no configuration {subset!r}; give one of:{choices}")
+    return subset
+  usual = [n for n, fields in configurations.items() if n == "default" or fields.get("default")]
+  names = usual or list(configurations)
+  if len(names) > 1:
+    raise InputError(
+      f"{folder} has {len(configurations)} configurations, and the rows of one are read; give one "
+      f"of:{choices}"
+    )
+  if len(configurations) > 1:
+    say(f"{folder}: the configuration {names[0]}, its default, is read; there are:{choices}")
+  return names[0]
+
+
+def _patterns(value: Any, folder: pathlib.Path) -> dict[str, list[str]]:
+  """{split: patterns} of the data_files of a configuration; what names no split is for training."""
+  if isinstance(value, Mapping):
+    value = [{"split": split, "path": path} for split, path in value.items()]
+  out: dict[str, list[str]] = {}
+  for item in value if isinstance(value, list) else [value]:
+    split, path = (
+      (item.get("split"), item.get("path")) if isinstance(item, Mapping) else ("train", item)
+    )
+    paths: list[Any] = path if isinstance(path, list) else [path]
+    if not isinstance(split, str) or not all(isinstance(x, str) and x for x in paths):
+      raise InputError(
+        f"{folder / CARD}: its data_files hold {item!r}; expected a path, or a split and its path; "
+        "mend it, or give the files, separated by commas"
+      )
+    out.setdefault(split, []).extend(paths)
+  return out
+
+
+def _matching(root, pattern, folder):
+  """The data files within `root` that a pattern of the data card stands for."""
+  found = []
+  if not {"..", ""} & {*pattern.removesuffix("/").split("/")}:  # Nothing outside the folder.
+    whole = pattern + "/*" if pattern.endswith("**") else pattern
+    try:
+      found = sorted(p for p in root.glob(whole) if p.is_file() and _is_data(p.relative_to(folder)))
+    except ValueError:  # "**" within a word
+      pass
+  if not found:
+    raise InputError(
+      f"{folder / CARD} names {pattern}, and no such data file is in {root}; expected {KINDS}; "
+      "download the whole folder, or give the files to read, separated by commas"
+    )
+  return found
+
+
+def _by_name(folder: pathlib.Path, split: str, flag: str) -> list[pathlib.Path]:
+  """The data files of a folder, or those of one split where their names contain splits."""
+  files = sorted(p for p in folder.rglob("*") if p.is_file() and _is_data(p.relative_to(folder)))
+  if not files:
+    raise InputError(f"{folder} has no data files; expected {KINDS}")
+  splits = {file: _split_of(file.relative_to(folder)) for file in files}
+  if not any(splits.values()):
+    return files
+  untold = [file for file in files if not splits[file]]
+  if untold:
+    raise InputError(
+      f"{folder}: some of its files name a split, but these do not; give the files "
+      f"to read, separated by commas:{listing(untold)}"
+    )
+  wanted = SPLITS.get(split, split)
+  if wanted not in splits.values():
+    raise _no_split(folder, split, {x for x in splits.values() if x}, flag)
+  return [file for file in files if splits[file] == wanted]
+
+
+def _no_split(what: Any, split: str, splits: Iterable[str], flag: str) -> InputError:
+  return InputError(
+    f"{what} has no split {split!r}; choose one:{listing(f'{flag}={name}' for name in splits)}"
+  )
+
+
+def _is_data(path):
+  return (
+    reader_of(path) is not None
+    and not any(part.startswith(".") for part in path.parts)
+    and not any(fnmatch.fnmatchcase(path.name.lower(), name) for name in NOT_DATA)
+  )
+
+
+def _split_of(path):
+  """The split that a file of a folder holds, by its name or those of its folders, or None."""
+  stem = path.name.lower().removesuffix(".gz").rpartition(".")[0]
+  # Shards are named by the split, which can be such as train_sft.
+  shard = re.fullmatch(r"(.+)-\d+-of-\d+(-\w+)?", stem)
+  for part in (stem, *reversed(path.parent.parts)):
+    for word in re.split("[^a-z]+", part.lower()):
+      if word in SPLITS:
+        return SPLITS.get(shard[1], shard[1]) if shard and part == stem else SPLITS[word]
+  return None
