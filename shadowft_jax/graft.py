@@ -65,13 +65,17 @@ class Options(command.Options):
     choices=("paper", "all"),
   )
   match: str | None = command.option(
-    None, help="In the place of --scope: projections, all, or a regex over leaf names."
+    None,
+    help="In the place of --scope: projections, all, or a regex over leaf names.",
+    is_regex=True,
   )
   include: str | None = command.option(
-    None, help="Graft only these tensors of the scope: a regex over names in the Instruct's files."
+    None,
+    help="Graft only these tensors of the scope: a regex over names in the Instruct's files.",
+    is_regex=True,
   )
   exclude: str | None = command.option(
-    None, help="Leave these tensors of the scope out: a regex, likewise."
+    None, help="Leave these tensors of the scope out: a regex, likewise.", is_regex=True
   )
   vocab: str = command.option(
     "refuse",
@@ -85,11 +89,15 @@ class Options(command.Options):
     1.0,
     help="For --combine=ties: share of each delta's numbers that is kept, the largest in every "
     "tensor.",
+    least=0,
+    most=1,
   )
   drop_rate: float = command.option(
     0.0,
     help="DARE: probability p that a number of a delta is dropped; the others are divided by "
     "1 - p.",
+    least=0,
+    below=1,
   )
   rounding: str = command.option(
     "nearest",
@@ -102,7 +110,7 @@ class Options(command.Options):
     "Instruct's unless given.",
     choices=("float32",),
   )
-  seed: int = command.option(0, help="Seed of --drop-rate and --rounding=stochastic.")
+  seed: int = command.option(0, help="Seed of --drop-rate and --rounding=stochastic.", least=0)
   dry_run: bool = command.option(False, help="Print what would be done, and stop.")
   no_verify: bool = command.option(
     False, help="Neither read the result back nor hash files, which saves time."
