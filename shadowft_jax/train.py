@@ -45,16 +45,15 @@ def train(config: Config, workdir: str | os.PathLike) -> list[dict[str, Any]]:
     if run.is_complete:
       return metrics.read_metrics(run.directory)
     pair = open_pair(config)
+    data = dataset.read(config, pair.instruct.directory)
+    guards.check(config, data, run.directory, pair.trained, pair.instruct)
     cfg = weights.abstract_model(pair.trained)[0].cfg
     config.attention = kernels.choose(config.attention, cfg, config.dtype, config.data.max_length)
     with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATIONS):
-      data = dataset.read(config, pair.instruct.directory)
       model, base = weights.load_model(  # W_B, frozen
         pair.trained, dtype=config.dtype, mesh=mesh, backend=config.attention, remat=config.remat
       )
       loss = step.loss_of(model, config)
-      guards.check_tokens(data, model.cfg.vocab_size, config.instruct)
-      guards.check_graft(config, base, pair.instruct)
       delta = loop.learn(loss, base, data, config, run, mesh, trained=pair.trained)  # W_B + delta
       del base  # its memory is for W_I
       deltas.save(
@@ -97,7 +96,9 @@ def show(config: Config, count: int, *, ids: bool = False) -> None:
   """
   _resolve(config)
   folder = hub.locate(config.instruct, weights=False)
-  preview.show(dataset.read(config, folder), folder, count, ids=ids)
+  data = dataset.read(config, folder)
+  preview.show(data, folder, count, ids=ids)
+  guards.warn_of_few_updates(config, data)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The training loop: starts or resumes, steps, validates, saves; and measures the grafted model."""
 
+import concurrent.futures
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 from jax.sharding import Mesh
@@ -10,6 +11,7 @@ import optax
 
 from shadowft_jax import delta as delta_lib, presets, sharding, tree
 from shadowft_jax.data.dataset import Dataset
+from shadowft_jax.data.packing import Arrays
 from shadowft_jax.errors import InputError
 from shadowft_jax.hf import deltas, weights
 from shadowft_jax.hf.folder import ModelFolder, open_model
@@ -36,10 +38,11 @@ class _Trainer:
   config: Config
   mesh: Mesh
 
-  def step(self, state: step_lib.TrainState, number: int) -> tuple[step_lib.TrainState, Metrics]:
-    """One optimizer step; `number` counts from 1."""
-    share = sharding.my_share(self.mesh)
-    batches = step_lib.on_devices(self.data.batches(number - 1, share), self.mesh)
+  def step(
+    self, state: step_lib.TrainState, packed: list[Arrays]
+  ) -> tuple[step_lib.TrainState, Metrics]:
+    """One optimizer step on its micro-batches."""
+    batches = step_lib.on_devices(packed, self.mesh)
     # The gradients stay unnamed so that their memory is freed before the next step allocates.
     state, metrics = step_lib.update(
       state,
@@ -54,6 +57,22 @@ class _Trainer:
       tx=self.tx,
     )
     return state, {k: float(v) for k, v in metrics.items()}
+
+  def packed(self, numbers: range) -> Iterator[list[Arrays]]:
+    """This process's micro-batches of each step, counted from 1.
+
+    A step's are packed while the devices compute the one before it.
+    """
+    share = sharding.my_share(self.mesh)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+      ahead = None
+      for number in (*numbers, None):
+        done, ahead = ahead, number and pool.submit(self._pack, number, share)
+        if done:
+          yield done.result()
+
+  def _pack(self, number, share):
+    return list(self.data.batches(number - 1, share))
 
   def validate(self, state: step_lib.TrainState) -> Metrics:
     """The metrics of the validation split; {} where there is none."""
@@ -90,21 +109,31 @@ def learn(
   if is_precomputed:
     folders = filter(None, [trained.directory, config.delta.init])
     data = reference.kept(start, base, data, folders, loss=loss, mesh=mesh, workdir=run.directory)
-  say(
-    f"{tree.size(base):,} parameters frozen, {tree.size(state.delta):,} trainable "
-    f"({config.delta.kind}), {len(data.steps)} steps of {config.batch_size} examples"
-  )
+  say(_size(base, state.delta, data, config))
   start = start if presets.is_paired(config) and not is_precomputed else None
   trainer = _Trainer(loss, base, data, start, tx, schedule, config, mesh)
   with checkpoints.open_checkpoints(run.checkpoints) as saved:
     if saved.latest:
       state = checkpoints.restore(saved, state)
-      say(f"resuming {run.directory} after step {saved.latest.step}")
+      say(f"resuming {run.directory} from step {saved.latest.step}")
     with Log(run.directory, int(state.step), len(data.steps)) as log:
       state = _steps(state, trainer, saved, log)
     if config.graft.checkpoint == "best":
       state = checkpoints.restore(saved, state, checkpoints.best_step(saved))
+  guards.check_changed(state.delta, load_start(config, base, mesh), config, len(data.steps))
   return state.delta
+
+
+def _size(base, delta, data, config):
+  """How large a run is, in a line."""
+  what = "LoRA" if config.delta.kind == "lora" else "full tuning"
+  steps, sizes = len(data.steps), {len(s.examples) for s in data.steps}
+  unit = "pairs" if presets.is_paired(config) else "examples"
+  return (
+    f"{tree.size(base):,} parameters frozen; {what}: {tree.size(delta):,} trainable; "
+    f"{'1 step' if steps == 1 else f'{steps:,} steps'} of "
+    f"{'up to ' if len(sizes) > 1 else ''}{max(sizes):,} {unit}"
+  )
 
 
 def _steps(
@@ -114,8 +143,9 @@ def _steps(
   last, every = len(trainer.data.steps), trainer.config.eval_every
   if state.step == 0:
     log.write(0, **trainer.validate(state))
-  for number in range(int(state.step) + 1, last + 1):
-    state, metrics = trainer.step(state, number)
+  numbers = range(int(state.step) + 1, last + 1)
+  for number, packed in zip(numbers, trainer.packed(numbers), strict=True):
+    state, metrics = trainer.step(state, packed)
     guards.check_finite(metrics, number, saved)
     rate = float(trainer.schedule(number - 1))
     log.step(number, trainer.data.tokens(number - 1), **metrics, lr=rate)
