@@ -21,7 +21,7 @@ from shadowft_jax.learning import guards, kernels, loop, step
 from shadowft_jax.pairs import registry
 from shadowft_jax.pairs.opened import open_pair
 from shadowft_jax.presets import Config
-from shadowft_jax.runs import metrics
+from shadowft_jax.runs import cards, metrics
 from shadowft_jax.runs.run import open_run
 
 
@@ -56,6 +56,7 @@ def train(config: Config, workdir: str | os.PathLike) -> list[dict[str, Any]]:
       loss = step.loss_of(model, config)
       delta = loop.learn(loss, base, data, config, run, mesh, trained=pair.trained)  # W_B + delta
       del base  # its memory is for W_I
+      origin = cards.of_run(config, pair.parents(config), data.inputs)
       deltas.save(
         run.delta,
         delta,
@@ -70,11 +71,12 @@ def train(config: Config, workdir: str | os.PathLike) -> list[dict[str, Any]]:
         instruct=pair.instruct,
         base=pair.base,
         match=config.graft.match,
-        card=run.write_card(config),
+        card=cards.text(origin, "model"),
+        verb="grafted onto" if origin.is_graft else "added to",
       )
       losses = loop.measure(pair.instruct, run, loss, data, config, mesh)
     inputs = {"base": [pair.base.directory], "instruct": [pair.instruct.directory], **data.inputs}
-    return run.finish(losses, inputs, config)
+    return run.finish(losses, inputs, config, origin)
 
 
 def _resolve(config):
