@@ -107,6 +107,14 @@ def alone():
     for name in MESHES
   ],
 )
+@pytest.mark.parametrize(
+  "shape", [{"data": 0, "fsdp": -1}, {"data": -1, "fsdp": -1}, {"tensor": 3}]
+)
+def test_a_mesh_of_other_sizes_than_the_devices_is_refused(shape):
+  with pytest.raises(InputError, match="does not make 8 devices; set config.mesh so that the prod"):
+    sharding.mesh_sizes(shape, 8)
+
+
 def test_a_mesh_learns_what_one_device_does(alone, kind, name):
   losses, grads, learnt = learn(sharding.make_mesh(MESHES[name]), kind)
   want_losses, want_grads, want = alone[kind]
