@@ -179,7 +179,7 @@ def main():
       {
         "benchmark": "graft",
         "parameters": sum(map(math.prod, named.values())),
-        "cores": os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)),
         "seconds": {n: round(s, 2) for n, (s, _) in best.items()},
         "memory_gb": {n: round(max(p for _, p in x) / 1e9, 2) for n, x in found.items()},
         **{

@@ -59,7 +59,7 @@ def main():
       {
         "benchmark": "similarity",
         "parameters": sum(map(math.prod, named.values())),
-        "cores": os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)),
         "seconds": {n: round(s, 2) for n, s in best.items()},
         "memory_gb": {n: round(max(p for _, p in x) / 1e9, 2) for n, x in found.items()},
         "plain_over_ours": round(best["plain"] / best["ours"], 2),

@@ -10,11 +10,10 @@ A command module has `Options`, `main(options)` and, where it is started, `run(m
 """
 
 import dataclasses
+import difflib
 import hashlib
 import itertools
 import os
-import pathlib
-import platform
 import re
 import sys
 import textwrap
@@ -25,10 +24,11 @@ from typing import Any, TypeVar
 
 from absl import app, flags, logging
 import jax
-from ml_collections import ConfigDict as Config, config_flags
+from ml_collections import ConfigDict as Config
 
-from shadowft_jax import hosts, machine, presets
-from shadowft_jax.errors import InputError, nearest
+from shadowft_jax import config_file, hosts, machine, presets
+from shadowft_jax.errors import InputError
+from shadowft_jax.fields import KINDS, Field
 
 DEFINE: dict[Any, Callable[..., Any]] = {
   str: flags.DEFINE_string,
@@ -36,7 +36,9 @@ DEFINE: dict[Any, Callable[..., Any]] = {
   float: flags.DEFINE_float,
   bool: flags.DEFINE_bool,
   tuple: flags.DEFINE_multi_string,
+  Config: flags.DEFINE_string,  # the file
 }
+FIELDS = presets.FIELDS
 COMMON = {"debug": "Show the traceback of an error.", "help": "Show this text."}
 HELP = {"--help", "-help", "-h", "--helpfull", "--helpshort"}
 T = TypeVar("T", bound="Options")
@@ -51,6 +53,7 @@ def option(
   least: float | None = None,
   below: float | None = None,
   most: float | None = None,
+  is_regex: bool = False,
   aliases: Sequence[str] = (),
 ) -> Any:
   """A field of a command's Options, and so its flag.
@@ -58,10 +61,10 @@ def option(
   Args:
     default: of the field; without one, the flag is required.
     help: sentences for --help.
-    choices, above, least, below, most: see `presets.Field`.
+    choices, above, least, below, most, is_regex: see `fields.Field`.
     aliases: other names of the flag, with dashes.
   """
-  field = presets.Field(default, help, tuple(choices), above, least, below, most)
+  field = Field(default, help, tuple(choices), above, least, below, most, is_regex=is_regex)
   return dataclasses.field(
     default=default, kw_only=True, metadata={"field": field, "aliases": tuple(aliases)}
   )
@@ -116,19 +119,27 @@ def parse(options: type[T], argv: Sequence[str]) -> T:
   Raises:
     InputError: a flag is unknown, missing or malformed, or a word would be ignored.
   """
-  argv = list(_spelt(options, argv))
-  values, known = _define(options, argv), kinds(options)
-  if Config in known.values():
-    _check_config(argv)
+  argv, known = list(_spelt(options, argv)), kinds(options)
+  configs = {flag: config_file.find(flag, argv) for flag, kind in known.items() if kind is Config}
+  types = {
+    **known,
+    **{f"{flag}.{n}": type(f.default) for flag in configs for n, f in FIELDS.items()},
+  }
+  values = _define(types)
   try:
     _, *words = values(["", *argv])
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-    raise InputError(_flag_message(error)) from error
+  except flags.UnrecognizedFlagError as error:
+    raise InputError(_unknown(error.flagname, types)) from error
+  except flags.Error as error:
+    raise InputError(_flag_message(error, types)) from error
   if words:
-    raise InputError(_ignored(options, argv, words[0]))
+    raise InputError(_ignored(types, argv, words[0]))
+  for flag, config in configs.items():
+    fields_ = {name: values[f"{flag}.{name}"].value for name in FIELDS}
+    config.update_from_flattened_dict({n: x for n, x in fields_.items() if x is not None})
   given = {}
   for flag, field in fields(options).items():
-    if (value := values[flag].value) is not None:
+    if (value := configs.get(flag, values[flag].value)) is not None:
       given[field.name] = tuple(value) if known[flag] is tuple else value
     elif field.default is dataclasses.MISSING:
       raise InputError(f"--{flag} is required: {field.metadata['field'].meaning}")
@@ -155,53 +166,49 @@ def _spelt(options, argv) -> Iterator[str]:
       yield from itertools.islice(words, 1)
 
 
-def _define(options, argv) -> flags.FlagValues:
-  """The flags of the options; None stands for one that is not given."""
+def _define(types) -> flags.FlagValues:
+  """A flag of each name and type; None stands for one that is not given."""
   values = flags.FlagValues()
   values.set_gnu_getopt(True)  # a word that is no flag does not end the flags
-  known = kinds(options)
-  for flag, field in fields(options).items():
-    kind, help = known[flag], field.metadata["field"].meaning
-    if kind is Config:
-      config_flags.DEFINE_config_file(
-        flag, None, help, flag_values=values, lock_config=True, sys_argv=["", *argv]
-      )
-    else:
-      DEFINE[kind](flag, None, help, flag_values=values)
-  for flag, help in COMMON.items():
-    flags.DEFINE_bool(flag, False, help, flag_values=values)
+  for name, kind in {**types, **dict.fromkeys(COMMON, bool)}.items():
+    DEFINE[kind](name, None, "", flag_values=values)
   return values
 
 
-def _check_config(argv):
-  """Raises InputError where --config is not given or names no file, with the nearest beside it."""
-  given = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
-  given += [b for a, b in itertools.pairwise(argv) if a == "--config"]
-  if not given:
-    raise InputError("--config is required; name a file of configs/: --config configs/lora.py")
-  for path in map(pathlib.Path, given):
-    if not path.is_file():
-      raise InputError(f"--config {path} does not exist{nearest(path)}")
+def _unknown(name, types):
+  """The error for a flag that there is not."""
+  flag, dot, field = name.partition(".")
+  if dot and types.get(flag) is Config:
+    return config_file.unknown_field(field)
+  near = difflib.get_close_matches(name, types, n=1)
+  return f"unknown flag --{name}" + (f"; did you mean --{near[0]}?" if near else "")
 
 
-def _flag_message(error):
-  text = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split())
-  if isinstance(error, AttributeError):  # a ConfigDict's own words, quoted once too often
-    return f"the config has no field {text[1:-1]}"
-  return text
+def _flag_message(error, types):
+  """The error for a value of another type than its flag's."""
+  text = " ".join(str(error).split())
+  match = re.match(r"(?:flag|Missing value for flag) --([\w.-]+)(?:=(.*?): )?", text)
+  kind = match and KINDS.get(types.get(match[1]), "a value")
+  if not match:
+    return text
+  return f"--{match[1]} needs {kind}" + (f"; got {match[2]!r}" if match[2] is not None else "")
 
 
-def _ignored(options, argv, word):
+def _ignored(types, argv, word):
   """The error for a word that belongs to no flag."""
   name, is_assignment, _ = word.partition("=")
-  known = kinds(options)
-  if is_assignment and (name.startswith("config.") or name.replace("_", "-") in known):
-    return f"{word!r} is no flag and would be ignored; write --{word}"
+  flag, _, field = name.partition(".")
+  if is_assignment and types.get(flag) is Config and field and field not in FIELDS:
+    return f"{word!r} is no flag and would be ignored: {config_file.unknown_field(field)}"
+  groups = ["", *(f"{f}." for f, kind in types.items() if kind is Config)]  # lr=5 is config.lr=5
+  for group in groups if is_assignment else ():
+    if group + name in types or name.replace("_", "-") in types:
+      return f"{word!r} is no flag and would be ignored; write --{group}{word}"
   before = [w for w in argv[: argv.index(word)] if w.startswith("--")]
   flag = before[-1][2:].partition("=")[0] if before else ""
-  if known.get(flag) is tuple:
+  if types.get(flag) is tuple:
     return f"{word!r} would be ignored; repeat the flag: --{flag} {word}"
-  if known.get(flag) is bool:
+  if types.get(flag) is bool:
     return f"{word!r} would be ignored; --{flag} takes no value: write --{flag} or --no-{flag}"
   return f"{word!r} would be ignored; every value needs its flag (--help lists them)"
 
@@ -275,17 +282,12 @@ def keep_compiled() -> None:
   """
   if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # A compiled program uses all that its CPU has; other CPUs may share the folder.
-    folder = machine.cache_folder() / "xla" / hashlib.sha256(_cpu().encode()).hexdigest()[:16]
+    folder = (
+      machine.cache_folder() / "xla" / hashlib.sha256(machine.cpu().encode()).hexdigest()[:16]
+    )
     jax.config.update("jax_compilation_cache_dir", str(folder))
   if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-
-
-def _cpu():
-  """The kind of processor, in words."""
-  path = pathlib.Path("/proc/cpuinfo")
-  lines = path.read_text().splitlines() if path.exists() else [platform.processor()]
-  return next((x for x in lines if x.startswith(("flags", "Features"))), platform.machine())
 
 
 def check(config: Config, *, complete: bool = True) -> None:

@@ -121,6 +121,25 @@ def variables(params: Params, delta: Delta, scale: float) -> dict[str, Any]:
   return {"params": params, **delta}
 
 
+@jax.jit
+def _changes(delta):
+  """Whether any leaf of a delta, or any product of an adapter's factors, is not 0."""
+  named = {n: jnp.any(x != 0) for n, x in tree.names(next(iter(delta.values()))).items()}
+  if "lora" in delta:
+    named = {n: x & named[f"{n[:-1]}b"] for n, x in named.items() if n.endswith("/a")}
+  return jnp.any(jnp.stack(list(named.values())))
+
+
+def is_zero(delta: Delta) -> bool:
+  """Whether adding the delta changes no weight; computed without forming an adapter's product."""
+  return not _changes(delta)
+
+
+def is_equal(delta: Delta, other: Delta) -> bool:
+  """Whether two deltas of one form have the same numbers."""
+  return is_zero({"delta": jax.tree.map(jnp.subtract, delta, other)})
+
+
 def densify(delta: Delta, scale: float) -> dict[str, jax.Array]:
   """{leaf name: float32 delta}; `scale` is that of an adapter (`scale_of`)."""
   return tree.names(lora.product(delta["lora"], scale) if "lora" in delta else delta["delta"])

@@ -61,16 +61,18 @@ def free(out: StrPath) -> int:
   return shutil.disk_usage(place).free
 
 
-def check_room(out: StrPath, nbytes: int, already: int = 0) -> None:
+def check_room(out: StrPath, nbytes: int, already: int = 0, what: str = "") -> None:
   """Raises InputError if `nbytes` of weights, and what lies beside them, do not fit on a disk.
 
-  `already`: bytes of an unfinished `out`, which are used again or freed.
+  Args:
+    already: bytes of an unfinished `out`, which are used again or freed.
+    what: the parts of `nbytes` in words.
   """
   want, have = nbytes + BESIDE, free(out) + already
   if have < want:
     raise InputError(
-      f"{out} needs {want / 1e9:.1f} GB, and its disk has {have / 1e9:.1f} GB "
-      "free; make room, or name a folder on another disk"
+      f"{out} needs {want / 1e9:.1f} GB{what and f' ({what})'}, and its disk has "
+      f"{have / 1e9:.1f} GB free; make room, or name a folder on another disk"
     )
 
 

@@ -16,7 +16,9 @@ from typing import Any
 from shadowft_jax import command, files
 from shadowft_jax.errors import InputError
 from shadowft_jax.grafting import delta_only, matching, recipe, selection, sources, write
+from shadowft_jax.hf import model_card
 from shadowft_jax.hf.folder import open_model
+from shadowft_jax.pairs import registry
 from shadowft_jax.progress import say
 from shadowft_jax.runs import cards
 
@@ -65,13 +67,17 @@ class Options(command.Options):
     choices=("paper", "all"),
   )
   match: str | None = command.option(
-    None, help="In the place of --scope: projections, all, or a regex over leaf names."
+    None,
+    help="In the place of --scope: projections, all, or a regex over leaf names.",
+    is_regex=True,
   )
   include: str | None = command.option(
-    None, help="Graft only these tensors of the scope: a regex over names in the Instruct's files."
+    None,
+    help="Graft only these tensors of the scope: a regex over names in the Instruct's files.",
+    is_regex=True,
   )
   exclude: str | None = command.option(
-    None, help="Leave these tensors of the scope out: a regex, likewise."
+    None, help="Leave these tensors of the scope out: a regex, likewise.", is_regex=True
   )
   vocab: str = command.option(
     "refuse",
@@ -85,11 +91,15 @@ class Options(command.Options):
     1.0,
     help="For --combine=ties: share of each delta's numbers that is kept, the largest in every "
     "tensor.",
+    least=0,
+    most=1,
   )
   drop_rate: float = command.option(
     0.0,
     help="DARE: probability p that a number of a delta is dropped; the others are divided by "
     "1 - p.",
+    least=0,
+    below=1,
   )
   rounding: str = command.option(
     "nearest",
@@ -102,7 +112,7 @@ class Options(command.Options):
     "Instruct's unless given.",
     choices=("float32",),
   )
-  seed: int = command.option(0, help="Seed of --drop-rate and --rounding=stochastic.")
+  seed: int = command.option(0, help="Seed of --drop-rate and --rounding=stochastic.", least=0)
   dry_run: bool = command.option(False, help="Print what would be done, and stop.")
   no_verify: bool = command.option(
     False, help="Neither read the result back nor hash files, which saves time."
@@ -132,7 +142,8 @@ def main(options: Options) -> None:
   if form and options.dry_run:
     delta_only.check(plan, options.out, form)
   elif form:
-    delta_only.run_and_report(plan, options.out, form, **_writing(options, plan))
+    card = _card(options, plan)
+    delta_only.run_and_report(plan, options.out, form, card=card, **_writing(options, plan))
   elif options.dry_run:
     write.check(plan, options.out)
   else:
@@ -184,15 +195,26 @@ def _writing(options, plan) -> dict[str, Any]:
 
 
 def _card(options, plan):
-  """The text of the model card."""
-  return cards.model_card(
-    base=options.base or ", ".join(d.what for d in plan.deltas),
-    instruct=options.instruct,
-    learn_on="base",
-    kind="lora" if all(d.kind == "lora" for d in plan.deltas) else "full",
-    match=_scope(options),
-    dtype=options.dtype,
-  )
+  """The text of the result's README.md."""
+  known = registry.ids()
+  instruct = model_card.parent(options.instruct, plan.instruct.directory, known["instruct"])
+  base = plan.base and model_card.parent(plan.base.directory, plan.base.directory, known["base"])
+  folders = [
+    f for d in plan.deltas for role, f in d.folders.items() if role not in ("base", "tuned")
+  ]
+  others = [i for f in folders for i in model_card.trained_on(f) if i != instruct.hub_id]
+  how = " and ".join(f"{_name(d)}, times {d.weight:g}" for d in plan.deltas)
+  unusual = {k: v for k, v in plan.recipe._asdict().items() if v != getattr(recipe.PLAIN, k)}
+  settings = {"scope": _scope(options), **unusual}
+  origin = cards.Origin(instruct, base, True, how, settings=settings, others=others)
+  form = options.output.replace("shadow", "model")
+  return cards.text(origin, form, dtype=options.dtype)
+
+
+def _name(delta):
+  """A delta as the ends of its folders' paths: `runs/delta`, or `x/tuned` - `x/base`."""
+  ends = ("/".join(f.resolve().parts[-2:]) for f in reversed(delta.folders.values()))
+  return " - ".join(f"`{end}`" for end in ends)
 
 
 if __name__ == "__main__":

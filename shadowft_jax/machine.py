@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import platform
 
 
 def cores() -> int:
@@ -13,3 +14,10 @@ def cache_folder() -> pathlib.Path:
   """$XDG_CACHE_HOME/shadowft_jax, or ~/.cache/shadowft_jax; it need not exist."""
   home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
   return home.expanduser() / "shadowft_jax"
+
+
+def cpu() -> str:
+  """The kind of processor, in words."""
+  path = pathlib.Path("/proc/cpuinfo")
+  lines = path.read_text().splitlines() if path.exists() else [platform.processor()]
+  return next((x for x in lines if x.startswith(("flags", "Features"))), platform.machine())

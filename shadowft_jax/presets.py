@@ -1,78 +1,17 @@
 """Every field of an experiment: its default, meaning and range; and the paper's presets.
 
-A config (configs/, or --config.field=value) changes a few of them.  This module imports nothing of
-ours, so that a config loads fast; a test holds the choices to the registries they name.
+A config (configs/, or --config.field=value) changes a few of them.  This module imports little,
+so that a config loads fast; a test holds the choices to the registries they name.
 """
 
-import dataclasses
-import math
-import re
 from typing import TYPE_CHECKING, Any
+
+from shadowft_jax.fields import Field
 
 if TYPE_CHECKING:
   from ml_collections import ConfigDict as Config
 else:
   Config = Any
-
-
-@dataclasses.dataclass(frozen=True)
-class Field:
-  """One field of the config.
-
-  Attributes:
-    default: of `sft`.
-    meaning: one line, for --help and the docs.
-    choices: all values that are allowed, if there are a few.
-    above, least, below, most: bounds of a number; `above` and `below` are exclusive.
-    is_regex: the value is a regular expression.
-    hint: what to set, where an empty value is an error.
-  """
-
-  default: Any
-  meaning: str
-  choices: tuple[Any, ...] = ()
-  above: float | None = None
-  least: float | None = None
-  below: float | None = None
-  most: float | None = None
-  is_regex: bool = False
-  hint: str = ""
-
-  @property
-  def range(self) -> str:
-    """The bounds in words; "" where there are none."""
-    bounds = {
-      "above": self.above,
-      "at least": self.least,
-      "below": self.below,
-      "at most": self.most,
-    }
-    return " and ".join(f"{name} {x:g}" for name, x in bounds.items() if x is not None)
-
-  def contains(self, value: float) -> bool:
-    """Whether a number is finite and within the bounds."""
-    return (
-      math.isfinite(value)
-      and (self.above is None or value > self.above)
-      and (self.least is None or value >= self.least)
-      and (self.below is None or value < self.below)
-      and (self.most is None or value <= self.most)
-    )
-
-  def fault(self, value: Any) -> str:
-    """The rule that a value breaks; "" if it is right."""
-    if self.choices:
-      return "" if value in self.choices else f"is one of {', '.join(map(str, self.choices))}"
-    if self.is_regex:
-      try:
-        re.compile(value)
-      except re.error as error:
-        return f"is not a regular expression ({error})"
-    elif self.range and not self.contains(value):
-      return f"must be {self.range}"
-    elif isinstance(value, float) and not math.isfinite(value):
-      return "must be finite"
-    return ""
 
 
 def _share(default: float, meaning: str) -> Field:
@@ -84,7 +23,7 @@ def _count(default: float, meaning: str) -> Field:
 
 
 def _axis(default: int, meaning: str) -> Field:
-  return Field(default, f"{meaning}; -1: all devices that are left", least=-1)
+  return Field(default, f"{meaning}; -1: all devices that are left", least=-1, is_nonzero=True)
 
 
 SCOPE = "projections (of the layers), all, or a regex over leaf names"
@@ -271,10 +210,12 @@ def faults(config: Config, *, complete: bool = True) -> list[str]:
     for name, field in FIELDS.items()
     if complete and field.hint and not fields[name]
   ]
-  for name, field in FIELDS.items():
-    if name in fields and (fault := field.fault(fields[name])):
-      out.append(f"config.{name} {fault}; got {fields[name]!r}")
-  return out + _contradictions(config)
+  for name, value in fields.items():
+    if name not in FIELDS:
+      out.append(f"config.{name} is no field of a config; see presets.py")
+    elif fault := FIELDS[name].mistyped(value) or FIELDS[name].fault(value):
+      out.append(f"config.{name} {fault}; got {value!r}")
+  return out or _contradictions(config)
 
 
 def _contradictions(config: Config) -> list[str]:

@@ -27,11 +27,13 @@ class Options(command.Options):
   )
   split: str = command.option("train", help="Split of a hub id.")
   out: str = command.option(help="The .jsonl file to write.")
-  count: int = command.option(2000, help="Rows to choose.")
-  seed: int = command.option(42, help="Seed of ties and of the order.")
+  count: int = command.option(2000, help="Rows to choose.", least=1)
+  seed: int = command.option(42, help="Seed of ties and of the order.", least=0)
   reward: str = command.option("reward", help="Field of the reward.")
   category: str = command.option("label.cate_ability_en", help="Field of the category.")
-  pool: float = command.option(0.1, help="Share of the rows, the best, to choose from.")
+  pool: float = command.option(
+    0.1, help="Share of the rows, the best, to choose from.", above=0, most=1
+  )
   min_reward: float | None = command.option(None, help="Least reward of a chosen row.")
   several: str = command.option(
     "first",

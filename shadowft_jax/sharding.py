@@ -68,8 +68,8 @@ def mesh_sizes(shape: Mapping[str, int] | None, count: int) -> tuple[int, ...]:
   if unknown := sorted(set(shape) - set(AXES)):
     raise InputError(f"mesh has axes {', '.join(AXES)}; got {', '.join(unknown)}")
   sizes = [shape.get(axis, 1) for axis in AXES]
-  if sizes.count(-1) == 1:
-    rest = -math.prod(sizes)
+  rest = -math.prod(sizes)
+  if sizes.count(-1) == 1 and rest > 0:
     sizes[sizes.index(-1)] = max(1, count // rest)
   if math.prod(sizes) != count or min(sizes) < 1:
     raise InputError(

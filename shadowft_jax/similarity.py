@@ -41,6 +41,7 @@ class Options(command.Options):
     None,
     help="Draw the first matrix that this regex finds in weights.png; by default q_proj of the "
     "first layer.",
+    is_regex=True,
   )
   overwrite: bool = command.option(False, help="Replace --out if it exists.")
 

@@ -21,7 +21,7 @@ from shadowft_jax.learning import guards, kernels, loop, step
 from shadowft_jax.pairs import registry
 from shadowft_jax.pairs.opened import open_pair
 from shadowft_jax.presets import Config
-from shadowft_jax.runs import metrics
+from shadowft_jax.runs import cards, metrics
 from shadowft_jax.runs.run import open_run
 
 
@@ -45,19 +45,19 @@ def train(config: Config, workdir: str | os.PathLike) -> list[dict[str, Any]]:
     if run.is_complete:
       return metrics.read_metrics(run.directory)
     pair = open_pair(config)
-    cfg = weights.abstract_model(pair.trained)[0].cfg
     data = dataset.read(config, pair.instruct.directory, mesh.shape["context"])
-    guards.check_tokens(data, cfg.vocab_size, config.instruct)
+    guards.check(config, data, run.directory, pair.trained, pair.instruct)
     run.claim_data(data.digest, config.data.train)
+    cfg = weights.abstract_model(pair.trained)[0].cfg
     config.attention = kernels.choose(config.attention, cfg, config.dtype, config.data.max_length)
     with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATIONS):
       model, base = weights.load_model(  # W_B, frozen
         pair.trained, dtype=config.dtype, mesh=mesh, backend=config.attention, remat=config.remat
       )
       loss = step.loss_of(model, config)
-      guards.check_graft(config, base, pair.instruct)
       delta = loop.learn(loss, base, data, config, run, mesh, trained=pair.trained)  # W_B + delta
       del base  # its memory is for W_I
+      origin = cards.of_run(config, pair.parents(config), data.inputs)
       deltas.save(
         run.delta,
         delta,
@@ -72,11 +72,12 @@ def train(config: Config, workdir: str | os.PathLike) -> list[dict[str, Any]]:
         instruct=pair.instruct,
         base=pair.base,
         match=config.graft.match,
-        card=run.write_card(config),
+        card=cards.text(origin, "model"),
+        verb="grafted onto" if origin.is_graft else "added to",
       )
       losses = loop.measure(pair.instruct, run, loss, data, config, mesh)
     inputs = {"base": [pair.base.directory], "instruct": [pair.instruct.directory], **data.inputs}
-    return run.finish(losses, inputs, config)
+    return run.finish(losses, inputs, config, origin)
 
 
 def _resolve(config):
@@ -100,6 +101,7 @@ def show(config: Config, count: int, *, ids: bool = False) -> None:
   folder = hub.locate(config.instruct, weights=False)
   data = dataset.read(config, folder, max(1, config.mesh.context))
   preview.show(data, folder, count, ids=ids)
+  guards.warn_of_few_updates(config, data)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,11 +13,11 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "shadowft_jax"
 # A room (a folder or file at the top of the package) imports rooms of lower floors, and its own.
 FLOORS = {
-  "ground": {"errors", "progress", "hosts", "files", "machine"},
+  "ground": {"errors", "progress", "hosts", "files", "machine", "fields"},
   "idea": {"delta", "lora", "tree", "scope", "sharding", "models", "presets"},
   "edges": {"hf", "data", "runs", "generation", "tasks"},
   "method": {"pairs", "learning", "grafting", "evaluation", "planning"},
-  "commands": {"command", "train", "graft", "similarity", "select", "plan"},
+  "commands": {"command", "config_file", "train", "graft", "similarity", "select", "plan"},
 }
 HEIGHT = {room: i for i, rooms in enumerate(FLOORS.values()) for room in rooms}
 # The arrows within a floor; there are no others.
@@ -32,14 +32,16 @@ SIDEWAYS = {
   "generation": {"hf"},
   "grafting": {"pairs"},
   "planning": {"learning"},
-  **{name: {"command"} for name in FLOORS["commands"] - {"command"}},
+  "command": {"config_file"},
+  **{name: {"command"} for name in FLOORS["commands"] - {"command", "config_file"}},
 }
 # What a room, or a module, must not bring along, however indirectly.
 NEVER = {
   "errors": {"jax", "numpy", "flax"},
   "progress": {"jax", "numpy"},
   "files": {"jax", "transformers"},
-  "presets": {"jax", "numpy", "shadowft_jax"},
+  "fields": {"jax", "numpy", "shadowft_jax"},
+  "presets": {"jax", "numpy"},
   "data": {"jax", "flax"},
   "tasks": {"jax", "flax"},
   "hf/safetensors": {"jax"},
@@ -51,7 +53,7 @@ ONLY = {
   "optax": {"learning"},
   "orbax": {"learning"},
   "transformers": {"data"},
-  "ml_collections": {"command", "presets"},
+  "ml_collections": {"command", "config_file", "presets"},
   "matplotlib": {"runs"},
   "absl": {"command"},
   "torch": set(),

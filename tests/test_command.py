@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import os
+import re
 import subprocess
 import sys
 
@@ -13,7 +14,11 @@ from shadowft_jax.errors import InputError
 from tests import commands
 from tests.test_architecture import FLOORS
 
-COMMANDS = sorted(FLOORS["commands"] - {"command"})
+# A config file with one line of its own.
+CONFIG = (
+  "from shadowft_jax import presets\ndef get_config():\n  c = presets.sft()\n  {}\n  return c\n"
+)
+COMMANDS = sorted(FLOORS["commands"] - {"command", "config_file"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +32,7 @@ class Options(command.Options):
   drop_rate: float = command.option(0.0, help="A share.", least=0, below=1)
   scale: float = command.option(1.0, help="A factor.")
   delta: tuple[str, ...] = command.option((), help="A delta.")
+  named: str | None = command.option(None, help="A regex.", is_regex=True)
   dry_run: bool = command.option(False, help="Write nothing.")
   verify: bool = command.option(True, help="Read it back.")
 
@@ -113,11 +119,18 @@ def test_aliases(name):
     (["--scale=nan"], ["--scale must be finite; got nan"]),
     (["--scale=inf"], ["--scale must be finite; got inf"]),
     (["--form=sparse"], ["--form is one of dense, low-rank; got 'sparse'"]),
-    (["--rank=1.5"], ["rank", "1.5"]),
-    (["--scale=much"], ["scale", "much"]),
-    (["--dry-run=maybe"], ["dry-run", "maybe"]),
-    (["--rank"], ["rank"]),
-    (["--drop_raet=0.1"], ["drop-raet", "Did you mean: drop-rate"]),
+    (["--scale=1e39"], ["--scale must have a size from 1.2e-38 to 3.4e+38, as a 32-bit float"]),
+    (["--scale=1e-50"], ["--scale must have a size"]),
+    (["--rank=5000000000"], ["--rank must be at most 4,294,967,295; got 5000000000"]),
+    (["--rank=1.5"], ["--rank needs a whole number; got '1.5'"]),
+    (["--scale=much"], ["--scale needs a number; got 'much'"]),
+    (["--dry-run=maybe"], ["--dry-run needs true or false; got 'maybe'"]),
+    (["--rank"], ["--rank needs a whole number"]),
+    (["--named=("], ["--named is not a regular expression (missing )"]),
+    (["--named=a{99999999999999999999}"], ["--named is not a regular expression"]),
+    (["--named=q, k"], ["--named is a regular expression, which separates names by |: 'q|k'"]),
+    (["--drop_raet=0.1"], ["unknown flag --drop-raet; did you mean --drop-rate?"]),
+    (["--xyzzy"], ["unknown flag --xyzzy"]),
     (["--config.lr=1"], ["config.lr"]),
     (["x"], ["'x' would be ignored", "every value needs its flag"]),
     (["--", "--rank=3"], ["--rank=3", "ignored"]),
@@ -164,20 +177,86 @@ def test_a_config_and_its_fields(monkeypatch):
 @pytest.mark.parametrize(
   "argv, words",
   [
-    (["--config=configs/lroa.py"], ["configs/lroa.py does not exist", "mean configs/lora.py"]),
-    (["--config", "configs/lroa.py"], ["configs/lroa.py does not exist", "mean configs/lora.py"]),
-    (["--config=configs/lora.py", "--config.lrr=1"], ["lrr", 'Did you mean "lr"']),
-    (["--config=configs/lora.py", "--config.batch_size=many"], ["batch_size", "many"]),
-    (["--config=configs/lora.py", "config.lr=5"], ["'config.lr=5'", "write --config.lr=5"]),
-    (["config.lr=5", "--config=configs/lora.py"], ["'config.lr=5'", "write --config.lr=5"]),
-    (["--config=configs/lora.py", "--config.lr=5", "6"], ["'6' would be ignored"]),
-    (["--config=configs/lora.py", "--outt=y"], ["outt", "Did you mean: out"]),
+    ("--config=configs/lroa.py", "configs/lroa.py does not exist; did you mean configs/lora.py?"),
+    ("--config configs/lroa.py", "configs/lroa.py does not exist; did you mean configs/lora.py?"),
+    ("--config lora", "--config lora does not exist; did you mean configs/lora.py?"),
+    ("--config configs", "--config configs is a folder; expected a Python file"),
+    ("--config", "--config is required; name a file of configs/: --config configs/lora.py"),
+    ("{} --config.lrr=1", "unknown field config.lrr; did you mean config.lr?"),
+    ("{} --config.trian=1", "unknown field config.trian; did you mean config.data.train?"),
+    ("{} --config.rank=1", "unknown field config.rank; did you mean config.delta.rank?"),
+    ("{} --config.xyzzy=1", "unknown field config.xyzzy"),
+    (
+      "{} --config.mesh=8",
+      "config.mesh, which is a group; set one of its fields: config.mesh.data",
+    ),
+    ("{} --config.batch_size=many", "--config.batch_size needs a whole number; got 'many'"),
+    ("{} --config.batch_size=1e3", "--config.batch_size needs a whole number; got '1e3'"),
+    ("{} --config.lr=fast", "--config.lr needs a number; got 'fast'"),
+    ("{} --config.lr", "--config.lr needs a number"),
+    ("{} --config.data.skip_bad_rows=maybe", "skip_bad_rows needs true or false; got 'maybe'"),
+    ("{} config.lr=5", "'config.lr=5' is no flag and would be ignored; write --config.lr=5"),
+    ("config.lr=5 {}", "'config.lr=5' is no flag and would be ignored; write --config.lr=5"),
+    ("{} lr=5", "'lr=5' is no flag and would be ignored; write --config.lr=5"),
+    ("{} config.trian=1", "would be ignored: unknown field config.trian; did you mean config.data"),
+    ("{} --config.lr=5 6", "'6' would be ignored"),
+    ("{} --outt=y", "unknown flag --outt; did you mean --out?"),
   ],
-  ids=lambda x: " ".join(x)[-30:],
 )
 def test_a_config_that_cannot_be(monkeypatch, argv, words):
   monkeypatch.chdir(commands.ROOT)
-  refused(WithConfig, argv, *words)
+  refused(WithConfig, argv.format("--config=configs/lora.py").split(), words)
+
+
+@pytest.mark.parametrize(
+  "name, text, words",
+  [
+    (
+      "a.yaml",
+      "base: a\nlr: 1e-4\n",
+      "is no Python file; expected a Python file with get_config()",
+    ),
+    ("a.json", '{"lr": 1}', "is no Python file"),
+    ("a", "lr: 1e-4\n", "has no get_config()"),
+    ("a", "base: a\n", " line 1: NameError: name 'a' is not defined; expected a Python file with"),
+    ("a.py", "x = 1\ndef get_config(:\n", " line 2: SyntaxError: invalid syntax"),
+    ("a.py", "\0", "SyntaxError"),
+    ("a.py", "def config(): return 1", "a.py has no get_config()"),
+    ("a.py", "def get_config(x): return x", "TypeError: get_config() missing 1 required"),
+    ("a.py", "def get_config():\n  import nothing_of_this_name", " line 2: ModuleNotFoundError"),
+    ("a.py", "def get_config(): return {}", "get_config() returns a dict; expected the ConfigDict"),
+    ("a.py", CONFIG.format("c.lerning = 1"), "sets an unknown field config.lerning"),
+    ("a.py", CONFIG.format("c.learn = 1"), "field config.learn; did you mean config.learn_on?"),
+    ("a.py", CONFIG.format("c.lr = 'fast'"), " line 4: TypeError: "),
+    ("a.py", CONFIG.format("c.data = dict(train=3)"), "TypeError: "),
+  ],
+)
+def test_a_file_that_is_no_config(tmp_path, name, text, words):
+  (tmp_path / name).write_text(text)
+  refused(WithConfig, [f"--config={tmp_path / name}"], f"--config {tmp_path / name}", words)
+
+
+def test_a_group_that_a_config_replaces_keeps_its_other_fields(tmp_path):
+  (tmp_path / "a.py").write_text(CONFIG.format("c.delta = dict(kind='full', match='all')"))
+  options = command.parse(WithConfig, [f"--config={tmp_path / 'a.py'}", "--config.delta.rank=3"])
+  delta = options.config.delta
+  assert (delta.kind, delta.match, delta.rank, delta.alpha) == ("full", "all", 3, 256.0)
+
+
+@pytest.mark.parametrize(
+  "wrong",
+  ["lr=5", "config.lr=5", "--config.delta.match=q_proj,v_proj", "--config.delta.match=q_proj, k"],
+)
+def test_what_an_error_advises_is_right(monkeypatch, wrong):
+  monkeypatch.chdir(commands.ROOT)
+  argv = ["--config=configs/lora.py", wrong]
+  with pytest.raises(InputError) as error:
+    command.check(command.parse(WithConfig, argv).config, complete=False)
+  advice = re.search(r"write (\S+)$|separates names by \|: '(.+)';", str(error.value))
+  argv[1] = advice[1] or f"--config.delta.match={advice[2]}"
+  config = command.parse(WithConfig, argv).config
+  command.check(config, complete=False)
+  assert config.lr == 5 or re.search(config.delta.match, "model/layers/self_attn/q_proj/kernel")
 
 
 def test_errors_end_with_code_2_and_debug_raises_them(capsys):

@@ -42,8 +42,11 @@ def assert_one_line(result, *words):
   "flags, words",
   [
     (["--config", "configs/quickstrat.py"], ["does not exist", "configs/quickstart.py"]),
-    (["--config", "configs/quickstart.py", "--config.lrr=1"], ["lrr", 'Did you mean "lr"']),
-    (["--config=configs/quickstart.py", "--config.data.trian=x"], ['Did you mean "train"']),
+    (["--config", "configs/quickstart.py", "--config.lrr=1"], ["lrr", "did you mean config.lr?"]),
+    (
+      ["--config=configs/quickstart.py", "--config.data.trian=x"],
+      ["did you mean config.data.train?"],
+    ),
     (["--config=configs/quickstart.py", "--config.batch_size=many"], ["batch_size", "many"]),
     (["--config=configs/quickstart.py", "--wrokdir=x"], ["wrokdir", "workdir"]),
     (["--config=configs/quickstart.py"], ["workdir"]),

@@ -1,8 +1,10 @@
 """Train, kill, resume; train, graft, export, reload elsewhere."""
 
+import hashlib
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shadowft_jax.hf import deltas
@@ -23,7 +26,7 @@ from shadowft_jax.generation import decode
 from shadowft_jax.hf import weights
 from shadowft_jax.errors import InputError
 from shadowft_jax.learning import checkpoints, kernels, loop, step
-from shadowft_jax.runs import metrics
+from shadowft_jax.runs import metrics, pictures
 from tests import runs
 
 pytestmark = pytest.mark.draws
@@ -91,8 +94,24 @@ def test_a_run_learns_and_leaves_a_whole_folder(pair, lora_run):
   assert kept == sorted({best, 10})
   digests = json.loads((workdir / "provenance.json").read_text())["sha256"]
   assert str(pair / "base" / "model.safetensors") in digests["base"]
-  card = (workdir / "shadow" / "README.md").read_text()
-  assert str(pair / "base") in card and str(pair / "instruct") in card
+
+
+def test_a_run_has_cards_and_a_guide(pair, lora_run):
+  workdir, records = lora_run
+  loss = (
+    f"| loss | {records[-1]['instruct_valid_loss']:.4f} | {records[-1]['shadow_valid_loss']:.4f} |"
+  )
+  for name, library in (("shadow", "transformers"), ("delta", "peft")):
+    card = ModelCard.load(workdir / name / "README.md")
+    assert card.data.library_name == library and card.data.tags[0] == "shadow-ft"
+    assert loss in card.text and "`rows.jsonl`" in card.text and str(pair) not in card.text
+  stored = json.loads((workdir / "shadow" / "provenance.json").read_text())["sha256"]["output"]
+  for path in (workdir / "shadow").iterdir():
+    if path.name != "provenance.json":
+      assert stored[path.name] == hashlib.sha256(path.read_bytes()).hexdigest()
+  guide = (workdir / "README.md").read_text()
+  named = set(re.findall(r"^\| `([\w.]+)/?`", guide, re.M))
+  assert named == {p.name for p in workdir.iterdir()} - {"README.md"} and loss in guide
 
 
 def test_transformers_gives_our_logits_from_shadow_and_peft_from_delta(pair, lora_run):
@@ -175,7 +194,9 @@ def test_a_rate_of_zero_grafts_nothing(pair, tmp_path):
   assert a.read_bytes() == b.read_bytes()
 
 
-def test_the_usual_fine_tuning_starts_from_the_instruct(pair, tmp_path):
+def test_the_usual_fine_tuning_starts_from_the_instruct(pair, tmp_path, capsys, monkeypatch):
+  labels = []
+  monkeypatch.setattr(pictures, "plot_loss", lambda *args: labels.append(args))
   config = runs.config_of(pair, learn_on="instruct")
   records = train.train(config, tmp_path / "run")
   np.testing.assert_allclose(
@@ -183,6 +204,18 @@ def test_the_usual_fine_tuning_starts_from_the_instruct(pair, tmp_path):
   )
   last = [r["valid_loss"] for r in records if "valid_loss" in r][-1]
   np.testing.assert_allclose(records[-1]["shadow_valid_loss"], last, rtol=1e-4)
+  # It never calls itself a graft; the folder keeps its name.
+  assert labels[0][-1] == "tuned Instruct"
+  run, said = tmp_path / "run", capsys.readouterr().err
+  for text in (said, *((run / d / "README.md").read_text() for d in (".", "shadow", "delta"))):
+    words = (
+      text.replace(str(run / "shadow"), "")
+      .replace("`shadow/`", "")
+      .replace("shadowft_jax", "")
+      .lower()
+    )
+    assert not re.search("shadow|graft", words.replace("nothing was grafted", "")), words
+  assert f"validation loss: Instruct {records[-1]['instruct_valid_loss']:.4f}, tuned" in said
 
 
 class Stop(Exception):

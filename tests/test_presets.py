@@ -48,8 +48,18 @@ def test_every_field_says_what_it_means_and_every_number_has_a_range(name):
     ("b2", 1.0, "below 1; got 1.0"),
     ("eps", -1.0, "above 0"),
     ("weight_decay", -1.0, "at least 0"),
-    ("lr", math.inf, "got inf"),
-    ("lr", math.nan, "got nan"),
+    ("lr", math.inf, "must be above 0 and finite; got inf"),
+    ("lr", math.nan, "must be above 0 and finite; got nan"),
+    ("lr", 1e-50, "must have a size from 1.2e-38 to 3.4e+38, as a 32-bit float; got 1e-50"),
+    ("eps", 1e39, "as a 32-bit float"),
+    ("lr", None, "needs a number; got None"),
+    ("max_steps", None, "needs a whole number; got None"),
+    ("data.train", None, "needs a text; got None"),
+    ("data.skip_bad_rows", None, "needs true or false; got None"),
+    ("seed", 2**32, "must be at most 4,294,967,295; got 4294967296"),
+    ("epochs", 10**400, "must be at most"),
+    ("mesh.tensor", 0, "must be at least -1 and not 0; got 0"),
+    ("delta.match", "q_proj,v_proj", "which separates names by |: 'q_proj|v_proj'; got"),
     ("max_steps", -2, "at least -1"),
     ("seed", -1, "at least 0"),
     ("mesh.fsdp", -2, "at least -1"),
@@ -65,6 +75,19 @@ def test_a_value_that_cannot_be_right_is_refused(name, bad, message):
   assert fault.startswith(f"config.{name} ") and message in fault
   with pytest.raises(InputError, match=f"config.{name} "):
     command.check(config, complete=False)
+
+
+def test_a_field_that_no_config_has_is_refused():
+  config = presets.sft()
+  config.data.lenght = 3
+  assert presets.faults(config, complete=False) == [
+    "config.data.lenght is no field of a config; see presets.py"
+  ]
+
+
+def test_every_regex_compiles_and_a_count_in_braces_is_no_list_of_names():
+  for field in presets.FIELDS.values():
+    assert not field.is_regex or not field.fault("layers/.*[qk]_proj{1,2}/")
 
 
 def test_what_must_be_given_is_named():

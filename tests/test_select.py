@@ -211,11 +211,6 @@ def test_rows_that_all_lack_the_reward_are_an_error_that_names_the_fields():
 @pytest.mark.parametrize(
   "fields, message",
   [
-    ({"count": 0}, "count must be above 0; got 0"),
-    ({"seed": -1}, "seed must be at least 0"),
-    ({"pool": 0.0}, "pool is a share.*got 0.0"),
-    ({"pool": 1.5}, "pool is a share.*got 1.5"),
-    ({"several": "all"}, "several is one of first, drawn, each; got 'all'"),
     ({"language": "fr"}, "none of 600 rows.*langdetect is not 'fr'"),
     ({"count": 61}, "61 rows are asked for, and the pool has 60 of 600"),
   ],
@@ -223,6 +218,23 @@ def test_rows_that_all_lack_the_reward_are_an_error_that_names_the_fields():
 def test_parameters_that_cannot_be(fields, message):
   with pytest.raises(InputError, match=message):
     select(rows_of(), **{"count": 5, "seed": 0, **fields})
+
+
+@pytest.mark.parametrize(
+  "flag, message",
+  [
+    ("--count=0", "--count must be at least 1; got 0"),
+    ("--seed=-1", "--seed must be at least 0; got -1"),
+    ("--seed=5000000000", "--seed must be at most 4,294,967,295; got 5000000000"),
+    ("--pool=0", "--pool must be above 0 and at most 1; got 0.0"),
+    ("--pool=1.5", "--pool must be above 0 and at most 1; got 1.5"),
+    ("--min-reward=nan", "--min-reward must be finite; got nan"),
+    ("--several=all", "--several is one of first, drawn, each; got 'all'"),
+  ],
+)
+def test_flags_that_cannot_be(flag, message):
+  result = command("--rows=none.jsonl", "--out=none_chosen.jsonl", flag)
+  assert (result.returncode, result.stderr) == (2, f"error: {message}\n")
 
 
 def test_the_command(tmp_path):

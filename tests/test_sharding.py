@@ -100,6 +100,14 @@ def alone():
 
 
 @pytest.mark.parametrize(
+  "shape", [{"data": 0, "fsdp": -1}, {"data": -1, "fsdp": -1}, {"tensor": 3}]
+)
+def test_a_mesh_of_other_sizes_than_the_devices_is_refused(shape):
+  with pytest.raises(InputError, match="does not make 8 devices; set config.mesh so that the prod"):
+    sharding.mesh_sizes(shape, 8)
+
+
+@pytest.mark.parametrize(
   "kind, name",
   [
     pytest.param(kind, name, marks=[pytest.mark.slow] * ((kind, name) in SLOW))

@@ -101,7 +101,7 @@ def select(
     (the chosen rows as they came, in an order drawn by the seed; Report).
 
   Raises:
-    InputError: a parameter is out of range, no row is a candidate, or too few are in the pool.
+    InputError: no row is a candidate, or too few are in the pool.
   """
   settings = dict(
     count=count,
@@ -113,7 +113,6 @@ def select(
     several=several,
     language=language,
   )
-  _check(settings)
   key = functools.partial(_digest, seed)
   left_out, candidates = _candidates(rows, settings, key)
   best = sorted(candidates, key=lambda c: c.order)[: max(1, round(pool * len(candidates)))]
@@ -135,18 +134,6 @@ def select(
     _by_category(candidates, best, taken),
   )
   return [c.row for c in chosen], report
-
-
-def _check(settings):
-  """Raises InputError for a parameter out of range."""
-  if settings["count"] < 1:
-    raise InputError(f"count must be above 0; got {settings['count']}")
-  if settings["seed"] < 0:
-    raise InputError(f"seed must be at least 0; got {settings['seed']}")
-  if not 0 < settings["pool"] <= 1:
-    raise InputError(f"pool is a share of the rows, above 0 and at most 1; got {settings['pool']}")
-  if settings["several"] not in SEVERAL:
-    raise InputError(f"several is one of {', '.join(SEVERAL)}; got {settings['several']!r}")
 
 
 def _candidates(rows, settings, key):

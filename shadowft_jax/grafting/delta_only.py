@@ -106,6 +106,7 @@ def run(
   out: str | os.PathLike,
   output: Output,
   *,
+  card: str | None = None,
   settings: dict[str, Any] | None = None,
   overwrite: bool = False,
   verify: bool = True,
@@ -116,6 +117,7 @@ def run(
     plan: of `matching.plan`.
     out: the folder to make.
     output: what to write.
+    card: text of its README.md.
     settings: {name: value} for provenance.json.
     overwrite: replaces an existing folder, once the new one is complete.
     verify: reads back what was written, and hashes all files into provenance.json.
@@ -133,6 +135,8 @@ def run(
     fresh = making.directory
     write = _write_delta if output.name == "delta" else _write_adapter
     written, results = write(plan, fresh, output)
+    if card is not None:
+      (fresh / "README.md").write_text(card)
     files.sync(fresh)
     inputs = {}
     if verify:

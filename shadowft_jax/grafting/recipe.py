@@ -83,17 +83,10 @@ PLAIN = Recipe()
 
 
 def check(recipe: Recipe) -> None:
-  """Raises InputError where a Recipe's fields contradict each other, or are out of range."""
-  if not 0 <= recipe.density <= 1:
-    raise InputError(f"--density is a share between 0 and 1; got {recipe.density:g}")
+  """Raises InputError where a Recipe's fields, each in its flag's range, contradict each other."""
   if recipe.density != 1 and recipe.combine != "ties":
     raise InputError(
       f"--density={recipe.density:g} is how much TIES keeps; give --combine=ties too"
-    )
-  if not 0 <= recipe.drop_rate < 1:
-    raise InputError(
-      "--drop-rate is DARE's p, at least 0 and less than 1 (what is left is divided "
-      f"by 1 - p); got {recipe.drop_rate:g}"
     )
   if recipe.rounding == "stochastic" and recipe.dtype == "float32":
     raise InputError(

@@ -221,6 +221,7 @@ def graft(
   base: ModelFolder,
   match: str,
   card: str,
+  verb: str = "grafted onto",
 ) -> None:
   """Writes `instruct` with a stored delta grafted, in the place of any folder that is there.
 
@@ -232,6 +233,7 @@ def graft(
     base: the model that the result is measured against.
     match: a name in delta.SCOPES, or a regex over leaf names.
     card: text of its README.md.
+    verb: what is done with the delta, in words.
 
   Raises:
     InputError: see `matching.plan` and `run`.
@@ -243,14 +245,17 @@ def graft(
       wanted=selection.scope(instruct.model_type, match=match),
       base=base,
     )
-    run_and_report(plan, out, card=card, settings={"match": match}, overwrite=True)
+    run_and_report(plan, out, verb, card=card, settings={"match": match}, overwrite=True)
   hosts.wait("the grafted model is written")
 
 
-def run_and_report(plan: Plan, out: str | os.PathLike, **options: Any) -> None:
+def run_and_report(
+  plan: Plan, out: str | os.PathLike, verb: str = "grafted onto", **options: Any
+) -> None:
   """`run`, with its outcome printed; `options` are those of `run` but `title`."""
   what = " and ".join(d.what for d in plan.deltas)
-  done = run(plan, out, title=f"{what}, grafted onto {plan.instruct.directory}", **options)
+  done = run(plan, out, title=f"{what}, {verb} {plan.instruct.directory}", **options)
   for line in lines(plan, done):
     say(line)
-  say(f"grafted {len(plan.targets)} tensors of {what} onto {plan.instruct.directory}: {out}")
+  did, onto = verb.split()
+  say(f"{did} {len(plan.targets)} tensors of {what} {onto} {plan.instruct.directory}: {out}")

@@ -8,6 +8,7 @@ from orbax.checkpoint import v1 as ocp
 
 State = TypeVar("State")  # a tree of arrays
 Checkpointer: TypeAlias = ocp.training.Checkpointer
+MOST = 3  # on disk at a time: the newest and the best, while another is written
 _keep = ocp.training.preservation_policies
 
 

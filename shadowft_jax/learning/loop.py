@@ -112,21 +112,31 @@ def learn(
   if is_precomputed:
     folders = filter(None, [trained.directory, config.delta.init])
     data = reference.kept(start, base, data, folders, loss=loss, mesh=mesh, workdir=run.directory)
-  say(
-    f"{tree.size(base):,} parameters frozen, {tree.size(state.delta):,} trainable "
-    f"({config.delta.kind}), {len(data.steps)} steps of {config.batch_size} examples"
-  )
+  say(_size(base, state.delta, data, config))
   start = start if presets.is_paired(config) and not is_precomputed else None
   trainer = _Trainer(loss, base, data, start, tx, schedule, config, mesh)
   with checkpoints.open_checkpoints(run.checkpoints) as saved:
     if saved.latest:
       state = checkpoints.restore(saved, state)
-      say(f"resuming {run.directory} after step {saved.latest.step}")
+      say(f"resuming {run.directory} from step {saved.latest.step}")
     with Log(run.directory, int(state.step), len(data.steps)) as log:
       state = _steps(state, trainer, saved, log)
     if config.graft.checkpoint == "best":
       state = checkpoints.restore(saved, state, checkpoints.best_step(saved))
+  guards.check_changed(state.delta, load_start(config, base, mesh), config, len(data.steps))
   return state.delta
+
+
+def _size(base, delta, data, config):
+  """How large a run is, in a line."""
+  what = "LoRA" if config.delta.kind == "lora" else "full tuning"
+  steps, sizes = len(data.steps), {len(s.examples) for s in data.steps}
+  unit = "pairs" if presets.is_paired(config) else "examples"
+  return (
+    f"{tree.size(base):,} parameters frozen; {what}: {tree.size(delta):,} trainable; "
+    f"{'1 step' if steps == 1 else f'{steps:,} steps'} of "
+    f"{'up to ' if len(sizes) > 1 else ''}{max(sizes):,} {unit}"
+  )
 
 
 def _steps(

@@ -8,6 +8,14 @@ import optax
 from shadowft_jax.presets import Config
 
 
+def warmup_steps(config: Config, steps: int) -> int:
+  """ceil(warmup_ratio * steps), but at least one step is left for the peak rate.
+
+  Without that, the only step of a short run would be a warm-up step, at rate 0.
+  """
+  return min(math.ceil(config.warmup_ratio * steps), steps - 1)
+
+
 def make(config: Config, steps: int) -> tuple[optax.GradientTransformation, Callable[[int], float]]:
   """AdamW under a clip of the global norm, cosine to zero after a linear warm-up.
 
@@ -16,15 +24,14 @@ def make(config: Config, steps: int) -> tuple[optax.GradientTransformation, Call
     steps: optimizer steps in all.
 
   Returns:
-    (optax.GradientTransformation, schedule: step -> learning rate).  The schedule is that
-    of the Hugging Face Trainer: ceil(warmup_ratio * steps) warm-up steps, the first of them
-    at rate 0.
+    (optax.GradientTransformation, schedule: step -> learning rate).  The schedule is that of the
+    Hugging Face Trainer, whose first warm-up step has rate 0; see `warmup_steps`.
 
   Source: transformers 5.23 optimization.py, `get_cosine_schedule_with_warmup`.
   """
-  warmup = math.ceil(config.warmup_ratio * steps)
+  warmup = warmup_steps(config, steps)
   schedule = optax.warmup_cosine_decay_schedule(
-    0.0 if warmup else config.lr, config.lr, warmup, max(steps, warmup + 1)
+    0.0 if warmup else config.lr, config.lr, warmup, steps
   )
   clip = (
     optax.clip_by_global_norm(config.grad_clip_norm) if config.grad_clip_norm else optax.identity()

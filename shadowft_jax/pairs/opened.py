@@ -2,8 +2,9 @@
 
 import dataclasses
 
-from shadowft_jax.hf import hub
+from shadowft_jax.hf import hub, model_card
 from shadowft_jax.hf.folder import ModelFolder, open_model
+from shadowft_jax.hf.model_card import Parent
 from shadowft_jax.pairs import check, findings, registry
 from shadowft_jax.presets import Config
 from shadowft_jax.progress import say
@@ -16,6 +17,12 @@ class OpenedPair:
   base: ModelFolder
   instruct: ModelFolder
   trained: ModelFolder  # the one of the two that is trained
+
+  def parents(self, config: Config) -> dict[str, Parent]:
+    """{"base", "instruct"} for the cards of what is made from the pair."""
+    sides = {"base": self.base, "instruct": self.instruct}
+    known = registry.ids(config.pair)
+    return {r: model_card.parent(config[r], s.directory, known[r]) for r, s in sides.items()}
 
 
 def open_pair(config: Config) -> OpenedPair:

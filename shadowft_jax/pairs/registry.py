@@ -242,6 +242,12 @@ def get(name: str, flags: str = "config.") -> Pair:
   return PAIRS[name]
 
 
+def ids(name: str = "") -> dict[str, list[str]]:
+  """{"base", "instruct": the ids that the models of a pair, or of all pairs, have on the hub}."""
+  chosen = [PAIRS[name]] if name else PAIRS.values()
+  return {"base": [p.base for p in chosen], "instruct": [p.instruct for p in chosen]}
+
+
 def resolve(config: Config) -> None:
   """Fills empty config.base, instruct and data.template from the pair that config.pair names.
 

@@ -27,10 +27,10 @@ def _rewrite(workdir, records):
 
 
 def append(workdir: pathlib.Path, metrics: Mapping[str, float | None]) -> list[dict[str, Any]]:
-  """Makes `metrics` the last record of metrics.jsonl; returns all records."""
+  """Makes `metrics`, if there are any, the last record of metrics.jsonl; returns all records."""
   records = [r for r in read_metrics(workdir) if not metrics.keys() & r.keys()]
-  found = {k: v for k, v in metrics.items() if v is not None}
-  records.append({"step": records[-1]["step"], **found})
+  if found := {k: v for k, v in metrics.items() if v is not None}:
+    records.append({"step": records[-1]["step"], **found})
   _rewrite(workdir, records)
   return records
 

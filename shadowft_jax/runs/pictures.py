@@ -29,18 +29,21 @@ def _pyplot():
 
 
 def plot_loss(
-  records: Sequence[Mapping[str, Any]], path: str | os.PathLike, unit: str = "answer token"
+  records: Sequence[Mapping[str, Any]],
+  path: str | os.PathLike,
+  unit: str = "answer token",
+  result: str = "grafted Instruct",
 ) -> None:
   """Draws training and validation loss over the steps of `records` (metrics.jsonl) as PNG.
 
-  The loss is a mean over `unit`s.
+  The loss is a mean over `unit`s; `result` names the last point.
   """
   plt = _pyplot()
   figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
   for key, label, style in (
     ("loss", "training", "-"),
     ("valid_loss", "validation", "o--"),
-    ("shadow_valid_loss", "validation, grafted Instruct", "*"),
+    ("shadow_valid_loss", f"validation, {result}", "*"),
   ):
     points = [(r["step"], r[key]) for r in records if r.get(key) is not None]
     if points:

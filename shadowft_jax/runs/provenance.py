@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from shadowft_jax import machine
+from shadowft_jax import files, machine
 
 PACKAGES = (
   "shadowft_jax",
@@ -70,6 +70,16 @@ def provenance(
     "versions": {package: _version(package) for package in PACKAGES},
     "seed": seed,
   }
+
+
+def replace(path: pathlib.Path, text: str) -> None:
+  """Writes a file of a folder; the digest that the folder's provenance.json has of it follows."""
+  files.write(path, text)
+  place = path.with_name("provenance.json")
+  record = files.read_json(place)
+  if path.name in record["sha256"].get("output", {}):
+    record["sha256"]["output"][path.name] = sha256(path)
+    files.write_json(place, record)
 
 
 def _version(package: str) -> str:

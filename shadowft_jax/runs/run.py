@@ -65,39 +65,45 @@ class Run:
         "choose another folder"
       )
 
-  def write_card(self, config: Config) -> str:
-    """Writes the card of the grafted model into the run's folder, and returns its text."""
-    card = cards.run_card(config)
-    if hosts.is_first():
-      files.write(self.directory / "README.md", card)
-    return card
-
   def finish(
     self,
     losses: Mapping[str, float],
     inputs: Mapping[str, Iterable[str | os.PathLike]],
     config: Config,
+    origin: cards.Origin,
   ) -> list[dict[str, Any]]:
-    """Writes the last metrics, the picture and the provenance; returns all metrics.
+    """Writes the last metrics, the picture, the cards and the provenance; returns all metrics.
 
     Args:
       losses: the last metrics.
       inputs: see `provenance.provenance`; the delta that training began with is added.
       config: of the run.
+      origin: what it is made from, for the cards.
     """
     if hosts.is_first():
       records = metrics.append(self.directory, losses)
       unit = "pair" if is_paired(config) else "answer token"
-      pictures.plot_loss(records, self.directory / "loss.png", unit)
+      pictures.plot_loss(records, self.directory / "loss.png", unit, origin.result)
+      self._write_cards(losses, config, origin)
       start = {"delta.init": [config.delta.init]} if config.delta.init else {}
       record = provenance.provenance({**inputs, **start}, seed=config.seed)
       files.write_json(self.directory / "provenance.json", record)
     hosts.wait("the run is complete")
-    for name, value in losses.items():
-      say(f"{name.replace('_', ' ')} {value:.4f}")
-    written = (self.delta, self.shadow, self.directory / "loss.png")
-    say("\n".join(f"written: {path}" for path in written))
+    for name, (before, after) in [*cards.results(losses).items()][: len(cards.SHOWN)]:
+      say(f"validation {name}: Instruct {before:.4f}, {origin.result} {after:.4f}")
+    say(f"written: {self.delta}")
+    say(f"written: {self.shadow} (the {origin.result})")
+    say(f"written: {self.directory / 'loss.png'}")
     return metrics.read_metrics(self.directory)
+
+  def _write_cards(self, losses, config, origin):
+    """README.md of the delta, the grafted model and the run's folder."""
+    form = "adapter" if config.delta.kind == "lora" else "delta"
+    files.write(self.delta / "README.md", cards.text(origin, form, losses=losses))
+    card = cards.text(origin, "model", losses=losses)
+    provenance.replace(self.shadow / "README.md", card)
+    guide = cards.guide(origin, losses, config.delta.kind)
+    files.write(self.directory / "README.md", guide)
 
 
 @contextlib.contextmanager
@@ -115,7 +121,7 @@ def open_run(config: Config, workdir: str | os.PathLike) -> Iterator[Run]:
   if not hosts.is_first():
     _claim(run.directory, config)
   if run.is_complete:
-    say(f"{run.directory} is complete; its grafted model is {run.shadow}")
+    say(f"{run.directory} is complete: {run.shadow}; to train again, name another --workdir")
   yield run
 
 

@@ -1,0 +1,134 @@
+"""A run that trains nothing, or finds no room, is no success: said before it, and at its end."""
+
+import itertools
+import json
+import re
+import shutil
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from shadowft_jax import delta, files, presets, train
+from shadowft_jax.data import dataset
+from shadowft_jax.errors import InputError
+from shadowft_jax.hf.folder import open_model
+from shadowft_jax.hf import deltas, weights
+from shadowft_jax.learning import guards, optim
+from tests import runs
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+  return runs.make_pair(tmp_path_factory.mktemp("pair"))
+
+
+def steps_of(config, per_epoch):
+  return (
+    config.max_steps if config.max_steps > 0 else config.epochs * -(-per_epoch // config.batch_size)
+  )
+
+
+def test_the_advice_on_few_updates_is_right():
+  config = presets.sft()
+  sizes, epochs, batches = (
+    (1, 2, 3, 19, 20, 21, 59, 256, 257, 600, 1980),
+    (1, 3, 19, 20),
+    (1, 8, 256),
+  )
+  for per_epoch, *fields in itertools.product(sizes, epochs, batches, (0, -1, 1, 19, 20)):
+    config.epochs, config.batch_size, config.max_steps = fields
+    text = guards.few_updates(config, steps_of(config, per_epoch), per_epoch)
+    assert bool(text) == (steps_of(config, per_epoch) < 20)
+    advice = re.findall(r"--config\.(\w+)=(\d+)(?: \(([\d,]+) updates\))?", text)
+    assert bool(advice) == bool(text)
+    for name, value, updates in advice:
+      other = config.copy_and_resolve_references()
+      other[name] = int(value)
+      steps = steps_of(other, per_epoch)
+      assert not guards.few_updates(other, steps, per_epoch)
+      assert not updates or int(updates.replace(",", "")) == steps
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 10])
+@pytest.mark.parametrize("ratio", [0.0, 0.1, 0.95, 1.0])
+def test_some_update_has_the_peak_rate(steps, ratio):
+  config = presets.sft()
+  config.warmup_ratio, config.lr = ratio, 0.5
+  _, schedule = optim.make(config, steps)
+  assert max(float(schedule(i)) for i in range(steps)) == 0.5
+
+
+def test_a_run_of_one_step_is_warned_of_and_trains(pair, tmp_path, capsys):
+  config = runs.config_of(pair, **{"batch_size": 256, "epochs": 1, "data.val_ratio": 0.0})
+  train.show(config.copy_and_resolve_references(), 0)
+  previewed = capsys.readouterr().err
+  records = train.train(config, tmp_path / "run")
+  said = capsys.readouterr().err
+  line = (
+    "warning: this run makes only 1 update (40 examples, batch_size 256, epochs 1), too few to "
+    "train much; set --config.batch_size=2 (20 updates) or --config.epochs=20\n"
+  )
+  assert line in previewed and line in said
+  assert said.index(line) < said.index("parameters frozen")
+  [record] = records  # none is empty
+  assert record["lr"] == pytest.approx(config.lr)
+  assert not delta.is_zero(deltas.load(tmp_path / "run" / "delta")[0])
+
+
+def test_a_run_that_changes_nothing_is_no_success(pair, tmp_path):
+  fields = {"batch_size": 256, "epochs": 1, "data.val_ratio": 0.0, "eps": 1e38}
+  for _ in range(2):  # the same command finds the same
+    with pytest.raises(InputError, match="training changed nothing: after 1 step .* is 0") as error:
+      train.train(runs.config_of(pair, **fields), tmp_path / "run")
+  assert "raise --config.lr or lower --config.eps (now 1e+38), in another --workdir" in str(
+    error.value
+  )
+  left = {p.name for p in (tmp_path / "run").iterdir()}
+  assert not left & {"delta", "shadow", "provenance.json"}
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_a_delta_is_zero_where_it_adds_nothing(kind):
+  base = {"model": {"layers": {"mlp": {"up_proj": {"kernel": jnp.ones((2, 4, 6))}}}}}
+  config = presets.sft().delta
+  config.kind, config.rank = kind, 2
+  start = delta.zeros(jax.random.key(0), base, config)
+  assert delta.is_zero(start) and delta.is_equal(start, start)
+  moved = jax.tree.map(lambda x: x.at[1, 0, 0].add(1.0), start)
+  assert not delta.is_zero(moved) and not delta.is_equal(moved, start)
+  with pytest.raises(InputError, match="is that of config.delta.init=x"):
+    config = presets.sft()
+    config.delta.init = "x"
+    guards.check_changed(moved, moved, config, 3)
+  guards.check_changed(moved, start, config, 3)
+
+
+def test_room_is_asked_for_before_anything_is_trained(pair, tmp_path, monkeypatch):
+  config = runs.config_of(pair, **{"delta.kind": "full", "delta.match": "all"})
+  monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9e9, 0, 1e5))
+  monkeypatch.setattr(weights, "load_model", lambda *args, **more: pytest.fail("weights are read"))
+  with pytest.raises(InputError) as error:
+    train.train(config, tmp_path / "run")
+  expected = (
+    rf"{tmp_path / 'run'} needs 0\.1 GB \(checkpoints [\d.]+, delta [\d.]+, grafted model "
+    r"[\d.]+\), and its disk has 0\.0 GB free; make room, or name a folder on another disk"
+  )
+  assert re.fullmatch(expected, str(error.value))
+
+
+def test_the_room_of_a_run(pair, tmp_path, monkeypatch):
+  """A full run of two moments in float32: 3 x 3 deltas as checkpoints, the delta, the model."""
+  config = runs.config_of(pair, **{"delta.kind": "full", "delta.match": "all"})
+  data = dataset.read(config, config.instruct)
+  base = weights.abstract_model(pair / "base")[1]
+  size = sum(x.size for x in jax.tree.leaves(base))
+  asked = {}
+  monkeypatch.setattr(files, "check_room", lambda out, nbytes, **more: asked.update(more, n=nbytes))
+  (tmp_path / "left").write_bytes(bytes(40960))
+  for every, kept in ((4, 3), (0, 1), (6, 2)):  # of 10 steps
+    config.eval_every = every
+    guards.check_room(config, data, tmp_path, base, open_model(pair / "instruct"))
+    model = (pair / "instruct" / "model.safetensors").stat().st_size
+    assert abs(asked["n"] - (kept * 12 + 4) * size - model) < 100
+  assert asked["already"] >= 40960 and json.dumps(asked["what"])
