@@ -222,11 +222,21 @@ def _closing(text, messages, turn, after, tokenizer, tools, control):
       shared = found.start()
   first = control.pattern.search(after)
   if first and first.start() >= shared and not after[: first.start()].strip():
-    header = after.partition(messages[turn + 1]["content"].strip() or after)[0]
-    is_end = len(control.pattern.findall(header)) > 1 and control.pattern.search(alone)
-    if is_end or _is_stop(first[0], tokenizer, control):
+    if _is_stop(first[0], tokenizer, control):
+      return first.end()
+    # One token that closes a turn, and one that opens the next.
+    header = _header(text, messages, turn + 1, tokenizer, tools)[len(text) - len(after) :]
+    if control.pattern.search(alone) and len(control.pattern.findall(header)) > 1:
       return first.end()
   return shared
+
+
+def _header(text, messages, turn, tokenizer, tools):
+  """The text before the content of a turn; "" where it is not to be found."""
+  try:
+    return _around(text, messages, turn, tokenizer, tools)[0]
+  except InputError:
+    return ""
 
 
 def _next_marker(text, messages, tokenizer, tools, control):
