@@ -75,8 +75,8 @@ FIELDS: dict[str, Field] = {
 
     "data.set": Field("", "name of one of the paper's data sets, for a run whose data.train is "
                       "empty"),
-    "data.train": Field("", "file, folder or hub id ORG/NAME[:SUBSET][@REVISION]; several as "
-                        "A*2,B*0.5, with how often each is passed in an epoch", hint="FILE"),
+    "data.train": Field("", "file, FOLDER[:SUBSET] or hub id ORG/NAME[:SUBSET][@REVISION]; several "
+                        "as A*2,B*0.5, each passed so often in an epoch", hint="FILE"),
     "data.validation": Field("", "likewise; empty: val_ratio of the training rows"),
     "data.split": Field("train", "split to train on, of a hub id or a folder whose files name "
                         "splits"),

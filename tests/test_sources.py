@@ -303,9 +303,9 @@ def test_a_folder_that_datasets_saved_is_read_in_order(tmp_path):
       ["train_sft-00000-of-00001.csv"],
     ),
     (
-      ["part-00000-of-00002.json", "part-00001-of-00002.json"],
+      ["part-00000-of-00002.json", "part-00001-of-00002.json", "x-1-of-2.json", "x-2-of-2.json"],
       "train",
-      ["part-00000-of-00002.json", "part-00001-of-00002.json"],
+      ["part-00000-of-00002.json", "part-00001-of-00002.json", "x-1-of-2.json", "x-2-of-2.json"],
     ),
     (
       ["sft_train.json", "Training2.jsonl.gz", "val.json"],
@@ -340,6 +340,11 @@ def test_the_data_files_of_a_folder_are_its_rows(write, tmp_path, files, split, 
       ["train_sft-00000-of-00001.csv", "train_gen-00000-of-00001.csv"],
       "train",
       r"(?s)has no split 'train'; .*:\n  .*=train_gen\n  .*=train_sft$",
+    ),
+    (
+      ["data/train-00000-of-00012.json", "data/train-00002-of-00012.json"],
+      "train",
+      r"(?s)folder lacks shards .*:\n  .*data/train-00001-of-00012\n.*11-of-00012$",
     ),
     (
       ["train.json", "more.json"],

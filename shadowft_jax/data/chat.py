@@ -117,11 +117,12 @@ def _texts(message):
 def _pieces(ids, tokenizer, max_length, where):
   """Raw text between the tokenizer's begin and end tokens, in equal pieces; all of it trained."""
   bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-  # A text that was rendered before has them.
+  # A text that was rendered before has them, maybe with a line end after its last turn.
+  last = next((i for i in reversed(ids) if tokenizer.decode([i]).strip()), None)
   ids = [
     *([] if bos is None or ids[:1] == [bos] else [bos]),
     *ids,
-    *([] if eos is None or ids[-1:] == [eos] else [eos]),
+    *([] if eos is None or last == eos else [eos]),
   ]
   return [
     Example(np.array(part, np.int32), np.ones(len(part), np.int32), where=where)
@@ -148,11 +149,11 @@ def _answers(row, tokenizer, control):
     raise InputError("there is no turn of the assistant to learn; expected at least one answer")
   text = _render(row.messages, tokenizer, row.tools)
   spans = [_span(text, row.messages, turn, tokenizer, row.tools, control) for turn in turns]
-  if turns[-1] == len(row.messages) - 1:
-    start, closing, end = spans[-1]
-    more = _next_marker(text, row.messages, tokenizer, row.tools, control)
-    if not control.pattern.search(text, closing) and more:
-      text, spans[-1] = text + more, (start, closing, end + len(more))
+  start, closing, end = spans[-1]
+  # Nothing closes the last answer.
+  if turns[-1] == len(row.messages) - 1 and not control.pattern.search(text, closing):
+    marker = _next_marker(text, row.messages, tokenizer, row.tools, control)
+    text, spans[-1] = text + marker, (start, closing, end + len(marker))
   return text, spans
 
 
@@ -221,11 +222,21 @@ def _closing(text, messages, turn, after, tokenizer, tools, control):
       shared = found.start()
   first = control.pattern.search(after)
   if first and first.start() >= shared and not after[: first.start()].strip():
-    header = after.partition(messages[turn + 1]["content"].strip() or after)[0]
-    is_end = len(control.pattern.findall(header)) > 1 and control.pattern.search(alone)
-    if is_end or _is_stop(first[0], tokenizer, control):
+    if _is_stop(first[0], tokenizer, control):
+      return first.end()
+    # One token that closes a turn, and one that opens the next.
+    header = _header(text, messages, turn + 1, tokenizer, tools)[len(text) - len(after) :]
+    if control.pattern.search(alone) and len(control.pattern.findall(header)) > 1:
       return first.end()
   return shared
+
+
+def _header(text, messages, turn, tokenizer, tools):
+  """The text before the content of a turn; "" where it is not to be found."""
+  try:
+    return _around(text, messages, turn, tokenizer, tools)[0]
+  except InputError:
+    return ""
 
 
 def _next_marker(text, messages, tokenizer, tools, control):

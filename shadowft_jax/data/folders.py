@@ -34,6 +34,7 @@ SPLITS = {
   "eval": "test",
   "evaluation": "test",
 }
+SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)(-\w+)?")  # the name of a shard
 # Fields of a configuration that change nothing in how its files are read.
 HARMLESS = {"config_name", "data_files", "data_dir", "default", "description", "version"} | {
   "features",
@@ -58,7 +59,7 @@ def data_files(
   """
   configurations = _configurations(folder)
   if configurations:
-    return _of_configuration(folder, configurations, subset, split, flag)
+    return _whole(folder, _of_configuration(folder, configurations, subset, split, flag))
   if subset:
     raise InputError(
       f"{folder} has no configurations, since its {CARD} names none; give {folder} alone, or its "
@@ -73,7 +74,31 @@ def data_files(
     if split not in splits:
       raise _no_split(folder, split, splits, flag)
     return data_files(folder / split, split, flag=flag)
-  return _by_name(folder, split, flag)
+  return _whole(folder, _by_name(folder, split, flag))
+
+
+def _whole(folder, files):
+  """`files`, after a check that no shard of them is missing."""
+  shards = {}  # (folder, name, count of shards): their numbers, from 0 or 1
+  for file in files:
+    if found := SHARD.fullmatch(_stem(file)):
+      shards.setdefault((file.parent, found[1], found[3]), set()).add(int(found[2]))
+  missing = [
+    f"{parent / name}-{i:0{len(count)}}-of-{count}"
+    for (parent, name, count), there in shards.items()
+    for i in {x + (int(count) in there) for x in range(int(count))} - there
+  ]
+  if missing:
+    raise InputError(
+      f"{folder} lacks shards that the names of the others count; download them, or give the files "
+      f"to read, separated by commas:{listing(missing)}"
+    )
+  return files
+
+
+def _stem(path):
+  """The name of a file, in lower case, without what tells its kind."""
+  return path.name.lower().removesuffix(".gz").rpartition(".")[0]
 
 
 def _configurations(folder):
@@ -212,9 +237,9 @@ def _is_data(path):
 
 def _split_of(path):
   """The split that a file of a folder holds, by its name or those of its folders, or None."""
-  stem = path.name.lower().removesuffix(".gz").rpartition(".")[0]
+  stem = _stem(path)
   # Shards are named by the split, which can be such as train_sft.
-  shard = re.fullmatch(r"(.+)-\d+-of-\d+(-\w+)?", stem)
+  shard = SHARD.fullmatch(stem)
   for part in (stem, *reversed(path.parent.parts)):
     for word in re.split("[^a-z]+", part.lower()):
       if word in SPLITS:

@@ -54,7 +54,7 @@ class Run:
       InputError: its checkpoints are of other data.
     """
     path = self.directory / DATA
-    has_begun = any(p.name.isdigit() for p in self.checkpoints.glob("*"))
+    has_begun = any(self.checkpoints.glob("*"))
     if hosts.is_first() and not (has_begun and path.exists()):
       files.write_json(path, {"digest": digest, "train": train})
     hosts.wait("the digest of the data is written")
