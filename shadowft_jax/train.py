@@ -46,6 +46,7 @@ def train(config: Config, workdir: str | os.PathLike) -> list[dict[str, Any]]:
       return metrics.read_metrics(run.directory)
     pair = open_pair(config)
     data = dataset.read(config, pair.instruct.directory)
+    data = dataclasses.replace(data, multiple=mesh.shape["context"])
     guards.check(config, data, run.directory, pair.trained, pair.instruct)
     cfg = weights.abstract_model(pair.trained)[0].cfg
     config.attention = kernels.choose(config.attention, cfg, config.dtype, config.data.max_length)

@@ -407,3 +407,13 @@ def test_what_does_not_fit_is_refused(call, match):
 GOLDEN = [[[6], [4, 3], [1]], [[2, 0, 5]], [[1, 0], [3, 5]], [[6], [4], [2]]]
 ORDER = [[6, 1, 4, 3], [2, 5, 0], [0, 3, 5, 1], [4, 2, 6]]
 WEIGHTED = [[6, 5, 1, 1, 3, 2, 3, 0]]
+
+
+@pytest.mark.parametrize("row_length, multiple, widths", [(200, 8, {200}), (400, 8, {400, 200})])
+def test_a_row_is_not_halved_where_the_mesh_would_not_divide_it(row_length, multiple, widths):
+  lengths = [10] * 40 + [row_length]
+  step, examples = whole_step(len(lengths)), make_examples(lengths)
+  batches = packing.microbatches(
+    step, examples, row_length=row_length, rows=2, layout="bucketed", multiple=multiple
+  )
+  assert {b["token"].shape[1] for b in batches} == widths

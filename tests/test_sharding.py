@@ -229,3 +229,11 @@ def test_placed_rows_are_the_rows():
   np.testing.assert_array_equal(placed, rows)
   assert {s.data.shape for s in placed.addressable_shards} == {(2, 3)}
   assert sharding.my_share(mesh) == (0, 4, 4)
+
+
+@pytest.mark.parametrize(
+  "shape", [{"data": 0, "fsdp": -1}, {"data": -1, "fsdp": -1}, {"tensor": 3}]
+)
+def test_a_mesh_of_other_sizes_than_the_devices_is_refused(shape):
+  with pytest.raises(InputError, match="does not make 8 devices; set config.mesh so that the prod"):
+    sharding.mesh_sizes(shape, 8)

@@ -31,6 +31,7 @@ class Dataset:
   ranks: tuple[int, int] | None  # of loss_mean=rank: (ranks, examples a rank takes at a time)
   labelled: bool  # some example predicts other tokens than its own
   inputs: dict[str, Sequence[str | os.PathLike]]  # {"train", "validation": files or hub ids}
+  multiple: int = 1  # of the tokens of every row: the mesh's axis context divides them
 
   def batches(self, step: int, share: Share = (0, 1, 1)) -> Iterator[Arrays]:
     """The micro-batches of optimizer step `step`, counted from 0; `share` as in `packing`."""
@@ -50,7 +51,13 @@ class Dataset:
     shape: dict[str, Any] = dict(row_length=self.row_length, layout=self.layout)
     sizes = lengths(examples)
     for step in packing.plan(sizes, batch_size=len(sizes), epochs=1, seed=0, **shape):
-      groups = packing.groups(step.rows, [sizes[i] for i in step.examples], rows=self.rows, **shape)
+      groups = packing.groups(
+        step.rows,
+        [sizes[i] for i in step.examples],
+        rows=self.rows,
+        multiple=self.multiple,
+        **shape,
+      )
       for batch, (rows, _) in zip(self._batches(step, examples, None, share), groups, strict=True):
         yield batch, [[step.examples[place] for place in row] for row in rows]
 
@@ -80,6 +87,7 @@ class Dataset:
       labelled=self.labelled,
       referenced=all(e.reference is not None for e in examples),
       share=share,
+      multiple=self.multiple,
     )
 
 

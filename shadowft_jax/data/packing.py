@@ -160,15 +160,17 @@ def microbatches(
   labelled: bool = False,
   referenced: bool = False,
   share: Share = (0, 1, 1),
+  multiple: int = 1,
 ) -> Iterator[Arrays]:
   """Yields the rows of `share` of each batch of a step, see `collate`; the last is padded with 0.
 
   Packed ones are of `rows` rows of `row_length` tokens.  Bucketed ones are of `row_length` halved
-  as often as the examples allow, with twice as many rows each time: a few shapes in all, which
-  take the same memory, and whose numbers of rows are multiples of `rows`.
+  as often as the examples and `multiple`, which divides all lengths, allow, with twice as many rows
+  each time: a few shapes in all, which take the same memory, and whose numbers of rows are
+  multiples of `rows`.
   """
   lengths = [len(examples[i].token) for i in step.examples]
-  for some, (count, length) in groups(step.rows, lengths, row_length, rows, layout):
+  for some, (count, length) in groups(step.rows, lengths, row_length, rows, layout, multiple):
     low, high = (count * part // share[2] for part in share[:2])
     yield collate(
       some[low:high],
@@ -196,6 +198,7 @@ def groups(
   row_length: int,
   rows: int,
   layout: str = "packed",
+  multiple: int = 1,
 ) -> Iterator[tuple[list[list[int]], tuple[int, int]]]:
   """Yields (rows of one micro-batch, its shape); `lengths` are tokens a place of the step."""
   if layout == "packed":
@@ -206,7 +209,9 @@ def groups(
   left = sorted(all_rows, key=lambda row: -lengths[row[0]])
   while left:
     half = 0
-    while lengths[left[0][0]] <= row_length >> half + 1 >= LEAST:
+    while lengths[left[0][0]] <= (shorter := row_length >> half + 1) >= LEAST:
+      if shorter % multiple:
+        break
       half += 1
     yield left[: rows << half], (rows << half, row_length >> half)
     left = left[rows << half :]
