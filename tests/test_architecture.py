@@ -3,6 +3,7 @@
 import ast
 import functools
 import importlib.util
+import os
 import pathlib
 import subprocess
 import sys
@@ -239,3 +240,12 @@ def test_the_architecture_page_names_every_module():
   page = (ROOT / "ARCHITECTURE.md").read_text()
   missing = [m for m, p in MODULES.items() if p.name != "__init__.py" and p.name not in page]
   assert not missing
+
+
+def test_cores_are_counted_in_one_place():
+  """A process may be given fewer cores than the machine has, which os.cpu_count() counts."""
+  counting = {m for m, p in MODULES.items() if "cpu_count" in p.read_text()}
+  assert counting == {"machine"}
+  from shadowft_jax import machine
+
+  assert machine.cores() == len(os.sched_getaffinity(0))

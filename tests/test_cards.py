@@ -115,9 +115,22 @@ def test_a_card_of_folders_that_nobody_knows(tmp_path):
   config.delta.match = "q_proj|v_proj"
   text = cards.text(cards.of_run(config, sides, {"train": []}), "model")
   data = ModelCard(text).data
-  assert data.get("base_model") is data.get("base_model_relation") is data.license is None
+  assert data.get("base_model") is data.license is None and data.base_model_relation == "merge"
   assert "`instruct`" in text and "`base`" in text and "README.instruct.md" not in text
   assert "| delta.match | q_proj\\|v_proj |" in text
+
+
+def test_what_a_delta_was_trained_on(tmp_path):
+  made = origin(tmp_path)
+  adapter_config = json.dumps({"base_model_name_or_path": "meta-llama/Llama-3.2-1B-Instruct"})
+  for form in ("adapter", "delta"):
+    here = folder(tmp_path / form, readme=cards.text(made, form))
+    (here / "adapter_config.json").write_text(adapter_config)
+    assert model_card.trained_on(here) == ["meta-llama/Llama-3.2-1B"]
+  theirs = folder(tmp_path / "theirs", readme="---\nbase_model: a/b\n---\n")
+  assert model_card.trained_on(theirs) == ["a/b"]
+  (theirs / "adapter_config.json").write_text(adapter_config)
+  assert model_card.trained_on(theirs) == ["a/b", "meta-llama/Llama-3.2-1B-Instruct"]
 
 
 def test_the_pairs_ids():

@@ -9,8 +9,9 @@ import pytest
 import torch
 from jaxlib import xla_client
 
-from shadowft_jax import command as command_lib, train
+from shadowft_jax import command as command_lib, hosts, train
 from shadowft_jax.errors import InputError
+from shadowft_jax.runs import run
 from tests import commands, pico, runs
 
 pytestmark = pytest.mark.draws
@@ -182,6 +183,16 @@ def test_a_run_that_failed_at_the_door_leaves_its_folder_free(pair, tmp_path):
   (tmp_path / "run" / "config.json").rename(tmp_path / "run" / "config.json.part")  # as if killed
   train.train(runs.config_of(pair, epochs=1), tmp_path / "run")
   assert (tmp_path / "run" / "shadow").is_dir()
+
+
+def test_another_process_finds_the_folder_that_the_first_has_claimed(pair, tmp_path, monkeypatch):
+  config, workdir = runs.config_of(pair), tmp_path / "run"
+  with run.open_run(config, workdir):
+    (workdir / "config.json.part").touch()  # as while the first writes, or once it was killed
+    before = sorted(workdir.iterdir())
+    monkeypatch.setattr(hosts, "is_first", lambda: False)
+    with run.open_run(config, workdir) as found:
+      assert not found.is_complete and sorted(workdir.iterdir()) == before
 
 
 def test_a_workdir_that_is_no_run(pair, tmp_path):

@@ -481,3 +481,13 @@ def test_a_process_that_is_killed_twice_and_started_again_ends_like_one_that_was
   assert "steps are on disk" not in process.communicate(timeout=60)[1]
   got, want = contents(out), contents(tmp_path / "calm")
   assert got == want and got.keys() == contents(many / "whole").keys()
+
+
+def test_a_small_file_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
+  done = []
+  fsync, replace = os.fsync, os.replace
+  monkeypatch.setattr(os, "fsync", lambda fd: (done.append(os.fstat(fd).st_size), fsync(fd)))
+  monkeypatch.setattr(os, "replace", lambda *names: (done.append("named"), replace(*names)))
+  files.write_json(tmp_path / "provenance.json", {"a": 1})
+  size = (tmp_path / "provenance.json").stat().st_size
+  assert done[:2] == [size, "named"] and len(done) == 3  # and then the folder

@@ -13,6 +13,7 @@ from shadowft_jax.errors import InputError
 from shadowft_jax.files import StrPath
 
 ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+TAG = "shadow-ft"  # of the cards that are written here
 SNAPSHOT = re.compile(r"models--([^/]+)--([^/]+)/snapshots/")  # in the hub's cache
 # Names of folders, which are no owners: models/tiny is a path that looks like an id.
 NOT_OWNERS = {
@@ -90,10 +91,12 @@ def front_matter(directory: StrPath) -> dict[str, Any]:
 
 
 def trained_on(directory: StrPath) -> list[str]:
-  """The ids of the models that a delta's or an adapter's own files name."""
-  stored = front_matter(directory).get("base_model") or []
+  """The ids of the models that the files of a delta or an adapter say it was trained on."""
+  card, path = front_matter(directory), pathlib.Path(directory) / "adapter_config.json"
+  stored = card.get("base_model") or []
   named = [stored] if isinstance(stored, str) else list(stored)
-  path = pathlib.Path(directory) / "adapter_config.json"
-  if path.is_file():
+  if TAG in (card.get("tags") or []):
+    named = named[1:]  # the first is the Instruct that it was made for, as in adapter_config.json
+  elif path.is_file():
     named.append(files.read_json(path).get("base_model_name_or_path"))
   return [*dict.fromkeys(name for name in named if is_id(name))]

@@ -124,13 +124,13 @@ def _metadata(origin, form):
   parents = [origin.instruct.hub_id, origin.base and origin.base.hub_id, *origin.others]
   parents = [*dict.fromkeys(filter(None, parents))]
   relation = {"model": "merge" if origin.is_graft else "finetune", "adapter": "adapter"}.get(form)
-  more = {"base_model_relation": relation} if parents and relation else {}
+  more = {"base_model_relation": relation} if relation else {}
   data = huggingface_hub.ModelCardData(
     base_model=parents or None,
     datasets=[*dict.fromkeys(filter(None, map(_dataset_id, origin.data)))] or None,
     language=language or None,
     library_name={"model": "transformers", "adapter": "peft"}.get(form),
-    tags=["shadow-ft"] * origin.is_graft + ["lora"] * (form == "adapter") or None,
+    tags=[model_card.TAG] * origin.is_graft + ["lora"] * (form == "adapter") or None,
     **{"pipeline_tag": "text-generation", **texts, **more},
   )
   return data.to_yaml().rstrip("\n") + "\n"
