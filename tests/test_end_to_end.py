@@ -80,6 +80,7 @@ def test_a_run_learns_and_leaves_a_whole_folder(pair, lora_run):
   assert records[-1]["shadow_valid_loss"] < records[-1]["instruct_valid_loss"]
   assert {p.name for p in workdir.iterdir()} == {
     "config.json",
+    "data.json",
     "metrics.jsonl",
     "tensorboard",
     "checkpoints",

@@ -244,6 +244,7 @@ def guide(origin: Origin, losses: Mapping[str, float], kind: str) -> str:
     ("`tensorboard/`", "the same for TensorBoard"),
     ("`loss.png`", "the losses as a picture"),
     ("`checkpoints/`", "optimizer states, from which a stopped run resumes; may be deleted now"),
+    ("`data.json`", "the digest of the training data: a run is resumed on the same data only"),
     ("`provenance.json`", "sha256 of every input, versions of packages; it marks a complete run"),
   ]
   made = "Shadow-FT" if origin.is_graft else "Fine-tuning"
