@@ -2,7 +2,7 @@
 
 import difflib
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -18,6 +18,12 @@ def listing(items: Iterable[Any], limit: int = 20) -> str:
   found = sorted(items)
   more = [f"… and {len(found) - limit} more"] if len(found) > limit else []
   return "".join(f"\n  {item}" for item in found[:limit] + more)
+
+
+def inline(items: Sequence[str], limit: int = 20) -> str:
+  """Joins items with commas, and counts those beyond `limit`."""
+  more = [f"… and {len(items) - limit} more"] if len(items) > limit else []
+  return ", ".join([*items[:limit], *more])
 
 
 def nearest(path: pathlib.Path) -> str:

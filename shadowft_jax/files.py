@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any, BinaryIO
 
-from shadowft_jax.errors import InputError
+from shadowft_jax.errors import InputError, nearest
 from shadowft_jax.progress import say
 
 StrPath = str | os.PathLike[str]
@@ -27,14 +27,16 @@ BESIDE = 100 << 20  # bytes to spare for what is not weights: tokenizer, configu
 def check_folder(directory: pathlib.Path) -> None:
   """Raises InputError if `directory` is not a folder."""
   if not directory.is_dir():
-    what = "is a file" if directory.exists() else "does not exist"
+    what = "is a file" if directory.exists() else f"does not exist{nearest(directory)}"
     advice = "a model of the hub: `hf download <owner>/<name> --local-dir <folder>`"
     raise InputError(f"{directory} {what}; expected a folder on this disk ({advice})")
 
 
-def check_apart(directory: StrPath, other: StrPath) -> None:
-  """Raises InputError if two folders are the same, or one lies in the other."""
+def check_apart(directory: StrPath, other: StrPath, role: str = "") -> None:
+  """Raises InputError if a folder, --out if `other` has a role, is in `other` or holds it."""
   a, b = (pathlib.Path(os.path.realpath(d)) for d in (directory, other))
+  if a == b and role:
+    raise InputError(f"--out is the {role}'s own folder, {other}; name another folder")
   if a == b or a in b.parents or b in a.parents:
     raise InputError(f"{a} and {b} are the same, or one is inside the other; name another folder")
 

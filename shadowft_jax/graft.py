@@ -15,8 +15,8 @@ from typing import Any
 
 from shadowft_jax import command, files
 from shadowft_jax.errors import InputError
-from shadowft_jax.grafting import delta_only, matching, recipe, selection, sources, write
-from shadowft_jax.hf import model_card
+from shadowft_jax.grafting import delta_only, matching, mixups, recipe, selection, sources, write
+from shadowft_jax.hf import hub, model_card
 from shadowft_jax.hf.folder import open_model
 from shadowft_jax.pairs import registry
 from shadowft_jax.progress import say
@@ -29,15 +29,19 @@ class Options(command.Options):
 
   base: str | None = command.option(
     None,
-    help="Folder of the Base model: with --tuned, the delta is their difference; the result is "
-    "measured against it.",
+    help="The Base model, a folder or an id of the hub: with --tuned, the delta is their "
+    "difference; the result is measured against it.",
   )
-  tuned: str | None = command.option(None, help="Folder of the tuned Base model.")
+  tuned: str | None = command.option(
+    None, help="The tuned Base model, a folder or an id of the hub."
+  )
   delta: tuple[str, ...] = command.option(
-    (), help="A delta's folder, such as RUN/delta, or FOLDER:WEIGHT."
+    (), help="A delta: a run of `train`, its delta/, or FOLDER:WEIGHT."
   )
-  adapter: tuple[str, ...] = command.option((), help="A LoRA adapter of PEFT, or FOLDER:WEIGHT.")
-  instruct: str = command.option(help="Folder of the Instruct model.")
+  adapter: tuple[str, ...] = command.option(
+    (), help="A LoRA adapter of PEFT, a folder or an id of the hub, or either:WEIGHT."
+  )
+  instruct: str = command.option(help="The Instruct model, a folder or an id of the hub.")
   out: str = command.option(help="Folder to write.")
   output: str = command.option(
     "shadow",
@@ -139,54 +143,54 @@ def main(options: Options) -> None:
   plan = _plan(options)
   need = delta_only.need(plan, form) if form else write.need(plan)
   say("\n  ".join(matching.lines(plan, options.out, need, files.free(options.out))))
-  if form and options.dry_run:
+  if form:
     delta_only.check(plan, options.out, form)
-  elif form:
-    card = _card(options, plan)
-    delta_only.run_and_report(plan, options.out, form, card=card, **_writing(options, plan))
-  elif options.dry_run:
-    write.check(plan, options.out)
   else:
-    write.run_and_report(plan, options.out, card=_card(options, plan), **_writing(options, plan))
+    write.check(plan, options.out)
+  pair, warned = mixups.of_pair(plan), write.sample(plan)
+  say(*pair, *warned)
+  if options.dry_run:
+    return
+  card = _card(options, plan)
+  if form:
+    writing = {**_writing(options, plan), "card": card, "served_by": options.instruct}
+    delta_only.run_and_report(plan, options.out, form, **writing)
+  else:
+    warned = write.run_and_report(plan, options.out, card=card, **_writing(options, plan))
+  say(*pair, *warned)
 
 
 def _plan(options):
   """Which tensor gets which part of the deltas."""
-  instruct = open_model(options.instruct)
+  instruct = open_model(hub.locate(options.instruct))
+  base = open_model(hub.locate(options.base)) if options.base else None
   rounding = recipe.Recipe(**{name: getattr(options, name) for name in recipe.Recipe._fields})
   recipe.check(rounding)
   return matching.plan(
     instruct,
     sources.named(
-      base=options.base,
+      base=base,
       tuned=options.tuned,
       delta=options.delta,
       adapter=options.adapter,
       alpha=options.alpha,
     ),
-    wanted=selection.scope(
-      instruct.model_type,
-      options.scope,
-      match=options.match,
-      include=options.include,
-      exclude=options.exclude,
-    ),
+    scope=_scope(options),
     vocab=options.vocab,
-    base=open_model(options.base) if options.base else None,
+    base=base,
     recipe=rounding,
   )
 
 
 def _scope(options):
-  """The options' scope, in words."""
-  return selection.describe(options.scope, options.match, options.include, options.exclude)
+  return selection.Scope(options.scope, options.match, options.include, options.exclude)
 
 
 def _writing(options, plan) -> dict[str, Any]:
   """How either kind of output is written; the settings go into its provenance.json."""
   settings = {
     "alpha": options.alpha,
-    "scope": _scope(options),
+    "scope": str(_scope(options)),
     "vocab": options.vocab,
     "deltas": [{"what": d.what, "weight": d.weight} for d in plan.deltas],
   }
@@ -205,7 +209,7 @@ def _card(options, plan):
   others = [i for f in folders for i in model_card.trained_on(f) if i != instruct.hub_id]
   how = " and ".join(f"{_name(d)}, times {d.weight:g}" for d in plan.deltas)
   unusual = {k: v for k, v in plan.recipe._asdict().items() if v != getattr(recipe.PLAIN, k)}
-  settings = {"scope": _scope(options), **unusual}
+  settings = {"scope": str(_scope(options)), **unusual}
   origin = cards.Origin(instruct, base, True, how, settings=settings, others=others)
   form = options.output.replace("shadow", "model")
   return cards.text(origin, form, dtype=options.dtype)

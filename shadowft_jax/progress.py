@@ -7,10 +7,11 @@ from tqdm import tqdm
 _is_silent = False
 
 
-def say(text: str) -> None:
-  """Prints a line to stderr, above the progress bar if there is one."""
+def say(*lines: str) -> None:
+  """Prints lines to stderr, above the progress bar if there is one."""
   if not _is_silent:
-    tqdm.write(text, file=sys.stderr)
+    for line in lines:
+      tqdm.write(line, file=sys.stderr)
 
 
 def silence() -> None:

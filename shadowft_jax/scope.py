@@ -1,28 +1,36 @@
 """The paper's scope: the projections of a layer, which are trained by LoRA and grafted.
 
-The one definition that training, graft, similarity and the pair check share, as the last names of
-modules.  Source: arXiv 2505.12716, section 3.2; the authors' src/shadow/apply_diff.py.
+The one definition that training, graft, similarity and the pair check share, as names of modules.
+Source: arXiv 2505.12716, section 3.2; the authors' src/shadow/apply_diff.py, and LLaMA-Factory's
+lora_target=all, with which they train: every linear layer.
 """
 
-# config.json's model_type -> the projections of a family that names or fuses them otherwise.
-PROJECTIONS: dict[str, tuple[str, ...]] = {
-  "internlm2": ("wqkv", "wo", "w1", "w2", "w3"),
-  "baichuan": ("W_pack", "o_proj", "gate_proj", "up_proj", "down_proj"),
-}
-# Those of all other families; fused ones are Phi's qkv_proj and GLM-4's gate_up_proj.
+# Those of the families that are ported; fused ones are Phi's qkv_proj and GLM-4's gate_up_proj.
 DEFAULT = (
-  "q_proj",
-  "k_proj",
-  "v_proj",
-  "qkv_proj",
-  "o_proj",
-  "gate_proj",
-  "up_proj",
-  "gate_up_proj",
-  "down_proj",
+  *("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj"),
+  *("gate_proj", "up_proj", "gate_up_proj", "down_proj"),
 )
-
-
-def projections(model_type: str | None) -> tuple[str, ...]:
-  """The last names of the modules that the paper trains and grafts in a family's layers."""
-  return PROJECTIONS.get(model_type or "", DEFAULT)
+# Names of other families, which are grafted only.
+PROJECTIONS = frozenset(
+  {
+    *DEFAULT,
+    # InternLM2, Baichuan, Mixtral, LFM2
+    *("wqkv", "wo", "w1", "w2", "w3", "W_pack", "in_proj", "out_proj"),
+    # attention with latent heads (DeepSeek, MiniCPM3)
+    *("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"),
+    # OPT, Phi, StarCoder2, GPT-2, Qwen
+    *("fc1", "fc2", "dense", "c_attn", "c_proj", "c_fc"),
+    # GPT-NeoX, Bloom, Falcon, ChatGLM, MPT, DBRX, OLMo
+    *("query_key_value", "dense_h_to_4h", "dense_4h_to_h", "Wqkv", "v1"),
+    *("att_proj", "attn_out", "ff_proj", "ff_out"),
+    # experts in one tensor (Granite), linear attention (Qwen3-Next, Mamba)
+    *("input_linear", "output_linear", "x_proj", "dt_proj"),
+    *("in_proj_qkvz", "in_proj_ba", "in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"),
+  }
+)
+# Matrices of layers that are no projections: routers, convolutions, what is learnt for each input
+# or position.
+NO_PROJECTION = (
+  r"norm|\bgate\b|router|shared_expert_gate|conv|embed|bias|rotary|relative|A_log|per_layer|altup"
+  r"|laurel"
+)

@@ -21,6 +21,7 @@ from shadowft_jax.learning import guards, kernels, loop, step
 from shadowft_jax.pairs import registry
 from shadowft_jax.pairs.opened import open_pair
 from shadowft_jax.presets import Config
+from shadowft_jax.progress import say
 from shadowft_jax.runs import cards, metrics
 from shadowft_jax.runs.run import open_run
 
@@ -66,7 +67,7 @@ def train(config: Config, workdir: str | os.PathLike) -> list[dict[str, Any]]:
         base_model=config.instruct,
         model_type=pair.instruct.model_type,
       )
-      write.graft(  # W_I + delta
+      warned = write.graft(  # W_I + delta
         run.shadow,
         run.delta,
         instruct=pair.instruct,
@@ -77,7 +78,9 @@ def train(config: Config, workdir: str | os.PathLike) -> list[dict[str, Any]]:
       )
       losses = loop.measure(pair.instruct, run, loss, data, config, mesh)
     inputs = {"base": [pair.base.directory], "instruct": [pair.instruct.directory], **data.inputs}
-    return run.finish(losses, inputs, config, origin)
+    records = run.finish(losses, inputs, config, origin)
+    say(*pair.warnings, *warned)  # once more, where they are seen
+    return records
 
 
 def _resolve(config):

@@ -4,7 +4,9 @@ import contextlib
 import importlib
 import io
 import pathlib
-from typing import NamedTuple
+import subprocess
+import sys
+from typing import Any, NamedTuple
 
 from shadowft_jax import command
 
@@ -17,6 +19,21 @@ class Result(NamedTuple):
   returncode: int
   stdout: str
   stderr: str
+
+
+def words(line: str) -> list[str]:
+  """The words after "python" of an advised command, as bash splits the line."""
+  line = f"python() {{ printf '%s\\0' \"$@\"; }}; {line}"
+  done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
+  return done.stdout.split("\0")[:-1]
+
+
+def convert(error: object, monkeypatch: Any) -> None:
+  """Follows the `python -c` that an error ends with, in this process."""
+  option, code, *argv = words(str(error)[str(error).index("python -c") :])
+  assert option == "-c"
+  monkeypatch.setattr(sys, "argv", ["-c", *argv])
+  exec(code, {})
 
 
 def run(name: str, *argv: object) -> Result:

@@ -509,10 +509,30 @@ def littered(copy):
     "pytorch_model.bin.index.json",
     "model.pt",
     "q4.gguf",
+    "model.Q4_0.GGUF",
     "tf_model.h5",
     "flax_model.msgpack",
     "onnx/model.onnx",
+    "onnx/model.onnx_data",
     "onnx/note.txt",
+    "weights.npz",
+    "openvino_model.xml",
+    "openvino_model.bin",
+    "rust_model.ot",
+    "model.tflite",
+    "model.litertlm",
+    "model.task",
+    "model.mlmodel",
+    "model.nemo",
+    "model.ckpt",
+    "model.safetensors.bak",
+    "consolidated.safetensors.index.json",
+    "tf_model.h5.index.json",
+    "params.json",
+    "__0_0.distcp",
+    "latest",
+    "checkpoint-500/trainer_state.json",
+    "global_step500/mp_rank_00_model_states.pt",
     "modeling_x.py",
     ".gitattributes",
     ".cache/huggingface/x.lock",
@@ -521,7 +541,13 @@ def littered(copy):
     "LICENSE",
     "README.md",
     "chat_template.jinja",
+    "additional_chat_templates/tool_use.jinja",
     "tokenizer.model",
+    "tokenizer.model.v3",
+    "Llama-3.1-COMMUNITY-LICENSE",
+    "USE_POLICY.md",
+    "assets/figure.PNG",
+    "qwen.tiktoken",
   ):
     (path / name).parent.mkdir(parents=True, exist_ok=True)
     (path / name).write_text(f"this is {name}")
@@ -539,34 +565,29 @@ def copied(source, out, card=None):
 def test_side_files_are_copied_and_twins_of_the_weights_are_left_out(littered, tmp_path):
   left_out = copied(littered, tmp_path / "out", card="mine\n")
   [shard] = (path.name for path in (littered / "sub").glob("*.safetensors"))
-  assert left_out == [
-    ".cache/",
-    ".gitattributes",
-    "consolidated.00.pth",
-    "consolidated.safetensors",
-    "extra.safetensors",
-    "flax_model.msgpack",
-    "model.pt",
-    "modeling_x.py",
-    "onnx/model.onnx",
-    "original/",
-    "pytorch_model-00001-of-00002.bin",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-    "q4.gguf",
-    f"sub/{shard}",
-    "tf_model.h5",
-  ]
+  assert left_out == sorted(
+    [
+      *(".cache/", ".gitattributes", "__0_0.distcp", "checkpoint-500/", "consolidated.00.pth"),
+      *("consolidated.safetensors", "consolidated.safetensors.index.json", "extra.safetensors"),
+      *("flax_model.msgpack", "global_step500/mp_rank_00_model_states.pt", "latest"),
+      *("model.Q4_0.GGUF", "model.ckpt", "model.litertlm", "model.mlmodel", "model.nemo"),
+      *("model.pt", "model.safetensors.bak", "model.task", "model.tflite", "modeling_x.py"),
+      *("onnx/model.onnx", "onnx/model.onnx_data", "openvino_model.bin", "openvino_model.xml"),
+      *("original/", "params.json", "pytorch_model-00001-of-00002.bin", "pytorch_model.bin"),
+      *("pytorch_model.bin.index.json", "q4.gguf", "rust_model.ot", f"sub/{shard}"),
+      *("tf_model.h5", "tf_model.h5.index.json", "weights.npz"),
+    ]
+  )
   want = {
     n: x
     for n, x in contents(littered).items()
-    if not any(n == gone or n.startswith(gone) for gone in left_out)
+    if n not in left_out and not n.startswith((".cache/", "checkpoint-500/", "original/"))
   }
   got = contents(tmp_path / "out")
   assert got.pop("README.md") == b"mine\n"
   assert got.pop("README.instruct.md") == want.pop("README.md")
   assert got == want
-  assert {"sub/deep/file.txt", "onnx/note.txt", "tokenizer.model"} < got.keys()
+  assert {"sub/deep/file.txt", "tokenizer.model.v3", "assets/figure.PNG"} < got.keys()
 
 
 def test_an_export_of_an_export_keeps_one_readme_of_the_instruct(littered, tmp_path):

@@ -338,7 +338,7 @@ def many(tmp_path_factory):
 def graft(out, folder, *, verify=False, settings=None, overwrite=False):
   base, tuned, instruct = sides(folder)
   plan = matching.plan(
-    open_model(instruct), [sources.difference(base, tuned)], wanted=selection.scope("llama")
+    open_model(instruct), [sources.difference(base, tuned)], scope=selection.Scope()
   )
   return write.run(plan, out, card="card", verify=verify, settings=settings, overwrite=overwrite)
 

@@ -16,6 +16,8 @@ from shadowft_jax.pairs import findings
 from shadowft_jax.hf import safetensors
 from shadowft_jax.pairs import check, registry
 from shadowft_jax.errors import InputError
+from shadowft_jax import presets
+from shadowft_jax.pairs.opened import open_pair
 from tests import runs
 from tests.real_configs import CONFIGS, theirs
 
@@ -120,6 +122,21 @@ def test_one_folder_twice_is_warned_of(made):
   found = check.check(made["qwen3"] / "base", made["qwen3"] / "base")
   (got,) = [f.text for f in found if f.level == "warning"]
   assert got.startswith("Base and Instruct are the same folder, ")
+
+
+def test_one_model_is_not_trained_as_its_own_base(pair, made):
+  """Under two names too; to fine-tune it is another setting, which the error names."""
+  base, _ = pair()
+  for other in (base, made["qwen3"] / "base"):
+    config = presets.sft()
+    config.base, config.instruct = str(base), str(other)
+    with pytest.raises(InputError, match="are the same model.*--config.learn_on=instruct"):
+      open_pair(config)
+    config.learn_on = "instruct"
+    assert open_pair(config).trained.directory == other
+  config = presets.sft()
+  config.base, config.instruct = str(base), str(made["qwen3"] / "instruct")
+  assert not [w for w in open_pair(config).warnings if "same" in w]
 
 
 def test_all_sizes_that_differ_are_told_at_once(pair):
@@ -273,7 +290,7 @@ def test_vision_that_differs_is_a_warning(pair):
   got = new(before, base, instruct)
   assert [t.split(";")[0] for t in got] == [
     "warning: image_size: Base 56, Instruct 126",
-    "warning: the vision parts differ",
+    "warning: the vision or audio parts differ",
   ]
   assert got[1].endswith("\n  vision_model.position.weight: Base (4, 8), Instruct (9, 8)")
 
@@ -702,8 +719,8 @@ KNOWN = {
   "qwen2.5-14b": ["rms_norm_eps"],
   "qwen2.5-32b": ["rms_norm_eps"],
   "qwen3-4b-2507": ["rope_theta"],
-  "llama-3.2-11b-vision": ["image_size", "the vision parts differ"],
-  "llama-3.2-90b-vision": ["image_size", "the vision parts differ"],
+  "llama-3.2-11b-vision": ["image_size", "the vision or audio parts differ"],
+  "llama-3.2-90b-vision": ["image_size", "the vision or audio parts differ"],
 }
 
 

@@ -1,20 +1,27 @@
 """The registry of pairs; where a model lies on disk; pickles."""
 
+import json
 import pathlib
 import pickle
 import re
 import shlex
 
+from accelerate.commands import merge
 import huggingface_hub.constants
 import pytest
+import safetensors.torch
 import torch
+import torch.distributed.checkpoint
 from huggingface_hub.utils import filter_repo_objects
 
-from shadowft_jax.hf import names
 from shadowft_jax import presets
-from shadowft_jax.hf import hub, safetensors
-from shadowft_jax.pairs import registry
 from shadowft_jax.errors import InputError
+from shadowft_jax.hf import foreign, hub, names, unwrap
+from shadowft_jax.hf.folder import open_model
+from shadowft_jax.pairs import registry
+from tests import commands
+
+TABLE, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 # The authors' run.sh gives a Base the template of the first of these that its path contains.
 GLOBS = (
@@ -139,7 +146,7 @@ def test_training_a_family_of_remote_code_is_refused(tmp_path):
   ],
 )
 def test_projections_are_the_papers_scope(name, inside, outside):
-  found = {n for n in (*inside, *outside) if names.in_scope(n, registry.PAIRS[name].model_type)}
+  found = {n for n in (*inside, *outside) if names.in_scope(n)}
   assert found == set(inside)
 
 
@@ -174,7 +181,7 @@ def test_what_is_not_on_disk_says_how_to_download_it(cache, tmp_path):
   with pytest.raises(InputError, match=r"run `hf download Qwen/Qwen3-8B` .*hf auth login"):
     hub.locate("Qwen/Qwen3-8B")
   (tmp_path / "runs" / "base").mkdir(parents=True)
-  with pytest.raises(InputError, match=r"runs/bse is no folder; did you mean runs/base[?], and"):
+  with pytest.raises(InputError, match=r"runs/bse does not exist; did you mean runs/base[?]"):
     hub.locate("runs/bse")
   with pytest.raises(InputError, match="no/such/folder does not exist; expected a folder"):
     hub.locate("no/such/folder")
@@ -207,11 +214,14 @@ def test_a_download_leaves_out_twins_of_the_weights(tmp_path, monkeypatch):
     "original/tokenizer.model",
     "pytorch_model.bin",
     "consolidated.safetensors",
-    "model.gguf",
+    "model.q4.GGUF",
+    "onnx/model.onnx_data",
+    "weights.npz",
+    "openvino_model.xml",
   ]
 
-  def download(model, ignore_patterns):
-    for file in filter_repo_objects([*files, *twins], ignore_patterns=ignore_patterns):
+  def download(model, **patterns):
+    for file in filter_repo_objects([*files, *twins], **patterns):
       (tmp_path / file).touch()
     return str(tmp_path)
 
@@ -221,25 +231,55 @@ def test_a_download_leaves_out_twins_of_the_weights(tmp_path, monkeypatch):
   assert sorted(p.name for p in found.iterdir()) == sorted(files)
 
 
-def test_the_command_that_converts_pickles_works(tmp_path):
-  want = {
-    "model.embed_tokens.weight": torch.randn(6, 4),
-    "lm_head.weight": torch.randn(6, 4),
-    "model.norm.weight": torch.randn(4).bfloat16(),
+NORM = "model.norm.weight"
+
+
+def parts_of(folder, state, names=("pytorch_model.bin",)):
+  """Pickles of a state dict, one tensor after another."""
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / "config.json").write_text("{}")
+  items = list(state.items())
+  for i, name in enumerate(names):
+    torch.save(dict(items[i :: len(names)]), folder / name)
+  return folder
+
+
+def converted(folder, monkeypatch):
+  """{name: tensor} of a folder of pickles, by the command that the error tells."""
+  with pytest.raises(InputError, match="only pickled weights") as error:
+    open_model(folder)
+  commands.convert(error.value, monkeypatch)
+  return safetensors.torch.load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", ["plain", "it's [v1] $HOME `x` 100% 模型!"])
+def test_the_command_that_converts_pickles_works(tmp_path, monkeypatch, name):
+  want = {TABLE: torch.randn(6, 4), HEAD: torch.randn(6, 4), NORM: torch.randn(4).bfloat16()}
+  names = [f"pytorch_model-0000{i}-of-00003.bin" for i in (1, 2, 3)]
+  folder = parts_of(tmp_path / name, want, names)
+  torch.save({"lr": 1.0}, folder / "training_args.bin")  # no weights
+  got = converted(folder, monkeypatch)
+  assert got.keys() == want.keys() and all(torch.equal(got[n], want[n]) for n in want)
+  assert open_model(folder).tensors.keys() == {
+    "embed_tokens.weight",
+    "lm_head.weight",
+    "norm.weight",
   }
-  for i, name in enumerate(want):
-    torch.save({name: want[name]}, tmp_path / f"pytorch_model-0000{i + 1}-of-00003.bin")
-  torch.save({"lr": 1.0}, tmp_path / "training_args.bin")  # no weights
-  with pytest.raises(InputError, match="only pickled weights .pytorch_model-00001") as error:
-    hub.refuse_pickles(tmp_path)
-  _, _, code = shlex.split(str(error.value)[str(error.value).index("python -c") :])
-  exec(code)
-  hub.refuse_pickles(tmp_path)
-  got = safetensors.find(tmp_path)
-  assert got.keys() == want.keys()
-  for name, tensor in got.items():
-    ((_, x),) = safetensors.rows(tensor)
-    assert torch.equal(torch.tensor(x.astype("float32")), want[name].float())
+
+
+def test_of_a_tied_pickle_the_table_stays(tmp_path, monkeypatch):
+  table = torch.randn(6, 4)
+  state = {HEAD: table, TABLE: table, NORM: torch.ones(4)}
+  assert converted(parts_of(tmp_path, state), monkeypatch).keys() == {TABLE, NORM}
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model", "module"])
+def test_a_pickle_of_a_trainer_is_converted_without_its_wrappers(tmp_path, monkeypatch, key):
+  parts_of(tmp_path, {})
+  inner = {f"_orig_mod.module.{NORM}": torch.ones(4), "step": 3}
+  torch.save({key: inner, "epoch": 1}, tmp_path / "pytorch_model.bin")
+  torch.save({"seed": 1}, tmp_path / "rng_state_0.pth")
+  assert converted(tmp_path, monkeypatch).keys() == {NORM}
 
 
 class Bomb:
@@ -252,18 +292,108 @@ class Bomb:
     return pathlib.Path.touch, (self.path,)
 
 
-def test_the_command_that_converts_pickles_runs_none_of_their_code(tmp_path):
+def test_the_command_that_converts_pickles_runs_none_of_their_code(tmp_path, monkeypatch):
   torch.save({"w": Bomb(tmp_path / "ran")}, tmp_path / "pytorch_model.bin")
-  _, _, code = shlex.split(hub.conversion(tmp_path))
   with pytest.raises(pickle.UnpicklingError):
-    exec(code)
+    commands.convert(foreign.conversion(tmp_path), monkeypatch)
   assert not (tmp_path / "ran").exists()
 
 
-def test_folders_without_pickles_pass(tmp_path):
-  hub.refuse_pickles(tmp_path)
-  (tmp_path / "training_args.bin").touch()
-  hub.refuse_pickles(tmp_path)
+def sharded_by_fsdp(folder):
+  """As accelerate saves it; returns the state."""
+  state = {"model.layers.0.mlp.up_proj.weight": torch.randn(6, 4), NORM: torch.ones(4)}
+  for name, part in (("pytorch_model_fsdp_0", {"model": state}), ("optimizer_0", {"o": state})):
+    torch.distributed.checkpoint.save(part, checkpoint_id=folder / name, no_dist=True)
+  (folder / "rng_state_0.pth").touch()
+  return state
+
+
+def test_a_checkpoint_of_fsdp_is_named_and_its_command_merges_it(tmp_path):
+  folder = tmp_path / "check point-500"
+  state = sharded_by_fsdp(folder)
+  with pytest.raises(
+    InputError, match="sharded checkpoint of PyTorch FSDP.*the Base's config"
+  ) as e:
+    open_model(folder)
+  _, *args = shlex.split(str(e.value)[str(e.value).index("accelerate merge") :])
+  parser = merge.merge_command_parser()
+  merge.merge_command(parser.parse_args(args[1:]))
+  (folder / "config.json").write_text("{}")
+  assert open_model(folder).tensors.keys() == {"layers.0.mlp.up_proj.weight", "norm.weight"}
+  got = safetensors.torch.load_file(folder / "model.safetensors")
+  assert all(torch.equal(got[n], state[n]) for n in state)
+
+
+def test_a_checkpoint_of_zero_is_named_and_its_script_called(tmp_path):
+  step = tmp_path / "run 1" / "global_step500"
+  step.mkdir(parents=True)
+  (step / "mp_rank_00_model_states.pt").touch()
+  for folder in (step, step.parent):
+    with pytest.raises(InputError, match="DeepSpeed ZeRO") as error:
+      open_model(folder)
+    words = commands.words(str(error.value)[str(error.value).index("python -m deepspeed") :])
+    assert words[2:] == [str(step.parent), str(step.parent), "--safe_serialization"]
+  (step.parent / "zero_to_fp32.py").touch()
+  with pytest.raises(InputError, match="DeepSpeed ZeRO") as error:
+    open_model(step.parent)
+  words = commands.words(str(error.value)[str(error.value).index("python ") :])
+  assert words[0] == str(step.parent / "zero_to_fp32.py")
+
+
+@pytest.mark.parametrize(
+  "file, told",
+  [
+    ("consolidated.00.pth", "maker's own format .consolidated.00.pth.*convert_llama_weights_to_hf"),
+    ("consolidated.safetensors", "maker's own format .*convert_mistral_weights_to_hf"),
+    ("model_world_size_2_rank_0.pt", "sharded checkpoint of verl.*model_merger merge"),
+    ("rng_state_0.pth", "no weights, only the state of a training run\n  rng_state_0.pth\nname"),
+    ("scheduler.pt", "no weights, only the state of a training run"),
+    ("model_q4.GGUF", "only GGUF weights"),
+    ("model.onnx", "only ONNX weights"),
+    ("tf_model.h5", "only TensorFlow weights"),
+  ],
+)
+def test_weights_in_other_forms_are_named(tmp_path, file, told):
+  (tmp_path / file).touch()
+  with pytest.raises(InputError, match=told):
+    open_model(tmp_path)
+
+
+WRAPPED = {
+  "_orig_mod.": "_orig_mod.{}",
+  "module.": "module.{}",
+  "_checkpoint_wrapped_module.": "model.layers.0._checkpoint_wrapped_module.{}",
+  "_fsdp_wrapped_module.": "_fsdp_wrapped_module.model._fsdp_wrapped_module.{}",
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPED)
+def test_names_of_wrappers_are_refused_and_the_command_takes_them_out(tmp_path, wrapper):
+  name = WRAPPED[wrapper].format("norm.weight")
+  state = {name: torch.arange(4.0), "lm_head.weight": torch.ones(2, 2)}
+  safetensors.torch.save_file(state, tmp_path / "model-1.safetensors", {"format": "pt"})
+  (tmp_path / "config.json").write_text("{}")
+  index = {"metadata": {}, "weight_map": dict.fromkeys(state, "model-1.safetensors")}
+  (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+  with pytest.raises(InputError, match=f"'{wrapper}' in them.*rename them: ") as error:
+    open_model(tmp_path)
+  option, module, folder = commands.words(str(error.value)[str(error.value).index("python -m") :])
+  assert (option, module) == ("-m", unwrap.__name__)
+  unwrap.unwrap(folder)
+  found = open_model(tmp_path)
+  assert found.names.keys() >= {"lm_head.weight"} and not re.search(
+    "wrapped|module|mod[.]", str(found.names)
+  )
+  got = safetensors.torch.load_file(tmp_path / "model-1.safetensors")
+  assert [x.tolist() for n, x in got.items() if "norm" in n] == [[0, 1, 2, 3]]
+
+
+def test_names_that_would_come_twice_stay(tmp_path):
+  state = {"module.a": torch.ones(1), "a": torch.ones(1)}
+  safetensors.torch.save_file(state, tmp_path / "model.safetensors")
+  with pytest.raises(InputError, match="with and without a wrapper"):
+    unwrap.unwrap(tmp_path)
+  assert safetensors.torch.load_file(tmp_path / "model.safetensors").keys() == state.keys()
 
 
 def test_a_config_is_filled_from_its_pair_and_keeps_what_is_set():

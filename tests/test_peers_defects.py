@@ -7,9 +7,13 @@ Each test is named for what must hold.  Source: reading of wutaiqiang/Shadow-FT 
 """
 
 import json
+import os
 import pathlib
+import random
+import re
 import shutil
 
+import huggingface_hub
 import peft
 import pytest
 import safetensors.torch
@@ -17,8 +21,10 @@ import torch
 import transformers
 
 from shadowft_jax.grafting import sources, write
+from shadowft_jax.hf import names as hf_names
 from shadowft_jax.errors import InputError
 from tests import pico
+from tests.commands import ROOT
 from tests.test_write import (
   WEIGHTS,
   adapter,
@@ -153,8 +159,19 @@ SCOPES = {
   "qwen3_moe": ["mlp.experts.0.gate_proj.weight", "mlp.experts.1.down_proj.weight"],
   "internlm2": ["attention.wqkv.weight", "attention.wo.weight", "feed_forward.w2.weight"],
   "baichuan": ["self_attn.W_pack.weight", "mlp.up_proj.weight"],
+  "mixtral": [
+    "self_attn.q_proj.weight",
+    *(f"block_sparse_moe.experts.1.w{i}.weight" for i in (1, 2, 3)),
+  ],
+  "deepseek_v2": [
+    *(f"self_attn.{x}.weight" for x in ("q_a_proj", "q_b_proj", "kv_b_proj")),
+    *("self_attn.kv_a_proj_with_mqa.weight", "mlp.shared_experts.up_proj.weight"),
+  ],
+  "lfm2": ["conv.in_proj.weight", "self_attn.out_proj.weight", "feed_forward.w1.weight"],
+  "opt": ["self_attn.out_proj.weight", "fc1.weight", "fc2.bias"],
+  "gpt_neox": ["attention.query_key_value.weight", "attention.dense.bias"],
 }
-OTHERS = ["self_attn.q_norm.weight", "input_layernorm.weight", "mlp.gate.weight", "mlp.fc1.weight"]
+OTHERS = ["self_attn.q_norm.weight", "input_layernorm.weight", "mlp.gate.weight"]
 
 
 @pytest.mark.parametrize("kind", SCOPES)
@@ -173,6 +190,155 @@ def test_a_familys_projections_are_grafted_and_what_is_not_is_told(tmp_path, kin
   i, got = load(tmp_path / "instruct"), load(tmp_path / "out")
   assert {n for n in i if not torch.equal(i[n], got[n])} == set(inside)
   assert plan.out_of_scope == sorted(beyond)
+
+
+def randoms(folder, names, kind="mixtral", size=(6, 4), **config):
+  """folder/base, /tuned and /instruct of random float32 tensors of these names."""
+  for seed, side in enumerate(("base", "tuned", "instruct")):
+    noise = torch.Generator().manual_seed(seed)
+    raw(folder / side, {n: torch.randn(size, generator=noise) for n in names}, kind, **config)
+  return sides(folder)
+
+
+def changed(folder, instruct):
+  """The tensors of a grafted folder that are not the Instruct's."""
+  a, b = load(folder), load(instruct)
+  return {n for n in b if not torch.equal(a[n], b[n])}
+
+
+def advised(error, flag):
+  """The value of a flag that an error advises."""
+  return re.search(rf"--{flag}='([^']*)'", str(error))[1]
+
+
+INSIDE = [f"model.layers.{i}.self_attn.q_proj.weight" for i in range(2)]
+OUTSIDE = [
+  *(f"model.layers.{i}.block_sparse_moe.gate.weight" for i in range(2)),
+  *("lm_head.weight", "vision_tower.encoder.layers.0.self_attn.q_proj.weight"),
+]
+
+
+def test_an_adapter_is_grafted_whole_or_the_error_says_how(tmp_path):
+  _, _, instruct = randoms(tmp_path, INSIDE + OUTSIDE)
+  tensors = {}
+  for name in INSIDE + OUTSIDE:
+    module = f"base_model.model.{name.removesuffix('.weight')}"
+    tensors |= factors(d_in=4, d_out=6, module=module)
+  low = sources.stored(adapter(tmp_path / "low", tensors))
+  with pytest.raises(InputError, match="the adapter .* in part: 4 of its .*--scope=all") as error:
+    run(tmp_path / "out", instruct, [low])
+  assert "model.layers.*.block_sparse_moe.gate.weight (2 tensors): outside" in str(error.value)
+  assert not (tmp_path / "out").exists()
+  run(tmp_path / "all", instruct, [low], "all")
+  assert changed(tmp_path / "all", instruct) == {*INSIDE, *OUTSIDE}
+  run(tmp_path / "some", instruct, [low], exclude=advised(error.value, "exclude"))
+  assert changed(tmp_path / "some", instruct) == set(INSIDE)
+
+
+def test_a_matrix_of_layers_that_may_be_a_projection_is_not_left_out_in_silence(tmp_path):
+  odd = [f"model.layers.{i}.mlp.w_new.weight" for i in range(2)]
+  folders = randoms(tmp_path, [*INSIDE, *odd, "lm_head.weight"])
+  with pytest.raises(InputError, match="in part: 2 of its tensors .*--scope=all") as error:
+    full(tmp_path / "out", *folders)
+  assert "\n  model.layers.*.mlp.w_new.weight (2 tensors): outside the scope" in str(error.value)
+  full(tmp_path / "all", *folders, "all")
+  assert changed(tmp_path / "all", folders[2]) == {*INSIDE, *odd, "lm_head.weight"}
+  full(tmp_path / "some", *folders, exclude=advised(error.value, "exclude"))
+  assert changed(tmp_path / "some", folders[2]) == set(INSIDE)
+
+
+def test_the_advised_flag_leaves_out_the_listed_layers_alone(tmp_path):
+  """Gemma 3n and 4 have k and v of the last layers on the hub, and lose them when saved."""
+  names = [f"model.layers.{i}.self_attn.{x}_proj.weight" for i in range(12) for x in "qkvo"]
+  base, tuned, instruct = randoms(tmp_path, names)
+  gone = [n for n in names if re.search(r"\.(2|11)\.self_attn\.[kv]", n)]
+  kept = {n: x for n, x in load(tuned).items() if n not in gone}
+  safetensors.torch.save_file(kept, tuned / WEIGHTS, {"format": "pt"})
+  mine = r"layers\.0\..*o_proj"
+  with pytest.raises(InputError, match="k_proj.weight .2 tensors.: tuned has none") as error:
+    full(tmp_path / "out", base, tuned, instruct, exclude=mine)
+  full(tmp_path / "out", base, tuned, instruct, exclude=advised(error.value, "exclude"))
+  left_out = {*gone, "model.layers.0.self_attn.o_proj.weight"}
+  assert changed(tmp_path / "out", instruct) == set(names) - left_out
+
+
+def test_patterns_find_their_names_and_no_other():
+  noise, among = (
+    random.Random(0),
+    [f"a.{i}.b.{e}.{x}" for i in range(12) for e in (1, 11) for x in "kv"],
+  )
+  for _ in range(50):
+    chosen = set(noise.sample(among, noise.randrange(1, len(among))))
+    found = re.compile("|".join(hf_names.patterns(chosen, among)))
+    assert {n for n in among if found.search(n)} == chosen
+  assert hf_names.patterns(among, among) == [rf"^a\.\d+\.b\.\d+\.{x}$" for x in "kv"]
+
+
+def test_another_family_is_told_in_a_few_lines_without_advice(bf16, tmp_path):
+  names = [f"model.layers.{i}.attention.{x}.weight" for i in range(30) for x in ("wqkv", "wo")]
+  _, _, instruct = randoms(tmp_path, names, "internlm2")
+  with pytest.raises(InputError, match="90 of 90 tensors in the scope .* belong together") as error:
+    full(tmp_path / "out", bf16 / "base", bf16 / "tuned", instruct)
+  assert str(error.value).count("\n") <= 6 and "--exclude" not in str(error.value)
+
+
+@pytest.mark.parametrize("tower", ["audio_tower", "speech_encoder", "visual", "model.encoder"])
+def test_a_tower_of_sound_or_sight_stays_the_instructs(tmp_path, tower):
+  beside = [f"{tower}.layers.0.self_attn.q_proj.weight", f"{tower}.blocks.1.mlp.up_proj.weight"]
+  base, tuned, instruct = randoms(tmp_path, [*INSIDE, *beside])
+  tensors = {n: torch.ones(9, 4) if n in beside else x for n, x in load(instruct).items()}
+  safetensors.torch.save_file(tensors, instruct / WEIGHTS, {"format": "pt"})
+  plan, _ = full(tmp_path / "out", base, tuned, instruct)
+  assert changed(tmp_path / "out", instruct) == set(INSIDE) and plan.out_of_scope == sorted(beside)
+
+
+@pytest.mark.parametrize("words", ["transformer.h", "model.decoder.layers", "gpt_neox.layers"])
+def test_the_layers_of_a_language_model_are_found_in_other_families(tmp_path, words):
+  name = f"{words}.1.attn.out_proj.weight"
+  full(tmp_path / "out", *randoms(tmp_path, [name]))
+  assert changed(tmp_path / "out", tmp_path / "instruct") == {name}
+
+
+def test_a_head_that_came_apart_from_its_table_is_a_tensor_of_its_own(tmp_path):
+  """What PEFT's modules_to_save leaves of a tied model; transformers 5 loads it untied."""
+  table, head = "model.embed_tokens.weight", "lm_head.weight"
+  folders = randoms(tmp_path, [*INSIDE, table, head], tie_word_embeddings=True)
+  full(tmp_path / "out", *folders, "all")
+  a, b, i, got = (load(d) for d in [*folders, tmp_path / "out"])
+  for name in i:
+    assert torch.equal(got[name], i[name] + (b[name] - a[name]))
+  for side in ("base", "instruct"):
+    tensors = {n: x for n, x in load(tmp_path / side).items() if n != head}
+    safetensors.torch.save_file(tensors, tmp_path / side / WEIGHTS, {"format": "pt"})
+  with pytest.raises(InputError, match="lm_head.weight: tuned .6, 4., Base has none"):
+    full(tmp_path / "one", *folders, "all")
+  plan, _ = full(tmp_path / "paper", *folders)
+  assert head in plan.out_of_scope
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16])
+def test_a_base_stored_finer_is_rounded_as_the_tuning_rounded_it(tmp_path, stored):
+  names = [f"model.layers.{i}.mlp.up_proj.weight" for i in range(2)]
+  base, tuned, instruct = randoms(tmp_path, names, size=(40, 60))
+  start = {n: x.to(stored) for n, x in load(base).items()}
+  safetensors.torch.save_file(start, base / WEIGHTS, {"format": "pt"})
+  began = {n: x.bfloat16() for n, x in start.items()}
+  for name, learnt in (("none", {}), ("one", {names[0]: torch.full((40, 60), 0.5)})):
+    trained = {
+      n: (x.float() + learnt[n]).bfloat16() if n in learnt else x for n, x in began.items()
+    }
+    safetensors.torch.save_file(trained, tuned / WEIGHTS, {"format": "pt"})
+    plan, done = full(tmp_path / name, base, tuned, instruct)
+    got, i = load(tmp_path / name), load(instruct)
+    for n in names:
+      assert torch.equal(got[n], i[n] + (trained[n].float() - began[n].float()))
+    assert (done.changed == 0) == (name == "none")
+    assert any(
+      "2 tensors of the Base are stored in F" in x and "BF16 first" in x for x in plan.notes
+    )
+  # The gap is that of the weights as they are stored.
+  b, i = (load(d)[names[1]].double() for d in (base, instruct))
+  assert done.survival[1].gap2 == pytest.approx((i - b).square().sum().item(), rel=1e-5)
 
 
 def test_experts_in_one_tensor_are_grafted(tmp_path):
@@ -278,7 +444,8 @@ def test_the_command_keeps_every_side_file_and_says_what_it_leaves_out(bf16, tmp
     (instruct / name).write_text("raise SystemExit")
   told = command(*flags_of(base, tuned, instruct, tmp_path / "out"))
   assert told.returncode == 0, told.stderr
-  assert f"not copied from {instruct}: modeling_own.py, pytorch_model.bin.index.json" in told.stderr
+  left_out = "2 entries: modeling_own.py, pytorch_model.bin.index.json"
+  assert f"not copied from {instruct}, {left_out}\n" in told.stderr
   for name in (*SIDE_FILES, "config.json", "tokenizer.json", "tokenizer_config.json"):
     assert (tmp_path / "out" / name).read_bytes() == (instruct / name).read_bytes()
   assert not {"modeling_own.py", "pytorch_model.bin.index.json"} & {
@@ -396,6 +563,109 @@ def test_a_full_tuning_saved_in_the_new_spelling_is_grafted_onto_the_old(tmp_pat
   assert changed == 3 * 7
 
 
+# Folders that were mixed up.
+
+
+def mixed(tmp_path, **sides_of):
+  """What the command says of folders of {side: weights}."""
+  for side, w in sides_of.items():
+    raw(tmp_path / side, {UP: w}, "llama")
+  flags = flags_of(*sides(tmp_path), tmp_path / "out")
+  return [
+    command(*flags, "--dry-run"),
+    command(*flags),
+    command(*flags[:-1], f"--out={tmp_path / 'd'}", "--output=delta"),
+  ]
+
+
+def weights_of(seed, size=1.0):
+  return size * torch.randn(64, 32, generator=torch.Generator().manual_seed(seed))
+
+
+W, STEP, LEARNT, OTHER = (weights_of(i, s) for i, s in enumerate((1.0, 0.2, 0.01, 1.0)))
+MIXED = {
+  "another tuned": ({"base": W, "tuned": OTHER, "instruct": W + STEP}, "from another model"),
+  "another base": (
+    {"base": OTHER, "tuned": W + LEARNT, "instruct": W + STEP},
+    "from another model",
+  ),
+  "the instruct was tuned": (
+    {"base": W, "tuned": W + STEP + LEARNT, "instruct": W + STEP},
+    "Instruct's own step",
+  ),
+  "swapped": (
+    {"base": W + STEP, "tuned": W + LEARNT, "instruct": W},
+    "Base and Instruct are swapped",
+  ),
+  "one model": ({"base": W, "tuned": W + LEARNT, "instruct": W}, "Base and Instruct are equal"),
+}
+
+
+@pytest.mark.parametrize("case", MIXED)
+def test_folders_that_were_mixed_up_are_warned_of_before_and_after(tmp_path, case):
+  folders, message = MIXED[case]
+  for told in mixed(tmp_path, **folders):
+    assert told.returncode == 0, told.stderr
+    lines = [x for x in told.stderr.splitlines() if x.startswith("warning: ")]
+    assert any(message in x for x in lines) and told.stderr.splitlines()[-1] in lines
+  report = json.loads((tmp_path / "out" / "graft_report.json").read_text())
+  assert any(message in x for x in report["warnings"])
+
+
+def test_a_pair_and_a_chat_vector_are_not_warned_of(tmp_path):
+  for told in mixed(tmp_path, base=W, tuned=W + 0.1 * OTHER, instruct=W + STEP):
+    assert told.returncode == 0 and "warning: " not in told.stderr
+  swapped = mixed(tmp_path / "v", base=W, tuned=W + STEP, instruct=W + 0.1 * OTHER)
+  assert not any("warning: " in told.stderr for told in swapped)
+
+
+# What the flags may name.
+
+
+def test_a_run_stands_for_its_delta_and_a_typo_is_corrected(bf16, tmp_path):
+  adapter(tmp_path / "mine", factors()).rename(tmp_path / "delta")
+  (tmp_path / "mine").mkdir()
+  (tmp_path / "delta").rename(tmp_path / "mine" / "delta")
+  flags = [f"--instruct={bf16 / 'instruct'}", f"--out={tmp_path / 'out'}", "--dry-run"]
+  for flag in (f"--delta={tmp_path / 'mine'}", f"--adapter={tmp_path / 'mine'}:0.5"):
+    told = command(flag, *flags)
+    assert told.returncode == 0 and f"the adapter {tmp_path / 'mine' / 'delta'}" in told.stderr
+  told = command(f"--delta={tmp_path / 'mine' / 'dleta'}", *flags)
+  assert_told(
+    told, f"dleta does not exist; did you mean {tmp_path / 'mine' / 'delta'}?", tmp_path / "o"
+  )
+  told = command(f"--delta={bf16 / 'base'}", *flags)
+  assert_told(told, "base holds no delta; expected a run of `train`", tmp_path / "out")
+
+
+def test_the_command_takes_ids_of_the_hub(bf16, tmp_path, monkeypatch):
+  monkeypatch.setattr(
+    huggingface_hub, "snapshot_download", lambda name, **_: str(bf16 / name.split("/")[1])
+  )
+  flags = ["--base=acme/base", "--tuned=acme/tuned", "--instruct=acme/instruct", "--exclude=bias"]
+  told = command(*flags, f"--out={tmp_path / 'low'}", "--output=adapter", "--rank=2")
+  assert told.returncode == 0, told.stderr
+  config = json.loads((tmp_path / "low" / "adapter_config.json").read_text())
+  assert config["base_model_name_or_path"] == "acme/instruct"
+  served = os.path.relpath(bf16 / "instruct", ROOT)
+  told = command(
+    *flags[:2],
+    flags[3],
+    f"--instruct={served}",
+    f"--out={tmp_path / 'again'}",
+    "--output=adapter",
+    "--rank=2",
+  )
+  config = json.loads((tmp_path / "again" / "adapter_config.json").read_text())
+  assert config["base_model_name_or_path"] == str(bf16 / "instruct")
+
+
+def test_an_out_that_is_the_instruct_is_named(bf16):
+  base, tuned, instruct = sides(bf16)
+  told = command(*flags_of(base, tuned, instruct, instruct), "--overwrite")
+  assert told.returncode == 2 and "--out is the Instruct's own folder" in told.stderr
+
+
 # Bad input, as the command tells it.
 
 
@@ -472,7 +742,7 @@ def test_an_adapter_for_another_model_is_told_in_one_line(bf16, tmp_path):
   told = command(
     f"--adapter={folder}", f"--instruct={bf16 / 'instruct'}", f"--out={tmp_path / 'out'}"
   )
-  assert_told(told, "of other shapes", tmp_path / "out")
+  assert_told(told, "1 of 1 tensors in the scope are on one side only, or of", tmp_path / "out")
   assert "q_proj.weight: adapter (32, 48), Instruct (32, 32)" in told.stderr
 
 

@@ -51,7 +51,7 @@ def run(out, instruct, deltas, *, verify=False, **recipe):
   """Grafts [(folder, weight)]; the Outcome."""
   found = [sources.stored(f, w) for f, w in deltas]
   plan = matching.plan(
-    open_model(instruct), found, wanted=selection.scope("llama", "all"), recipe=Recipe(**recipe)
+    open_model(instruct), found, scope=selection.Scope("all"), recipe=Recipe(**recipe)
   )
   return write.run(plan, out, verify=verify)
 
@@ -134,7 +134,7 @@ def test_the_least_magnitude_kept_is_exact(tmp_path, monkeypatch, d, density):
   plan = matching.plan(
     open_model(instruct),
     [sources.stored(dense(tmp_path / "d", {NAME: d}))],
-    wanted=selection.scope("llama", "all"),
+    scope=selection.Scope("all"),
     recipe=Recipe("ties", density),
   )
   got = recipes.thresholds(plan.targets[0], plan.recipe).view(np.float32)[0]
@@ -357,7 +357,7 @@ def test_a_result_in_float32_holds_the_sum_itself(tmp_path):
   plan = matching.plan(
     open_model(folder / "instruct"),
     [sources.difference(folder / "base", folder / "tuned")],
-    wanted=selection.scope("qwen2"),
+    scope=selection.Scope(),
     recipe=Recipe(dtype="float32"),
   )
   done = write.run(plan, tmp_path / "out", card="card")
@@ -539,7 +539,7 @@ def test_an_adapter_is_multiplied_in_steps_of_either_size(tmp_path, monkeypatch,
 def test_the_delta_or_the_adapter_of_a_recipe_grafts_to_the_same(made, tmp_path, recipe):
   found = [sources.stored(made / n) for n in "abc"]
   plan = matching.plan(
-    open_model(made / "instruct"), found, wanted=selection.scope("llama"), recipe=Recipe(**recipe)
+    open_model(made / "instruct"), found, scope=selection.Scope(), recipe=Recipe(**recipe)
   )
   write.run(plan, tmp_path / "direct")
   delta_only.run(plan, tmp_path / "delta", delta_only.Output("delta"))
@@ -550,9 +550,7 @@ def test_the_delta_or_the_adapter_of_a_recipe_grafts_to_the_same(made, tmp_path,
     assert told["combine"] == recipe.get("combine", "sum") and told["drop_rate"] == recipe.get(
       "drop_rate", 0
     )
-    once = matching.plan(
-      plan.instruct, [sources.stored(tmp_path / name)], wanted=selection.scope("llama")
-    )
+    once = matching.plan(plan.instruct, [sources.stored(tmp_path / name)], scope=selection.Scope())
     write.run(once, tmp_path / f"by {name}")
     by[name] = load(tmp_path / f"by {name}")[NAME]
   want = load(tmp_path / "direct")[NAME]
@@ -567,7 +565,7 @@ def test_adapters_are_not_joined_where_numbers_are_dropped(made, tmp_path):
     plan = matching.plan(
       open_model(made / "instruct"),
       [sources.stored(low)],
-      wanted=selection.scope("llama"),
+      scope=selection.Scope(),
       recipe=Recipe(**recipe),
     )
     if recipe:

@@ -261,8 +261,9 @@ def test_memory_does_not_grow_with_the_tensor(tmp_path):
     ("tok_embeddings.weight", None, "embedding"),
     ("lm_head.weight", None, "head"),
     ("output.weight", None, "head"),
-    ("vision_tower.encoder.layers.2.self_attn.q_proj.weight", None, "vision"),
-    ("multi_modal_projector.mm_soft_emb_norm.weight", None, "vision"),
+    ("vision_tower.encoder.layers.2.self_attn.q_proj.weight", None, "vision, audio"),
+    ("multi_modal_projector.mm_soft_emb_norm.weight", None, "vision, audio"),
+    ("audio_tower.layers.2.self_attn.q_proj.weight", None, "vision, audio"),
   ],
 )
 def test_what_a_name_says(name, layer, module):

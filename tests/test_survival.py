@@ -36,6 +36,7 @@ def row(name, w, d, dtype=BF16, base=None, round_to=None):
       abs(b).sum(),
       abs(w).sum(),
       abs(w - b).sum(),
+      (b * b).sum(),
     ]
   return Row(name, w.size, int(same.sum()), int((same & (d != 0)).sum()), *map(float, sums))
 
@@ -271,7 +272,7 @@ def test_the_warning_says_where_and_what_to_do(rows):
   assert survival.warnings([*rows, worse])[0] == (
     "warning: attention q: survival cosine -0.5000, below 0.95 in 2 of 4 layers, lowest in layer 3"
   )
-  for flag in ("--output adapter", "--output delta", "--dtype float32", "--rounding stochastic"):
+  for flag in ("--output=adapter", "--output=delta", "--dtype=float32", "--rounding=stochastic"):
     assert flag in advice
   assert "stochastic" not in survival.warnings(rows, rounding="stochastic")[1]
   table = row("model.embed_tokens.weight", np.ones(8), np.full(8, 2.0**-10))
@@ -290,7 +291,7 @@ def test_the_files(rows, tmp_path, with_base):
     rows = [
       r._replace(gap2=4.0, gap_dot=0.1, base_abs=1.0, instruct_abs=2.0, gap_abs=1.0) for r in rows
     ]
-  survival.write_report(tmp_path, rows, {"alpha": 0.5}, "a title")
+  survival.write_report(tmp_path, rows, {"alpha": 0.5}, "a title", survival.warnings(rows))
   assert {p.name for p in tmp_path.iterdir()} == {"graft_report.json", "graft_report.png"}
   assert (tmp_path / "graft_report.png").read_bytes().startswith(b"\x89PNG")
   found = json.loads((tmp_path / "graft_report.json").read_text())

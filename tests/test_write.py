@@ -37,8 +37,8 @@ def run(
 ):
   """As the command does, without its flags; returns the plan and the outcome."""
   target = open_model(instruct)
-  wanted = selection.scope(target.model_type, scope, **options)
-  plan = matching.plan(target, deltas, wanted=wanted, vocab=vocab)
+  chosen = selection.Scope(scope, **options)
+  plan = matching.plan(target, deltas, scope=chosen, vocab=vocab)
   return plan, write.run(plan, out, card="card", verify=verify, overwrite=overwrite)
 
 
@@ -103,12 +103,7 @@ def test_no_delta_keeps_every_byte(bf16, tmp_path, scope):
   base, _, instruct = sides(bf16)
   _, done = full(tmp_path / "out", base, base, instruct, scope)
   assert (tmp_path / "out" / WEIGHTS).read_bytes() == (instruct / WEIGHTS).read_bytes()
-  assert done.changed == 0 and "byte for byte" in " ".join(
-    write.lines(
-      matching.plan(open_model(instruct), [sources.difference(base, base)], wanted=lambda *_: True),
-      done,
-    )
-  )
+  assert done.changed == 0 and "the Instruct, byte for byte" in " ".join(done.warnings)
 
 
 def test_onto_the_base_it_gives_the_tuned_model_where_the_difference_is_exact(bf16, tmp_path):
@@ -264,7 +259,7 @@ def test_a_tuning_in_the_new_spelling_lands_in_the_old(tmp_path):
   assert (tmp_path / "out" / WEIGHTS).read_bytes() == (tmp_path / "plain" / WEIGHTS).read_bytes()
   assert any(
     "spelt model.language_model.*, the Instruct's language_model.model.*" in line
-    for line in plan.prefix_notes
+    for line in plan.notes
   )
   assert {n for n in old if not torch.equal(old[n], got[n])} == {
     n for n in old if "_proj." in n and "vision" not in n
@@ -383,7 +378,7 @@ def want_survival(name, d, w, shadow, base=None):
     (d * e).sum(),
   ]
   if base is None:
-    return [*out, *[None] * 5]
+    return [*out, *[None] * 6]
   g = w.double() - base.double()
   return [
     *out,
@@ -392,6 +387,7 @@ def want_survival(name, d, w, shadow, base=None):
     base.double().abs().sum(),
     w.double().abs().sum(),
     g.abs().sum(),
+    base.double().square().sum(),
   ]
 
 
@@ -425,7 +421,7 @@ def test_without_a_base_the_gap_is_unknown_and_with_one_it_is_measured(bf16, tmp
   for against in (None, base):
     target = open_model(instruct)
     known = against and open_model(against)
-    plan = matching.plan(target, [low], wanted=selection.scope("qwen2"), base=known)
+    plan = matching.plan(target, [low], scope=selection.Scope(), base=known)
     out = tmp_path / f"out {against is None}"
     (got,) = write.run(plan, out).survival
     b = load(base)[one] if against else None
@@ -434,10 +430,7 @@ def test_without_a_base_the_gap_is_unknown_and_with_one_it_is_measured(bf16, tmp
     assert ("base" in record) == bool(against)
   with pytest.raises(InputError, match="has none of the tensors that change, in their shapes"):
     matching.plan(
-      target,
-      [low],
-      wanted=selection.scope("qwen2"),
-      base=open_model(raw(tmp_path / "x", internlm(0))),
+      target, [low], scope=selection.Scope(), base=open_model(raw(tmp_path / "x", internlm(0)))
     )
 
 
@@ -535,7 +528,7 @@ def test_what_exists_stays_unless_told(bf16, tmp_path):
 
 def test_a_folder_that_holds_an_input_is_not_overwritten(bf16):
   for out in (bf16 / "tuned", bf16, bf16 / "base" / "new"):
-    with pytest.raises(InputError, match="one is inside the other"):
+    with pytest.raises(InputError, match="--out is the tuned's own folder|one is inside the other"):
       full(out, *sides(bf16), overwrite=True)
 
 
@@ -559,20 +552,15 @@ def test_names_on_one_side_are_listed_with_the_flag_that_allows_them(bf16, tmp_p
   assert "model.layers.7.mlp.up_proj.weight: tuned (2, 3), Base has none, Instruct has no" in text
   flag = text.split("--exclude='")[1].split("'")[0]
   plan, _ = full(tmp_path / "out", *folders, exclude=flag)
-  assert len(plan.targets) == 3 * 10 - 3
+  assert len(plan.targets) == 3 * 10 - 1
 
 
 def test_nothing_that_matches_is_an_error(bf16, tmp_path):
-  for side in ("base", "tuned"):
-    raw(tmp_path / side, internlm(0))
-  text = fails(
-    "nothing would be grafted",
-    tmp_path / "out",
-    tmp_path / "base",
-    tmp_path / "tuned",
-    raw(tmp_path / "i", internlm(1), "llama"),
-  )
-  assert "--scope=all" in text and "model.layers.0.attention.wqkv.weight" in text
+  outside = {n: t for n, t in internlm(0).items() if "layers" not in n}
+  for side in ("base", "tuned", "instruct"):
+    raw(tmp_path / side, outside)
+  text = fails("nothing would be grafted", tmp_path / "out", *sides(tmp_path))
+  assert "--scope=all" in text and "model.norm.weight" in text
   fails("'[(]' is no regular", tmp_path / "out", *sides(bf16), include="(")
 
 
@@ -674,7 +662,8 @@ def factors(rank=4, d_in=32, d_out=32, module=Q):
     ({}, {**factors(), "base_model.model.lm_head.weight": torch.ones(3, 3)}, "lm_head.weight"),
     ({}, factors(d_in=16), r"q_proj.weight: adapter \(32, 16\), Instruct \(32, 32\)"),
     ({}, factors(module=Q.replace(".0.", ".9.")), r"layers.9.*Instruct has none"),
-    ({}, factors(module="base_model.model.h.0.c_attn"), "nothing would be grafted"),
+    ({}, factors(module="base_model.model.h.0.c_attn"), "1 of 1 tensors .*\\n.*c_attn.*has none"),
+    ({}, factors(module="base_model.model.lm_head"), "nothing would be grafted.*--scope=all"),
   ],
   ids=lambda x: str(x)[:20] if isinstance(x, str) else "",
 )

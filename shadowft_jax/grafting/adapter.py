@@ -13,7 +13,7 @@ import numpy as np
 from shadowft_jax.errors import InputError, listing
 from shadowft_jax.grafting import chunks, recipe
 from shadowft_jax.grafting.matching import Plan, Target
-from shadowft_jax.hf import names
+from shadowft_jax.hf import adapters, names
 from shadowft_jax.hf.adapters import LowRank
 from shadowft_jax.hf.safetensors import WEIGHTS, Tensor
 
@@ -52,13 +52,15 @@ def check(plan: Plan, is_cut: bool) -> None:
       sum of adapters, and neither rank nor energy is given.
   """
   if bad := [t for t in distinct_targets(plan) if not module(plan, t)]:
-    listed = listing((f"{t.name} {t.tensor.shape}" for t in bad), limit=len(bad))
-    ends = sorted({re.sub(r"^(.*\.\d+)?\.", "", t.name) for t in bad})
+    listed = listing(names.alike({t.name: str(t.tensor.shape) for t in bad}))
+    flag = plan.scope.excluding([t.name for t in bad], [t.name for t in plan.targets])
     raise InputError(
       "an adapter holds weights of the text model's linear layers alone, no biases, norms and "
-      f"embeddings; leave these out by --exclude='({'|'.join(map(re.escape, ends))})$', or write "
-      f"them all by --output=delta:{listed}"
+      "embeddings, and of a mixture of experts what PEFT finds (the experts of families that it "
+      f"knows, then no other MLP); leave these out by {flag}, or write them all by "
+      f"--output=delta:{listed}"
     )
+  _check_together(plan)
   is_joined = (
     plan.recipe.combine == "sum"
     and not plan.recipe.drop_rate
@@ -72,6 +74,20 @@ def check(plan: Plan, is_cut: bool) -> None:
     )
 
 
+def _check_together(plan):
+  """Raises InputError if experts have a factor without the one that PEFT joins it with."""
+  experts = [t.name for t in plan.targets if re.search(r"\.experts\.\d+\.", t.name)]
+  kinds = {n.split(".")[-2] for n in experts}
+  for pair in adapters.TOGETHER:
+    if len(alone := kinds & {*pair}) == 1:
+      left_out = [n for n in experts if n.split(".")[-2] in alone]
+      flag = plan.scope.excluding(left_out, [t.name for t in plan.targets])
+      raise InputError(
+        f"PEFT loads {' and '.join(pair)} of experts together, and the scope has {[*alone][0]} "
+        f"alone; take both, or leave it out by {flag}"
+      )
+
+
 def low_ranks(target: Target) -> list[LowRank]:
   """The parts of a target that are adapters'."""
   parts: tuple[object, ...] = target.parts
@@ -80,15 +96,16 @@ def low_ranks(target: Target) -> list[LowRank]:
 
 def module(plan: Plan, target: Target) -> str | None:
   """The module whose weight a tensor is, as transformers 5 names it; None if no adapter has it."""
-  bare, name = names.short(target.name), names.text_name(target.name)
-  if len(target.tensor.shape) != 2 or not name.endswith(".weight") or names.is_table(bare):
+  bare, instruct = names.short(target.name), plan.instruct
+  is_linear = len(target.tensor.shape) == 2 and bare.endswith(".weight")
+  is_text = names.layer_of(bare) is not None or names.is_head(bare)
+  if not is_linear or not is_text:
     return None
-  if any("language_model" in p for p in plan.instruct.prefixes):  # the model has more than text
-    if "language_model" not in names.prefix_of(target.name) and not names.is_head(bare):
-      return None
-    if name.startswith(names.TEXT):
-      name = names.SERVED_TEXT + name.removeprefix(names.TEXT)
-  return name.removesuffix(".weight")
+  name = adapters.served_name(target.name, instruct.model_type, instruct.is_wrapped)
+  module = name.removesuffix(".weight")
+  if instruct.has_experts and not adapters.is_found(module, instruct.model_type):
+    return None
+  return module
 
 
 def _checked_module(plan: Plan, target: Target) -> str:
@@ -100,13 +117,14 @@ def _checked_module(plan: Plan, target: Target) -> str:
 
 def factor_names(plan: Plan, target: Target) -> tuple[str, str]:
   """The names of A and B in the adapter's file."""
-  return names.factor_names(_checked_module(plan, target))
+  return adapters.factor_names(_checked_module(plan, target))
 
 
 def target_modules(plan: Plan) -> list[str]:
   """Last names of modules; their whole names where the model has others that end alike."""
   mine = {t.name: _checked_module(plan, t) for t in distinct_targets(plan)}
-  excluded = names.BESIDE_TEXT.get(plan.instruct.model_type or "", "(?!)")  # by adapter_config.json
+  # By exclude_modules of adapter_config.json.
+  excluded = adapters.BESIDE_TEXT.get(plan.instruct.model_type or "", "(?!)")
   others = {
     n.split(".")[-2]
     for n in plan.instruct.names.values()

@@ -69,7 +69,8 @@ def chunk_bytes(
 def _base(target, parts, first, stop, take):
   """The Base's elements, which a difference has read already; None where the Base is not known."""
   for part, arrays in zip(target.parts, parts, strict=True):
-    if target.base and getattr(part, "base", None) == target.base:
+    read = None if getattr(part, "rounding", None) else getattr(part, "base", None)
+    if target.base and read == target.base:
       return arrays["base"]
   return target.base and chunks.elements(target.base, first, stop, take())
 

@@ -96,8 +96,8 @@ def check(plan: Plan, out: str | os.PathLike, output: Output) -> None:
   Raises:
     InputError: see `need`; the disk has too little room; or `out` and an input lie in one another.
   """
-  for directory in plan.folders:
-    files.check_apart(out, directory)
+  for role, directory in plan.folders:
+    files.check_apart(out, directory, role)
   files.check_room(out, need(plan, output)["write"])
 
 
@@ -110,6 +110,7 @@ def run(
   settings: dict[str, Any] | None = None,
   overwrite: bool = False,
   verify: bool = True,
+  served_by: object = None,
 ) -> dict[str, Any]:
   """Writes a delta or an adapter, whole or not at all.
 
@@ -121,6 +122,8 @@ def run(
     settings: {name: value} for provenance.json.
     overwrite: replaces an existing folder, once the new one is complete.
     verify: reads back what was written, and hashes all files into provenance.json.
+    served_by: the folder or hub's id that an adapter names as its model; the Instruct's folder
+      unless given.
 
   Returns:
     The results in provenance.json: for an adapter its rank, and if it was cut, the share of the
@@ -133,8 +136,11 @@ def run(
   check(plan, out, output)
   with files.folder(out, overwrite=overwrite) as making:
     fresh = making.directory
-    write = _write_delta if output.name == "delta" else _write_adapter
-    written, results = write(plan, fresh, output)
+    results: dict[str, Any] = {}
+    if output.name == "delta":
+      written = _write_delta(plan, fresh, output)
+    else:
+      written, results = _write_adapter(plan, fresh, output, served_by or plan.instruct.directory)
     if card is not None:
       (fresh / "README.md").write_text(card)
     files.sync(fresh)
@@ -174,10 +180,8 @@ def _put(place: Tensor, name: str, array: np.ndarray, first: int = 0) -> Written
   return Written(name, place.path, offset, len(data), zlib.crc32(data.data))
 
 
-def _write_delta(
-  plan: Plan, fresh: pathlib.Path, output: Output
-) -> tuple[list[Written], dict[str, Any]]:
-  """(what was written, {}) of the dense delta; rows of a table that the deltas lack are 0."""
+def _write_delta(plan: Plan, fresh: pathlib.Path, output: Output) -> list[Written]:
+  """What was written of the dense delta; rows of a table that the deltas lack are 0."""
   dtype = DTYPES[output.dtype]
   places: dict[str, Tensor] = {}
   targets = adapter.distinct_targets(plan)
@@ -195,11 +199,11 @@ def _write_delta(
     return _put(places[chunk.target.name], chunk.target.name, read(chunk), chunk.first)
 
   with concurrent.futures.ThreadPoolExecutor(machine.cores()) as pool:
-    return list(pool.map(write, adapter.changed_chunks(plan))), {}
+    return list(pool.map(write, adapter.changed_chunks(plan)))
 
 
 def _write_adapter(
-  plan: Plan, fresh: pathlib.Path, output: Output
+  plan: Plan, fresh: pathlib.Path, output: Output, served_by: object
 ) -> tuple[list[Written], dict[str, Any]]:
   """(what was written, results) of one adapter; its rank is the largest that a tensor needs."""
   ranks: dict[str, int] = {}
@@ -217,7 +221,7 @@ def _write_adapter(
     rank=rank,
     alpha=rank,
     model_type=plan.instruct.model_type,
-    base_model=plan.instruct.directory,
+    base_model=served_by,
   )
   (fresh / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
   results: dict[str, Any] = {"rank": rank}

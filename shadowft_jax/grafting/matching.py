@@ -3,6 +3,7 @@
 Everything that does not fit is raised here, all at once: nothing is left out in silence.
 """
 
+import collections
 import math
 import os
 import pathlib
@@ -11,10 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shadowft_jax.errors import InputError, listing
+from shadowft_jax.errors import InputError, inline, listing
 from shadowft_jax.grafting.chunks import TensorDelta
+from shadowft_jax.grafting.misfits import Misfits
 from shadowft_jax.grafting.recipe import PLAIN, Recipe
-from shadowft_jax.grafting.selection import Wanted
+from shadowft_jax.grafting.selection import Scope
 from shadowft_jax.hf import names
 from shadowft_jax.hf.folder import ModelFolder
 from shadowft_jax.hf.safetensors import WEIGHTS, Tensor
@@ -66,16 +68,18 @@ class Plan(NamedTuple):
   deltas: Sequence[Delta]
   targets: list[Target]
   out_of_scope: list[str]  # the deltas' tensors outside the scope, as they spell them
-  prefix_notes: list[str]  # lines on prefixes that differ
+  notes: list[str]  # lines on what differs between the sides and is evened out
   shards: list[pathlib.Path]  # the Instruct's weight files
   base: ModelFolder | None  # the result is measured against it
   recipe: Recipe
+  scope: Scope
 
   @property
-  def folders(self) -> list[pathlib.Path]:
-    """All folders that are read."""
-    bases = [self.base.directory] if self.base else []
-    return [self.instruct.directory, *bases, *(f for d in self.deltas for f in d.folders.values())]
+  def folders(self) -> list[tuple[str, pathlib.Path]]:
+    """[(role, folder)] of all that are read."""
+    out = [("Instruct", self.instruct.directory)]
+    out += [("Base", self.base.directory)] if self.base else []
+    return out + [pair for d in self.deltas for pair in d.folders.items()]
 
   @property
   def delta_files(self) -> dict[str, list[pathlib.Path]]:
@@ -90,7 +94,7 @@ def plan(
   instruct: ModelFolder,
   deltas: Sequence[Delta],
   *,
-  wanted: Wanted,
+  scope: Scope,
   vocab: str = "refuse",
   base: ModelFolder | None = None,
   recipe: Recipe = PLAIN,
@@ -100,7 +104,7 @@ def plan(
   Args:
     instruct: the model that is grafted.
     deltas: added to it, in this order.
-    wanted: the scope.
+    scope: which of the Instruct's tensors are grafted.
     vocab: "refuse", or "common" to graft only the rows that tables of different length share.
     base: the Base, which the result is measured against; otherwise that of the first
       difference.
@@ -111,7 +115,7 @@ def plan(
       are listed); nothing matches; or `base` has none of the tensors.
   """
   instruct.check_unquantised()
-  targets, out_of_scope = _matched(instruct, deltas, wanted, vocab)
+  targets, out_of_scope = _matched(instruct, deltas, scope, vocab)
   if not targets:
     raise InputError(_nothing(instruct, deltas, out_of_scope))
   base = base or next((d.base for d in deltas if d.base), None)
@@ -126,16 +130,17 @@ def plan(
     deltas,
     list(targets.values()),
     sorted(out_of_scope),
-    _prefix_notes(instruct, deltas),
+    [*_prefix_notes(instruct, deltas), *_rounding_notes(deltas, targets)],
     instruct.shards,
     base,
     recipe,
+    scope,
   )
 
 
-def _matched(instruct, deltas, wanted, vocab):
-  """({short name: Target}, the names that are not wanted); raises InputError for all misfits."""
-  targets, out_of_scope, bad, rows_differ = {}, set(), {}, set()
+def _matched(instruct, deltas, scope, vocab):
+  """({short name: Target}, the names outside the scope); raises InputError for all misfits."""
+  targets, out_of_scope, misfits = {}, set(), Misfits()
   for i, delta in enumerate(deltas):
     whole = dict.fromkeys(instruct.distinct_tensors) if delta.complete else {}
     for short, part in {**whole, **delta.parts}.items():
@@ -148,23 +153,27 @@ def _matched(instruct, deltas, wanted, vocab):
       axes = max(len(s) for s in shapes.values() if s is not None)
       if names.is_harmless(name) or _is_buffer(tensor):
         continue
-      if not wanted(name, axes):
+      if not scope.has(name, axes):
         out_of_scope.add(name)
+        is_part = delta.kind == "lora" or names.is_unknown_matrix(name, axes)
+        if is_part and not scope.is_declined(name, axes):
+          misfits.outside[name] = delta.what
         continue
       count = _common(short, shapes, vocab)
       if count is None:
-        bad[name] = _misfit(name, shapes)
+        misfits.unlike[name] = shapes
         if _is_table(short, shapes):
-          rows_differ.add(name)
-      else:
-        target = targets.setdefault(short, Target(name, tensor, (), (), count, short, ()))
-        targets[short] = target._replace(
-          parts=(*target.parts, part),
-          count=min(target.count, count),
-          weights=(*target.weights, np.float32(delta.weight)),
-          order=(*target.order, i),
-        )
-  _refuse(bad, rows_differ)
+          misfits.tables.add(name)
+        continue
+      misfits.fitting.add(name)
+      target = targets.setdefault(short, Target(name, tensor, (), (), count, short, ()))
+      targets[short] = target._replace(
+        parts=(*target.parts, part),
+        count=min(target.count, count),
+        weights=(*target.weights, np.float32(delta.weight)),
+        order=(*target.order, i),
+      )
+  misfits.check(scope, instruct.directory)
   return targets, out_of_scope
 
 
@@ -211,30 +220,6 @@ def _common(short, shapes, vocab):
   return None
 
 
-def _misfit(name, shapes):
-  return f"{name}: " + ", ".join(
-    f"{role} {'has none' if s is None else s}" for role, s in shapes.items()
-  )
-
-
-def _refuse(bad, rows_differ):
-  """Raises one InputError for all that does not fit, with the flag that would let it be."""
-  if not bad:
-    return
-  advice = []
-  if rows_differ:
-    advice.append("--vocab=common (only the rows that all have)")
-  if others := bad.keys() - rows_differ:
-    alike = names.patterns(others)
-    regex = f"'{'|'.join(alike)}'" if len(alike) < 9 else "REGEX"
-    advice.append(f"--exclude={regex} (the Instruct keeps its own)")
-  raise InputError(
-    "tensors in the scope are on one side only, or of other shapes; give the models "
-    f"that belong together, or allow it by {' and '.join(advice)}:"
-    + listing(bad.values(), limit=len(bad))
-  )
-
-
 def _nothing(instruct, deltas, out_of_scope):
   there = [d.names[n] for d in deltas for n in list(d.parts)[:3]]
   return (
@@ -273,6 +258,21 @@ def _prefix_notes(instruct, deltas):
   ]
 
 
+def _rounding_notes(deltas, targets):
+  """Lines on the Bases that are stored in another dtype than what was tuned from them."""
+  found = collections.Counter(
+    (i, part.base.dtype, part.rounding)
+    for target in targets.values()
+    for i, part in zip(target.order, target.parts, strict=True)
+    if getattr(part, "rounding", None)
+  )
+  return [
+    f"{deltas[i].what}: {count} tensors of the Base are stored in {base}, those of the tuned model "
+    f"in {tuned}: W_B is rounded to {tuned} first, which is where the tuning began"
+    for (i, base, tuned), count in found.items()
+  ]
+
+
 def lines(plan_: Plan, out: str | os.PathLike, need: Mapping[str, int], free: int) -> Iterator[str]:
   """The plan, for a terminal; `need` is that of `write.need`, `free` in bytes."""
   numbers, instruct = sum(t.count for t in plan_.targets), plan_.instruct
@@ -288,7 +288,12 @@ def lines(plan_: Plan, out: str | os.PathLike, need: Mapping[str, int], free: in
     f"({free / 1e9:.1f} GB free), takes about {need['memory'] / 1e9:.1f} GB of memory"
   )
   yield from plan_.recipe.lines()
-  yield from plan_.prefix_notes
+  yield from plan_.notes
+  yield from out_of_scope_lines(plan_)
+
+
+def out_of_scope_lines(plan_: Plan) -> Iterator[str]:
+  """What the deltas have and the scope leaves out, for a terminal."""
   if beside := plan_.out_of_scope:
     alike = sorted({names.any_layer(n) for n in beside})
-    yield f"outside the scope and not grafted, {len(beside)} tensors: {', '.join(alike)}"
+    yield f"outside the scope and not grafted, {len(beside)} tensors: {inline(alike)}"

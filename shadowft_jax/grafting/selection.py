@@ -1,60 +1,60 @@
 """Which tensors are grafted: the paper's projections, all, or those that a regex finds."""
 
+import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Collection
 
 from shadowft_jax import delta
 from shadowft_jax.errors import InputError
 from shadowft_jax.hf import names
 
-# (a tensor's name as the Instruct spells it, its number of axes) -> whether it is grafted.
-Wanted = Callable[[str, int], bool]
 
+@dataclasses.dataclass(frozen=True)
+class Scope:
+  """Which tensors are grafted.
 
-def scope(
-  model_type: str | None,
-  name: str = "paper",
-  *,
-  match: str | None = None,
-  include: str | None = None,
-  exclude: str | None = None,
-) -> Wanted:
-  """Which tensors are grafted: a function of (the Instruct's name for a tensor, its axes).
-
-  Args:
-    model_type: as in config.json; it decides the projections of a family.
+  Attributes:
     name: "paper" (projections of the layers, weights and biases) or "all".
     match: in its place, a name in delta.SCOPES or a regex over leaf names.
-    include: a regex over tensor names; of the scope, only these.
-    exclude: a regex over tensor names; these are left out.
+    include: a regex over tensor names in the Instruct's files; of the scope, only these.
+    exclude: a regex, likewise; these are left out.
 
   Raises:
     InputError: something is no regex.
   """
-  is_paper = match is None and name == "paper"
-  try:
-    only = re.compile(include or "")
-    veto = re.compile(exclude) if exclude else None
-    leaves = re.compile(delta.pattern(match)) if match is not None else None
-  except re.error as error:
-    raise InputError(f"{error.pattern!r} is no regular expression: {error}") from error
 
-  def wanted(tensor: str, axes: int) -> bool:
-    if leaves:
+  name: str = "paper"
+  match: str | None = None
+  include: str | None = None
+  exclude: str | None = None
+
+  def __post_init__(self) -> None:
+    try:
+      for text in (self.include, self.exclude, self.match and delta.pattern(self.match)):
+        re.compile(text or "")
+    except re.error as error:
+      raise InputError(f"{error.pattern!r} is no regular expression: {error}") from error
+
+  def has(self, tensor: str, axes: int) -> bool:
+    """Whether a tensor of the Instruct is grafted, by its name and its number of axes."""
+    is_in = self.match is not None or self.name != "paper" or names.in_scope(tensor)
+    return is_in and not self.is_declined(tensor, axes)
+
+  def is_declined(self, tensor: str, axes: int) -> bool:
+    """Whether match, include or exclude leaves a tensor out: the user named it."""
+    if self.match is not None:
       leaf, _ = names.leaf_of(names.text_name(tensor), axes)
-      if leaf is None or not leaves.search(leaf):
-        return False
-    if is_paper and not names.in_scope(tensor, model_type):
-      return False
-    return bool(only.search(tensor)) and not (veto and veto.search(tensor))
+      if leaf is None or not re.search(delta.pattern(self.match), leaf):
+        return True
+    is_excluded = bool(self.exclude) and re.search(self.exclude or "", tensor)
+    return bool(is_excluded) or not re.search(self.include or "", tensor)
 
-  return wanted
+  def excluding(self, left_out: Collection[str], among: Collection[str]) -> str:
+    """The flag that leaves out these of the tensors `among`, besides what it leaves out already."""
+    found = names.patterns(left_out, among)
+    return f"--exclude='{'|'.join([self.exclude, *found] if self.exclude else found)}'"
 
-
-def describe(
-  name: str, match: str | None = None, include: str | None = None, exclude: str | None = None
-) -> str:
-  """A scope in words; the arguments are those of `scope`."""
-  parts = [f"scope {name}" if match is None else f"match {match}"]
-  parts += [f"{word} {x}" for word, x in (("include", include), ("exclude", exclude)) if x]
-  return ", ".join(parts)
+  def __str__(self) -> str:
+    parts = [f"scope {self.name}" if self.match is None else f"match {self.match}"]
+    both = (("include", self.include), ("exclude", self.exclude))
+    return ", ".join([*parts, *(f"{word} {x}" for word, x in both if x)])

@@ -17,7 +17,7 @@ import numpy as np
 from shadowft_jax.errors import InputError
 from shadowft_jax.grafting import chunks
 from shadowft_jax.grafting.matching import Delta
-from shadowft_jax.hf import adapters, deltas
+from shadowft_jax.hf import adapters, deltas, hub
 from shadowft_jax.hf.folder import ModelFolder, open_model
 from shadowft_jax.hf.safetensors import WEIGHTS, Tensor
 
@@ -31,10 +31,21 @@ class Difference(NamedTuple):
   def read(self, first: int, stop: int, take: Callable[[], np.ndarray]) -> dict[str, Any]:
     """The arrays of elements [first, stop), in buffers from `take`."""
     assert self.tuned and self.base  # `matching.plan` refuses a difference that lacks a side
-    return {
-      "tuned": chunks.elements(self.tuned, first, stop, take()),
-      "base": chunks.elements(self.base, first, stop, take()),
-    }
+    base = chunks.elements(self.base, first, stop, take())
+    if self.rounding:
+      with np.errstate(over="ignore"):  # what is not finite is named by `chunks.refuse_nonfinite`
+        base = base.astype(WEIGHTS[self.rounding])
+    return {"tuned": chunks.elements(self.tuned, first, stop, take()), "base": base}
+
+  @property
+  def rounding(self) -> str | None:
+    """The tuned model's dtype, to which W_B is rounded: tuning began there; None if it is W_B's.
+
+    Otherwise what the rounding took from W_B would be grafted as if it were learnt.
+    """
+    if not (self.tuned and self.base) or self.tuned.dtype in (self.base.dtype, "F32"):
+      return None
+    return self.tuned.dtype
 
   @property
   def shapes(self) -> dict[str, tuple[int, ...] | None]:
@@ -160,14 +171,15 @@ def weighted(text: str, alpha: float = 1.0, flag: str = "delta") -> Delta:
       folder, weight = name, float(number)
   if not math.isfinite(weight):
     raise InputError(f"--{flag} {text}: the weight must be finite; got {number}")
-  if flag == "adapter" and not (pathlib.Path(folder) / "adapter_config.json").exists():
+  found = stored(hub.locate(folder), alpha * weight)
+  if flag == "adapter" and found.kind != "lora":
     raise InputError(f"--adapter {folder} has no adapter_config.json; expected a PEFT adapter")
-  return stored(folder, alpha * weight)
+  return found
 
 
 def named(
   *,
-  base: str | None = None,
+  base: ModelFolder | None = None,
   tuned: str | None = None,
   delta: Sequence[str] = (),
   adapter: Sequence[str] = (),
@@ -180,7 +192,7 @@ def named(
   """
   if tuned and not base:
     raise InputError("--tuned needs --base: the delta is their difference")
-  deltas = [difference(base, tuned, alpha)] if base and tuned else []
+  deltas = [difference(base, hub.locate(tuned), alpha)] if base and tuned else []
   deltas += [weighted(text, alpha) for text in delta]
   deltas += [weighted(text, alpha, "adapter") for text in adapter]
   if not deltas:

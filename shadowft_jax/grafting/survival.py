@@ -33,6 +33,8 @@ MEANING = {
   "unchanged": "share of elements whose stored bits are the Instruct's",
   "lost": "share of elements that stayed although d is not 0 there",
   "with_base": "tensors for which W_B is known; what follows is over these",
+  "base_norm": "norm of W_B",
+  "relative": "norm of d, over base_norm",
   "gap_norm": "norm of W_I - W_B",
   "gap_cosine": "cosine of d and W_I - W_B",
   "gap_ratio": "sum|W_I - W_B| / (sum|W_B| + sum|W_I|)",
@@ -54,6 +56,11 @@ LEGEND = (
   "lost: unchanged, though the delta is not 0"
 )
 NO_BASE = "{} of {} tensors have no counterpart in the Base, and are not in cos(I-B) and gap ratio"
+ADVICE = (
+  "warning: there the stored dtype changed the direction of the delta; to keep it, graft with "
+  "--output=adapter (LoRA) or --output=delta, which store it apart, or with --dtype=float32"
+)
+ADVICE_OF_NEAREST = "; --rounding=stochastic keeps it on average, with noise about it"
 Numbers = dict[str, float | None]  # {key of MEANING: value}
 
 
@@ -72,6 +79,7 @@ class Survival(NamedTuple):
   base_abs: float | None = None  # sum of |W_B|
   instruct_abs: float | None = None  # sum of |W_I|
   gap_abs: float | None = None  # sum of |g|
+  base2: float | None = None  # sum of W_B^2
 
   @classmethod
   def from_chunks(
@@ -115,7 +123,7 @@ def sums(w: jax.Array, d: jax.Array, stored: jax.Array, base: jax.Array | None =
   if base is not None:
     base = base.astype(jnp.float32)
     g = w - base
-    terms += [g * g, d * g, abs(base), abs(w), abs(g)]
+    terms += [g * g, d * g, abs(base), abs(w), abs(g), base * base]
   terms = [t.astype(jnp.float32).reshape(-1, ROW) for t in terms]
   # One reduction for all terms: separate ones would each read and subtract everything again.
   return jnp.stack(
@@ -161,11 +169,20 @@ def numbers(rows: Sequence[Survival]) -> Numbers:
     absolute = (total(key, known) for key in ("base_abs", "instruct_abs", "gap_abs"))
     out |= {
       "with_base": len(known),
+      **_relative(delta, known),
       "gap_norm": gap_norm,
       "gap_cosine": _cosine(total("gap_dot", known), gap_norm, delta) if gap_norm else None,
       "gap_ratio": gap.ratio_of(*absolute),
     }
   return out
+
+
+def _relative(delta, known):
+  """The norm of W_B and that of the delta over it, where they were summed."""
+  if any(r.base2 is None for r in known):
+    return {}
+  norm = math.sqrt(math.fsum(r.base2 for r in known))
+  return {"base_norm": norm, "relative": _over(delta, norm)}
 
 
 def _over(part, whole):
@@ -229,14 +246,7 @@ def warnings(rows: Sequence[Survival], *, rounding: str = "nearest") -> list[str
       line += f" in {len(low)} of {len(cosines)} layers, lowest in layer {worst}"
     lines.append(line)
   if lines:
-    advice = (
-      "there the stored dtype changed the direction of the delta; to keep it, keep the "
-      "delta apart (--output adapter for LoRA, else --output delta) or store float32 "
-      "(--dtype float32)"
-    )
-    if rounding == "nearest":
-      advice += "; --rounding stochastic keeps it on average, with noise about it"
-    lines.append(advice)
+    lines.append(ADVICE + ADVICE_OF_NEAREST * (rounding == "nearest"))
   return lines
 
 
@@ -245,34 +255,25 @@ def changed(rows: Iterable[Survival]) -> int:
   return sum(r.size - r.unchanged for r in rows)
 
 
-def lines(rows: Sequence[Survival], rounding: str, dtype: str | None) -> Iterator[str]:
-  """The table, the warnings and the share that changed, for a terminal.
-
-  Args:
-    rows: of all grafted tensors.
-    rounding, dtype: see `recipe.Recipe`.
-  """
+def lines(rows: Sequence[Survival]) -> Iterator[str]:
+  """The table and the share that changed, for a terminal."""
   yield table(rows)
-  yield from warnings(rows, rounding=rounding)
   if count := changed(rows):
     total = sum(r.size for r in rows)
     yield (
-      f"{count / total:.1%} of {total} numbers changed; for the others the delta is "
+      f"{count / total:.1%} of {total:,} numbers changed; for the others the delta is "
       "0, or less than the stored dtype can tell"
     )
-  else:
-    how = f"in {dtype}" if dtype else "byte for byte"
-    yield f"warning: no number changed; the result is the Instruct, {how}"
 
 
 def record(
-  rows: Sequence[Survival], settings: dict[str, Any], *, rounding: str = "nearest"
+  rows: Sequence[Survival], settings: dict[str, Any], warned: Sequence[str]
 ) -> dict[str, Any]:
-  """graft_report.json: `settings`, and the numbers of all, by module type, layer and tensor."""
+  """graft_report.json: settings, warnings, the numbers of all, by module type, layer and tensor."""
   return {
     "settings": settings,
     "meaning": MEANING,
-    "warnings": warnings(rows, rounding=rounding),
+    "warnings": [*warned],
     "all": numbers(rows),
     "modules": by_module(rows),
     "layers": by_layer(rows),
@@ -287,12 +288,11 @@ def write_report(
   rows: Sequence[Survival],
   settings: dict[str, Any],
   title: str,
-  *,
-  rounding: str = "nearest",
+  warned: Sequence[str] = (),
 ) -> None:
   """Writes graft_report.json and, if a row is in a layer, graft_report.png with that title."""
   directory = pathlib.Path(directory)
-  found = record(rows, settings, rounding=rounding)
+  found = record(rows, settings, warned)
   (directory / "graft_report.json").write_text(json.dumps(found, indent=2) + "\n")
   if parts := cells(rows):
     pictures.plot_survival(parts, title, directory / "graft_report.png", warn_below=WARN_BELOW)

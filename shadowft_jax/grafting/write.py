@@ -14,9 +14,11 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from shadowft_jax import files, hosts, machine
-from shadowft_jax.grafting import chunks, compute, matching, recipe as recipes
+from shadowft_jax.errors import inline
+from shadowft_jax.grafting import chunks, compute, matching, mixups, recipe as recipes
 from shadowft_jax.grafting import selection, sources, survival
 from shadowft_jax.grafting.matching import Plan
 from shadowft_jax.grafting.verify import Written, read_back
@@ -25,6 +27,7 @@ from shadowft_jax.hf.folder import ModelFolder
 from shadowft_jax.progress import say
 from shadowft_jax.runs import provenance
 
+SAMPLED = 16  # tensors of which `sample` reads a chunk
 KEPT = 64  # chunks between two lines of the journal
 
 
@@ -33,6 +36,7 @@ class Outcome(NamedTuple):
 
   left_out: list[str]  # files of the Instruct's folder that were not copied
   survival: list[survival.Survival]  # of each target, in the plan's order
+  warnings: list[str]  # lines, for the end
 
   @property
   def changed(self) -> int:
@@ -121,8 +125,8 @@ def check(plan: Plan, out: str | os.PathLike) -> None:
   Raises:
     InputError: the disk has too little room, or `out` and an input lie in one another.
   """
-  for directory in plan.folders:
-    files.check_apart(out, directory)
+  for role, directory in plan.folders:
+    files.check_apart(out, directory, role)
   left = files.part(out).glob("*.safetensors")  # by a killed run; is resumed or removed
   files.check_room(out, need(plan)["write"], already=sum(512 * p.stat().st_blocks for p in left))
 
@@ -165,16 +169,35 @@ def run(
     inputs = _inputs(plan, left_out) if verify else {}
     hashing = pool.submit(provenance.provenance, inputs, seed=None)  # while the disk writes
     survived = _survivals(plan, work, results)
-    survival.write_report(
-      making.directory, survived, settings, title, rounding=plan.recipe.rounding
-    )
+    warned = _warnings(plan, survived)
+    survival.write_report(making.directory, survived, settings, title, warned)
     for future in syncing:
       future.result()
     record = {**hashing.result(), **settings}
     if verify:
       record["sha256"]["output"] = _verify(plan, making, out, work, results, pool)
     (making.directory / "provenance.json").write_text(json.dumps(record, indent=2) + "\n")
-  return Outcome(left_out, survived)
+  return Outcome(left_out, survived, warned)
+
+
+def sample(plan: Plan) -> list[str]:
+  """Warnings of a delta that is none of this pair, from a chunk of some tensors; writes nothing.
+
+  Raises:
+    InputError: a sum is not finite.
+  """
+  recipe = plan.recipe._replace(combine="sum", density=1.0)
+  targets = [t for t in plan.targets if t.base and t.count]
+  rows = []
+  for target in targets[:: -(-len(targets) // SAMPLED) or 1]:
+    first, stop = next(chunks.ranges(target.tensor.shape, target.count))
+    chunk = chunks.Chunk(target.tensor.path, 0, 0, 0, None, target, first, stop)
+    no_thresholds = {target.name: np.zeros(len(target.parts), np.uint32)}
+    with chunks.scratch() as take:
+      _, sums = compute.chunk_bytes(recipe, no_thresholds, chunk, take)
+    assert sums is not None, target.name
+    rows.append(survival.Survival.from_chunks(target.name, stop, [sums], True))
+  return mixups.warnings(plan, rows, f" in a sample of {len(rows)} tensors") if rows else []
 
 
 def _key(plan, settings, verify):
@@ -197,11 +220,23 @@ def _survivals(plan, work, results):
   ]
 
 
+def _warnings(plan, survived):
+  """Lines on a delta that did nothing, that was lost in storing it, or that is of another pair."""
+  how = f"in {plan.recipe.dtype}" if plan.recipe.dtype else "byte for byte"
+  nothing = f"warning: no number changed; the result is the Instruct, {how}"
+  return [
+    *survival.warnings(survived, rounding=plan.recipe.rounding),
+    *mixups.warnings(plan, survived),
+    *[nothing] * (not survival.changed(survived)),
+  ]
+
+
 def lines(plan: Plan, outcome: Outcome) -> Iterator[str]:
-  """Lines on the outcome, for a terminal."""
-  yield from survival.lines(outcome.survival, plan.recipe.rounding, plan.recipe.dtype)
-  if outcome.left_out:
-    yield f"not copied from {plan.instruct.directory}: {', '.join(outcome.left_out)}"
+  """Lines on the outcome but its warnings, for a terminal."""
+  yield from survival.lines(outcome.survival)
+  if gone := outcome.left_out:
+    what = "1 entry" if len(gone) == 1 else f"{len(gone)} entries"
+    yield f"not copied from {plan.instruct.directory}, {what}: {inline(gone)}"
 
 
 def _inputs(plan, left_out):
@@ -222,7 +257,7 @@ def graft(
   match: str,
   card: str,
   verb: str = "grafted onto",
-) -> None:
+) -> list[str]:
   """Writes `instruct` with a stored delta grafted, in the place of any folder that is there.
 
   The first process writes, and the others wait for it.
@@ -235,27 +270,30 @@ def graft(
     card: text of its README.md.
     verb: what is done with the delta, in words.
 
+  Returns:
+    Warnings, to be printed last; none where another process writes.
+
   Raises:
     InputError: see `matching.plan` and `run`.
   """
+  warned: list[str] = []
   if hosts.is_first():
     plan = matching.plan(
-      instruct,
-      [sources.stored(delta)],
-      wanted=selection.scope(instruct.model_type, match=match),
-      base=base,
+      instruct, [sources.stored(delta)], scope=selection.Scope(match=match), base=base
     )
-    run_and_report(plan, out, verb, card=card, settings={"match": match}, overwrite=True)
+    say(*matching.out_of_scope_lines(plan))
+    warned = run_and_report(plan, out, verb, card=card, settings={"match": match}, overwrite=True)
   hosts.wait("the grafted model is written")
+  return warned
 
 
 def run_and_report(
   plan: Plan, out: str | os.PathLike, verb: str = "grafted onto", **options: Any
-) -> None:
-  """`run`, with its outcome printed; `options` are those of `run` but `title`."""
+) -> list[str]:
+  """`run`, with its outcome printed, and the warnings returned; `options` as of `run`, no title."""
   what = " and ".join(d.what for d in plan.deltas)
   done = run(plan, out, title=f"{what}, {verb} {plan.instruct.directory}", **options)
-  for line in lines(plan, done):
-    say(line)
+  say(*lines(plan, done))
   did, onto = verb.split()
   say(f"{did} {len(plan.targets)} tensors of {what} {onto} {plan.instruct.directory}: {out}")
+  return done.warnings

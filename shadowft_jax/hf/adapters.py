@@ -1,4 +1,4 @@
-"""PEFT's LoRA adapters: adapter_config.json, and which tensors are whose factors."""
+"""PEFT's LoRA adapters: adapter_config.json, the names of modules, whose factors a tensor holds."""
 
 import math
 import os
@@ -33,6 +33,36 @@ READABLE: dict[str, tuple[Any, ...]] = {
   "kasa_config": (None,),
   "monteclora_config": (None,),
 }
+
+
+PREFIX = "base_model.model."  # of PEFT, before the name of a module
+_FACTOR = re.compile(re.escape(PREFIX) + r"(.+)\.lora_([AB])\.weight")
+
+# What transformers 5 puts before the layers of a language model that is a part of a larger model,
+# by config.json's model_type; folders spell it in several ways.  Source: the modules of every
+# class in MODEL_FOR_MULTIMODAL_LM_MAPPING of transformers 5.23.
+SERVED = {
+  "llama4": "language_model.model.",
+  "qwen2_5_omni": "thinker.model.language_model.",
+  **dict.fromkeys(("idefics", "evolla", "phi4_multimodal", "kyutai_speech_to_text"), "model."),
+}
+SERVED_TEXT = "model.language_model."  # of all others
+# Families of which PEFT 0.21 puts the factors of single experts together, as transformers 5 has all
+# experts in one tensor.  It then takes every module of these names for an expert's.
+# Source: peft, utils/transformers_weight_conversion.py; transformers, conversion_mapping.py.
+FUSED = frozenset(
+  {
+    *("mixtral", "minimax", "minimax_m2"),
+    *("qwen3_moe", "qwen3_next", "qwen3_omni_moe", "qwen3_omni_moe_thinker", "olmoe", "flex_olmo"),
+    *("deepseek_v2", "deepseek_v3", "deepseek_v32", "dots1", "ernie4_5_moe", "hunyuan_v1_moe"),
+    *("glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "glm4v_moe", "longcat_flash", "solar_open"),
+    *("mellum", "beam", "afmoe", "exaone_moe", "cohere2_moe"),
+  }
+)
+EXPERTS = ("gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
+TOGETHER = (("gate_proj", "up_proj"), ("w1", "w3"))  # PEFT takes both, or neither
+# config.json's model_type of trainable models with a vision tower -> the modules beside the text.
+BESIDE_TEXT = {"gemma3": r"(model\.)?(vision_tower|multi_modal_projector)\..*"}
 
 
 class LowRank(NamedTuple):
@@ -70,8 +100,8 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
   ]
   if bad:
     raise InputError(
-      f"{path}: this adapter cannot be read; merge it with PEFT and give the "
-      f"result as --tuned:{listing(bad)}"
+      f"{path}: this adapter cannot be read; merge it into the Base with PEFT and give the result "
+      f"as --tuned, with --base:{listing(bad)}"
     )
   return config
 
@@ -91,9 +121,9 @@ def low_rank(
   factors: dict[str, dict[str, Tensor]] = {}
   bad = []
   for name, tensor in found.items():
-    factor = names.factor_of(name)
+    factor = factor_of(name)
     if factor is None or len(tensor.shape) != 2:
-      expected = " or ".join(names.factor_names("MODULE"))
+      expected = " or ".join(factor_names("MODULE"))
       bad.append(f"{name} {tensor.shape}: expected {expected} of two axes")
     else:
       factors.setdefault(factor[0], {})[factor[1]] = tensor
@@ -113,8 +143,9 @@ def low_rank(
       parts[module + ".weight"] = LowRank(pair["A"], pair["B"], scale)
   if bad:
     raise InputError(
-      f"{directory}: the tensors are not those of a LoRA adapter (DoRA, "
-      f"modules_to_save, biases and embeddings are not read):{listing(bad)}"
+      f"{directory}: the tensors are not those of a LoRA adapter alone (DoRA, modules_to_save, "
+      "biases, and tables of a resized vocabulary are not read); merge it into the Base with PEFT "
+      f"and give the result as --tuned, with --base:{listing(bad)}"
     )
   return parts
 
@@ -125,6 +156,33 @@ def _setting(config: Mapping[str, Any], patterns: str, otherwise: str, module: s
     if re.match(rf"(.*\.)?({key})$", module):
       return value
   return config[otherwise]
+
+
+def factor_of(name: str) -> tuple[str, str] | None:
+  """(module, "A" or "B") of a tensor of an adapter; None if it is none."""
+  found = _FACTOR.fullmatch(name)
+  return (found[1], found[2]) if found else None
+
+
+def factor_names(module: str) -> tuple[str, str]:
+  """The names of A and B of a module in an adapter's file."""
+  a, b = (f"{PREFIX}{module}.lora_{x}.weight" for x in "AB")
+  return a, b
+
+
+def served_name(name: str, model_type: str | None, is_wrapped: bool) -> str:
+  """The name that transformers 5 gives a module or tensor of a language model.
+
+  Args:
+    name: as a folder spells it.
+    model_type: as in config.json.
+    is_wrapped: whether the language model is a part of a larger model.
+  """
+  prefix = SERVED.get(model_type or "", SERVED_TEXT) if is_wrapped else names.TEXT
+  bare = names.short(name.removeprefix("thinker."))
+  if bare.startswith("lm_head."):
+    return re.sub(r"model\.(language_model\.)?$", "", prefix) + bare
+  return prefix + bare if bare.startswith("layers.") else name
 
 
 def check_rank(directory: str | os.PathLike, named: Mapping[str, Any], rank: int) -> None:
@@ -152,14 +210,30 @@ def check_rank(directory: str | os.PathLike, named: Mapping[str, Any], rank: int
     )
 
 
+def is_found(module: str, model_type: str | None) -> bool:
+  """Whether PEFT finds a module of a model with experts, as transformers 5 has it."""
+  is_expert = bool(re.search(r"\.experts\.\d+\.", module))
+  if model_type in FUSED:
+    return is_expert or module.rsplit(".", 1)[-1] not in EXPERTS
+  return not is_expert
+
+
 def adapter_config(
   modules: list[str], *, rank: int, alpha: float, base_model: object, model_type: str | None = None
 ) -> dict[str, Any]:
-  """The content of adapter_config.json; `model_type` is that of the model that serves it."""
+  """The content of adapter_config.json.
+
+  Args:
+    modules: their names, or the last parts of them.
+    rank, alpha: of every module.
+    base_model: the folder, whose whole path is named, or the hub's id of the model that serves it.
+    model_type: of that model.
+  """
+  model = str(base_model)
   config = {
     "peft_type": "LORA",
     "task_type": "CAUSAL_LM",
-    "base_model_name_or_path": str(base_model),
+    "base_model_name_or_path": os.path.abspath(model) if os.path.isdir(model) else model,
     "r": rank,
     "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
     "target_modules": modules,
@@ -173,6 +247,6 @@ def adapter_config(
     "fan_in_fan_out": False,
     "inference_mode": True,
   }
-  if model_type in names.BESIDE_TEXT:  # a vision tower has modules of the same names
-    config["exclude_modules"] = names.BESIDE_TEXT[model_type]
+  if model_type in BESIDE_TEXT:  # a vision tower has modules of the same names
+    config["exclude_modules"] = BESIDE_TEXT[model_type]
   return config

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from shadowft_jax import files, hosts, tree
 from shadowft_jax.errors import InputError, listing
 from shadowft_jax.files import StrPath
-from shadowft_jax.hf import adapters, arrays, folder, names, safetensors
+from shadowft_jax.hf import adapters, arrays, folder, foreign, names, safetensors
 from shadowft_jax.hf.safetensors import WEIGHTS, Tensor
 from shadowft_jax.tree import Delta, Params
 
@@ -64,18 +64,31 @@ def read(directory: StrPath) -> StoredDelta:
   """Reads what lies in a folder: an adapter of PEFT, or a dense delta; headers only.
 
   Raises:
-    InputError: neither is there; or an adapter with settings or tensors that cannot be read: all
-      are named.
+    InputError: neither is there, nor in the delta/ of a run; or an adapter with settings or tensors
+      that cannot be read: all are named.
   """
   directory = pathlib.Path(directory)
   files.check_folder(directory)
+  if not _has_delta(directory) and _has_delta(directory / "delta"):  # the folder of a run
+    directory = directory / "delta"
   if (directory / "adapter_config.json").exists():
     return _read_adapter(directory)
+  if not _has_delta(directory):
+    raise InputError(
+      f"{directory} holds no delta; expected a run of `train` or its delta/ (delta.safetensors, or "
+      "adapter_config.json), or an adapter of PEFT"
+    )
   found = safetensors.find(directory, "delta")
   _check_dtypes(directory, found)
   spelt, _ = names.by_short_name(found, directory)
   parts = {short: Dense(found[name]) for short, name in spelt.items()}
   return StoredDelta(directory, "full", parts, spelt, folder.files_of(directory, found))
+
+
+def _has_delta(directory: pathlib.Path) -> bool:
+  """Whether a folder holds a delta of either kind."""
+  found = ("adapter_config.json", "delta.safetensors", "delta.safetensors.index.json")
+  return any((directory / name).exists() for name in found)
 
 
 def _check_dtypes(directory: pathlib.Path, tensors: Mapping[str, Tensor]) -> None:
@@ -91,6 +104,7 @@ def _read_adapter(directory: pathlib.Path) -> StoredDelta:
       "opened and is not read; load it with PEFT and save it again"
     )
   found = safetensors.find(directory, "adapter_model")
+  foreign.check_names(directory, found)
   _check_dtypes(directory, found)
   parts = adapters.low_rank(directory, found, config)
   spelt, _ = names.by_short_name(parts, directory)
@@ -201,7 +215,8 @@ def save_adapter(
   )
 
   def rename(name: str) -> str:
-    return names.ADAPTER_PREFIX + names.served_name(name, model_type)
+    is_wrapped = model_type in adapters.BESIDE_TEXT
+    return adapters.PREFIX + adapters.served_name(name, model_type, is_wrapped)
 
   if not hosts.is_first():
     arrays.take_part(lora_tree)

@@ -7,11 +7,16 @@ import pathlib
 import re
 from typing import Any
 
+import numpy as np
+
 from shadowft_jax import files
 from shadowft_jax.errors import InputError
-from shadowft_jax.hf import hub, names, safetensors, tokenizer_files
+from shadowft_jax.hf import experts, foreign, names, safetensors, tokenizer_files
 from shadowft_jax.hf.safetensors import WEIGHTS, Tensor
 
+# The keys of config.json that describe a part of a larger model.
+PARTS = ("text_config", "vision_config", "audio_config", "thinker_config", "codec_config")
+COMPARED = 1 << 20  # bytes that are compared at once
 _BUFFERS = ("I64", "F64", "BOOL")  # dtypes of masks and positions, not of quantised weights
 
 
@@ -46,11 +51,31 @@ class ModelFolder:
     return self.raw_config.get("vision_config") or {}
 
   @property
-  def tied(self) -> bool:
-    """Whether the head is the embedding."""
+  def is_wrapped(self) -> bool:
+    """Whether the language model is a part of a larger model, with vision or audio."""
+    return any(isinstance(self.raw_config.get(key), dict) for key in PARTS)
+
+  @functools.cached_property
+  def has_experts(self) -> bool:
+    """Whether layers hold a mixture of experts."""
+    return any(".experts." in name for name in self.tensors)
+
+  @property
+  def is_tied_by_config(self) -> bool:
+    """Whether config.json says that the head is the embedding."""
     tied = self.config.get("tie_word_embeddings")
     is_gemma = str(self.config.get("model_type")).startswith("gemma")
     return is_gemma if tied is None else bool(tied)
+
+  @functools.cached_property
+  def tied(self) -> bool:
+    """Whether the head is the embedding: config.json says so, and no other head is stored.
+
+    Tools that train the head of a tied model store it and leave config.json as it was;
+    transformers 5 loads such a folder untied.
+    """
+    table, head = self.tensors.get(names.TABLE), self.tensors.get(names.HEAD)
+    return self.is_tied_by_config and not (table and head and not same_bytes(table, head))
 
   @property
   def duplicate_head(self) -> Tensor | None:
@@ -130,6 +155,7 @@ def open_model(directory: str | os.PathLike | ModelFolder) -> ModelFolder:
     raise InputError(
       f"{directory} is an adapter; expected a whole model (an adapter is grafted by --adapter)"
     )
+  foreign.refuse(directory)
   raw = files.read_json(directory / "config.json")
   found = _tensors_of(directory)
   spelt, prefixes = names.by_short_name(found, directory)
@@ -139,14 +165,10 @@ def open_model(directory: str | os.PathLike | ModelFolder) -> ModelFolder:
 
 
 def _tensors_of(directory: pathlib.Path) -> dict[str, Tensor]:
-  """{tensor name: Tensor} of a folder's weights; pickles and GGUF are refused."""
-  hub.refuse_pickles(directory)
-  if any(directory.glob("*.gguf")) and not any(directory.glob("*.safetensors")):
-    raise InputError(
-      f"{directory} has only GGUF weights, which are packed for another program "
-      "and mostly quantised; download the original model in safetensors"
-    )
-  return names.unfused(safetensors.find(directory))
+  """{tensor name: Tensor} of a folder's weights."""
+  found = safetensors.find(directory)
+  foreign.check_names(directory, found)
+  return experts.unfused(found)
 
 
 def files_of(directory: pathlib.Path, tensors: dict[str, Tensor]) -> list[pathlib.Path]:
@@ -157,3 +179,18 @@ def files_of(directory: pathlib.Path, tensors: dict[str, Tensor]) -> list[pathli
     for p in directory.glob(n)
   ]
   return sorted({*beside, *(t.path for t in tensors.values())})
+
+
+def same_bytes(a: Tensor, b: Tensor) -> bool:
+  """Whether two tensors have one shape, dtype and content; reads up to the first difference."""
+  if (a.shape, a.dtype, a.nbytes) != (b.shape, b.dtype, b.nbytes):
+    return False
+  parts = [np.empty(min(a.nbytes, COMPARED), np.uint8) for _ in range(2)]
+  with open(a.path, "rb", buffering=0) as x, open(b.path, "rb", buffering=0) as y:
+    for at in range(0, a.nbytes, COMPARED):
+      views = [part[: a.nbytes - at] for part in parts]
+      for file, view, tensor in zip((x, y), views, (a, b), strict=True):
+        safetensors.read_at(file, view, tensor.offset + at)
+      if not np.array_equal(views[0], views[1]):
+        return False
+  return True

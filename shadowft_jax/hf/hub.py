@@ -1,6 +1,5 @@
-"""Model folders: found on disk or on the hub, and copied without twins of their weights."""
+"""Model folders: found on disk or on the hub, and copied without their weights."""
 
-import fnmatch
 import os
 import pathlib
 import re
@@ -11,13 +10,21 @@ import huggingface_hub
 
 from shadowft_jax.errors import InputError, nearest
 from shadowft_jax.files import StrPath, check_folder
+from shadowft_jax.hf import foreign
 
-# Twins of the weights in other formats; pickles are not read.
-TWINS = ("consolidated*", "*.bin", "*.pth", "*.pt", "*.gguf", "*.h5", "*.msgpack", "*.onnx")
-NOT_DOWNLOADED = ["original/*", *TWINS]
-# Not copied to an export: twins of the weights, which would be ungrafted; code; caches.
-LEFT_OUT = ("original/", *TWINS, "*.safetensors", "*.bin.index.json", "*.py", ".*")
-PICKLES = ("pytorch_model*.bin", "model*.bin", "*.pth", "*.pt", "*.ckpt")
+# The files of a model's folder that are no weights, by their endings and by their names; whatever
+# else lies there (weights in other forms, checkpoints, code, caches) does not belong to the model
+# that is written.
+ENDINGS = (
+  *(".json", ".jinja", ".txt", ".md", ".yaml", ".yml", ".html", ".pdf", ".csv"),
+  *(".model", ".tiktoken", ".vocab", ".bpe", ".spm"),
+  *(".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp"),
+)
+NAMES = r"licen[cs]e|notice|copying|policy|readme|^tokenizer|^vocab|^merges"
+# What describes weights in other forms, and folders of such.
+STRANGERS = r"(?!model\.safetensors).*\.index\.json|params\.json|(original|checkpoint-\d+)/|\..*"
+DOWNLOADED = [f"*{x}" for x in (*ENDINGS, ".py", ".safetensors")] + ["*LICENSE*", "*NOTICE*"]
+NOT_DOWNLOADED = ["original/*", "consolidated*"]
 
 
 def locate(model: StrPath, *, weights: bool = True) -> pathlib.Path:
@@ -37,62 +44,35 @@ def locate(model: StrPath, *, weights: bool = True) -> pathlib.Path:
   try:
     found = pathlib.Path(
       huggingface_hub.snapshot_download(
-        str(model), ignore_patterns=NOT_DOWNLOADED + ["*.safetensors"] * (not weights)
+        str(model),
+        allow_patterns=DOWNLOADED,
+        ignore_patterns=NOT_DOWNLOADED + ["*.safetensors"] * (not weights),
       )
     )
   except (OSError, ValueError) as error:
     reason = str(error).strip().split("\n")[0]
+    if near := nearest(path):
+      raise InputError(f"{model} does not exist{near} (nor is it on the hub: {reason})") from error
     raise InputError(
-      f"{model} is no folder{nearest(path)}, and as a model of the hub it is not on this disk; "
+      f"{model} is no folder, and as a model of the hub it is not on this disk; "
       f"run `hf download {model}` where there is a network (if it is gated, accept its licence "
       f"and run `hf auth login` first); the hub's client says: {reason}"
     ) from error
   if weights and not any(found.glob("*.safetensors")):
     raise InputError(
       f"{model} has no safetensors weights; run `hf download {model} --local-dir "
-      f"{path.name}`, then convert: {conversion(path.name)}"
+      f"{path.name}`, then convert: {foreign.conversion(path.name)}"
     )
   return found
 
 
-def refuse_pickles(directory: StrPath) -> None:
-  """Checks that a folder's weights are not only pickles, which can run code when opened.
-
-  Raises:
-    InputError: they are; gives the command that converts them.
-  """
-  directory = pathlib.Path(directory)
-  if any(directory.glob("*.safetensors")):
-    return
-  for pattern in PICKLES:
-    if found := sorted(p.name for p in directory.glob(pattern)):
-      raise InputError(
-        f"{directory} has only pickled weights ({found[0]}), which can run code "
-        "when opened and are not read; convert them (needs torch and their size "
-        f"in memory): {conversion(directory, pattern)}"
-      )
-
-
-def conversion(directory: StrPath, pattern: str = PICKLES[0]) -> str:
-  """The shell command that writes a folder's pickles as safetensors, into the same folder.
-
-  It reads only tensors: neither pickled code nor the model's own code runs.
-  """
-  code = (
-    "import glob, torch; from huggingface_hub import save_torch_state_dict as save; "
-    f"save({{k: v for f in sorted(glob.glob('{directory}/{pattern}')) for k, v in "
-    f"torch.load(f, map_location='cpu', weights_only=True).items()}}, '{directory}')"
-  )
-  return f'python -c "{code}"'
-
-
 def copy(source: pathlib.Path, target: pathlib.Path, weights: Collection[str]) -> list[str]:
-  """Copies the files of a Hugging Face folder and its subfolders, except those of LEFT_OUT.
+  """Copies what belongs to a model from a Hugging Face folder and its subfolders, but the weights.
 
   Args:
     source: the folder; links to files are followed (the hub's cache is made of them).
     target: an empty folder.
-    weights: names of the weight files to copy.
+    weights: names of weight files that are copied all the same.
 
   Returns:
     The files and folders of `source` that were left out, sorted.
@@ -130,4 +110,8 @@ def copy_with_card(
 
 
 def _is_left_out(name):
-  return any(fnmatch.fnmatchcase(name, pattern) for pattern in LEFT_OUT)
+  """Whether a file, or a folder's name with its "/", does not belong to the model."""
+  name = name.lower()
+  if re.fullmatch(STRANGERS, name):
+    return True
+  return not (name.endswith(("/", *ENDINGS)) or re.search(NAMES, name))

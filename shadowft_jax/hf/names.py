@@ -1,4 +1,4 @@
-"""Every rule about tensor names: of Hugging Face folders, of adapters, and of our leaves.
+"""Every rule about tensor names of Hugging Face folders and of our leaves.
 
 Leaves and tensors are one bijection, read both ways.  A leaf's path is the tensor's name with "/"
 for ".".  Below `layers` the layer's number is left out and the layers are stacked on axis 0; below
@@ -7,7 +7,6 @@ for ".".  Below `layers` the layer's number is left out and the layers are stack
 Folders of one model spell the same tensor with different prefixes.  Its short name has none.
 """
 
-import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from shadowft_jax import scope
-from shadowft_jax.errors import InputError, listing
+from shadowft_jax.errors import InputError
 
 # The last part of a leaf's path -> the last part of the tensor's name.
 SUFFIX = {
@@ -33,24 +32,27 @@ STACKED = ("layers", "experts")
 # transformers 4.52 swapped the first two, and a plain text model has the last.
 PREFIXES = ("language_model.model.", "model.language_model.", "language_model.", "model.")
 TEXT = "model."  # the prefix of a plain text model, and of our leaves
-SERVED_TEXT = "model.language_model."  # how transformers 5 names the modules of a text tower
 TABLE, HEAD = "embed_tokens.weight", "lm_head.weight"  # short names
 TABLES = r"embed_tokens\.weight|tok_embeddings\.weight"
 HEADS = r"lm_head\.weight|output\.weight"
-VISION = r"vision|multi_modal_projector"
+# The words that may stand before the layers of a language model; after any other, layers are those
+# of another tower (vision, audio, speech).
+_TEXT_WORDS = {
+  *("model", "base_model", "language_model", "text_model", "language", "llm", "thinker"),
+  *("transformer", "decoder", "gpt_neox", "backbone"),
+}
+# Outside the layers: the parts of towers, and what joins them to the language model.
+BESIDE = (
+  r"vision|visual|image|\bvit\b|video|audio|speech|sound|projector|connector|resampler|merger"
+)
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 HARMLESS = r".*\.rotary_emb\.inv_freq"  # a buffer that old checkpoints carry along
 WEIGHT = r"weight|scales|qzeros"  # of tensors that hold weights, plain or quantised
-# config.json's model_type of models with a vision tower -> the modules beside the text tower.
-BESIDE_TEXT = {"gemma3": r"(model\.)?(vision_tower|multi_modal_projector)\..*"}
-
-ADAPTER_PREFIX = "base_model.model."  # of PEFT
-_FACTOR = re.compile(re.escape(ADAPTER_PREFIX) + r"(.+)\.lora_([AB])\.weight")
-
-_LAYER = r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\."
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 # Type of module -> regex; the first that matches a short name counts.  "w1" to "w3" are Llama's and
 # InternLM2's own names.
 MODULES = {
-  "vision": VISION,
+  "vision, audio": "(?!)",  # what `is_beside` finds
   "attention q": r"\bq_proj\b",
   "attention k": r"\bk_proj\b",
   "attention v": r"\bv_proj\b",
@@ -155,13 +157,6 @@ def text_name(name: str) -> str:
   return bare if bare.startswith("lm_head.") else TEXT + bare
 
 
-def served_name(name: str, model_type: str | None) -> str:
-  """The name that transformers 5 gives the module or tensor `name` of a text model."""
-  if model_type in BESIDE_TEXT and name.startswith(TEXT):
-    return SERVED_TEXT + name.removeprefix(TEXT)
-  return name
-
-
 def by_short_name(names: Iterable[str], directory: object) -> tuple[dict[str, str], frozenset[str]]:
   """({short name: name}, the prefixes of layers that were found).
 
@@ -193,9 +188,12 @@ def is_head(name: str) -> bool:
   return bool(re.fullmatch(HEADS, name))
 
 
-def is_vision(name: str) -> bool:
-  """Whether a tensor is of a vision tower or its projector."""
-  return bool(re.search(VISION, name))
+def is_beside(name: str) -> bool:
+  """Whether a tensor is of another part than the language model: a vision or an audio tower."""
+  if found := _LAYER.search(name):
+    words = [w for w in name[: found.start()].split(".") if w and w not in _TEXT_WORDS]
+    return words not in ([], ["encoder"]) or name.startswith(("encoder.", "model.encoder."))
+  return bool(re.search(BESIDE, name))
 
 
 def is_harmless(name: str) -> bool:
@@ -205,20 +203,28 @@ def is_harmless(name: str) -> bool:
 
 def layer_of(name: str) -> int | None:
   """The number of the language model's layer that a tensor is of, or None."""
-  found = None if is_vision(name) else re.search(_LAYER, name)
+  found = None if is_beside(name) else _LAYER.search(name)
   return int(found[1]) if found else None
 
 
 def module_of(name: str) -> str:
   """The key of MODULES that a tensor is of."""
   bare = short(name)
+  if is_beside(bare):
+    return next(iter(MODULES))
   return next(module for module, pattern in MODULES.items() if re.search(pattern, bare))
 
 
-def in_scope(name: str, model_type: str | None) -> bool:
+def in_scope(name: str) -> bool:
   """Whether a tensor is of a projection (scope.py) of a layer of the language model."""
-  parts = name.split(".")
-  return layer_of(name) is not None and any(p in scope.projections(model_type) for p in parts[:-1])
+  words = {w.removesuffix("_bias") for w in name.split(".")}
+  return layer_of(name) is not None and not words.isdisjoint(scope.PROJECTIONS)
+
+
+def is_unknown_matrix(name: str, axes: int) -> bool:
+  """Whether a tensor is a matrix of a layer that is neither a projection nor known to be none."""
+  is_matrix = axes >= 2 and layer_of(name) is not None
+  return is_matrix and not in_scope(name) and not re.search(scope.NO_PROJECTION, name)
 
 
 def any_layer(name: str) -> str:
@@ -226,63 +232,37 @@ def any_layer(name: str) -> str:
   return re.sub(r"\.\d+\.", ".*.", name)
 
 
-def patterns(names: Iterable[str]) -> list[str]:
-  """Sorted regexes that match the names, one for those that differ in numbers alone."""
-  return sorted({re.sub(r"(?<=\\\.)\d+(?=\\\.)", r"\\d+", re.escape(n)) for n in names})
+def alike(texts: Mapping[str, str]) -> list[str]:
+  """Lines for {name: text}: one for names that differ in numbers alone and have one text."""
+  groups: dict[tuple[str, str], list[str]] = {}
+  for name, text in texts.items():
+    groups.setdefault((any_layer(name), text), []).append(name)
+  return [
+    f"{found[0]}: {text}" if len(found) == 1 else f"{name} ({len(found)} tensors): {text}"
+    for (name, text), found in groups.items()
+  ]
 
 
-# ---- adapters and experts
+def patterns(names: Iterable[str], among: Iterable[str]) -> list[str]:
+  """Sorted regexes that match these of the names `among`, and no other.
 
-
-def factor_of(name: str) -> tuple[str, str] | None:
-  """(module, "A" or "B") of a tensor of an adapter; None if it is none."""
-  found = _FACTOR.fullmatch(name)
-  return (found[1], found[2]) if found else None
-
-
-def factor_names(module: str) -> tuple[str, str]:
-  """The names of A and B of a module in an adapter's file."""
-  a, b = (f"{ADAPTER_PREFIX}{module}.lora_{x}.weight" for x in "AB")
-  return a, b
-
-
-def unfused(stored: Mapping[str, Any]) -> dict[str, Any]:
-  """{tensor name: tensor} with one tensor per expert in the place of those that hold all of them.
-
-  Transformers 5 has experts.gate_up_proj [E, 2 F, D] and experts.down_proj [E, D, F] in memory,
-  and writes them so where save_pretrained is given save_original_format=False.
-
-  Args:
-    stored: {name: `safetensors.Tensor`}.
-
-  Raises:
-    InputError: the folder has a tensor in both forms.
+  One stands for names that differ in numbers alone: any number where that finds no other name,
+  else the numbers themselves.
   """
-  out: dict[str, Any] = {}
-  twice: list[str] = []
-  for name, tensor in stored.items():
-    parts = _experts(name, tensor) or {name: tensor}
-    twice += parts.keys() & out.keys()
-    out.update(parts)
-  if twice:
-    raise InputError(
-      "the folder has these tensors twice, by themselves and among all experts; "
-      f"keep one:{listing(twice)}"
-    )
-  return out
-
-
-def _experts(name: str, tensor: Any) -> dict[str, Any]:
-  """The tensors of single experts in one that holds all of them; {} for any other tensor."""
-  found = re.fullmatch(r"(.*\.experts)\.(gate_up|down)_proj", name)
-  projections = found[2].split("_") if found else ()
-  if not found or len(tensor.shape) != 3 or tensor.shape[1] % len(projections):
-    return {}
-  experts, rows, columns = tensor.shape
-  nbytes = tensor.nbytes // (experts * len(projections))
-  return {
-    f"{found[1]}.{e}.{p}_proj.weight": tensor._replace(
-      shape=(rows // len(projections), columns), nbytes=nbytes, offset=tensor.offset + i * nbytes
-    )
-    for i, (e, p) in enumerate(itertools.product(range(experts), projections))
-  }
+  names, among = set(names), set(among)
+  groups: dict[str, list[str]] = {}
+  for name in sorted(names):
+    groups.setdefault(_NUMBER.sub("*", name), []).append(name)
+  out = []
+  for key, group in groups.items():
+    fixed = [re.escape(part) for part in key.split("*")]
+    rows = [_NUMBER.findall(n) for n in group]
+    choices = [sorted(set(column), key=int) for column in zip(*rows, strict=True)]
+    for numbers in ([r"\d+"] * len(choices), [f"({'|'.join(c)})" for c in choices]):
+      found = "^" + "".join(map("".join, zip(fixed, [*numbers, ""], strict=True))) + "$"
+      if {n for n in among if re.search(found, n)} <= names:
+        out.append(found)
+        break
+    else:
+      out += [f"^{re.escape(n)}$" for n in group]
+  return sorted(out)

@@ -21,7 +21,7 @@ import numpy as np
 
 from shadowft_jax import files
 from shadowft_jax.errors import InputError, listing
-from shadowft_jax.hf import hub
+from shadowft_jax.hf import foreign
 
 WEIGHTS = {
   "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -150,7 +150,7 @@ def find(directory: str | os.PathLike, stem: str = "model") -> dict[str, Tensor]
       )
     return _read_shards(index, places)
   if not single.exists():
-    hub.refuse_pickles(directory)
+    foreign.refuse(directory)
     raise InputError(
       f"{directory} has no {single.name} and no {index.name}; download the weights, "
       "or save them again as safetensors"

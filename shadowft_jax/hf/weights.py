@@ -10,7 +10,7 @@ import numpy as np
 
 from shadowft_jax import delta, models, tree
 from shadowft_jax.errors import InputError, listing
-from shadowft_jax.hf import arrays, names, safetensors
+from shadowft_jax.hf import adapters, arrays, names
 from shadowft_jax.hf.folder import ModelFolder, open_model
 from shadowft_jax.hf.safetensors import WEIGHTS
 from shadowft_jax.models.decoder import Decoder
@@ -42,8 +42,6 @@ def load_model(
   """
   folder = open_model(folder)
   model, abstract = abstract_model(folder, dtype=dtype, **options)
-  if folder.duplicate_head is not None:
-    _check_duplicate_head(folder)
   return model, arrays.place(abstract, folder.tensors, mesh)
 
 
@@ -58,6 +56,11 @@ def abstract_model(
     combine=delta.combine,
     **options,
   )
+  if folder.is_tied_by_config and not folder.tied:
+    raise InputError(
+      f"{folder.directory}: config.json ties the embeddings, but {folder.names[names.HEAD]} is "
+      "not the embedding table; set tie_word_embeddings to false, or remove it"
+    )
   # Names and shapes are those of any dtype and backend, and so are traced once.
   named = tree.names(models.abstract_params(models.from_config(folder.raw_config)))
   _check_tensors(folder, named)
@@ -88,7 +91,7 @@ def _check_tensors(folder: ModelFolder, named: dict[str, Any]) -> None:
   have = {
     n: t
     for n, t in folder.distinct_tensors.items()
-    if not (names.is_vision(n) and folder.model_type in names.BESIDE_TEXT)
+    if not (names.is_beside(n) and folder.model_type in adapters.BESIDE_TEXT)
   }
   bad = [
     f"{n}: the model asks for {shape}, the folder has none"
@@ -115,18 +118,4 @@ def _check_tensors(folder: ModelFolder, named: dict[str, Any]) -> None:
     raise InputError(
       f"{folder.directory}: the tensors are not those that config.json asks for; "
       f"download the folder again:{listing(bad, limit=len(bad))}"
-    )
-
-
-def _check_duplicate_head(folder: ModelFolder) -> None:
-  """A tied model whose second copy of the table differs is read differently by others."""
-  table, head = folder.tensors[names.TABLE], folder.tensors[names.HEAD]
-  same = (table.shape, table.dtype) == (head.shape, head.dtype) and all(
-    np.array_equal(safetensors.bits(a), safetensors.bits(b))
-    for (_, a), (_, b) in zip(safetensors.rows(table), safetensors.rows(head), strict=True)
-  )
-  if not same:
-    raise InputError(
-      f"{folder.directory}: config.json ties the embeddings, but {folder.names[names.HEAD]} is "
-      "not the embedding table; set tie_word_embeddings to false, or remove it"
     )

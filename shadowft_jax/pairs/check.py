@@ -4,14 +4,13 @@ Reads small files and headers, and of the weights only some rows of the tables: 
 built, so that any two safetensors checkpoints can be compared.
 """
 
-import collections
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from shadowft_jax.errors import listing
 from shadowft_jax.hf import names
-from shadowft_jax.hf.folder import ModelFolder, open_model
+from shadowft_jax.hf.folder import ModelFolder, open_model, same_bytes
 from shadowft_jax.pairs import registry, vocabulary
 from shadowft_jax.pairs.findings import LEVELS, Finding, versus
 
@@ -55,6 +54,16 @@ def check(
   looks = (_families, _sizes, _tensors, _behaviour, *vocabulary.LOOKS)
   found = [f for look in looks for f in look(base, instruct)]
   return sorted(found, key=lambda f: LEVELS.index(f.level))
+
+
+def are_equal(base: ModelFolder, instruct: ModelFolder) -> bool:
+  """Whether two folders hold the same weights; reads up to the first difference."""
+  if base.directory.resolve() == instruct.directory.resolve():
+    return True
+  a, b = base.tensors, instruct.tensors
+  # The layers first: an embedding is large, and often left as it was.
+  order = sorted(a, key=lambda n: names.layer_of(n) is None)
+  return a.keys() == b.keys() and all(same_bytes(a[n], b[n]) for n in order)
 
 
 def unlike_fields(
@@ -138,11 +147,11 @@ def _tensors(base, instruct):
   )
   shapes = {n: tuple(x[n].shape if n in x else None for x in (a, b)) for n in sorted({**a, **b})}
   unlike = {n: s for n, s in shapes.items() if s[0] != s[1]}
-  seen = {n for n in unlike if names.is_vision(n)}
+  seen = {n for n in unlike if names.is_beside(n)}
   if seen:
     yield Finding(
       "warning",
-      "the vision parts differ; each model keeps its own, and only the "
+      "the vision or audio parts differ; each model keeps its own, and only the "
       f"language model is grafted:{_by_layer(seen, unlike)}",
     )
   allowed = {n for n in unlike if _said_by_config(n, unlike[n], base, instruct)}
@@ -178,14 +187,9 @@ def _said_by_config(name, shapes, base, instruct):
 
 def _by_layer(unlike, shapes):
   """One line for the tensors that differ alike in several layers."""
-  alike = collections.defaultdict(list)
-  for name in unlike:
-    alike[names.any_layer(name), shapes[name]].append(name)
-  lines = [
-    (f"{layers} ({len(found)} tensors): " if len(found) > 1 else f"{found[0]}: ")
-    + versus(*("has none" if x is None else x for x in sides))
-    for (layers, sides), found in alike.items()
-  ]
+  lines = names.alike(
+    {n: versus(*("has none" if x is None else x for x in shapes[n])) for n in unlike}
+  )
   return listing(lines, limit=len(lines))
 
 

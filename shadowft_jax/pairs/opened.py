@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from shadowft_jax.errors import InputError
 from shadowft_jax.hf import hub, model_card
 from shadowft_jax.hf.folder import ModelFolder, open_model
 from shadowft_jax.hf.model_card import Parent
@@ -17,6 +18,7 @@ class OpenedPair:
   base: ModelFolder
   instruct: ModelFolder
   trained: ModelFolder  # the one of the two that is trained
+  warnings: list[str]  # lines to be printed once more at the end of a run
 
   def parents(self, config: Config) -> dict[str, Parent]:
     """{"base", "instruct"} for the cards of what is made from the pair."""
@@ -29,13 +31,20 @@ def open_pair(config: Config) -> OpenedPair:
   """Opens config.base and config.instruct and says what the check of the pair finds.
 
   Raises:
-    InputError: a folder is missing or malformed, the family cannot be trained, or the two are no
-      pair.
+    InputError: a folder is missing or malformed, the family cannot be trained, the two are no
+      pair, or they are one model that is to be trained as the Base.
   """
   folders = {name: hub.locate(config[name]) for name in ("base", "instruct")}
   registry.check_trainable(folders[config.learn_on])
   sides = {name: open_model(folder) for name, folder in folders.items()}
+  if config.learn_on == "base" and check.are_equal(sides["base"], sides["instruct"]):
+    raise InputError(
+      f"config.base {config.base} and config.instruct {config.instruct} are the same model: there "
+      "is nothing to graft onto; name the Base that the Instruct was made from, or fine-tune this "
+      "one model with --config.learn_on=instruct"
+    )
   found = check.check(sides["base"], sides["instruct"])
   findings.raise_errors(found)
   say(findings.report(found))
-  return OpenedPair(sides["base"], sides["instruct"], sides[config.learn_on])
+  warned = [f"warning: {f.text}" for f in found if f.level == "warning"]
+  return OpenedPair(sides["base"], sides["instruct"], sides[config.learn_on], warned)

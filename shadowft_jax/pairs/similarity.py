@@ -8,6 +8,7 @@ import math
 import os
 import pathlib
 import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from shadowft_jax.pairs import check, findings, gap
 from shadowft_jax.progress import say
 from shadowft_jax.runs import pictures
 
+REASON = 240  # characters on why a candidate cannot be compared
 VIEWED = 64  # rows and columns that weights.png shows
 COLUMNS = (
   "name",
@@ -205,7 +207,7 @@ def rank(candidates: Sequence[str | os.PathLike], instruct_dir: pathlib.Path) ->
       findings.raise_errors(check.check(base, instruct))
       rows, left_out = measure(base, instruct)
     except InputError as error:
-      refused[candidate] = str(error).replace("\n", " ")
+      refused[candidate] = textwrap.shorten(str(error), REASON, placeholder=" …")
       continue
     ranking.append(
       {"base": candidate, "shared": len(rows), "left_out": len(left_out), **gap.readings(rows)}

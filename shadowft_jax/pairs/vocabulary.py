@@ -1,9 +1,12 @@
 """The check of the tokenizers, chat templates and token rows of a pair."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from shadowft_jax.errors import listing
 from shadowft_jax.hf import names, safetensors
+from shadowft_jax.hf.folder import ModelFolder
 from shadowft_jax.pairs.findings import Finding, versus
 
 SAMPLE = 256  # ordinary rows that chat tokens are held against
@@ -78,7 +81,7 @@ def _special_tokens(base, instruct):
 
 
 def _roles(base, instruct):
-  """Whether the Base looks like a chat model and the Instruct does not."""
+  """The chat templates, and what they tell of who is the Instruct."""
   if not instruct.template:
     yield Finding(
       "warning",
@@ -87,6 +90,11 @@ def _roles(base, instruct):
     )
   elif base.template and base.template != instruct.template:
     yield Finding("note", "the chat templates differ; the Instruct's is used for both")
+  yield from swapped(base, instruct)
+
+
+def swapped(base: ModelFolder, instruct: ModelFolder) -> Iterator[Finding]:
+  """Whether the Base looks like a chat model and the Instruct does not."""
   marks = {t for s in (base, instruct) for t in s.template_tokens}
   ends = [bool(marks & s.stop_tokens) for s in (base, instruct)]
   signs = []

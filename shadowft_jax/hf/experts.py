@@ -1,0 +1,50 @@
+"""Experts that lie in one tensor, read as the single ones that most folders have."""
+
+import itertools
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from shadowft_jax.errors import InputError, listing
+
+
+def unfused(stored: Mapping[str, Any]) -> dict[str, Any]:
+  """{tensor name: tensor} with one tensor per expert in the place of those that hold all of them.
+
+  Transformers 5 has experts.gate_up_proj [E, 2 F, D] and experts.down_proj [E, D, F] in memory,
+  and writes them so where save_pretrained is given save_original_format=False.
+
+  Args:
+    stored: {name: `safetensors.Tensor`}.
+
+  Raises:
+    InputError: the folder has a tensor in both forms.
+  """
+  out: dict[str, Any] = {}
+  twice: list[str] = []
+  for name, tensor in stored.items():
+    parts = _experts(name, tensor) or {name: tensor}
+    twice += parts.keys() & out.keys()
+    out.update(parts)
+  if twice:
+    raise InputError(
+      "the folder has these tensors twice, by themselves and among all experts; "
+      f"keep one:{listing(twice)}"
+    )
+  return out
+
+
+def _experts(name: str, tensor: Any) -> dict[str, Any]:
+  """The tensors of single experts in one that holds all of them; {} for any other tensor."""
+  found = re.fullmatch(r"(.*\.experts)\.(gate_up|down)_proj", name)
+  projections = found[2].split("_") if found else ()
+  if not found or len(tensor.shape) != 3 or tensor.shape[1] % len(projections):
+    return {}
+  experts, rows, columns = tensor.shape
+  nbytes = tensor.nbytes // (experts * len(projections))
+  return {
+    f"{found[1]}.{e}.{p}_proj.weight": tensor._replace(
+      shape=(rows // len(projections), columns), nbytes=nbytes, offset=tensor.offset + i * nbytes
+    )
+    for i, (e, p) in enumerate(itertools.product(range(experts), projections))
+  }

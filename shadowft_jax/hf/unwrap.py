@@ -1,0 +1,55 @@
+"""Takes what wrappers of PyTorch put into the names of tensors out of a folder's weights.
+
+python -m shadowft_jax.hf.unwrap DIR
+"""
+
+import pathlib
+import re
+import shutil
+import sys
+
+from shadowft_jax import files
+from shadowft_jax.errors import InputError, listing
+from shadowft_jax.hf import foreign, safetensors
+
+
+def unwrap(directory: files.StrPath) -> None:
+  """Renames the tensors in every *.safetensors of a folder, and in the index.
+
+  Raises:
+    InputError: two tensors would have one name; or there is no such folder, or no file.
+  """
+  directory = pathlib.Path(directory)
+  files.check_folder(directory)
+  if not (paths := sorted(directory.glob("*.safetensors"))):
+    raise InputError(f"{directory} has no *.safetensors; expected a model or an adapter")
+  for path in paths:
+    _check(path, safetensors.header(path))
+  for path in paths:
+    with open(path, "rb") as old, files.writing(path) as new:
+      length = int.from_bytes(old.read(8), "little")
+      fields = files.parse_json(old.read(length), str(path))
+      new.write(safetensors.encode({_renamed(n): x for n, x in fields.items()}))
+      shutil.copyfileobj(old, new, 1 << 24)
+  for path in directory.glob("*.safetensors.index.json"):
+    index = files.read_json(path)
+    index["weight_map"] = {_renamed(n): shard for n, shard in index["weight_map"].items()}
+    files.write_json(path, index)
+
+
+def _renamed(name):
+  return re.sub(foreign.WRAPPERS, "", name)
+
+
+def _check(path, names):
+  """Raises InputError if two of the names would be one."""
+  once = {_renamed(n): n for n in names}
+  if twice := [n for n in names if once[_renamed(n)] != n]:
+    raise InputError(f"{path}: these are there with and without a wrapper:{listing(twice)}")
+
+
+if __name__ == "__main__":
+  try:
+    unwrap(*sys.argv[1:2] or ["."])
+  except InputError as error:
+    sys.exit(f"error: {error}")
