@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 import torch
 import transformers
 
-from shadowft_jax.hf import arrays
+from shadowft_jax.hf import adapters, arrays
 from shadowft_jax.hf.folder import open_model
 from shadowft_jax.pairs import findings
 from shadowft_jax.hf import deltas
@@ -345,9 +345,12 @@ def test_names_of_a_text_tower_are_read_in_every_spelling():
   ):
     assert {names.text_name(n) for n in stored} == {ours}
   served = "model.language_model.layers.0.mlp.up_proj.lora_A.weight"
-  assert names.served_name(names.text_name(served), "gemma3") == served
-  assert names.served_name("model.norm.weight", "gemma3_text") == "model.norm.weight"
-  assert names.served_name("lm_head.weight", "gemma3") == "lm_head.weight"
+  named = adapters.served_name
+  assert named(names.text_name(served), "gemma3", True) == served
+  assert named("model.norm.weight", "gemma3_text", False) == "model.norm.weight"
+  assert named("lm_head.weight", "gemma3", True) == "lm_head.weight"
+  assert named("language_model.lm_head.weight", "llama4", True) == "language_model.lm_head.weight"
+  assert named("transformer.h.0.mlp.c_fc", "gpt2", False) == "transformer.h.0.mlp.c_fc"
 
 
 def test_export_of_load_has_the_tensors_of_the_text_tower(tmp_path):
@@ -355,7 +358,7 @@ def test_export_of_load_has_the_tensors_of_the_text_tower(tmp_path):
   like = pico.save(pico.hf_model("gemma3_vision"), tmp_path / "like", max_shard_size="5KB")
   _, params = weights.load_model(like)
   folder = open_model(like)
-  text = {n: t for n, t in folder.tensors.items() if not names.is_vision(n)}
+  text = {n: t for n, t in folder.tensors.items() if not names.is_beside(n)}
   got = {names.short(n): x for n, x in arrays.export(params)}
   assert got.keys() == text.keys()
   for name, x in got.items():

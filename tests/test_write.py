@@ -23,7 +23,7 @@ from shadowft_jax.hf.folder import open_model
 from shadowft_jax.grafting import write
 from shadowft_jax import delta, lora, tree
 from shadowft_jax.grafting import chunks, matching, sources
-from shadowft_jax.hf import safetensors as hf_safetensors, weights
+from shadowft_jax.hf import safetensors as hf_safetensors, unwrap, weights
 from shadowft_jax.errors import InputError
 from tests import commands, pico, runs
 
@@ -672,6 +672,48 @@ def test_an_adapter_that_cannot_be_grafted(bf16, tmp_path, config, tensors, mess
   with pytest.raises(InputError, match=message):
     run(tmp_path / "out", bf16 / "instruct", [sources.stored(folder)])
   assert not (tmp_path / "out").exists()
+
+
+SPELT = {
+  "compiled": lambda k: k.replace("base_model.model.", "base_model.model._orig_mod."),
+  "checkpointed": lambda k: k.replace(".self_attn.", "._checkpoint_wrapped_module.self_attn."),
+  "state dict": lambda k: k.replace(".weight", ".default.weight"),
+}
+
+
+@pytest.mark.parametrize("spell", SPELT.values(), ids=SPELT)
+def test_an_adapter_of_a_raw_state_dict_is_read_once_it_is_renamed(bf16, tmp_path, spell):
+  folder = adapter(tmp_path / "adapter", {spell(n): x for n, x in factors().items()})
+  with pytest.raises(InputError, match="2 names of tensors have .*rename them: ") as error:
+    sources.stored(folder)
+  *_, place = commands.words(str(error.value)[str(error.value).index("python -m") :])
+  unwrap.unwrap(place)
+  plan, _ = run(tmp_path / "out", bf16 / "instruct", [sources.stored(folder)])
+  assert [t.name for t in plan.targets] == ["model.layers.0.self_attn.q_proj.weight"]
+
+
+def test_an_adapter_of_a_resized_vocabulary_is_grafted_once_it_is_merged(float32, tmp_path):
+  load_model = transformers.AutoModelForCausalLM.from_pretrained
+  model = load_model(float32 / "base")
+  model.resize_token_embeddings(272)
+  tuned = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["q_proj"]))
+  with torch.no_grad():
+    for name, w in tuned.named_parameters():
+      w += 0.1 * ("lora_B" in name)
+  tuned.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+  with pytest.raises(InputError, match="resized vocabulary.*merge it into the Base.*--tuned") as e:
+    sources.stored(tmp_path / "adapter")
+  assert "embed_tokens.weight (272, 32)" in str(e.value)
+  tuned.merge_and_unload().save_pretrained(tmp_path / "merged")
+  full(
+    tmp_path / "out", float32 / "base", tmp_path / "merged", float32 / "instruct", exclude="bias"
+  )
+  a, b, i, got = (
+    load(d) for d in (float32 / "base", tmp_path / "merged", float32 / "instruct", tmp_path / "out")
+  )
+  for name in i:
+    want = i[name] + (b[name] - a[name]) if name.endswith("q_proj.weight") else i[name]
+    torch.testing.assert_close(got[name], want, rtol=0, atol=1e-6)
 
 
 def test_an_adapter_that_is_a_pickle(tmp_path):
