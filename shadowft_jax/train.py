@@ -9,20 +9,23 @@ import dataclasses
 import os
 from typing import Any
 
-import flax.linen as nn
-import jax
+from etils import epy
 
-from shadowft_jax import command, hosts, sharding
-from shadowft_jax.data import dataset, preview, sets
+from shadowft_jax import command, progress
 from shadowft_jax.errors import InputError
-from shadowft_jax.grafting import write
-from shadowft_jax.hf import deltas, hub, weights
-from shadowft_jax.learning import guards, kernels, loop, step
-from shadowft_jax.pairs import registry
-from shadowft_jax.pairs.opened import open_pair
 from shadowft_jax.presets import Config
-from shadowft_jax.runs import cards, metrics
-from shadowft_jax.runs.run import open_run
+
+with epy.lazy_imports():  # help and errors of flags, config and paths come before these
+  import flax.linen as nn
+  import jax
+
+  from shadowft_jax import hosts, sharding
+  from shadowft_jax.data import dataset, preview, sets
+  from shadowft_jax.grafting import write
+  from shadowft_jax.hf import deltas, hub, weights
+  from shadowft_jax.learning import guards, kernels, loop, step
+  from shadowft_jax.pairs import opened, registry
+  from shadowft_jax.runs import cards, metrics, run as runs
 
 
 def train(config: Config, workdir: str | os.PathLike) -> list[dict[str, Any]]:
@@ -41,10 +44,10 @@ def train(config: Config, workdir: str | os.PathLike) -> list[dict[str, Any]]:
   _resolve(config)
   mesh = sharding.make_mesh(config.mesh)
   sharding.check_batch(config.rows, config.data.max_length, mesh)
-  with open_run(config, workdir) as run:
+  with runs.open_run(config, workdir) as run:
     if run.is_complete:
       return metrics.read_metrics(run.directory)
-    pair = open_pair(config)
+    pair = opened.open_pair(config)
     data = dataset.read(config, pair.instruct.directory)
     data = dataclasses.replace(data, multiple=mesh.shape["context"])
     guards.check(config, data, run.directory, pair.trained, pair.instruct)
@@ -81,10 +84,11 @@ def train(config: Config, workdir: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def _resolve(config):
-  """Fills in what names stand for, and checks every value."""
+  """Fills in what names stand for, and checks every value and path."""
   registry.resolve(config)
   sets.resolve(config)
   command.check(config)
+  opened.check_paths(config)
 
 
 def show(config: Config, count: int, *, ids: bool = False) -> None:
@@ -131,6 +135,8 @@ def main(options: Options) -> None:
       "--workdir is not given; name the run's folder, or look at the data first with --preview=3"
     )
   else:
+    with progress.silenced():  # `train` says it again, once for all processes
+      _resolve(options.config)
     hosts.start()
     train(options.config, options.workdir)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import json
 import os
 import re
 import subprocess
@@ -12,13 +13,12 @@ import pytest
 from shadowft_jax import command
 from shadowft_jax.errors import InputError
 from tests import commands
-from tests.test_architecture import FLOORS
 
 # A config file with one line of its own.
 CONFIG = (
   "from shadowft_jax import presets\ndef get_config():\n  c = presets.sft()\n  {}\n  return c\n"
 )
-COMMANDS = sorted(FLOORS["commands"] - {"command", "config_file"})
+COMMANDS = sorted({"train", "graft", "similarity", "select", "plan"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -304,15 +304,79 @@ def test_help_lists_every_flag_of_a_command(name):
     assert f"\n  --{flag}" in text and " ".join(known.meaning.split()) in words
 
 
+# Calls a command with each of several command lines, and tells what they left behind.
+PROGRAM = """
+import contextlib, importlib, io, json, sys
+from shadowft_jax import command
+module = importlib.import_module(f"shadowft_jax.{sys.argv[1]}")
+ends = []
+for argv in json.loads(sys.argv[2]):
+  code, out, err = 0, io.StringIO(), io.StringIO()
+  with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    try:
+      command.execute(module.main, module.Options, argv)
+    except SystemExit as end:
+      code = end.code
+  ends.append([code, out.getvalue(), err.getvalue()])
+print(json.dumps([ends, sorted(m for m in sys.modules if "." not in m)]))
+"""
+HEAVY = {
+  "jax",
+  "jaxlib",
+  "flax",
+  "orbax",
+  "optax",
+  "transformers",
+  "torch",
+  "datasets",
+  "matplotlib",
+}
+LORA = "--config=configs/lora.py"
+# Command lines that are wrong in each command's own ways, beside a flag that there is not.
+WRONG = {
+  "train": [
+    [],
+    ["--config=configs/none.py"],
+    [LORA, "--config.lr=-1", "--workdir=x"],
+    [LORA, "--config.pair=none", "--workdir=x"],
+    ["--config=configs/quickstart.py", "--config.base=/nowhere", "--workdir=x"],
+    ["--config=configs/quickstart.py", "--config.data.train=/nowhere.jsonl", "--workdir=x"],
+    ["--config=configs/quickstart.py"],
+  ],
+  "graft": [
+    ["--instruct=/nowhere", "--delta=x", "--out=x"],
+    ["--instruct=x", "--delta=x", "--out=configs"],
+    ["--instruct=x", "--out=x"],
+    ["--instruct=x", "--delta=x", "--out=x", "--rank=4"],
+    ["--instruct=x", "--delta=x", "--out=x", "--density=0.5"],
+  ],
+  "similarity": [[], ["--base=/nowhere", "--instruct=/nowhere"], ["--pair=none"]],
+  "select": [["--out=x.txt", "--rows=x"], ["--out=x.jsonl", "--rows=/nowhere.jsonl"]],
+  "plan": [
+    [LORA, "--topology=none", "--config.pair=qwen3-8b"],
+    [LORA, "--topology=a100-80gb:8"],
+    [LORA, "--topology=a100-80gb:8", "--model=/nowhere"],
+    [LORA, "--topology=a100-80gb:8", "--model=x", "--config.lr=-1"],
+  ],
+}
+
+
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_process_says_in_one_line_what_is_wrong(name):
+def test_help_and_bad_input_come_before_anything_heavy_is_imported(name):
+  lines = [["--help"], ["--no_such-flag"], *WRONG.get(name, [])]
   done = subprocess.run(
-    [sys.executable, "-m", f"shadowft_jax.{name}", "--no_such-flag"],
+    [sys.executable, "-c", PROGRAM, name, json.dumps(lines)],
     cwd=commands.ROOT,
     env={**os.environ, "PYTHONPATH": str(commands.ROOT)},
     capture_output=True,
     text=True,
     timeout=120,
   )
-  assert done.returncode == 2 and not done.stdout
-  assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+  assert done.returncode == 0, done.stderr
+  (help, *ends), modules = json.loads(done.stdout)
+  assert help[0] == 0 and not help[2]
+  for line, (code, out, err) in zip(lines[1:], ends, strict=True):
+    assert code == 2 and not out, (line, out)
+    first, *listed = err.splitlines()
+    assert first.startswith("error: ") and all(x.startswith("  ") for x in listed), (line, err)
+  assert not HEAVY & set(modules)

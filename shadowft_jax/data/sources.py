@@ -72,6 +72,12 @@ def read(spec: str | os.PathLike, split: str = "train") -> list[Source]:
   return sources
 
 
+def check_named(spec: str | os.PathLike, split: str) -> None:
+  """Raises InputError where a name in `spec` is no file, folder or id of a data set; reads none."""
+  for part in str(spec).split(","):
+    _files_of(_weighted(part.strip(), spec)[0], split)
+
+
 def _weighted(part, spec):
   """(name, weight) of NAME or NAME*WEIGHT."""
   name, star, weight = part.rpartition("*")

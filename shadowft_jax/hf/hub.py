@@ -20,6 +20,13 @@ LEFT_OUT = ("original/", *TWINS, "*.safetensors", "*.bin.index.json", "*.py", ".
 PICKLES = ("pytorch_model*.bin", "model*.bin", "*.pth", "*.pt", "*.ckpt")
 
 
+def check_named(model: StrPath) -> None:
+  """Raises InputError where `model` is neither a folder nor has the form of an id of the hub."""
+  path = pathlib.Path(model)
+  if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)):
+    check_folder(path)
+
+
 def locate(model: StrPath, *, weights: bool = True) -> pathlib.Path:
   """The folder of a model: `model` itself, or the hub's snapshot of that id.
 
@@ -32,8 +39,7 @@ def locate(model: StrPath, *, weights: bool = True) -> pathlib.Path:
   path = pathlib.Path(model)
   if path.is_dir():
     return path
-  if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)):
-    check_folder(path)
+  check_named(model)
   try:
     found = pathlib.Path(
       huggingface_hub.snapshot_download(
@@ -53,6 +59,12 @@ def locate(model: StrPath, *, weights: bool = True) -> pathlib.Path:
       f"{path.name}`, then convert: {conversion(path.name)}"
     )
   return found
+
+
+def locate_delta(delta: StrPath) -> pathlib.Path:
+  """The folder of a delta: `delta` itself, or RUN/delta where a run's folder is given."""
+  path = pathlib.Path(delta)
+  return path / "delta" if (path / "delta").is_dir() else path
 
 
 def refuse_pickles(directory: StrPath) -> None:

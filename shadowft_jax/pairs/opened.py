@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from shadowft_jax.data import sources
 from shadowft_jax.hf import hub, model_card
 from shadowft_jax.hf.folder import ModelFolder, open_model
 from shadowft_jax.hf.model_card import Parent
@@ -23,6 +24,19 @@ class OpenedPair:
     sides = {"base": self.base, "instruct": self.instruct}
     known = registry.ids(config.pair)
     return {r: model_card.parent(config[r], s.directory, known[r]) for r, s in sides.items()}
+
+
+def check_paths(config: Config) -> None:
+  """Checks that what `config` names is there, or may be on the hub; opens nothing.
+
+  Raises:
+    InputError: a model or a data file is missing.
+  """
+  for name in ("base", "instruct"):
+    hub.check_named(config[name])
+  for names, split in (("train", "split"), ("validation", "validation_split")):
+    if config.data[names]:
+      sources.check_named(config.data[names], config.data[split])
 
 
 def open_pair(config: Config) -> OpenedPair:
