@@ -37,6 +37,7 @@ DEFINE: dict[Any, Callable[..., Any]] = {
 }
 FIELDS = presets.FIELDS
 COMMON = {"debug": "Show the traceback of an error.", "help": "Show this text."}
+HELP_CONFIG = "help-config"
 HELP = {"--help", "-help", "-h", "--helpfull", "--helpshort"}
 T = TypeVar("T", bound="Options")
 
@@ -69,8 +70,12 @@ def option(
 
 
 def config_option() -> Any:
-  """The field of the --config flag: a Python file with get_config(); --config.x=y sets a field."""
-  return option(help="A file of configs/; any field is set by --config.field=value.")
+  """The field of the --config flag; --config.x=y sets a field."""
+  return option(
+    help=f"A built-in config ({', '.join(config_file.builtin())}), or a file: .py with "
+    "get_config(), .yaml, or the config.json of a run. --config.FIELD=VALUE sets a field; "
+    f"--{HELP_CONFIG} lists them."
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,7 +247,8 @@ def help_text(options: type[Options], about: str) -> str:
     value = {bool: "", Config: " FILE", int: " INTEGER", float: " NUMBER"}.get(kind, " VALUE")
     text = textwrap.fill(" ".join(notes), 88, break_on_hyphens=False)
     lines += [f"  --{flag}{value}", textwrap.indent(text, 6 * " ")]
-  lines += [f"  --{flag}\n      {text}" for flag, text in COMMON.items()]
+  more = {HELP_CONFIG: "List the fields of a config, and end."} if Config in known.values() else {}
+  lines += [f"  --{flag}\n      {text}" for flag, text in {**more, **COMMON}.items()]
   return "\n".join(lines)
 
 
@@ -260,6 +266,9 @@ def run(main: Callable[[T], None], options: type[T]) -> None:
 
 def execute(main: Callable[[T], None], options: type[T], argv: Sequence[str]) -> None:
   """Calls `main` with the options of a command line; bad input: one line, and exit code 2."""
+  if f"--{HELP_CONFIG}" in argv and Config in kinds(options).values():
+    print(config_file.help_text())
+    return
   if HELP & set(argv):
     print(help_text(options, sys.modules[main.__module__].__doc__ or ""))
     return
