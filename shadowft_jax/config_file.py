@@ -10,6 +10,7 @@ Fields that a file lacks have their defaults; a field that no config has is an e
 
 import difflib
 import itertools
+import os
 import pathlib
 import textwrap
 import traceback
@@ -60,7 +61,7 @@ def find(flag: str, argv: Sequence[str]) -> Config:
   return load(given[-1])
 
 
-def load(name: str | pathlib.Path) -> Config:
+def load(name: str | os.PathLike) -> Config:
   """The config of a name or file, locked; fields that it lacks have their defaults.
 
   Raises:
@@ -80,7 +81,7 @@ def load(name: str | pathlib.Path) -> Config:
   return _set(presets.sft(), found, f"--config {path}").lock()
 
 
-def merged(config: str | pathlib.Path | Config, fields: Mapping[str, Any]) -> Config:
+def merged(config: str | os.PathLike | Config, fields: Mapping[str, Any]) -> Config:
   """A config of a name, a file, or a copy of one, with `fields`, {dotted name: value}, changed.
 
   Raises:
