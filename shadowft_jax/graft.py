@@ -22,7 +22,7 @@ from shadowft_jax.progress import say
 
 with epy.lazy_imports():  # help and errors of flags and paths come before these
   from shadowft_jax.grafting import delta_only, matching, selection, sources, write
-  from shadowft_jax.hf import folder, model_card
+  from shadowft_jax.hf import folder, hub, model_card
   from shadowft_jax.pairs import registry
   from shadowft_jax.runs import cards
 
@@ -124,6 +124,9 @@ class Options(command.Options):
     False, help="Neither read the result back nor hash files, which saves time."
   )
   overwrite: bool = command.option(False, help="Replace --out if it exists.")
+  push_to: str | None = command.option(
+    None, help="Upload --out to the hub as ORG/NAME; a new repository is private."
+  )
 
 
 def main(options: Options) -> None:
@@ -142,6 +145,8 @@ def main(options: Options) -> None:
     )
   settings.check(_recipe(options))
   settings.check_sources(options.base, options.tuned, options.delta, options.adapter)
+  if options.push_to:
+    hub.check_push(options.push_to)
   if not options.dry_run:
     files.check_new(options.out, options.overwrite)
   plan = _plan(options)
@@ -156,6 +161,8 @@ def main(options: Options) -> None:
     write.check(plan, options.out)
   else:
     write.run_and_report(plan, options.out, card=_card(options, plan), **_writing(options, plan))
+  if options.push_to and not options.dry_run:
+    say(f"uploaded: {hub.push(options.out, options.push_to)}")
 
 
 def _recipe(options):

@@ -7,6 +7,7 @@ Shadow-FT, arXiv 2505.12716.  The same command resumes a run that was stopped.
 
 import dataclasses
 import os
+import pathlib
 from typing import Any
 
 from etils import epy
@@ -120,6 +121,11 @@ class Options(command.Options):
     least=0,
   )
   preview_ids: bool = command.option(False, help="Print each token's id, too.")
+  push_to: str | None = command.option(
+    None,
+    help="Upload the grafted model to the hub as ORG/NAME, and the delta as ORG/NAME-delta; new "
+    "repositories are private.",
+  )
 
 
 def main(options: Options) -> None:
@@ -128,6 +134,10 @@ def main(options: Options) -> None:
   Raises:
     InputError: see `train`.
   """
+  if options.push_to and options.workdir and options.preview is None:
+    hub.check_push(options.push_to)
+  elif options.push_to:
+    raise InputError("--push-to uploads what a run writes; give --workdir, and no --preview")
   if options.preview is not None:
     show(options.config, options.preview, ids=options.preview_ids)
   elif options.workdir is None:
@@ -139,6 +149,10 @@ def main(options: Options) -> None:
       _resolve(options.config)
     hosts.start()
     train(options.config, options.workdir)
+    if options.push_to and hosts.is_first():
+      run = runs.Run(pathlib.Path(options.workdir))
+      for folder, repo in ((run.shadow, options.push_to), (run.delta, f"{options.push_to}-delta")):
+        progress.say(f"uploaded: {hub.push(folder, repo)}")
 
 
 if __name__ == "__main__":

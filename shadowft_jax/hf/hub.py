@@ -1,4 +1,4 @@
-"""Model folders: found on disk or on the hub, and copied without twins of their weights."""
+"""Model folders: found on disk or on the hub, copied without twins of their weights, uploaded."""
 
 import fnmatch
 import os
@@ -143,3 +143,45 @@ def copy_with_card(
 
 def _is_left_out(name):
   return any(fnmatch.fnmatchcase(name, pattern) for pattern in LEFT_OUT)
+
+
+def check_push(repo: str) -> None:
+  """Checks that a folder could be uploaded as `repo`, before the work that makes it.
+
+  Raises:
+    InputError: `repo` is no ORG/NAME, or the hub cannot be used.
+  """
+  from huggingface_hub import constants, errors, utils  # brings an HTTP client
+
+  try:
+    utils.validate_repo_id(f"{repo}-delta")
+  except errors.HFValidationError as error:
+    raise InputError(f"--push-to={repo} is no name of the hub: {error}") from error
+  if "/" not in repo:
+    raise InputError(f"--push-to={repo} names no owner; expected ORG/NAME")
+  if constants.is_offline_mode():
+    raise InputError("--push-to needs the hub, and HF_HUB_OFFLINE is set; unset it")
+  if not huggingface_hub.get_token():
+    raise InputError("--push-to needs a token of the hub; run `hf auth login`, or set HF_TOKEN")
+
+
+def push(directory: StrPath, repo: str) -> str:
+  """Uploads a folder as the model `repo`, which is made, private, if it is not there.
+
+  Returns:
+    The address of the model.
+
+  Raises:
+    InputError: it cannot be uploaded; the folder stays as it is.
+  """
+  api = huggingface_hub.HfApi()
+  try:
+    address = api.create_repo(repo, private=True, exist_ok=True)
+    api.upload_folder(folder_path=pathlib.Path(directory), repo_id=repo)
+  except Exception as error:  # many types: of the network, the account, the files
+    reason = " ".join(str(error).split()) or type(error).__name__
+    raise InputError(
+      f"{directory} is written, but was not uploaded as {repo}: {reason}; to try again: "
+      f"hf upload {repo} {directory} --private"
+    ) from error
+  return str(address)
