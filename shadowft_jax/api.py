@@ -147,7 +147,7 @@ def generate(
     seed=seed,
     batch_size=min(64, max(1, len(asked))),
   )
-  return model.tokenizer.batch_decode(answers, skip_special_tokens=True)
+  return [str(model.tokenizer.decode(ids, skip_special_tokens=True)) for ids in answers]
 
 
 def train(

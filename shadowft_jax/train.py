@@ -88,6 +88,8 @@ def _resolve(config):
   """Fills in what names stand for, and checks every value and path."""
   registry.resolve(config)
   sets.resolve(config)
+  if config.delta.init:
+    config.delta.init = str(hub.locate_delta(config.delta.init))
   command.check(config)
   opened.check_paths(config)
 

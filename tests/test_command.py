@@ -99,6 +99,20 @@ def test_kinds(argv, expected):
   assert parse(*argv) == Options(**{"out": "x", **expected})
 
 
+def test_help_docs_and_errors_spell_flags_with_dashes():
+  modules = [importlib.import_module(f"shadowft_jax.{name}") for name in COMMANDS]
+  flags = {flag for m in modules for flag in command.fields(m.Options) if "-" in flag}
+  underscored = "|".join(re.escape(flag.replace("-", "_")) for flag in flags)
+  folders = ("shadowft_jax", "configs", "docs", "lab", "launch", "benchmarks")
+  texts = [
+    *commands.ROOT.glob("*.md"),
+    *(p for f in folders for p in (commands.ROOT / f).rglob("*")),
+  ]
+  for path in texts:
+    if path.suffix in (".md", ".py", ".sh", ".yaml"):
+      assert not re.search(f"--({underscored})\\b", path.read_text()), path
+
+
 @pytest.mark.parametrize("name", ["--drop-rate", "--drop_rate", "-drop_rate", "-drop-rate"])
 def test_dashes_and_underscores_are_one(name):
   assert parse(f"{name}=0.5") == parse(name, "0.5") == Options(out="x", drop_rate=0.5)

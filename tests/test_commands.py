@@ -103,6 +103,16 @@ def test_a_field_that_cannot_be(pair, tmp_path, field, value, message):
   fails(runs.config_of(pair, **{field: value}), tmp_path / "run", message)
 
 
+def test_a_run_stands_for_its_delta(pair, tmp_path):
+  (tmp_path / "run" / "delta").mkdir(parents=True)
+  for given in (tmp_path / "run", tmp_path / "run" / "delta"):
+    config = runs.config_of(pair, **{"delta.init": str(given)})
+    train._resolve(config)
+    assert config.delta.init == str(tmp_path / "run" / "delta")
+  message = f"delta.init={tmp_path}/rnu is no folder; did you mean {tmp_path}/run"
+  fails(runs.config_of(pair, **{"delta.init": str(tmp_path / "rnu")}), tmp_path / "new", message)
+
+
 def test_a_model_without_safetensors(own_pair, tmp_path):
   (own_pair / "base" / "model.safetensors").unlink()
   fails(runs.config_of(own_pair), tmp_path / "run", "safetensors")
