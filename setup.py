@@ -14,11 +14,18 @@ setuptools.setup(
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   python_requires=">=3.11",
-  packages=setuptools.find_packages(include=["shadowft_jax", "shadowft_jax.*"]),
+  # configs/ lies at the top of the repository, and in the package of a wheel.
+  packages=[
+    *setuptools.find_packages(include=["shadowft_jax", "shadowft_jax.*"]),
+    "shadowft_jax.configs",
+  ],
+  package_dir={"shadowft_jax.configs": "configs"},
+  entry_points={"console_scripts": ["shadowft = shadowft_jax.__main__:main"]},
   package_data={"shadowft_jax": ["assets/**/*", "py.typed"]},
   install_requires=[
     "absl-py",
     "datasets",
+    "etils[epy]",
     "flax>=0.12.8",
     "huggingface_hub",
     "jax>=0.10.2",
@@ -30,6 +37,7 @@ setuptools.setup(
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8",
     "pyarrow",
+    "PyYAML",
     "tensorboardX>=2.6",
     "tqdm",
     "transformers>=5.0",

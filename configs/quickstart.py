@@ -9,7 +9,7 @@ import pathlib
 
 from shadowft_jax import presets
 
-TINY = pathlib.Path(__file__).parents[1] / "shadowft_jax" / "assets" / "tiny"
+TINY = pathlib.Path(presets.__file__).parent / "assets" / "tiny"
 
 
 def get_config():

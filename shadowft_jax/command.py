@@ -11,22 +11,19 @@ A command module has `Options`, `main(options)` and, where it is started, `run(m
 
 import dataclasses
 import difflib
-import hashlib
 import itertools
-import os
 import re
 import sys
 import textwrap
 import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from absl import app, flags, logging
-import jax
 from ml_collections import ConfigDict as Config
 
-from shadowft_jax import config_file, hosts, machine, presets
+from shadowft_jax import config_file, machine, presets
 from shadowft_jax.errors import InputError
 from shadowft_jax.fields import KINDS, Field
 
@@ -40,6 +37,7 @@ DEFINE: dict[Any, Callable[..., Any]] = {
 }
 FIELDS = presets.FIELDS
 COMMON = {"debug": "Show the traceback of an error.", "help": "Show this text."}
+HELP_CONFIG = "help-config"
 HELP = {"--help", "-help", "-h", "--helpfull", "--helpshort"}
 T = TypeVar("T", bound="Options")
 
@@ -55,6 +53,7 @@ def option(
   most: float | None = None,
   is_regex: bool = False,
   aliases: Sequence[str] = (),
+  is_positional: bool = False,
 ) -> Any:
   """A field of a command's Options, and so its flag.
 
@@ -63,25 +62,36 @@ def option(
     help: sentences for --help.
     choices, above, least, below, most, is_regex: see `fields.Field`.
     aliases: other names of the flag, with dashes.
+    is_positional: whether the value may be given without the flag's name.
   """
   field = Field(default, help, tuple(choices), above, least, below, most, is_regex=is_regex)
-  return dataclasses.field(
-    default=default, kw_only=True, metadata={"field": field, "aliases": tuple(aliases)}
-  )
+  metadata = {"field": field, "aliases": tuple(aliases), "is_positional": is_positional}
+  return dataclasses.field(default=default, kw_only=True, metadata=metadata)
 
 
 def config_option() -> Any:
-  """The field of the --config flag: a Python file with get_config(); --config.x=y sets a field."""
-  return option(help="A file of configs/; any field is set by --config.field=value.")
+  """The field of the --config flag; --config.x=y sets a field."""
+  return option(
+    help=f"A built-in config ({', '.join(config_file.builtin())}), or a file: .py with "
+    "get_config(), .yaml, or the config.json of a run. --config.FIELD=VALUE sets a field; "
+    f"--{HELP_CONFIG} lists them."
+  )
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
   """Base of every command's options: their values are checked when they are made.
 
+  Attributes:
+    accelerator: whether the command computes on one; otherwise none is taken.
+    cache: whether compiled programs are kept for the next start.
+
   Raises:
     InputError: a value is none of the choices, or out of range.
   """
+
+  accelerator: ClassVar[bool] = True
+  cache: ClassVar[bool] = True
 
   def __post_init__(self) -> None:
     for flag, field in fields(type(self)).items():
@@ -132,6 +142,9 @@ def parse(options: type[T], argv: Sequence[str]) -> T:
     raise InputError(_unknown(error.flagname, types)) from error
   except flags.Error as error:
     raise InputError(_flag_message(error, types)) from error
+  for flag, field in fields(options).items():
+    if words and field.metadata["is_positional"] and values[flag].value is None:
+      values[flag].value = words.pop(0)
   if words:
     raise InputError(_ignored(types, argv, words[0]))
   for flag, config in configs.items():
@@ -225,6 +238,8 @@ def help_text(options: type[Options], about: str) -> str:
       notes.append(f"Must be {field.range}.")
     if kind is tuple:
       notes.append("May be repeated.")
+    if defined.metadata["is_positional"]:
+      notes.append(f"--{flag} may be left out.")
     if field.default is dataclasses.MISSING:
       notes.append("Required.")
     elif kind is not bool and field.default not in (None, (), ""):
@@ -232,37 +247,28 @@ def help_text(options: type[Options], about: str) -> str:
     value = {bool: "", Config: " FILE", int: " INTEGER", float: " NUMBER"}.get(kind, " VALUE")
     text = textwrap.fill(" ".join(notes), 88, break_on_hyphens=False)
     lines += [f"  --{flag}{value}", textwrap.indent(text, 6 * " ")]
-  lines += [f"  --{flag}\n      {text}" for flag, text in COMMON.items()]
+  more = {HELP_CONFIG: "List the fields of a config, and end."} if Config in known.values() else {}
+  lines += [f"  --{flag}\n      {text}" for flag, text in {**more, **COMMON}.items()]
   return "\n".join(lines)
 
 
-def run(
-  main: Callable[[T], None], options: type[T], *, accelerator: bool = True, cache: bool = True
-) -> None:
+def run(main: Callable[[T], None], options: type[T]) -> None:
   """Runs a command by the flags of the process, which it ends: code 0, or 2 for bad input.
 
   Args:
     main: the command.
     options: its dataclass.
-    accelerator: whether it computes on one; otherwise none is taken.
-    cache: whether compiled programs are kept for the next start.
   """
   logging.set_verbosity(logging.WARNING)  # orbax logs every file it writes
-  # Several steps in flight can lock up the collectives of several CPU devices.
-  jax.config.update("jax_cpu_enable_async_dispatch", False)
-  if not accelerator:
-    jax.config.update("jax_platforms", "cpu")
-  # JAX takes 0.75 of a GPU by default; plans count on this share.
-  if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:  # its older name; JAX refuses both
-    os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", "0.975")
-  keep_compiled()
-  if not cache:
-    jax.config.update("jax_enable_compilation_cache", False)
+  machine.configure_jax(options.accelerator, options.cache)
   app.run(lambda _: execute(main, options, sys.argv[1:]), argv=sys.argv[:1])
 
 
 def execute(main: Callable[[T], None], options: type[T], argv: Sequence[str]) -> None:
   """Calls `main` with the options of a command line; bad input: one line, and exit code 2."""
+  if f"--{HELP_CONFIG}" in argv and Config in kinds(options).values():
+    print(config_file.help_text())
+    return
   if HELP & set(argv):
     print(help_text(options, sys.modules[main.__module__].__doc__ or ""))
     return
@@ -272,22 +278,9 @@ def execute(main: Callable[[T], None], options: type[T], argv: Sequence[str]) ->
     if "--debug" in argv:
       raise
     print(f"error: {error}", file=sys.stderr)
-    hosts.leave(2)
-
-
-def keep_compiled() -> None:
-  """Has jax keep compiled programs in the user's cache folder, for the next start.
-
-  JAX_COMPILATION_CACHE_DIR names another folder; JAX_ENABLE_COMPILATION_CACHE=0 keeps none.
-  """
-  if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    # A compiled program uses all that its CPU has; other CPUs may share the folder.
-    folder = (
-      machine.cache_folder() / "xla" / hashlib.sha256(machine.cpu().encode()).hexdigest()[:16]
-    )
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-  if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    # Without this module, no other process has been joined.
+    hosts = sys.modules.get("shadowft_jax.hosts")
+    (hosts.leave if hosts else sys.exit)(2)
 
 
 def check(config: Config, *, complete: bool = True) -> None:

@@ -1,19 +1,49 @@
-"""--config FILE: a Python file with get_config(), and its fields as they are named on flags."""
+"""--config: a built-in config by name, or a file; and its fields as they are named on flags.
+
+  lora                  configs/lora.py of the repository, which a wheel carries, too
+  mine.py               get_config() makes it
+  mine.yaml             a mapping of the fields that are changed
+  runs/a/config.json    the config of a run, which is repeated so
+
+Fields that a file lacks have their defaults; a field that no config has is an error.
+"""
 
 import difflib
 import itertools
+import os
 import pathlib
+import textwrap
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict as Config
+import yaml
 
-from shadowft_jax import presets
+from shadowft_jax import files, presets
 from shadowft_jax.errors import InputError, nearest
 
-EXPECTED = "expected a Python file with get_config(), such as configs/lora.py"
-NOT_PYTHON = {".yaml", ".yml", ".json", ".jsonl", ".toml", ".txt", ".md"}
+EXPECTED = "expected a name such as lora, or a file: .py with get_config(), .yaml or .json"
+HERE = pathlib.Path(__file__).parent
+# The first field of each part of --help-config -> its heading.
+HEADINGS = {
+  "pair": "Models",
+  "seed": "Computation",
+  "mesh.data": "Devices",
+  "delta.kind": "Delta",
+  "objective": "Objective",
+  "data.set": "Data",
+  "epochs": "Steps and batches",
+  "lr": "Optimizer",
+  "eval_every": "Validation and graft",
+}
+
+
+def builtin() -> dict[str, pathlib.Path]:
+  """{name: file} of the configs that come with the package."""
+  places = (HERE / "configs", HERE.parent / "configs")  # of a wheel, and of the repository
+  folder = next((p for p in places if p.is_dir()), places[0])
+  return {p.stem: p for p in sorted(folder.glob("*.py"))}
 
 
 def find(flag: str, argv: Sequence[str]) -> Config:
@@ -25,21 +55,93 @@ def find(flag: str, argv: Sequence[str]) -> Config:
   given = [a.partition("=")[2] for a in argv if a.startswith(f"--{flag}=")]
   given += [b for a, b in itertools.pairwise(argv) if a == f"--{flag}"]
   if not given:
-    raise InputError(f"--{flag} is required; name a file of configs/: --{flag} configs/lora.py")
-  return load(pathlib.Path(given[-1]))
+    raise InputError(
+      f"--{flag} is required: {', '.join(builtin())}, or a file, such as --{flag} lora"
+    )
+  return load(given[-1])
 
 
-def load(path: pathlib.Path) -> Config:
-  """The config that a file makes, locked; fields that it lacks have their defaults.
+def load(name: str | os.PathLike) -> Config:
+  """The config of a name or file, locked; fields that it lacks have their defaults.
 
   Raises:
-    InputError: there is no such file, it cannot be run, or it makes something else.
+    InputError: there is no such name or file, it cannot be read, or it sets a field that no config
+      has.
   """
+  path = builtin().get(str(name), pathlib.Path(name))
   if not path.is_file():
     raise InputError(f"--config {path} {_missing(path)}")
-  if path.suffix.lower() in NOT_PYTHON:
-    raise InputError(f"--config {path} is no Python file; {EXPECTED}")
-  names: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
+  kind = path.suffix.lower()
+  if kind == ".json":
+    found = _fields(files.read_json(path))
+  elif kind in (".yaml", ".yml"):
+    found = _fields(_yaml(path))
+  else:
+    found = presets.flat(_python(path).to_dict())
+  return _set(presets.sft(), found, f"--config {path}").lock()
+
+
+def merged(config: str | os.PathLike | Config, fields: Mapping[str, Any]) -> Config:
+  """A config of a name, a file, or a copy of one, with `fields`, {dotted name: value}, changed.
+
+  Raises:
+    InputError: see `load`; or a field is unknown or of another type.
+  """
+  copied = config.copy_and_resolve_references() if isinstance(config, Config) else load(config)
+  return _set(copied, _fields(fields), "config").lock()
+
+
+def _set(config, fields, where):
+  """`config` with {dotted name: value} set, each of its field's type."""
+  if unknown := [name for name in fields if name not in presets.FIELDS]:
+    rest = unknown[1:20] + [f"{len(unknown) - 20} more"] * (len(unknown) > 20)
+    also = f"; also unknown: {', '.join(rest)}" if rest else ""
+    raise InputError(f"{where} sets an {unknown_field(unknown[0])}{also}")
+  values = {name: _typed(name, value) for name, value in fields.items()}
+  for name, value in values.items():
+    if fault := presets.FIELDS[name].mistyped(value):
+      raise InputError(f"{where}: config.{name} {fault}; got {value!r}")
+  config.update_from_flattened_dict(values)
+  return config
+
+
+def _typed(name, value):
+  """A value as its field has it: 1 of a number is 1.0, and YAML reads 1e-4 as a text."""
+  if type(presets.FIELDS[name].default) is not float or isinstance(value, bool):
+    return value
+  try:
+    return float(value)
+  except (TypeError, ValueError):
+    return value
+
+
+def _fields(mapping, group=""):
+  """{dotted name: value} of a nested mapping whose names may be dotted already."""
+  out = {}
+  for key, value in mapping.items():
+    name = f"{group}.{key}" if group else str(key)
+    is_group = name not in presets.FIELDS and isinstance(value, Mapping)
+    out |= _fields(value, name) if is_group else {name: value}
+  return out
+
+
+def _yaml(path):
+  try:
+    found = yaml.safe_load(path.read_text())
+  except (yaml.YAMLError, UnicodeDecodeError) as error:
+    reason = " ".join(str(error).split())
+    raise InputError(f"--config {path} is not YAML that can be read: {reason}") from error
+  if not isinstance(found, dict):
+    raise InputError(
+      f"--config {path} holds a {type(found).__name__}; expected a mapping of fields, such as "
+      "lr: 1.0e-4"
+    )
+  return found
+
+
+def _python(path):
+  """What get_config() of a file returns."""
+  names = {"__name__": path.stem, "__file__": str(path)}
   try:
     exec(compile(path.read_bytes(), str(path), "exec"), names)
     if "get_config" not in names:
@@ -54,26 +156,19 @@ def load(path: pathlib.Path) -> Config:
       f"--config {path}: get_config() returns a {type(config).__name__}; expected the ConfigDict "
       "of presets.sft(), with fields changed"
     )
-  found = presets.flat(config.to_dict())
-  if unknown := [name for name in found if name not in presets.FIELDS]:
-    raise InputError(f"--config {path} sets an {unknown_field(unknown[0])}")
-  defaults = {n: f.default for n, f in presets.FIELDS.items()}
-  out = presets.sft()
-  try:
-    out.update_from_flattened_dict({**defaults, **found})
-  except TypeError as error:
-    raise InputError(f"--config {path}: {_told(error)}") from error
-  return out.lock()
+  return config
 
 
 def _missing(path):
   """Why a path is no file, and which is meant."""
   if path.is_dir():
-    return f"is a folder; {EXPECTED}"
-  known = {p.stem: p for p in sorted(pathlib.Path("configs").glob("*.py"))}
-  close = difflib.get_close_matches(path.stem, known, n=1)
-  is_near = path.parent in (pathlib.Path(), pathlib.Path("configs")) and close
-  return "does not exist" + (f"; did you mean {known[close[0]]}?" if is_near else nearest(path))
+    run = path / "config.json"
+    return f"is a folder; {f'the config of the run in it is {run}' if run.is_file() else EXPECTED}"
+  is_name = path.parent == pathlib.Path()
+  close = difflib.get_close_matches(path.stem, builtin(), n=1)
+  built_in = f"; did you mean {close[0]}?" if close else ""
+  hint = built_in or nearest(path) if is_name else nearest(path) or built_in
+  return "does not exist" + (hint or f"; built-in configs are {', '.join(builtin())}")
 
 
 def _line(error, path):
@@ -87,6 +182,23 @@ def _told(error):
   """An error in one line."""
   text = error.msg if isinstance(error, SyntaxError) else str(error)
   return f"{type(error).__name__}: {' '.join(str(text).split())}"
+
+
+def help_text() -> str:
+  """The text of --help-config: every field with its meaning, range and default."""
+  lines = ["Fields of a config: --config.FIELD=VALUE sets one, or a file that --config names."]
+  for name, field in presets.FIELDS.items():
+    if name in HEADINGS:
+      lines += ["", f"{HEADINGS[name]}:"]
+    notes = [field.meaning[0].upper() + field.meaning[1:] + "."]
+    if field.choices:
+      notes.append(f"One of: {', '.join(field.choices)}.")
+    if field.range:
+      notes.append(f"Must be {field.range}.")
+    notes.append(f"Default: {'empty' if field.default == '' else field.default}.")
+    text = textwrap.fill(" ".join(notes), 88, break_on_hyphens=False)
+    lines += [f"  {name}", textwrap.indent(text, 6 * " ")]
+  return "\n".join(lines)
 
 
 def unknown_field(name: str, known: Iterable[str] = presets.FIELDS) -> str:

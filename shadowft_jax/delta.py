@@ -170,15 +170,21 @@ def grafted_names(delta: Delta, params: Params, match: str) -> list[str]:
 
 
 def graft(
-  instruct: Params, delta: Delta, *, scale: float = 1.0, match: str = "projections"
+  instruct: Params,
+  delta: Delta,
+  *,
+  scale: float = 1.0,
+  match: str = "projections",
+  donate: bool = False,
 ) -> tuple[Params, list[str]]:
   """W_I + delta on the leaves that `match` selects: equation 3 of arXiv 2505.12716, in memory.
 
   Args:
-    instruct: the Instruct model; the buffers of grafted leaves are donated.
+    instruct: the Instruct model.
     delta: leaves it lacks, and elements where it is 0, keep W_I's bits.
     scale: of an adapter (`scale_of`).
     match: see `grafted_names`.
+    donate: whether the sums take the place of the grafted leaves of `instruct` in memory.
 
   Returns:
     (Params shaped, sharded and typed as `instruct`, with sums taken in float32; the sorted
@@ -191,7 +197,8 @@ def graft(
   named = tree.names(instruct)
   weights = {n: named[n] for n in chosen}
   placed = jax.tree.map(lambda w: w.sharding, weights)
-  named.update(jax.jit(_sums, donate_argnums=0, out_shardings=placed)(weights, delta, scale))
+  sums = jax.jit(_sums, donate_argnums=(0,) if donate else (), out_shardings=placed)
+  named.update(sums(weights, delta, scale))
   return tree.nest(named), chosen
 
 

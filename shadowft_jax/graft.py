@@ -13,19 +13,25 @@ to it.
 import dataclasses
 from typing import Any
 
+from etils import epy
+
 from shadowft_jax import command, files
 from shadowft_jax.errors import InputError
-from shadowft_jax.grafting import delta_only, matching, mixups, recipe, selection, sources, write
-from shadowft_jax.hf import hub, model_card
-from shadowft_jax.hf.folder import open_model
-from shadowft_jax.pairs import registry
+from shadowft_jax.grafting import settings
 from shadowft_jax.progress import say
-from shadowft_jax.runs import cards
+
+with epy.lazy_imports():  # help and errors of flags and paths come before these
+  from shadowft_jax.grafting import delta_only, matching, mixups, selection, sources, write
+  from shadowft_jax.hf import folder, hub, model_card
+  from shadowft_jax.pairs import registry
+  from shadowft_jax.runs import cards
 
 
 @dataclasses.dataclass(frozen=True)
 class Options(command.Options):
   """Flags of `graft`."""
+
+  accelerator = False  # from disk to disk
 
   base: str | None = command.option(
     None,
@@ -52,7 +58,7 @@ class Options(command.Options):
   delta_dtype: str | None = command.option(
     None,
     help="Dtype of the numbers that --output=delta stores; float32 unless given.",
-    choices=tuple(delta_only.DTYPES),
+    choices=("float32", "bfloat16"),
   )
   rank: int | None = command.option(
     None, help="Singular values kept of each tensor, for --output=adapter.", least=1
@@ -122,6 +128,9 @@ class Options(command.Options):
     False, help="Neither read the result back nor hash files, which saves time."
   )
   overwrite: bool = command.option(False, help="Replace --out if it exists.")
+  push_to: str | None = command.option(
+    None, help="Upload --out to the hub as ORG/NAME; a new repository is private."
+  )
 
 
 def main(options: Options) -> None:
@@ -130,7 +139,7 @@ def main(options: Options) -> None:
   Raises:
     InputError: the options contradict each other, or the models do not fit.
   """
-  form = delta_only.output_of(
+  form = settings.output_of(
     options.output, dtype=options.delta_dtype, rank=options.rank, energy=options.energy
   )
   if form and (options.rounding != "nearest" or options.dtype):
@@ -138,6 +147,10 @@ def main(options: Options) -> None:
       "--rounding and --dtype are for --output=shadow, where a sum is stored; got "
       f"--output={options.output}"
     )
+  settings.check(_recipe(options))
+  settings.check_sources(options.base, options.tuned, options.delta, options.adapter)
+  if options.push_to:
+    hub.check_push(options.push_to)
   if not options.dry_run:
     files.check_new(options.out, options.overwrite)
   plan = _plan(options)
@@ -158,14 +171,19 @@ def main(options: Options) -> None:
   else:
     warned = write.run_and_report(plan, options.out, card=card, **_writing(options, plan))
   say(*pair, *warned)
+  if options.push_to:
+    say(f"uploaded: {hub.push(options.out, options.push_to)}")
+
+
+def _recipe(options):
+  """How the deltas are combined and the sum is stored."""
+  return settings.Recipe(**{name: getattr(options, name) for name in settings.Recipe._fields})
 
 
 def _plan(options):
   """Which tensor gets which part of the deltas."""
-  instruct = open_model(hub.locate(options.instruct))
-  base = open_model(hub.locate(options.base)) if options.base else None
-  rounding = recipe.Recipe(**{name: getattr(options, name) for name in recipe.Recipe._fields})
-  recipe.check(rounding)
+  instruct = folder.open_model(hub.locate(options.instruct))
+  base = folder.open_model(hub.locate(options.base)) if options.base else None
   return matching.plan(
     instruct,
     sources.named(
@@ -178,7 +196,7 @@ def _plan(options):
     scope=_scope(options),
     vocab=options.vocab,
     base=base,
-    recipe=rounding,
+    recipe=_recipe(options),
   )
 
 
@@ -188,14 +206,14 @@ def _scope(options):
 
 def _writing(options, plan) -> dict[str, Any]:
   """How either kind of output is written; the settings go into its provenance.json."""
-  settings = {
+  record = {
     "alpha": options.alpha,
     "scope": str(_scope(options)),
     "vocab": options.vocab,
     "deltas": [{"what": d.what, "weight": d.weight} for d in plan.deltas],
   }
   verify = not options.no_verify
-  return {"settings": settings, "overwrite": options.overwrite, "verify": verify}
+  return {"settings": record, "overwrite": options.overwrite, "verify": verify}
 
 
 def _card(options, plan):
@@ -208,9 +226,10 @@ def _card(options, plan):
   ]
   others = [i for f in folders for i in model_card.trained_on(f) if i != instruct.hub_id]
   how = " and ".join(f"{_name(d)}, times {d.weight:g}" for d in plan.deltas)
-  unusual = {k: v for k, v in plan.recipe._asdict().items() if v != getattr(recipe.PLAIN, k)}
-  settings = {"scope": str(_scope(options)), **unusual}
-  origin = cards.Origin(instruct, base, True, how, settings=settings, others=others)
+  plain = settings.PLAIN._asdict()
+  unusual = {k: v for k, v in plan.recipe._asdict().items() if v != plain[k]}
+  chosen = {"scope": str(_scope(options)), **unusual}
+  origin = cards.Origin(instruct, base, True, how, settings=chosen, others=others)
   form = options.output.replace("shadow", "model")
   return cards.text(origin, form, dtype=options.dtype)
 
@@ -222,4 +241,4 @@ def _name(delta):
 
 
 if __name__ == "__main__":
-  command.run(main, Options, accelerator=False)  # from disk to disk
+  command.run(main, Options)

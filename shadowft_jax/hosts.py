@@ -39,6 +39,8 @@ def start() -> None:
     InputError: the variables make no sense, or the processes cannot be joined.
   """
   global _hush
+  # Several steps in flight can lock up the collectives of several CPU devices.
+  jax.config.update("jax_cpu_enable_async_dispatch", False)
   found = _found(os.environ)
   if found is None or jax.distributed.is_initialized():
     return

@@ -1,5 +1,6 @@
-"""What this machine gives to a process: CPU cores, and a folder for what may be made again."""
+"""What this machine gives to a process: CPU cores, a folder for caches, and what JAX may use."""
 
+import hashlib
 import os
 import pathlib
 import platform
@@ -21,3 +22,26 @@ def cpu() -> str:
   path = pathlib.Path("/proc/cpuinfo")
   lines = path.read_text().splitlines() if path.exists() else [platform.processor()]
   return next((x for x in lines if x.startswith(("flags", "Features"))), platform.machine())
+
+
+def configure_jax(accelerator: bool = True, cache: bool = True) -> None:
+  """Sets the variables that JAX reads when it is imported, which it must not be yet.
+
+  JAX_COMPILATION_CACHE_DIR names another folder for compiled programs, which are kept for the next
+  start; JAX_ENABLE_COMPILATION_CACHE=0 keeps none.
+
+  Args:
+    accelerator: whether one is used; otherwise none is taken.
+    cache: whether compiled programs are kept.
+  """
+  if not accelerator:
+    os.environ["JAX_PLATFORMS"] = "cpu"
+  # JAX takes 0.75 of a GPU by default; plans count on this share.
+  if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:  # its older name; JAX refuses both
+    os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", "0.975")
+  # A compiled program uses all that its CPU has; other CPUs may share the folder.
+  folder = cache_folder() / "xla" / hashlib.sha256(cpu().encode()).hexdigest()[:16]
+  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
+  os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+  if not cache:
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"

@@ -1,6 +1,6 @@
 """Plans a run on absent hardware: the memory, time and disk it needs, and whether it fits.
 
-  python -m shadowft_jax.plan --config configs/paper_full.py --config.pair=qwen2.5-32b \
+  python -m shadowft_jax.plan --config configs/paper_full.py --config.pair=qwen2.5-32b \\
       --topology a100-80gb:8
 
 The step is compiled ahead of time from shapes alone: no weights, no accelerator.  The compilers
@@ -12,17 +12,24 @@ import os
 import pathlib
 from typing import Any
 
+from etils import epy
+
 from shadowft_jax import command, files
-from shadowft_jax.data import sets
 from shadowft_jax.errors import InputError
-from shadowft_jax.hf import hub
-from shadowft_jax.pairs import registry
-from shadowft_jax.planning import report, search, topologies
+
+with epy.lazy_imports():  # help and errors of flags, config and paths come before these
+  from shadowft_jax.data import sets
+  from shadowft_jax.hf import hub
+  from shadowft_jax.pairs import registry
+  from shadowft_jax.planning import report, search, topologies
 
 
 @dataclasses.dataclass(frozen=True)
 class Options(command.Options):
   """Flags of `plan`."""
+
+  accelerator = False  # the local one is not the one that is planned for
+  cache = False  # a program for an absent device cannot be read back
 
   config: command.Config = command.config_option()
   topology: str = command.option(
@@ -86,5 +93,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-  # A program for an absent device cannot be read back from the cache; local devices are not used.
-  command.run(main, Options, accelerator=False, cache=False)
+  command.run(main, Options)

@@ -57,8 +57,8 @@ FIELDS: dict[str, Field] = {
     "delta.match": Field("projections", f"which leaves are trained: {SCOPE}", is_regex=True),
     "delta.rank": _count(128, "rank of the adapter"),
     "delta.alpha": _count(256.0, "the adapter's product is multiplied by alpha / rank"),
-    "delta.init": Field("", "delta to start from, such as RUN/delta, of the same kind and rank; "
-                        "empty: none"),
+    "delta.init": Field("", "delta to start from, of the same kind and rank: a run's folder, its "
+                        "delta/ or an adapter; empty: none"),
 
     "objective": Field("sft", "sft: supervised tuning; dpo: preference pairs", ("sft", "dpo")),
     "dpo.beta": _count(0.1, "strength of the KL penalty; smaller lets the policy move further "

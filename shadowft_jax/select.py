@@ -22,6 +22,8 @@ from shadowft_jax.progress import say
 class Options(command.Options):
   """Flags of `select`."""
 
+  accelerator = False
+
   rows: str = command.option(
     help="File, folder or hub id ORG/NAME[:SUBSET] of rows with a reward and categories."
   )
@@ -118,4 +120,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-  command.run(main, Options, accelerator=False)
+  command.run(main, Options)

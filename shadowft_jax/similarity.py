@@ -11,17 +11,22 @@ nearest first.
 import contextlib
 import dataclasses
 
+from etils import epy
+
 from shadowft_jax import command, files
 from shadowft_jax.errors import InputError
-from shadowft_jax.hf import hub
-from shadowft_jax.hf.folder import ModelFolder, open_model
-from shadowft_jax.pairs import check as pair_check, findings, registry, similarity
 from shadowft_jax.progress import say
+
+with epy.lazy_imports():  # help and errors of flags and paths come before these
+  from shadowft_jax.hf import folder, hub
+  from shadowft_jax.pairs import check as pair_check, findings, registry, similarity
 
 
 @dataclasses.dataclass(frozen=True)
 class Options(command.Options):
   """Flags of `similarity`."""
+
+  accelerator = False
 
   base: str | None = command.option(None, help="The Base: a folder, or an id of the hub.")
   instruct: str | None = command.option(None, help="The Instruct: a folder, or an id of the hub.")
@@ -96,7 +101,7 @@ def choose(base: str | None, instruct: str | None, pair: str | None) -> tuple[st
   )
 
 
-def check(base: ModelFolder, instruct: ModelFolder) -> list[findings.Finding]:
+def check(base: "folder.ModelFolder", instruct: "folder.ModelFolder") -> "list[findings.Finding]":
   """Prints the report of the pair check and returns its findings.
 
   Raises:
@@ -124,7 +129,7 @@ def _rank(options, fresh):
 def _compare(options, fresh):
   """Prints the gap ratio of a pair, and writes it to the folder `fresh` if there is one."""
   names = choose(options.base, options.instruct, options.pair)
-  sides = [open_model(hub.locate(name)) for name in names]
+  sides = [folder.open_model(hub.locate(name)) for name in names]
   found_by_check = check(*sides)
   if options.check_only:
     return
@@ -141,4 +146,4 @@ def _compare(options, fresh):
 
 
 if __name__ == "__main__":
-  command.run(main, Options, accelerator=False)
+  command.run(main, Options)

@@ -7,23 +7,26 @@ Shadow-FT, arXiv 2505.12716.  The same command resumes a run that was stopped.
 
 import dataclasses
 import os
+import pathlib
 from typing import Any
 
-import flax.linen as nn
-import jax
+from etils import epy
 
-from shadowft_jax import command, hosts, sharding
-from shadowft_jax.data import dataset, preview, sets
+from shadowft_jax import command, progress
 from shadowft_jax.errors import InputError
-from shadowft_jax.grafting import write
-from shadowft_jax.hf import deltas, hub, weights
-from shadowft_jax.learning import guards, kernels, loop, step
-from shadowft_jax.pairs import registry
-from shadowft_jax.pairs.opened import open_pair
 from shadowft_jax.presets import Config
-from shadowft_jax.progress import say
-from shadowft_jax.runs import cards, metrics
-from shadowft_jax.runs.run import open_run
+
+with epy.lazy_imports():  # help and errors of flags, config and paths come before these
+  import flax.linen as nn
+  import jax
+
+  from shadowft_jax import hosts, sharding
+  from shadowft_jax.data import dataset, preview, sets
+  from shadowft_jax.grafting import write
+  from shadowft_jax.hf import deltas, hub, weights
+  from shadowft_jax.learning import guards, kernels, loop, step
+  from shadowft_jax.pairs import opened, registry
+  from shadowft_jax.runs import cards, metrics, run as runs
 
 
 def train(config: Config, workdir: str | os.PathLike) -> list[dict[str, Any]]:
@@ -42,10 +45,10 @@ def train(config: Config, workdir: str | os.PathLike) -> list[dict[str, Any]]:
   _resolve(config)
   mesh = sharding.make_mesh(config.mesh)
   sharding.check_batch(config.rows, config.data.max_length, mesh)
-  with open_run(config, workdir) as run:
+  with runs.open_run(config, workdir) as run:
     if run.is_complete:
       return metrics.read_metrics(run.directory)
-    pair = open_pair(config)
+    pair = opened.open_pair(config)
     data = dataset.read(config, pair.instruct.directory, mesh.shape["context"])
     guards.check(config, data, run.directory, pair.trained, pair.instruct)
     run.claim_data(data.digest, config.data.train)
@@ -79,15 +82,18 @@ def train(config: Config, workdir: str | os.PathLike) -> list[dict[str, Any]]:
       losses = loop.measure(pair.instruct, run, loss, data, config, mesh)
     inputs = {"base": [pair.base.directory], "instruct": [pair.instruct.directory], **data.inputs}
     records = run.finish(losses, inputs, config, origin)
-    say(*pair.warnings, *warned)  # once more, where they are seen
+    progress.say(*pair.warnings, *warned)  # once more, where they are seen
     return records
 
 
 def _resolve(config):
-  """Fills in what names stand for, and checks every value."""
+  """Fills in what names stand for, and checks every value and path."""
   registry.resolve(config)
   sets.resolve(config)
+  if config.delta.init:
+    config.delta.init = str(hub.locate_delta(config.delta.init))
   command.check(config)
+  opened.check_paths(config)
 
 
 def show(config: Config, count: int, *, ids: bool = False) -> None:
@@ -119,6 +125,11 @@ class Options(command.Options):
     least=0,
   )
   preview_ids: bool = command.option(False, help="Print each token's id, too.")
+  push_to: str | None = command.option(
+    None,
+    help="Upload the grafted model to the hub as ORG/NAME, and the delta as ORG/NAME-delta; new "
+    "repositories are private.",
+  )
 
 
 def main(options: Options) -> None:
@@ -127,6 +138,10 @@ def main(options: Options) -> None:
   Raises:
     InputError: see `train`.
   """
+  if options.push_to and options.workdir and options.preview is None:
+    hub.check_push(options.push_to)
+  elif options.push_to:
+    raise InputError("--push-to uploads what a run writes; give --workdir, and no --preview")
   if options.preview is not None:
     show(options.config, options.preview, ids=options.preview_ids)
   elif options.workdir is None:
@@ -134,8 +149,14 @@ def main(options: Options) -> None:
       "--workdir is not given; name the run's folder, or look at the data first with --preview=3"
     )
   else:
+    with progress.silenced():  # `train` says it again, once for all processes
+      _resolve(options.config)
     hosts.start()
     train(options.config, options.workdir)
+    if options.push_to and hosts.is_first():
+      run = runs.Run(pathlib.Path(options.workdir))
+      for folder, repo in ((run.shadow, options.push_to), (run.delta, f"{options.push_to}-delta")):
+        progress.say(f"uploaded: {hub.push(folder, repo)}")
 
 
 if __name__ == "__main__":

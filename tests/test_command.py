@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import json
 import os
 import re
 import subprocess
@@ -9,16 +10,15 @@ import sys
 
 import pytest
 
-from shadowft_jax import command
+from shadowft_jax import __main__, command, config_file, plan, presets, train
 from shadowft_jax.errors import InputError
 from tests import commands
-from tests.test_architecture import FLOORS
 
 # A config file with one line of its own.
 CONFIG = (
   "from shadowft_jax import presets\ndef get_config():\n  c = presets.sft()\n  {}\n  return c\n"
 )
-COMMANDS = sorted(FLOORS["commands"] - {"command", "config_file"})
+COMMANDS = sorted(__main__.COMMANDS.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +99,20 @@ def test_kinds(argv, expected):
   assert parse(*argv) == Options(**{"out": "x", **expected})
 
 
+def test_help_docs_and_errors_spell_flags_with_dashes():
+  modules = [importlib.import_module(f"shadowft_jax.{name}") for name in COMMANDS]
+  flags = {flag for m in modules for flag in command.fields(m.Options) if "-" in flag}
+  underscored = "|".join(re.escape(flag.replace("-", "_")) for flag in flags)
+  folders = ("shadowft_jax", "configs", "docs", "lab", "launch", "benchmarks")
+  texts = [
+    *commands.ROOT.glob("*.md"),
+    *(p for f in folders for p in (commands.ROOT / f).rglob("*")),
+  ]
+  for path in texts:
+    if path.suffix in (".md", ".py", ".sh", ".yaml"):
+      assert not re.search(f"--({underscored})\\b", path.read_text()), path
+
+
 @pytest.mark.parametrize("name", ["--drop-rate", "--drop_rate", "-drop_rate", "-drop-rate"])
 def test_dashes_and_underscores_are_one(name):
   assert parse(f"{name}=0.5") == parse(name, "0.5") == Options(out="x", drop_rate=0.5)
@@ -150,7 +164,7 @@ def test_what_cannot_be_is_said_in_one_line(argv, words):
 
 def test_what_is_required():
   refused(Options, [], "--out is required: Folder to write.")
-  refused(WithConfig, [], "--config is required; name a file of configs/")
+  refused(WithConfig, [], "--config is required: dpo_lora, full, lora, ", "such as --config lora")
   refused(WithConfig, ["--config.lr=1"], "--config is required")
   with pytest.raises(TypeError, match="out"):
     Options()
@@ -179,9 +193,12 @@ def test_a_config_and_its_fields(monkeypatch):
   [
     ("--config=configs/lroa.py", "configs/lroa.py does not exist; did you mean configs/lora.py?"),
     ("--config configs/lroa.py", "configs/lroa.py does not exist; did you mean configs/lora.py?"),
-    ("--config lora", "--config lora does not exist; did you mean configs/lora.py?"),
-    ("--config configs", "--config configs is a folder; expected a Python file"),
-    ("--config", "--config is required; name a file of configs/: --config configs/lora.py"),
+    ("--config lroa", "--config lroa does not exist; did you mean lora?"),
+    ("--config nowhere/lora.py", "--config nowhere/lora.py does not exist; did you mean lora?"),
+    ("--config xyzzy", "does not exist; built-in configs are dpo_lora, full, lora"),
+    ("--config configs", "--config configs is a folder; expected a name such as lora, or a file"),
+    ("--config", "--config is required: dpo_lora, full, lora, "),
+    ("lora", "--config is required"),
     ("{} --config.lrr=1", "unknown field config.lrr; did you mean config.lr?"),
     ("{} --config.trian=1", "unknown field config.trian; did you mean config.data.train?"),
     ("{} --config.rank=1", "unknown field config.rank; did you mean config.delta.rank?"),
@@ -211,14 +228,24 @@ def test_a_config_that_cannot_be(monkeypatch, argv, words):
 @pytest.mark.parametrize(
   "name, text, words",
   [
-    (
-      "a.yaml",
-      "base: a\nlr: 1e-4\n",
-      "is no Python file; expected a Python file with get_config()",
-    ),
-    ("a.json", '{"lr": 1}', "is no Python file"),
+    ("a.yaml", "base: [a\n", "is not YAML that can be read: while parsing"),
+    ("a.yaml", "", "holds a NoneType; expected a mapping of fields"),
+    ("a.yml", "- lr\n", "holds a list; expected a mapping of fields"),
+    ("a.yaml", "lrr: 1\n", "sets an unknown field config.lrr; did you mean config.lr?"),
+    ("a.yaml", "delta: {ranc: 1}", "field config.delta.ranc; did you mean config.delta.rank?"),
+    ("a.yaml", "rank: 1\nbatch: 1", "config.delta.rank?; also unknown: batch"),
+    ("a.yaml", "data: rows.jsonl", "config.data, which is a group; set one of its fields"),
+    ("a.yaml", "lr: fast", "config.lr needs a number; got 'fast'"),
+    ("a.yaml", "lr:", "config.lr needs a number; got None"),
+    ("a.yaml", "epochs: 1.5", "config.epochs needs a whole number; got 1.5"),
+    ("a.yaml", "base: 3", "config.base needs a text; got 3"),
+    ("a.yaml", "lr: {peak: 1}", "config.lr needs a number; got {'peak': 1}"),
+    ("a.json", '{"lr": 1, "old": 1, "older": 2}', "field config.old"),
+    ("a.json", '{"model_type": "qwen3"}', "unknown field config.model_type"),
+    ("a.json", '{"lr": true}', "config.lr needs a number; got True"),
+    ("a.jsonl", '{"lr": 1}', "has no get_config(); expected a name such as lora, or a file"),
     ("a", "lr: 1e-4\n", "has no get_config()"),
-    ("a", "base: a\n", " line 1: NameError: name 'a' is not defined; expected a Python file with"),
+    ("a", "base: a\n", " line 1: NameError: name 'a' is not defined; expected a name such as lora"),
     ("a.py", "x = 1\ndef get_config(:\n", " line 2: SyntaxError: invalid syntax"),
     ("a.py", "\0", "SyntaxError"),
     ("a.py", "def config(): return 1", "a.py has no get_config()"),
@@ -228,12 +255,76 @@ def test_a_config_that_cannot_be(monkeypatch, argv, words):
     ("a.py", CONFIG.format("c.lerning = 1"), "sets an unknown field config.lerning"),
     ("a.py", CONFIG.format("c.learn = 1"), "field config.learn; did you mean config.learn_on?"),
     ("a.py", CONFIG.format("c.lr = 'fast'"), " line 4: TypeError: "),
-    ("a.py", CONFIG.format("c.data = dict(train=3)"), "TypeError: "),
+    ("a.py", CONFIG.format("c.data = dict(train=3)"), "config.data.train needs a text; got 3"),
   ],
 )
 def test_a_file_that_is_no_config(tmp_path, name, text, words):
   (tmp_path / name).write_text(text)
   refused(WithConfig, [f"--config={tmp_path / name}"], f"--config {tmp_path / name}", words)
+
+
+def test_a_json_file_that_is_malformed_is_named(tmp_path):
+  (tmp_path / "a.json").write_text("{")
+  refused(WithConfig, [f"--config={tmp_path / 'a.json'}"], f"{tmp_path / 'a.json'}")
+
+
+@pytest.mark.parametrize("name", config_file.builtin())
+def test_a_built_in_config_answers_to_its_name_from_anywhere(monkeypatch, tmp_path, name):
+  monkeypatch.chdir(tmp_path)
+  named = command.parse(WithConfig, ["--config", name, "--config.seed=7"]).config
+  path = commands.ROOT / "configs" / f"{name}.py"
+  assert named == command.parse(WithConfig, [f"--config={path}", "--config.seed=7"]).config
+  assert named.seed == 7
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    "base: a\nlr: 1e-4\ndelta:\n  rank: 4\n  alpha: 8\ndata:\n  columns:\n    prompt: ask\n",
+    "{base: a, lr: 1.0e-4, delta.rank: 4, delta.alpha: 8.0, data.columns.prompt: ask}",
+  ],
+)
+def test_a_yaml_file_changes_the_fields_that_it_names(tmp_path, text):
+  (tmp_path / "a.yaml").write_text(text)
+  config = command.parse(WithConfig, [f"--config={tmp_path / 'a.yaml'}"]).config
+  expected = presets.sft()
+  expected.update_from_flattened_dict(
+    {"base": "a", "lr": 1e-4, "delta.rank": 4, "delta.alpha": 8.0, "data.columns.prompt": "ask"}
+  )
+  assert config.to_dict() == expected.to_dict() and config.is_locked
+
+
+def test_the_config_of_a_run_repeats_it(tmp_path):
+  """Fields that newer versions have added get their defaults."""
+  config = command.parse(WithConfig, ["--config=paper_full", "--config.lr=3e-5"]).config
+  fields = json.loads(config.to_json_best_effort())
+  path = tmp_path / "config.json"
+  path.write_text(json.dumps(fields))
+  assert command.parse(WithConfig, [f"--config={path}"]).config.to_dict() == config.to_dict()
+  del fields["moment_dtype"], fields["dpo"]
+  path.write_text(json.dumps(fields))
+  repeated = command.parse(WithConfig, [f"--config={path}"]).config
+  assert repeated.to_dict() == config.to_dict()
+  assert presets.faults(repeated, complete=False) == []
+  refused(WithConfig, [f"--config={tmp_path}"], f"the config of the run in it is {path}")
+
+
+def test_help_config_lists_every_field(capsys):
+  for options in (train.Options, plan.Options):
+    command.execute(lambda o: None, options, ["--help-config"])
+    text = capsys.readouterr().out
+    words = " ".join(text.split())
+    for name, field in presets.FIELDS.items():
+      assert f"\n  {name}\n" in text
+      meaning = " ".join(field.meaning.split())
+      assert meaning[1:] in words
+      assert not field.range or f"Must be {field.range}." in words
+      assert all(choice in words for choice in field.choices)
+  for field, heading in config_file.HEADINGS.items():
+    assert f"\n\n{heading}:\n  {field}\n" in text
+  assert "peak learning rate".capitalize() + ". Must be above 0. Default: 0.0002." in words
+  assert "--help-config" in command.help_text(train.Options, "")
+  assert "--help-config" not in command.help_text(Options, "")
 
 
 def test_a_group_that_a_config_replaces_keeps_its_other_fields(tmp_path):
@@ -296,7 +387,9 @@ def test_help_states_choices_ranges_and_defaults():
 def test_help_lists_every_flag_of_a_command(name):
   options = importlib.import_module(f"shadowft_jax.{name}").Options
   code, text, err = commands.run(name, "--help")
-  assert (code, err) == (0, "") and f"python -m shadowft_jax.{name}" in text
+  assert (code, err) == (0, "")
+  usage = {module: f"shadowft {c} " for c, module in __main__.COMMANDS.items()}
+  assert f"python -m shadowft_jax.{name}" in text or usage[name] in text
   words = " ".join(text.split())
   for flag, field in command.fields(options).items():
     known = field.metadata["field"]
@@ -304,15 +397,79 @@ def test_help_lists_every_flag_of_a_command(name):
     assert f"\n  --{flag}" in text and " ".join(known.meaning.split()) in words
 
 
+# Calls a command with each of several command lines, and tells what they left behind.
+PROGRAM = """
+import contextlib, importlib, io, json, sys
+from shadowft_jax import __main__, command, config_file, plan, presets, train
+module = importlib.import_module(f"shadowft_jax.{sys.argv[1]}")
+ends = []
+for argv in json.loads(sys.argv[2]):
+  code, out, err = 0, io.StringIO(), io.StringIO()
+  with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    try:
+      command.execute(module.main, module.Options, argv)
+    except SystemExit as end:
+      code = end.code
+  ends.append([code, out.getvalue(), err.getvalue()])
+print(json.dumps([ends, sorted(m for m in sys.modules if "." not in m)]))
+"""
+HEAVY = {
+  "jax",
+  "jaxlib",
+  "flax",
+  "orbax",
+  "optax",
+  "transformers",
+  "torch",
+  "datasets",
+  "matplotlib",
+}
+LORA = "--config=configs/lora.py"
+# Command lines that are wrong in each command's own ways, beside a flag that there is not.
+WRONG = {
+  "train": [
+    [],
+    ["--config=configs/none.py"],
+    [LORA, "--config.lr=-1", "--workdir=x"],
+    [LORA, "--config.pair=none", "--workdir=x"],
+    ["--config=configs/quickstart.py", "--config.base=/nowhere", "--workdir=x"],
+    ["--config=configs/quickstart.py", "--config.data.train=/nowhere.jsonl", "--workdir=x"],
+    ["--config=configs/quickstart.py"],
+  ],
+  "graft": [
+    ["--instruct=/nowhere", "--delta=x", "--out=x"],
+    ["--instruct=x", "--delta=x", "--out=configs"],
+    ["--instruct=x", "--out=x"],
+    ["--instruct=x", "--delta=x", "--out=x", "--rank=4"],
+    ["--instruct=x", "--delta=x", "--out=x", "--density=0.5"],
+  ],
+  "similarity": [[], ["--base=/nowhere", "--instruct=/nowhere"], ["--pair=none"]],
+  "select": [["--out=x.txt", "--rows=x"], ["--out=x.jsonl", "--rows=/nowhere.jsonl"]],
+  "plan": [
+    [LORA, "--topology=none", "--config.pair=qwen3-8b"],
+    [LORA, "--topology=a100-80gb:8"],
+    [LORA, "--topology=a100-80gb:8", "--model=/nowhere"],
+    [LORA, "--topology=a100-80gb:8", "--model=x", "--config.lr=-1"],
+  ],
+}
+
+
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_process_says_in_one_line_what_is_wrong(name):
+def test_help_and_bad_input_come_before_anything_heavy_is_imported(name):
+  lines = [["--help"], ["--no_such-flag"], *WRONG.get(name, [])]
   done = subprocess.run(
-    [sys.executable, "-m", f"shadowft_jax.{name}", "--no_such-flag"],
+    [sys.executable, "-c", PROGRAM, name, json.dumps(lines)],
     cwd=commands.ROOT,
     env={**os.environ, "PYTHONPATH": str(commands.ROOT)},
     capture_output=True,
     text=True,
     timeout=120,
   )
-  assert done.returncode == 2 and not done.stdout
-  assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+  assert done.returncode == 0, done.stderr
+  (help, *ends), modules = json.loads(done.stdout)
+  assert help[0] == 0 and not help[2]
+  for line, (code, out, err) in zip(lines[1:], ends, strict=True):
+    assert code == 2 and not out, (line, out)
+    first, *listed = err.splitlines()
+    assert first.startswith("error: ") and all(x.startswith("  ") for x in listed), (line, err)
+  assert not HEAVY & set(modules)

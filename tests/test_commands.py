@@ -9,7 +9,7 @@ import pytest
 import torch
 from jaxlib import xla_client
 
-from shadowft_jax import command as command_lib, hosts, train
+from shadowft_jax import hosts, machine, train
 from shadowft_jax.errors import InputError
 from shadowft_jax.runs import run
 from tests import commands, pico, runs
@@ -105,6 +105,16 @@ def test_a_field_that_cannot_be(pair, tmp_path, field, value, message):
   fails(runs.config_of(pair, **{field: value}), tmp_path / "run", message)
 
 
+def test_a_run_stands_for_its_delta(pair, tmp_path):
+  (tmp_path / "run" / "delta").mkdir(parents=True)
+  for given in (tmp_path / "run", tmp_path / "run" / "delta"):
+    config = runs.config_of(pair, **{"delta.init": str(given)})
+    train._resolve(config)
+    assert config.delta.init == str(tmp_path / "run" / "delta")
+  message = f"delta.init={tmp_path}/rnu is no folder; did you mean {tmp_path}/run"
+  fails(runs.config_of(pair, **{"delta.init": str(tmp_path / "rnu")}), tmp_path / "new", message)
+
+
 def test_a_model_without_safetensors(own_pair, tmp_path):
   (own_pair / "base" / "model.safetensors").unlink()
   fails(runs.config_of(own_pair), tmp_path / "run", "safetensors")
@@ -180,6 +190,8 @@ def test_a_workdir_of_another_config(pair, tmp_path):
 
 def test_a_run_that_failed_at_the_door_leaves_its_folder_free(pair, tmp_path):
   fails(runs.config_of(pair, base="/nowhere"), tmp_path / "run", "/nowhere")
+  assert not (tmp_path / "run").exists()
+  fails(runs.config_of(pair, base=str(pair)), tmp_path / "run", "config.json")
   (tmp_path / "run" / "config.json").rename(tmp_path / "run" / "config.json.part")  # as if killed
   train.train(runs.config_of(pair, epochs=1), tmp_path / "run")
   assert (tmp_path / "run" / "shadow").is_dir()
@@ -214,7 +226,5 @@ def test_a_workdir_that_is_no_run(pair, tmp_path):
 def test_a_command_may_use_what_a_plan_counts_on_unless_told_otherwise(monkeypatch, given, share):
   """As JAX itself reads the variables when it looks for a GPU."""
   monkeypatch.setattr(os, "environ", dict(given))
-  monkeypatch.setattr(command_lib, "keep_compiled", lambda: None)
-  monkeypatch.setattr(command_lib.app, "run", lambda *args, **more: None)
-  command_lib.run(lambda options: None, train.Options)
+  machine.configure_jax()
   assert xla_client.generate_pjrt_gpu_plugin_options()["memory_fraction"] == share

@@ -1,42 +1,56 @@
-"""Compiled programs kept for the next start (`command.keep_compiled`)."""
+"""What JAX reads from the environment that a command sets up (`machine.configure_jax`)."""
 
+import json
+import os
 import pathlib
+import subprocess
+import sys
 
-import jax
 import pytest
 
-from shadowft_jax import command
+from shadowft_jax import machine
 
-DIR = "jax_compilation_cache_dir"
+DIR = "JAX_COMPILATION_CACHE_DIR"
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
-def restored(monkeypatch, tmp_path):
-  """No variable of the user's, and jax's options as they were afterwards."""
-  options = {k: getattr(jax.config, k) for k in (DIR, "jax_persistent_cache_min_compile_time_secs")}
-  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-  yield
-  for name, value in options.items():
-    jax.config.update(name, value)
+def environment(monkeypatch, tmp_path):
+  """The variables of a user who has set none, as they are to be read."""
+  mine = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+  monkeypatch.setattr(os, "environ", {**mine, "XDG_CACHE_HOME": str(tmp_path)})
+  return os.environ
 
 
-def test_programs_are_kept_in_the_users_cache(tmp_path):
-  command.keep_compiled()
-  folder = pathlib.Path(getattr(jax.config, DIR))
-  assert folder.parent == tmp_path / "shadowft_jax" / "xla"
+def test_programs_are_kept_in_the_users_cache(environment, tmp_path):
+  machine.configure_jax()
+  assert pathlib.Path(environment[DIR]).parent == tmp_path / "shadowft_jax" / "xla"
 
 
-def test_another_kind_of_processor_has_a_folder_of_its_own(monkeypatch):
-  command.keep_compiled()
-  mine = getattr(jax.config, DIR)
-  monkeypatch.setattr(command, "_cpu", lambda: "flags: sse2")
-  command.keep_compiled()
-  assert getattr(jax.config, DIR) != mine
+def test_another_kind_of_processor_has_a_folder_of_its_own(environment, monkeypatch):
+  machine.configure_jax()
+  mine = environment.pop(DIR)
+  monkeypatch.setattr(machine, "cpu", lambda: "flags: sse2")
+  machine.configure_jax()
+  assert environment[DIR] != mine
 
 
-def test_a_folder_that_is_named_is_left_as_it_is(monkeypatch):
-  before = getattr(jax.config, DIR)
-  monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/elsewhere")
-  command.keep_compiled()
-  assert getattr(jax.config, DIR) == before
+def test_a_folder_that_is_named_is_left_as_it_is(environment):
+  environment[DIR] = "/elsewhere"
+  machine.configure_jax()
+  assert environment[DIR] == "/elsewhere"
+
+
+def test_jax_reads_what_is_set(environment):
+  machine.configure_jax(accelerator=False, cache=False)
+  names = (
+    "jax_compilation_cache_dir",
+    "jax_enable_compilation_cache",
+    "jax_persistent_cache_min_compile_time_secs",
+    "jax_platforms",
+  )
+  code = f"import jax, json; print(json.dumps([jax.config.values[n] for n in {names}]))"
+  done = subprocess.run(
+    [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+  )
+  assert json.loads(done.stdout) == [environment[DIR], False, 0.2, "cpu"]

@@ -68,7 +68,7 @@ def test_a_zero_delta_keeps_every_bit(dtype):
   put = lambda x: x.astype(dtype).at[..., :4].set(odd[: x.shape[-1]])
   instruct = jax.jit(lambda params: jax.tree.map(put, params))(instruct)
   for zero in (minus(base, base), {"lora": initial_adapter(base, rank=2)}):
-    shadow, leaves = delta.graft(copied(instruct), zero, scale=2.0, match="all")
+    shadow, leaves = delta.graft(instruct, zero, scale=2.0, match="all")
     assert leaves
     assert_bits_equal(shadow, instruct)
 
@@ -81,35 +81,38 @@ def test_grafting_the_difference_onto_the_base_gives_the_tuned_model():
     lambda x: jnp.asarray(np.round(np.asarray(x) * 1024) / 1024 + np.float32(0)), t
   )
   base, tuned = grid(base), grid(tuned)
-  shadow, _ = delta.graft(copied(base), minus(tuned, base), match="all")
+  shadow, _ = delta.graft(base, minus(tuned, base), match="all")
   assert_bits_equal(shadow, tuned)
 
 
-def test_the_graft_stays_where_the_instruct_lies_and_takes_its_buffers():
+def test_the_graft_stays_where_the_instruct_lies_and_takes_its_buffers_if_asked():
   model, base, tuned, instruct = setup()
   mesh = sharding.make_mesh(dict(fsdp=4, tensor=2))
   placed = sharding.of(instruct, mesh)
   change = {"delta": jax.device_put(minus(tuned, base)["delta"], placed)}
   there = jax.device_put(copied(instruct), placed)
-  shadow, leaves = delta.graft(there, change)
+  whole, _ = delta.graft(there, change)
+  assert not any(w.is_deleted() for w in jax.tree.leaves(there))
+  shadow, leaves = delta.graft(there, change, donate=True)
+  assert_bits_equal(jax.device_get(shadow), jax.device_get(whole))
   before, after, want = tree.names(there), tree.names(shadow), tree.names(placed)
   assert {n for n, w in before.items() if w.is_deleted()} == set(leaves)
   assert all(w.sharding.is_equivalent_to(want[n], w.ndim) for n, w in after.items())
-  expected, _ = delta.graft(copied(instruct), minus(tuned, base))
+  expected, _ = delta.graft(instruct, minus(tuned, base))
   assert_bits_equal(jax.device_get(shadow), jax.device_get(expected))
 
 
 def test_roles_swapped_it_is_the_chat_vector():
   _, base, tuned, instruct = setup()
-  shadow, _ = delta.graft(copied(instruct), minus(tuned, base), match="all")
-  vector, _ = delta.graft(copied(tuned), minus(instruct, base), match="all")
+  shadow, _ = delta.graft(instruct, minus(tuned, base), match="all")
+  vector, _ = delta.graft(tuned, minus(instruct, base), match="all")
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-7), shadow, vector)
 
 
 @pytest.mark.parametrize("match", ["projections", r"layers/mlp", "all"])
 def test_leaves_outside_the_scope_keep_their_bits(match):
   _, base, tuned, instruct = setup("qwen2")
-  shadow, leaves = delta.graft(copied(instruct), minus(tuned, base), match=match)
+  shadow, leaves = delta.graft(instruct, minus(tuned, base), match=match)
   before, after = tree.names(instruct), tree.names(shadow)
   changed = sorted(n for n in before if not np.array_equal(before[n], after[n]))
   assert changed == leaves == sorted(n for n in before if re.search(delta.pattern(match), n))
@@ -117,7 +120,7 @@ def test_leaves_outside_the_scope_keep_their_bits(match):
 
 def test_the_papers_scope_is_its_seven_projections_with_biases():
   _, base, tuned, instruct = setup("qwen2")
-  _, leaves = delta.graft(copied(instruct), minus(tuned, base))
+  _, leaves = delta.graft(instruct, minus(tuned, base))
   modules = {leaf.split("/")[-2] for leaf in leaves}
   assert modules == {f"{x}_proj" for x in ("q", "k", "v", "o", "gate", "up", "down")}
   assert sorted(leaf for leaf in leaves if leaf.endswith("bias")) == [
@@ -129,7 +132,7 @@ def test_sums_are_taken_in_float32_and_rounded_once():
   _, base, tuned, instruct = setup()
   instruct = jax.tree.map(lambda x: jnp.asarray(np.asarray(x).astype(jnp.bfloat16)), instruct)
   change = minus(tuned, base)
-  shadow, _ = delta.graft(copied(instruct), change, match="all")
+  shadow, _ = delta.graft(instruct, change, match="all")
   want = jax.tree.map(
     lambda w, d: (np.asarray(w, np.float32) + d).astype(jnp.bfloat16), instruct, change["delta"]
   )
@@ -145,7 +148,7 @@ def test_a_live_adapter_is_the_merged_adapter():
   adapter = {"lora": random_adapter(base)}
   token_BT = jnp.array(np.random.default_rng(0).integers(0, 96, (2, 12)))
   live = apply(model, delta.variables(base, adapter, 2.0), token_BT)
-  merged, _ = delta.graft(copied(base), adapter, scale=2.0)
+  merged, _ = delta.graft(base, adapter, scale=2.0)
   want = apply(model, {"params": merged}, token_BT)
   assert np.abs(live - apply(model, {"params": base}, token_BT)).max() > 1e-2
   assert np.abs(live - want).max() <= 2e-4 * np.abs(want).max()
@@ -457,7 +460,7 @@ def test_a_delta_that_does_not_fit_says_where():
     }
   }
   with pytest.raises(InputError) as error:
-    delta.graft(copied(base), wrong, match="all")
+    delta.graft(base, wrong, match="all")
   assert re.search(
     r"mlp/up_proj/kernel: the delta \(3, 1, 1\), the model \(\d, 32, 64\)", str(error.value)
   )
@@ -467,7 +470,7 @@ def test_a_delta_that_does_not_fit_says_where():
 def test_a_scope_that_selects_nothing_is_an_error():
   _, base, tuned, instruct = setup()
   with pytest.raises(InputError, match="'vision' selects none of the delta's leaves"):
-    delta.graft(copied(instruct), minus(tuned, base), match="vision")
+    delta.graft(instruct, minus(tuned, base), match="vision")
 
 
 @pytest.mark.parametrize("name", pico.CONFIGS)

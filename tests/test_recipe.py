@@ -13,7 +13,7 @@ from shadowft_jax.grafting import selection
 from shadowft_jax.hf.folder import open_model
 from shadowft_jax import delta, graft, machine
 from shadowft_jax.grafting import chunks, delta_only, matching, recipe as recipes, sources, write
-from shadowft_jax.grafting.recipe import Recipe
+from shadowft_jax.grafting.settings import Recipe, check
 from shadowft_jax.errors import InputError
 from tests.test_write import (
   WEIGHTS,
@@ -471,7 +471,7 @@ def test_the_flags_reach_the_plan_and_the_record(made, tmp_path):
 )
 def test_recipes_that_are_none(recipe, message):
   with pytest.raises(InputError, match=message):
-    recipes.check(Recipe(**recipe))
+    check(Recipe(**recipe))
 
 
 @pytest.mark.parametrize(

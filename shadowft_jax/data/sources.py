@@ -51,6 +51,16 @@ def read(
   return sources
 
 
+def check_named(spec: str | os.PathLike, split: str, flag: str) -> None:
+  """Raises InputError where a name in `spec` is no file, folder or id of a data set; reads none.
+
+  Args:
+    spec, split, flag: as of `read`.
+  """
+  for part in str(spec).split(","):
+    _files_of(_weighted(part.strip(), spec)[0], split, flag)
+
+
 def _weighted(part, spec):
   """(name, weight) of NAME or NAME*WEIGHT."""
   name, star, weight = part.rpartition("*")

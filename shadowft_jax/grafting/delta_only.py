@@ -10,14 +10,14 @@ import math
 import os
 import pathlib
 import zlib
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from shadowft_jax import files, machine
-from shadowft_jax.errors import InputError
 from shadowft_jax.grafting import adapter, chunks, recipe
 from shadowft_jax.grafting.matching import Plan
+from shadowft_jax.grafting.settings import Output as Output
 from shadowft_jax.grafting.verify import Written, read_back
 from shadowft_jax.hf import adapters, arrays, deltas, safetensors
 from shadowft_jax.hf.safetensors import WEIGHTS, Tensor
@@ -25,41 +25,6 @@ from shadowft_jax.progress import say
 from shadowft_jax.runs import provenance
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16"}
-
-
-class Output(NamedTuple):
-  """The kind of output: a dense delta of a dtype in DTYPES, or an adapter."""
-
-  name: str  # "delta" or "adapter"
-  dtype: str = "float32"  # of a delta
-  rank: int | None = None  # of an adapter: the number of singular values that are kept
-  energy: float | None = None  # instead of it, the share of their squares that is kept
-
-  @property
-  def is_cut(self) -> bool:
-    """Whether an adapter keeps a part of the combined delta only."""
-    return self.rank is not None or self.energy is not None
-
-
-def output_of(
-  name: str, *, dtype: str | None = None, rank: int | None = None, energy: float | None = None
-) -> Output | None:
-  """The Output that the flags of `graft` ask for; None for a whole model, "shadow".
-
-  Raises:
-    InputError: a flag is for another output, or two of them contradict each other.
-  """
-  given = {
-    "delta-dtype": (dtype, "delta"),
-    "rank": (rank, "adapter"),
-    "energy": (energy, "adapter"),
-  }
-  for flag, (value, of) in given.items():
-    if value is not None and name != of:
-      raise InputError(f"--{flag} is for --output={of}; got --output={name}")
-  if rank is not None and energy is not None:
-    raise InputError("--rank and --energy both say how much an adapter keeps; give one")
-  return None if name == "shadow" else Output(name, dtype or "float32", rank, energy)
 
 
 def need(plan: Plan, output: Output) -> dict[str, int]:

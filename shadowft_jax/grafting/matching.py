@@ -108,7 +108,7 @@ def plan(
     vocab: "refuse", or "common" to graft only the rows that tables of different length share.
     base: the Base, which the result is measured against; otherwise that of the first
       difference.
-    recipe: how the deltas are combined and the sum is stored; checked by `recipe.check`.
+    recipe: how the deltas are combined and the sum is stored; checked by `settings.check`.
 
   Raises:
     InputError: within the scope, a name is on one side only, or shapes or dtypes do not fit (all

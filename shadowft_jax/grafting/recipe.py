@@ -20,8 +20,8 @@ tensor's name and the element's index, not on chunks or threads.
 import concurrent.futures
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.extend.random
@@ -29,70 +29,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from shadowft_jax import delta, machine
-from shadowft_jax.errors import InputError
 from shadowft_jax.grafting import chunks
+from shadowft_jax.grafting.settings import PLAIN as PLAIN, Recipe as Recipe
 
 ABOVE_ALL = np.uint32(2**32 - 1)  # above the bits of every magnitude, NaN included
 Part = dict[str, Any]  # the arrays that a source's `read` returns for a chunk
-
-
-class Recipe(NamedTuple):
-  """How deltas are combined and the sum is stored."""
-
-  combine: str = "sum"  # or "ties"
-  density: float = 1.0  # the share of elements that TIES keeps
-  drop_rate: float = 0.0  # DARE's p
-  rounding: str = "nearest"  # or "stochastic"
-  dtype: str | None = None  # "float32"; None keeps that of the Instruct's tensors
-  seed: int = 0
-
-  @property
-  def is_random(self) -> bool:
-    """Whether the seed matters."""
-    return self.drop_rate > 0 or self.rounding == "stochastic"
-
-  @property
-  def static(self) -> "Recipe":
-    """The part that code is compiled for: the rest comes in arrays."""
-    return self._replace(seed=0, density=1.0)
-
-  @property
-  def record(self) -> dict[str, Any]:
-    """The fields for provenance.json; the seed is None where nothing is random."""
-    return {**self._asdict(), "seed": self.seed if self.is_random else None}
-
-  def lines(self) -> Iterator[str]:
-    """Lines for a terminal on all that differs from a plain sum in the Instruct's dtypes."""
-    if self.drop_rate:
-      yield (
-        f"DARE: drops {self.drop_rate:.4g} of each delta's elements and divides the others by "
-        f"{1 - self.drop_rate:.4g}, seed {self.seed}"
-      )
-    if self.combine == "ties":
-      yield (
-        f"TIES: of each delta's tensors the largest {self.density:.4g} of the elements, then "
-        "the mean of those with the sign of the sum"
-      )
-    if self.rounding == "stochastic":
-      yield f"sums are rounded up or down by chance, right on average, seed {self.seed}"
-    if self.dtype:
-      yield f"all weights are written in {self.dtype}, and config.json says so"
-
-
-PLAIN = Recipe()
-
-
-def check(recipe: Recipe) -> None:
-  """Raises InputError where a Recipe's fields, each in its flag's range, contradict each other."""
-  if recipe.density != 1 and recipe.combine != "ties":
-    raise InputError(
-      f"--density={recipe.density:g} is how much TIES keeps; give --combine=ties too"
-    )
-  if recipe.rounding == "stochastic" and recipe.dtype == "float32":
-    raise InputError(
-      "--rounding=stochastic has nothing to round: sums are taken in float32, and "
-      "--dtype=float32 stores them so; give one of the two"
-    )
 
 
 def keys(recipe: Recipe, target: Any) -> np.ndarray:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from shadowft_jax.errors import InputError
-from shadowft_jax.grafting import chunks
+from shadowft_jax.grafting import chunks, settings
 from shadowft_jax.grafting.matching import Delta
 from shadowft_jax.hf import adapters, deltas, hub
 from shadowft_jax.hf.folder import ModelFolder, open_model
@@ -190,11 +190,8 @@ def named(
   Raises:
     InputError: there is none, or --tuned has no --base; see `difference` and `weighted`.
   """
-  if tuned and not base:
-    raise InputError("--tuned needs --base: the delta is their difference")
+  settings.check_sources(base, tuned, delta, adapter)
   deltas = [difference(base, hub.locate(tuned), alpha)] if base and tuned else []
   deltas += [weighted(text, alpha) for text in delta]
   deltas += [weighted(text, alpha, "adapter") for text in adapter]
-  if not deltas:
-    raise InputError("nothing to graft: give --delta, --adapter, or --base and --tuned")
   return deltas

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from shadowft_jax import files, hosts, tree
 from shadowft_jax.errors import InputError, listing
 from shadowft_jax.files import StrPath
-from shadowft_jax.hf import adapters, arrays, folder, foreign, names, safetensors
+from shadowft_jax.hf import adapters, arrays, folder, foreign, hub, names, safetensors
 from shadowft_jax.hf.safetensors import WEIGHTS, Tensor
 from shadowft_jax.tree import Delta, Params
 
@@ -67,13 +67,11 @@ def read(directory: StrPath) -> StoredDelta:
     InputError: neither is there, nor in the delta/ of a run; or an adapter with settings or tensors
       that cannot be read: all are named.
   """
-  directory = pathlib.Path(directory)
-  files.check_folder(directory)
-  if not _has_delta(directory) and _has_delta(directory / "delta"):  # the folder of a run
-    directory = directory / "delta"
+  files.check_folder(pathlib.Path(directory))
+  directory = hub.locate_delta(directory)
   if (directory / "adapter_config.json").exists():
     return _read_adapter(directory)
-  if not _has_delta(directory):
+  if not hub.has_delta(directory):
     raise InputError(
       f"{directory} holds no delta; expected a run of `train` or its delta/ (delta.safetensors, or "
       "adapter_config.json), or an adapter of PEFT"
@@ -83,12 +81,6 @@ def read(directory: StrPath) -> StoredDelta:
   spelt, _ = names.by_short_name(found, directory)
   parts = {short: Dense(found[name]) for short, name in spelt.items()}
   return StoredDelta(directory, "full", parts, spelt, folder.files_of(directory, found))
-
-
-def _has_delta(directory: pathlib.Path) -> bool:
-  """Whether a folder holds a delta of either kind."""
-  found = ("adapter_config.json", "delta.safetensors", "delta.safetensors.index.json")
-  return any((directory / name).exists() for name in found)
 
 
 def _check_dtypes(directory: pathlib.Path, tensors: Mapping[str, Tensor]) -> None:

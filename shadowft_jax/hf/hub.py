@@ -1,4 +1,4 @@
-"""Model folders: found on disk or on the hub, and copied without their weights."""
+"""Model folders: found on disk or on the hub, copied without their weights, uploaded."""
 
 import os
 import pathlib
@@ -27,6 +27,13 @@ DOWNLOADED = [f"*{x}" for x in (*ENDINGS, ".py", ".safetensors")] + ["*LICENSE*"
 NOT_DOWNLOADED = ["original/*", "consolidated*"]
 
 
+def check_named(model: StrPath) -> None:
+  """Raises InputError where `model` is neither a folder nor has the form of an id of the hub."""
+  path = pathlib.Path(model)
+  if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)):
+    check_folder(path)
+
+
 def locate(model: StrPath, *, weights: bool = True) -> pathlib.Path:
   """The folder of a model: `model` itself, or the hub's snapshot of that id.
 
@@ -39,8 +46,7 @@ def locate(model: StrPath, *, weights: bool = True) -> pathlib.Path:
   path = pathlib.Path(model)
   if path.is_dir():
     return path
-  if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)):
-    check_folder(path)
+  check_named(model)
   try:
     found = pathlib.Path(
       huggingface_hub.snapshot_download(
@@ -64,6 +70,18 @@ def locate(model: StrPath, *, weights: bool = True) -> pathlib.Path:
       f"{path.name}`, then convert: {foreign.conversion(path.name)}"
     )
   return found
+
+
+def has_delta(directory: StrPath) -> bool:
+  """Whether a folder holds a delta: an adapter or a dense one."""
+  found = ("adapter_config.json", "delta.safetensors", "delta.safetensors.index.json")
+  return any(pathlib.Path(directory, name).exists() for name in found)
+
+
+def locate_delta(delta: StrPath) -> pathlib.Path:
+  """The folder of a delta: `delta` itself, or RUN/delta where a run's folder is given."""
+  path = pathlib.Path(delta)
+  return path / "delta" if not has_delta(path) and has_delta(path / "delta") else path
 
 
 def copy(source: pathlib.Path, target: pathlib.Path, weights: Collection[str]) -> list[str]:
@@ -115,3 +133,45 @@ def _is_left_out(name):
   if re.fullmatch(STRANGERS, name):
     return True
   return not (name.endswith(("/", *ENDINGS)) or re.search(NAMES, name))
+
+
+def check_push(repo: str) -> None:
+  """Checks that a folder could be uploaded as `repo`, before the work that makes it.
+
+  Raises:
+    InputError: `repo` is no ORG/NAME, or the hub cannot be used.
+  """
+  from huggingface_hub import constants, errors, utils  # brings an HTTP client
+
+  try:
+    utils.validate_repo_id(f"{repo}-delta")
+  except errors.HFValidationError as error:
+    raise InputError(f"--push-to={repo} is no name of the hub: {error}") from error
+  if "/" not in repo:
+    raise InputError(f"--push-to={repo} names no owner; expected ORG/NAME")
+  if constants.is_offline_mode():
+    raise InputError("--push-to needs the hub, and HF_HUB_OFFLINE is set; unset it")
+  if not huggingface_hub.get_token():
+    raise InputError("--push-to needs a token of the hub; run `hf auth login`, or set HF_TOKEN")
+
+
+def push(directory: StrPath, repo: str) -> str:
+  """Uploads a folder as the model `repo`, which is made, private, if it is not there.
+
+  Returns:
+    The address of the model.
+
+  Raises:
+    InputError: it cannot be uploaded; the folder stays as it is.
+  """
+  api = huggingface_hub.HfApi()
+  try:
+    address = api.create_repo(repo, private=True, exist_ok=True)
+    api.upload_folder(folder_path=pathlib.Path(directory), repo_id=repo)
+  except Exception as error:  # many types: of the network, the account, the files
+    reason = " ".join(str(error).split()) or type(error).__name__
+    raise InputError(
+      f"{directory} is written, but was not uploaded as {repo}: {reason}; to try again: "
+      f"hf upload {repo} {directory} --private"
+    ) from error
+  return str(address)

@@ -5,10 +5,13 @@ import importlib.util
 import os
 import re
 
-import jax
-from jax.experimental import topologies
+from etils import epy
 
 from shadowft_jax.errors import InputError, listing
+
+with epy.lazy_imports():  # a name is checked without them
+  import jax
+  from jax.experimental import topologies
 
 GIB = 2**30
 # The compiler's description of a GPU.  Limits of the A100: NVIDIA's CUDA programming guide,
@@ -118,7 +121,7 @@ def has_compiler(accelerator: Accelerator) -> bool:
   return any(importlib.util.find_spec(module) for module in COMPILER[accelerator.platform])
 
 
-def mesh_devices(topology: str) -> list[jax.Device]:
+def mesh_devices(topology: str) -> "list[jax.Device]":
   """The abstract devices of a topology, such as "a100-80gb:8", "v5p:2x2x1", in a list.
 
   A mesh of them is for lowering and compiling only; nothing runs on them.

@@ -1,0 +1,176 @@
+"""What a notebook imports: load_model, load_delta, graft, generate, train.  See docs/api.md.
+
+from shadowft_jax.api import generate, graft, load_delta, load_model, train
+"""
+
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jax.typing import DTypeLike
+
+from shadowft_jax import config_file, delta as delta_lib, hosts, train as train_lib
+from shadowft_jax.data import chat, tokenizer as tokenizers
+from shadowft_jax.errors import InputError
+from shadowft_jax.generation import decode
+from shadowft_jax.hf import deltas, hub, weights
+from shadowft_jax.models.decoder import Decoder
+from shadowft_jax.presets import Config
+from shadowft_jax.runs.run import Run
+from shadowft_jax.tree import Delta, Params
+
+Conversation = Sequence[Mapping[str, Any]]  # messages: {"role": "user", "content": "…"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A model in memory.
+
+  Attributes:
+    decoder: the Flax module; `decoder.apply({"params": params}, token_BT)` gives logits.
+    params: its weights, a nested dict of arrays.
+    directory: the folder that has its tokenizer and chat template.
+  """
+
+  decoder: Decoder
+  params: Params
+  directory: pathlib.Path
+
+  @functools.cached_property
+  def tokenizer(self) -> tokenizers.Tokenizer:
+    """The tokenizer of the folder."""
+    return tokenizers.load_tokenizer(self.directory)
+
+
+class LoadedDelta(NamedTuple):
+  """A delta in memory: a tree, and what an adapter's product is multiplied by."""
+
+  tree: Delta
+  scale: float
+
+
+def load_model(model: str | os.PathLike, *, dtype: DTypeLike | None = None) -> Model:
+  """Loads a model from a Hugging Face folder, or from the hub by its id.
+
+    instruct = load_model("Qwen/Qwen3-0.6B", dtype="bfloat16")
+
+  Args:
+    model: the folder or id.
+    dtype: of weights and computation; None keeps that of the files.
+
+  Raises:
+    InputError: there is no such model, it is incomplete, or its family cannot be run here.
+  """
+  directory = hub.locate(model)
+  return Model(*weights.load_model(directory, dtype=dtype), directory)
+
+
+def load_delta(delta: str | os.PathLike) -> LoadedDelta:
+  """Loads a delta: a run's folder, its delta/ folder, or a LoRA adapter of PEFT.
+
+    delta = load_delta("runs/a")
+
+  Raises:
+    InputError: there is none, or it cannot be read.
+  """
+  return LoadedDelta(*deltas.load(delta))
+
+
+def graft(
+  model: Model,
+  delta: LoadedDelta,
+  *,
+  alpha: float = 1.0,
+  match: str = "projections",
+  donate: bool = False,
+) -> Model:
+  """Adds a delta to a model in memory: W_I + alpha * delta, equation 3 of arXiv 2505.12716.
+
+    shadow = graft(instruct, delta)
+
+  Args:
+    model: stays usable unless `donate`; weights that are not grafted are shared with the result.
+    delta: of the Base model.
+    alpha: strength of the delta.
+    match: weights to graft: "projections" (the paper's), "all", or a regex over their names.
+    donate: reuses the memory of the grafted weights, after which `model` cannot be used.
+
+  Raises:
+    InputError: the delta does not fit the model, or `match` selects none of its weights.
+  """
+  params, _ = delta_lib.graft(
+    model.params, delta.tree, scale=alpha * delta.scale, match=match, donate=donate
+  )
+  return dataclasses.replace(model, params=params)
+
+
+def generate(
+  model: Model,
+  prompts: Sequence[str | Conversation],
+  *,
+  max_new: int = 256,
+  temperature: float = 0.0,
+  seed: int = 0,
+) -> list[str]:
+  """Answers prompts in the model's chat template.
+
+    [answer] = generate(shadow, ["What is 7 + 5?"], max_new=64)
+
+  Args:
+    model: the model.
+    prompts: questions, or conversations that end with the user's turn.
+    max_new: tokens of an answer at most.
+    temperature: 0 takes the likeliest token every time.
+    seed: of the samples.
+
+  Returns:
+    One answer per prompt, without special tokens.
+
+  Raises:
+    InputError: `prompts` is one text, or the model's folder has no chat template.
+  """
+  if isinstance(prompts, str):
+    raise InputError(f"prompts is one text; expected a list of prompts, such as [{prompts!r}]")
+  if not model.tokenizer.chat_template:
+    raise InputError(f"{model.directory} has no chat template; load the Instruct model")
+  asked = [[{"role": "user", "content": p}] if isinstance(p, str) else [*p] for p in prompts]
+  answers = decode.generate(
+    model.decoder,
+    {"params": model.params},
+    [chat.render_prompt([dict(m) for m in messages], model.tokenizer) for messages in asked],
+    max_new=max_new,
+    stop=tokenizers.stop_tokens(model.tokenizer, model.directory),
+    temperature=temperature,
+    seed=seed,
+    batch_size=min(64, max(1, len(asked))),
+  )
+  return [str(model.tokenizer.decode(ids, skip_special_tokens=True)) for ids in answers]
+
+
+def train(
+  config: str | os.PathLike | Config,
+  workdir: str | os.PathLike,
+  fields: Mapping[str, Any] | None = None,
+) -> Run:
+  """Trains and grafts as the command `shadowft train` does; resumes a run that was stopped.
+
+    run = train("lora", "runs/a", {"pair": "qwen3-0.6b", "data.train": "rows.jsonl"})
+
+  Args:
+    config: the name of a config, its file, or a ConfigDict of presets.py, which is not changed.
+    workdir: the run's folder.
+    fields: {dotted name: value} to change; `shadowft train --help-config` lists them.
+
+  Returns:
+    The run: `run.delta` and `run.shadow` are the folders it has written.
+
+  Raises:
+    InputError: bad input of any kind.
+  """
+  chosen = config_file.merged(config, fields or {})
+  hosts.start()
+  train_lib.train(chosen, workdir)
+  return Run(pathlib.Path(workdir))
