@@ -25,7 +25,7 @@ from ml_collections import ConfigDict as Config
 
 from shadowft_jax import config_file, machine, presets
 from shadowft_jax.errors import InputError
-from shadowft_jax.fields import KINDS, Field
+from shadowft_jax.presets import KINDS, Field
 
 DEFINE: dict[Any, Callable[..., Any]] = {
   str: flags.DEFINE_string,
@@ -60,7 +60,7 @@ def option(
   Args:
     default: of the field; without one, the flag is required.
     help: sentences for --help.
-    choices, above, least, below, most, is_regex: see `fields.Field`.
+    choices, above, least, below, most, is_regex: see `presets.Field`.
     aliases: other names of the flag, with dashes.
     is_positional: whether the value may be given without the flag's name.
   """
@@ -284,6 +284,6 @@ def execute(main: Callable[[T], None], options: type[T], argv: Sequence[str]) ->
 
 
 def check(config: Config, *, complete: bool = True) -> None:
-  """Raises InputError for the first of `presets.faults`."""
-  if faults := presets.faults(config, complete=complete):
+  """Raises InputError for the first of `config_file.faults`."""
+  if faults := config_file.faults(config, complete=complete):
     raise InputError(faults[0])

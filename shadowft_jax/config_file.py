@@ -213,3 +213,46 @@ def unknown_field(name: str, known: Iterable[str] = presets.FIELDS) -> str:
   places = {k.rpartition(".")[2]: k for k in reversed(known)} | {k: k for k in known}
   near = last if last in places else next(iter(difflib.get_close_matches(name, places, n=1)), "")
   return f"unknown field config.{name}" + (f"; did you mean config.{places[near]}?" if near else "")
+
+
+def faults(config: Config, *, complete: bool = True) -> list[str]:
+  """One line per wrong value of a config; [] if all are right.
+
+  Args:
+    config: of `sft` and its like.
+    complete: whether the models and the data must be named.
+  """
+  fields = presets.flat(config.to_dict())
+  out = [
+    f"config.{name} is empty; set --config.{name}={field.hint}"
+    for name, field in presets.FIELDS.items()
+    if complete and field.hint and not fields[name]
+  ]
+  for name, value in fields.items():
+    if name not in presets.FIELDS:
+      out.append(f"config.{name} is no field of a config; see presets.py")
+    elif fault := presets.FIELDS[name].mistyped(value) or presets.FIELDS[name].fault(value):
+      out.append(f"config.{name} {fault}; got {value!r}")
+  return out or _contradictions(config)
+
+
+def _contradictions(config: Config) -> list[str]:
+  """One line per combination of valid values that do not go together."""
+  out = []
+  kinds = (config.delta.kind, config.dtype)
+  if config.gradient_dtype == "bfloat16" and kinds != ("full", "bfloat16"):
+    out.append(
+      "config.gradient_dtype=bfloat16 needs config.delta.kind=full and "
+      f"config.dtype=bfloat16; got {config.delta.kind} and {config.dtype}; leave it at "
+      "float32"
+    )
+  if presets.is_paired(config):
+    c = config.dpo
+    if c.label_smoothing and c.loss != "sigmoid":
+      out.append(f"config.dpo.label_smoothing is for dpo.loss=sigmoid; {c.loss} has none")
+    if config.loss_mean != "token":
+      out.append(
+        "config.loss_mean=rank is a mean over tokens, for objective=sft; dpo counts each "
+        "pair once: set --config.loss_mean=token"
+      )
+  return out

@@ -21,14 +21,7 @@ from shadowft_jax import lora, scope, tree
 from shadowft_jax.errors import InputError
 from shadowft_jax.tree import Delta, Params
 
-# Names that `match` may have beside a regex -> the regex over leaf names, biases included.
-SCOPES = {"projections": rf"layers/.*/({'|'.join(scope.DEFAULT)})/", "all": r""}
 KINDS = ("lora", "full")
-
-
-def pattern(match: str) -> str:
-  """The regex over leaf names that `match` stands for: a name in SCOPES, or itself."""
-  return SCOPES.get(match, match)
 
 
 def zeros(key: jax.Array, params: Params, config: Any) -> Delta:
@@ -46,11 +39,11 @@ def zeros(key: jax.Array, params: Params, config: Any) -> Delta:
   if config.kind not in KINDS:
     raise InputError(f"delta.kind is one of {', '.join(KINDS)}; got {config.kind!r}")
   if config.kind == "lora":
-    return {"lora": lora.init(key, params, rank=config.rank, match=pattern(config.match))}
+    return {"lora": lora.init(key, params, rank=config.rank, match=scope.pattern(config.match))}
   found = {
     n: jnp.zeros(w.shape, jnp.float32)
     for n, w in tree.names(params).items()
-    if re.search(pattern(config.match), n)
+    if re.search(scope.pattern(config.match), n)
   }
   if not found:
     raise InputError(f"delta.match {config.match!r} finds none of {', '.join(tree.names(params))}")
@@ -151,13 +144,13 @@ def grafted_names(delta: Delta, params: Params, match: str) -> list[str]:
   Args:
     delta: see above.
     params: the tree that it is for, or its shapes.
-    match: a name in SCOPES, or a regex over leaf names.
+    match: a name in scope.SCOPES, or a regex over leaf names.
 
   Raises:
     InputError: the delta does not fit `params`, or `match` selects none of its leaves.
   """
   dense = jax.eval_shape(densify, delta, 1.0)
-  chosen = sorted(n for n in dense if re.search(pattern(match), n))
+  chosen = sorted(n for n in dense if re.search(scope.pattern(match), n))
   if not chosen:
     raise InputError(
       f"graft.match {match!r} selects none of the delta's leaves: {', '.join(sorted(dense))}"

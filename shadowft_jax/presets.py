@@ -1,17 +1,117 @@
 """Every field of an experiment: its default, meaning and range; and the paper's presets.
 
-A config (configs/, or --config.field=value) changes a few of them.  This module imports little,
-so that a config loads fast; a test holds the choices to the registries they name.
+A config (configs/, or --config.field=value) changes a few of them.  This module imports nothing of
+ours, so that a config loads fast; a test holds the choices to the registries they name.
 """
 
+import dataclasses
+import math
+import re
 from typing import TYPE_CHECKING, Any
-
-from shadowft_jax.fields import Field
 
 if TYPE_CHECKING:
   from ml_collections import ConfigDict as Config
 else:
   Config = Any
+
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+LARGEST = 2**32 - 1  # a whole number; generators of random numbers take no larger seed
+FLOAT32 = (2.0**-126, (2 - 2.0**-23) * 2.0**127)  # the least and the largest size, which compute
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+  """One setting.
+
+  Attributes:
+    default: if there is one.
+    meaning: one line, for --help and the docs.
+    choices: all values that are allowed, if there are a few.
+    above, least, below, most: bounds of a number; `above` and `below` are exclusive.
+    is_nonzero: 0 is not allowed.
+    is_regex: the value is a regular expression over names of tensors or leaves.
+    hint: what to set, where an empty value is an error.
+  """
+
+  default: Any
+  meaning: str
+  choices: tuple[Any, ...] = ()
+  above: float | None = None
+  least: float | None = None
+  below: float | None = None
+  most: float | None = None
+  is_nonzero: bool = False
+  is_regex: bool = False
+  hint: str = ""
+
+  @property
+  def range(self) -> str:
+    """The bounds in words; "" where there are none."""
+    bounds = {
+      "above": self.above,
+      "at least": self.least,
+      "below": self.below,
+      "at most": self.most,
+    }
+    told = {
+      n: f"{x:,}" if isinstance(x, int) else f"{x:g}" for n, x in bounds.items() if x is not None
+    }
+    return " and ".join([f"{name} {x}" for name, x in told.items()] + ["not 0"] * self.is_nonzero)
+
+  def contains(self, value: float) -> bool:
+    """Whether a number is finite and within the bounds."""
+    return (
+      (isinstance(value, int) or math.isfinite(value))
+      and not (self.is_nonzero and value == 0)
+      and (self.above is None or value > self.above)
+      and (self.least is None or value >= self.least)
+      and (self.below is None or value < self.below)
+      and (self.most is None or value <= self.most)
+    )
+
+  def fault(self, value: Any) -> str:
+    """The rule that a value breaks; "" if it is right."""
+    if self.choices:
+      return "" if value in self.choices else f"is one of {', '.join(map(str, self.choices))}"
+    if self.is_regex:
+      return _regex_fault(value)
+    if self.range and not self.contains(value):
+      is_open = self.below is None and self.most is None
+      is_finite = isinstance(value, int) or math.isfinite(value)
+      return f"must be {self.range}" + " and finite" * (is_open and not is_finite)
+    return _number_fault(value)
+
+  def mistyped(self, value: Any) -> str:
+    """What a value should be, if it is of another type than the default; "" if it is right."""
+    kind = type(self.default)
+    is_right = isinstance(value, int | float if kind is float else kind)
+    is_bool = isinstance(value, bool)  # which Python counts as a number
+    return "" if is_right and is_bool == (kind is bool) else f"needs {KINDS[kind]}"
+
+
+def _regex_fault(value):
+  """As `Field.fault`, of a regular expression over the names of tensors or leaves."""
+  try:
+    re.compile(value)
+  except (re.error, OverflowError, RecursionError) as error:
+    return f"is not a regular expression ({error})"
+  # No name has a comma: who writes one means several names.
+  if "," in re.sub(r"\{\d*,\d*\}", "", value):
+    names = "|".join(filter(None, (part.strip() for part in value.split(","))))
+    return f"is a regular expression, which separates names by |: '{names}'"
+  return ""
+
+
+def _number_fault(value):
+  """As `Field.fault`, of a number that is in the range."""
+  if isinstance(value, float):
+    if not math.isfinite(value):
+      return "must be finite"
+    if value and not FLOAT32[0] <= abs(value) <= FLOAT32[1]:
+      return f"must have a size from {FLOAT32[0]:.2g} to {FLOAT32[1]:.2g}, as a 32-bit float"
+  if isinstance(value, int) and abs(value) > LARGEST:
+    return f"must be at most {LARGEST:,}"
+  return ""
 
 
 def _share(default: float, meaning: str) -> Field:
@@ -195,46 +295,3 @@ def flat(value: Any, name: str = "") -> dict[str, Any]:
     for key, part in value.items()
     for k, v in flat(part, f"{name}.{key}" if name else key).items()
   }
-
-
-def faults(config: Config, *, complete: bool = True) -> list[str]:
-  """One line per wrong value of a config; [] if all are right.
-
-  Args:
-    config: of `sft` and its like.
-    complete: whether the models and the data must be named.
-  """
-  fields = flat(config.to_dict())
-  out = [
-    f"config.{name} is empty; set --config.{name}={field.hint}"
-    for name, field in FIELDS.items()
-    if complete and field.hint and not fields[name]
-  ]
-  for name, value in fields.items():
-    if name not in FIELDS:
-      out.append(f"config.{name} is no field of a config; see presets.py")
-    elif fault := FIELDS[name].mistyped(value) or FIELDS[name].fault(value):
-      out.append(f"config.{name} {fault}; got {value!r}")
-  return out or _contradictions(config)
-
-
-def _contradictions(config: Config) -> list[str]:
-  """One line per combination of valid values that do not go together."""
-  out = []
-  kinds = (config.delta.kind, config.dtype)
-  if config.gradient_dtype == "bfloat16" and kinds != ("full", "bfloat16"):
-    out.append(
-      "config.gradient_dtype=bfloat16 needs config.delta.kind=full and "
-      f"config.dtype=bfloat16; got {config.delta.kind} and {config.dtype}; leave it at "
-      "float32"
-    )
-  if is_paired(config):
-    c = config.dpo
-    if c.label_smoothing and c.loss != "sigmoid":
-      out.append(f"config.dpo.label_smoothing is for dpo.loss=sigmoid; {c.loss} has none")
-    if config.loss_mean != "token":
-      out.append(
-        "config.loss_mean=rank is a mean over tokens, for objective=sft; dpo counts each "
-        "pair once: set --config.loss_mean=token"
-      )
-  return out

@@ -34,3 +34,10 @@ NO_PROJECTION = (
   r"norm|\bgate\b|router|shared_expert_gate|conv|embed|bias|rotary|relative|A_log|per_layer|altup"
   r"|laurel"
 )
+# Names that `match` may have beside a regex -> the regex over leaf names, biases included.
+SCOPES = {"projections": rf"layers/.*/({'|'.join(DEFAULT)})/", "all": r""}
+
+
+def pattern(match: str) -> str:
+  """The regex over leaf names that `match` stands for: a name in SCOPES, or itself."""
+  return SCOPES.get(match, match)

@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "shadowft_jax"
 # A room (a folder or file at the top of the package) imports rooms of lower floors, and its own.
 FLOORS = {
-  "ground": {"errors", "progress", "hosts", "files", "machine", "fields"},
+  "ground": {"errors", "progress", "hosts", "files", "machine"},
   "idea": {"delta", "lora", "tree", "scope", "sharding", "models", "presets"},
   "edges": {"hf", "data", "runs", "generation", "tasks"},
   "method": {"pairs", "learning", "grafting", "evaluation", "planning"},
@@ -45,8 +45,7 @@ NEVER = {
   "errors": {"jax", "numpy", "flax"},
   "progress": {"jax", "numpy"},
   "files": {"jax", "transformers"},
-  "fields": {"jax", "numpy", "shadowft_jax"},
-  "presets": {"jax", "numpy"},
+  "presets": {"jax", "numpy", "shadowft_jax"},
   "data": {"jax", "flax"},
   "tasks": {"jax", "flax"},
   "hf/safetensors": {"jax"},
@@ -67,7 +66,7 @@ ONLY = {
   "tests": set(),
   "configs": set(),
 }
-MOST_BOXES, MOST_LEVELS = 36, 11  # the last level: what calls a command
+MOST_BOXES, MOST_LEVELS = 36, 10
 MOST_LINES, MOST_FUNCTION_LINES = 300, 40
 MODULES = {str(p.relative_to(PACKAGE).with_suffix("")): p for p in sorted(PACKAGE.rglob("*.py"))}
 

@@ -305,7 +305,7 @@ def test_the_config_of_a_run_repeats_it(tmp_path):
   path.write_text(json.dumps(fields))
   repeated = command.parse(WithConfig, [f"--config={path}"]).config
   assert repeated.to_dict() == config.to_dict()
-  assert presets.faults(repeated, complete=False) == []
+  assert config_file.faults(repeated, complete=False) == []
   refused(WithConfig, [f"--config={tmp_path}"], f"the config of the run in it is {path}")
 
 

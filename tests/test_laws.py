@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from shadowft_jax.hf import arrays
-from shadowft_jax import delta, lora, models, sharding, tree
+from shadowft_jax import delta, lora, models, scope, sharding, tree
 from shadowft_jax.learning import loss, objectives, optim, step
 from shadowft_jax.data import packing
 from shadowft_jax.data.chat import Example
@@ -56,7 +56,7 @@ def assert_bits_equal(a, b):
 
 def random_adapter(params, seed=7, rank=4):
   shapes = jax.eval_shape(
-    lambda: lora.init(jax.random.key(0), params, rank=rank, match=delta.SCOPES["projections"])
+    lambda: lora.init(jax.random.key(0), params, rank=rank, match=scope.SCOPES["projections"])
   )
   return pico.random_like(shapes, 0.1, seed)
 
@@ -115,7 +115,7 @@ def test_leaves_outside_the_scope_keep_their_bits(match):
   shadow, leaves = delta.graft(instruct, minus(tuned, base), match=match)
   before, after = tree.names(instruct), tree.names(shadow)
   changed = sorted(n for n in before if not np.array_equal(before[n], after[n]))
-  assert changed == leaves == sorted(n for n in before if re.search(delta.pattern(match), n))
+  assert changed == leaves == sorted(n for n in before if re.search(scope.pattern(match), n))
 
 
 def test_the_papers_scope_is_its_seven_projections_with_biases():
@@ -157,7 +157,7 @@ def test_a_live_adapter_is_the_merged_adapter():
 def test_every_factor_of_an_adapter_acts():
   """Also where everything is to be adapted: none is learnt that the model would not read."""
   model, base, _, _ = setup()
-  adapter = initial_adapter(base, rank=2, match=delta.pattern("all"))
+  adapter = initial_adapter(base, rank=2, match=scope.pattern("all"))
   adapter = jax.tree.map(lambda x: jnp.asarray(np.asarray(x) + np.float32(0.1)), adapter)
   token_BT = jnp.array(np.random.default_rng(0).integers(0, 96, (1, 8)))
 

@@ -9,7 +9,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from shadowft_jax.data import chat, formats, paper
+from shadowft_jax.data import chat, dataset, formats, paper
 from shadowft_jax.data.tokenizer import load_tokenizer
 from shadowft_jax.errors import InputError
 from tests import real_tokenizers
@@ -454,20 +454,20 @@ def test_the_split_is_that_of_datasets():
     want = datasets.Dataset.from_dict({"i": list(range(count))}).train_test_split(
       test_size=ratio, seed=seed
     )
-    train, valid = paper.split(count, ratio, seed)
+    train, valid = dataset.paper_split(count, ratio, seed)
     assert train.tolist() == want["train"]["i"] and valid.tolist() == want["test"]["i"]
 
 
 def test_the_split_of_the_paper():
-  train, valid = paper.split(2000, 0.01, 42)
+  train, valid = dataset.paper_split(2000, 0.01, 42)
   assert (len(train), len(valid)) == (1980, 20)
   assert valid[:5].tolist() == [1631, 285, 1268, 747, 390]
   assert sorted([*train, *valid]) == list(range(2000))
-  train, valid = paper.split(5, 0.0, 42)
+  train, valid = dataset.paper_split(5, 0.0, 42)
   assert sorted(train) == list(range(5)) and not len(valid)
   for count, ratio in [(1, 0.01), (10, 1.0), (10, -0.1)]:
     with pytest.raises(InputError, match="data.val_ratio"):
-      paper.split(count, ratio, 42)
+      dataset.paper_split(count, ratio, 42)
 
 
 @pytest.mark.parametrize("name", ["llama3", "qwen", "qwen3"])

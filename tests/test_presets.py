@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from shadowft_jax import command, delta, presets
+from shadowft_jax import command, config_file, delta, presets
 from shadowft_jax.learning import objectives
 from shadowft_jax.errors import InputError
 from shadowft_jax.models import attention, decoder
@@ -24,7 +24,7 @@ def test_choices_are_those_of_the_registries():
 def test_a_preset_has_every_field_and_keeps_the_ranges(make):
   config = make()
   assert presets.flat(config.to_dict()).keys() == presets.FIELDS.keys()
-  assert not presets.faults(config, complete=False)
+  assert not config_file.faults(config, complete=False)
 
 
 @pytest.mark.parametrize("name", presets.FIELDS)
@@ -71,7 +71,7 @@ def test_every_field_says_what_it_means_and_every_number_has_a_range(name):
 def test_a_value_that_cannot_be_right_is_refused(name, bad, message):
   config = presets.sft()
   config.update_from_flattened_dict({name: bad})
-  [fault] = presets.faults(config, complete=False)
+  [fault] = config_file.faults(config, complete=False)
   assert fault.startswith(f"config.{name} ") and message in fault
   with pytest.raises(InputError, match=f"config.{name} "):
     command.check(config, complete=False)
@@ -80,7 +80,7 @@ def test_a_value_that_cannot_be_right_is_refused(name, bad, message):
 def test_a_field_that_no_config_has_is_refused():
   config = presets.sft()
   config.data.lenght = 3
-  assert presets.faults(config, complete=False) == [
+  assert config_file.faults(config, complete=False) == [
     "config.data.lenght is no field of a config; see presets.py"
   ]
 
@@ -91,7 +91,7 @@ def test_every_regex_compiles_and_a_count_in_braces_is_no_list_of_names():
 
 
 def test_what_must_be_given_is_named():
-  assert [f.split()[0] for f in presets.faults(presets.sft())] == [
+  assert [f.split()[0] for f in config_file.faults(presets.sft())] == [
     "config.base",
     "config.instruct",
     "config.data.train",

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from shadowft_jax.data.tokenizer import Control, Tokenizer, control_of, name_of
-from shadowft_jax.data.turns import Example, Row, Settings
+from shadowft_jax.data.turns import Entry, Example, Row, Settings
 from shadowft_jax.errors import InputError
 
 MARK = "zqxanswerqxz"  # stands in for an answer, to find the text around it
@@ -29,8 +29,6 @@ CLOCK = "".join(
     " }}{% endmacro %}\n",
   ]
 )
-
-Entry = list[Example] | InputError  # of a row: its examples, or what is wrong with it
 
 
 def render_prompt(messages: list[dict[str, Any]], tokenizer: Tokenizer) -> list[int]:

@@ -163,7 +163,7 @@ def _split(examples, parts, config):
   examples)."""
   ratio = config.data.val_ratio
   train_ids, valid_ids = (
-    paper.split(len(examples), ratio, config.seed)
+    paper_split(len(examples), ratio, config.seed)
     if config.data.recipe == "paper"
     else packing.split(packing.shuffled(len(examples), config.seed, 0), ratio)
   )
@@ -291,3 +291,8 @@ def _told(examples, dropped):
       ),
     ]
   )
+
+
+def paper_split(count: int, ratio: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+  """`packing.split` of the order of the paper's code: that of `datasets`' train_test_split."""
+  return packing.split(np.random.default_rng(seed).permutation(count), ratio)

@@ -15,9 +15,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from shadowft_jax.data import packing, tokenizer as tokenizers
-from shadowft_jax.data.chat import Entry
-from shadowft_jax.data.turns import Example, Row, Settings
+from shadowft_jax.data import tokenizer as tokenizers
+from shadowft_jax.data.turns import Entry, Example, Row, Settings
 from shadowft_jax.errors import InputError, listing
 
 NO_THOUGHTS = "<think>\n\n</think>\n\n"
@@ -107,11 +106,6 @@ def name_of(base: str | os.PathLike) -> str:
     f"data.recipe=paper finds no template for the Base {base}: {what}; set "
     f"--config.data.template to one of:{listing(TEMPLATES)}"
   )
-
-
-def split(count: int, ratio: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-  """`packing.split` of the order of the paper's code: that of `datasets`' train_test_split."""
-  return packing.split(np.random.default_rng(seed).permutation(count), ratio)
 
 
 def encode_rows(

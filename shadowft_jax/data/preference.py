@@ -11,9 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from shadowft_jax.data import paper
-from shadowft_jax.data.chat import Entry
 from shadowft_jax.data.tokenise import tokenise
-from shadowft_jax.data.turns import Example, Row, Settings
+from shadowft_jax.data.turns import Entry, Example, Row, Settings
 from shadowft_jax.errors import InputError
 
 WHOLE = 1 << 30  # tokens: more than any conversation has

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from shadowft_jax import files, machine
 from shadowft_jax.data import chat, paper, tokenizer as tokenizers
-from shadowft_jax.data.turns import Example, Row, Settings
+from shadowft_jax.data.turns import Entry, Example, Row, Settings
 from shadowft_jax.errors import InputError
 from shadowft_jax.progress import say
 
@@ -48,7 +48,7 @@ def tokenise(
   tokenizer_dir: str | os.PathLike,
   settings: Settings,
   cache_dir: str | os.PathLike = "",
-) -> list[chat.Entry]:
+) -> list[Entry]:
   """Encodes rows by the recipe of `settings`, or reads them from the cache.
 
   Args:

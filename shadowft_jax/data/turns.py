@@ -5,12 +5,13 @@ import json
 import re
 import reprlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from shadowft_jax.errors import InputError, listing
 
+Entry: TypeAlias = "list[Example] | InputError"  # of a row: its examples, or what is wrong with it
 # The name of a role in data -> its name in templates.
 ROLES = {
   "system": "system",

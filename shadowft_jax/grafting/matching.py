@@ -15,7 +15,7 @@ import numpy as np
 from shadowft_jax.errors import InputError, inline, listing
 from shadowft_jax.grafting.chunks import TensorDelta
 from shadowft_jax.grafting.misfits import Misfits
-from shadowft_jax.grafting.recipe import PLAIN, Recipe
+from shadowft_jax.grafting.settings import PLAIN, Recipe
 from shadowft_jax.grafting.selection import Scope
 from shadowft_jax.hf import names
 from shadowft_jax.hf.folder import ModelFolder

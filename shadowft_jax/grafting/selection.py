@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections.abc import Collection
 
-from shadowft_jax import delta
+from shadowft_jax import scope
 from shadowft_jax.errors import InputError
 from shadowft_jax.hf import names
 
@@ -15,7 +15,7 @@ class Scope:
 
   Attributes:
     name: "paper" (projections of the layers, weights and biases) or "all".
-    match: in its place, a name in delta.SCOPES or a regex over leaf names.
+    match: in its place, a name in scope.SCOPES or a regex over leaf names.
     include: a regex over tensor names in the Instruct's files; of the scope, only these.
     exclude: a regex, likewise; these are left out.
 
@@ -30,7 +30,7 @@ class Scope:
 
   def __post_init__(self) -> None:
     try:
-      for text in (self.include, self.exclude, self.match and delta.pattern(self.match)):
+      for text in (self.include, self.exclude, self.match and scope.pattern(self.match)):
         re.compile(text or "")
     except re.error as error:
       raise InputError(f"{error.pattern!r} is no regular expression: {error}") from error
@@ -44,7 +44,7 @@ class Scope:
     """Whether match, include or exclude leaves a tensor out: the user named it."""
     if self.match is not None:
       leaf, _ = names.leaf_of(names.text_name(tensor), axes)
-      if leaf is None or not re.search(delta.pattern(self.match), leaf):
+      if leaf is None or not re.search(scope.pattern(self.match), leaf):
         return True
     is_excluded = bool(self.exclude) and re.search(self.exclude or "", tensor)
     return bool(is_excluded) or not re.search(self.include or "", tensor)

@@ -266,7 +266,7 @@ def graft(
     out: the folder to make.
     delta: a folder that train.py wrote.
     base: the model that the result is measured against.
-    match: a name in delta.SCOPES, or a regex over leaf names.
+    match: a name in scope.SCOPES, or a regex over leaf names.
     card: text of its README.md.
     verb: what is done with the delta, in words.
 

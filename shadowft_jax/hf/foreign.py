@@ -1,11 +1,13 @@
 """Weights in forms that are not read: what they are, and the command that converts them."""
 
+import os
 import pathlib
 import re
 from collections.abc import Iterable
 
 from shadowft_jax.errors import InputError, listing
-from shadowft_jax.files import StrPath
+
+StrPath = str | os.PathLike[str]
 
 PICKLES = ("pytorch_model*.bin", "model*.bin", "*.pth", "*.pt", "*.ckpt")
 # Pickles of a training run that hold no weights.
