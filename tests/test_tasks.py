@@ -163,6 +163,21 @@ def test_mmlu_has_the_worked_examples_of_its_subject(tmp_path):
   assert len(TASKS["mmlu_0shot"].examples(Data(tmp_path))[0].messages) == 1
 
 
+def test_limits_and_settings_are_those_of_the_authors():
+  limits = {
+    name: task.max_new_tokens for name, task in TASKS.items() if task.max_new_tokens != 4096
+  }
+  short = ("gsm8k", "gsm8k_8shot", "svamp", "svamp_0shot", "humaneval", "humaneval_plus")
+  assert limits == {
+    **dict.fromkeys((*short, "bbh_0shot", "bbh_3shot"), 512),
+    **dict.fromkeys(("math", "minerva_math"), 1024),
+  }
+  by_group = {name for name, task in TASKS.items() if task.by_group}
+  assert by_group == {"mmlu", "mmlu_0shot", "mmlu_pro", "bbh_0shot", "bbh_3shot"}
+  runs_code = {name for name, task in TASKS.items() if task.runs_code}
+  assert runs_code == {"humaneval", "humaneval_plus", "lcb_generation"}
+
+
 def test_suites_hold_known_tasks_and_average_as_the_paper_does():
   assert all(task in TASKS for suite in SUITES.values() for task in suite.tasks())
   assert [len(SUITES[n].columns) for n in ("math7", "code3", "reasoning9", "medical")] == [
@@ -200,6 +215,9 @@ def test_suites_hold_known_tasks_and_average_as_the_paper_does():
     (r"\frac{{1}}{{2}}", r"\frac12"),
     ("90^\\circ", "90"),
     ("100.0", "100"),
+    (r"\$18.00", "18"),
+    (r"\text{(B)}", "B"),
+    ("18 dollars per day", "18"),
   ],
 )
 def test_same_answers(answer, gold):
@@ -216,6 +234,7 @@ def test_same_answers(answer, gold):
     ("1, 2", "1, 2, 2"),
     ("204.5", "204"),
     ("2x", "2"),
+    ("2 xy", "2"),
     ("{,}", "3"),
     ("", "0"),
     ("1000000100", "1000000000"),

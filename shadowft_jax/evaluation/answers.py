@@ -38,11 +38,16 @@ class Answers:
     path.parent.mkdir(parents=True, exist_ok=True)
     self._file = open(path, "a+b")
     try:
+      self.done: dict[Key, Completion] = self._opened(path, settings)
+    except BaseException:
+      self.close()
+      raise
+
+  def _opened(self, path, settings):
+    try:
       fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-      self._file.close()
       raise InputError(f"another process is writing {path}; wait, or name another file") from error
-    self.path = path
     self._file.seek(0)
     content = self._file.read()
     whole = content[: content.rfind(b"\n") + 1]
@@ -53,9 +58,8 @@ class Answers:
     if not first:
       self._write([wanted])
     elif first.decode(errors="replace") != wanted:
-      self._file.close()
       raise InputError(_other_settings(path, first, settings))
-    self.done: dict[Key, Completion] = dict(_parsed(rest.decode(), path, start=2))
+    return dict(_parsed(rest.decode(), path, start=2))
 
   def add(self, found: Iterable[tuple[Key, Completion]]) -> None:
     """Appends answers; they are on disk when this returns."""

@@ -10,7 +10,7 @@ NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
 _STATED = re.compile(r"(?:\banswer(?:\s+is)?\s*:|\banswer\s+is\b|####)[*_\s]*", re.IGNORECASE)
 # In order: a later rule sees what the former ones left.
 _RULES = [
-  (r"\\left|\\right|\\[!,;:\s]|\\displaystyle|\\[()\[\]]|\$|\{,\}|\\?%", ""),
+  (r"\\left|\\right|\\[!,;:\s]|\\displaystyle|\\[()\[\]]|\\?\$|\{,\}|\\?%", ""),
   (r"\{\{([^{}]*)\}\}", r"{\1}"),
   (r"\\[dt]frac", r"\\frac"),
   (r"\^\{?\\circ\}?|\\degree|°", ""),
@@ -26,10 +26,12 @@ _RULES = [
   (r"\\sqrt\s*(\w)", r"\\sqrt{\1}"),
   (r"(?<![\w.])(-?\d+)/(\d+)(?![\w.])", r"\\frac{\1}{\2}"),
   (r"\\frac\{-", r"-\\frac{"),
-  (r"(?<=\d)\s+[a-zA-Z][a-zA-Z ]+$", ""),  # a unit, too; not the i of 3i
+  # Units in words, too; not the i of 3 i, nor the xy of 3 xy.
+  (r"(?<=\d)\s+(?:[a-zA-Z]{3,}|[ckm]m|kg|ft|in)(?:\s+[a-zA-Z]+)*$", ""),
   (r"^\s*[a-zA-Z](?:\([a-z]\))?\s*(?:=|\\in\b|∈)\s*", ""),
   (r"\\(?=\s)", ""),
   (r"\s+", ""),
+  (r"^\(([A-Z])\)$", r"\1"),  # an option
 ]
 RULES = [(re.compile(pattern), after) for pattern, after in _RULES]
 _FRACTION = re.compile(r"(-?)(\d*)\\frac\{(\d+(?:\.\d+)?)\}\{(\d+(?:\.\d+)?)\}")
