@@ -303,7 +303,10 @@ def test_bbh_takes_one_option_or_the_exact_word():
   assert grade("So the answer is yes, because it is.", "Yes").correct
   assert grade("Answer: apple, beer", "apple beer").correct
   assert not grade("So the answer is 1960.", "-1960").correct
-  assert grade("long ago " * 20, "Yes").extracted is None
+  assert grade("long ago " * 20 + "\n" + "and so on " * 5, "Yes").extracted is None
+  assert (
+    grade(" (B)\n", "(B)").correct and not grade("If (B) is said, it is hyperbole", "(B)").correct
+  )
 
 
 def test_drop_theoremqa_and_pubmedqa_grade_by_their_own_rules():

@@ -53,16 +53,19 @@ def _read(data: Data, with_examples: bool) -> list[Example]:
 
 
 def grade(text: str, gold: str) -> Grade:
-  """Grades the stated answer, or else the boxed one, or else a short last line."""
+  """Grades the stated answer, or else the boxed one, or else a text of one line or its last one."""
   answer = _stated(text) or grading.boxed(text)
+  where = r"\([A-Z]\)"
   if answer is None:
     lines = [line for line in text.split("\n") if line.strip()]
-    answer = lines[-1] if lines and len(lines[-1]) <= SHORT else None
+    answer = lines[-1] if lines and (len(lines) == 1 or len(lines[-1]) <= SHORT) else None
+    where = r"^\W*\([A-Z]\)"  # elsewhere it is reasoning that names an option
   if answer is None:
     return Grade(False, None)
   answer = answer.strip(" *_`\"'$").removesuffix(".").strip(" *_`\"'$")
   if re.fullmatch(r"\([A-Z]\)", gold):
-    named = set(re.findall(r"\(([A-Z])\)", answer)) or set(re.findall(r"^([A-Z])\b", answer))
+    named = {found[-2] for found in re.findall(where, answer)}
+    named = named or set(re.findall(r"^([A-Z])\b", answer))
     return Grade(named == {gold[1]}, answer)
   return Grade(_plain(answer, gold) == _plain(gold, gold), answer)
 
