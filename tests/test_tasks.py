@@ -295,6 +295,13 @@ def test_the_option_that_a_text_names(text, letter):
   assert choices.option(text, "ABCD") == letter
 
 
+def test_mmlu_pro_reads_what_its_own_scorer_reads_before_boxes():
+  grade, gold = TASKS["mmlu_pro"].grade, {"letter": "E", "letters": "ABCDEFGHIJ"}
+  assert grade(r"So the answer is Elizabeth, \boxed{C}", gold).correct
+  assert not grade("The answer is (E).\nANSWER: D", gold).correct
+  assert grade(r"That is $\boxed{E}$, not A", gold).correct
+
+
 def test_bbh_takes_one_option_or_the_exact_word():
   grade = TASKS["bbh_3shot"].grade
   assert grade("So the answer is (B).", "(B)").correct

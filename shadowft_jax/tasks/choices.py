@@ -7,7 +7,6 @@ from shadowft_jax.tasks import grading
 from shadowft_jax.tasks.task import Grade
 
 LETTERS = "ABCDEFGHIJKLMNOP"
-NO_WORD = r"(?![a-z])"  # what precedes it is not the first letter of a word
 _MARKS = r"[\s*_`\"'$({\[:]*(?:\\(?:boxed|text|mathbf|textbf)\s*\{\s*)*[({\[]*"
 
 
@@ -17,31 +16,40 @@ def listed(options: Sequence[str], form: str = "{letter}. {option}") -> str:
   return "\n".join(form.format(letter=letter, option=option) for letter, option in lines)
 
 
-def option(text: str, letters: str, end: str = NO_WORD) -> str | None:
+def asked(text: str, letters: str) -> str | None:
+  """X of the last "ANSWER: X", the line that prompts ask for."""
+  found = re.findall(rf"\bANSWER{_MARKS}([{letters}])\b", text)
+  return found[-1] if found else None
+
+
+def stated(text: str, letters: str, end: str = "") -> str | None:
+  """X of the first "answer is (X)", or else on the first line with "answer: X".
+
+  `end` is a regular expression for what follows X in the former.
+  """
+  if found := re.search(rf"answer is \(?([{letters}]){end}", text):
+    return found[1]
+  lines = list(re.finditer(rf"[aA]nswer:\s*([{letters}])", text))
+  if not lines:
+    return None
+  line_end = text.find("\n", lines[0].start())
+  return [m for m in lines if line_end < 0 or m.start() < line_end][-1][1]
+
+
+def option(text: str, letters: str) -> str | None:
   """The option that a text names.
 
-  In this order: "ANSWER: X", as prompts ask for, the last; a box; "answer is (X)" and "answer: X",
-  the first, as MMLU-Pro's own scorer reads them; a letter that the text begins with; "option X",
-  the last; the last letter that stands alone.
-
-  Args:
-    text: a model's answer.
-    letters: those of the options.
-    end: a regular expression for what follows X in "answer is X"; MMLU-Pro's scorer has none, and
-      takes the E of "answer is Elizabeth".
-
-  Source: TIGER-AI-Lab/MMLU-Pro evaluate_from_local.py, extract_answer, extract_again,
-    extract_final.
+  In this order: "ANSWER: X"; a box; "answer is (X)" or "answer: X"; a letter that the text begins
+  with; "option X", the last; the last letter that stands alone.
   """
-  if asked := re.findall(rf"\bANSWER{_MARKS}([{letters}])\b", text):
-    return asked[-1]
+  if found := asked(text, letters):
+    return found
   box = grading.boxed(text)
   if box and (inside := re.match(rf"{_MARKS}([{letters}])\b", box)):
     return inside[1]
-  if stated := re.search(rf"answer is \(?([{letters}]){end}", text):
-    return stated[1]
-  if line := _first_line(re.finditer(rf"[aA]nswer:\s*([{letters}])", text), text):
-    return line
+  # What a small letter follows is a word: "the answer is Dangerous".
+  if found := stated(text, letters, end="(?![a-z])"):
+    return found
   if leading := re.match(rf"[\s*_(\[`\"']*([{letters}])[*_)\]`\"']*(?:[.):,]|\s*$)", text):
     return leading[1]
   shown = rf"(?:answer|option|choice)(?:\s+is)?{_MARKS}(?-i:([{letters}]))\b"
@@ -51,18 +59,9 @@ def option(text: str, letters: str, end: str = NO_WORD) -> str | None:
   return alone[-1] if alone else None
 
 
-def _first_line(matches, text):
-  """The letter of the last match on the line where the first is."""
-  matches = list(matches)
-  if not matches:
-    return None
-  end = text.find("\n", matches[0].start())
-  return [m for m in matches if end < 0 or m.start() < end][-1][1]
-
-
-def grade(text: str, gold: dict, end: str = NO_WORD) -> Grade:
+def grade(text: str, gold: dict) -> Grade:
   """Grades the option named; gold holds the right `letter`, and all `letters`."""
-  found = option(text, gold["letters"], end)
+  found = option(text, gold["letters"])
   return Grade(found == gold["letter"], found)
 
 

@@ -4,15 +4,16 @@
  "options": ["cross section of muscle tissue", "longitudinal section of a shoot tip", ...],
  "answer": "B", "answer_index": 1, "category": "biology", "src": "ori_mmlu-high_school_biology"}
 
-Rule: the option named, read as MMLU-Pro's own evaluate_from_local.py reads it; the score is the
-plain mean of the 14 categories.  Prompt: OpenCompass mmlu_pro_0shot_cot_gen_08c1de.
+Rule: the option named: "ANSWER: X", as the prompt asks, or else as MMLU-Pro's own scorer reads it
+(TIGER-AI-Lab/MMLU-Pro evaluate_from_local.py); the score is the plain mean of the 14 categories.
+Prompt: OpenCompass mmlu_pro_0shot_cot_gen_08c1de.
 """
 
 import functools
 
 from shadowft_jax.tasks import choices
 from shadowft_jax.tasks.originals import Data, Original
-from shadowft_jax.tasks.task import Example, Task, example
+from shadowft_jax.tasks.task import Example, Grade, Task, example
 
 QUESTIONS = Original(
   files=(
@@ -42,6 +43,13 @@ def _read(data: Data, categories: tuple[str, ...] = ()) -> list[Example]:
   return out
 
 
-grade = functools.partial(choices.grade, end="")
+def grade(text: str, gold: dict) -> Grade:
+  """Grades the option named; what MMLU-Pro's scorer reads comes before boxes and other forms."""
+  letters = gold["letters"]
+  found = choices.asked(text, letters) or choices.stated(text, letters)
+  found = found or choices.option(text, letters)
+  return Grade(found == gold["letter"], found)
+
+
 MMLU_PRO = Task("mmlu_pro", _read, grade, by_group=True)
 MMLU_PRO_HEALTH = Task("mmlu_pro_health", functools.partial(_read, categories=("health",)), grade)
