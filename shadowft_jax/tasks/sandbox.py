@@ -7,7 +7,8 @@ and a /tmp of 64 MB; limits on memory, CPU time, files and processes, and on the
 It has no network, no /proc, and sees no other process.
 
 It does not cover: faults of the kernel; all processes of a program together, which may take
-PROCESSES times MEMORY; a program that searches its own process to forge its result.
+PROCESSES times MEMORY, though the kernel ends them first where memory runs out; a program that
+searches its own process to forge its result.
 """
 
 import dataclasses
@@ -33,6 +34,9 @@ TMP = 64 << 20  # bytes that fit into /tmp
 OUTPUT = 8 << 20  # bytes that a file may have, standard output too
 GRACE = 5.0  # seconds in which a sandbox must have ended itself
 TAIL = 2000  # characters of its output that a failed program leaves
+# Where memory runs out, the kernel ends processes of a sandbox before any others.
+VICTIM = '{ echo 1000 > /proc/self/oom_score_adj; } 2> /dev/null; exec "$@"'
+FIRST_TO_GO = ("/bin/sh", "-c", VICTIM, "sh")
 HERE = pathlib.Path(__file__).parent
 # Modules of Python with libraries that programs here do not need.
 UNUSED = re.compile(r"_tkinter|_test|_ctypes_test|_curses|_dbm|_gdbm|readline|nis\b|xx")
@@ -101,7 +105,7 @@ def _kind():
     try:
       done = _run(f"import os, math\nassert os.getuid() == {NOBODY}", "", 60.0, False, is_bwrap)
       reason = "" if done.passed else _last_line(done.output) or done.reason
-    except (OSError, subprocess.CalledProcessError) as error:
+    except OSError as error:
       reason = str(error)
     if not reason:
       return is_bwrap, ""
@@ -174,7 +178,7 @@ def _command(seconds, is_bwrap):
     "command": [*alone, (HERE / "jailed.py").read_text()],
   }
   flags = _bwrap_flags(links, is_root) if is_bwrap else []
-  return [*flags, *alone, (HERE / "jail.py").read_text(), json.dumps(job)]
+  return [*FIRST_TO_GO, *flags, *alone, (HERE / "jail.py").read_text(), json.dumps(job)]
 
 
 def _bwrap_flags(links, is_root):
@@ -203,7 +207,7 @@ def _python():
   library = pathlib.Path(os.path.realpath(sysconfig.get_path("stdlib")))
   found = library.glob("lib-dynload/*.so")
   modules = [str(p) for p in found if not UNUSED.match(p.name)]
-  told = subprocess.run(["ldd", python, *modules], check=True, capture_output=True, text=True)
+  told = subprocess.run(["ldd", python, *modules], capture_output=True, text=True)
   loaded = {os.path.normpath(path) for path in re.findall(r"(/\S+) \(0x", told.stdout)}
   files = {path for path in {*loaded, python} if library not in pathlib.Path(path).parents}
   return python, [str(library), *sorted(files)]
