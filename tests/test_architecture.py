@@ -48,6 +48,7 @@ NEVER = {
   "presets": {"jax", "numpy", "shadowft_jax"},
   "data": {"jax", "flax"},
   "tasks": {"jax", "flax"},
+  "evaluation": {"jax", "flax"},
   "hf/safetensors": {"jax"},
   "hf/folder": {"jax"},
 }

@@ -1,0 +1,61 @@
+"""Two models on the same questions: the difference, how sure it is, and which questions changed."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from shadowft_jax.errors import InputError
+from shadowft_jax.evaluation import statistics
+from shadowft_jax.evaluation.statistics import Difference, Strata
+from shadowft_jax.evaluation.suite import Graded, means
+from shadowft_jax.tasks.suites import Suite
+from shadowft_jax.tasks.task import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+  """How a task's answers differ between a first and a second model.
+
+  Attributes:
+    difference: of accuracy, second minus first; its p-value is McNemar's exact one where each
+      question has one answer and the score is over all, else the bootstrap's.
+    lost: ids of questions that the first answers right and the second wrong.
+    won: ids of those the other way round.
+    strata: the paired differences, for a suite.
+  """
+
+  task: str
+  difference: Difference
+  lost: list[str]
+  won: list[str]
+  strata: Strata
+
+
+def compare(task: Task, first: Sequence[Graded], second: Sequence[Graded]) -> Change:
+  """Compares the graded answers of two models to the same questions.
+
+  Raises:
+    InputError: they answered other questions.
+  """
+  a, b = means(first), means(second)
+  if a.keys() != b.keys():
+    raise InputError(
+      f"the two models answered other questions of {task.name}: {len(a.keys() - b.keys())} the "
+      f"first alone, {len(b.keys() - a.keys())} the second alone; answer with the same data, "
+      "prompt and limit"
+    )
+  groups = {one.id: one.group for one in first}
+  parts = statistics.strata({name: b[name] - a[name] for name in a}, groups, task.by_group)
+  found = statistics.difference([[parts]])
+  lost, won = ([n for n in a if x[n] > 0.5 >= y[n]] for x, y in ((a, b), (b, a)))
+  if not task.by_group and len(first) == len(a) and len(second) == len(b):
+    found = dataclasses.replace(found, p=statistics.mcnemar(len(lost), len(won)))
+  return Change(task.name, found, lost, won, parts)
+
+
+def compare_suite(suite: Suite, changes: Mapping[str, Change]) -> Difference | None:
+  """The difference of a suite's mean; None while a task of it is missing."""
+  if any(task not in changes for task in suite.tasks()):
+    return None
+  return statistics.difference(
+    [[changes[task].strata for task in tasks] for tasks in suite.columns.values()]
+  )

@@ -1,0 +1,220 @@
+"""Answers -> graded answers -> scores of tasks and of suites."""
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from shadowft_jax import machine
+from shadowft_jax.errors import InputError
+from shadowft_jax.evaluation import statistics
+from shadowft_jax.evaluation.answers import Key
+from shadowft_jax.generation.completion import Completion
+from shadowft_jax.tasks import SUITES, thoughts
+from shadowft_jax.tasks.task import Example, Grade, Task
+
+CUT = ("wrong", "grade")  # what a cut answer counts as; "grade" is the published protocol
+MANY_CUT = 0.05  # of the answers; more of them are worth a warning
+
+
+@dataclasses.dataclass(frozen=True)
+class Graded:
+  """One answer and what became of it.
+
+  Attributes:
+    state: "right", "wrong", "unparsed" (no answer could be read, so wrong) or "cut" (not ended, so
+      wrong and not graded).
+    finish_reason, tokens, text: of its Completion.
+    extracted, note: of its Grade.
+  """
+
+  task: str
+  id: str
+  sample: int
+  group: str
+  state: str
+  text: str
+  finish_reason: str | None
+  tokens: int | None
+  extracted: str | None
+  note: str
+
+  @property
+  def is_right(self) -> bool:
+    """Whether it counts as right."""
+    return self.state == "right"
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+  """The score of a task; accuracies are in 0..1.
+
+  Attributes:
+    questions: how many.
+    samples: answers to each question, whose mean counts.
+    accuracy: over all answers; the plain mean of groups where the task says so.
+    low, high: its 95 % confidence interval.
+    finished: over the answers that were not cut; None if all were.
+    cut, unparsed, unknown: how many answers were cut, could not be read, have no finish reason.
+    second_opinion: how many are right by math-verify alone.
+    tokens: the mean length of the answers; None if nobody said.
+    groups: accuracy by group.
+  """
+
+  task: str
+  questions: int
+  samples: int
+  accuracy: float
+  low: float
+  high: float
+  finished: float | None
+  cut: int
+  unparsed: int
+  unknown: int
+  second_opinion: int
+  tokens: float | None
+  groups: dict[str, float]
+
+
+def grade(
+  task: Task,
+  examples: Sequence[Example],
+  completions: Mapping[Key, Completion],
+  *,
+  cut: str = "wrong",
+  marks: tuple[str, str] | None = None,
+  prompts: Mapping[str, str] | None = None,
+) -> list[Graded]:
+  """Grades all answers to a task's questions.
+
+  Args:
+    task: the task.
+    examples: its questions, all answered.
+    completions: answers by (task, id, sample); those of other tasks are not looked at.
+    cut: "wrong", or "grade" to grade the text of cut answers, too.
+    marks: around thoughts, from `thoughts.marks`.
+    prompts: rendered prompts by question id, where thoughts may have been opened.
+
+  Raises:
+    InputError: questions lack answers, or answers are to other questions.
+  """
+  if cut not in CUT:
+    raise InputError(f"cut is {cut!r}; expected {' or '.join(CUT)}")
+  samples = _paired(task, examples, completions)
+  work = functools.partial(_graded, task, cut, marks, prompts or {})
+  pairs = [(one, n, completions[task.name, one.id, n]) for one in examples for n in range(samples)]
+  if not task.runs_code:
+    return [work(*pair) for pair in pairs]
+  with ThreadPoolExecutor(machine.cores()) as pool:
+    return list(pool.map(lambda pair: work(*pair), pairs))
+
+
+def _paired(task, examples, completions):
+  """The number of samples of each question."""
+  counts = collections.Counter(name for kind, name, _ in completions if kind == task.name)
+  known = {one.id for one in examples}
+  if strange := counts.keys() - known:
+    raise InputError(
+      f"{len(strange)} of {len(counts)} answers to {task.name} are to questions that are not asked "
+      f"here, the first {min(strange)}; answer with the same data, prompt and limit"
+    )
+  if missing := known - counts.keys():
+    raise InputError(
+      f"{len(missing)} of {len(known)} questions of {task.name} have no answer, the first "
+      f"{min(missing)}; answer them, or pass the --limit that the answers were made with"
+    )
+  samples = set(counts.values())
+  numbers = {n for kind, _, n in completions if kind == task.name}
+  if len(samples) > 1 or numbers != set(range(*samples)):
+    raise InputError(
+      f"questions of {task.name} have {min(samples)} to {max(samples)} answers; expected the same "
+      "number for each, with samples numbered from 0"
+    )
+  return samples.pop()
+
+
+def _graded(task, cut, marks, prompts, one, sample, completion):
+  text = thoughts.answer(completion.text, marks, prompts.get(one.id, ""))
+  is_cut = completion.finish_reason == "length" or text is None
+  if is_cut and cut == "wrong":
+    state, found = "cut", Grade(False, None)
+  else:
+    found = task.grade(completion.text if text is None else text, one.gold)
+    state = "right" if found.correct else "unparsed" if found.extracted is None else "wrong"
+  return Graded(
+    task=task.name,
+    id=one.id,
+    sample=sample,
+    group=one.group,
+    state=state,
+    text=completion.text,
+    finish_reason=completion.finish_reason,
+    tokens=completion.tokens,
+    extracted=found.extracted,
+    note=found.note,
+  )
+
+
+def score(task: Task, graded: Sequence[Graded]) -> Score:
+  """The score of a task from all its graded answers."""
+  values, groups = means(graded), {one.id: one.group for one in graded}
+  parts = statistics.strata(values, groups, task.by_group)
+  low, high = statistics.interval(parts)
+  ended = [one for one in graded if one.state != "cut"]
+  lengths = [one.tokens for one in graded if one.tokens is not None]
+  named: dict[str, list[float]] = {}
+  for name, value in values.items():
+    named.setdefault(groups[name], []).append(value)
+  return Score(
+    task=task.name,
+    questions=len(values),
+    samples=len(graded) // len(values),
+    accuracy=statistics.mean(parts),
+    low=low,
+    high=high,
+    finished=_finished(task, ended),
+    cut=len(graded) - len(ended),
+    unparsed=sum(one.state == "unparsed" for one in graded),
+    unknown=sum(one.finish_reason is None for one in graded),
+    second_opinion=sum(one.note == "math-verify" for one in graded),
+    tokens=float(np.mean(lengths)) if lengths else None,
+    groups={group: float(np.mean(found)) for group, found in sorted(named.items())},
+  )
+
+
+def _finished(task, ended):
+  if not ended:
+    return None
+  groups = {one.id: one.group for one in ended}
+  return statistics.mean(statistics.strata(means(ended), groups, task.by_group))
+
+
+def means(graded: Sequence[Graded]) -> dict[str, float]:
+  """The share of right samples by question id."""
+  found: dict[str, list[bool]] = {}
+  for one in graded:
+    found.setdefault(one.id, []).append(one.is_right)
+  return {name: sum(rights) / len(rights) for name, rights in found.items()}
+
+
+def suite_scores(scores: Mapping[str, Score]) -> dict[str, float]:
+  """The scores of all suites whose tasks have scores; by name, in 0..1."""
+  accuracies = {name: one.accuracy for name, one in scores.items()}
+  found = {name: suite.score(accuracies) for name, suite in SUITES.items()}
+  return {name: value for name, value in found.items() if value is not None}
+
+
+def warning(one: Score) -> str:
+  """A line on cut answers where they are many; "" where they are not."""
+  answers = one.questions * one.samples
+  if one.cut <= MANY_CUT * answers:
+    return ""
+  finished = "none finished" if one.finished is None else f"{one.finished:.1%} of the finished"
+  return (
+    f"{one.task}: {one.cut} of {answers} answers ({one.cut / answers:.0%}) were cut and count as "
+    f"wrong; right are {one.accuracy:.1%} of all, {finished}; a larger --max-new-tokens lets them "
+    "end"
+  )

@@ -1,0 +1,34 @@
+"""A model's thoughts, by the marks of its own chat template, and the answer after them."""
+
+# The mark before thoughts and the one after them, as templates of released models write them.
+MARKS = (
+  ("<think>", "</think>"),
+  ("[THINK]", "[/THINK]"),
+  ("<thinking>", "</thinking>"),
+  ("<thought>", "</thought>"),
+  ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
+  ("<|START_THINKING|>", "<|END_THINKING|>"),
+  ("<seed:think>", "</seed:think>"),
+)
+
+
+def marks(template: str) -> tuple[str, str] | None:
+  """(before, after) thoughts as a chat template writes them; None if it knows of none."""
+  return next((pair for pair in MARKS if pair[1] in template), None)
+
+
+def answer(text: str, pair: tuple[str, str] | None, prompt: str = "") -> str | None:
+  """The text after the thoughts; None if they do not end, so that the answer was cut.
+
+  Args:
+    text: what the model wrote.
+    pair: its template's marks, from `marks`.
+    prompt: what it was given, as text: a template may have opened the thoughts there.
+  """
+  if pair is None:
+    return text
+  before, after = pair
+  if after in text:
+    return text.rpartition(after)[2].lstrip()
+  is_open = prompt.rfind(before) > prompt.rfind(after)
+  return None if is_open or before in text else text
