@@ -4,12 +4,12 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test test-slow test-all test-aot plan-env lint
+.PHONY: quickstart test test-slow test-all test-aot plan-env lint docs docs-links
 
 quickstart: $(VENV)/installed
 	$(BIN)/python -m lab.quickstart --workdir runs/quickstart
 
-test: $(VENV)/installed-test lint
+test: $(VENV)/installed-test lint docs
 	$(BIN)/python -m pytest -n 2 --durations=20
 
 test-slow: $(VENV)/installed-test
@@ -31,6 +31,14 @@ lint: $(VENV)/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Writes docs/_build/html; a link that leads nowhere, and any other warning, is an error.
+docs: $(VENV)/installed-docs
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+
+# Asks the web whether the pages that the docs link to are still there.
+docs-links: $(VENV)/installed-docs
+	$(BIN)/python -m sphinx -q -b linkcheck docs docs/_build/links
+
 $(VENV)/installed: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -e .
@@ -38,6 +46,10 @@ $(VENV)/installed: setup.py constraints.txt
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(PIP) -e '.[test]'
+	touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(PIP) -e '.[docs]'
 	touch $@
 
 $(AOT_VENV)/installed: setup.py constraints.txt

@@ -47,6 +47,7 @@ setuptools.setup(
     "cuda13": ["jax[cuda13]"],
     "eval": ["math-verify"],
     "tpu": ["jax[tpu]"],
+    "docs": ["myst-parser>=5.2", "pydata-sphinx-theme>=0.24", "sphinx>=9"],
     "test": ["mypy", "peft>=0.21", "pytest", "pytest-xdist", "ruff", "torch==2.13.0"],
   },
 )

@@ -5,7 +5,7 @@
 
 Hardware: 8 x A100 in the paper, hours not given there; about 22 bytes a parameter over all devices.
 Not measured here.  Norms and embeddings are trained but not grafted, as in the authors' code, whose
-delta is coarser: configs/README.md.
+delta is coarser: docs/paper.md.
 """
 
 from shadowft_jax import presets

@@ -4,7 +4,7 @@
       --config.instruct=DIR --config.data.train=Shadow_2k.parquet --workdir runs/paper_lora
 
 Hardware: 8 x A100 in the paper, hours not given there.  Not measured here.
-Shadow_2k.parquet lies in data/ of https://github.com/wutaiqiang/Shadow-FT; configs/README.md says
+Shadow_2k.parquet lies in data/ of https://github.com/wutaiqiang/Shadow-FT; docs/paper.md says
 what differs from the authors' code.
 """
 

@@ -256,7 +256,7 @@ def sft() -> Config:
 def paper() -> Config:
   """`sft` with the framing of the authors' text and the means and steps of their trainer.
 
-  configs/README.md lists what still differs from their code, and why.
+  docs/paper.md lists what still differs from their code, and why.
   """
   c = sft()
   c.data.recipe = "paper"  # its limit of 2000 rows is that of data.set
