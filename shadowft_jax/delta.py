@@ -189,7 +189,7 @@ def graft(
   chosen = grafted_names(delta, instruct, match)
   named = tree.names(instruct)
   weights = {n: named[n] for n in chosen}
-  placed = jax.tree.map(lambda w: w.sharding, weights)
+  placed = {n: getattr(w, "sharding", None) for n, w in weights.items()}  # NumPy's have none
   sums = jax.jit(_sums, donate_argnums=(0,) if donate else (), out_shardings=placed)
   named.update(sums(weights, delta, scale))
   return tree.nest(named), chosen

@@ -81,9 +81,7 @@ def train(config: Config, workdir: str | os.PathLike) -> list[dict[str, Any]]:
       )
       losses = loop.measure(pair.instruct, run, loss, data, config, mesh)
     inputs = {"base": [pair.base.directory], "instruct": [pair.instruct.directory], **data.inputs}
-    records = run.finish(losses, inputs, config, origin)
-    progress.say(*pair.warnings, *warned)  # once more, where they are seen
-    return records
+    return run.finish(losses, inputs, config, origin, warnings=[*pair.warnings, *warned])
 
 
 def _resolve(config):

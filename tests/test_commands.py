@@ -107,6 +107,7 @@ def test_a_field_that_cannot_be(pair, tmp_path, field, value, message):
 
 def test_a_run_stands_for_its_delta(pair, tmp_path):
   (tmp_path / "run" / "delta").mkdir(parents=True)
+  (tmp_path / "run" / "delta" / "adapter_config.json").touch()
   for given in (tmp_path / "run", tmp_path / "run" / "delta"):
     config = runs.config_of(pair, **{"delta.init": str(given)})
     train._resolve(config)

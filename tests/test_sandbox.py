@@ -5,6 +5,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
@@ -87,6 +88,14 @@ def test_hostile_answers_count_as_wrong():
     assert not grade(body, gold).correct
 
 
+@pytest.fixture
+def readable():
+  """A folder that every user may read; that of pytest is root's alone."""
+  with tempfile.TemporaryDirectory() as folder:
+    os.chmod(folder, 0o755)
+    yield pathlib.Path(folder)
+
+
 OTHER = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -101,10 +110,10 @@ print("done", __import__("os").getuid())
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
-def test_another_user_has_the_same_sandbox(tmp_path):
+def test_another_user_has_the_same_sandbox(readable):
   """With the Python of the system: that of this test may lie in the home of root."""
-  package = tmp_path / "open" / "tests_of_sandbox"
-  package.mkdir(parents=True)
+  package = readable / "tests_of_sandbox"
+  package.mkdir()
   for name in ("sandbox", "jail", "jailed"):
     shutil.copy(ROOT / "shadowft_jax" / "tasks" / f"{name}.py", package)
   text = (package / "sandbox.py").read_text()
@@ -112,11 +121,11 @@ def test_another_user_has_the_same_sandbox(tmp_path):
   assert wanted in text
   (package / "sandbox.py").write_text(text.replace(wanted, "InputError = ValueError"))
   (package / "__init__.py").write_text("")
-  for path in (tmp_path, *tmp_path.parents[:2], *tmp_path.rglob("*")):
-    path.chmod(path.stat().st_mode | (0o755 if path.is_dir() else 0o644))
+  for path in package.rglob("*"):
+    path.chmod(0o644)
   python = next(p for p in ("/usr/bin/python3", sys.executable) if os.path.exists(p))
   done = subprocess.run(
-    [python, "-I", "-B", "-c", OTHER, str(tmp_path / "open")],
+    [python, "-I", "-B", "-c", OTHER, str(readable)],
     user=1234,
     group=1234,
     extra_groups=[],

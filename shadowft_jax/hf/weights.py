@@ -1,6 +1,7 @@
 """A model's folder -> the Flax model and its sharded parameters."""
 
 import os
+import re
 from typing import Any
 
 import jax
@@ -88,11 +89,8 @@ def _main_dtype(folder: ModelFolder) -> np.dtype:
 def _check_tensors(folder: ModelFolder, named: dict[str, Any]) -> None:
   """Raises one InputError for all tensors that are missing, unknown or unlike the model's."""
   want = {names.short(n): (n, shape) for n, shape in names.file_shapes(named).items()}
-  have = {
-    n: t
-    for n, t in folder.distinct_tensors.items()
-    if not (names.is_beside(n) and folder.model_type in adapters.BESIDE_TEXT)
-  }
+  beside = adapters.BESIDE_TEXT.get(folder.model_type or "", "(?!)")
+  have = {n: t for n, t in folder.distinct_tensors.items() if not re.fullmatch(beside, n)}
   bad = [
     f"{n}: the model asks for {shape}, the folder has none"
     for bare, (n, shape) in want.items()

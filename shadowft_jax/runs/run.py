@@ -71,6 +71,7 @@ class Run:
     inputs: Mapping[str, Iterable[str | os.PathLike]],
     config: Config,
     origin: cards.Origin,
+    warnings: Iterable[str] = (),
   ) -> list[dict[str, Any]]:
     """Writes the last metrics, the picture, the cards and the provenance; returns all metrics.
 
@@ -79,6 +80,7 @@ class Run:
       inputs: see `provenance.provenance`; the delta that training began with is added.
       config: of the run.
       origin: what it is made from, for the cards.
+      warnings: of the run, said once more where they are seen.
     """
     if hosts.is_first():
       records = metrics.append(self.directory, losses)
@@ -93,7 +95,7 @@ class Run:
       say(f"validation {name}: Instruct {before:.4f}, {origin.result} {after:.4f}")
     say(f"written: {self.delta}")
     say(f"written: {self.shadow} (the {origin.result})")
-    say(f"written: {self.directory / 'loss.png'}")
+    say(f"written: {self.directory / 'loss.png'}", *warnings)
     return metrics.read_metrics(self.directory)
 
   def _write_cards(self, losses, config, origin):
