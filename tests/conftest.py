@@ -16,8 +16,6 @@ os.environ.setdefault(
 # Before jax is imported by any test.
 os.environ["XLA_FLAGS"] = f"{several.xla_flags(devices=8)} {os.environ.get('XLA_FLAGS', '')}"
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Several steps in flight can lock up the collectives of several CPU devices.
-os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "0"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Tokens are kept from run to run: a test finds none of the user's, and leaves none behind.
@@ -34,6 +32,8 @@ import pytest  # noqa: E402
 
 # A plugin may have imported jax before.
 jax.config.update("jax_disable_most_optimizations", several.compiles_fast())
+# Several steps in flight can lock up the collectives of several CPU devices.
+jax.config.update("jax_cpu_enable_async_dispatch", False)  # no environment variable sets it
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -99,6 +99,17 @@ def blank_pictures(request, monkeypatch):
     monkeypatch.setattr(
       pictures, "plot_survival", lambda cells, title, path, **_: pathlib.Path(path).write_bytes(b"")
     )
+
+
+@pytest.fixture
+def allowed_sandbox(monkeypatch):
+  """The sandbox for programs that models write, allowed; a test is left out where none can be."""
+  from shadowft_jax.tasks import sandbox
+
+  if reason := sandbox.unavailable():
+    pytest.skip(f"no sandbox here: {reason}")
+  monkeypatch.setattr(sandbox, "_is_allowed", False)
+  sandbox.allow()
 
 
 @pytest.fixture(scope="session")

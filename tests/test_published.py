@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from shadowft_jax import machine
-from shadowft_jax.tasks import TASKS, grading, sandbox
+from shadowft_jax.tasks import TASKS, grading
 from shadowft_jax.tasks.originals import Data
 
 GSM8K = {
@@ -109,13 +109,12 @@ def test_questions_of_real_files(data, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name, right, column", [("humaneval", 72, 0), ("humaneval_plus", 60, 1)])
-def test_humaneval_of_qwen25_coder(data, shared_data, name, right, column):
+def test_humaneval_of_qwen25_coder(data, shared_data, allowed_sandbox, name, right, column):
   folder = shared_data("ref_qwen25coder")
   given = {
     r["task_id"]: r["completion"] for r in lines(folder / "1.5b_humaneval_generated.jsonl.gz")
   }
   labels = json.loads((folder / "1.5b_humaneval_pass_labels.json").read_text())
-  sandbox.allow()
   task = TASKS[name]
   golds = [one.gold for one in task.examples(data)]
   with ThreadPoolExecutor(machine.cores()) as pool:

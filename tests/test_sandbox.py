@@ -13,6 +13,8 @@ import pytest
 from shadowft_jax.errors import InputError
 from shadowft_jax.tasks import TASKS, sandbox
 
+pytestmark = pytest.mark.usefixtures("allowed_sandbox")
+
 ROOT = pathlib.Path(__file__).parents[1]
 FORK = """
 import os
@@ -41,12 +43,6 @@ HOSTILE = {
   "output": ("while True: print('x' * 1000)", ""),
   "signals": ("import os\nfor p in range(1, 99):\n  os.kill(p, 9)", ""),
 }
-
-
-@pytest.fixture(autouse=True)
-def allowed(monkeypatch):
-  monkeypatch.setattr(sandbox, "_is_allowed", False)
-  sandbox.allow()
 
 
 def test_a_program_runs_alone_as_nobody():

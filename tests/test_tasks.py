@@ -388,8 +388,7 @@ def test_livecodebench_reads_hidden_tests_and_no_other_pickle(tmp_path):
     lcb.tests(problem(private_test_cases=evil))
 
 
-def test_livecodebench_runs_programs_and_functions(tmp_path):
-  sandbox.allow()
+def test_livecodebench_runs_programs_and_functions(tmp_path, allowed_sandbox):
   grade = TASKS["lcb_generation"].grade
   [one] = TASKS["lcb_generation"].examples(folder(tmp_path, "livecodebench/test.jsonl", problem()))
   adds = "```python\na, b = int(input()), int(input())\nprint(a + b)\nexit()\n```"
