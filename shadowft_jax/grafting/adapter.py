@@ -76,7 +76,7 @@ def check(plan: Plan, is_cut: bool) -> None:
 
 def _check_together(plan):
   """Raises InputError if experts have a factor without the one that PEFT joins it with."""
-  experts = [t.name for t in plan.targets if re.search(r"\.experts\.\d+\.", t.name)]
+  experts = [t.name for t in plan.targets if re.search(names.EXPERT, t.name)]
   kinds = {n.split(".")[-2] for n in experts}
   for pair in adapters.TOGETHER:
     if len(alone := kinds & {*pair}) == 1:
@@ -124,7 +124,7 @@ def target_modules(plan: Plan) -> list[str]:
   """Last names of modules; their whole names where the model has others that end alike."""
   mine = {t.name: _checked_module(plan, t) for t in distinct_targets(plan)}
   # By exclude_modules of adapter_config.json.
-  excluded = adapters.BESIDE_TEXT.get(plan.instruct.model_type or "", "(?!)")
+  excluded = names.BESIDE_TEXT.get(plan.instruct.model_type or "", "(?!)")
   others = {
     n.split(".")[-2]
     for n in plan.instruct.names.values()

@@ -35,9 +35,6 @@ READABLE: dict[str, tuple[Any, ...]] = {
 }
 
 
-PREFIX = "base_model.model."  # of PEFT, before the name of a module
-_FACTOR = re.compile(re.escape(PREFIX) + r"(.+)\.lora_([AB])\.weight")
-
 # What transformers 5 puts before the layers of a language model that is a part of a larger model,
 # by config.json's model_type; folders spell it in several ways.  Source: the modules of every
 # class in MODEL_FOR_MULTIMODAL_LM_MAPPING of transformers 5.23.
@@ -61,8 +58,6 @@ FUSED = frozenset(
 )
 EXPERTS = ("gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 TOGETHER = (("gate_proj", "up_proj"), ("w1", "w3"))  # PEFT takes both, or neither
-# config.json's model_type of trainable models with a vision tower -> the modules beside the text.
-BESIDE_TEXT = {"gemma3": r"(model\.)?(vision_tower|multi_modal_projector)\..*"}
 
 
 class LowRank(NamedTuple):
@@ -160,13 +155,13 @@ def _setting(config: Mapping[str, Any], patterns: str, otherwise: str, module: s
 
 def factor_of(name: str) -> tuple[str, str] | None:
   """(module, "A" or "B") of a tensor of an adapter; None if it is none."""
-  found = _FACTOR.fullmatch(name)
+  found = names.FACTOR.fullmatch(name)
   return (found[1], found[2]) if found else None
 
 
 def factor_names(module: str) -> tuple[str, str]:
   """The names of A and B of a module in an adapter's file."""
-  a, b = (f"{PREFIX}{module}.lora_{x}.weight" for x in "AB")
+  a, b = (f"{names.ADAPTER_PREFIX}{module}.lora_{x}.weight" for x in "AB")
   return a, b
 
 
@@ -212,7 +207,7 @@ def check_rank(directory: str | os.PathLike, named: Mapping[str, Any], rank: int
 
 def is_found(module: str, model_type: str | None) -> bool:
   """Whether PEFT finds a module of a model with experts, as transformers 5 has it."""
-  is_expert = bool(re.search(r"\.experts\.\d+\.", module))
+  is_expert = bool(re.search(names.EXPERT, module))
   if model_type in FUSED:
     return is_expert or module.rsplit(".", 1)[-1] not in EXPERTS
   return not is_expert
@@ -247,6 +242,6 @@ def adapter_config(
     "fan_in_fan_out": False,
     "inference_mode": True,
   }
-  if model_type in BESIDE_TEXT:  # a vision tower has modules of the same names
-    config["exclude_modules"] = BESIDE_TEXT[model_type]
+  if model_type in names.BESIDE_TEXT:  # a vision tower has modules of the same names
+    config["exclude_modules"] = names.BESIDE_TEXT[model_type]
   return config

@@ -207,8 +207,8 @@ def save_adapter(
   )
 
   def rename(name: str) -> str:
-    is_wrapped = model_type in adapters.BESIDE_TEXT
-    return adapters.PREFIX + adapters.served_name(name, model_type, is_wrapped)
+    is_wrapped = model_type in names.BESIDE_TEXT
+    return names.ADAPTER_PREFIX + adapters.served_name(name, model_type, is_wrapped)
 
   if not hosts.is_first():
     arrays.take_part(lora_tree)

@@ -1,11 +1,11 @@
 """Experts that lie in one tensor, read as the single ones that most folders have."""
 
 import itertools
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from shadowft_jax.errors import InputError, listing
+from shadowft_jax.hf import names
 
 
 def unfused(stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def unfused(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 def _experts(name: str, tensor: Any) -> dict[str, Any]:
   """The tensors of single experts in one that holds all of them; {} for any other tensor."""
-  found = re.fullmatch(r"(.*\.experts)\.(gate_up|down)_proj", name)
+  found = names.ALL_EXPERTS.fullmatch(name)
   projections = found[2].split("_") if found else ()
   if not found or len(tensor.shape) != 3 or tensor.shape[1] % len(projections):
     return {}

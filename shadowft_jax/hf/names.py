@@ -46,6 +46,12 @@ BESIDE = (
   r"vision|visual|image|\bvit\b|video|audio|speech|sound|projector|connector|resampler|merger"
 )
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+# config.json's model_type of trainable models with a vision tower -> the modules beside the text.
+BESIDE_TEXT = {"gemma3": r"(model\.)?(vision_tower|multi_modal_projector)\..*"}
+EXPERT = r"\.experts\.\d+\."  # in the names of what one expert has of its own
+ALL_EXPERTS = re.compile(r"(.*\.experts)\.(gate_up|down)_proj")  # one tensor for all experts
+ADAPTER_PREFIX = "base_model.model."  # of PEFT, before the name of a module
+FACTOR = re.compile(re.escape(ADAPTER_PREFIX) + r"(.+)\.lora_([AB])\.weight")
 HARMLESS = r".*\.rotary_emb\.inv_freq"  # a buffer that old checkpoints carry along
 WEIGHT = r"weight|scales|qzeros"  # of tensors that hold weights, plain or quantised
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")

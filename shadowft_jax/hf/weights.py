@@ -11,7 +11,7 @@ import numpy as np
 
 from shadowft_jax import delta, models, tree
 from shadowft_jax.errors import InputError, listing
-from shadowft_jax.hf import adapters, arrays, names
+from shadowft_jax.hf import arrays, names
 from shadowft_jax.hf.folder import ModelFolder, open_model
 from shadowft_jax.hf.safetensors import WEIGHTS
 from shadowft_jax.models.decoder import Decoder
@@ -89,7 +89,7 @@ def _main_dtype(folder: ModelFolder) -> np.dtype:
 def _check_tensors(folder: ModelFolder, named: dict[str, Any]) -> None:
   """Raises one InputError for all tensors that are missing, unknown or unlike the model's."""
   want = {names.short(n): (n, shape) for n, shape in names.file_shapes(named).items()}
-  beside = adapters.BESIDE_TEXT.get(folder.model_type or "", "(?!)")
+  beside = names.BESIDE_TEXT.get(folder.model_type or "", "(?!)")
   have = {n: t for n, t in folder.distinct_tensors.items() if not re.fullmatch(beside, n)}
   bad = [
     f"{n}: the model asks for {shape}, the folder has none"
