@@ -23,11 +23,9 @@ from shadowft_jax.progress import say
 
 with epy.lazy_imports():  # help and errors of flags and paths come before these
   from shadowft_jax import tasks
-  from shadowft_jax.data import chat, tokenizer as tokenizers
   from shadowft_jax.evaluation import answers, comparison, suite
-  from shadowft_jax.generation import completion, decode
-  from shadowft_jax.hf import hub, weights
-  from shadowft_jax.models import decoder
+  from shadowft_jax.generation import completion, engine
+  from shadowft_jax.hf import hub
   from shadowft_jax.runs import provenance, run
   from shadowft_jax.tasks import originals, sandbox, second_opinion, task as task_lib, thoughts
 
@@ -71,34 +69,6 @@ class Options(command.Options):
 
 
 @dataclasses.dataclass(frozen=True)
-class Engine:
-  """A model that answers; `directory` has its files, `marks` stand around its thoughts."""
-
-  directory: pathlib.Path
-  decoder: "decoder.Decoder"
-  params: Mapping[str, Any]
-  tokenizer: "tokenizers.Tokenizer"
-  stop: tuple[int, ...]
-  marks: tuple[str, str] | None
-
-  def settings(self, max_new: int) -> dict[str, Any]:
-    """What its answers depend on, as the first line of a file of answers has it."""
-    names = sorted(p for p in self.directory.iterdir() if p.suffix in (".safetensors", ".jinja"))
-    names += [self.directory / "tokenizer_config.json"]
-    digests = [provenance.sha256(p) for p in names if p.is_file()]
-    digest = hashlib.sha256("".join(digests).encode()).hexdigest()
-    return {"model": str(self.directory), "sha256": digest, "max_new_tokens": max_new}
-
-  def read(self, ids: list[int], max_new: int, stop: Sequence[str]) -> "completion.Completion":
-    """The Completion of generated tokens."""
-    # Marks of thoughts are special tokens in some models.
-    text = str(self.tokenizer.decode(ids, skip_special_tokens=self.marks is None))
-    ends = [text.index(end) for end in stop if end in text]
-    reason = "length" if len(ids) == max_new and not ends else "stop"
-    return completion.Completion(text[: min(ends, default=None)], reason, len(ids))
-
-
-@dataclasses.dataclass(frozen=True)
 class Answered:
   """The answers to a task, and what `suite.grade` needs to find them after thoughts."""
 
@@ -107,56 +77,52 @@ class Answered:
   prompts: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def load(model: str) -> Engine:
-  """Loads a model's folder, the grafted model of a run's folder, or a model of the hub.
+def locate(model: str) -> pathlib.Path:
+  """The folder of a model: a run's shadow/, a folder itself, or the hub's snapshot of an id.
 
   Raises:
-    InputError: there is none, it cannot be run here, or it has no chat template.
+    InputError: there is none.
   """
   shadow = run.Run(pathlib.Path(model)).shadow
-  directory = shadow if shadow.is_dir() else hub.locate(model)
-  tokenizer = tokenizers.load_tokenizer(directory)
-  template = tokenizer.chat_template
-  if not template:
-    raise InputError(f"{directory} has no chat template; evaluate the Instruct or grafted model")
-  stop = tokenizers.stop_tokens(tokenizer, directory)
-  marks = thoughts.marks(str(template))
-  return Engine(directory, *weights.load_model(directory), tokenizer, stop, marks)
+  return shadow if shadow.is_dir() else hub.locate(model)
+
+
+def settings(directory: pathlib.Path, max_new: int) -> dict[str, Any]:
+  """What a model's answers depend on, as the first line of a file of answers has it."""
+  kinds = (".safetensors", ".jinja")
+  names = {p for p in directory.iterdir() if p.suffix in kinds}
+  names |= {p for p in directory.glob("*.json") if p.stem.endswith(("config", "tokenizer"))}
+  digests = "".join(provenance.sha256(p) for p in sorted(names))
+  digest = hashlib.sha256(digests.encode()).hexdigest()
+  return {"model": str(directory), "sha256": digest, "max_new_tokens": max_new}
 
 
 def answer(
-  engine: Engine,
+  model: "engine.Engine",
   task: "task_lib.Task",
   examples: "Sequence[task_lib.Example]",
-  path: pathlib.Path,
+  file: "answers.Answers",
   max_new: int,
   batch_size: int,
 ) -> Answered:
-  """Answers the questions whose answers a file lacks, and appends them batch by batch.
-
-  Raises:
-    InputError: the file is of another model or limit of tokens.
-  """
-  prompts = {one.id: chat.render_prompt(one.messages, engine.tokenizer) for one in examples}
-  with answers.Answers(path, engine.settings(max_new)) as found:
-    left = [name for name in prompts if (task.name, name, 0) not in found.done]
-    left.sort(key=lambda name: len(prompts[name]))
-    say(f"{task.name}: {len(prompts) - len(left)} of {len(prompts)} questions are answered")
-    for start in tqdm(range(0, len(left), batch_size), task.name, disable=None):
-      names = left[start : start + batch_size]
-      given = decode.generate(
-        engine.decoder,
-        {"params": engine.params},
-        [prompts[name] for name in names],
-        max_new=max_new,
-        stop=engine.stop,
-        batch_size=batch_size,
-      )
-      read = [engine.read(ids, max_new, task.stop) for ids in given]
-      found.add(((task.name, n, 0), one) for n, one in zip(names, read, strict=True))
-    kept = {(task.name, name, 0): found.done[task.name, name, 0] for name in prompts}
-  texts = {name: str(engine.tokenizer.decode(ids)) for name, ids in prompts.items()}
-  return Answered(kept, engine.marks, texts)
+  """Answers the questions whose answers a file lacks, and appends them batch by batch."""
+  prompts = {one.id: model.prompt(one.messages) for one in examples}
+  marks = thoughts.marks(model.template)
+  left = [name for name in prompts if (task.name, name, 0) not in file.done]
+  left.sort(key=lambda name: len(prompts[name]))
+  say(f"{task.name}: {len(prompts) - len(left)} of {len(prompts)} questions are answered")
+  for start in tqdm(range(0, len(left), batch_size), task.name, disable=None):
+    names = left[start : start + batch_size]
+    given = model.complete(
+      [prompts[name] for name in names],
+      max_new=max_new,
+      batch_size=batch_size,
+      stop=task.stop,
+      keep_special=marks is not None,
+    )
+    file.add(((task.name, name, 0), one) for name, one in zip(names, given, strict=True))
+  kept = {(task.name, name, 0): file.done[task.name, name, 0] for name in prompts}
+  return Answered(kept, marks, {name: model.text(ids) for name, ids in prompts.items()})
 
 
 def saved(place: str, task: str, is_only: bool) -> Answered:
@@ -188,14 +154,15 @@ def main(options: Options) -> None:
   _check_code(options, chosen)
   data = originals.Data(pathlib.Path(options.data) if options.data else None)
   asked = [(task, task.examples(data, options.limit)) for task in chosen]
-  engine = load(options.model) if options.model else None
+  directory = locate(options.model) if options.model else None
+  model = engine.load(directory) if directory else None
   out = pathlib.Path(options.out) if options.out else None
   is_only, scores, changes = len(chosen) == 1, {}, {}
   for task, examples in asked:
-    if engine and out:
+    if model and directory and out:
       max_new = options.max_new_tokens or task.max_new_tokens
-      path = out / f"{task.name}.jsonl"
-      found = answer(engine, task, examples, path, max_new, options.batch_size)
+      with answers.Answers(out / f"{task.name}.jsonl", settings(directory, max_new)) as file:
+        found = answer(model, task, examples, file, max_new, options.batch_size)
     else:
       found = saved(options.outputs or "", task.name, is_only)
     if options.generate_only:

@@ -33,7 +33,7 @@ SIDEWAYS = {
   "sharding": {"tree"},
   "data": {"hf"},
   "runs": {"hf"},
-  "generation": {"hf"},
+  "generation": {"data", "hf"},
   "grafting": {"pairs"},
   "planning": {"learning"},
   "command": {"config_file"},

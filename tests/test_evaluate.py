@@ -8,6 +8,7 @@ import pytest
 from shadowft_jax import evaluate, example
 from shadowft_jax.errors import InputError
 from shadowft_jax.evaluate import Options, main
+from shadowft_jax.generation import decode, engine
 from shadowft_jax.tasks import TASKS
 from shadowft_jax.tasks.originals import Data
 from tests import commands
@@ -116,9 +117,9 @@ def test_a_model_answers_and_goes_on_where_it_was(data, tmp_path, monkeypatch):
   # A kill leaves one answer and half of the next.
   path.write_text("\n".join(whole.split("\n")[:2]) + "\n" + whole.split("\n")[2][:20])
   asked = []
-  generate = evaluate.decode.generate
+  generate = decode.generate
   keep = lambda *args, **more: asked.append(len(args[2])) or generate(*args, **more)
-  monkeypatch.setattr("shadowft_jax.generation.decode.generate", keep)
+  monkeypatch.setattr(decode, "generate", keep)
   main(options)
   assert asked == [1] and path.read_text() == whole
   main(options)
@@ -136,15 +137,15 @@ def test_a_model_answers_and_goes_on_where_it_was(data, tmp_path, monkeypatch):
 def test_a_runs_folder_stands_for_its_grafted_model(tmp_path):
   (tmp_path / "run").mkdir()
   (tmp_path / "run" / "shadow").symlink_to(TINY)
-  assert evaluate.load(str(tmp_path / "run")).directory == tmp_path / "run" / "shadow"
+  assert evaluate.locate(str(tmp_path / "run")) == tmp_path / "run" / "shadow"
   bare = tmp_path / "bare"
   shutil.copytree(TINY, bare, ignore=shutil.ignore_patterns("*.jinja"))
   with pytest.raises(InputError, match="bare has no chat template"):
-    evaluate.load(str(bare))
+    engine.load(bare)
 
 
 def test_generated_answers_are_not_graded_if_not_wanted(data, tmp_path, capsys, monkeypatch):
-  monkeypatch.setattr(evaluate, "load", lambda model: object())
+  monkeypatch.setattr(engine, "load", lambda model: object())
   monkeypatch.setattr(evaluate, "answer", lambda *args: None)
   options = {"task": ("gsm8k",), "data": str(data), "model": TINY, "out": str(tmp_path / "out")}
   main(Options(**options, generate_only=True))
