@@ -20,6 +20,7 @@ COMMANDS = {
   "similarity": "similarity",
   "plan": "plan",
   "select": "select",
+  "evaluate": "evaluate",
   "pairs": "known_pairs",
   "example": "example",
 }

@@ -20,7 +20,7 @@ FLOORS = {
   "method": {"pairs", "learning", "grafting", "evaluation", "planning"},
   "commands": {
     *("command", "config_file", "__main__", "api"),
-    *("train", "graft", "similarity", "select", "plan", "known_pairs", "example"),
+    *("train", "graft", "similarity", "select", "plan", "known_pairs", "example", "evaluate"),
   },
 }
 HEIGHT = {room: i for i, rooms in enumerate(FLOORS.values()) for room in rooms}
@@ -33,7 +33,7 @@ SIDEWAYS = {
   "sharding": {"tree"},
   "data": {"hf"},
   "runs": {"hf"},
-  "generation": {"hf"},
+  "generation": {"data", "hf"},
   "grafting": {"pairs"},
   "planning": {"learning"},
   "command": {"config_file"},

@@ -444,6 +444,15 @@ WRONG = {
     ["--instruct=x", "--delta=x", "--out=x", "--density=0.5"],
   ],
   "similarity": [[], ["--base=/nowhere", "--instruct=/nowhere"], ["--pair=none"]],
+  "evaluate": [
+    [],
+    ["--task=gsm8k"],
+    ["--task=gsm8k", "--model=x", "--outputs=x"],
+    ["--task=gsm8k", "--model=x"],
+    ["--task=gsmk", "--model=x", "--out=x"],
+    ["--task=gsm8k", "--model=x", "--out=x", "--data=/nowhere"],
+    ["--task=humaneval", "--model=x", "--out=x", "--data=/nowhere"],
+  ],
   "select": [["--out=x.txt", "--rows=x"], ["--out=x.jsonl", "--rows=/nowhere.jsonl"]],
   "plan": [
     [LORA, "--topology=none", "--config.pair=qwen3-8b"],

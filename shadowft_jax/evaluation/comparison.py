@@ -5,10 +5,14 @@ from collections.abc import Mapping, Sequence
 
 from shadowft_jax.errors import InputError
 from shadowft_jax.evaluation import statistics
+from shadowft_jax.evaluation.graded import Graded, means
 from shadowft_jax.evaluation.statistics import Difference, Strata
-from shadowft_jax.evaluation.suite import Graded, means
+from shadowft_jax.progress import aligned
+from shadowft_jax.tasks import SUITES
 from shadowft_jax.tasks.suites import Suite
 from shadowft_jax.tasks.task import Task
+
+CHANGE = ["second - first", "difference", "95 % interval", "p", "lost", "won"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,3 +63,15 @@ def compare_suite(suite: Suite, changes: Mapping[str, Change]) -> Difference | N
   return statistics.difference(
     [[changes[task].strata for task in tasks] for tasks in suite.columns.values()]
   )
+
+
+def table(changes: Mapping[str, Change]) -> str:
+  """The paired differences of tasks and of whole suites, second model minus first."""
+  both = {name: compare_suite(one, changes) for name, one in SUITES.items()}
+  found = [(name, x.difference, f"{len(x.lost)}", f"{len(x.won)}") for name, x in changes.items()]
+  found += [(f"average of {name}", x, "", "") for name, x in both.items() if x]
+  rows = [
+    [name, f"{x.mean:+.1%}", f"{x.low:+.1%} to {x.high:+.1%}", f"{x.p:.3g}", *counts]
+    for name, x, *counts in found
+  ]
+  return aligned([CHANGE, *rows])

@@ -12,40 +12,15 @@ from shadowft_jax import machine
 from shadowft_jax.errors import InputError
 from shadowft_jax.evaluation import statistics
 from shadowft_jax.evaluation.answers import Key
+from shadowft_jax.evaluation.graded import Graded, means
 from shadowft_jax.generation.completion import Completion
+from shadowft_jax.progress import aligned
 from shadowft_jax.tasks import SUITES, thoughts
 from shadowft_jax.tasks.task import Example, Grade, Task
 
 CUT = ("wrong", "grade")  # what a cut answer counts as; "grade" is the published protocol
+HEAD = ["task", "questions", "score", "95 % interval", "of finished", "cut", "unparsed", "tokens"]
 MANY_CUT = 0.05  # of the answers; more of them are worth a warning
-
-
-@dataclasses.dataclass(frozen=True)
-class Graded:
-  """One answer and what became of it.
-
-  Attributes:
-    state: "right", "wrong", "unparsed" (no answer could be read, so wrong) or "cut" (not ended, so
-      wrong and not graded).
-    finish_reason, tokens, text: of its Completion.
-    extracted, note: of its Grade.
-  """
-
-  task: str
-  id: str
-  sample: int
-  group: str
-  state: str
-  text: str
-  finish_reason: str | None
-  tokens: int | None
-  extracted: str | None
-  note: str
-
-  @property
-  def is_right(self) -> bool:
-    """Whether it counts as right."""
-    return self.state == "right"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,14 +167,6 @@ def _finished(task, ended):
   return statistics.mean(statistics.strata(means(ended), groups, task.by_group))
 
 
-def means(graded: Sequence[Graded]) -> dict[str, float]:
-  """The share of right samples by question id."""
-  found: dict[str, list[bool]] = {}
-  for one in graded:
-    found.setdefault(one.id, []).append(one.is_right)
-  return {name: sum(rights) / len(rights) for name, rights in found.items()}
-
-
 def suite_scores(scores: Mapping[str, Score]) -> dict[str, float]:
   """The scores of all suites whose tasks have scores; by name, in 0..1."""
   accuracies = {name: one.accuracy for name, one in scores.items()}
@@ -218,3 +185,28 @@ def warning(one: Score) -> str:
     f"wrong; right are {one.accuracy:.1%} of all, {finished}; a larger --max-new-tokens lets them "
     "end"
   )
+
+
+def table(scores: Mapping[str, Score]) -> str:
+  """The scores of tasks as a table, and the averages of whole suites."""
+  rows = [HEAD]
+  for name, one in scores.items():
+    finished = "-" if one.finished is None else f"{one.finished:.1%}"
+    tokens = "-" if one.tokens is None else f"{one.tokens:.0f}"
+    interval = f"{one.low:.1%} to {one.high:.1%}"
+    cells = [f"{one.accuracy:.1%}", interval, finished, f"{one.cut}", f"{one.unparsed}", tokens]
+    rows.append([name, f"{one.questions}", *cells])
+  means = [f"average of {name}: {x:.1%}" for name, x in suite_scores(scores).items()]
+  return "\n".join([aligned(rows), *means])
+
+
+def notes(scores: Mapping[str, Score]) -> list[str]:
+  """Lines on what a reader of the scores has to know."""
+  found: list[str] = []
+  for name, one in scores.items():
+    found += filter(None, [warning(one)])
+    if one.unknown:
+      found.append(f"{name}: {one.unknown} answers do not say how they ended; they are graded")
+    if one.second_opinion:
+      found.append(f"{name}: {one.second_opinion} answers are right by math-verify alone")
+  return found

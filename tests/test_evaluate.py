@@ -1,0 +1,186 @@
+"""The command `evaluate`: counts of saved outputs, a tiny model's answers, resuming, errors."""
+
+import json
+import shutil
+
+import pytest
+
+from shadowft_jax import evaluate, example
+from shadowft_jax.errors import InputError
+from shadowft_jax.evaluate import Options, main
+from shadowft_jax.generation import decode, engine
+from shadowft_jax.tasks import TASKS
+from shadowft_jax.tasks.originals import Data
+from tests import commands
+
+GOLDS = ("18", "1,200", "3", "7", "70")
+TINY = str(example.TINY / "instruct")
+
+
+@pytest.fixture
+def data(tmp_path):
+  """A folder with five questions of GSM8K."""
+  place = tmp_path / "data" / "gsm8k" / "test.jsonl"
+  place.parent.mkdir(parents=True)
+  rows = [{"question": f"How many, {i}?", "answer": f"So. #### {x}"} for i, x in enumerate(GOLDS)]
+  place.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  return tmp_path / "data"
+
+
+def outputs(path, data, *texts, **more):
+  """Saved answers to the questions; one that ends in … was cut."""
+  path.parent.mkdir(exist_ok=True)
+  with open(path, "w") as file:
+    for one, text in zip(TASKS["gsm8k"].examples(Data(data)), texts, strict=True):
+      reason = "length" if text.endswith("…") else "stop"
+      row = {"id": one.id, "text": text, "finish_reason": reason, "tokens": 10, **more}
+      file.write(json.dumps(row) + "\n")
+  return str(path)
+
+
+def scores(folder):
+  return json.loads((folder / "scores.json").read_text())
+
+
+def lines(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_saved_outputs_have_their_counts(data, tmp_path, capsys):
+  texts = ("It is 18.", "1200 in all", "4", "none", "70 and…")
+  file, out = outputs(tmp_path / "a.jsonl", data, *texts), tmp_path / "scores"
+  main(Options(task=("gsm8k",), data=str(data), outputs=file, out=str(out)))
+  found = scores(out)["tasks"]["gsm8k"]
+  assert (found["questions"], found["accuracy"], found["finished"]) == (5, 0.4, 0.5)
+  assert (found["cut"], found["unparsed"], found["tokens"]) == (1, 1, 10)
+  states = [row["state"] for row in lines(out / "gsm8k.graded.jsonl")]
+  assert states == ["right", "right", "wrong", "unparsed", "cut"]
+  head, row, note = capsys.readouterr().out.splitlines()
+  assert head.split()[:3] == ["task", "questions", "score"]
+  cells = ["gsm8k", "5", "40.0%", "11.8%", "to", "76.9%", "50.0%", "1", "1", "10"]
+  assert row.split() == cells
+  assert "1 of 5 answers (20%) were cut" in note
+
+  main(Options(task=("gsm8k",), data=str(data), outputs=file, cut="grade", out=str(out)))
+  assert scores(out)["tasks"]["gsm8k"]["accuracy"] == 0.6
+
+
+def test_thoughts_of_saved_outputs_are_not_graded(data, tmp_path):
+  texts = ("<think>1</think>18", "<think>1200", "3", "7", "70")
+  file, out = outputs(tmp_path / "a.jsonl", data, *texts), tmp_path / "scores"
+  main(Options(task=("gsm8k",), data=str(data), outputs=file, out=str(out)))
+  found = scores(out)["tasks"]["gsm8k"]
+  assert (found["accuracy"], found["cut"]) == (0.8, 1)
+
+
+def test_two_folders_are_compared(data, tmp_path, capsys):
+  outputs(tmp_path / "a" / "gsm8k.jsonl", data, "18", "1200", "3", "0", "0", task="gsm8k")
+  outputs(tmp_path / "b" / "gsm8k.jsonl", data, "0", "1200", "3", "7", "70", task="gsm8k")
+  main(
+    Options(
+      task=("gsm8k",),
+      data=str(data),
+      outputs=str(tmp_path / "b"),
+      compare=str(tmp_path / "a"),
+      out=str(tmp_path / "b"),
+    )
+  )
+  assert capsys.readouterr().out.splitlines()[-1].split()[-3:] == ["1", "1", "2"]
+  ids = [one.id for one in TASKS["gsm8k"].examples(Data(data))]
+  found = scores(tmp_path / "b")["changes"]["gsm8k"]
+  assert (found["lost"], found["won"]) == (ids[:1], ids[3:])
+  assert found["mean"] == pytest.approx(0.2) and found["p"] == 1.0
+
+
+def test_a_model_answers_and_goes_on_where_it_was(data, tmp_path, monkeypatch):
+  out = tmp_path / "out"
+  options = Options(
+    task=("gsm8k_0shot",),
+    data=str(data),
+    model=TINY,
+    out=str(out),
+    limit=2,
+    max_new_tokens=4,
+    batch_size=2,
+  )
+  main(options)
+  path = out / "gsm8k_0shot.jsonl"
+  whole = path.read_text()
+  first, *answers = lines(path)
+  assert first["settings"]["model"] == TINY and first["settings"]["max_new_tokens"] == 4
+  ids = {one.id for one in TASKS["gsm8k_0shot"].examples(Data(data), 2)}
+  assert {row["id"] for row in answers} == ids
+  for row in answers:
+    assert row["finish_reason"] == ("length" if row["tokens"] == 4 else "stop")
+  assert scores(out)["tasks"]["gsm8k_0shot"]["questions"] == 2
+
+  # A kill leaves one answer and half of the next.
+  path.write_text("\n".join(whole.split("\n")[:2]) + "\n" + whole.split("\n")[2][:20])
+  asked = []
+  generate = decode.generate
+  keep = lambda *args, **more: asked.append(len(args[2])) or generate(*args, **more)
+  monkeypatch.setattr(decode, "generate", keep)
+  main(options)
+  assert asked == [1] and path.read_text() == whole
+  main(options)
+  assert asked == [1]
+
+  with pytest.raises(InputError, match="other settings.*\n.*max_new_tokens: 4, now 5"):
+    main(Options(**{**vars(options), "max_new_tokens": 5}))
+  # What it wrote is scored without it, the same.
+  before = scores(out)["tasks"]
+  again = {"data": str(data), "outputs": str(out), "limit": 2, "out": str(tmp_path / "again")}
+  main(Options(task=("gsm8k_0shot",), **again))
+  assert scores(tmp_path / "again")["tasks"] == before
+
+
+def test_a_runs_folder_stands_for_its_grafted_model(tmp_path):
+  (tmp_path / "run").mkdir()
+  (tmp_path / "run" / "shadow").symlink_to(TINY)
+  assert evaluate.locate(str(tmp_path / "run")) == tmp_path / "run" / "shadow"
+  bare = tmp_path / "bare"
+  shutil.copytree(TINY, bare, ignore=shutil.ignore_patterns("*.jinja"))
+  with pytest.raises(InputError, match="bare has no chat template"):
+    engine.load(bare)
+
+
+def test_generated_answers_are_not_graded_if_not_wanted(data, tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(engine, "load", lambda model: object())
+  monkeypatch.setattr(evaluate, "answer", lambda *args: None)
+  options = {"task": ("gsm8k",), "data": str(data), "model": TINY, "out": str(tmp_path / "out")}
+  main(Options(**options, generate_only=True))
+  assert not capsys.readouterr().out and not (tmp_path / "out" / "scores.json").exists()
+
+
+@pytest.mark.parametrize(
+  "argv, message",
+  [
+    ([], "--task is not given"),
+    (["--task=gsm8k"], "--model and --outputs are not given; expected one of them"),
+    (["--task=gsm8k", "--model=a", "--outputs=b"], "--model and --outputs are both given"),
+    (["--task=gsm8k", "--model=a"], "--model needs --out"),
+    (["--task=gsm9k", "--outputs=b"], "no task or suite is named 'gsm9k'; did you mean gsm8k"),
+    (["--task=humaneval", "--outputs=b"], "pass --allow-code-execution to run them in a sandbox"),
+    (["--task=gsm8k", "--outputs=b", "--data=x"], "has no gsm8k/test.jsonl"),
+    (["--task=gsm8k", "--outputs=b", "--generate-only"], "--generate-only needs --model"),
+    (["--task=gsm8k", "--outputs=b", "--max-new-tokens=9"], "--max-new-tokens needs --model"),
+    (["--task=gsm8k", "--outputs=b", "--cut=no"], "--cut is one of wrong, grade"),
+    (
+      ["--task=gsm8k", "--model=a", "--out=b", "--generate-only", "--compare=c"],
+      "--compare needs grades",
+    ),
+  ],
+)
+def test_bad_input_is_told_in_one_line(argv, message):
+  code, out, err = commands.run("evaluate", *argv)
+  assert (code, out) == (2, "")
+  assert message in err and err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_missing_answers_are_told(data, tmp_path):
+  options = {"task": ("gsm8k",), "data": str(data)}
+  with pytest.raises(InputError, match=r"gsm8k\.jsonl cannot be read"):
+    main(Options(**options, outputs=str(tmp_path)))
+  file = outputs(tmp_path / "a.jsonl", data, "1", "2", "3", "4", "5")
+  with pytest.raises(InputError, match="4 of 5 answers .* are to questions that are not asked"):
+    main(Options(**options, outputs=file, limit=1))
