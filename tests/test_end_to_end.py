@@ -314,6 +314,7 @@ def test_a_finished_run_is_left_alone(pair, lora_run):
   assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_taken_up(pair, lora_run, tmp_path):
   """kill -9 in the middle of a real command, then the same command again."""
   config = pathlib.Path(tmp_path / "config.py")

@@ -78,6 +78,7 @@ def assert_alike(got, want):
   assert norm({n: got[1][n] - x for n, x in want[1].items()}) <= 1e-3 * norm(want[1])
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_does(pair, tmp_path):
   assert_alike(train(pair, tmp_path / "two", 2), train(pair, tmp_path / "one", 1))
 
