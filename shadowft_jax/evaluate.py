@@ -87,14 +87,14 @@ def locate(model: str) -> pathlib.Path:
   return shadow if shadow.is_dir() else hub.locate(model)
 
 
-def settings(directory: pathlib.Path, max_new: int) -> dict[str, Any]:
-  """What a model's answers depend on, as the first line of a file of answers has it."""
+def identity(directory: pathlib.Path) -> dict[str, Any]:
+  """What tells a model from others, as the first line of a file of answers has it."""
   kinds = (".safetensors", ".jinja")
   names = {p for p in directory.iterdir() if p.suffix in kinds}
   names |= {p for p in directory.glob("*.json") if p.stem.endswith(("config", "tokenizer"))}
   digests = "".join(provenance.sha256(p) for p in sorted(names))
   digest = hashlib.sha256(digests.encode()).hexdigest()
-  return {"model": str(directory), "sha256": digest, "max_new_tokens": max_new}
+  return {"model": str(directory), "sha256": digest}
 
 
 def answer(
@@ -156,12 +156,14 @@ def main(options: Options) -> None:
   asked = [(task, task.examples(data, options.limit)) for task in chosen]
   directory = locate(options.model) if options.model else None
   model = engine.load(directory) if directory else None
+  named = identity(directory) if directory else {}  # once: it reads all weights
   out = pathlib.Path(options.out) if options.out else None
   is_only, scores, changes = len(chosen) == 1, {}, {}
   for task, examples in asked:
-    if model and directory and out:
+    if model and out:
       max_new = options.max_new_tokens or task.max_new_tokens
-      with answers.Answers(out / f"{task.name}.jsonl", settings(directory, max_new)) as file:
+      settings = {**named, "max_new_tokens": max_new}
+      with answers.Answers(out / f"{task.name}.jsonl", settings) as file:
         found = answer(model, task, examples, file, max_new, options.batch_size)
     else:
       found = saved(options.outputs or "", task.name, is_only)
