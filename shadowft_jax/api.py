@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 from jax.typing import DTypeLike
 
 from shadowft_jax import config_file, delta as delta_lib, hosts, train as train_lib
-from shadowft_jax.data import chat, tokenizer as tokenizers
+from shadowft_jax.data import tokenizer as tokenizers
 from shadowft_jax.errors import InputError
-from shadowft_jax.generation import decode
+from shadowft_jax.generation.engine import Engine
 from shadowft_jax.hf import deltas, hub, weights
 from shadowft_jax.models.decoder import Decoder
 from shadowft_jax.presets import Config
@@ -137,17 +137,16 @@ def generate(
   if not model.tokenizer.chat_template:
     raise InputError(f"{model.directory} has no chat template; load the Instruct model")
   asked = [[{"role": "user", "content": p}] if isinstance(p, str) else [*p] for p in prompts]
-  answers = decode.generate(
-    model.decoder,
-    {"params": model.params},
-    [chat.render_prompt([dict(m) for m in messages], model.tokenizer) for messages in asked],
+  stop = tokenizers.stop_tokens(model.tokenizer, model.directory)
+  engine = Engine(model.decoder, model.params, model.tokenizer, stop)
+  answers = engine.complete(
+    [engine.prompt(messages) for messages in asked],
     max_new=max_new,
-    stop=tokenizers.stop_tokens(model.tokenizer, model.directory),
     temperature=temperature,
     seed=seed,
     batch_size=min(64, max(1, len(asked))),
   )
-  return [str(model.tokenizer.decode(ids, skip_special_tokens=True)) for ids in answers]
+  return [answer.text for answer in answers]
 
 
 def train(

@@ -2,7 +2,8 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from shadowft_jax.data import chat, tokenizer as tokenizers
 from shadowft_jax.errors import InputError
@@ -27,7 +28,7 @@ class Engine:
     """The chat template."""
     return str(self.tokenizer.chat_template)
 
-  def prompt(self, messages: Sequence[dict[str, str]]) -> list[int]:
+  def prompt(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
     """The tokens after which the answer to a conversation begins."""
     return chat.render_prompt([dict(m) for m in messages], self.tokenizer)
 
@@ -43,8 +44,10 @@ class Engine:
     batch_size: int,
     stop: Sequence[str] = (),
     keep_special: bool = False,
+    temperature: float = 0.0,
+    seed: int = 0,
   ) -> list[Completion]:
-    """Greedy answers to prompts.
+    """Answers to prompts.
 
     Args:
       prompts: from `prompt`.
@@ -52,6 +55,8 @@ class Engine:
       batch_size: prompts at a time.
       stop: texts before which an answer ends, too.
       keep_special: special tokens stay in the texts: those of some models stand around thoughts.
+      temperature: 0 takes the likeliest token every time.
+      seed: of the samples.
     """
     answers = decode.generate(
       self.decoder,
@@ -59,6 +64,8 @@ class Engine:
       prompts,
       max_new=max_new,
       stop=self.stop,
+      temperature=temperature,
+      seed=seed,
       batch_size=batch_size,
     )
     found = []
