@@ -50,6 +50,9 @@ def _check(path, names):
 
 if __name__ == "__main__":
   try:
-    unwrap(*sys.argv[1:2] or ["."])
+    if len(sys.argv) != 2:
+      raise InputError(f"expected one folder after the command; got {sys.argv[1:]}")
+    unwrap(sys.argv[1])
   except InputError as error:
-    sys.exit(f"error: {error}")
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
