@@ -369,9 +369,11 @@ def test_the_newest_checkpoint_and_that_of_the_lowest_loss_are_kept(tmp_path, lo
 
 @pytest.mark.slow
 def test_the_best_checkpoint_can_be_grafted(pair, tmp_path):
-  # Answers unlike those that are learnt: what is learnt makes them less likely, in the end.
+  # Half like the trained answers and half unlike them: the loss falls, and rises in the end.
   valid = tmp_path / "valid.jsonl"
-  valid.write_text(json.dumps({"instruction": "Say red again.", "output": "Q" * 40}) + "\n")
+  rows = (pair / "rows.jsonl").read_text().splitlines()[:2]
+  rows.append(json.dumps({"instruction": "Say red again.", "output": "Q" * 40}))
+  valid.write_text("\n".join(rows) + "\n")
   config = runs.config_of(pair, **{"eval_every": 1, "epochs": 3, "data.validation": str(valid)})
   newest = train.train(config, tmp_path / "newest")
   config.graft.checkpoint = "best"

@@ -102,6 +102,8 @@ def test_a_delta_is_zero_where_it_adds_nothing(kind):
     config.delta.init = "x"
     guards.check_changed(moved, moved, config, 3)
   guards.check_changed(moved, start, config, 3)
+  with pytest.raises(InputError, match="lowest at step 1, .* is 0: .*checkpoint=newest"):
+    guards.check_changed(start, None, presets.sft(), 3, best=1)
 
 
 def test_room_is_asked_for_before_anything_is_trained(pair, tmp_path, monkeypatch):

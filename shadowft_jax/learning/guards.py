@@ -73,17 +73,27 @@ def few_updates(config: Config, steps: int, per_epoch: int) -> str:
   )
 
 
-def check_changed(delta: Delta, start: Delta | None, config: Config, steps: int) -> None:
+def check_changed(
+  delta: Delta, start: Delta | None, config: Config, steps: int, best: int | None = None
+) -> None:
   """Raises InputError where training has changed nothing.
 
   Args:
     delta: the trained one.
     start: of config.delta.init, if there is one.
     steps: optimizer steps in all.
+    best: the step of the best checkpoint, where `delta` is of that one and not of the newest.
   """
   if not (delta_lib.is_zero(delta) if start is None else delta_lib.is_equal(delta, start)):
     return
   what = "0" if start is None else f"that of config.delta.init={config.delta.init}"
+  if best is not None:
+    raise InputError(
+      f"the validation loss is lowest at step {best}, where every number of the delta is {what}: "
+      "training has only made it worse, so nothing is grafted; set "
+      "--config.graft.checkpoint=newest to graft the last step, or lower --config.lr, in another "
+      "--workdir"
+    )
   after = "1 step" if steps == 1 else f"{steps} steps"
   raise InputError(
     f"training changed nothing: after {after} at learning rates of at most {config.lr:g} every "

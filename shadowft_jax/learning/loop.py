@@ -121,9 +121,12 @@ def learn(
       say(f"resuming {run.directory} from step {saved.latest.step}")
     with Log(run.directory, int(state.step), len(data.steps)) as log:
       state = _steps(state, trainer, saved, log)
+    given = load_start(config, base, mesh)  # `state` may have given its arrays to the steps
+    guards.check_changed(state.delta, given, config, len(data.steps))
     if config.graft.checkpoint == "best":
-      state = checkpoints.restore(saved, state, checkpoints.best_step(saved))
-  guards.check_changed(state.delta, load_start(config, base, mesh), config, len(data.steps))
+      best = checkpoints.best_step(saved)
+      state = checkpoints.restore(saved, state, best)
+      guards.check_changed(state.delta, given, config, len(data.steps), best)
   return state.delta
 
 
