@@ -15,7 +15,8 @@ from jax.typing import DTypeLike
 from shadowft_jax import config_file, delta as delta_lib, hosts, train as train_lib
 from shadowft_jax.data import tokenizer as tokenizers
 from shadowft_jax.errors import InputError
-from shadowft_jax.generation.engine import Engine
+from shadowft_jax.generation.engine import Sampling
+from shadowft_jax.generation.local import LocalEngine
 from shadowft_jax.hf import deltas, hub, weights
 from shadowft_jax.models.decoder import Decoder
 from shadowft_jax.presets import Config
@@ -138,15 +139,10 @@ def generate(
     raise InputError(f"{model.directory} has no chat template; load the Instruct model")
   asked = [[{"role": "user", "content": p}] if isinstance(p, str) else [*p] for p in prompts]
   stop = tokenizers.stop_tokens(model.tokenizer, model.directory)
-  engine = Engine(model.decoder, model.params, model.tokenizer, stop)
-  answers = engine.complete(
-    [engine.prompt(messages) for messages in asked],
-    max_new=max_new,
-    temperature=temperature,
-    seed=seed,
-    batch_size=min(64, max(1, len(asked))),
-  )
-  return [answer.text for answer in answers]
+  size = min(64, max(1, len(asked)))
+  engine = LocalEngine(model.decoder, model.params, model.tokenizer, stop, batch_size=size)
+  answers = engine.complete(asked, Sampling(max_new, temperature=temperature, seed=seed))
+  return [answer.text for [answer] in answers]
 
 
 def train(

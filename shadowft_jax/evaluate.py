@@ -8,11 +8,9 @@ same command goes on after a kill.
 """
 
 import dataclasses
-import hashlib
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from etils import epy
 from tqdm import tqdm
@@ -24,10 +22,10 @@ from shadowft_jax.progress import say
 with epy.lazy_imports():  # help and errors of flags and paths come before these
   from shadowft_jax import tasks
   from shadowft_jax.evaluation import answers, comparison, suite
-  from shadowft_jax.generation import completion, engine
+  from shadowft_jax.generation import completion, engine, local, thoughts
   from shadowft_jax.hf import hub
-  from shadowft_jax.runs import provenance, run
-  from shadowft_jax.tasks import originals, sandbox, second_opinion, task as task_lib, thoughts
+  from shadowft_jax.runs import run
+  from shadowft_jax.tasks import originals, sandbox, second_opinion, task as task_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +72,6 @@ class Answered:
 
   completions: "dict[answers.Key, completion.Completion]"
   marks: tuple[str, str] | None
-  prompts: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def locate(model: str) -> pathlib.Path:
@@ -87,42 +84,25 @@ def locate(model: str) -> pathlib.Path:
   return shadow if shadow.is_dir() else hub.locate(model)
 
 
-def identity(directory: pathlib.Path) -> dict[str, Any]:
-  """What tells a model from others, as the first line of a file of answers has it."""
-  kinds = (".safetensors", ".jinja")
-  names = {p for p in directory.iterdir() if p.suffix in kinds}
-  names |= {p for p in directory.glob("*.json") if p.stem.endswith(("config", "tokenizer"))}
-  digests = "".join(provenance.sha256(p) for p in sorted(names))
-  digest = hashlib.sha256(digests.encode()).hexdigest()
-  return {"model": str(directory), "sha256": digest}
-
-
 def answer(
   model: "engine.Engine",
   task: "task_lib.Task",
   examples: "Sequence[task_lib.Example]",
   file: "answers.Answers",
   max_new: int,
-  batch_size: int,
 ) -> Answered:
-  """Answers the questions whose answers a file lacks, and appends them batch by batch."""
-  prompts = {one.id: model.prompt(one.messages) for one in examples}
-  marks = thoughts.marks(model.template)
-  left = [name for name in prompts if (task.name, name, 0) not in file.done]
-  left.sort(key=lambda name: len(prompts[name]))
-  say(f"{task.name}: {len(prompts) - len(left)} of {len(prompts)} questions are answered")
-  for start in tqdm(range(0, len(left), batch_size), task.name, disable=None):
-    names = left[start : start + batch_size]
-    given = model.complete(
-      [prompts[name] for name in names],
-      max_new=max_new,
-      batch_size=batch_size,
-      stop=task.stop,
-      keep_special=marks is not None,
-    )
-    file.add(((task.name, name, 0), one) for name, one in zip(names, given, strict=True))
-  kept = {(task.name, name, 0): file.done[task.name, name, 0] for name in prompts}
-  return Answered(kept, marks, {name: model.text(ids) for name, ids in prompts.items()})
+  """Answers the questions whose answers a file lacks, and appends each as soon as it has ended."""
+  left = [one for one in examples if (task.name, one.id, 0) not in file.done]
+  say(f"{task.name}: {len(examples) - len(left)} of {len(examples)} questions are answered")
+  with tqdm(total=len(left), desc=task.name, disable=None) as bar:
+
+    def receive(index: int, sample: int, one: "completion.Completion") -> None:
+      file.add([((task.name, left[index].id, sample), one)])
+      bar.update()
+
+    model.complete([one.messages for one in left], engine.Sampling(max_new, task.stop), receive)
+  kept = {(task.name, one.id, 0): file.done[task.name, one.id, 0] for one in examples}
+  return Answered(kept, thoughts.marks(model.template))
 
 
 def saved(place: str, task: str, is_only: bool) -> Answered:
@@ -155,16 +135,15 @@ def main(options: Options) -> None:
   data = originals.Data(pathlib.Path(options.data) if options.data else None)
   asked = [(task, task.examples(data, options.limit)) for task in chosen]
   directory = locate(options.model) if options.model else None
-  model = engine.load(directory) if directory else None
-  named = identity(directory) if directory else {}  # once: it reads all weights
+  model = local.load(directory, batch_size=options.batch_size) if directory else None
   out = pathlib.Path(options.out) if options.out else None
   is_only, scores, changes = len(chosen) == 1, {}, {}
   for task, examples in asked:
     if model and out:
       max_new = options.max_new_tokens or task.max_new_tokens
-      settings = {**named, "max_new_tokens": max_new}
+      settings = {**model.identity, "max_new_tokens": max_new}
       with answers.Answers(out / f"{task.name}.jsonl", settings) as file:
-        found = answer(model, task, examples, file, max_new, options.batch_size)
+        found = answer(model, task, examples, file, max_new)
     else:
       found = saved(options.outputs or "", task.name, is_only)
     if options.generate_only:
@@ -185,8 +164,7 @@ def main(options: Options) -> None:
 
 
 def _graded(options, task, examples, found):
-  kept = {"cut": options.cut, "marks": found.marks, "prompts": found.prompts}
-  return suite.grade(task, examples, found.completions, **kept)
+  return suite.grade(task, examples, found.completions, cut=options.cut, marks=found.marks)
 
 
 def _report(options, scores, changes):

@@ -33,7 +33,7 @@ SIDEWAYS = {
   "sharding": {"tree"},
   "data": {"hf"},
   "runs": {"hf"},
-  "generation": {"data", "hf"},
+  "generation": {"data", "hf", "runs"},
   "grafting": {"pairs"},
   "planning": {"learning"},
   "command": {"config_file"},

@@ -2,13 +2,14 @@
 
 import json
 import shutil
+import types
 
 import pytest
 
 from shadowft_jax import evaluate, example
 from shadowft_jax.errors import InputError
 from shadowft_jax.evaluate import Options, main
-from shadowft_jax.generation import decode, engine
+from shadowft_jax.generation import decode, local
 from shadowft_jax.tasks import TASKS
 from shadowft_jax.tasks.originals import Data
 from tests import commands
@@ -141,11 +142,12 @@ def test_a_runs_folder_stands_for_its_grafted_model(tmp_path):
   bare = tmp_path / "bare"
   shutil.copytree(TINY, bare, ignore=shutil.ignore_patterns("*.jinja"))
   with pytest.raises(InputError, match="bare has no chat template"):
-    engine.load(bare)
+    local.load(bare)
 
 
 def test_generated_answers_are_not_graded_if_not_wanted(data, tmp_path, capsys, monkeypatch):
-  monkeypatch.setattr(engine, "load", lambda model: object())
+  loaded = types.SimpleNamespace(identity={})
+  monkeypatch.setattr(local, "load", lambda *args, **more: loaded)
   monkeypatch.setattr(evaluate, "answer", lambda *args: None)
   options = {"task": ("gsm8k",), "data": str(data), "model": TINY, "out": str(tmp_path / "out")}
   main(Options(**options, generate_only=True))

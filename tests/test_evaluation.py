@@ -58,8 +58,6 @@ def test_thoughts_are_not_graded_and_must_end():
   texts = ("<think>1</think>0", "<think>2", "4", "6", "8", "10")
   found = scored(*texts, marks=("<think>", "</think>"))
   assert (found.accuracy, found.cut) == (pytest.approx(5 / 6), 1)
-  opened = {QUESTIONS[2].id: "user: 2 + 2?<think>"}
-  assert scored(*texts, marks=("<think>", "</think>"), prompts=opened).cut == 2
 
 
 def test_a_score_by_group_is_the_mean_of_groups():

@@ -12,7 +12,8 @@ import zlib
 import pytest
 
 from shadowft_jax.errors import InputError
-from shadowft_jax.tasks import SUITES, TASKS, choices, chosen, code, grading, sandbox, thoughts
+from shadowft_jax.generation import thoughts
+from shadowft_jax.tasks import SUITES, TASKS, choices, chosen, code, grading, sandbox
 from shadowft_jax.tasks import livecodebench_generation as lcb
 from shadowft_jax.tasks import second_opinion as opinion
 from shadowft_jax.tasks.originals import Data
@@ -339,10 +340,10 @@ def test_thoughts_end_at_the_template_s_own_mark():
   pair = thoughts.marks("{{ '<think>' }} ... {{ '</think>' }}")
   assert pair == ("<think>", "</think>")
   assert thoughts.answer("<think>5?</think>\n\n4", pair) == "4"
-  assert thoughts.answer("5?</think>4", pair, prompt="<think>\n") == "4"
-  assert thoughts.answer("5?", pair, prompt="<think>\n") is None
+  assert thoughts.answer("5?</think>4", pair) == "4"
   assert thoughts.answer("<think>5?", pair) is None
-  assert thoughts.answer("4", pair, prompt="<think>\n\n</think>\n\n") == "4"
+  assert thoughts.is_open("Hi<think>\n", pair) and not thoughts.is_open("Hi<think>", None)
+  assert not thoughts.is_open("<think>\n\n</think>\n\n", pair)
   assert thoughts.answer("<think>4", thoughts.marks("plain template")) == "<think>4"
 
 

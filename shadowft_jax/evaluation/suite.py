@@ -13,9 +13,10 @@ from shadowft_jax.errors import InputError
 from shadowft_jax.evaluation import statistics
 from shadowft_jax.evaluation.answers import Key
 from shadowft_jax.evaluation.graded import Graded, means
+from shadowft_jax.generation import thoughts
 from shadowft_jax.generation.completion import Completion
 from shadowft_jax.progress import aligned
-from shadowft_jax.tasks import SUITES, thoughts
+from shadowft_jax.tasks import SUITES
 from shadowft_jax.tasks.task import Example, Grade, Task
 
 CUT = ("wrong", "grade")  # what a cut answer counts as; "grade" is the published protocol
@@ -61,7 +62,6 @@ def grade(
   *,
   cut: str = "wrong",
   marks: tuple[str, str] | None = None,
-  prompts: Mapping[str, str] | None = None,
 ) -> list[Graded]:
   """Grades all answers to a task's questions.
 
@@ -71,7 +71,6 @@ def grade(
     completions: answers by (task, id, sample); those of other tasks are not looked at.
     cut: "wrong", or "grade" to grade the text of cut answers, too.
     marks: around thoughts, from `thoughts.marks`.
-    prompts: rendered prompts by question id, where thoughts may have been opened.
 
   Raises:
     InputError: questions lack answers, or answers are to other questions.
@@ -79,7 +78,7 @@ def grade(
   if cut not in CUT:
     raise InputError(f"cut is {cut!r}; expected {' or '.join(CUT)}")
   samples = _paired(task, examples, completions)
-  work = functools.partial(_graded, task, cut, marks, prompts or {})
+  work = functools.partial(_graded, task, cut, marks)
   pairs = [(one, n, completions[task.name, one.id, n]) for one in examples for n in range(samples)]
   if not task.runs_code:
     return [work(*pair) for pair in pairs]
@@ -111,8 +110,8 @@ def _paired(task, examples, completions):
   return samples.pop()
 
 
-def _graded(task, cut, marks, prompts, one, sample, completion):
-  text = thoughts.answer(completion.text, marks, prompts.get(one.id, ""))
+def _graded(task, cut, marks, one, sample, completion):
+  text = thoughts.answer(completion.text, marks)
   is_cut = completion.finish_reason == "length" or text is None
   if is_cut and cut == "wrong":
     state, found = "cut", Grade(False, None)

@@ -1,90 +1,62 @@
-"""A model's folder that answers conversations in its own chat template."""
+"""What answers conversations: a model in memory (local.py), or a server (server.py)."""
 
 import dataclasses
-import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
-from shadowft_jax.data import chat, tokenizer as tokenizers
-from shadowft_jax.errors import InputError
-from shadowft_jax.generation import decode
 from shadowft_jax.generation.completion import Completion
-from shadowft_jax.hf import weights
-from shadowft_jax.models.decoder import Decoder
-from shadowft_jax.tree import Params
+
+Messages = Sequence[Mapping[str, Any]]  # of role and content, the user's turn last
+Receive = Callable[[int, int, Completion], None]  # conversation, sample, its answer
 
 
 @dataclasses.dataclass(frozen=True)
-class Engine:
-  """A model in memory, its tokenizer, and the tokens that end its answers."""
+class Sampling:
+  """How answers are generated.
 
-  decoder: Decoder
-  params: Params
-  tokenizer: tokenizers.Tokenizer
-  stop: tuple[int, ...]
+  Attributes:
+    max_new: tokens of an answer at most.
+    stop: texts before which an answer ends, beside the model's own end tokens.
+    n: samples of each conversation.
+    temperature: 0 takes the likeliest token every time.
+    top_k: draws from the k likeliest tokens alone; 0 from all.
+    top_p: draws from the likeliest tokens whose probabilities sum to this.
+    min_p: leaves out tokens less likely than this times the likeliest.
+    seed: of the samples; sample i of a conversation depends on (seed, prompt, i) alone.
+  """
+
+  max_new: int
+  stop: tuple[str, ...] = ()
+  n: int = 1
+  temperature: float = 0.0
+  top_k: int = 0
+  top_p: float = 1.0
+  min_p: float = 0.0
+  seed: int = 0
+
+
+class Engine(Protocol):
+  """Answers conversations."""
+
+  @property
+  def identity(self) -> dict[str, Any]:
+    """What tells its answers from those of others, as JSON: model, digest, delta, alpha, …"""
 
   @property
   def template(self) -> str:
-    """The chat template."""
-    return str(self.tokenizer.chat_template)
-
-  def prompt(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-    """The tokens after which the answer to a conversation begins."""
-    return chat.render_prompt([dict(m) for m in messages], self.tokenizer)
-
-  def text(self, ids: list[int]) -> str:
-    """Tokens as text, special ones included."""
-    return str(self.tokenizer.decode(ids))
+    """The chat template, or "" where it is not known."""
 
   def complete(
-    self,
-    prompts: Sequence[Sequence[int]],
-    *,
-    max_new: int,
-    batch_size: int,
-    stop: Sequence[str] = (),
-    keep_special: bool = False,
-    temperature: float = 0.0,
-    seed: int = 0,
-  ) -> list[Completion]:
-    """Answers to prompts.
+    self, conversations: Sequence[Messages], sampling: Sampling, receive: Receive | None = None
+  ) -> list[list[Completion]]:
+    """The `sampling.n` answers to each conversation, in order.
 
     Args:
-      prompts: from `prompt`.
-      max_new: tokens of an answer at most.
-      batch_size: prompts at a time.
-      stop: texts before which an answer ends, too.
-      keep_special: special tokens stay in the texts: those of some models stand around thoughts.
-      temperature: 0 takes the likeliest token every time.
-      seed: of the samples.
+      conversations: what to answer.
+      sampling: how.
+      receive: called with each answer as soon as it has ended, in any order.
+
+    Returns:
+      Texts begin with the mark of thoughts where the prompt has opened them, and have no special
+      tokens but those marks.
     """
-    answers = decode.generate(
-      self.decoder,
-      {"params": self.params},
-      prompts,
-      max_new=max_new,
-      stop=self.stop,
-      temperature=temperature,
-      seed=seed,
-      batch_size=batch_size,
-    )
-    found = []
-    for ids in answers:
-      text = str(self.tokenizer.decode(ids, skip_special_tokens=not keep_special))
-      ends = [text.index(end) for end in stop if end in text]
-      reason = "length" if len(ids) == max_new and not ends else "stop"
-      found.append(Completion(text[: min(ends, default=None)], reason, len(ids)))
-    return found
-
-
-def load(directory: str | os.PathLike) -> Engine:
-  """Loads a Hugging Face folder.
-
-  Raises:
-    InputError: it is incomplete, cannot be run here, or has no chat template.
-  """
-  tokenizer = tokenizers.load_tokenizer(directory)
-  if not tokenizer.chat_template:
-    raise InputError(f"{directory} has no chat template; use the Instruct or the grafted model")
-  stop = tokenizers.stop_tokens(tokenizer, directory)
-  return Engine(*weights.load_model(directory), tokenizer, stop)

@@ -17,18 +17,21 @@ def marks(template: str) -> tuple[str, str] | None:
   return next((pair for pair in MARKS if pair[1] in template), None)
 
 
-def answer(text: str, pair: tuple[str, str] | None, prompt: str = "") -> str | None:
+def is_open(prompt: str, pair: tuple[str, str] | None) -> bool:
+  """Whether a template has opened thoughts at the end of a prompt."""
+  return pair is not None and prompt.rfind(pair[0]) > prompt.rfind(pair[1])
+
+
+def answer(text: str, pair: tuple[str, str] | None) -> str | None:
   """The text after the thoughts; None if they do not end, so that the answer was cut.
 
   Args:
-    text: what the model wrote.
+    text: what the model wrote, after the mark of thoughts where the prompt opened them.
     pair: its template's marks, from `marks`.
-    prompt: what it was given, as text: a template may have opened the thoughts there.
   """
   if pair is None:
     return text
   before, after = pair
   if after in text:
     return text.rpartition(after)[2].lstrip()
-  is_open = prompt.rfind(before) > prompt.rfind(after)
-  return None if is_open or before in text else text
+  return None if before in text else text
