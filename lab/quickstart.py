@@ -22,8 +22,7 @@ import jax.numpy as jnp
 from shadowft_jax import train
 from shadowft_jax.generation import decode
 from shadowft_jax.hf import weights
-from shadowft_jax.data import chat
-from shadowft_jax.data.tokenizer import load_tokenizer, stop_tokens
+from shadowft_jax.data.tokenizer import ChatTemplate, load_tokenizer, stop_tokens
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "quickstart.py"
@@ -51,7 +50,7 @@ def right_answers(folder, questions):
   stop = stop_tokens(tokenizer, folder)
   model, params = weights.load_model(folder, dtype=jnp.float32)
   prompts = [
-    chat.render_prompt([{"role": "user", "content": q["question"]}], tokenizer) for q in questions
+    ChatTemplate(tokenizer).prompt([{"role": "user", "content": q["question"]}]) for q in questions
   ]
   answers = decode.generate(
     model, {"params": params}, prompts, max_new=MAX_NEW, stop=stop, batch_size=128

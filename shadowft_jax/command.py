@@ -25,7 +25,7 @@ from ml_collections import ConfigDict as Config
 
 from shadowft_jax import config_file, machine, presets
 from shadowft_jax.errors import InputError
-from shadowft_jax.presets import KINDS, Field
+from shadowft_jax.field import KINDS, Field
 
 DEFINE: dict[Any, Callable[..., Any]] = {
   str: flags.DEFINE_string,
@@ -34,6 +34,7 @@ DEFINE: dict[Any, Callable[..., Any]] = {
   bool: flags.DEFINE_bool,
   tuple: flags.DEFINE_multi_string,
   Config: flags.DEFINE_string,  # the file
+  dict: flags.DEFINE_string,  # a group, which is no value: `_flag_message`
 }
 FIELDS = presets.FIELDS
 COMMON = {"debug": "Show the traceback of an error.", "help": "Show this text."}
@@ -60,7 +61,7 @@ def option(
   Args:
     default: of the field; without one, the flag is required.
     help: sentences for --help.
-    choices, above, least, below, most, is_regex: see `presets.Field`.
+    choices, above, least, below, most, is_regex: see `field.Field`.
     aliases: other names of the flag, with dashes.
     is_positional: whether the value may be given without the flag's name.
   """
@@ -134,6 +135,7 @@ def parse(options: type[T], argv: Sequence[str]) -> T:
   types = {
     **known,
     **{f"{flag}.{n}": type(f.default) for flag in configs for n, f in FIELDS.items()},
+    **{f"{flag}.{name}": str for flag in configs for name in _open_fields(flag, argv)},
   }
   values = _define(types)
   try:
@@ -148,8 +150,14 @@ def parse(options: type[T], argv: Sequence[str]) -> T:
   if words:
     raise InputError(_ignored(types, argv, words[0]))
   for flag, config in configs.items():
-    fields_ = {name: values[f"{flag}.{name}"].value for name in FIELDS}
-    config.update_from_flattened_dict({n: x for n, x in fields_.items() if x is not None})
+    fields_ = {name: values[f"{flag}.{name}"].value for name in FIELDS if name != presets.OPEN}
+    chosen = {n: x for n, x in fields_.items() if x is not None}
+    if values[f"{flag}.{presets.OPEN}"].value is not None:
+      raise InputError(config_file.unknown_field(presets.OPEN))
+    for name in _open_fields(flag, argv):
+      chosen[name] = config_file.parse_value(str(values[f"{flag}.{name}"].value))
+    with config.unlocked():
+      config.update_from_flattened_dict(chosen)
   given = {}
   for flag, field in fields(options).items():
     if (value := configs.get(flag, values[flag].value)) is not None:
@@ -177,6 +185,12 @@ def _spelt(options, argv) -> Iterator[str]:
     yield f"--{name}{match[2] or ''}"
     if not match[2] and known.get(name, bool) is not bool:
       yield from itertools.islice(words, 1)
+
+
+def _open_fields(flag, argv):
+  """The names of template arguments that a command line sets."""
+  pattern = re.compile(rf"--?{re.escape(flag)}\.({re.escape(presets.OPEN)}\.\w+)(=.*)?", re.DOTALL)
+  return list(dict.fromkeys(m[1] for m in map(pattern.fullmatch, argv) if m))
 
 
 def _define(types) -> flags.FlagValues:
@@ -231,11 +245,7 @@ def help_text(options: type[Options], about: str) -> str:
   lines, known = [about.strip(), "", "Flags:"], kinds(options)
   for flag, defined in fields(options).items():
     kind, field = known[flag], defined.metadata["field"]
-    notes = [field.meaning]
-    if field.choices:
-      notes.append(f"One of: {', '.join(field.choices)}.")
-    if field.range:
-      notes.append(f"Must be {field.range}.")
+    notes = [field.description]
     if kind is tuple:
       notes.append("May be repeated.")
     if defined.metadata["is_positional"]:

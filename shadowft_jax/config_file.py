@@ -93,21 +93,24 @@ def merged(config: str | os.PathLike | Config, fields: Mapping[str, Any]) -> Con
 
 def _set(config, fields, where):
   """`config` with {dotted name: value} set, each of its field's type."""
-  if unknown := [name for name in fields if name not in presets.FIELDS]:
+  known = {name: presets.field_of(name) for name in fields}
+  if unknown := [name for name, field in known.items() if field is None]:
     rest = unknown[1:20] + [f"{len(unknown) - 20} more"] * (len(unknown) > 20)
     also = f"; also unknown: {', '.join(rest)}" if rest else ""
     raise InputError(f"{where} sets an {unknown_field(unknown[0])}{also}")
   values = {name: _typed(name, value) for name, value in fields.items()}
   for name, value in values.items():
-    if fault := presets.FIELDS[name].mistyped(value):
+    if fault := known[name].mistyped(value):
       raise InputError(f"{where}: config.{name} {fault}; got {value!r}")
-  config.update_from_flattened_dict(values)
+  with config.unlocked():  # the names of template_args are not there yet
+    config.update_from_flattened_dict(values)
   return config
 
 
 def _typed(name, value):
   """A value as its field has it: 1 of a number is 1.0, and YAML reads 1e-4 as a text."""
-  if type(presets.FIELDS[name].default) is not float or isinstance(value, bool):
+  field = presets.field_of(name)
+  if field is None or type(field.default) is not float or isinstance(value, bool):
     return value
   try:
     return float(value)
@@ -120,7 +123,7 @@ def _fields(mapping, group=""):
   out = {}
   for key, value in mapping.items():
     name = f"{group}.{key}" if group else str(key)
-    is_group = name not in presets.FIELDS and isinstance(value, Mapping)
+    is_group = (name not in presets.FIELDS or name == presets.OPEN) and isinstance(value, Mapping)
     out |= _fields(value, name) if is_group else {name: value}
   return out
 
@@ -190,13 +193,9 @@ def help_text() -> str:
   for name, field in presets.FIELDS.items():
     if name in HEADINGS:
       lines += ["", f"{HEADINGS[name]}:"]
-    notes = [field.meaning[0].upper() + field.meaning[1:] + "."]
-    if field.choices:
-      notes.append(f"One of: {', '.join(field.choices)}.")
-    if field.range:
-      notes.append(f"Must be {field.range}.")
-    notes.append(f"Default: {'empty' if field.default == '' else field.default}.")
-    text = textwrap.fill(" ".join(notes), 88, break_on_hyphens=False)
+    default = "empty" if field.default in ("", {}) else field.default
+    text = f"{field.description} Default: {default}."
+    text = textwrap.fill(text, 88, break_on_hyphens=False)
     lines += [f"  {name}", textwrap.indent(text, 6 * " ")]
   return "\n".join(lines)
 
@@ -204,6 +203,8 @@ def help_text() -> str:
 def unknown_field(name: str, known: Iterable[str] = presets.FIELDS) -> str:
   """What to say of a field that no config has; names the one that is meant."""
   known = list(known)
+  if name == presets.OPEN:
+    return f"config.{name} is a group; set one of its names, such as {name}.enable_thinking=false"
   if group := [k for k in known if k.startswith(f"{name}.")]:
     return (
       f"unknown field config.{name}, which is a group; set one of its fields: config.{group[0]}"
@@ -229,9 +230,9 @@ def faults(config: Config, *, complete: bool = True) -> list[str]:
     if complete and field.hint and not fields[name]
   ]
   for name, value in fields.items():
-    if name not in presets.FIELDS:
+    if (field := presets.field_of(name)) is None:
       out.append(f"config.{name} is no field of a config; see presets.py")
-    elif fault := presets.FIELDS[name].mistyped(value) or presets.FIELDS[name].fault(value):
+    elif fault := field.mistyped(value) or field.fault(value):
       out.append(f"config.{name} {fault}; got {value!r}")
   return out or _contradictions(config)
 
@@ -240,6 +241,11 @@ def _contradictions(config: Config) -> list[str]:
   """One line per combination of valid values that do not go together."""
   out = []
   kinds = (config.delta.kind, config.dtype)
+  if config.data.template_args and config.data.recipe != "chat":
+    out.append(
+      "config.data.template_args are arguments of the chat template, which data.recipe=paper does "
+      "not use; set config.data.recipe=chat, or leave them out"
+    )
   if config.gradient_dtype == "bfloat16" and kinds != ("full", "bfloat16"):
     out.append(
       "config.gradient_dtype=bfloat16 needs config.delta.kind=full and "
@@ -256,3 +262,27 @@ def _contradictions(config: Config) -> list[str]:
         "pair once: set --config.loss_mean=token"
       )
   return out
+
+
+def template_args(words: Sequence[str]) -> dict[str, Any]:
+  """Arguments of a chat template from NAME=VALUE; values are read as YAML: false, 3, high.
+
+  Raises:
+    InputError: a word is no NAME=VALUE, or names an argument twice.
+  """
+  args: dict[str, Any] = {}
+  for word in words:
+    name, is_assignment, value = word.partition("=")
+    if not name.isidentifier() or not is_assignment or name in args:
+      problem = "is given twice" if name in args else "is not NAME=VALUE"
+      raise InputError(f"template argument {word!r} {problem}; such as enable_thinking=false")
+    args[name] = parse_value(value)
+  return args
+
+
+def parse_value(text: str) -> Any:
+  """A value on a command line, as YAML reads it; the text itself where it is no YAML."""
+  try:
+    return yaml.safe_load(text)
+  except yaml.YAMLError:
+    return text

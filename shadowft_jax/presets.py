@@ -1,117 +1,17 @@
 """Every field of an experiment: its default, meaning and range; and the paper's presets.
 
-A config (configs/, or --config.field=value) changes a few of them.  This module imports nothing of
-ours, so that a config loads fast; a test holds the choices to the registries they name.
+A config (configs/, or --config.field=value) changes a few of them.  It imports only
+field.py, so that a config loads fast; a test holds the choices to the registries they name.
 """
 
-import dataclasses
-import math
-import re
 from typing import TYPE_CHECKING, Any
+
+from shadowft_jax.field import Field
 
 if TYPE_CHECKING:
   from ml_collections import ConfigDict as Config
 else:
   Config = Any
-
-KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-LARGEST = 2**32 - 1  # a whole number; generators of random numbers take no larger seed
-FLOAT32 = (2.0**-126, (2 - 2.0**-23) * 2.0**127)  # the least and the largest size, which compute
-
-
-@dataclasses.dataclass(frozen=True)
-class Field:
-  """One setting.
-
-  Attributes:
-    default: if there is one.
-    meaning: one line, for --help and the docs.
-    choices: all values that are allowed, if there are a few.
-    above, least, below, most: bounds of a number; `above` and `below` are exclusive.
-    is_nonzero: 0 is not allowed.
-    is_regex: the value is a regular expression over names of tensors or leaves.
-    hint: what to set, where an empty value is an error.
-  """
-
-  default: Any
-  meaning: str
-  choices: tuple[Any, ...] = ()
-  above: float | None = None
-  least: float | None = None
-  below: float | None = None
-  most: float | None = None
-  is_nonzero: bool = False
-  is_regex: bool = False
-  hint: str = ""
-
-  @property
-  def range(self) -> str:
-    """The bounds in words; "" where there are none."""
-    bounds = {
-      "above": self.above,
-      "at least": self.least,
-      "below": self.below,
-      "at most": self.most,
-    }
-    told = {
-      n: f"{x:,}" if isinstance(x, int) else f"{x:g}" for n, x in bounds.items() if x is not None
-    }
-    return " and ".join([f"{name} {x}" for name, x in told.items()] + ["not 0"] * self.is_nonzero)
-
-  def contains(self, value: float) -> bool:
-    """Whether a number is finite and within the bounds."""
-    return (
-      (isinstance(value, int) or math.isfinite(value))
-      and not (self.is_nonzero and value == 0)
-      and (self.above is None or value > self.above)
-      and (self.least is None or value >= self.least)
-      and (self.below is None or value < self.below)
-      and (self.most is None or value <= self.most)
-    )
-
-  def fault(self, value: Any) -> str:
-    """The rule that a value breaks; "" if it is right."""
-    if self.choices:
-      return "" if value in self.choices else f"is one of {', '.join(map(str, self.choices))}"
-    if self.is_regex:
-      return _regex_fault(value)
-    if self.range and not self.contains(value):
-      is_open = self.below is None and self.most is None
-      is_finite = isinstance(value, int) or math.isfinite(value)
-      return f"must be {self.range}" + " and finite" * (is_open and not is_finite)
-    return _number_fault(value)
-
-  def mistyped(self, value: Any) -> str:
-    """What a value should be, if it is of another type than the default; "" if it is right."""
-    kind = type(self.default)
-    is_right = isinstance(value, int | float if kind is float else kind)
-    is_bool = isinstance(value, bool)  # which Python counts as a number
-    return "" if is_right and is_bool == (kind is bool) else f"needs {KINDS[kind]}"
-
-
-def _regex_fault(value):
-  """As `Field.fault`, of a regular expression over the names of tensors or leaves."""
-  try:
-    re.compile(value)
-  except (re.error, OverflowError, RecursionError) as error:
-    return f"is not a regular expression ({error})"
-  # No name has a comma: who writes one means several names.
-  if "," in re.sub(r"\{\d*,\d*\}", "", value):
-    names = "|".join(filter(None, (part.strip() for part in value.split(","))))
-    return f"is a regular expression, which separates names by |: '{names}'"
-  return ""
-
-
-def _number_fault(value):
-  """As `Field.fault`, of a number that is in the range."""
-  if isinstance(value, float):
-    if not math.isfinite(value):
-      return "must be finite"
-    if value and not FLOAT32[0] <= abs(value) <= FLOAT32[1]:
-      return f"must have a size from {FLOAT32[0]:.2g} to {FLOAT32[1]:.2g}, as a 32-bit float"
-  if isinstance(value, int) and abs(value) > LARGEST:
-    return f"must be at most {LARGEST:,}"
-  return ""
 
 
 def _share(default: float, meaning: str) -> Field:
@@ -198,6 +98,8 @@ FIELDS: dict[str, Field] = {
     "data.template": Field("", "template of the paper's recipe; empty: by the Base's name"),
     "data.think": Field("learnt", "loss on the paper's empty thinking block for Qwen3: learnt or "
                         "masked", ("learnt", "masked")),
+    "data.template_args": Field({}, "arguments of the chat template for data.recipe=chat, each set "
+                                "by its name: template_args.enable_thinking=false"),
     "data.max_length": _count(4096, "tokens of an example at most, and of a packed row"),
     "data.layout": Field("packed", "packed: examples share rows; bucketed: one example a row, "
                          "padded to a few lengths", ("packed", "bucketed")),
@@ -231,7 +133,15 @@ FIELDS: dict[str, Field] = {
                               ("newest", "best")),
 }
 # fmt: on
+OPEN = "data.template_args"  # the group whose fields have names of the user's choice
 PAIRED = ("dpo",)  # objectives that train on preference pairs
+
+
+def field_of(name: str) -> Field | None:
+  """The field of a dotted name; of a name in the open group, one of any value; None: no field."""
+  if name.startswith(f"{OPEN}.") and name.count(".") == OPEN.count(".") + 1:
+    return Field(None, "argument of the chat template")
+  return FIELDS.get(name)
 
 
 def defaults() -> dict[str, Any]:
@@ -242,7 +152,7 @@ def defaults() -> dict[str, Any]:
     node = config
     for group in groups:
       node = node.setdefault(group, {})
-    node[last] = field.default
+    node[last] = {} if name == OPEN else field.default
   return config
 
 

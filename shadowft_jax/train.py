@@ -24,7 +24,7 @@ with epy.lazy_imports():  # help and errors of flags, config and paths come befo
   from shadowft_jax.data import dataset, preview, sets
   from shadowft_jax.grafting import write
   from shadowft_jax.hf import deltas, hub, weights
-  from shadowft_jax.learning import guards, kernels, loop, step
+  from shadowft_jax.learning import kernels, loop, preflight, step
   from shadowft_jax.pairs import opened, registry
   from shadowft_jax.runs import cards, metrics, run as runs
 
@@ -50,7 +50,7 @@ def train(config: Config, workdir: str | os.PathLike) -> list[dict[str, Any]]:
       return metrics.read_metrics(run.directory)
     pair = opened.open_pair(config)
     data = dataset.read(config, pair.instruct.directory, mesh.shape["context"])
-    guards.check(config, data, run.directory, pair.trained, pair.instruct)
+    preflight.check(config, data, run.directory, pair.trained, pair.instruct)
     run.claim_data(data.digest, config.data.train)
     cfg = weights.abstract_model(pair.trained)[0].cfg
     config.attention = kernels.choose(config.attention, cfg, config.dtype, config.data.max_length)
@@ -108,7 +108,7 @@ def show(config: Config, count: int, *, ids: bool = False) -> None:
   folder = hub.locate(config.instruct, weights=False)
   data = dataset.read(config, folder, max(1, config.mesh.context))
   preview.show(data, folder, count, ids=ids)
-  guards.warn_of_few_updates(config, data)
+  preflight.warn_of_few_updates(config, data)
 
 
 @dataclasses.dataclass(frozen=True)

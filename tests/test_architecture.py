@@ -15,7 +15,7 @@ PACKAGE = ROOT / "shadowft_jax"
 # A room (a folder or file at the top of the package) imports rooms of lower floors, and its own.
 FLOORS = {
   "ground": {"errors", "progress", "hosts", "files", "machine"},
-  "idea": {"delta", "lora", "tree", "scope", "sharding", "models", "presets"},
+  "idea": {"delta", "lora", "tree", "scope", "sharding", "models", "presets", "field"},
   "edges": {"hf", "data", "runs", "generation", "tasks"},
   "method": {"pairs", "learning", "grafting", "evaluation", "planning"},
   "commands": {
@@ -27,6 +27,7 @@ HEIGHT = {room: i for i, rooms in enumerate(FLOORS.values()) for room in rooms}
 # The arrows within a floor; there are no others.
 SIDEWAYS = {
   "hosts": {"errors", "progress"},
+  "presets": {"field"},
   "files": {"errors", "progress"},
   "lora": {"tree"},
   "delta": {"lora", "scope", "tree"},
@@ -45,7 +46,8 @@ NEVER = {
   "errors": {"jax", "numpy", "flax"},
   "progress": {"jax", "numpy"},
   "files": {"jax", "transformers"},
-  "presets": {"jax", "numpy", "shadowft_jax"},
+  "presets": {"jax", "numpy"},
+  "field": {"jax", "numpy", "shadowft_jax"},
   "data": {"jax", "flax"},
   "tasks": {"jax", "flax"},
   "evaluation": {"jax", "flax"},

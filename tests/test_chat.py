@@ -10,7 +10,7 @@ from tokenizers import Regex, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from shadowft_jax.data import chat, formats, sources
-from shadowft_jax.data.tokenizer import load_tokenizer, stop_tokens
+from shadowft_jax.data.tokenizer import ChatTemplate, load_tokenizer, stop_tokens
 from shadowft_jax.errors import InputError
 from tests.runs import encode
 
@@ -198,7 +198,7 @@ def test_exactly_the_answers_and_what_ends_them_are_learnt(any_tokenizer, name, 
   # All of the text is there, and answers follow the prompt that generation is given.
   whole = any_tokenizer.apply_chat_template(conversation, tokenize=False)
   assert text_of(example.token, any_tokenizer) == whole
-  prompt = chat.render_prompt(conversation[:-1], any_tokenizer)
+  prompt = ChatTemplate(any_tokenizer).prompt(conversation[:-1])
   if name != "deepseek":
     assert example.token[: len(prompt)].tolist() == prompt and example.answer[len(prompt)] == 1
   assert example.token.dtype == example.answer.dtype == np.int32 and example.cut == 0
@@ -247,6 +247,24 @@ def test_thoughts_are_learnt_where_the_template_keeps_them(tokenizer):
   assert learnt(example, tokenizer) == ["b<|im_end|>\n", "<think>\noh\n</think>\n\nd<|im_end|>\n"]
   assert example.altered, "the earlier thoughts are gone"
   assert not encode(talk("a", " b", "c", "<think>\noh\n</think>\n\nd"), tokenizer, 1000).altered
+
+
+def test_template_arguments_reach_the_template(tokenizer):
+  tokenizer.chat_template = QWEN3.replace(
+    "assistant\\n' }}{% endif %}",
+    "assistant\\n' }}{% if enable_thinking is defined and enable_thinking is false %}"
+    "{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}{% endif %}",
+  )
+  rows = [formats.Row("", talk("a", "b"))]
+  for args, trained in ((), "<think>\n\n</think>\n\nb"), ((("enable_thinking", False),), "b"):
+    [[example]] = chat.encode_rows(rows, tokenizer, formats.Settings(99, template_args=args))
+    assert learnt(example, tokenizer) == [f"{trained}<|im_end|>\n"]
+    prompt = ChatTemplate(tokenizer, dict(args)).prompt(talk("a"))
+    assert prompt == example.token[: len(prompt)].tolist()
+  for wrong in ("enable_thinkin", "messages"):
+    with pytest.raises(InputError, match=f"reads no argument {wrong};") as error:
+      ChatTemplate(tokenizer, {wrong: False})
+    assert ("did you mean enable_thinking?" in str(error.value)) == (wrong != "messages")
 
 
 def test_turns_in_an_unusual_order(tokenizer):
@@ -487,7 +505,7 @@ def test_a_run_is_the_same_on_any_day(tokenizer):
     "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}"
     "{% endif %}{{ date_string }}" + CHATML
   )
-  assert text_of(chat.render_prompt(talk("x"), tokenizer), tokenizer).startswith("26 Jul 2024")
+  assert text_of(ChatTemplate(tokenizer).prompt(talk("x")), tokenizer).startswith("26 Jul 2024")
   for template, want in (
     ("{{ strftime_now('%Y-%m-%d %H:%M') }}", "2024-07-26 00:00"),
     (
@@ -496,7 +514,7 @@ def test_a_run_is_the_same_on_any_day(tokenizer):
     ),
   ):
     tokenizer.chat_template = template + CHATML
-    text = text_of(chat.render_prompt(talk("x"), tokenizer), tokenizer)
+    text = text_of(ChatTemplate(tokenizer).prompt(talk("x")), tokenizer)
     assert text == want + "<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n"
 
 

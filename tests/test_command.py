@@ -309,6 +309,30 @@ def test_the_config_of_a_run_repeats_it(tmp_path):
   refused(WithConfig, [f"--config={tmp_path}"], f"the config of the run in it is {path}")
 
 
+def test_template_arguments_are_fields_of_any_name_and_kind(tmp_path):
+  yaml = tmp_path / "a.yaml"
+  yaml.write_text("data:\n  template_args: {enable_thinking: true, effort: high}\n")
+  flags = [
+    "--config.data.template_args.enable_thinking=false",
+    "--config.data.template_args.n",
+    "3",
+  ]
+  config = command.parse(WithConfig, [f"--config={yaml}", *flags]).config
+  args = {"enable_thinking": False, "effort": "high", "n": 3}
+  assert config.data.template_args.to_dict() == args
+  assert config_file.faults(config, complete=False) == []
+  path = tmp_path / "config.json"
+  path.write_text(config.to_json_best_effort())
+  assert command.parse(WithConfig, [f"--config={path}"]).config.to_dict() == config.to_dict()
+  group = "config.data.template_args is a group; set one of its names"
+  refused(WithConfig, ["--config=lora", "--config.data.template_args=x"], group)
+  refused(WithConfig, ["--config=lora", "--config.data.template_arg.x=1"], "unknown field")
+  with config.unlocked():
+    config.data.recipe = "paper"
+  [fault] = config_file.faults(config, complete=False)
+  assert "data.recipe=paper does not use" in fault
+
+
 def test_help_config_lists_every_field(capsys):
   for options in (train.Options, plan.Options):
     command.execute(lambda o: None, options, ["--help-config"])

@@ -14,7 +14,7 @@ from shadowft_jax.data import dataset
 from shadowft_jax.errors import InputError
 from shadowft_jax.hf.folder import open_model
 from shadowft_jax.hf import deltas, weights
-from shadowft_jax.learning import guards, optim
+from shadowft_jax.learning import guards, optim, preflight
 from tests import runs
 
 
@@ -38,7 +38,7 @@ def test_the_advice_on_few_updates_is_right():
   )
   for per_epoch, *fields in itertools.product(sizes, epochs, batches, (0, -1, 1, 19, 20)):
     config.epochs, config.batch_size, config.max_steps = fields
-    text = guards.few_updates(config, steps_of(config, per_epoch), per_epoch)
+    text = preflight.few_updates(config, steps_of(config, per_epoch), per_epoch)
     assert bool(text) == (steps_of(config, per_epoch) < 20)
     advice = re.findall(r"--config\.(\w+)=(\d+)(?: \(([\d,]+) updates\))?", text)
     assert bool(advice) == bool(text)
@@ -46,7 +46,7 @@ def test_the_advice_on_few_updates_is_right():
       other = config.copy_and_resolve_references()
       other[name] = int(value)
       steps = steps_of(other, per_epoch)
-      assert not guards.few_updates(other, steps, per_epoch)
+      assert not preflight.few_updates(other, steps, per_epoch)
       assert not updates or int(updates.replace(",", "")) == steps
 
 
@@ -130,7 +130,7 @@ def test_the_room_of_a_run(pair, tmp_path, monkeypatch):
   (tmp_path / "left").write_bytes(bytes(40960))
   for every, kept in ((4, 3), (0, 1), (6, 2)):  # of 10 steps
     config.eval_every = every
-    guards.check_room(config, data, tmp_path, base, open_model(pair / "instruct"))
+    preflight.check_room(config, data, tmp_path, base, open_model(pair / "instruct"))
     model = (pair / "instruct" / "model.safetensors").stat().st_size
     assert abs(asked["n"] - (kept * 12 + 4) * size - model) < 100
   assert asked["already"] >= 40960 and json.dumps(asked["what"])

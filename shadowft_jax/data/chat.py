@@ -4,37 +4,16 @@ The model's own chat template renders the text; the mask is found from the text 
 a template needs no marks of its own for it.
 """
 
-import datetime
 import os
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from shadowft_jax.data.tokenizer import Control, Tokenizer, control_of, name_of
+from shadowft_jax.data.tokenizer import ChatTemplate, Control, Tokenizer, control_of
 from shadowft_jax.data.turns import Entry, Example, Row, Settings
 from shadowft_jax.errors import InputError
 
 MARK = "zqxanswerqxz"  # stands in for an answer, to find the text around it
-# Some templates write today's date, and a run could not be repeated tomorrow.  This is the date
-# that Llama 3's fall back to.
-DATE = "26 Jul 2024"
-DAY = datetime.datetime(2024, 7, 26)
-# A macro that stands in for transformers' strftime_now, which reads the clock.
-CLOCK = "".join(
-  [
-    "{% macro strftime_now(format) %}{{ format",
-    *(f" | replace('%-{x}', '{int(DAY.strftime('%' + x))}')" for x in "dHIjmMSUwWy"),
-    *(f" | replace('%{x}', '{DAY.strftime('%' + x)}')" for x in "aAbBcdDeFHIjmMpSTuUVwWxXyYzZ%"),
-    " }}{% endmacro %}\n",
-  ]
-)
-
-
-def render_prompt(messages: list[dict[str, Any]], tokenizer: Tokenizer) -> list[int]:
-  """The tokens after which the assistant's next turn is generated."""
-  text = _render(messages, tokenizer, prompt=True)
-  return tokenizer(text, add_special_tokens=False).input_ids
 
 
 def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, settings: Settings) -> list[Entry]:
@@ -49,17 +28,14 @@ def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, settings: Settings) -
   """
   if settings.max_length < 1:
     raise InputError(f"data.max_length must be above 0; got {settings.max_length}")
-  if not tokenizer.chat_template and any(row.messages for row in rows):
-    raise InputError(
-      f"{name_of(tokenizer)} has no chat template; use the tokenizer of the "
-      "Instruct model, or put its chat_template.jinja into the folder"
-    )
+  needed = any(row.messages for row in rows)
+  template = ChatTemplate(tokenizer, dict(settings.template_args)) if needed else None
   control = control_of(tokenizer)
   texts: list[tuple[str, list | None]] = []
   out: list[Entry] = []
   for row in rows:
     try:
-      texts.append((row.text, None) if row.text else _answers(row, tokenizer, control))
+      texts.append((row.text, None) if row.text else _answers(row, template, control))
       out.append([])
     except InputError as error:
       out.append(InputError(f"{row.where}: {error}"))
@@ -140,54 +116,54 @@ def _begin(offsets):
   return np.minimum(offsets[:, 0], np.concatenate([[0], ends[:-1]])) if len(ends) else ends
 
 
-def _answers(row, tokenizer, control):
+def _answers(row, template, control):
   """The rendered conversation, and the span of each answer that the loss covers, see `_span`."""
   turns = [i for i, message in enumerate(row.messages) if _is_learnt(message)]
   if not turns:
     raise InputError("there is no turn of the assistant to learn; expected at least one answer")
-  text = _render(row.messages, tokenizer, row.tools)
-  spans = [_span(text, row.messages, turn, tokenizer, row.tools, control) for turn in turns]
+  text = template.render(row.messages, row.tools)
+  spans = [_span(text, row.messages, turn, template, row.tools, control) for turn in turns]
   start, closing, end = spans[-1]
   # Nothing closes the last answer.
   if turns[-1] == len(row.messages) - 1 and not control.pattern.search(text, closing):
-    marker = _next_marker(text, row.messages, tokenizer, row.tools, control)
+    marker = _next_marker(text, row.messages, template, row.tools, control)
     text, spans[-1] = text + marker, (start, closing, end + len(marker))
   return text, spans
 
 
-def _span(text, messages, turn, tokenizer, tools, control):
+def _span(text, messages, turn, template, tools, control):
   """Where in `text` messages[turn] stands: (start, end of its content, end), in characters.
 
   It starts where generation would: text that a template puts between its prompt and the content
   (an empty thinking block) has to be trained.  It ends after the text that closes the turn.
   """
-  before, after = _around(text, messages, turn, tokenizer, tools)
+  before, after = _around(text, messages, turn, template, tools)
   end = len(text) - len(after)
   # A call's mark stands in the middle of the answer.
   start = len(before) if text.startswith(before) and not messages[turn].get("tool_calls") else None
   if turn:
-    prompt = _render(messages[:turn], tokenizer, tools, prompt=True)
+    prompt = template.render(messages[:turn], tools, prompt=True)
     # Not so where the prompt opens thoughts that the rendered conversation leaves out.
     start = len(prompt) if text.startswith(prompt) else start
   if start is None or start > end or not text.endswith(after):
     raise InputError(
       f"turn {turn + 1}: the answer {(messages[turn]['content'] or '')[:60]!r} is not found in "
-      f"what the chat template of {name_of(tokenizer)} writes; its template cannot be learnt "
+      f"what the chat template of {template.name} writes; its template cannot be learnt "
       "from"
     )
-  return start, end, end + _closing(text, messages, turn, after, tokenizer, tools, control)
+  return start, end, end + _closing(text, messages, turn, after, template, tools, control)
 
 
-def _around(text, messages, turn, tokenizer, tools):
+def _around(text, messages, turn, template, tools):
   """The text that the template writes before and after the content, or last call, of a turn."""
   mark = MARK
   while mark in text:
     mark += MARK
   marked = [*messages[:turn], _marked(messages[turn], mark), *messages[turn + 1 :]]
-  before, *after = _render(marked, tokenizer, tools).split(mark)
+  before, *after = template.render(marked, tools).split(mark)
   if len(after) != 1:
     raise InputError(
-      f"turn {turn + 1}: the chat template of {name_of(tokenizer)} writes an answer "
+      f"turn {turn + 1}: the chat template of {template.name} writes an answer "
       f"{len(after)} times; expected once"
     )
   return before, after[0]
@@ -205,14 +181,14 @@ def _marked(message, mark):
   }
 
 
-def _closing(text, messages, turn, after, tokenizer, tools, control):
+def _closing(text, messages, turn, after, template, tools, control):
   """The length of the text that closes an answer: the text after it, were it the last.
 
   Some templates close earlier answers with another token, some by the marker of the next turn.
   """
   if turn == len(messages) - 1:
     return len(after)
-  alone = _around(text, messages[: turn + 1], turn, tokenizer, tools)[1]
+  alone = _around(text, messages[: turn + 1], turn, template, tools)[1]
   shared = len(os.path.commonprefix([alone, after]))
   # "<|end|>\n<|endoftext|>" and "<|end|>\n<|user|>" share "<|end|>\n", not "<|end|>\n<|".
   for found in control.pattern.finditer(alone):
@@ -220,55 +196,34 @@ def _closing(text, messages, turn, after, tokenizer, tools, control):
       shared = found.start()
   first = control.pattern.search(after)
   if first and first.start() >= shared and not after[: first.start()].strip():
-    if _is_stop(first[0], tokenizer, control):
+    if _is_stop(first[0], template, control):
       return first.end()
     # One token that closes a turn, and one that opens the next.
-    header = _header(text, messages, turn + 1, tokenizer, tools)[len(text) - len(after) :]
+    header = _header(text, messages, turn + 1, template, tools)[len(text) - len(after) :]
     if control.pattern.search(alone) and len(control.pattern.findall(header)) > 1:
       return first.end()
   return shared
 
 
-def _header(text, messages, turn, tokenizer, tools):
+def _header(text, messages, turn, template, tools):
   """The text before the content of a turn; "" where it is not to be found."""
   try:
-    return _around(text, messages, turn, tokenizer, tools)[0]
+    return _around(text, messages, turn, template, tools)[0]
   except InputError:
     return ""
 
 
-def _next_marker(text, messages, tokenizer, tools, control):
+def _next_marker(text, messages, template, tools, control):
   """The stop token with which a turn after the last answer would begin; "" if there is none."""
   role = "tool" if messages[-1].get("tool_calls") else "user"
   more = [*messages, {"role": role, "content": "?"}]
   try:
-    after = _around(text, more, len(messages) - 1, tokenizer, tools)[1]
+    after = _around(text, more, len(messages) - 1, template, tools)[1]
   except InputError:
     return ""  # The template takes no such turn.
   first = control.pattern.match(after.lstrip())
-  return first[0] if first and _is_stop(first[0], tokenizer, control) else ""
+  return first[0] if first and _is_stop(first[0], template, control) else ""
 
 
-def _is_stop(token, tokenizer, control):
-  return tokenizer.convert_tokens_to_ids(token) in control.stops
-
-
-def _render(messages, tokenizer, tools=None, prompt=False):
-  """The text of a conversation; with `prompt`, up to where the assistant's turn begins."""
-  try:
-    template = tokenizer.get_chat_template(tools=tools)
-    # transformers renders in jinja2's ImmutableSandboxedEnvironment.
-    return tokenizer.apply_chat_template(
-      messages,
-      tools=tools,
-      chat_template=CLOCK + template if "strftime_now" in template else template,
-      tokenize=False,
-      add_generation_prompt=prompt,
-      date_string=DATE,
-    )
-  except Exception as error:  # A template is foreign code: it may raise anything.
-    raise InputError(
-      f"the chat template of {name_of(tokenizer)} fails on roles "
-      f"{', '.join(m['role'] for m in messages)}: {error}; change the "
-      "conversation or the template"
-    ) from error
+def _is_stop(token, template, control):
+  return template.tokenizer.convert_tokens_to_ids(token) in control.stops

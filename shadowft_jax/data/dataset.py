@@ -4,17 +4,16 @@ import dataclasses
 import functools
 import hashlib
 import os
-import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
 
 from shadowft_jax import presets
-from shadowft_jax.data import chat, formats, packing, paper, preference, sets, sources
+from shadowft_jax.data import formats, packing, paper, preference, sets, sources, summary
 from shadowft_jax.data.packing import Arrays, Share, Step
 from shadowft_jax.data.tokenise import tokenise
-from shadowft_jax.data.tokenizer import control_of, load_tokenizer, reads_clock
+from shadowft_jax.data.tokenizer import DATE, reads_clock
 from shadowft_jax.data.turns import Example
 from shadowft_jax.errors import InputError, listing
 from shadowft_jax.presets import Config
@@ -130,8 +129,8 @@ def read(config: Config, tokenizer: str | os.PathLike, context: int = 1) -> Data
     train, valid, parts = _split(train, parts, config)
   if c.recipe == "chat" and reads_clock(tokenizer):
     say(
-      f"the chat template of {tokenizer} writes today's date; {chat.DATE} stands in its place, so "
-      "that a run can be repeated"
+      f"the chat template of {tokenizer} writes today's date; {DATE} stands in its "
+      "place, so that a run can be repeated"
     )
   if bad.errors:
     say(f"{len(bad.errors)} bad rows left out:{listing(bad.errors)}")
@@ -204,7 +203,9 @@ def _source(source, config, tokenizer, bad, limit):
   kind, rows = formats.convert(source, sets.columns_of(source, config), bad, paired)
   rows = _without_images(rows, c.images, bad)
   template = c.template or paper.name_of(config.base) if c.recipe == "paper" else ""
-  settings = formats.Settings(c.max_length, c.recipe, template, c.think)
+  settings = formats.Settings(
+    c.max_length, c.recipe, template, c.think, tuple(sorted(c.template_args.to_dict().items()))
+  )
   encoded = []
   encode = preference.encode if paired else tokenise
   for entry in encode(rows, tokenizer, settings, c.cache):
@@ -219,29 +220,9 @@ def _source(source, config, tokenizer, bad, limit):
       f"{source.name}: none of {len(encoded)} examples has an answer token within "
       f"data.max_length={c.max_length}; raise data.max_length"
     )
-  say(f"{source.name}: {kind}: {_told(kept, len(encoded) - len(kept))}")
-  _warn(source.name, kept, tokenizer, c.recipe)
+  say(f"{source.name}: {kind}: {summary.line(kept, len(encoded) - len(kept))}")
+  summary.warn(source.name, kept, tokenizer, c.recipe)
   return kept
-
-
-def _warn(name, examples, tokenizer_dir, recipe):
-  """Says which answers are trained otherwise than their owner may mean."""
-  spelt, endless = sum(e.spelt for e in examples), sum(e.endless for e in examples)
-  if spelt:
-    say(
-      f"warning: {name}: in {spelt:,} of {len(examples):,} an answer spells out a control token of "
-      "the tokenizer, such as the one that ends a turn, which is trained as that token"
-    )
-  if endless:
-    tokenizer = load_tokenizer(tokenizer_dir)
-    stops = tokenizer.convert_ids_to_tokens(list(control_of(tokenizer).stops))
-    framing = "the authors' framing" if recipe == "paper" else "the chat template"
-    say(
-      f"warning: {name}: {endless:,} answers end in no token at which the model stops, so that it "
-      f"may never end one: {framing} of {tokenizer_dir} closes them without any of "
-      f"{', '.join(stops) or 'them, since no file names one'}; if it writes another, name it as "
-      f"eos_token_id in {pathlib.Path(tokenizer_dir, 'generation_config.json')}"
-    )
 
 
 def _chosen(count, limit, select, seed):
@@ -267,30 +248,6 @@ def _without_images(rows, policy, bad):
     else:
       kept.append(row)
   return kept
-
-
-def _told(examples, dropped):
-  cut, prompts = sum(e.cut > 0 for e in examples), sum(e.prompt_cut > 0 for e in examples)
-  what = "pairs" if examples[0].second else "examples"
-  altered = sum(e.altered for e in examples)
-  tokens, learnt = sum(lengths(examples)), sum(e.learnt for e in examples)
-  return "; ".join(
-    [
-      f"{len(examples):,} {what}, {tokens:,} tokens, {learnt:,} of them learnt",
-      *([f"{dropped:,} dropped (their answers lie beyond data.max_length)"] if dropped else []),
-      *([f"{cut:,} cut at data.max_length"] if cut else []),
-      *(
-        [f"{prompts:,} without the beginning of their prompt, for data.max_length"]
-        if prompts
-        else []
-      ),
-      *(
-        [f"of {altered:,} the chat template leaves out a part, such as earlier thoughts"]
-        if altered
-        else []
-      ),
-    ]
-  )
 
 
 def paper_split(count: int, ratio: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -33,7 +33,7 @@ CHUNK = 500_000  # characters of rows that are encoded at a time
 WORTH = 10_000_000  # characters of rows from which it pays to start processes
 # A cached result depends on these and the rows: code, packages and files of the tokenizer.
 CODE = tuple(
-  pathlib.Path(file) for file in (__file__, chat.__file__, paper.__file__, tokenizers.__file__)
+  pathlib.Path(m.__file__ or "") for m in (sys.modules[__name__], chat, paper, tokenizers)
 )
 PACKAGES = ("jinja2", "tokenizers", "transformers")
 SUFFIXES = (".jinja", ".json", ".model", ".tiktoken", ".txt")

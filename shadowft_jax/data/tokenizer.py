@@ -1,11 +1,13 @@
-"""Tokenizers of Hugging Face folders, and their control tokens: those that end an answer, too."""
+"""Tokenizers of Hugging Face folders, their chat templates, and the tokens that end an answer."""
 
 import dataclasses
+import datetime
+import difflib
 import json
 import os
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from shadowft_jax.errors import InputError
@@ -16,6 +18,24 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 Tokenizer = PreTrainedTokenizerFast  # others give no character offsets
 CONFIG = "tokenizer_config.json"  # may hold the chat template
+# Some templates write today's date, and a run could not be repeated tomorrow.  This is the date
+# that Llama 3's fall back to.
+DATE = "26 Jul 2024"
+DAY = datetime.datetime(2024, 7, 26)
+# A macro that stands in for transformers' strftime_now, which reads the clock.
+CLOCK = "".join(
+  [
+    "{% macro strftime_now(format) %}{{ format",
+    *(f" | replace('%-{x}', '{int(DAY.strftime('%' + x))}')" for x in "dHIjmMSUwWy"),
+    *(f" | replace('%{x}', '{DAY.strftime('%' + x)}')" for x in "aAbBcdDeFHIjmMpSTuUVwWxXyYzZ%"),
+    " }}{% endmacro %}\n",
+  ]
+)
+# What apply_chat_template passes itself.
+RESERVED = {
+  *("messages", "conversation", "tools", "documents", "chat_template", "add_generation_prompt"),
+  *("tokenize", "date_string", "strftime_now", "continue_final_message", "return_dict"),
+}
 
 
 def load_tokenizer(directory: str | os.PathLike) -> Tokenizer:
@@ -116,3 +136,70 @@ def reads_clock(directory: str | os.PathLike) -> bool:
 def name_of(tokenizer: Tokenizer) -> str:
   """The name of a tokenizer in errors."""
   return tokenizer.name_or_path or "an unnamed tokenizer"
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatTemplate:
+  """A tokenizer's chat template, with arguments of its own such as enable_thinking.
+
+  Raises:
+    InputError: the tokenizer has no template, or an argument is none that the template reads.
+  """
+
+  tokenizer: Tokenizer
+  args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self) -> None:
+    if not self.tokenizer.chat_template:
+      raise InputError(
+        f"{self.name} has no chat template; use the tokenizer of the Instruct model, or put its "
+        "chat_template.jinja into the folder"
+      )
+    words = set(re.findall(r"[^\W\d]\w*", str(self.tokenizer.chat_template))) - RESERVED
+    for arg in self.args:
+      if arg not in words:
+        near = difflib.get_close_matches(arg, words, n=1)
+        hint = f"did you mean {near[0]}?" if near else "leave the argument out"
+        raise InputError(f"the chat template of {self.name} reads no argument {arg}; {hint}")
+
+  @property
+  def name(self) -> str:
+    """The tokenizer's name in errors."""
+    return name_of(self.tokenizer)
+
+  def render(
+    self,
+    messages: Sequence[Mapping[str, Any]],
+    tools: list[Any] | None = None,
+    *,
+    prompt: bool = False,
+  ) -> str:
+    """The text of a conversation; with `prompt`, up to where the assistant's turn begins.
+
+    Raises:
+      InputError: the template fails on the conversation.
+    """
+    try:
+      template = self.tokenizer.get_chat_template(tools=tools)
+      # transformers renders in jinja2's ImmutableSandboxedEnvironment.
+      return str(
+        self.tokenizer.apply_chat_template(
+          [dict(m) for m in messages],
+          tools=tools,
+          chat_template=CLOCK + template if "strftime_now" in template else template,
+          tokenize=False,
+          add_generation_prompt=prompt,
+          date_string=DATE,
+          **self.args,
+        )
+      )
+    except Exception as error:  # A template is foreign code: it may raise anything.
+      raise InputError(
+        f"the chat template of {self.name} fails on roles "
+        f"{', '.join(m['role'] for m in messages)}: {error}; change the "
+        "conversation or the template"
+      ) from error
+
+  def prompt(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The tokens after which the assistant's next turn is generated."""
+    return self.tokenizer(self.render(messages, prompt=True), add_special_tokens=False).input_ids

@@ -56,6 +56,7 @@ class Settings:
   recipe: str = "chat"  # chat, paper
   template: str = ""  # of the paper's recipe: a name in paper.TEMPLATES
   think: str = "learnt"  # learnt, masked: the paper's empty thinking block
+  template_args: tuple[tuple[str, Any], ...] = ()  # (name, value): of the chat template
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -6,8 +6,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from shadowft_jax.data import chat, tokenizer as tokenizers
-from shadowft_jax.errors import InputError
+from shadowft_jax.data import tokenizer as tokenizers
+from shadowft_jax.data.tokenizer import ChatTemplate
 from shadowft_jax.generation import decode, thoughts
 from shadowft_jax.generation.completion import Completion
 from shadowft_jax.generation.engine import Messages, Receive, Sampling
@@ -27,6 +27,7 @@ class LocalEngine:
     tokenizer: tokenizers.Tokenizer,
     stop: tuple[int, ...],
     *,
+    template_args: Mapping[str, Any] | None = None,
     identity: Mapping[str, Any] | None = None,
     batch_size: int = 16,
   ) -> None:
@@ -35,12 +36,14 @@ class LocalEngine:
     Args:
       decoder, params: the model.
       tokenizer: with a chat template.
+      template_args: arguments of the template, such as enable_thinking.
       stop: the tokens that end an answer.
       identity: what tells the model from others.
       batch_size: answers generated at a time.
     """
     self.decoder, self.params, self.tokenizer, self.stop = decoder, params, tokenizer, stop
-    self.identity = dict(identity or {})
+    self.chat_template = ChatTemplate(tokenizer, template_args or {})
+    self.identity = {**(identity or {}), "template_args": dict(template_args or {})}
     self.batch_size = batch_size
 
   @property
@@ -50,7 +53,7 @@ class LocalEngine:
 
   def prompt(self, messages: Messages) -> list[int]:
     """The tokens after which the answer to a conversation begins."""
-    return chat.render_prompt([dict(m) for m in messages], self.tokenizer)
+    return self.chat_template.prompt(messages)
 
   def complete(
     self, conversations: Sequence[Messages], sampling: Sampling, receive: Receive | None = None
@@ -89,23 +92,36 @@ class LocalEngine:
     return Completion(text, reason, len(ids))
 
 
-def load(directory: str | os.PathLike, *, batch_size: int = 16) -> LocalEngine:
+def load(
+  directory: str | os.PathLike,
+  *,
+  template_args: Mapping[str, Any] | None = None,
+  batch_size: int = 16,
+) -> LocalEngine:
   """Loads a Hugging Face folder.
 
   Args:
     directory: the folder.
+    template_args: arguments of its chat template, such as enable_thinking.
     batch_size: answers generated at a time.
 
   Raises:
     InputError: it is incomplete, cannot be run here, or has no chat template.
   """
   tokenizer = tokenizers.load_tokenizer(directory)
-  if not tokenizer.chat_template:
-    raise InputError(f"{directory} has no chat template; use the Instruct or the grafted model")
+  ChatTemplate(tokenizer, template_args or {})  # its faults come before the weights are read
   stop = tokenizers.stop_tokens(tokenizer, directory)
   decoder, params = weights.load_model(directory)
   named = identity(pathlib.Path(directory))
-  return LocalEngine(decoder, params, tokenizer, stop, identity=named, batch_size=batch_size)
+  return LocalEngine(
+    decoder,
+    params,
+    tokenizer,
+    stop,
+    template_args=template_args,
+    identity=named,
+    batch_size=batch_size,
+  )
 
 
 def identity(directory: pathlib.Path) -> dict[str, Any]:

@@ -1,76 +1,12 @@
-"""Checks before and during training for errors that would otherwise appear after hours."""
+"""Checks during and after training."""
 
 import math
-import os
-import pathlib
 
-import jax
-
-from shadowft_jax import delta as delta_lib, files, presets
-from shadowft_jax.data.dataset import Dataset
+from shadowft_jax import delta as delta_lib
 from shadowft_jax.errors import InputError
-from shadowft_jax.hf import weights
-from shadowft_jax.hf.folder import ModelFolder
-from shadowft_jax.learning import checkpoints, optim, step
+from shadowft_jax.learning import checkpoints
 from shadowft_jax.presets import Config
-from shadowft_jax.progress import say
-from shadowft_jax.tree import Delta, Params
-
-FEW = 20  # optimizer updates, below which a run hardly trains anything
-
-
-def check(
-  config: Config, data: Dataset, workdir: pathlib.Path, trained: ModelFolder, instruct: ModelFolder
-) -> None:
-  """All checks that need no weights: tokens, the graft, room on disk; warns of few updates.
-
-  Raises:
-    InputError: the run would fail later.
-  """
-  model, base = weights.abstract_model(trained)
-  check_tokens(data, model.cfg.vocab_size, config.instruct)
-  check_graft(config, base, instruct)
-  check_room(config, data, workdir, base, instruct)
-  warn_of_few_updates(config, data)
-
-
-def warn_of_few_updates(config: Config, data: Dataset) -> None:
-  """Prints `few_updates` of a run, if there is something to say."""
-  per_epoch = sum(len(s.examples) for s in data.steps) // config.epochs
-  if text := few_updates(config, len(data.steps), per_epoch):
-    say(f"warning: {text}")
-
-
-def few_updates(config: Config, steps: int, per_epoch: int) -> str:
-  """Why a run makes fewer than FEW updates, and settings that make more; "" where it does not.
-
-  Args:
-    steps: optimizer steps in all.
-    per_epoch: examples in an epoch; of no account where config.max_steps is set.
-  """
-  if steps >= FEW:
-    return ""
-  unit = "pairs" if presets.is_paired(config) else "examples"
-  because = f"{per_epoch:,} {unit}, batch_size {config.batch_size}, epochs {config.epochs}"
-  ways = []
-  if config.max_steps > 0:
-    because = f"max_steps {config.max_steps}"
-    ways.append(f"--config.max_steps={FEW}")
-  else:
-    needed = math.ceil(FEW / config.epochs)  # steps per epoch
-    if per_epoch >= needed:
-      largest = math.ceil(per_epoch / (needed - 1)) - 1
-      size = 1 << (largest.bit_length() - 1)
-      updates = config.epochs * math.ceil(per_epoch / size)
-      ways.append(f"--config.batch_size={size} ({updates:,} updates)")
-    epochs = math.ceil(FEW / math.ceil(per_epoch / config.batch_size))
-    ways.append(f"--config.epochs={epochs}")
-  at_zero = ", the first of them at learning rate 0" if optim.warmup_steps(config, steps) else ""
-  updates = "1 update" if steps == 1 else f"{steps} updates"
-  return (
-    f"this run makes only {updates}{at_zero} ({because}), too few to train much; "
-    f"set {' or '.join(ways)}"
-  )
+from shadowft_jax.tree import Delta
 
 
 def check_changed(
@@ -101,52 +37,6 @@ def check_changed(
     f"--config.eps (now {config.eps:g}), in another --workdir (grad_norm in metrics.jsonl is 0 "
     "where the loss itself has no gradient)"
   )
-
-
-def check_room(
-  config: Config, data: Dataset, workdir: pathlib.Path, base: Params, instruct: ModelFolder
-) -> None:
-  """Raises InputError where a run's checkpoints, delta and grafted model do not fit on the disk.
-
-  Args:
-    workdir: the run's folder; what a stopped run left there is counted as free.
-    base: the shapes of the model that is trained.
-  """
-  tx, _ = optim.make(config, len(data.steps))
-  state = jax.eval_shape(lambda: step.begin(config, base, tx))
-  saves = math.ceil(len(data.steps) / (config.eval_every or len(data.steps)))
-  parts = {
-    "checkpoints": min(saves, checkpoints.MOST) * _nbytes(state),
-    "delta": _nbytes(state.delta),
-    "grafted model": sum(map(os.path.getsize, instruct.shards)),
-  }
-  there = (p.lstat() for p in workdir.rglob("*"))
-  files.check_room(
-    workdir,
-    sum(parts.values()),
-    already=sum(512 * s.st_blocks for s in there),
-    what=", ".join(f"{name} {size / 1e9:.1f}" for name, size in parts.items()),
-  )
-
-
-def _nbytes(tree_):
-  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree_))
-
-
-def check_tokens(data: Dataset, vocab_size: int, instruct: str) -> None:
-  """Raises InputError for a token that the Base has no row for: its embedding would be NaN."""
-  highest = max(int(e.token.max()) for e in data.train + data.valid)
-  if highest >= vocab_size:
-    raise InputError(
-      f"the tokenizer of {instruct} makes token {highest}; the Base has {vocab_size} rows in its "
-      "table: they are no pair"
-    )
-
-
-def check_graft(config: Config, base: Params, instruct: ModelFolder) -> None:
-  """Raises InputError for a delta that could not be grafted onto the Instruct."""
-  delta = jax.eval_shape(lambda: delta_lib.zeros(jax.random.key(0), base, config.delta))
-  delta_lib.grafted_names(delta, weights.abstract_model(instruct)[1], config.graft.match)
 
 
 def check_finite(metrics: dict[str, float], number: int, saved: checkpoints.Checkpointer) -> None:
