@@ -27,6 +27,7 @@ setuptools.setup(
     "datasets",
     "etils[epy]",
     "flax>=0.12.8",
+    "httpx2",
     "huggingface_hub",
     "jax>=0.10.2",
     "jinja2>=3.1.6",
@@ -45,9 +46,13 @@ setuptools.setup(
   ],
   extras_require={
     "cuda13": ["jax[cuda13]"],
-    "eval": ["math-verify"],
+    "eval": ["lm_eval>=0.4.13", "math-verify"],
+    "serve": ["starlette", "uvicorn"],
     "tpu": ["jax[tpu]"],
     "docs": ["myst-parser>=5.2", "pydata-sphinx-theme>=0.24", "sphinx>=9"],
-    "test": ["mypy", "peft>=0.21", "pytest", "pytest-xdist", "ruff", "torch==2.13.0"],
+    "test": [
+      *("lm_eval", "mypy", "openai", "peft>=0.21", "pytest", "pytest-xdist", "ruff"),
+      *("starlette", "torch==2.13.0", "uvicorn"),
+    ],
   },
 )

@@ -1,0 +1,59 @@
+"""The command that serves a model with vLLM."""
+
+import math
+import os
+import pathlib
+import shlex
+
+from shadowft_jax.errors import InputError
+from shadowft_jax.hf import adapters
+
+DELTA = "delta"  # the name under which an adapter is served
+# What --max-lora-rank may be.  Source: MaxLoRARanks in vLLM 0.32, vllm/config/lora.py.
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
+
+def vllm_command(
+  model_dir: str | os.PathLike,
+  delta: str | os.PathLike | None = None,
+  rank: int | None = None,
+  max_len: int | None = None,
+) -> str:
+  """The line that serves a folder, and an adapter on it, as `ServerEngine` expects it.
+
+  Args:
+    model_dir: the folder of the model, which is served under its last name.
+    delta: the folder of an adapter, which is served under the name `DELTA` beside it.
+    rank: largest rank of the adapter; by default what its adapter_config.json says.
+    max_len: tokens of a prompt and its answer at most; by default what the model was made for.
+
+  Raises:
+    InputError: the delta is no adapter, or its rank is larger than vLLM takes.
+  """
+  words = ["vllm", "serve", str(model_dir), "--served-model-name", pathlib.Path(model_dir).name]
+  # Without it, vLLM takes the sampling of the folder's generation_config.json where a request
+  # does not say its own.
+  words += ["--generation-config", "vllm"]
+  if max_len:
+    words += ["--max-model-len", str(max_len)]
+  if delta is not None:
+    words += ["--enable-lora", "--lora-modules", f"{DELTA}={delta}"]
+    words += ["--max-lora-rank", str(_max_rank(pathlib.Path(delta), rank))]
+  return shlex.join(words)
+
+
+def _max_rank(delta, rank):
+  path = delta / "adapter_config.json"
+  if not path.is_file():
+    raise InputError(
+      f"{delta} is no adapter (no adapter_config.json), and vLLM serves no other delta; serve the "
+      f"model that `shadowft graft` writes"
+    )
+  config = adapters.read_config(path)
+  wanted = rank or math.ceil(max([config["r"], *(config["rank_pattern"] or {}).values()]))
+  if found := next((r for r in RANKS if r >= wanted), None):
+    return found
+  raise InputError(
+    f"{delta} has rank {wanted}; vLLM takes {RANKS[-1]} at most: serve the model that "
+    "`shadowft graft` writes"
+  )
