@@ -1,31 +1,33 @@
-"""Scores a model on the paper's benchmarks, or saved outputs again without a model.
+"""Scores models on the paper's benchmarks, and compares them question by question.
 
-  shadowft evaluate --task math7 --data DIR --model runs/a --out scores/a
-  shadowft evaluate --task gsm8k --data DIR --outputs scores/a --compare scores/b
+  shadowft evaluate --task math7 --data DIR --model Qwen/Qwen3-0.6B --model runs/a --out scores
+  shadowft evaluate --task gsm8k --data DIR --model INSTRUCT+runs/a@0,0.5,1 --out alphas
+  shadowft evaluate --task gsm8k --data DIR --server http://localhost:8000/v1 --name a --out scores
+  shadowft evaluate --task gsm8k --data DIR --outputs scores/a --outputs scores/b
 
-A model answers greedily in its own chat template, on one device.  What is answered is on disk; the
-same command goes on after a kill.
+Every model answers the same prompts in its own chat template.  What is answered is on disk; the
+same command goes on after a kill.  The first model is the one that the others are compared with.
 """
 
 import dataclasses
 import json
 import pathlib
-from collections.abc import Sequence
+from typing import Any
 
 from etils import epy
-from tqdm import tqdm
 
-from shadowft_jax import command, files
+from shadowft_jax import command, config_file, files
 from shadowft_jax.errors import InputError
 from shadowft_jax.progress import say
 
 with epy.lazy_imports():  # help and errors of flags and paths come before these
   from shadowft_jax import tasks
-  from shadowft_jax.evaluation import answers, comparison, suite
-  from shadowft_jax.generation import completion, engine, local, thoughts
+  from shadowft_jax.data import tokenizer
+  from shadowft_jax.evaluation import answering, arms, report, suite
+  from shadowft_jax.generation import engine, local, server
   from shadowft_jax.hf import hub
   from shadowft_jax.runs import run
-  from shadowft_jax.tasks import originals, sandbox, second_opinion, task as task_lib
+  from shadowft_jax.tasks import originals, sandbox
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,25 +38,51 @@ class Options(command.Options):
   data: str | None = command.option(
     None, help="Folder of the benchmarks' original files; without it they come from the hub."
   )
-  model: str | None = command.option(
-    None, help="The model that answers: a folder, a run's folder, or an id of the hub."
+  model: tuple[str, ...] = command.option(
+    (),
+    help="A model that answers: a folder, a run's folder, or an id of the hub, with a delta if "
+    "wanted, as [LABEL=]MODEL[+DELTA[@ALPHA,ALPHA...]].",
   )
-  outputs: str | None = command.option(
-    None, help="Score these saved answers instead: a JSONL file, or the --out of an evaluation."
+  delta: str | None = command.option(
+    None, help="Delta to graft in memory onto each --model that names none."
+  )
+  alpha: tuple[str, ...] = command.option(
+    (), help="Strength of the delta; several, as 0,0.5,1, are several models. Default: 1."
+  )
+  server: str | None = command.option(
+    None, help="An OpenAI-compatible server, such as http://localhost:8000/v1, that answers."
+  )
+  name: tuple[str, ...] = command.option(
+    (), help="A model at the --server by its name there, as [LABEL=]NAME."
+  )
+  outputs: tuple[str, ...] = command.option(
+    (), help="Saved answers to score: a JSONL file, or a model's folder in --out, as [LABEL=]PLACE."
   )
   out: str | None = command.option(
-    None, help="Folder of the answers, a file for each task, and of scores.json."
-  )
-  compare: str | None = command.option(
-    None, help="Saved answers, as for --outputs, of a first model to compare this one with."
+    None, help="Folder of the answers, a folder for each model, and of the scores."
   )
   limit: int | None = command.option(
     None, help="Ask only so many questions of each group of a task.", least=1
   )
+  protocol: str = command.option(
+    "greedy",
+    help="greedy: the likeliest token every time, thoughts as the template has them by default; "
+    "paper: as the paper's authors, the same with thinking off where the template knows it; "
+    "sample: by --temperature and its like.",
+    choices=("greedy", "paper", "sample"),
+  )
+  samples: int = command.option(1, help="Answers to each question; their mean counts.", least=1)
+  temperature: float = command.option(0.6, help="Of --protocol=sample.", above=0)
+  top_p: float = command.option(0.95, help="Of --protocol=sample.", above=0, most=1)
+  top_k: int = command.option(20, help="Of --protocol=sample; 0: all tokens.", least=0)
+  seed: int = command.option(0, help="Of --protocol=sample.", least=0)
+  template_arg: tuple[str, ...] = command.option(
+    (), help="Argument of the chat template, such as enable_thinking=false."
+  )
   max_new_tokens: int | None = command.option(
     None, help="Cut answers at so many tokens; by default at each task's own limit.", least=1
   )
-  batch_size: int = command.option(16, help="Questions answered at a time.", least=1)
+  batch_size: int = command.option(16, help="Answers generated at a time.", least=1)
   cut: str = command.option(
     "wrong",
     help="Count a cut answer as wrong, or grade what is there, as the paper's authors do.",
@@ -66,12 +94,84 @@ class Options(command.Options):
   generate_only: bool = command.option(False, help="Write the answers and do not grade them.")
 
 
-@dataclasses.dataclass(frozen=True)
-class Answered:
-  """The answers to a task, and what `suite.grade` needs to find them after thoughts."""
+def main(options: Options) -> None:
+  """Answers, grades, compares, prints and writes as the options say.
 
-  completions: "dict[answers.Key, completion.Completion]"
-  marks: tuple[str, str] | None
+  Raises:
+    InputError: the options contradict each other, or data, model or answers are missing or bad.
+  """
+  _check_options(options)
+  chosen = tasks.chosen(options.task)
+  _check_code(options, chosen)
+  found = arms.parse(
+    options.model,
+    names=options.name,
+    outputs=options.outputs,
+    delta=options.delta or "",
+    alphas=options.alpha,
+  )
+  data = originals.Data(pathlib.Path(options.data) if options.data else None)
+  asked = [(task, task.examples(data, options.limit)) for task in chosen]
+  results: dict[str, Any] = {}
+  model, before = None, None
+  for arm in found:
+    if before is None or not arm.delta or (arm.source, arm.delta) != (before.source, before.delta):
+      model = None  # gives its memory to the next
+    model, before = _engine(arm, options, model), arm
+    results[arm.label] = _results(arm, model, options, asked)
+  if not options.generate_only:
+    by_label = {arm.label: arm for arm in found}
+    out = pathlib.Path(options.out) if options.out else None
+    report.report(results, by_label, chosen, dataclasses.asdict(options), out)
+  if options.out:
+    say(f"written: {options.out}")
+
+
+def _results(arm, model, options, asked):
+  """{task: Result} of an arm, whose files are written."""
+  out = pathlib.Path(options.out, arm.label) if options.out else None
+  results = {}
+  for task, examples in asked:
+    if model and out:
+      sampling = _sampling(options, task)
+      found = answering.answer(model, task, examples, sampling, out)
+    else:
+      found = answering.saved(arm.source, task.name, is_only=len(asked) == 1)
+    if options.generate_only:
+      continue
+    given = suite.grade(task, examples, found.completions, cut=options.cut, marks=found.marks)
+    results[task.name] = report.Result(given, suite.score(task, given), found.seconds, found.tokens)
+    if out:
+      lines = [json.dumps(dataclasses.asdict(one)) + "\n" for one in given]
+      out.mkdir(parents=True, exist_ok=True)
+      files.write(out / f"{task.name}.graded.jsonl", "".join(lines))
+  return results
+
+
+def _sampling(o, task):
+  most = o.max_new_tokens or task.max_new_tokens
+  drawn = {"temperature": o.temperature, "top_p": o.top_p, "top_k": o.top_k, "seed": o.seed}
+  more = drawn if o.protocol == "sample" else {}
+  return engine.Sampling(most, tuple(task.stop), o.samples, **more)
+
+
+def _engine(arm, options, before):
+  """What answers for an arm, None for saved answers; `before` has the same model and delta."""
+  args = config_file.template_args(options.template_arg)
+  if arm.kind == "outputs":
+    return None
+  if arm.kind == "server":
+    thinking = {"enable_thinking": False} if options.protocol == "paper" else {}
+    return server.ServerEngine(options.server, arm.source, template_args=thinking | args)
+  if before:
+    return before.with_alpha(arm.alpha)
+  directory = locate(arm.source)
+  if options.protocol == "paper":
+    known = tokenizer.ChatTemplate(tokenizer.load_tokenizer(directory)).arguments
+    args = {"enable_thinking": False} | args if "enable_thinking" in known else args
+  kept = {"template_args": args, "batch_size": options.batch_size}
+  delta = {"delta": arm.delta, "alpha": arm.alpha} if arm.delta else {}
+  return local.load(directory, **delta, **kept)
 
 
 def locate(model: str) -> pathlib.Path:
@@ -84,126 +184,27 @@ def locate(model: str) -> pathlib.Path:
   return shadow if shadow.is_dir() else hub.locate(model)
 
 
-def answer(
-  model: "engine.Engine",
-  task: "task_lib.Task",
-  examples: "Sequence[task_lib.Example]",
-  file: "answers.Answers",
-  max_new: int,
-) -> Answered:
-  """Answers the questions whose answers a file lacks, and appends each as soon as it has ended."""
-  left = [one for one in examples if (task.name, one.id, 0) not in file.done]
-  say(f"{task.name}: {len(examples) - len(left)} of {len(examples)} questions are answered")
-  with tqdm(total=len(left), desc=task.name, disable=None) as bar:
-
-    def receive(index: int, sample: int, one: "completion.Completion") -> None:
-      file.add([((task.name, left[index].id, sample), one)])
-      bar.update()
-
-    model.complete([one.messages for one in left], engine.Sampling(max_new, task.stop), receive)
-  kept = {(task.name, one.id, 0): file.done[task.name, one.id, 0] for one in examples}
-  return Answered(kept, thoughts.marks(model.template))
-
-
-def saved(place: str, task: str, is_only: bool) -> Answered:
-  """The answers to a task in a JSONL file, or in the folder of an earlier evaluation.
-
-  Args:
-    place: the file or folder.
-    task: name of the task.
-    is_only: no other task is evaluated, so lines that name no task are of this one.
-
-  Raises:
-    InputError: there are none, or a line has another form.
-  """
-  path = pathlib.Path(place)
-  path = path / f"{task}.jsonl" if path.is_dir() else path
-  found = {k: x for k, x in answers.read(path, task if is_only else "").items() if k[0] == task}
-  used = (pair for pair in thoughts.MARKS if any(m in x.text for m in pair for x in found.values()))
-  return Answered(found, next(used, None))
-
-
-def main(options: Options) -> None:
-  """Answers, grades, compares, prints and writes as the options say.
-
-  Raises:
-    InputError: the options contradict each other, or data, model or answers are missing or bad.
-  """
-  _check_options(options)
-  chosen = tasks.chosen(options.task)
-  _check_code(options, chosen)
-  data = originals.Data(pathlib.Path(options.data) if options.data else None)
-  asked = [(task, task.examples(data, options.limit)) for task in chosen]
-  directory = locate(options.model) if options.model else None
-  model = local.load(directory, batch_size=options.batch_size) if directory else None
-  out = pathlib.Path(options.out) if options.out else None
-  is_only, scores, changes = len(chosen) == 1, {}, {}
-  for task, examples in asked:
-    if model and out:
-      max_new = options.max_new_tokens or task.max_new_tokens
-      settings = {**model.identity, "max_new_tokens": max_new}
-      with answers.Answers(out / f"{task.name}.jsonl", settings) as file:
-        found = answer(model, task, examples, file, max_new)
-    else:
-      found = saved(options.outputs or "", task.name, is_only)
-    if options.generate_only:
-      continue
-    graded = _graded(options, task, examples, found)
-    scores[task.name] = suite.score(task, graded)
-    if options.compare:
-      first = _graded(options, task, examples, saved(options.compare, task.name, is_only))
-      changes[task.name] = comparison.compare(task, first, graded)
-    if out:
-      lines = [json.dumps(dataclasses.asdict(one)) + "\n" for one in graded]
-      out.mkdir(parents=True, exist_ok=True)
-      files.write(out / f"{task.name}.graded.jsonl", "".join(lines))
-  if scores:
-    _report(options, scores, changes)
-  if out:
-    say(f"written: {out}")
-
-
-def _graded(options, task, examples, found):
-  return suite.grade(task, examples, found.completions, cut=options.cut, marks=found.marks)
-
-
-def _report(options, scores, changes):
-  """Prints the tables, and writes scores.json to the folder --out if there is one."""
-  print(suite.table(scores))
-  for line in suite.notes(scores):
-    print(line)
-  if changes:
-    print(comparison.table(changes))
-  if options.out:
-    record = {
-      "options": dataclasses.asdict(options),
-      "math_verify": second_opinion.is_available(),
-      "tasks": {name: dataclasses.asdict(one) for name, one in scores.items()},
-      "suites": suite.suite_scores(scores),
-      "changes": {
-        name: {**dataclasses.asdict(x.difference), "lost": x.lost, "won": x.won}
-        for name, x in changes.items()
-      },
-    }
-    files.write_json(pathlib.Path(options.out) / "scores.json", record)
-
-
 def _check_options(o):
   """Raises InputError for options that do not go together."""
   if not o.task:
     raise InputError("--task is not given; expected a task or suite, such as --task gsm8k")
-  if bool(o.model) == bool(o.outputs):
+  if not (o.model or o.name or o.outputs):
     raise InputError(
-      f"--model and --outputs are {'both' if o.model else 'not'} given; expected one of them: "
-      "--model DIR answers the questions, --outputs FILE has the answers"
+      "nothing to score; give --model DIR, which answers the questions, --server URL with --name, "
+      "or --outputs FILE, which has the answers"
     )
-  if o.model and not o.out:
-    raise InputError("--model needs --out, the folder where its answers are kept")
-  if o.outputs and (o.generate_only or o.max_new_tokens):
+  if bool(o.server) != bool(o.name):
+    given, missing = ("server", "name") if o.server else ("name", "server")
+    raise InputError(f"--{given} needs --{missing}: --server URL --name MODEL")
+  if (o.model or o.name) and not o.out:
+    raise InputError(f"--{'model' if o.model else 'name'} needs --out, the folder of its answers")
+  if not (o.model or o.name) and (o.generate_only or o.max_new_tokens):
     name = "generate-only" if o.generate_only else "max-new-tokens"
-    raise InputError(f"--{name} needs --model: the answers of --outputs are made already")
-  if o.generate_only and o.compare:
-    raise InputError("--compare needs grades, which --generate-only leaves out; drop one of them")
+    raise InputError(f"--{name} needs --model or --name: the answers of --outputs are made already")
+  if (o.delta or o.alpha) and not o.model:
+    raise InputError(f"--{'delta' if o.delta else 'alpha'} needs --model, which gets the delta")
+  if o.samples > 1 and o.protocol != "sample":
+    raise InputError("--samples above 1 needs --protocol=sample: greedy answers are all the same")
 
 
 def _check_code(options, chosen):

@@ -40,6 +40,7 @@ SIDEWAYS = {
   "command": {"config_file"},
   **{name: {"command"} for name in FLOORS["commands"] - {"command", "config_file"}},
   "api": {"config_file", "train"},
+  "evaluate": {"command", "config_file"},
 }
 # What a room, or a module, must not bring along, however indirectly.
 NEVER = {
@@ -61,7 +62,7 @@ ONLY = {
   "orbax": {"learning"},
   "transformers": {"data"},
   "ml_collections": {"command", "config_file", "presets"},
-  "matplotlib": {"runs"},
+  "matplotlib": {"runs", "evaluation"},
   "absl": {"command"},
   "torch": set(),
   "peft": set(),

@@ -37,7 +37,7 @@ OPTIONS = {
 # Programs that a block may call without saying so, and flags of other programs.
 SHELL = {"cat", "cd", "export", "source", "python3"}
 FOREIGN = {
-  *("--enable-lora", "--lora-modules", "--max-lora-rank"),  # vLLM
+  *("--enable-lora", "--lora-modules", "--max-lora-rank", "--generation-config"),  # vLLM
   *("--nodes", "--gpus-per-node", "--env", "--repeats", "--topology", "--billions", "--mergekit"),
   *("--peer", "--rows", "--steps", "--seed", "--workdir", "--out"),  # lab, benchmarks, launchers
 }

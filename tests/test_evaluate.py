@@ -9,6 +9,7 @@ import pytest
 from shadowft_jax import evaluate, example
 from shadowft_jax.errors import InputError
 from shadowft_jax.evaluate import Options, main
+from shadowft_jax.evaluation import arms
 from shadowft_jax.generation import decode, local
 from shadowft_jax.tasks import TASKS
 from shadowft_jax.tasks.originals import Data
@@ -50,47 +51,57 @@ def lines(path):
 def test_saved_outputs_have_their_counts(data, tmp_path, capsys):
   texts = ("It is 18.", "1200 in all", "4", "none", "70 and…")
   file, out = outputs(tmp_path / "a.jsonl", data, *texts), tmp_path / "scores"
-  main(Options(task=("gsm8k",), data=str(data), outputs=file, out=str(out)))
-  found = scores(out)["tasks"]["gsm8k"]
+  main(Options(task=("gsm8k",), data=str(data), outputs=(file,), out=str(out)))
+  found = scores(out)["models"]["a"]["tasks"]["gsm8k"]
   assert (found["questions"], found["accuracy"], found["finished"]) == (5, 0.4, 0.5)
   assert (found["cut"], found["unparsed"], found["tokens"]) == (1, 1, 10)
-  states = [row["state"] for row in lines(out / "gsm8k.graded.jsonl")]
+  states = [row["state"] for row in lines(out / "a" / "gsm8k.graded.jsonl")]
   assert states == ["right", "right", "wrong", "unparsed", "cut"]
   head, row, note = capsys.readouterr().out.splitlines()
-  assert head.split()[:3] == ["task", "questions", "score"]
-  cells = ["gsm8k", "5", "40.0%", "11.8%", "to", "76.9%", "50.0%", "1", "1", "10"]
+  assert head.split()[:4] == ["task", "model", "questions", "score"]
+  cells = ["gsm8k", "a", "5", "40.0%", "11.8%", "to", "76.9%", "50.0%", "1", "1", "10"]
   assert row.split() == cells
-  assert "1 of 5 answers (20%) were cut" in note
+  assert note.startswith("a: gsm8k: cut answers, which count as wrong: 1 of 5 (20%); 40.0% of all")
+  assert {p.name for p in out.iterdir()} == {"a", "scores.json", "scores.png", "scores.svg"}
 
-  main(Options(task=("gsm8k",), data=str(data), outputs=file, cut="grade", out=str(out)))
-  assert scores(out)["tasks"]["gsm8k"]["accuracy"] == 0.6
+  main(Options(task=("gsm8k",), data=str(data), outputs=(file,), cut="grade", out=str(out)))
+  assert scores(out)["models"]["a"]["tasks"]["gsm8k"]["accuracy"] == 0.6
 
 
 def test_thoughts_of_saved_outputs_are_not_graded(data, tmp_path):
   texts = ("<think>1</think>18", "<think>1200", "3", "7", "70")
   file, out = outputs(tmp_path / "a.jsonl", data, *texts), tmp_path / "scores"
-  main(Options(task=("gsm8k",), data=str(data), outputs=file, out=str(out)))
-  found = scores(out)["tasks"]["gsm8k"]
+  main(Options(task=("gsm8k",), data=str(data), outputs=(file,), out=str(out)))
+  found = scores(out)["models"]["a"]["tasks"]["gsm8k"]
   assert (found["accuracy"], found["cut"]) == (0.8, 1)
 
 
-def test_two_folders_are_compared(data, tmp_path, capsys):
-  outputs(tmp_path / "a" / "gsm8k.jsonl", data, "18", "1200", "3", "0", "0", task="gsm8k")
-  outputs(tmp_path / "b" / "gsm8k.jsonl", data, "0", "1200", "3", "7", "70", task="gsm8k")
-  main(
-    Options(
-      task=("gsm8k",),
-      data=str(data),
-      outputs=str(tmp_path / "b"),
-      compare=str(tmp_path / "a"),
-      out=str(tmp_path / "b"),
-    )
-  )
-  assert capsys.readouterr().out.splitlines()[-1].split()[-3:] == ["1", "1", "2"]
+def test_models_are_compared_with_the_first(data, tmp_path, capsys):
+  texts = {
+    "a": ("18", "1200", "3", "0", "0"),
+    "b": ("0", "1200", "3", "7", "70"),
+    "c": ("18", "1200", "3", "0", "0"),
+  }
+  for name, answers in texts.items():
+    outputs(tmp_path / name / "gsm8k.jsonl", data, *answers, task="gsm8k")
+  places = tuple(f"{name.upper()}={tmp_path / name}" for name in texts)
+  out = tmp_path / "out"
+  main(Options(task=("gsm8k",), data=str(data), outputs=places, out=str(out)))
+  *_, head, b, c = capsys.readouterr().out.splitlines()
+  assert head.split()[:3] == ["minus", "A", "model"]
+  assert b.split()[:3] == ["gsm8k", "B", "+20.0%"] and b.split()[-3:] == ["1", "1", "2"]
+  assert c.split()[:3] == ["gsm8k", "C", "+0.0%"] and c.split()[-2:] == ["0", "0"]
   ids = [one.id for one in TASKS["gsm8k"].examples(Data(data))]
-  found = scores(tmp_path / "b")["changes"]["gsm8k"]
+  found = scores(out)["minus_first"]["B"]["tasks"]["gsm8k"]
   assert (found["lost"], found["won"]) == (ids[:1], ids[3:])
   assert found["mean"] == pytest.approx(0.2) and found["p"] == 1.0
+  rows = lines(out / "changes.jsonl")
+  assert [(row["id"], row["change"]) for row in rows] == [
+    (ids[0], "right to wrong"),
+    (ids[3], "wrong to right"),
+    (ids[4], "wrong to right"),
+  ]
+  assert (rows[0]["first"], rows[0]["second"]) == ("18", "0")
 
 
 def test_a_model_answers_and_goes_on_where_it_was(data, tmp_path, monkeypatch):
@@ -98,22 +109,22 @@ def test_a_model_answers_and_goes_on_where_it_was(data, tmp_path, monkeypatch):
   options = Options(
     task=("gsm8k_0shot",),
     data=str(data),
-    model=TINY,
+    model=(TINY,),
     out=str(out),
     limit=2,
     max_new_tokens=4,
     batch_size=2,
   )
   main(options)
-  path = out / "gsm8k_0shot.jsonl"
+  path = out / "instruct" / "gsm8k_0shot.jsonl"
   whole = path.read_text()
   first, *answers = lines(path)
-  assert first["settings"]["model"] == TINY and first["settings"]["max_new_tokens"] == 4
+  assert first["settings"]["model"] == TINY and first["settings"]["sampling"]["max_new"] == 4
   ids = {one.id for one in TASKS["gsm8k_0shot"].examples(Data(data), 2)}
   assert {row["id"] for row in answers} == ids
   for row in answers:
     assert row["finish_reason"] == ("length" if row["tokens"] == 4 else "stop")
-  assert scores(out)["tasks"]["gsm8k_0shot"]["questions"] == 2
+  assert scores(out)["models"]["instruct"]["tasks"]["gsm8k_0shot"]["questions"] == 2
 
   # A kill leaves one answer and half of the next.
   path.write_text("\n".join(whole.split("\n")[:2]) + "\n" + whole.split("\n")[2][:20])
@@ -126,13 +137,13 @@ def test_a_model_answers_and_goes_on_where_it_was(data, tmp_path, monkeypatch):
   main(options)
   assert asked == [1]
 
-  with pytest.raises(InputError, match="other settings.*\n.*max_new_tokens: 4, now 5"):
+  with pytest.raises(InputError, match=r"(?s)other settings.*sampling: .*4.*, now .*5"):
     main(Options(**{**vars(options), "max_new_tokens": 5}))
   # What it wrote is scored without it, the same.
-  before = scores(out)["tasks"]
-  again = {"data": str(data), "outputs": str(out), "limit": 2, "out": str(tmp_path / "again")}
-  main(Options(task=("gsm8k_0shot",), **again))
-  assert scores(tmp_path / "again")["tasks"] == before
+  before = scores(out)["models"]["instruct"]["tasks"]
+  again = {"data": str(data), "outputs": (str(path.parent),), "out": str(tmp_path / "again")}
+  main(Options(task=("gsm8k_0shot",), limit=2, **again))
+  assert scores(tmp_path / "again")["models"]["instruct"]["tasks"] == before
 
 
 def test_a_runs_folder_stands_for_its_grafted_model(tmp_path):
@@ -148,8 +159,8 @@ def test_a_runs_folder_stands_for_its_grafted_model(tmp_path):
 def test_generated_answers_are_not_graded_if_not_wanted(data, tmp_path, capsys, monkeypatch):
   loaded = types.SimpleNamespace(identity={})
   monkeypatch.setattr(local, "load", lambda *args, **more: loaded)
-  monkeypatch.setattr(evaluate, "answer", lambda *args: None)
-  options = {"task": ("gsm8k",), "data": str(data), "model": TINY, "out": str(tmp_path / "out")}
+  monkeypatch.setattr(evaluate.answering, "answer", lambda *args: None)
+  options = {"task": ("gsm8k",), "data": str(data), "model": (TINY,), "out": str(tmp_path / "out")}
   main(Options(**options, generate_only=True))
   assert not capsys.readouterr().out and not (tmp_path / "out" / "scores.json").exists()
 
@@ -158,8 +169,12 @@ def test_generated_answers_are_not_graded_if_not_wanted(data, tmp_path, capsys, 
   "argv, message",
   [
     ([], "--task is not given"),
-    (["--task=gsm8k"], "--model and --outputs are not given; expected one of them"),
-    (["--task=gsm8k", "--model=a", "--outputs=b"], "--model and --outputs are both given"),
+    (["--task=gsm8k"], "nothing to score; give --model DIR"),
+    (["--task=gsm8k", "--name=a", "--out=b"], "--name needs --server: --server URL --name MODEL"),
+    (["--task=gsm8k", "--outputs=a", "--alpha=1"], "--alpha needs --model, which gets the delta"),
+    (["--task=gsm8k", "--model=a", "--out=b", "--samples=3"], "needs --protocol=sample"),
+    (["--task=gsm8k", "--model=a+b@x", "--out=b"], "alpha 'x' is no number"),
+    (["--task=gsm8k", "--outputs=a", "--outputs=a"], "two models are labelled 'a'; name them"),
     (["--task=gsm8k", "--model=a"], "--model needs --out"),
     (["--task=gsm9k", "--outputs=b"], "no task or suite is named 'gsm9k'; did you mean gsm8k"),
     (["--task=humaneval", "--outputs=b"], "pass --allow-code-execution to run them in a sandbox"),
@@ -167,10 +182,6 @@ def test_generated_answers_are_not_graded_if_not_wanted(data, tmp_path, capsys, 
     (["--task=gsm8k", "--outputs=b", "--generate-only"], "--generate-only needs --model"),
     (["--task=gsm8k", "--outputs=b", "--max-new-tokens=9"], "--max-new-tokens needs --model"),
     (["--task=gsm8k", "--outputs=b", "--cut=no"], "--cut is one of wrong, grade"),
-    (
-      ["--task=gsm8k", "--model=a", "--out=b", "--generate-only", "--compare=c"],
-      "--compare needs grades",
-    ),
   ],
 )
 def test_bad_input_is_told_in_one_line(argv, message):
@@ -182,7 +193,36 @@ def test_bad_input_is_told_in_one_line(argv, message):
 def test_missing_answers_are_told(data, tmp_path):
   options = {"task": ("gsm8k",), "data": str(data)}
   with pytest.raises(InputError, match=r"gsm8k\.jsonl cannot be read"):
-    main(Options(**options, outputs=str(tmp_path)))
+    main(Options(**options, outputs=(str(tmp_path),)))
   file = outputs(tmp_path / "a.jsonl", data, "1", "2", "3", "4", "5")
   with pytest.raises(InputError, match="4 of 5 answers .* are to questions that are not asked"):
-    main(Options(**options, outputs=file, limit=1))
+    main(Options(**options, outputs=(file,), limit=1))
+
+
+@pytest.mark.parametrize(
+  "models, more, expected",
+  [
+    (["m/a"], {}, [("a", "m/a", "", 1.0)]),
+    (["m/x", "n/x"], {}, [("m-x", "m/x", "", 1.0), ("n-x", "n/x", "", 1.0)]),
+    (["I=m/a", "b"], {}, [("I", "m/a", "", 1.0), ("b", "b", "", 1.0)]),
+    (["m/a+runs/b"], {}, [("a+runs-b@1", "m/a", "runs/b", 1.0)]),
+    (["S=m/a+b@0,0.5"], {}, [("S@0", "m/a", "b", 0.0), ("S@0.5", "m/a", "b", 0.5)]),
+    (["S=m/a+b@2"], {}, [("S", "m/a", "b", 2.0)]),
+    (["a"], {"delta": "d", "alphas": ["0", "1"]}, [("a+d@0", "a", "d", 0), ("a+d@1", "a", "d", 1)]),
+    (["a", "b+e"], {"delta": "d"}, [("a+d@1", "a", "d", 1), ("b+e@1", "b", "e", 1)]),
+  ],
+)
+def test_models_deltas_and_strengths_are_arms(models, more, expected):
+  found = arms.parse(models, **more)
+  assert [(x.label, x.source, x.delta, x.alpha) for x in found] == expected
+  assert {x.kind for x in found} == {"model"}
+
+
+def test_a_folder_whose_name_has_signs_is_a_folder(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for name in ("a=b", "a+b", "m+d@1"):
+    (tmp_path / name).mkdir()
+    [arm] = arms.parse([name])
+    assert (arm.label, arm.source, arm.delta) == (name, name, "")
+  [arm] = arms.parse(outputs=["o/x.jsonl"])
+  assert (arm.label, arm.kind, arm.source) == ("x", "outputs", "o/x.jsonl")

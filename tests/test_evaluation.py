@@ -48,7 +48,7 @@ def test_a_cut_answer_is_counted_and_not_graded():
 def test_many_cut_answers_are_told():
   assert suite.warning(scored("0", "2", "4", "6", "8", "10")) == ""
   text = suite.warning(scored("0", "2", "4", "6", "9", "10…"))
-  assert text.startswith("sums: 1 of 6 answers (17%) were cut and count as wrong; right are 66.7%")
+  assert text.startswith("cut answers, which count as wrong: 1 of 6 (17%); 66.7% of all are right")
   assert "80.0% of the finished" in text and "--max-new-tokens" in text
   assert scored(*["0…"] * 6).finished is None
   assert "none finished" in suite.warning(scored(*["0…"] * 6))

@@ -155,10 +155,9 @@ class ChatTemplate:
         f"{self.name} has no chat template; use the tokenizer of the Instruct model, or put its "
         "chat_template.jinja into the folder"
       )
-    words = set(re.findall(r"[^\W\d]\w*", str(self.tokenizer.chat_template))) - RESERVED
     for arg in self.args:
-      if arg not in words:
-        near = difflib.get_close_matches(arg, words, n=1)
+      if arg not in self.arguments:
+        near = difflib.get_close_matches(arg, self.arguments, n=1)
         hint = f"did you mean {near[0]}?" if near else "leave the argument out"
         raise InputError(f"the chat template of {self.name} reads no argument {arg}; {hint}")
 
@@ -166,6 +165,11 @@ class ChatTemplate:
   def name(self) -> str:
     """The tokenizer's name in errors."""
     return name_of(self.tokenizer)
+
+  @property
+  def arguments(self) -> set[str]:
+    """Names that the template may read as arguments, among other words of its text."""
+    return set(re.findall(r"[^\W\d]\w*", str(self.tokenizer.chat_template))) - RESERVED
 
   def render(
     self,

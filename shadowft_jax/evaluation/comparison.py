@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from shadowft_jax.errors import InputError
 from shadowft_jax.evaluation import statistics
@@ -12,7 +13,7 @@ from shadowft_jax.tasks import SUITES
 from shadowft_jax.tasks.suites import Suite
 from shadowft_jax.tasks.task import Task
 
-CHANGE = ["second - first", "difference", "95 % interval", "p", "lost", "won"]
+CHANGE = ["difference", "95 % interval", "p", "lost", "won"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,13 +66,45 @@ def compare_suite(suite: Suite, changes: Mapping[str, Change]) -> Difference | N
   )
 
 
-def table(changes: Mapping[str, Change]) -> str:
-  """The paired differences of tasks and of whole suites, second model minus first."""
-  both = {name: compare_suite(one, changes) for name, one in SUITES.items()}
-  found = [(name, x.difference, f"{len(x.lost)}", f"{len(x.won)}") for name, x in changes.items()]
-  found += [(f"average of {name}", x, "", "") for name, x in both.items() if x]
-  rows = [
-    [name, f"{x.mean:+.1%}", f"{x.low:+.1%} to {x.high:+.1%}", f"{x.p:.3g}", *counts]
-    for name, x, *counts in found
+def table(changes: Mapping[str, Mapping[str, Change]], first: str) -> str:
+  """The paired differences to the model `first` of tasks and whole suites, by model and task."""
+  rows = [["minus " + first, "model", *CHANGE]]
+  tasks = dict.fromkeys(task for found in changes.values() for task in found)
+  for task in tasks:
+    for label, found in changes.items():
+      x = found[task]
+      rows.append([task, label, *_cells(x.difference), f"{len(x.lost):,}", f"{len(x.won):,}"])
+  for name, suite in SUITES.items():
+    for label, found in changes.items():
+      if average := compare_suite(suite, found):
+        rows.append([f"average of {name}", label, *_cells(average), "", ""])
+  return aligned(rows, left=2)
+
+
+def _cells(x):
+  return [f"{x.mean:+.1%}", f"{x.low:+.1%} to {x.high:+.1%}", f"{x.p:.3g}"]
+
+
+def changed(
+  label: str, change: Change, first: Sequence[Graded], second: Sequence[Graded]
+) -> list[dict[str, Any]]:
+  """The questions that one model answers right and the other wrong, with the answers of both."""
+  a, b = ({one.id: one for one in reversed(graded)} for graded in (first, second))
+  return [
+    {"task": change.task, "model": label, "id": name, "change": kind}
+    | {"first": a[name].text, "second": b[name].text}
+    for kind, names in (("right to wrong", change.lost), ("wrong to right", change.won))
+    for name in names
   ]
-  return aligned([CHANGE, *rows])
+
+
+def record(changes: Mapping[str, Change]) -> dict[str, Any]:
+  """The changes of tasks and suites as JSON has them."""
+  suites = {name: compare_suite(one, changes) for name, one in SUITES.items()}
+  return {
+    "tasks": {
+      name: {**dataclasses.asdict(x.difference), "lost": x.lost, "won": x.won}
+      for name, x in changes.items()
+    },
+    "suites": {name: dataclasses.asdict(x) for name, x in suites.items() if x},
+  }

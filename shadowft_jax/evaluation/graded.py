@@ -1,4 +1,4 @@
-"""One graded answer, and questions' shares of right ones."""
+"""Graded answers, questions' shares of right ones, and the score of a task."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -30,6 +30,37 @@ class Graded:
   def is_right(self) -> bool:
     """Whether it counts as right."""
     return self.state == "right"
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+  """The score of a task; accuracies are in 0..1.
+
+  Attributes:
+    questions: how many.
+    samples: answers to each question, whose mean counts.
+    accuracy: over all answers; the plain mean of groups where the task says so.
+    low, high: its 95 % confidence interval.
+    finished: over the answers that were not cut; None if all were.
+    cut, unparsed, unknown: how many answers were cut, could not be read, have no finish reason.
+    second_opinion: how many are right by math-verify alone.
+    tokens: the mean length of the answers; None if nobody said.
+    groups: accuracy by group.
+  """
+
+  task: str
+  questions: int
+  samples: int
+  accuracy: float
+  low: float
+  high: float
+  finished: float | None
+  cut: int
+  unparsed: int
+  unknown: int
+  second_opinion: int
+  tokens: float | None
+  groups: dict[str, float]
 
 
 def means(graded: Sequence[Graded]) -> dict[str, float]:

@@ -1,7 +1,6 @@
 """Answers -> graded answers -> scores of tasks and of suites."""
 
 import collections
-import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,7 @@ from shadowft_jax import machine
 from shadowft_jax.errors import InputError
 from shadowft_jax.evaluation import statistics
 from shadowft_jax.evaluation.answers import Key
-from shadowft_jax.evaluation.graded import Graded, means
+from shadowft_jax.evaluation.graded import Graded, Score, means
 from shadowft_jax.generation import thoughts
 from shadowft_jax.generation.completion import Completion
 from shadowft_jax.progress import aligned
@@ -22,37 +21,6 @@ from shadowft_jax.tasks.task import Example, Grade, Task
 CUT = ("wrong", "grade")  # what a cut answer counts as; "grade" is the published protocol
 HEAD = ["task", "questions", "score", "95 % interval", "of finished", "cut", "unparsed", "tokens"]
 MANY_CUT = 0.05  # of the answers; more of them are worth a warning
-
-
-@dataclasses.dataclass(frozen=True)
-class Score:
-  """The score of a task; accuracies are in 0..1.
-
-  Attributes:
-    questions: how many.
-    samples: answers to each question, whose mean counts.
-    accuracy: over all answers; the plain mean of groups where the task says so.
-    low, high: its 95 % confidence interval.
-    finished: over the answers that were not cut; None if all were.
-    cut, unparsed, unknown: how many answers were cut, could not be read, have no finish reason.
-    second_opinion: how many are right by math-verify alone.
-    tokens: the mean length of the answers; None if nobody said.
-    groups: accuracy by group.
-  """
-
-  task: str
-  questions: int
-  samples: int
-  accuracy: float
-  low: float
-  high: float
-  finished: float | None
-  cut: int
-  unparsed: int
-  unknown: int
-  second_opinion: int
-  tokens: float | None
-  groups: dict[str, float]
 
 
 def grade(
@@ -180,32 +148,41 @@ def warning(one: Score) -> str:
     return ""
   finished = "none finished" if one.finished is None else f"{one.finished:.1%} of the finished"
   return (
-    f"{one.task}: {one.cut} of {answers} answers ({one.cut / answers:.0%}) were cut and count as "
-    f"wrong; right are {one.accuracy:.1%} of all, {finished}; a larger --max-new-tokens lets them "
-    "end"
+    f"cut answers, which count as wrong: {one.cut:,} of {answers:,} ({one.cut / answers:.0%}); "
+    f"{one.accuracy:.1%} of all are right, {finished}; a larger --max-new-tokens lets them end"
   )
 
 
-def table(scores: Mapping[str, Score]) -> str:
-  """The scores of tasks as a table, and the averages of whole suites."""
-  rows = [HEAD]
-  for name, one in scores.items():
-    finished = "-" if one.finished is None else f"{one.finished:.1%}"
-    tokens = "-" if one.tokens is None else f"{one.tokens:.0f}"
-    interval = f"{one.low:.1%} to {one.high:.1%}"
-    cells = [f"{one.accuracy:.1%}", interval, finished, f"{one.cut}", f"{one.unparsed}", tokens]
-    rows.append([name, f"{one.questions}", *cells])
-  means = [f"average of {name}: {x:.1%}" for name, x in suite_scores(scores).items()]
-  return "\n".join([aligned(rows), *means])
+def table(scores: Mapping[str, Mapping[str, Score]]) -> str:
+  """The scores of models on tasks, {label: {task: score}}, and the averages of whole suites."""
+  tasks = list(dict.fromkeys(task for found in scores.values() for task in found))
+  rows = [[HEAD[0], "model", *HEAD[1:]]]
+  for task in tasks:
+    rows += [[task, label, *_cells(found[task])] for label, found in scores.items()]
+  averages = {label: suite_scores(found) for label, found in scores.items()}
+  for name in SUITES:
+    for label, found in averages.items():
+      if name in found:
+        rows.append([f"average of {name}", label, "", f"{found[name]:.1%}", *[""] * 5])
+  return aligned(rows, left=2)
+
+
+def _cells(one):
+  finished = "-" if one.finished is None else f"{one.finished:.1%}"
+  tokens = "-" if one.tokens is None else f"{one.tokens:.0f}"
+  interval = f"{one.low:.1%} to {one.high:.1%}"
+  cells = [f"{one.accuracy:.1%}", interval, finished, f"{one.cut:,}", f"{one.unparsed:,}", tokens]
+  return [f"{one.questions:,}", *cells]
 
 
 def notes(scores: Mapping[str, Score]) -> list[str]:
   """Lines on what a reader of the scores has to know."""
   found: list[str] = []
   for name, one in scores.items():
-    found += filter(None, [warning(one)])
+    lines = [warning(one)] * bool(warning(one))
     if one.unknown:
-      found.append(f"{name}: {one.unknown} answers do not say how they ended; they are graded")
+      lines.append(f"answers that do not say how they ended, graded as text: {one.unknown:,}")
     if one.second_opinion:
-      found.append(f"{name}: {one.second_opinion} answers are right by math-verify alone")
+      lines.append(f"answers right by math-verify alone: {one.second_opinion:,}")
+    found += [f"{name}: {line}" for line in lines]
   return found

@@ -1,5 +1,7 @@
 """A model's thoughts, by the marks of its own chat template, and the answer after them."""
 
+from collections.abc import Iterable
+
 # The mark before thoughts and the one after them, as templates of released models write them.
 MARKS = (
   ("<think>", "</think>"),
@@ -15,6 +17,12 @@ MARKS = (
 def marks(template: str) -> tuple[str, str] | None:
   """(before, after) thoughts as a chat template writes them; None if it knows of none."""
   return next((pair for pair in MARKS if pair[1] in template), None)
+
+
+def marks_in(texts: Iterable[str]) -> tuple[str, str] | None:
+  """The marks of thoughts that occur in answers; None if none do."""
+  texts = list(texts)
+  return next((p for p in MARKS if any(mark in text for text in texts for mark in p)), None)
 
 
 def is_open(prompt: str, pair: tuple[str, str] | None) -> bool:

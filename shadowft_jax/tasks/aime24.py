@@ -7,7 +7,7 @@ Rule: the boxed answer, compared by math-verify.  Prompt: OpenCompass aime2024_g
 """
 
 from shadowft_jax.tasks import grading
-from shadowft_jax.tasks.hendrycks_math import BOXED
+from shadowft_jax.tasks.grading import BOXED
 from shadowft_jax.tasks.originals import Data, Original, field
 from shadowft_jax.tasks.task import Example, Task, example
 

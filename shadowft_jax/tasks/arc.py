@@ -19,11 +19,6 @@ SPLITS = {
   "validation": ("arc/arc_challenge_dev.jsonl", "arc/ARC-Challenge-Dev.jsonl"),
   "test": ("arc/arc_challenge_test.jsonl", "arc/ARC-Challenge-Test.jsonl"),
 }
-ASKED = (
-  "Answer the following multiple choice question. The last line of your response should be of the "
-  "following format: 'ANSWER: $LETTER' (without quotes) where LETTER is one of ABCD. Think step by "
-  "step before answering.\n\n{question}\n\n{options}"
-)
 
 
 def _options(row):
@@ -42,7 +37,7 @@ def _read(data: Data, split: str) -> list[Example]:
     question, options, labels = _options(row)
     if len(options) == 4:
       letter = choices.LETTERS[labels.index(row["answerKey"])]
-      asked = ASKED.format(question=question, options=choices.listed(options))
+      asked = choices.ASKED_ABCD.format(question=question, options=choices.listed(options))
       out.append(example(asked, choices.key(letter, options)))
   return out
 

@@ -6,6 +6,18 @@ from collections.abc import Sequence
 from shadowft_jax.tasks import grading
 from shadowft_jax.tasks.task import Grade
 
+# Prompts for a last line "ANSWER: X": OpenCompass's of MMLU-Pro, and of ARC and GPQA.
+ASKED_ANY = (
+  "Answer the following multiple choice question. The last line of your response should be of the "
+  "following format: 'ANSWER: $LETTER' (without quotes) where LETTER is one of Options(e.g. one of "
+  "ABCDEFGHIJKLMNOP). Think step by step before answering.\n\nQuestion:\n\n{question}\n\n"
+  "Options:\n\n{options}"
+)
+ASKED_ABCD = (
+  "Answer the following multiple choice question. The last line of your response should be of the "
+  "following format: 'ANSWER: $LETTER' (without quotes) where LETTER is one of ABCD. Think step by "
+  "step before answering.\n\n{question}\n\n{options}"
+)
 LETTERS = "ABCDEFGHIJKLMNOP"
 _MARKS = r"[\s*_`\"'$({\[:]*(?:\\(?:boxed|text|mathbf|textbf)\s*\{\s*)*[({\[]*"
 

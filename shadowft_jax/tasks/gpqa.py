@@ -12,7 +12,7 @@ the run trains on, has a set of that name: GPQA's Genetics and Molecular Biology
 
 import functools
 
-from shadowft_jax.tasks import arc, choices
+from shadowft_jax.tasks import choices
 from shadowft_jax.tasks.originals import Data, Original, table
 from shadowft_jax.tasks.task import Example, Task, example
 
@@ -36,7 +36,9 @@ def _read(
       continue
     found = [row["Correct Answer"]] + [row[f"Incorrect Answer {i}"] for i in (1, 2, 3)]
     options = [found["ABCD".index(c)] for c in ROTATIONS[number % 4]]
-    form, prompt = ("{letter}. {option}", arc.ASKED) if with_thoughts else (FORM_OF_OPTION, ASKED)
+    form, prompt = (
+      ("{letter}. {option}", choices.ASKED_ABCD) if with_thoughts else (FORM_OF_OPTION, ASKED)
+    )
     asked = prompt.format(question=row["Question"], options=choices.listed(options, form))
     gold = choices.key("ABCD"[options.index(found[0])], options)
     out.append(example(asked, gold, row.get("Subdomain") or ""))

@@ -6,6 +6,9 @@ from fractions import Fraction
 from shadowft_jax.tasks import second_opinion
 from shadowft_jax.tasks.task import Grade
 
+# Asks for an answer that `mathematics` reads.
+BOXED = "{problem}\nPlease reason step by step, and put your final answer within \\boxed{{}}."
+
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
 _STATED = re.compile(r"(?:\banswer(?:\s+is)?\s*:|\banswer\s+is\b|####)[*_\s]*", re.IGNORECASE)
 # In order: a later rule sees what the former ones left.

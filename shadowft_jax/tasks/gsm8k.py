@@ -9,7 +9,7 @@ gsm8k_0shot_v2_gen_17d799; the 8 examples are those of Wei et al. 2022, arXiv 22
 """
 
 from shadowft_jax.tasks import grading, gsm8k_shots
-from shadowft_jax.tasks.hendrycks_math import BOXED
+from shadowft_jax.tasks.grading import BOXED
 from shadowft_jax.tasks.originals import Data, Original
 from shadowft_jax.tasks.task import Example, Task, dialogue, example
 

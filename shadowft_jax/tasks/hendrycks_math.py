@@ -16,7 +16,6 @@ from shadowft_jax.tasks import grading
 from shadowft_jax.tasks.originals import Data, Original
 from shadowft_jax.tasks.task import Example, Task, dialogue, example
 
-BOXED = "{problem}\nPlease reason step by step, and put your final answer within \\boxed{{}}."
 PROBLEMS = Original(
   files=("math/math_test5000.jsonl", "math/test.jsonl"),
   form='rows with "problem", "solution" and "type"',
@@ -75,7 +74,7 @@ def _problems(data):
 
 
 def _zero_shot(data: Data) -> list[Example]:
-  return [example(BOXED.format(problem=p), gold, kind) for p, gold, kind in _problems(data)]
+  return [example(grading.BOXED.format(problem=p), gold, kind) for p, gold, kind in _problems(data)]
 
 
 def _four_shot(data: Data) -> list[Example]:

@@ -9,7 +9,6 @@ Rule: the option named.  Prompt: OpenCompass MedQA_gen_3bf756 (the paper gives n
 """
 
 from shadowft_jax.tasks import choices
-from shadowft_jax.tasks.mmlu_pro import ASKED
 from shadowft_jax.tasks.originals import Data, Original
 from shadowft_jax.tasks.task import Example, Task, example
 
@@ -24,7 +23,7 @@ def _read(data: Data) -> list[Example]:
   out = []
   for row in data.rows(QUESTIONS):
     options = [row["options"][letter] for letter in sorted(row["options"])]
-    asked = ASKED.format(question=row["question"], options=choices.listed(options))
+    asked = choices.ASKED_ANY.format(question=row["question"], options=choices.listed(options))
     out.append(example(asked, choices.key(row["answer_idx"], options)))
   return out
 

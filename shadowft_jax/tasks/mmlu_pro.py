@@ -24,12 +24,6 @@ QUESTIONS = Original(
   form='rows with "question", "options", "answer" and "category"',
   hub="TIGER-Lab/MMLU-Pro",
 )
-ASKED = (
-  "Answer the following multiple choice question. The last line of your response should be of the "
-  "following format: 'ANSWER: $LETTER' (without quotes) where LETTER is one of Options(e.g. one of "
-  "ABCDEFGHIJKLMNOP). Think step by step before answering.\n\nQuestion:\n\n{question}\n\n"
-  "Options:\n\n{options}"
-)
 
 
 def _read(data: Data, categories: tuple[str, ...] = ()) -> list[Example]:
@@ -38,7 +32,7 @@ def _read(data: Data, categories: tuple[str, ...] = ()) -> list[Example]:
     if categories and row["category"] not in categories:
       continue
     options = [o for o in row["options"] if o != "N/A"]
-    asked = ASKED.format(question=row["question"], options=choices.listed(options))
+    asked = choices.ASKED_ANY.format(question=row["question"], options=choices.listed(options))
     out.append(example(asked, choices.key(row["answer"], choices.LETTERS[:10]), row["category"]))
   return out
 

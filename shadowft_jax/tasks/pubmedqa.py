@@ -12,7 +12,6 @@ model judge; this does not (the paper gives no prompt).  The hub's 1000 question
 import re
 
 from shadowft_jax.tasks import choices, grading
-from shadowft_jax.tasks.mmlu_pro import ASKED
 from shadowft_jax.tasks.originals import Data, Original
 from shadowft_jax.tasks.task import Example, Grade, Task, example
 
@@ -48,7 +47,9 @@ def _read(data: Data) -> list[Example]:
   for question, contexts, answer in _questions(data):
     asked = f"CONTEXTS: {' '.join(contexts)}\nQUESTION: {question}"
     gold = choices.key(choices.LETTERS[WORDS.index(answer)], WORDS)
-    out.append(example(ASKED.format(question=asked, options=choices.listed(WORDS)), gold))
+    out.append(
+      example(choices.ASKED_ANY.format(question=asked, options=choices.listed(WORDS)), gold)
+    )
   return out
 
 

@@ -10,7 +10,7 @@ where the paper says 0; `svamp_0shot` is what the paper says).
 
 from shadowft_jax.tasks import grading
 from shadowft_jax.tasks.gsm8k import few_shot
-from shadowft_jax.tasks.hendrycks_math import BOXED
+from shadowft_jax.tasks.grading import BOXED
 from shadowft_jax.tasks.originals import Data, Original
 from shadowft_jax.tasks.task import Example, Task, example
 
