@@ -14,7 +14,7 @@ Ours packs; the peer (transformers + peft, sdpa, gradient checkpointing, bfloat1
 micro-batches of 2, and is also given full rows of 4096 without padding, which bounds what packing
 could bring it.  Everything runs in a process of its own, one after another, until the budget (in
 seconds) is spent.  Prints a JSON line for each and a table: real tokens a second; `mfu`, useful
-FLOPs over the peak, where a token counts 2 FLOPs forward and 2 backward a frozen weight, 6 a learnt
+FLOPs over the peak, where a token counts 2 FLOPs forward and 2 backward a frozen weight, 6 a trained
 one, and attention to its own example; `hardware`, the same with padding and what rematerialisation
 computes again; peak memory.  Exits with 1 where a section failed or two results disagree.
 """
@@ -221,7 +221,7 @@ def trained(kind, remat, rows, options):
     "computed_tokens": computed,
     "useful_flops": work.useful * sum(lengths),
     "executed_flops": work.executed * computed,
-    "learnt": sum(x.size for x in jax.tree.leaves(state.delta)),
+    "trained": sum(x.size for x in jax.tree.leaves(state.delta)),
     "peak_bytes": stats.get("peak_bytes_in_use"),
   }
 
@@ -260,7 +260,7 @@ def peer(kind, options, full_rows=False):
 
   fields = shape_of(kind, options)
   device = "cuda" if torch.cuda.is_available() else "cpu"
-  # As the paper's trainer has it: what is learnt in float32, what is frozen in bfloat16.
+  # As the paper's trainer has it: what is trained in float32, what is frozen in bfloat16.
   dtype = torch.bfloat16 if kind == "lora" and not options.tiny else torch.float32
   with torch.device(device):
     model = AutoModelForCausalLM.from_config(
@@ -278,8 +278,8 @@ def peer(kind, options, full_rows=False):
     )
   model.gradient_checkpointing_enable(dict(use_reentrant=False))
   model.train()
-  learnt = [p for p in model.parameters() if p.requires_grad]
-  adam = torch.optim.AdamW(learnt, lr=1e-5, weight_decay=0.0, fused=True)
+  trained = [p for p in model.parameters() if p.requires_grad]
+  adam = torch.optim.AdamW(trained, lr=1e-5, weight_decay=0.0, fused=True)
   batches = list(padded(examples(options, fields["vocab_size"]), options, full_rows))
   count = sum(int((b["labels"][:, 1:] >= 0).sum()) for b in batches)
 
@@ -291,7 +291,7 @@ def peer(kind, options, full_rows=False):
         part = model(**batch, num_items_in_batch=torch.tensor(count, device=device)).loss
       part.backward()
       loss += part.detach()
-    torch.nn.utils.clip_grad_norm_(learnt, 1.0)
+    torch.nn.utils.clip_grad_norm_(trained, 1.0)
     adam.step()
     adam.zero_grad()
     return float(loss)
@@ -505,7 +505,7 @@ def line(kind, side, out, work):
     "losses": [round(x, 4) for x in out["losses"]],
     **{
       k: out[k]
-      for k in ("device", "attention", "remat", "rows", "parameters", "learnt")
+      for k in ("device", "attention", "remat", "rows", "parameters", "trained")
       if k in out
     },
   }

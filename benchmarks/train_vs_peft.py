@@ -163,12 +163,12 @@ def ours(folder, options):
       folder / "model", dtype=jnp.float32, mesh=mesh, remat="none", backend=options.attention
     )
     if options.kind == "lora":
-      learnt, scale = deltas.load(folder / "adapter", mesh=mesh)
+      trained, scale = deltas.load(folder / "adapter", mesh=mesh)
     else:
       config = ml_collections.ConfigDict(dict(kind="full", match="all"))
-      learnt, scale = delta.zeros(jax.random.key(0), frozen, config), 1.0
+      trained, scale = delta.zeros(jax.random.key(0), frozen, config), 1.0
     tx, _ = optim.make(ml_collections.ConfigDict(OPTIMIZER), options.steps)
-    state = step_lib.TrainState(jnp.int32(0), learnt, tx.init(learnt))
+    state = step_lib.TrainState(jnp.int32(0), trained, tx.init(trained))
     method = step_lib.Loss(model, objectives.sft, scale, options.chunk)
     data = [Example(*example) for example in examples(folder)]
 
@@ -201,9 +201,9 @@ def peer(folder, options):
   if options.kind == "lora":
     model = peft.PeftModel.from_pretrained(model, folder / "adapter", is_trainable=True)
   model.train()
-  learnt = [p for p in model.parameters() if p.requires_grad]
+  trained = [p for p in model.parameters() if p.requires_grad]
   adam = torch.optim.AdamW(
-    learnt,
+    trained,
     lr=OPTIMIZER["lr"],
     betas=(OPTIMIZER["b1"], OPTIMIZER["b2"]),
     eps=OPTIMIZER["eps"],
@@ -224,7 +224,7 @@ def peer(folder, options):
       part.backward()
       loss += float(part.detach())
       computed += batch["input_ids"].size
-    torch.nn.utils.clip_grad_norm_(learnt, OPTIMIZER["grad_clip_norm"])
+    torch.nn.utils.clip_grad_norm_(trained, OPTIMIZER["grad_clip_norm"])
     adam.step()
     schedule.step()
     adam.zero_grad()

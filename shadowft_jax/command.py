@@ -156,8 +156,7 @@ def parse(options: type[T], argv: Sequence[str]) -> T:
       raise InputError(config_file.unknown_field(presets.OPEN))
     for name in _open_fields(flag, argv):
       chosen[name] = config_file.parse_value(str(values[f"{flag}.{name}"].value))
-    with config.unlocked():
-      config.update_from_flattened_dict(chosen)
+    config_file.set_fields(config, chosen, f"--{flag}")
   given = {}
   for flag, field in fields(options).items():
     if (value := configs.get(flag, values[flag].value)) is not None:

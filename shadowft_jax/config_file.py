@@ -78,7 +78,7 @@ def load(name: str | os.PathLike) -> Config:
     found = _fields(_yaml(path))
   else:
     found = presets.flat(_python(path).to_dict())
-  return _set(presets.sft(), found, f"--config {path}").lock()
+  return set_fields(presets.sft(), found, f"--config {path}").lock()
 
 
 def merged(config: str | os.PathLike | Config, fields: Mapping[str, Any]) -> Config:
@@ -88,19 +88,19 @@ def merged(config: str | os.PathLike | Config, fields: Mapping[str, Any]) -> Con
     InputError: see `load`; or a field is unknown or of another type.
   """
   copied = config.copy_and_resolve_references() if isinstance(config, Config) else load(config)
-  return _set(copied, _fields(fields), "config").lock()
+  return set_fields(copied, _fields(fields), "config").lock()
 
 
-def _set(config, fields, where):
+def set_fields(config: Config, fields: Mapping[str, Any], where: str) -> Config:
   """`config` with {dotted name: value} set, each of its field's type."""
   known = {name: presets.field_of(name) for name in fields}
   if unknown := [name for name, field in known.items() if field is None]:
     rest = unknown[1:20] + [f"{len(unknown) - 20} more"] * (len(unknown) > 20)
     also = f"; also unknown: {', '.join(rest)}" if rest else ""
     raise InputError(f"{where} sets an {unknown_field(unknown[0])}{also}")
-  values = {name: _typed(name, value) for name, value in fields.items()}
+  values = {name: _typed(name, value) for name, value in presets.current(fields).items()}
   for name, value in values.items():
-    if fault := known[name].mistyped(value):
+    if (field := known[name]) and (fault := field.mistyped(value)):
       raise InputError(f"{where}: config.{name} {fault}; got {value!r}")
   with config.unlocked():  # the names of template_args are not there yet
     config.update_from_flattened_dict(values)

@@ -4,6 +4,7 @@ A config (configs/, or --config.field=value) changes a few of them.  It imports 
 field.py, so that a config loads fast; a test holds the choices to the registries they name.
 """
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from shadowft_jax.field import Field
@@ -96,8 +97,8 @@ FIELDS: dict[str, Field] = {
     "data.recipe": Field("chat", "chat: the Instruct's own template; paper: the authors' framing",
                          ("chat", "paper")),
     "data.template": Field("", "template of the paper's recipe; empty: by the Base's name"),
-    "data.think": Field("learnt", "loss on the paper's empty thinking block for Qwen3: learnt or "
-                        "masked", ("learnt", "masked")),
+    "data.think": Field("trained", "loss on the paper's empty thinking block for Qwen3: trained or "
+                        "masked", ("trained", "masked")),
     "data.template_args": Field({}, "arguments of the chat template for data.recipe=chat, each set "
                                 "by its name: template_args.enable_thinking=false"),
     "data.max_length": _count(4096, "tokens of an example at most, and of a packed row"),
@@ -134,6 +135,8 @@ FIELDS: dict[str, Field] = {
 }
 # fmt: on
 OPEN = "data.template_args"  # the group whose fields have names of the user's choice
+# (field, value of older versions) -> its value now.
+RENAMED = {("data.think", "learnt"): "trained"}
 PAIRED = ("dpo",)  # objectives that train on preference pairs
 
 
@@ -142,6 +145,14 @@ def field_of(name: str) -> Field | None:
   if name.startswith(f"{OPEN}.") and name.count(".") == OPEN.count(".") + 1:
     return Field(None, "argument of the chat template")
   return FIELDS.get(name)
+
+
+def current(fields: Mapping[str, Any]) -> dict[str, Any]:
+  """{dotted name: value} with values of older versions as they are named now."""
+  return {
+    name: RENAMED.get((name, value), value) if isinstance(value, str) else value
+    for name, value in fields.items()
+  }
 
 
 def defaults() -> dict[str, Any]:

@@ -28,7 +28,7 @@ PROJECTIONS = frozenset(
     *("in_proj_qkvz", "in_proj_ba", "in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"),
   }
 )
-# Matrices of layers that are no projections: routers, convolutions, what is learnt for each input
+# Matrices of layers that are no projections: routers, convolutions, what is trained for each input
 # or position.
 NO_PROJECTION = (
   r"norm|\bgate\b|router|shared_expert_gate|conv|embed|bias|rotary|relative|A_log|per_layer|altup"

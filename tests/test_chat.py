@@ -1,4 +1,4 @@
-"""What is learnt is what the assistant says and what ends its turn: no more, and no less."""
+"""What is trained is what the assistant says and what ends its turn: no more, and no less."""
 
 import copy
 import json
@@ -165,7 +165,7 @@ def text_of(ids, tokenizer):
   return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
-def learnt(example, tokenizer):
+def trained(example, tokenizer):
   """The text of each run of tokens that count."""
   edges = np.flatnonzero(np.diff(np.concatenate([[0], example.answer, [0]])))
   return [text_of(example.token[a:b], tokenizer) for a, b in edges.reshape(-1, 2)]
@@ -187,12 +187,12 @@ CONVERSATIONS = [
 
 @pytest.mark.parametrize("name", TEMPLATES)
 @pytest.mark.parametrize("conversation", CONVERSATIONS, ids=range(len(CONVERSATIONS)))
-def test_exactly_the_answers_and_what_ends_them_are_learnt(any_tokenizer, name, conversation):
+def test_exactly_the_answers_and_what_ends_them_are_trained(any_tokenizer, name, conversation):
   template, end, last_end, before = TEMPLATES[name]
   any_tokenizer.chat_template = template
   example = encode(conversation, any_tokenizer, 1000)
   answers = [m["content"] for m in conversation if m["role"] == "assistant"]
-  assert learnt(example, any_tokenizer) == (
+  assert trained(example, any_tokenizer) == (
     [a + end for a in answers[:-1]] + [before + answers[-1] + last_end]
   )
   # All of the text is there, and answers follow the prompt that generation is given.
@@ -207,7 +207,7 @@ def test_exactly_the_answers_and_what_ends_them_are_learnt(any_tokenizer, name, 
 def test_turns_that_words_alone_divide(tokenizer):
   tokenizer.chat_template = PLAIN
   example = encode(talk("the fox", "the dog", "Q: four", "lazy Q:"), tokenizer, 1000)
-  assert learnt(example, tokenizer) == [" the dog\n", " lazy Q:\n"]
+  assert trained(example, tokenizer) == [" the dog\n", " lazy Q:\n"]
 
 
 def test_characters_at_the_border_of_an_answer_are_on_their_side(any_tokenizer):
@@ -215,36 +215,36 @@ def test_characters_at_the_border_of_an_answer_are_on_their_side(any_tokenizer):
   any_tokenizer.chat_template = joined
   for asked, answered in (("x🎈", "🎈y"), ("中", "中"), ("dog.", "four  "), ("dog.\n", " ")):
     example = encode(talk(asked, answered), any_tokenizer, 99)
-    assert learnt(example, any_tokenizer) == [answered]
+    assert trained(example, any_tokenizer) == [answered]
 
 
 def test_a_token_across_the_border_is_no_answer():
   # However the tokenizer reports its spaces.
   for trim in (True, False):
     tokenizer = wrapped(byte_level(trim), "{% for m in messages %}{{ m.content }}{% endfor %}")
-    assert learnt(encode(talk("dog. ", "the fox"), tokenizer, 99), tokenizer) == [" fox"]
+    assert trained(encode(talk("dog. ", "the fox"), tokenizer, 99), tokenizer) == [" fox"]
 
 
 def test_spaces_around_an_answer_are_as_the_template_writes_them(any_tokenizer):
   conversation = talk("x", "  the dog \n", "y", " four  ")
   any_tokenizer.chat_template = CHATML
-  assert learnt(encode(conversation, any_tokenizer, 99), any_tokenizer) == [
+  assert trained(encode(conversation, any_tokenizer, 99), any_tokenizer) == [
     "  the dog \n<|im_end|>\n",
     " four  <|im_end|>\n",
   ]
   any_tokenizer.chat_template = GEMMA
-  assert learnt(encode(conversation, any_tokenizer, 99), any_tokenizer) == [
+  assert trained(encode(conversation, any_tokenizer, 99), any_tokenizer) == [
     "the dog<end_of_turn>\n",
     "four<end_of_turn>\n",
   ]
 
 
-def test_thoughts_are_learnt_where_the_template_keeps_them(tokenizer):
+def test_thoughts_are_trained_where_the_template_keeps_them(tokenizer):
   tokenizer.chat_template = QWEN3
   example = encode(
     talk("a", "<think>\nhm\n</think>\n\nb", "c", "<think>\noh\n</think>\n\nd"), tokenizer, 1000
   )
-  assert learnt(example, tokenizer) == ["b<|im_end|>\n", "<think>\noh\n</think>\n\nd<|im_end|>\n"]
+  assert trained(example, tokenizer) == ["b<|im_end|>\n", "<think>\noh\n</think>\n\nd<|im_end|>\n"]
   assert example.altered, "the earlier thoughts are gone"
   assert not encode(talk("a", " b", "c", "<think>\noh\n</think>\n\nd"), tokenizer, 1000).altered
 
@@ -256,9 +256,9 @@ def test_template_arguments_reach_the_template(tokenizer):
     "{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}{% endif %}",
   )
   rows = [formats.Row("", talk("a", "b"))]
-  for args, trained in ((), "<think>\n\n</think>\n\nb"), ((("enable_thinking", False),), "b"):
+  for args, whole in ((), "<think>\n\n</think>\n\nb"), ((("enable_thinking", False),), "b"):
     [[example]] = chat.encode_rows(rows, tokenizer, formats.Settings(99, template_args=args))
-    assert learnt(example, tokenizer) == [f"{trained}<|im_end|>\n"]
+    assert trained(example, tokenizer) == [f"{whole}<|im_end|>\n"]
     prompt = ChatTemplate(tokenizer, dict(args)).prompt(talk("a"))
     assert prompt == example.token[: len(prompt)].tolist()
   for wrong in ("enable_thinkin", "messages"):
@@ -272,13 +272,13 @@ def test_turns_in_an_unusual_order(tokenizer):
   for template, before in ((CHATML, ""), (QWEN3, "<think>\n\n</think>\n\n")):
     tokenizer.chat_template = template
     two = encode([*talk("a", "four"), assistant("dog")], tokenizer, 1000)
-    assert learnt(two, tokenizer)[0] == "four<|im_end|>\n"
-    assert learnt(two, tokenizer)[1].endswith("dog<|im_end|>\n")
+    assert trained(two, tokenizer)[0] == "four<|im_end|>\n"
+    assert trained(two, tokenizer)[1].endswith("dog<|im_end|>\n")
     opened = encode([assistant("four"), *talk("b", "dog")], tokenizer, 1000)
-    assert learnt(opened, tokenizer) == ["four<|im_end|>\n", before + "dog<|im_end|>\n"]
+    assert trained(opened, tokenizer) == ["four<|im_end|>\n", before + "dog<|im_end|>\n"]
   tokenizer.chat_template = CHATML
   left_open = encode(talk("a", "four", "and?"), tokenizer, 1000)
-  assert learnt(left_open, tokenizer) == ["four<|im_end|>\n"]
+  assert trained(left_open, tokenizer) == ["four<|im_end|>\n"]
 
 
 def test_what_is_beyond_max_length_is_cut_and_counted(tokenizer):
@@ -305,21 +305,21 @@ def test_encoding_many_is_encoding_each(tokenizer):
     assert (example.cut, example.where) == (one.cut, f"f.json row {i}")
 
 
-def test_raw_text_is_learnt_whole_in_pieces_of_even_length(tokenizer):
+def test_raw_text_is_trained_whole_in_pieces_of_even_length(tokenizer):
   text = "the lazy dog " * 30
   rows = [formats.Row("f row 1", [], text=text), formats.Row("f row 2", talk("a", "four"))]
   pieces, [conversation] = chat.encode_rows(rows, tokenizer, formats.Settings(40))
   assert "".join(text_of(p.token, tokenizer) for p in pieces) == f"<|bos|>{text}<|eos|>"
   lengths = [len(p.token) for p in pieces]
   assert len(pieces) > 1 and max(lengths) <= 40 and max(lengths) - min(lengths) <= 1
-  assert all(p.answer.all() and p.learnt == len(p.token) - 1 for p in pieces)
-  assert learnt(conversation, tokenizer) == ["four<|im_end|>\n"]
+  assert all(p.answer.all() and p.trained == len(p.token) - 1 for p in pieces)
+  assert trained(conversation, tokenizer) == ["four<|im_end|>\n"]
 
 
-def test_a_turn_of_weight_0_is_not_learnt(tokenizer):
+def test_a_turn_of_weight_0_is_not_trained(tokenizer):
   conversation = talk("a", "four", "b", "dog")
   conversation[1]["weight"], conversation[3]["weight"] = 0, 1
-  assert learnt(encode(conversation, tokenizer, 99), tokenizer) == ["dog<|im_end|>\n"]
+  assert trained(encode(conversation, tokenizer, 99), tokenizer) == ["dog<|im_end|>\n"]
   conversation[3]["weight"] = 0
   with pytest.raises(InputError, match="no turn of the assistant to learn"):
     encode(conversation, tokenizer, 99)
@@ -372,7 +372,7 @@ LAW = [
 
 
 def check_ends(tokenizer, stops):
-  """Every learnt answer holds a token at which the model stops, or is counted as one that does not;
+  """Every trained answer holds a token at which the model stops, or is counted as one without;
   returns how many do not."""
   endless = 0
   for conversation in LAW:
@@ -428,19 +428,19 @@ def test_answers_that_the_template_ends_each_in_its_way(tokenizer, tmp_path, nam
   ids = tokenizer.convert_tokens_to_ids(stops)
   (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": ids}))
   tokenizer = load_tokenizer(tmp_path)
-  assert learnt(encode(talk("a?", "one", "b?", "two"), tokenizer, 99), tokenizer) == expected
-  assert learnt(encode(talk("a?", "one", "b?"), tokenizer, 99), tokenizer) == expected[:1]
+  assert trained(encode(talk("a?", "one", "b?", "two"), tokenizer, 99), tokenizer) == expected
+  assert trained(encode(talk("a?", "one", "b?"), tokenizer, 99), tokenizer) == expected[:1]
   # Whatever is said next, and whether the model stops at the token that closes earlier turns.
   ids = ids if name == "glm" else ids[:1]
   (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": ids}))
   for said in ("e", "start", "<|end", ""):
-    assert learnt(encode(talk("a?", "one", said, "two"), tokenizer, 99), tokenizer) == expected
+    assert trained(encode(talk("a?", "one", said, "two"), tokenizer, 99), tokenizer) == expected
 
 
 def test_a_marker_at_which_the_model_goes_on_is_no_end(tokenizer):
   tokenizer.chat_template = GLM  # whose stops are not told
   example = encode(talk("a?", "one", "b?", "two"), tokenizer, 99)
-  assert learnt(example, tokenizer) == ["\none", "\ntwo"] and example.endless == 2
+  assert trained(example, tokenizer) == ["\none", "\ntwo"] and example.endless == 2
 
 
 def test_control_tokens_spelt_out_in_an_answer_are_noted(tokenizer):
@@ -476,7 +476,7 @@ CALLS = {
 
 @pytest.mark.parametrize("said", ["", "the lazy dog"])
 @pytest.mark.parametrize("name", CALLS)
-def test_calls_are_learnt_and_what_the_tool_says_is_not(tokenizer, name, said):
+def test_calls_are_trained_and_what_the_tool_says_is_not(tokenizer, name, said):
   tokenizer.chat_template = CALLS[name]
   call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
   conversation = [
@@ -488,8 +488,8 @@ def test_calls_are_learnt_and_what_the_tool_says_is_not(tokenizer, name, said):
   beside = name == "beside"
   first = ("\n" + said if said else "") + "\n" if beside else ""
   want = [first + '<call>add{"a": 1}</call><|im_end|>\n', "\n" * beside + "dog<|im_end|>\n"]
-  assert learnt(encode(conversation, tokenizer, 1000), tokenizer) == want
-  assert learnt(encode(conversation[:2], tokenizer, 1000), tokenizer) == want[:1]
+  assert trained(encode(conversation, tokenizer, 1000), tokenizer) == want
+  assert trained(encode(conversation[:2], tokenizer, 1000), tokenizer) == want[:1]
 
 
 def test_a_template_is_given_the_tools(tokenizer):
@@ -497,7 +497,7 @@ def test_a_template_is_given_the_tools(tokenizer):
   tools = [{"type": "function", "function": {"name": "add"}}]
   example = encode(talk("a", "four"), tokenizer, 1000, tools=tools)
   assert text_of(example.token, tokenizer).startswith("add:<|im_start|>user")
-  assert learnt(example, tokenizer) == ["four<|im_end|>\n"]
+  assert trained(example, tokenizer) == ["four<|im_end|>\n"]
 
 
 def test_a_run_is_the_same_on_any_day(tokenizer):
@@ -575,8 +575,8 @@ def test_an_error_names_the_row_and_the_others_are_encoded(tokenizer):
   good, bad, other = encode_rows([talk("a", "b"), talk("a"), talk("c", "d")], tokenizer)
   assert isinstance(bad, InputError)
   assert str(bad).startswith("f.json row 2: there is no turn of the assistant")
-  assert learnt(good[0], tokenizer) == ["b<|im_end|>\n"]
-  assert learnt(other[0], tokenizer) == ["d<|im_end|>\n"]
+  assert trained(good[0], tokenizer) == ["b<|im_end|>\n"]
+  assert trained(other[0], tokenizer) == ["d<|im_end|>\n"]
   with pytest.raises(InputError, match="data.max_length must be above 0; got 0"):
     encode(talk("a", "b"), tokenizer, 0)
 
@@ -665,7 +665,7 @@ def test_the_templates_of_real_models(tokenizer, shared_data):
     tokenizer.chat_template = path.read_text(encoding="utf-8")
     for conversation in conversations:
       *answers, final = [m["content"] for m in conversation if m["role"] == "assistant"]
-      assert learnt(encode(conversation, tokenizer, 1000), tokenizer) == (
+      assert trained(encode(conversation, tokenizer, 1000), tokenizer) == (
         [a + end for a in answers] + [THINKING.get(path.name, "") + final + end + last]
       ), path
 
@@ -683,4 +683,4 @@ def test_the_demo_of_llamafactory_is_encoded(tokenizer, shared_data):
   for row, [example] in zip(
     rows, chat.encode_rows(rows, tokenizer, formats.Settings(10**6)), strict=True
   ):
-    assert learnt(example, tokenizer) == [row.messages[1]["content"] + "<|im_end|>\n"]
+    assert trained(example, tokenizer) == [row.messages[1]["content"] + "<|im_end|>\n"]

@@ -309,6 +309,14 @@ def test_the_config_of_a_run_repeats_it(tmp_path):
   refused(WithConfig, [f"--config={tmp_path}"], f"the config of the run in it is {path}")
 
 
+def test_values_of_older_versions_are_read(tmp_path):
+  path = tmp_path / "config.json"
+  path.write_text(json.dumps({"data": {"think": "learnt"}}))
+  assert command.parse(WithConfig, [f"--config={path}"]).config.data.think == "trained"
+  flags = ["--config=lora", "--config.data.think=learnt"]
+  assert command.parse(WithConfig, flags).config.data.think == "trained"
+
+
 def test_template_arguments_are_fields_of_any_name_and_kind(tmp_path):
   yaml = tmp_path / "a.yaml"
   yaml.write_text("data:\n  template_args: {enable_thinking: true, effort: high}\n")

@@ -115,7 +115,7 @@ def test_bad_rows_end_the_run_or_are_left_out_and_listed(config, tmp_path, capsy
   assert "2 bad rows left out:" in said and "row 21" in said and "row 22 is not JSON" in said
 
 
-def test_rows_with_images_are_refused_or_learnt_as_text(config, tmp_path):
+def test_rows_with_images_are_refused_or_trained_as_text(config, tmp_path):
   write(tmp_path / "a.jsonl", ["<image>two", "one<image>"], images=["1.png"])
   with pytest.raises(InputError, match=r"a.jsonl row 1 has 1 images.*data.images=ignore"):
     dataset.read(config, config.instruct)
@@ -212,7 +212,7 @@ def test_the_batches_of_all_steps_hold_every_example(config, layout):
   data = dataset.read(config, config.instruct)
   rows = [b for i in range(len(data.steps)) for b in data.batches(i)]
   assert sum(int((b["position"] == 0)[b["segment"] > 0].sum()) for b in rows) == 20
-  # Each rank's learnt tokens weigh 1 in all.
+  # Each rank's trained tokens weigh 1 in all.
   for i in range(len(data.steps)):
     total = sum(float((b["weight"] * (b["answer"] > 0)).sum()) for b in data.batches(i))
     np.testing.assert_allclose(total, 2, rtol=1e-6)

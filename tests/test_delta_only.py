@@ -66,9 +66,9 @@ def same_bytes(a, b):
 @pytest.mark.parametrize("scope", ["paper", "all"])
 def test_a_graft_by_the_delta_is_the_direct_graft(bf16, tmp_path, scope):
   base, tuned, instruct = sides(bf16)
-  learnt = [sources.difference(base, tuned)]
-  write(tmp_path / "delta", instruct, learnt, DELTA, scope)
-  run(tmp_path / "direct", instruct, learnt, scope)
+  trained = [sources.difference(base, tuned)]
+  write(tmp_path / "delta", instruct, trained, DELTA, scope)
+  run(tmp_path / "direct", instruct, trained, scope)
   run(tmp_path / "by delta", instruct, [sources.stored(tmp_path / "delta")], scope)
   assert same_bytes(tmp_path / "by delta", tmp_path / "direct")
   assert not same_bytes(tmp_path / "direct", instruct)
@@ -80,8 +80,8 @@ def test_a_graft_by_the_delta_is_the_direct_graft(bf16, tmp_path, scope):
 def test_the_delta_of_several_is_their_weighted_sum(float32, tmp_path):
   base, tuned, instruct = sides(float32)
   random_adapter(tmp_path / "low", instruct, "q_proj", lora_alpha=8)
-  learnt = [sources.difference(base, tuned, 0.7), sources.stored(tmp_path / "low", -0.3)]
-  write(tmp_path / "delta", instruct, learnt, DELTA)
+  trained = [sources.difference(base, tuned, 0.7), sources.stored(tmp_path / "low", -0.3)]
+  write(tmp_path / "delta", instruct, trained, DELTA)
   a, b, got = load(base), load(tuned), load(tmp_path / "delta")
   assert set(got) == {n for n in a if "_proj." in n}
   low = safetensors.torch.load_file(tmp_path / "low" / "adapter_model.safetensors")
@@ -91,7 +91,7 @@ def test_the_delta_of_several_is_their_weighted_sum(float32, tmp_path):
     if pair % "A" in low:
       want -= 0.3 * 2 * (low[pair % "B"].double() @ low[pair % "A"].double())
     torch.testing.assert_close(d.double(), want, rtol=1e-5, atol=1e-6)
-  run(tmp_path / "direct", instruct, learnt)
+  run(tmp_path / "direct", instruct, trained)
   run(tmp_path / "by delta", instruct, [sources.stored(tmp_path / "delta")])
   direct, by_delta = load(tmp_path / "direct"), load(tmp_path / "by delta")
   for name in direct:
@@ -100,8 +100,8 @@ def test_the_delta_of_several_is_their_weighted_sum(float32, tmp_path):
 
 def test_a_bfloat16_delta_is_within_its_rounding(float32, tmp_path):
   base, tuned, instruct = sides(float32)
-  learnt = [sources.difference(base, tuned)]
-  write(tmp_path / "delta", instruct, learnt, DELTA._replace(dtype="bfloat16"), "all")
+  trained = [sources.difference(base, tuned)]
+  write(tmp_path / "delta", instruct, trained, DELTA._replace(dtype="bfloat16"), "all")
   run(tmp_path / "out", instruct, [sources.stored(tmp_path / "delta")], "all")
   a, b, i, got, kept = (
     load(d) for d in [base, tuned, instruct, tmp_path / "out", tmp_path / "delta"]
@@ -115,10 +115,10 @@ def test_a_bfloat16_delta_is_within_its_rounding(float32, tmp_path):
 
 def test_a_large_delta_is_cut_into_shards(bf16, tmp_path, monkeypatch):
   base, tuned, instruct = sides(bf16)
-  learnt = [sources.difference(base, tuned)]
-  write(tmp_path / "one", instruct, learnt, DELTA, "all")
+  trained = [sources.difference(base, tuned)]
+  write(tmp_path / "one", instruct, trained, DELTA, "all")
   monkeypatch.setattr(deltas, "MAX_SHARD", 20_000)
-  write(tmp_path / "several", instruct, learnt, DELTA, "all")
+  write(tmp_path / "several", instruct, trained, DELTA, "all")
   files = sorted(p.name for p in (tmp_path / "several").glob("*.safetensors"))
   assert len(files) > 3 and files[0] == f"delta-00001-of-{len(files):05}.safetensors"
   index = json.loads((tmp_path / "several" / "delta.safetensors.index.json").read_text())
@@ -145,9 +145,9 @@ def test_a_tensor_of_several_chunks_is_put_together(tmp_path):
   for side in ("base", "tuned", "instruct"):
     raw(tmp_path / side, {name: torch.randn(shape, generator=noise).bfloat16()}, "llama")
   base, tuned, instruct = sides(tmp_path)
-  learnt = [sources.difference(base, tuned)]
-  write(tmp_path / "delta", instruct, learnt, DELTA)
-  write(tmp_path / "adapter", instruct, learnt, ADAPTER._replace(rank=2))
+  trained = [sources.difference(base, tuned)]
+  write(tmp_path / "delta", instruct, trained, DELTA)
+  write(tmp_path / "adapter", instruct, trained, ADAPTER._replace(rank=2))
   want = load(tuned)[name].float() - load(base)[name].float()
   assert torch.equal(load(tmp_path / "delta")[name], want)
   factors = adapters.truncated(want.numpy(), rank=2)
@@ -166,8 +166,8 @@ def test_rows_that_a_delta_lacks_are_zero_in_it(tmp_path):
       "llama",
       tie_word_embeddings=True,
     )
-  learnt = [sources.difference(tmp_path / "base", tmp_path / "tuned")]
-  write(tmp_path / "delta", tmp_path / "instruct", learnt, DELTA, "all", vocab="common")
+  trained = [sources.difference(tmp_path / "base", tmp_path / "tuned")]
+  write(tmp_path / "delta", tmp_path / "instruct", trained, DELTA, "all", vocab="common")
   [(name, d)] = load(tmp_path / "delta").items()
   assert name == "model.embed_tokens.weight" and d.shape == (12, 4)
   assert torch.equal(d[:8], tables["tuned"][:8] - tables["base"]) and not d[8:].any()
@@ -211,12 +211,12 @@ ADAPTERS = {
 
 @pytest.mark.parametrize("case", ADAPTERS)
 def test_one_adapter_of_adapters_is_served_by_peft_as_their_sum(float32, tmp_path, case):
-  instruct, learnt = float32 / "instruct", []
+  instruct, trained = float32 / "instruct", []
   for i, (modules, config) in enumerate(ADAPTERS[case]):
     folder = random_adapter(tmp_path / str(i), instruct, modules, seed=i, **config)
-    learnt.append(sources.stored(folder, (1.0, -0.5)[i]))
-  told = write(tmp_path / "adapter", instruct, learnt, ADAPTER)
-  run(tmp_path / "out", instruct, learnt)
+    trained.append(sources.stored(folder, (1.0, -0.5)[i]))
+  told = write(tmp_path / "adapter", instruct, trained, ADAPTER)
+  run(tmp_path / "out", instruct, trained)
   assert_served(tmp_path / "adapter", instruct, tmp_path / "out")
   rank = {"plain": 4, "rslora": 4, "patterns": 7, "two": 8}[case]
   config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
@@ -237,9 +237,9 @@ def test_one_adapter_of_adapters_is_served_by_peft_as_their_sum(float32, tmp_pat
 def test_an_adapter_of_some_layers_names_its_modules(float32, tmp_path, recwarn):
   instruct = float32 / "instruct"
   folder = random_adapter(tmp_path / "low", instruct, "_proj", lora_alpha=6)
-  learnt = [sources.stored(folder)]
-  write(tmp_path / "adapter", instruct, learnt, ADAPTER, include=r"layers\.1\..*(up|q)_proj")
-  run(tmp_path / "out", instruct, learnt, include=r"layers\.1\..*(up|q)_proj")
+  trained = [sources.stored(folder)]
+  write(tmp_path / "adapter", instruct, trained, ADAPTER, include=r"layers\.1\..*(up|q)_proj")
+  run(tmp_path / "out", instruct, trained, include=r"layers\.1\..*(up|q)_proj")
   config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
   assert config["target_modules"] == [
     "model.layers.1.mlp.up_proj",
@@ -257,16 +257,16 @@ def test_an_adapter_of_a_model_with_vision_is_named_as_engines_want(tmp_path, is
     near(tmp_path / name, model, seed, dtype=torch.float32)
   base, tuned, instruct = sides(tmp_path)
   if is_dense:
-    learnt, form = [sources.difference(base, tuned)], ADAPTER._replace(energy=1.0)
+    trained, form = [sources.difference(base, tuned)], ADAPTER._replace(energy=1.0)
   else:
     folder = random_adapter(tmp_path / "low", instruct, "^language_model.*_proj", lora_alpha=6)
-    learnt, form = [sources.stored(folder)], ADAPTER
-  write(tmp_path / "adapter", instruct, learnt, form)
+    trained, form = [sources.stored(folder)], ADAPTER
+  write(tmp_path / "adapter", instruct, trained, form)
   names = safetensors.numpy.load_file(tmp_path / "adapter" / "adapter_model.safetensors").keys()
   assert len(names) == 2 * 7 * 3 and all(
     n.startswith("base_model.model.model.language_model.layers.") for n in names
   )
-  run(tmp_path / "out", instruct, learnt)
+  run(tmp_path / "out", instruct, trained)
   assert_served(tmp_path / "adapter", instruct, tmp_path / "out")
   live = peft.PeftModel.from_pretrained(
     transformers.AutoModelForImageTextToText.from_pretrained(instruct), tmp_path / "adapter"
@@ -343,15 +343,15 @@ def test_peft_finds_every_module_of_an_adapter(tmp_path, kind, recwarn):
     noisy = {n: w + size * torch.randn(w.shape) * (w.ndim > 1) for n, w in tensors.items()}
     safetensors.torch.save_file(noisy, tmp_path / side / "model.safetensors", {"format": "pt"})
   base, tuned, instruct = sides(tmp_path)
-  learnt, form = [sources.difference(base, tuned)], ADAPTER._replace(energy=1.0)
+  trained, form = [sources.difference(base, tuned)], ADAPTER._replace(energy=1.0)
   flags = {"exclude": "bias$"}
   if kind == "deepseek_v2":
-    text = fails("what PEFT finds", tmp_path / "out", instruct, learnt, form, **flags)
+    text = fails("what PEFT finds", tmp_path / "out", instruct, trained, form, **flags)
     assert "mlp.shared_experts.up_proj.weight" in text and "experts.0." not in text
     flags = {"exclude": re.search(r"--exclude='([^']*)'", text)[1]}
     assert flags["exclude"].startswith("bias$|")
-  write(tmp_path / "adapter", instruct, learnt, form, **flags)
-  run(tmp_path / "out", instruct, learnt, **flags)
+  write(tmp_path / "adapter", instruct, trained, form, **flags)
+  run(tmp_path / "out", instruct, trained, **flags)
   with torch.no_grad():
     plain = model.eval()(input_ids=TOKEN).logits
     served = peft.PeftModel.from_pretrained(model, tmp_path / "adapter")
@@ -372,12 +372,12 @@ def test_experts_of_families_that_peft_does_not_fuse_are_in_no_adapter(tmp_path)
       raw(tmp_path / kind / side, {n: torch.randn(6, 4) for n in [*names, q]}, kind)
       for side in ("base", "tuned", "instruct")
     ]
-    learnt, form = [sources.difference(*folders[:2])], ADAPTER._replace(rank=2)
-    text = fails("PEFT (finds|loads)", tmp_path / kind / "out", folders[2], learnt, form, **more)
+    trained, form = [sources.difference(*folders[:2])], ADAPTER._replace(rank=2)
+    text = fails("PEFT (finds|loads)", tmp_path / kind / "out", folders[2], trained, form, **more)
     write(
       tmp_path / kind / "out",
       folders[2],
-      learnt,
+      trained,
       form,
       exclude=re.search(r"--exclude='([^']*)'", text)[1],
       **more,
@@ -442,8 +442,8 @@ def test_a_delta_of_zeros_has_factors_of_zeros():
 
 def test_an_adapter_of_a_difference_is_the_best_of_its_rank(bf16, tmp_path):
   base, tuned, instruct = sides(bf16)
-  learnt = [sources.difference(base, tuned, 0.5)]
-  told = write(tmp_path / "adapter", instruct, learnt, ADAPTER._replace(rank=20))
+  trained = [sources.difference(base, tuned, 0.5)]
+  told = write(tmp_path / "adapter", instruct, trained, ADAPTER._replace(rank=20))
   a, b, got = load(base), load(tuned), load(tmp_path / "adapter")
   kept, total = {}, {}
   for name in (n for n in a if "_proj." in n):
@@ -468,8 +468,10 @@ def test_an_adapter_of_a_difference_is_the_best_of_its_rank(bf16, tmp_path):
 
 def test_the_rank_is_the_largest_that_a_tensor_needs(float32, tmp_path):
   base, tuned, instruct = sides(float32)
-  learnt = [sources.difference(base, tuned)]
-  told = write(tmp_path / "adapter", instruct, learnt, ADAPTER._replace(energy=0.8), exclude="bias")
+  trained = [sources.difference(base, tuned)]
+  told = write(
+    tmp_path / "adapter", instruct, trained, ADAPTER._replace(energy=0.8), exclude="bias"
+  )
   a, b, got = load(base), load(tuned), load(tmp_path / "adapter")
   ranks = []
   for name in (n for n in a if n.endswith("_proj.weight")):
@@ -486,9 +488,11 @@ def test_the_rank_is_the_largest_that_a_tensor_needs(float32, tmp_path):
 
 def test_all_energy_of_a_difference_is_served_as_the_grafted_model(float32, tmp_path):
   base, tuned, instruct = sides(float32)
-  learnt = [sources.difference(base, tuned)]
-  told = write(tmp_path / "adapter", instruct, learnt, ADAPTER._replace(energy=1.0), exclude="bias")
-  run(tmp_path / "out", instruct, learnt, exclude="bias")
+  trained = [sources.difference(base, tuned)]
+  told = write(
+    tmp_path / "adapter", instruct, trained, ADAPTER._replace(energy=1.0), exclude="bias"
+  )
+  run(tmp_path / "out", instruct, trained, exclude="bias")
   assert_served(tmp_path / "adapter", instruct, tmp_path / "out")
   assert set(told["energy"].values()) == {1.0}
 
@@ -505,17 +509,19 @@ def fails(match, out, *args, **options):
 
 def test_what_no_adapter_can_hold_is_listed_with_the_flag_that_leaves_it_out(float32, tmp_path):
   base, tuned, instruct = sides(float32)
-  learnt, form = [sources.difference(base, tuned)], ADAPTER._replace(rank=2)
+  trained, form = [sources.difference(base, tuned)], ADAPTER._replace(rank=2)
   for scope, lost in (
     ("paper", "self_attn.q_proj.bias"),
     ("all", "model.embed_tokens.weight"),
     ("all", "model.norm.weight"),
     ("all", "layers.*.input_layernorm.weight (3 tensors): (32,)"),
   ):
-    text = fails("no biases, norms and embeddings", tmp_path / "out", instruct, learnt, form, scope)
+    text = fails(
+      "no biases, norms and embeddings", tmp_path / "out", instruct, trained, form, scope
+    )
     assert lost in text
     flag = re.search(r"--exclude='([^']*)'", text)[1]
-    write(tmp_path / "out", instruct, learnt, form, scope, exclude=flag)
+    write(tmp_path / "out", instruct, trained, form, scope, exclude=flag)
     names = load(tmp_path / "out").keys()
     assert len(names) == 2 * (3 * 7 + (scope == "all"))
     shutil.rmtree(tmp_path / "out")
@@ -525,12 +531,12 @@ def test_vision_is_in_no_adapter(tmp_path):
   model = pico.hf_model("gemma3_vision")
   for name, seed in (("base", 0), ("tuned", 1), ("instruct", 2)):
     near(tmp_path / name, model, seed)
-  learnt = [sources.difference(tmp_path / "base", tmp_path / "tuned")]
+  trained = [sources.difference(tmp_path / "base", tmp_path / "tuned")]
   text = fails(
     "text model's linear layers alone",
     tmp_path / "out",
     tmp_path / "instruct",
-    learnt,
+    trained,
     ADAPTER._replace(rank=2),
     "all",
   )
@@ -567,21 +573,23 @@ def test_a_number_that_is_none_is_named(bf16, tmp_path, form):
 
 
 def test_a_disk_that_is_too_small(bf16, tmp_path, monkeypatch):
-  learnt = [sources.difference(bf16 / "base", bf16 / "tuned")]
+  trained = [sources.difference(bf16 / "base", bf16 / "tuned")]
   monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 1000))
-  fails("needs 0.1 GB, and its disk has 0.0 GB", tmp_path / "out", bf16 / "instruct", learnt, DELTA)
+  fails(
+    "needs 0.1 GB, and its disk has 0.0 GB", tmp_path / "out", bf16 / "instruct", trained, DELTA
+  )
 
 
 def test_an_input_is_not_overwritten(bf16):
-  learnt = [sources.difference(bf16 / "base", bf16 / "tuned")]
+  trained = [sources.difference(bf16 / "base", bf16 / "tuned")]
   for out in (bf16 / "tuned", bf16 / "instruct" / "new"):
     with pytest.raises(InputError, match="--out is the tuned's own folder|one is inside the other"):
-      write(out, bf16 / "instruct", learnt, DELTA)
+      write(out, bf16 / "instruct", trained, DELTA)
 
 
 @pytest.mark.parametrize("form", [DELTA, ADAPTER._replace(rank=2)], ids=["delta", "adapter"])
 def test_a_byte_that_reads_back_wrong(bf16, tmp_path, monkeypatch, form):
-  learnt = [sources.difference(bf16 / "base", bf16 / "tuned")]
+  trained = [sources.difference(bf16 / "base", bf16 / "tuned")]
   real = safetensors_file.write_at
 
   def spoilt(path, offset, data):
@@ -590,14 +598,14 @@ def test_a_byte_that_reads_back_wrong(bf16, tmp_path, monkeypatch, form):
     real(path, offset, data)
 
   monkeypatch.setattr(safetensors_file, "write_at", spoilt)
-  fails("reads back other bytes", tmp_path / "out", bf16 / "instruct", learnt, form)
-  write(tmp_path / "unseen", bf16 / "instruct", learnt, form, verify=False)
+  fails("reads back other bytes", tmp_path / "out", bf16 / "instruct", trained, form)
+  write(tmp_path / "unseen", bf16 / "instruct", trained, form, verify=False)
 
 
 def test_a_plan_knows_what_it_will_write(bf16, tmp_path):
   instruct = open_model(bf16 / "instruct")
-  learnt = [sources.difference(bf16 / "base", bf16 / "tuned")]
-  plan = matching.plan(instruct, learnt, scope=selection.Scope())
+  trained = [sources.difference(bf16 / "base", bf16 / "tuned")]
+  plan = matching.plan(instruct, trained, scope=selection.Scope())
   for form in (DELTA, DELTA._replace(dtype="bfloat16"), ADAPTER._replace(rank=3)):
     delta_only.run(plan, tmp_path / "out", form)
     [file] = (tmp_path / "out").glob("*.safetensors")
@@ -660,8 +668,8 @@ def test_flags_that_do_not_fit(float32, tmp_path, flags, message):
 
 def test_every_number_that_changes_is_read_once(bf16):
   instruct = open_model(bf16 / "instruct")
-  learnt = [sources.difference(bf16 / "base", bf16 / "tuned")]
-  plan = matching.plan(instruct, learnt, scope=selection.Scope("all"))
+  trained = [sources.difference(bf16 / "base", bf16 / "tuned")]
+  plan = matching.plan(instruct, trained, scope=selection.Scope("all"))
   counts = {}
   for chunk in adapters.changed_chunks(plan):
     counts[chunk.target.name] = counts.get(chunk.target.name, 0) + chunk.stop - chunk.first

@@ -434,7 +434,7 @@ def test_full_parameter_dpo_grafts_too(folder, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def learnt(folder, tmp_path_factory):
+def trained(folder, tmp_path_factory):
   """The delta of a run of sft."""
   workdir = tmp_path_factory.mktemp("runs") / "sft"
   train.train(runs.config_of(folder, **{"max_steps": 4, "data.val_ratio": 0.0}), workdir)
@@ -443,13 +443,13 @@ def learnt(folder, tmp_path_factory):
 
 @pytest.mark.parametrize("how", ["precomputed", pytest.param("on_the_fly", marks=pytest.mark.slow)])
 def test_dpo_after_sft_starts_at_log_2_and_goes_on_with_the_same_factors(
-  folder, learnt, tmp_path, how
+  folder, trained, tmp_path, how
 ):
   fields = {"max_steps": 2, "lr": 2e-3, "data.val_ratio": 0.0, "dpo.reference": how}
-  config = config_of(folder, **{"delta.init": str(learnt), **fields})
+  config = config_of(folder, **{"delta.init": str(trained), **fields})
   records = train.train(config, tmp_path / "dpo")
   np.testing.assert_allclose(steps_of(records)[0]["loss"], math.log(2), rtol=1e-4)
-  before, after = (deltas.load(f)[0] for f in (learnt, tmp_path / "dpo" / "delta"))
+  before, after = (deltas.load(f)[0] for f in (trained, tmp_path / "dpo" / "delta"))
   distance = norm(jax.tree.map(np.subtract, after, before))
   assert 0 < distance < 0.2 * norm(before)
   digests = json.loads((tmp_path / "dpo" / "provenance.json").read_text())["sha256"]
@@ -465,9 +465,9 @@ def test_dpo_after_sft_starts_at_log_2_and_goes_on_with_the_same_factors(
     ("delta.match", "q_proj", "match q_proj"),
   ],
 )
-def test_a_delta_of_another_form_is_no_start(folder, learnt, field, value, said):
+def test_a_delta_of_another_form_is_no_start(folder, trained, field, value, said):
   base, _, _, mesh = parts(folder)
-  config = config_of(folder, **{"delta.init": str(learnt), field: value})
+  config = config_of(folder, **{"delta.init": str(trained), field: value})
   with pytest.raises(InputError, match=f"delta.init=.* holds a delta of lora, scale 2, .*{said}"):
     loop.load_start(config, base, mesh)
 
@@ -490,8 +490,8 @@ def torch_logps(model, examples):
 
 def torch_losses(model, data, config, options):
   """The losses of the steps of `data` by plain torch; the reference is the adapter turned off."""
-  learnt = [p for p in model.parameters() if p.requires_grad]
-  adam = torch.optim.AdamW(learnt, lr=config.lr, weight_decay=config.weight_decay)
+  trained = [p for p in model.parameters() if p.requires_grad]
+  adam = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay)
   schedule = get_cosine_schedule_with_warmup(
     adam, math.ceil(config.warmup_ratio * len(data.steps)), len(data.steps)
   )
@@ -510,7 +510,7 @@ def torch_losses(model, data, config, options):
     count = torch.tensor([int(e.answer[: e.second].sum()) for e in examples])
     loss = (loss - options.get("dpo.ftx", 0.0) * logps[0] / count).mean()
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(learnt, config.grad_clip_norm)
+    torch.nn.utils.clip_grad_norm_(trained, config.grad_clip_norm)
     adam.step()
     schedule.step()
     adam.zero_grad()

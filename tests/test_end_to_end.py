@@ -177,10 +177,10 @@ def test_a_bf16_pair(tmp_path):
   assert_close(torch_logits(shadow), our_logits(shadow))
   instruct, scale = our_logits(pair / "instruct"), None
   model, params = weights.load_model(pair / "instruct", dtype=jnp.float32)
-  learnt, scale = deltas.load(apart)
+  trained, scale = deltas.load(apart)
   from shadowft_jax import delta
 
-  variables = delta.variables(params, learnt, scale)
+  variables = delta.variables(params, trained, scale)
   exact = np.asarray(jax.jit(model.apply)(variables, jnp.array(TOKENS)))
   merged_error = np.abs(our_logits(shadow) - exact).max()
   apart_error = np.abs(torch_logits(pair / "instruct", adapter=apart) - exact).max()

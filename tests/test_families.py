@@ -39,9 +39,9 @@ def torch_logits(folder, adapter=None):
     return model(torch.tensor(TOKENS)).logits.numpy()
 
 
-def our_logits(folder, learnt=None, scale=1.0):
+def our_logits(folder, trained=None, scale=1.0):
   model, params = weights.load_model(folder, dtype=jnp.float32)
-  variables = delta.variables(params, learnt or {"delta": {}}, scale)
+  variables = delta.variables(params, trained or {"delta": {}}, scale)
   return np.asarray(jax.jit(model.apply)(variables, jnp.array(TOKENS)))
 
 
@@ -424,8 +424,8 @@ def test_the_grafted_tower_and_its_adapter_give_our_logits(vision_pair, vision_r
   assert np.abs(want - our_logits(vision_pair / "instruct")).max() > 0.1
   assert_close(torch_logits(vision_run / "shadow"), want)
   assert_close(torch_logits(vision_pair / "instruct", vision_run / "delta"), want)
-  learnt, scale = deltas.load(vision_run / "delta")
-  assert_close(our_logits(vision_pair / "instruct", learnt, scale), want)
+  trained, scale = deltas.load(vision_run / "delta")
+  assert_close(our_logits(vision_pair / "instruct", trained, scale), want)
 
 
 def test_an_adapter_leaves_the_vision_tower_alone(vision_pair, vision_run):
@@ -492,7 +492,7 @@ def test_a_family_is_trained_grafted_exported_and_reloaded(name, kind, tmp_path)
   want = our_logits(tmp_path / "run" / "shadow")
   assert np.abs(want - our_logits(pair / "instruct")).max() > 1e-2 * np.abs(want).max()
   assert_close(torch_logits(tmp_path / "run" / "shadow"), want)
-  learnt, scale = deltas.load(tmp_path / "run" / "delta")
-  assert_close(our_logits(pair / "instruct", learnt, scale), want)
+  trained, scale = deltas.load(tmp_path / "run" / "delta")
+  assert_close(our_logits(pair / "instruct", trained, scale), want)
   if kind == "lora":
     assert_close(torch_logits(pair / "instruct", tmp_path / "run" / "delta"), want)

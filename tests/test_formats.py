@@ -209,7 +209,7 @@ CONVERSATIONS = [
     {"prompt": " \n", "response": "a", "system": "s"},
     [system("s"), user(" \n"), assistant("a")],
   ),
-  # As in TRL, the completion alone is learnt.
+  # As in TRL, the completion alone is trained.
   (
     "prompt/completion",
     {"prompt": [user("q"), assistant("a"), user("r")], "completion": [assistant("b")]},
@@ -493,7 +493,7 @@ BAD_ROWS = [
   ({**ALPACA, "history": [["q"]]}, r"row 1: history holds \['q'\]; expected \[question, answer"),
   ({**ALPACA, "history": [["q", " "]]}, r"row 1 has no answer: turn 2, the assistant's"),
   ({"messages": "hi"}, r"row 1: messages is 'hi'; expected a list"),
-  ({"messages": []}, r"row 1 has no answer: no turn of the assistant is to be learnt"),
+  ({"messages": []}, r"row 1 has no answer: no turn of the assistant is to be trained"),
   ({"messages": [user("a")]}, r"row 1 has no answer: no turn"),
   (turn(old("b")), r"row 1 has no answer: no turn"),
   (turn(assistant("")), r"row 1 has no answer: turn 2"),

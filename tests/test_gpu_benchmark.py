@@ -47,7 +47,7 @@ def test_every_section_runs(tmp_path):
   assert not any("failed" in x for x in lines)
   for case in lines[0]["cases"].values():
     assert case["chunked"]["error"] < 1e-4
-  # The same tokens are learnt from by both sides, in the same number of steps.
+  # The same tokens are trained from by both sides, in the same number of steps.
   assert len({len(x["losses"]) for x in lines[1:]}) == 1
 
 

@@ -155,7 +155,7 @@ def test_a_live_adapter_is_the_merged_adapter():
 
 
 def test_every_factor_of_an_adapter_acts():
-  """Also where everything is to be adapted: none is learnt that the model would not read."""
+  """Also where everything is to be adapted: none is trained that the model would not read."""
   model, base, _, _ = setup()
   adapter = initial_adapter(base, rank=2, match=scope.pattern("all"))
   adapter = jax.tree.map(lambda x: jnp.asarray(np.asarray(x) + np.float32(0.1)), adapter)
@@ -213,19 +213,19 @@ def test_a_program_does_not_grow_with_depth(kind):
     batch = {
       k: jax.ShapeDtypeStruct((1, 8), jnp.int32) for k in ("token", "segment", "position", "answer")
     }
-    learnt = (
+    trained = (
       jax.eval_shape(lambda: {"lora": lora.init(jax.random.key(0), shapes, rank=2, match="_proj")})
       if kind == "lora"
       else {"delta": shapes}
     )
     method = step.Loss(model, objectives.sft, 1.0, 8)
-    text = step.accumulate.lower(learnt, learnt, shapes, batch, loss=method).as_text()
+    text = step.accumulate.lower(trained, trained, shapes, batch, loss=method).as_text()
     return len(text.splitlines())
 
   assert lines(4) == lines(32)
 
 
-def test_a_frozen_head_is_multiplied_twice_a_learnt_one_four_times():
+def test_a_frozen_head_is_multiplied_twice_a_trained_one_four_times():
   h, w = jax.ShapeDtypeStruct((1, 8, 16), "float32"), jax.ShapeDtypeStruct((16, 50), "float32")
   token_BT = jnp.zeros((1, 8), jnp.int32)
 
@@ -440,8 +440,8 @@ def test_training_the_delta_is_training_the_model(weight_decay):
     state, _ = step.update(state, grads, sums, tx=tx)
     params, opt = trained(params, opt, batch)
   norm = lambda t: np.linalg.norm([np.linalg.norm(x) for x in jax.tree.leaves(t)])
-  learnt, want = state.delta, minus(params, base)
-  assert norm(minus(learnt, want)) <= 1e-3 * norm(want)
+  trained, want = state.delta, minus(params, base)
+  assert norm(minus(trained, want)) <= 1e-3 * norm(want)
 
 
 def test_the_first_token_of_a_packed_example_is_never_a_target():

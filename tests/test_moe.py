@@ -52,9 +52,9 @@ def apply(model, variables):
   return np.asarray(jax.jit(model.apply)(variables, jnp.array(TOKENS)))
 
 
-def our_logits(folder, learnt=None, scale=1.0):
+def our_logits(folder, trained=None, scale=1.0):
   model, params = weights.load_model(folder, dtype=jnp.float32)
-  return apply(model, delta.variables(params, learnt or {"delta": {}}, scale))
+  return apply(model, delta.variables(params, trained or {"delta": {}}, scale))
 
 
 def assert_close(got, want, tolerance=2e-4):
@@ -239,7 +239,7 @@ def test_bfloat16_is_as_near_to_float32_as_that_of_transformers(name):
 )
 def test_a_step_on_eight_devices_is_that_on_one(kind, shape):
   _, model, params = both("qwen3_moe")
-  learnt = {
+  trained = {
     "lora": random_adapter(params, WITH_ROUTER),
     "full": {"delta": pico.random_like(params, 0.02)},
   }[kind]
@@ -252,12 +252,12 @@ def test_a_step_on_eight_devices_is_that_on_one(kind, shape):
   }
   batch = {k: v.astype(np.int32) for k, v in batch.items()}
   method = step.Loss(model, objectives.sft, 0.5, 8)
-  want, sums = step.gradients(learnt, params, [batch], loss=method)
+  want, sums = step.gradients(trained, params, [batch], loss=method)
   mesh = sharding.make_mesh(shape)
   with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATIONS):
-    learnt, params = (jax.device_put(x, sharding.of(x, mesh)) for x in (learnt, params))
+    trained, params = (jax.device_put(x, sharding.of(x, mesh)) for x in (trained, params))
     got, got_sums = step.gradients(
-      learnt, params, [jax.device_put(batch, NamedSharding(mesh, sharding.BATCH))], loss=method
+      trained, params, [jax.device_put(batch, NamedSharding(mesh, sharding.BATCH))], loss=method
     )
   np.testing.assert_allclose(got_sums["loss"], sums["loss"], rtol=1e-5)
   for (name, a), b in zip(tree.names(got).items(), jax.tree.leaves(want), strict=True):
@@ -439,14 +439,14 @@ def test_a_live_adapter_is_the_merged_one(match):
 
 def test_a_dense_delta_acts_as_the_sum_and_comes_back(tmp_path):
   _, model, params = both("qwen3_moe")
-  learnt = {"delta": pico.random_like(params, 0.05)}
-  live = apply(model, {"params": params, **learnt})
-  total = jax.tree.map(np.add, params, learnt["delta"])
+  trained = {"delta": pico.random_like(params, 0.05)}
+  live = apply(model, {"params": params, **trained})
+  total = jax.tree.map(np.add, params, trained["delta"])
   assert_close(live, apply(model, {"params": total}))
-  deltas.save_dense(tmp_path / "delta", learnt["delta"])
+  deltas.save_dense(tmp_path / "delta", trained["delta"])
   back, scale = deltas.load(tmp_path / "delta")
   assert scale == 1.0
-  jax.tree.map(np.testing.assert_array_equal, back, learnt)
+  jax.tree.map(np.testing.assert_array_equal, back, trained)
 
 
 @pytest.mark.parametrize("match", ["projections", WITH_ROUTER])
@@ -514,8 +514,8 @@ def run(tmp_path, **fields):
   want = our_logits(tmp_path / "run" / "shadow")
   assert np.abs(want - our_logits(pair / "instruct")).max() > 1e-2 * np.abs(want).max()
   assert_close(torch_logits(tmp_path / "run" / "shadow"), want)
-  learnt, scale = deltas.load(tmp_path / "run" / "delta")
-  assert_close(our_logits(pair / "instruct", learnt, scale), want)
+  trained, scale = deltas.load(tmp_path / "run" / "delta")
+  assert_close(our_logits(pair / "instruct", trained, scale), want)
   return pair, want
 
 

@@ -325,7 +325,7 @@ def test_weights_make_the_mean_one_over_the_means_of_ranks(count, ranks, at_a_ti
   examples[5] = dataclasses.replace(examples[5], answer=np.zeros_like(examples[5].answer))
   step = packing.Step(rng.permutation(60)[:count].tolist(), [])
   losses = [rng.random(LENGTHS[i]) for i in step.examples]
-  total, learnt = np.zeros(ranks), np.zeros(ranks)
+  total, trained = np.zeros(ranks), np.zeros(ranks)
   for place, (i, loss) in enumerate(zip(step.examples, losses, strict=True)):
     rank = 0
     for _ in range(place // at_a_time):  # dealt out in turn, like cards
@@ -333,8 +333,8 @@ def test_weights_make_the_mean_one_over_the_means_of_ranks(count, ranks, at_a_ti
     counts = examples[i].answer.astype(bool)
     counts[0] = False
     total[rank] += loss[counts].sum()
-    learnt[rank] += counts.sum()
-  want = np.mean(total[learnt > 0] / learnt[learnt > 0])
+    trained[rank] += counts.sum()
+  want = np.mean(total[trained > 0] / trained[trained > 0])
   weight = packing.rank_weights(step, examples, ranks, at_a_time)
   w = [a * b for i, b in zip(step.examples, weight, strict=True) for a in examples[i].answer[1:]]
   got = np.dot(w, np.concatenate([x[1:] for x in losses])) / np.sum(w)

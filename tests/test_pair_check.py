@@ -314,7 +314,7 @@ def test_vision_that_differs_is_a_warning(pair):
       dict(rope_parameters=dict(rope_theta=5e6, rope_type="default")),
       [
         "warning: rope_theta: Base 1000000.0, Instruct 5000000.0; positions mean something else to "
-        "each: each runs with its own, but the delta of q and k was learnt under the Base's"
+        "each: each runs with its own, but the delta of q and k was trained under the Base's"
       ],
     ),
     ("instruct", dict(rope_parameters=None, rope_theta=1e6), []),
@@ -558,7 +558,7 @@ def test_a_base_that_stops_at_the_end_of_a_turn_looks_swapped(pair, file, field,
   (got,) = [f.text for f in swapped if f.level != "note"]
   assert got == (
     "Base and Instruct look swapped: only the Base stops at a token of the chat "
-    "template; the delta would be learnt on the Instruct and grafted onto the Base"
+    "template; the delta would be trained on the Instruct and grafted onto the Base"
   )
 
 

@@ -89,7 +89,7 @@ def row_of(turns, system=None, where="FILE row 7", **fields):
   return formats.Row(where, messages, **fields)
 
 
-def encode(turns, name, tokenizer, max_length=10_000, think="learnt", system=None):
+def encode(turns, name, tokenizer, max_length=10_000, think="trained", system=None):
   settings = formats.Settings(max_length, "paper", name, think)
   [entry] = paper.encode_rows([row_of(turns, system)], tokenizer, settings)
   if isinstance(entry, InputError):
@@ -139,7 +139,7 @@ def test_falcon_learns_its_end_token_in_place_of_the_next_question(tokenizer_of,
   tokenizer = tokenizer_of("falcon")
   example = encode(turns, "falcon", tokenizer, system=system)
   eos, first = tokenizer.eos_token_id, tokenizer("User", add_special_tokens=False).input_ids[0]
-  # A question's first token is read, and the end token is learnt there; then it is as elsewhere.
+  # A question's first token is read, and the end token is trained there; then it is as elsewhere.
   other = np.flatnonzero(example.label != example.token)
   assert len(other) == len(turns) - 1
   assert (example.token[other] == first).all() and (example.label[other] == eos).all()
@@ -169,12 +169,12 @@ def test_texts_that_are_tokenised_apart_share_no_token():
     paper.NO_THOUGHTS,
     "b<|im_end|>\n",
   ]
-  for think in ("learnt", "masked"):
+  for think in ("trained", "masked"):
     example = encode([("a", "b")], "qwen3", tokenizer, think=think)
     assert example.token.tolist() == [i for text in apart for i in ids(text)] != ids("".join(apart))
 
 
-def test_thoughts_are_learnt_or_masked(tokenizer_of):
+def test_thoughts_are_trained_or_masked(tokenizer_of):
   tokenizer = tokenizer_of("qwen3")
   ask = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n".format
   none = "<think>\n\n</think>\n\n"
@@ -264,16 +264,16 @@ def test_any_length_cuts_the_same_conversation(tokenizer_of, name):
   for max_length in range(1, len(whole.token) + 2):
     example = encode(turns, name, tokenizer, max_length)
     assert len(example.token) == min(max_length, len(whole.token))
-    want, learnt, room = [], 0, max_length - eos
+    want, trained, room = [], 0, max_length - eos
     for source, target in zip(parts[::2], parts[1::2], strict=True):
       asked, said = paper.kept(len(source), len(target), room)
       room -= asked + said
-      learnt += said
+      trained += said
       want += [*source[:asked], *target[:said]]
     assert example.token.tolist() == want + [tokenizer.eos_token_id] * eos
-    assert example.cut == sum(map(len, parts[1::2])) - learnt
+    assert example.cut == sum(map(len, parts[1::2])) - trained
     ends = 0 if example.label is None else int((example.label != example.token).sum())
-    assert example.answer.sum() == learnt + ends + eos
+    assert example.answer.sum() == trained + ends + eos
 
 
 def test_a_cut_turn_loses_its_end(tokenizer_of):

@@ -81,14 +81,14 @@ def learn(model, folder, lr, steps=3, **options):
 
 
 @pytest.mark.parametrize("gap", [0.02, 0.2, 1.0])
-@pytest.mark.parametrize("learnt", [1e-4, 0.004, 0.2])
+@pytest.mark.parametrize("trained", [1e-4, 0.004, 0.2])
 def test_no_number_is_farther_from_the_exact_sum_than_in_the_authors_arithmetic(
-  tmp_path, gap, learnt
+  tmp_path, gap, trained
 ):
   noise = torch.Generator().manual_seed(0)
   r = lambda size: size * 0.025 * torch.randn(512, 256, generator=noise)
   w = r(1).bfloat16().float()
-  a, b, i = w.bfloat16(), (w + r(learnt)).bfloat16(), (w + r(gap)).bfloat16()
+  a, b, i = w.bfloat16(), (w + r(trained)).bfloat16(), (w + r(gap)).bfloat16()
   for name, x in (("base", a), ("tuned", b), ("instruct", i)):
     raw(tmp_path / name, {UP: x}, "llama")
   got = grafted(tmp_path, *sides(tmp_path))[UP]
@@ -323,9 +323,9 @@ def test_a_base_stored_finer_is_rounded_as_the_tuning_rounded_it(tmp_path, store
   start = {n: x.to(stored) for n, x in load(base).items()}
   safetensors.torch.save_file(start, base / WEIGHTS, {"format": "pt"})
   began = {n: x.bfloat16() for n, x in start.items()}
-  for name, learnt in (("none", {}), ("one", {names[0]: torch.full((40, 60), 0.5)})):
+  for name, trained in (("none", {}), ("one", {names[0]: torch.full((40, 60), 0.5)})):
     trained = {
-      n: (x.float() + learnt[n]).bfloat16() if n in learnt else x for n, x in began.items()
+      n: (x.float() + trained[n]).bfloat16() if n in trained else x for n, x in began.items()
     }
     safetensors.torch.save_file(trained, tuned / WEIGHTS, {"format": "pt"})
     plan, done = full(tmp_path / name, base, tuned, instruct)
@@ -582,22 +582,22 @@ def weights_of(seed, size=1.0):
   return size * torch.randn(64, 32, generator=torch.Generator().manual_seed(seed))
 
 
-W, STEP, LEARNT, OTHER = (weights_of(i, s) for i, s in enumerate((1.0, 0.2, 0.01, 1.0)))
+W, STEP, TRAINED, OTHER = (weights_of(i, s) for i, s in enumerate((1.0, 0.2, 0.01, 1.0)))
 MIXED = {
   "another tuned": ({"base": W, "tuned": OTHER, "instruct": W + STEP}, "from another model"),
   "another base": (
-    {"base": OTHER, "tuned": W + LEARNT, "instruct": W + STEP},
+    {"base": OTHER, "tuned": W + TRAINED, "instruct": W + STEP},
     "from another model",
   ),
   "the instruct was tuned": (
-    {"base": W, "tuned": W + STEP + LEARNT, "instruct": W + STEP},
+    {"base": W, "tuned": W + STEP + TRAINED, "instruct": W + STEP},
     "Instruct's own step",
   ),
   "swapped": (
-    {"base": W + STEP, "tuned": W + LEARNT, "instruct": W},
+    {"base": W + STEP, "tuned": W + TRAINED, "instruct": W},
     "Base and Instruct are swapped",
   ),
-  "one model": ({"base": W, "tuned": W + LEARNT, "instruct": W}, "Base and Instruct are equal"),
+  "one model": ({"base": W, "tuned": W + TRAINED, "instruct": W}, "Base and Instruct are equal"),
 }
 
 

@@ -37,11 +37,11 @@ def encode(row, folder, max_length=400, **settings):
   return entry[0]
 
 
-def text_of(example, folder, learnt=None):
-  """The text of both sides; `learnt`: of the tokens alone that count, or that do not."""
+def text_of(example, folder, trained=None):
+  """The text of both sides; `trained`: of the tokens alone that count, or that do not."""
   tokenizer = load_tokenizer(folder)
   sides = (slice(example.second), slice(example.second, None))
-  keep = slice(None) if learnt is None else example.answer > 0 if learnt else example.answer == 0
+  keep = slice(None) if trained is None else example.answer > 0 if trained else example.answer == 0
   mark = np.zeros(len(example.token), bool)
   mark[keep] = True
   return [tokenizer.decode(example.token[side][mark[side]]) for side in sides]
@@ -78,7 +78,7 @@ def test_every_form_gives_the_same_pair(form, folder):
     CHAT.format("q") + "a<|im_end|>\n",
     CHAT.format("q") + "bb<|im_end|>\n",
   ]
-  assert text_of(example, folder, learnt=True) == ["a<|im_end|>\n", "bb<|im_end|>\n"]
+  assert text_of(example, folder, trained=True) == ["a<|im_end|>\n", "bb<|im_end|>\n"]
   assert example.where == "f row 1" and example.cut == example.prompt_cut == 0
 
 
@@ -88,8 +88,8 @@ def test_of_several_turns_only_what_follows_the_shared_ones_counts(folder):
   beside = {"prompt": turns, "chosen": "a", "rejected": "bb"}
   for row in (whole, beside):
     example = encode(row, folder)
-    assert text_of(example, folder, learnt=True) == ["a<|im_end|>\n", "bb<|im_end|>\n"]
-    assert "x<|im_end|>" in text_of(example, folder, learnt=False)[0]
+    assert text_of(example, folder, trained=True) == ["a<|im_end|>\n", "bb<|im_end|>\n"]
+    assert "x<|im_end|>" in text_of(example, folder, trained=False)[0]
 
 
 def test_conversations_that_part_early_learn_each_answer_from_there_on(folder):
@@ -98,7 +98,7 @@ def test_conversations_that_part_early_learn_each_answer_from_there_on(folder):
     "rejected": [user("p"), said("z"), user("r"), said("y")],
   }
   example = encode(row, folder)
-  assert text_of(example, folder, learnt=True) == [
+  assert text_of(example, folder, trained=True) == [
     "x<|im_end|>\ny<|im_end|>\n",
     "z<|im_end|>\ny<|im_end|>\n",
   ]
@@ -111,8 +111,8 @@ def test_the_papers_framing_of_pairs(folder):
   example = encode(
     {"prompt": turns, "chosen": "a", "rejected": "bb"}, folder, recipe="paper", template="yi"
   )
-  assert text_of(example, folder, learnt=True) == ["a<|im_end|>\n", "bb<|im_end|>\n"]
-  assert text_of(example, folder, learnt=False)[0] == CHAT.format("p") + "x<|im_end|>\n" + (
+  assert text_of(example, folder, trained=True) == ["a<|im_end|>\n", "bb<|im_end|>\n"]
+  assert text_of(example, folder, trained=False)[0] == CHAT.format("p") + "x<|im_end|>\n" + (
     CHAT.format("q")
   )
 
@@ -122,9 +122,9 @@ def test_a_long_prompt_loses_its_beginning_and_a_long_answer_its_end(folder, rec
   options = dict(recipe=recipe, template="yi" if recipe == "paper" else "")
   row = {"prompt": "p" * 100 + "q", "chosen": "a", "rejected": "b" * 9}
   example = encode(row, folder, 60, **options)
-  for side in text_of(example, folder, learnt=False):
+  for side in text_of(example, folder, trained=False):
     assert side.endswith("q<|im_end|>\n<|im_start|>assistant\n") and "user" not in side
-  assert text_of(example, folder, learnt=True) == ["a<|im_end|>\n", "b" * 9 + "<|im_end|>\n"]
+  assert text_of(example, folder, trained=True) == ["a<|im_end|>\n", "b" * 9 + "<|im_end|>\n"]
   whole = encode(row, folder, 1000, **options)
   assert example.cut == 0 and len(example.token) < 60
   assert example.prompt_cut == len(whole.token) - len(example.token) > 0
@@ -133,14 +133,14 @@ def test_a_long_prompt_loses_its_beginning_and_a_long_answer_its_end(folder, rec
   example = encode(row, folder, 160, **options)
   whole = encode(row, folder, 1000, **options)
   assert example.second == 80 and example.prompt_cut == 0
-  assert text_of(example, folder, learnt=True)[1] == "b<|im_end|>\n"
-  assert set(text_of(example, folder, learnt=True)[0]) == {"a"}
+  assert text_of(example, folder, trained=True)[1] == "b<|im_end|>\n"
+  assert set(text_of(example, folder, trained=True)[0]) == {"a"}
   assert example.cut == len(whole.token) - len(example.token) > 0
 
 
 def test_both_sides_keep_as_much_of_their_prompt(folder):
   example = encode({"prompt": "p" * 60, "chosen": "a", "rejected": "b" * 60}, folder, 80)
-  chosen, rejected = text_of(example, folder, learnt=False)
+  chosen, rejected = text_of(example, folder, trained=False)
   assert chosen == rejected and len(example.token) - example.second == 40
 
 
@@ -278,7 +278,7 @@ def test_data_of_another_objective_is_refused(config, objective, row, said_):
     dataset.read(config, config.instruct)
 
 
-def test_the_chosen_answers_alone_can_be_learnt_by_naming_them(config, folder):
+def test_the_chosen_answers_alone_can_be_trained_by_naming_them(config, folder):
   config.objective = "sft"
   config.data.columns.update(prompt="prompt", response="chosen")
   write(config, pairs(1))

@@ -1,4 +1,4 @@
-"""The preview shows which tokens are learnt, and what the plan makes of all of them."""
+"""The preview shows which tokens are trained, and what the plan makes of all of them."""
 
 import re
 
@@ -26,7 +26,7 @@ def shown(folder, count=2, ids=False, colour=False, **fields):
   return data, tokenizer, preview.text(data, tokenizer, count, ids=ids, colour=colour)
 
 
-def test_learnt_tokens_are_marked(folder):
+def test_trained_tokens_are_marked(folder):
   data, tokenizer, text = shown(folder)
   for number, example in enumerate(data.train[:2], 1):
     asked, answered = (tokenizer.decode(example.token[example.answer == k]) for k in (0, 1))
@@ -40,9 +40,9 @@ def test_colour_marks_the_same_tokens(folder):
   data, tokenizer, text = shown(folder, colour=True)
   plain = re.sub("\x1b\\[[0-9;]*m", "", text)
   assert plain == shown(folder)[2].replace("⟦", "").replace("⟧", "")
-  learnt = "".join(re.findall("\x1b\\[1;32m(.*?)\x1b\\[0m", text))
+  trained = "".join(re.findall("\x1b\\[1;32m(.*?)\x1b\\[0m", text))
   want = "".join(tokenizer.decode(e.token[e.answer > 0]).replace("\n", "⏎") for e in data.train[:2])
-  assert learnt == want
+  assert trained == want
 
 
 def test_ids_are_shown_on_request(folder):
@@ -71,9 +71,9 @@ def two_turns(folder):
 def test_the_numbers_are_those_of_the_run(folder):
   data, _, text = shown(folder, count=0)
   lengths = [len(e.token) for e in data.train]
-  learnt = sum(e.learnt for e in data.train)
+  trained = sum(e.trained for e in data.train)
   assert "--- example" not in text
-  assert f"{learnt:,} of {sum(lengths):,} ({learnt / sum(lengths):.1%})" in text
+  assert f"{trained:,} of {sum(lengths):,} ({trained / sum(lengths):.1%})" in text
   assert f"{len(data.train)} to train on, {len(data.valid)} to validate on" in text
   assert f"steps:           {len(data.steps)} of " in text
   bars = re.findall(r"^ +([\d,]+) to +([\d,]+) +([\d,]+)", text, re.M)

@@ -48,9 +48,9 @@ def test_questions_share_nothing_with_training_and_validation():
   asked = {q["question"] for q in quickstart.read_questions(TINY / "questions.jsonl")}
   assert len(asked) == 900 and all(map(questions.held_out, asked))
   read = lambda name: [json.loads(x)["instruction"] for x in (TINY / name).open()]
-  learnt, validated = read("new_skill.jsonl"), read("new_skill_valid.jsonl")
-  assert (len(set(learnt)), len(set(validated))) == (2000, 200)
-  assert not set(learnt) & set(validated) and not asked & {*learnt, *validated}
+  trained, validated = read("new_skill.jsonl"), read("new_skill_valid.jsonl")
+  assert (len(set(trained)), len(set(validated))) == (2000, 200)
+  assert not set(trained) & set(validated) and not asked & {*trained, *validated}
 
 
 def test_the_table_counts_by_kind():
@@ -74,17 +74,17 @@ def test_the_quickstart_compares_both_arms(tmp_path, monkeypatch):
 
 
 def test_a_wrong_answer_has_the_letters_of_the_right_one():
-  learnt, held_out = (preference.pairs(50, 1, held_out) for held_out in (False, True))
-  assert len(learnt) == len(held_out) == 50
+  trained, held_out = (preference.pairs(50, 1, held_out) for held_out in (False, True))
+  assert len(trained) == len(held_out) == 50
   assert all(questions.held_out(row["prompt"]) for row in held_out)
-  assert not any(questions.held_out(row["prompt"]) for row in learnt)
-  for row in learnt + held_out:
+  assert not any(questions.held_out(row["prompt"]) for row in trained)
+  for row in trained + held_out:
     assert row["chosen"] != row["rejected"]
     assert sorted(row["chosen"].split()) == sorted(row["rejected"].split())
 
 
 @pytest.mark.slow
-def test_preferences_are_learnt_by_both_arms(tmp_path):
+def test_preferences_are_trained_by_both_arms(tmp_path):
   preference.compare(tmp_path, seeds=[1], ranks=[8])
   rows = json.loads((tmp_path / "result.json").read_text())
   assert [row["model"] for row in rows] == ["Instruct", "DPO", "Shadow-DPO"]

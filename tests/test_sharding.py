@@ -116,7 +116,7 @@ def test_a_mesh_of_other_sizes_than_the_devices_is_refused(shape):
   ],
 )
 def test_a_mesh_learns_what_one_device_does(alone, kind, name):
-  losses, grads, learnt = learn(sharding.make_mesh(MESHES[name]), kind)
+  losses, grads, trained = learn(sharding.make_mesh(MESHES[name]), kind)
   want_losses, want_grads, want = alone[kind]
   np.testing.assert_allclose(losses, want_losses, rtol=1e-5)
   assert losses[-1] < losses[0]
@@ -125,7 +125,7 @@ def test_a_mesh_learns_what_one_device_does(alone, kind, name):
     distance = np.linalg.norm(tree.names(grads)[name] - x)
     assert distance <= 1e-4 * np.linalg.norm(x), name
   norm = lambda t: np.linalg.norm([np.linalg.norm(x) for x in jax.tree.leaves(t)])
-  assert norm(jax.tree.map(np.subtract, learnt, want)) <= 1e-3 * norm(want)
+  assert norm(jax.tree.map(np.subtract, trained, want)) <= 1e-3 * norm(want)
 
 
 @pytest.mark.parametrize("kind", delta.KINDS)
@@ -156,10 +156,10 @@ def test_only_vectors_are_on_every_device(name):
   model = models.from_config(pico.CONFIGS[name])
   shapes = models.abstract_params(model)
   for kind in delta.KINDS:
-    learnt = jax.eval_shape(
+    trained = jax.eval_shape(
       lambda kind=kind: delta.zeros(jax.random.key(0), shapes, config_of(kind).delta)
     )
-    for leaf, x in tree.names({"params": shapes, **learnt}).items():
+    for leaf, x in tree.names({"params": shapes, **trained}).items():
       spec = next(s for pattern, s in sharding.RULES if re.search(pattern, leaf))
       stacked = 1 + ("experts" in leaf) if "/layers/" in leaf else 0
       assert (spec == sharding.P()) == (x.ndim - stacked == 1), leaf

@@ -101,8 +101,8 @@ def encode(messages, tokenizer, tools=None):
   return example
 
 
-def learnt(messages, tokenizer, tools=None):
-  """The texts that are learnt, after a check that the tokens are those of the rendered text."""
+def trained(messages, tokenizer, tools=None):
+  """The texts that are trained, after a check that the tokens are those of the rendered text."""
   example = encode(messages, tokenizer, tools)
   text = tokenizer.apply_chat_template(
     messages, tools=tools, tokenize=False, date_string="26 Jul 2024"
@@ -196,7 +196,7 @@ KNOWN = {
 
 @pytest.mark.parametrize("name", KNOWN)
 @pytest.mark.parametrize("system", [None, "Be brief; the answer is four."])
-def test_answers_and_their_ends_are_learnt_to_the_token(fitting, templates, name, system):
+def test_answers_and_their_ends_are_trained_to_the_token(fitting, templates, name, system):
   kind, close, last_close = KNOWN[name]
   opening = NO_THOUGHTS if name == "trl/qwen3" else ""
   tokenizer = dressed(fitting(kind), templates[name])
@@ -208,7 +208,7 @@ def test_answers_and_their_ends_are_learnt_to_the_token(fitting, templates, name
     return
   for count in (2, 10):
     *before, last = turns[1:count:2]
-    assert learnt(talk(*turns[:count], system=system), tokenizer) == [
+    assert trained(talk(*turns[:count], system=system), tokenizer) == [
       *(answer + close for answer in before),
       opening + last + last_close,
     ]
@@ -223,7 +223,7 @@ def test_answers_and_their_ends_are_learnt_to_the_token(fitting, templates, name
     "llama_cpp/deepseek-ai-DeepSeek-R1-Distill-Qwen-32B",
   ],
 )
-def test_thoughts_are_learnt_where_the_template_writes_them(fitting, templates, name):
+def test_thoughts_are_trained_where_the_template_writes_them(fitting, templates, name):
   one, two = "<think>\nhm\n</think>\n\nFour.", "<think>\nhm, 5\n</think>\n\nFive."
   wanted = {
     "trl/qwen3": ["Four.<|im_end|>\n", two + "<|im_end|>\n"],
@@ -236,20 +236,20 @@ def test_thoughts_are_learnt_where_the_template_writes_them(fitting, templates, 
   }[name]
   kind = {"trl/llama3_1": "llama3"}.get(name, "qwen3" if "trl" in name else "deepseek")
   tokenizer = dressed(fitting(kind), templates[name])
-  assert learnt(talk("2 + 2?", one, "2 + 3?", two), tokenizer) == wanted
+  assert trained(talk("2 + 2?", one, "2 + 3?", two), tokenizer) == wanted
   # As a field of its own, beside the content.
   if name == "trl/qwen3":
     apart = talk("2 + 2?", "Four.", "2 + 3?", "Five.")
     apart[1]["reasoning_content"], apart[3]["reasoning_content"] = "hm", "hm, 5"
-    assert learnt(apart, tokenizer) == wanted
+    assert trained(apart, tokenizer) == wanted
 
 
 def test_llama_trims_and_qwen_does_not(real, templates):
   messages = talk("Hi", "  four \n", "so", "\tfive\n\n")
   tokenizer = dressed(real("llama3"), templates["trl/llama3_1"])
-  assert learnt(messages, tokenizer) == ["four<|eot_id|>", "five<|eot_id|>"]
+  assert trained(messages, tokenizer) == ["four<|eot_id|>", "five<|eot_id|>"]
   tokenizer = dressed(real("qwen"), templates["trl/qwen2_5"])
-  assert learnt(messages, tokenizer) == ["  four \n<|im_end|>\n", "\tfive\n\n<|im_end|>\n"]
+  assert trained(messages, tokenizer) == ["  four \n<|im_end|>\n", "\tfive\n\n<|im_end|>\n"]
 
 
 def test_spaces_that_a_tokenizer_adds_or_takes_move_no_border(real, templates):
@@ -373,7 +373,7 @@ def llama_calls(city):
     ("trl/qwen3_instruct_2507", "qwen3"),
   ],
 )
-def test_a_call_is_learnt_and_its_result_is_not(real, templates, name, kind):
+def test_a_call_is_trained_and_its_result_is_not(real, templates, name, kind):
   tokenizer = dressed(real(kind), templates[name])
   calls, close = (llama_calls, LLAMA[0]) if kind == "llama3" else (qwen_calls, QWEN[0])
   opening = NO_THOUGHTS if name == "trl/qwen3" else ""
@@ -383,23 +383,23 @@ def test_a_call_is_learnt_and_its_result_is_not(real, templates, name, kind):
     result("rain: weather"),
     *talk("x", "Yes, rain.")[1:],
   ]
-  assert learnt(asked, tokenizer, TOOLS) == [calls("Oslo"), opening + "Yes, rain." + close]
+  assert trained(asked, tokenizer, TOOLS) == [calls("Oslo"), opening + "Yes, rain." + close]
   # Again, after an answer; the words of a call are those of its question and its result.
   again = [*asked, *talk("weather"), call("weather"), result("weather"), *talk("x", "weather")[1:]]
-  assert learnt(again, tokenizer, TOOLS) == [
+  assert trained(again, tokenizer, TOOLS) == [
     calls("Oslo"),
     "Yes, rain." + close,
     calls("weather"),
     opening + "weather" + close,
   ]
-  # A call that ends the conversation, and one that is not to be learnt.
-  assert learnt(asked[:3], tokenizer, TOOLS) == [opening + calls("Oslo")]
+  # A call that ends the conversation, and one that is not to be trained.
+  assert trained(asked[:3], tokenizer, TOOLS) == [opening + calls("Oslo")]
   asked[2] = {**asked[2], "weight": 0}
-  assert learnt(asked, tokenizer, TOOLS) == [opening + "Yes, rain." + close]
+  assert trained(asked, tokenizer, TOOLS) == [opening + "Yes, rain." + close]
 
 
 @pytest.mark.parametrize("name, kind", [("trl/qwen2_5", "qwen"), ("trl/qwen3", "qwen3")])
-def test_words_before_calls_and_several_calls_are_learnt(real, templates, name, kind):
+def test_words_before_calls_and_several_calls_are_trained(real, templates, name, kind):
   tokenizer = dressed(real(kind), templates[name])
   opening = NO_THOUGHTS if name == "trl/qwen3" else ""
   messages = [
@@ -409,7 +409,7 @@ def test_words_before_calls_and_several_calls_are_learnt(real, templates, name, 
     result("sun"),
     *talk("x", "In Oslo.")[1:],
   ]
-  assert learnt(messages, tokenizer, TOOLS) == [
+  assert trained(messages, tokenizer, TOOLS) == [
     "I look.\n" + qwen_calls("Oslo", "Rome"),
     opening + "In Oslo.<|im_end|>\n",
   ]
@@ -428,7 +428,7 @@ def test_a_call_that_cannot_be_placed_is_refused(fitting, templates):
     {**result("rain"), "tool_call_id": "abcdefghi"},
     *talk("x", "Yes.")[1:],
   ]
-  assert learnt(asked, tokenizer, TOOLS) == [
+  assert trained(asked, tokenizer, TOOLS) == [
     '[TOOL_CALLS][{"name": "weather", "arguments": {"city": "Oslo"}, "id": "abcdefghi"}]</s>',
     "Yes.</s>",
   ]

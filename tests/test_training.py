@@ -25,9 +25,9 @@ def torch_steps(model, data, config):
   Returns:
     (losses, norms of the gradients before they are clipped).
   """
-  learnt = [p for p in model.parameters() if p.requires_grad]
+  trained = [p for p in model.parameters() if p.requires_grad]
   adam = torch.optim.AdamW(
-    learnt,
+    trained,
     lr=config.lr,
     betas=(config.b1, config.b2),
     eps=config.eps,
@@ -48,7 +48,7 @@ def torch_steps(model, data, config):
     logits = model(input_ids=token, attention_mask=mask).logits
     loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), label[:, 1:].flatten())
     loss.backward()
-    norms.append(float(torch.nn.utils.clip_grad_norm_(learnt, config.grad_clip_norm)))
+    norms.append(float(torch.nn.utils.clip_grad_norm_(trained, config.grad_clip_norm)))
     adam.step()
     schedule.step()
     adam.zero_grad()
@@ -100,8 +100,8 @@ def test_lora_agrees_with_peft_over_twenty_steps(config, tmp_path):
   model.save_pretrained(tmp_path / "theirs")
 
   def product(folder):
-    learnt, scale = deltas.load(folder)
-    return delta.densify(learnt, scale)
+    trained, scale = deltas.load(folder)
+    return delta.densify(trained, scale)
 
   assert distance(product(tmp_path / "run" / "delta"), product(tmp_path / "theirs")) <= 1e-3
 
@@ -115,9 +115,9 @@ def test_full_tuning_agrees_with_transformers_over_twenty_steps(config, tmp_path
   assert_steps_equal(records, *torch_steps(model, dataset.read(config, config.instruct), config))
 
   want = {n: p.detach().numpy() - before[n] for n, p in model.named_parameters()}
-  learnt, scale = deltas.load(tmp_path / "run" / "delta")
+  trained, scale = deltas.load(tmp_path / "run" / "delta")
   assert scale == 1.0
-  assert distance(dict(arrays.export(learnt["delta"])), want) <= 1e-3
+  assert distance(dict(arrays.export(trained["delta"])), want) <= 1e-3
 
 
 @pytest.mark.parametrize("steps, ratio", [(8, 0.1), (20, 0.1), (5, 0.0), (62, 0.1)])
@@ -148,9 +148,10 @@ def test_the_schedule_is_that_of_the_hugging_face_trainer(steps, ratio):
 def test_the_optimizer_sees_the_delta_alone(config):
   _, frozen = weights.load_model(config.base, dtype=jnp.float32)
   tx, _ = optim.make(config, 20)
-  learnt = initial_delta(config)
-  assert tree.size(tx.init(learnt)) <= 2 * tree.size(learnt) + 2
-  assert tree.size(learnt) < tree.size(frozen)
+  trained = initial_delta(config)
+  assert tree.size(tx.init(trained)) <= 2 * tree.size(trained) + 2
+  assert tree.size(trained) < tree.size(frozen)
   assert (
-    float(optax.tree.norm({k: v for k, v in tree.names(learnt).items() if k.endswith("/b")})) == 0.0
+    float(optax.tree.norm({k: v for k, v in tree.names(trained).items() if k.endswith("/b")}))
+    == 0.0
   )

@@ -153,8 +153,8 @@ def test_it_equals_the_graft_in_memory(tmp_path):
   pair = runs.make_pair(tmp_path / "pair", dtype=torch.bfloat16)
   _, params = weights.load_model(pair / "instruct")
   noise = np.random.default_rng(0)
-  learnt = tree.map_named(lambda _, w: jnp.float32(noise.normal(0, 0.02, w.shape)), params)
-  deltas.save_dense(tmp_path / "delta", learnt)
+  trained = tree.map_named(lambda _, w: jnp.float32(noise.normal(0, 0.02, w.shape)), params)
+  deltas.save_dense(tmp_path / "delta", trained)
   for scope in ("projections", "all"):
     run(
       tmp_path / f"stream {scope}",
@@ -163,7 +163,7 @@ def test_it_equals_the_graft_in_memory(tmp_path):
       "paper" if scope == "projections" else "all",
     )
     _, fresh = weights.load_model(pair / "instruct")
-    shadow, leaves = delta.graft(fresh, {"delta": learnt}, match=scope)
+    shadow, leaves = delta.graft(fresh, {"delta": trained}, match=scope)
     memory = stored_bytes({n: tree.names(shadow)[n] for n in leaves}, pair / "instruct")
     run(
       tmp_path / f"match {scope}",

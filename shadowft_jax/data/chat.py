@@ -67,7 +67,7 @@ def _example(row, text, spans, ids, offsets, control: Control, max_length):
   answer = sum(within(start, end) for start, _, end in spans).astype(np.int32)
   token = np.array(ids, np.int32)
   stop = np.isin(token, list(control.stops))
-  said = [x for m in row.messages if _is_learnt(m) for x in _texts(m)]
+  said = [x for m in row.messages if _is_trained(m) for x in _texts(m)]
   return Example(
     token[:max_length],
     answer[:max_length],
@@ -79,7 +79,7 @@ def _example(row, text, spans, ids, offsets, control: Control, max_length):
   )
 
 
-def _is_learnt(message):
+def _is_trained(message):
   return message["role"] == "assistant" and message.get("weight") != 0
 
 
@@ -118,7 +118,7 @@ def _begin(offsets):
 
 def _answers(row, template, control):
   """The rendered conversation, and the span of each answer that the loss covers, see `_span`."""
-  turns = [i for i, message in enumerate(row.messages) if _is_learnt(message)]
+  turns = [i for i, message in enumerate(row.messages) if _is_trained(message)]
   if not turns:
     raise InputError("there is no turn of the assistant to learn; expected at least one answer")
   text = template.render(row.messages, row.tools)
@@ -148,7 +148,7 @@ def _span(text, messages, turn, template, tools, control):
   if start is None or start > end or not text.endswith(after):
     raise InputError(
       f"turn {turn + 1}: the answer {(messages[turn]['content'] or '')[:60]!r} is not found in "
-      f"what the chat template of {template.name} writes; its template cannot be learnt "
+      f"what the chat template of {template.name} writes; its template cannot be trained "
       "from"
     )
   return start, end, end + _closing(text, messages, turn, after, template, tools, control)

@@ -141,7 +141,7 @@ def _prompt(row, key, where, images):
     messages = [_user(row[key])]
   else:
     messages = turns.messages(row[key], key, where, images)
-  return [_unlearnt(message) for message in messages]
+  return [_untrained(message) for message in messages]
 
 
 def _preference(row, where):
@@ -163,7 +163,7 @@ def _preference(row, where):
   if chosen == rejected:
     raise InputError(f"{where}: chosen and rejected are the same; remove the row")
   # The turns that they share are the prompt; several turns can differ after it.
-  prompt = [_unlearnt(message) for message in _shared(chosen, rejected)]
+  prompt = [_untrained(message) for message in _shared(chosen, rejected)]
   return _with_common(
     row,
     where,
@@ -230,7 +230,7 @@ def _assistant(content):
   return {"role": "assistant", "content": content}
 
 
-def _unlearnt(message):
+def _untrained(message):
   return {**message, "weight": 0} if message["role"] == "assistant" else message
 
 

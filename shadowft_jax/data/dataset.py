@@ -214,7 +214,7 @@ def _source(source, config, tokenizer, bad, limit):
     else:
       encoded += entry
   # The loss never covers a first token, which nothing predicts.
-  kept = [e for e in encoded if e.learnt]
+  kept = [e for e in encoded if e.trained]
   if not kept:
     raise InputError(
       f"{source.name}: none of {len(encoded)} examples has an answer token within "

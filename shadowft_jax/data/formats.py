@@ -147,11 +147,11 @@ def _checked(row):
     _check_unicode(row.text, "text", row.where)
     return row
   for messages in [row.messages] + ([] if row.rejected is None else [row.rejected]):
-    learnt = [
+    trained = [
       (i, m) for i, m in enumerate(messages, 1) if m["role"] == "assistant" and m.get("weight") != 0
     ]
-    what = None if learnt else "no turn of the assistant is to be learnt"
-    for i, message in learnt:
+    what = None if trained else "no turn of the assistant is to be trained"
+    for i, message in trained:
       if not message["content"].strip() and "tool_calls" not in message:
         what = f"turn {i}, the assistant's, is empty"
     if what:

@@ -293,7 +293,7 @@ def rank_weights(
   Source: the paper's trainer (transformers 4.52.1, with its losses averaged over processes).
   """
   rank = [place // rank_examples % ranks for place in range(len(step.examples))]
-  learnt = [0] * ranks
+  trained = [0] * ranks
   for r, i in zip(rank, step.examples, strict=True):
-    learnt[r] += examples[i].learnt
-  return [1 / learnt[r] if learnt[r] else 0.0 for r in rank]
+    trained[r] += examples[i].trained
+  return [1 / trained[r] if trained[r] else 0.0 for r in rank]

@@ -77,10 +77,10 @@ def _sides(row, recipe):
 
 def _split(side, recipe):
   """(Example, tokens of its prompt): those before the first token of the last answer."""
-  learnt = side.answer > 0
+  trained = side.answer > 0
   if recipe == "paper":
-    return side, int(np.flatnonzero(~learnt)[-1]) + 1
-  return side, int(learnt.argmax())
+    return side, int(np.flatnonzero(~trained)[-1]) + 1
+  return side, int(trained.argmax())
 
 
 def _pair(sides, room, where):

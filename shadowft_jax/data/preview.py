@@ -9,7 +9,7 @@ import numpy as np
 from shadowft_jax.data import dataset, packing
 from shadowft_jax.data.tokenizer import Tokenizer, load_tokenizer
 
-LEARNT, PLAIN, END = "\x1b[1;32m", "\x1b[2m", "\x1b[0m"
+TRAINED, PLAIN, END = "\x1b[1;32m", "\x1b[2m", "\x1b[0m"
 BAR = 40  # characters of the longest bar
 
 
@@ -44,7 +44,7 @@ def text(
 def _example(number, example, tokenizer, ids, colour):
   head = (
     f"--- example {number}: {example.where}: {len(example.token):,} tokens, "
-    f"{example.learnt:,} learnt" + (f", {example.cut:,} cut away" if example.cut else "")
+    f"{example.trained:,} trained" + (f", {example.cut:,} cut away" if example.cut else "")
   )
   head += f", {example.prompt_cut:,} of the prompts cut away" if example.prompt_cut else ""
   every = np.arange(len(example.token))
@@ -60,16 +60,16 @@ def _example(number, example, tokenizer, ids, colour):
 
 def _runs(example, side):
   """Yields (tokens, labels, whether the loss covers them) of each run of the tokens `side`."""
-  learnt = example.answer[side] > 0
-  learnt[:1] = False  # nothing predicts a first token
-  edges = np.flatnonzero(np.diff(learnt)) + 1
+  trained = example.answer[side] > 0
+  trained[:1] = False  # nothing predicts a first token
+  edges = np.flatnonzero(np.diff(trained)) + 1
   labels = example.token if example.label is None else example.label
   for part in np.split(side, edges):
     if len(part):
-      yield example.token[part], labels[part], learnt[part[0] - side[0]]
+      yield example.token[part], labels[part], trained[part[0] - side[0]]
 
 
-def _run(tokens, labels, is_learnt, tokenizer, ids, colour):
+def _run(tokens, labels, is_trained, tokenizer, ids, colour):
   """One run of tokens as text; the loss covers all or none of it."""
   if ids:
     out = (
@@ -83,12 +83,12 @@ def _run(tokens, labels, is_learnt, tokenizer, ids, colour):
   else:
     out = tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
     # Line ends that the loss covers would be invisible.
-    out = out.replace("\n", "⏎\n") if is_learnt else out
+    out = out.replace("\n", "⏎\n") if is_trained else out
   if colour:
     # Some terminals drop the colour at a line's end.
-    mark = LEARNT if is_learnt else PLAIN
+    mark = TRAINED if is_trained else PLAIN
     return "\n".join(f"{mark}{line}{END}" if line else "" for line in out.split("\n"))
-  return f"⟦{out}⟧" if is_learnt else out
+  return f"⟦{out}⟧" if is_trained else out
 
 
 def _visible(piece):
@@ -118,12 +118,12 @@ def _lengths(data):
 
 def _totals(data):
   tokens = sum(len(e.token) for e in data.train)
-  learnt = sum(e.learnt for e in data.train)
+  trained = sum(e.trained for e in data.train)
   cut = [e.cut for e in data.train if e.cut]
   return "\n".join(
     [
       f"examples:        {len(data.train):,} to train on, {len(data.valid):,} to validate on",
-      f"learnt tokens:   {learnt:,} of {tokens:,} ({learnt / tokens:.1%})",
+      f"trained tokens:  {trained:,} of {tokens:,} ({trained / tokens:.1%})",
       f"truncated:       {len(cut):,} examples, {sum(cut):,} answer tokens lost, at "
       f"data.max_length={data.row_length}",
     ]

@@ -14,10 +14,10 @@ def line(examples: Sequence[Example], dropped: int) -> str:
   cut, prompts = sum(e.cut > 0 for e in examples), sum(e.prompt_cut > 0 for e in examples)
   what = "pairs" if examples[0].second else "examples"
   altered = sum(e.altered for e in examples)
-  tokens, learnt = sum(len(e.token) for e in examples), sum(e.learnt for e in examples)
+  tokens, trained = sum(len(e.token) for e in examples), sum(e.trained for e in examples)
   return "; ".join(
     [
-      f"{len(examples):,} {what}, {tokens:,} tokens, {learnt:,} of them learnt",
+      f"{len(examples):,} {what}, {tokens:,} tokens, {trained:,} of them trained",
       *([f"{dropped:,} dropped (their answers lie beyond data.max_length)"] if dropped else []),
       *([f"{cut:,} cut at data.max_length"] if cut else []),
       *(

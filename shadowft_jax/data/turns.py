@@ -55,7 +55,7 @@ class Settings:
   max_length: int  # tokens an example at most
   recipe: str = "chat"  # chat, paper
   template: str = ""  # of the paper's recipe: a name in paper.TEMPLATES
-  think: str = "learnt"  # learnt, masked: the paper's empty thinking block
+  think: str = "trained"  # trained, masked: the paper's empty thinking block
   template_args: tuple[tuple[str, Any], ...] = ()  # (name, value): of the chat template
 
 
@@ -77,7 +77,7 @@ class Example:
   reference: tuple[float, ...] | None = None  # log p of the two answers by the frozen start
 
   @property
-  def learnt(self) -> int:
+  def trained(self) -> int:
     """How many tokens the loss covers; never the first, which nothing predicts."""
     return int(self.answer[1:].sum())
 

@@ -41,7 +41,7 @@ class Difference(NamedTuple):
   def rounding(self) -> str | None:
     """The tuned model's dtype, to which W_B is rounded: tuning began there; None if it is W_B's.
 
-    Otherwise what the rounding took from W_B would be grafted as if it were learnt.
+    Otherwise what the rounding took from W_B would be grafted as if it were trained.
     """
     if not (self.tuned and self.base) or self.tuned.dtype in (self.base.dtype, "F32"):
       return None

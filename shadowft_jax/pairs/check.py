@@ -158,7 +158,7 @@ def _tensors(base, instruct):
   if bad := unlike.keys() - seen - allowed:
     yield Finding(
       "error",
-      "tensors are on one side only or differ in shape; what is learnt "
+      "tensors are on one side only or differ in shape; what is trained "
       "for them could not be grafted: choose a Base and an Instruct of the same "
       f"architecture:{_by_layer(bad, unlike)}",
     )
@@ -207,7 +207,7 @@ def _behaviour(base, instruct):
       yield Finding(
         "warning",
         f"{name}: {versus(*values)}; positions mean something else to "
-        "each: each runs with its own, but the delta of q and k was learnt under "
+        "each: each runs with its own, but the delta of q and k was trained under "
         "the Base's",
       )
   windows = [
@@ -221,7 +221,7 @@ def _behaviour(base, instruct):
     yield Finding(
       "warning",
       f"{name}: {versus(*values)}; the same weights compute something "
-      "else in each; each runs with its own, the delta is learnt under the Base's",
+      "else in each; each runs with its own, the delta is trained under the Base's",
     )
   for name, *values in unlike_fields(base.vision, instruct.vision, ["image_size"]):
     yield Finding(

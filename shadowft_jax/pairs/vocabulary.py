@@ -106,7 +106,7 @@ def swapped(base: ModelFolder, instruct: ModelFolder) -> Iterator[Finding]:
     yield Finding(
       "warning",
       f"Base and Instruct look swapped: {', and '.join(signs)}; the delta "
-      "would be learnt on the Instruct and grafted onto the Base",
+      "would be trained on the Instruct and grafted onto the Base",
     )
 
 
@@ -143,7 +143,7 @@ def _chat_rows(base, instruct):
         "warning",
         f"the Base's {kind} rows of {', '.join(short)} look never trained: "
         f"norms {text}, usually {median:.3g}; to the Base these tokens of the chat "
-        "template say nothing, and a part of the delta is learnt to make up for that, "
+        "template say nothing, and a part of the delta is trained to make up for that, "
         "which the Instruct does not need",
       )
     else:

@@ -10,7 +10,7 @@ from typing import Any
 
 from shadowft_jax import files, hosts
 from shadowft_jax.errors import InputError, listing
-from shadowft_jax.presets import Config, flat, is_paired
+from shadowft_jax.presets import Config, current, flat, is_paired
 from shadowft_jax.progress import say
 from shadowft_jax.runs import cards, metrics, pictures, provenance
 
@@ -144,7 +144,7 @@ def _claim(workdir: pathlib.Path, config: Config) -> None:
       f"--workdir {workdir} is not empty and not a run's folder (it has no "
       "config.json); choose another"
     )
-  theirs, ours = flat(files.read_json(path)), flat(mine)
+  theirs, ours = current(flat(files.read_json(path))), flat(mine)
   differ = [
     f"{k}: {theirs.get(k)!r} there, {ours.get(k)!r} now"
     for k in theirs.keys() | ours.keys()
