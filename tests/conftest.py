@@ -103,11 +103,15 @@ def blank_pictures(request, monkeypatch):
 
 @pytest.fixture
 def allowed_sandbox(monkeypatch):
-  """The sandbox for programs that models write, allowed; a test is left out where none can be."""
+  """The sandbox for programs that models write, allowed.
+
+  A test is left out where there can be none, or fails where SHADOWFT_SANDBOX is "required".
+  """
   from shadowft_jax.tasks import sandbox
 
   if reason := sandbox.unavailable():
-    pytest.skip(f"no sandbox here: {reason}")
+    is_required = os.environ.get("SHADOWFT_SANDBOX") == "required"
+    (pytest.fail if is_required else pytest.skip)(f"no sandbox here: {reason}")
   monkeypatch.setattr(sandbox, "_is_allowed", False)
   sandbox.allow()
 
