@@ -23,7 +23,7 @@ from typing import Any, ClassVar, TypeVar
 from absl import app, flags, logging
 from ml_collections import ConfigDict as Config
 
-from shadowft_jax import config_file, machine, presets
+from shadowft_jax import config_file, machine, presets, progress
 from shadowft_jax.errors import InputError
 from shadowft_jax.presets import KINDS, Field
 
@@ -36,7 +36,11 @@ DEFINE: dict[Any, Callable[..., Any]] = {
   Config: flags.DEFINE_string,  # the file
 }
 FIELDS = presets.FIELDS
-COMMON = {"debug": "Show the traceback of an error.", "help": "Show this text."}
+COMMON = {
+  "verbose": "Print details, too.",
+  "debug": "Show the traceback of an error.",
+  "help": "Show this text.",
+}
 HELP_CONFIG = "help-config"
 HELP = {"--help", "-help", "-h", "--helpfull", "--helpshort"}
 T = TypeVar("T", bound="Options")
@@ -272,6 +276,7 @@ def execute(main: Callable[[T], None], options: type[T], argv: Sequence[str]) ->
   if HELP & set(argv):
     print(help_text(options, sys.modules[main.__module__].__doc__ or ""))
     return
+  progress.set_verbose("--verbose" in argv)
   try:
     main(parse(options, argv))
   except (InputError, FloatingPointError) as error:

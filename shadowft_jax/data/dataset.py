@@ -18,7 +18,7 @@ from shadowft_jax.data.tokenizer import control_of, load_tokenizer, reads_clock
 from shadowft_jax.data.turns import Example
 from shadowft_jax.errors import InputError, listing
 from shadowft_jax.presets import Config
-from shadowft_jax.progress import say
+from shadowft_jax.progress import count, detail, say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,12 +129,12 @@ def read(config: Config, tokenizer: str | os.PathLike, context: int = 1) -> Data
   else:
     train, valid, parts = _split(train, parts, config)
   if c.recipe == "chat" and reads_clock(tokenizer):
-    say(
+    detail(
       f"the chat template of {tokenizer} writes today's date; {chat.DATE} stands in its place, so "
       "that a run can be repeated"
     )
   if bad.errors:
-    say(f"{len(bad.errors)} bad rows left out:{listing(bad.errors)}")
+    say(f"{count(len(bad.errors), 'bad row')} left out:{listing(bad.errors)}")
   shape: dict[str, Any] = dict(row_length=c.max_length, seed=config.seed, layout=c.layout)
   return Dataset(
     train,
@@ -169,9 +169,9 @@ def _split(examples, parts, config):
   )
   # In order, so that a source's examples stay together.
   train_ids = np.sort(train_ids)
-  ends = np.cumsum([count for count, _ in parts])
+  ends = np.cumsum([number for number, _ in parts])
   counts = np.diff(np.searchsorted(train_ids, ends), prepend=0).tolist()
-  left = [(count, weight) for count, (_, weight) in zip(counts, parts, strict=True)]
+  left = [(number, weight) for number, (_, weight) in zip(counts, parts, strict=True)]
   return [examples[i] for i in train_ids], [examples[i] for i in valid_ids], left
 
 
@@ -219,7 +219,7 @@ def _source(source, config, tokenizer, bad, limit):
       f"{source.name}: none of {len(encoded)} examples has an answer token within "
       f"data.max_length={c.max_length}; raise data.max_length"
     )
-  say(f"{source.name}: {kind}: {_told(kept, len(encoded) - len(kept))}")
+  say(f"{source.name} ({kind}): {_told(kept, len(encoded) - len(kept))}")
   _warn(source.name, kept, tokenizer, c.recipe)
   return kept
 
@@ -237,18 +237,18 @@ def _warn(name, examples, tokenizer_dir, recipe):
     stops = tokenizer.convert_ids_to_tokens(list(control_of(tokenizer).stops))
     framing = "the authors' framing" if recipe == "paper" else "the chat template"
     say(
-      f"warning: {name}: {endless:,} answers end in no token at which the model stops, so that it "
-      f"may never end one: {framing} of {tokenizer_dir} closes them without any of "
+      f"warning: {name}: no stop token ends {count(endless, 'answer')}, so that the model may "
+      f"never end one: {framing} of {tokenizer_dir} closes them without any of "
       f"{', '.join(stops) or 'them, since no file names one'}; if it writes another, name it as "
       f"eos_token_id in {pathlib.Path(tokenizer_dir, 'generation_config.json')}"
     )
 
 
-def _chosen(count, limit, select, seed):
-  """Which `limit` of `count` rows are taken, in their order."""
+def _chosen(total, limit, select, seed):
+  """Which `limit` of `total` rows are taken, in their order."""
   if select == "first":
     return range(limit)
-  return np.sort(packing.shuffled(count, seed, 0)[:limit]).tolist()
+  return np.sort(packing.shuffled(total, seed, 0)[:limit]).tolist()
 
 
 def _without_images(rows, policy, bad):
@@ -258,8 +258,8 @@ def _without_images(rows, policy, bad):
     if row.images and policy == "refuse":
       bad.add(
         InputError(
-          f"{row.where} has {len(row.images)} images, and the model reads text "
-          "alone; --config.data.images=ignore learns the text without them"
+          f"{row.where} has {count(len(row.images), 'image')}, and the model reads text "
+          "alone; --config.data.images=ignore trains on the text without them"
         )
       )
     elif row.images:
@@ -270,13 +270,14 @@ def _without_images(rows, policy, bad):
 
 
 def _told(examples, dropped):
+  """What the examples of a source hold, in a line, and what of it was dropped or cut."""
   cut, prompts = sum(e.cut > 0 for e in examples), sum(e.prompt_cut > 0 for e in examples)
-  what = "pairs" if examples[0].second else "examples"
+  what = "pair" if examples[0].second else "example"
   altered = sum(e.altered for e in examples)
   tokens, learnt = sum(lengths(examples)), sum(e.learnt for e in examples)
   return "; ".join(
     [
-      f"{len(examples):,} {what}, {tokens:,} tokens, {learnt:,} of them learnt",
+      f"{count(len(examples), what)}, {count(tokens, 'token')}, {learnt:,} trained",
       *([f"{dropped:,} dropped (their answers lie beyond data.max_length)"] if dropped else []),
       *([f"{cut:,} cut at data.max_length"] if cut else []),
       *(
@@ -285,7 +286,7 @@ def _told(examples, dropped):
         else []
       ),
       *(
-        [f"of {altered:,} the chat template leaves out a part, such as earlier thoughts"]
+        [f"{altered:,} in which the chat template leaves out a part, such as earlier thoughts"]
         if altered
         else []
       ),
