@@ -57,7 +57,7 @@ def test_under_a_title_messages_are_logged_only(tmp_path, capsys):
     with progress.bar(3, "step", disable=False) as bar:
       bar.update()
   err = capsys.readouterr().err
-  assert "run 1 of 2:  33%" in err and "logged" not in err
+  assert "run 1 of 2:   0%" in err and "logged" not in err
   assert "logged" in (tmp_path / "log.txt").read_text()
   progress.say("printed")
   assert capsys.readouterr().err == "printed\n"

@@ -47,8 +47,9 @@ class Log:
     self._bar = progress.bar(
       steps, "step", initial=step, disable=None if hosts.is_first() else True
     )
-    unit = eval_every if 0 < eval_every <= steps / 5 else 1
-    self._tells_validations = unit == 1
+    is_rare = not 0 < eval_every <= steps / 5  # validations are too few to print only those
+    unit = 1 if is_rare else eval_every
+    self._tells_validations = is_rare
     self._every = unit * -(-steps // (LINES * unit))  # steps between two lines
     self._newest: dict[str, float] = {}  # the last value of each metric
     self._validated = -1  # the step of the last validation
