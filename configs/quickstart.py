@@ -25,6 +25,7 @@ def get_config():
   c.delta.alpha = 64.0
   c.epochs = 3
   c.batch_size = 64
+  c.eval_every = 24  # of 96 steps
   c.rows = 32
   c.lr = 1e-3
   c.mesh = dict(data=-1, fsdp=1, tensor=1)  # the model is too small to be worth splitting

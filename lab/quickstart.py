@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import time
 
 # Elementwise work on a CPU runs on one thread a device; two of them everywhere, so
 # that the result does not depend on the machine's number of cores.
@@ -19,15 +20,20 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import jax.numpy as jnp
 
-from shadowft_jax import train
-from shadowft_jax.generation import decode
+from shadowft_jax import machine, progress, train
+from shadowft_jax.data.tokenizer import load_tokenizer, stop_tokens
+from shadowft_jax.evaluation import statistics
+from shadowft_jax.generation.engine import Sampling
+from shadowft_jax.generation.local import LocalEngine
 from shadowft_jax.hf import weights
-from shadowft_jax.data.tokenizer import ChatTemplate, load_tokenizer, stop_tokens
+from shadowft_jax.runs import run as runs
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "quickstart.py"
 ARMS = {"FT": "instruct", "Shadow-FT": "base"}
 RATES = (5e-4, 1e-3, 2e-3)
+KINDS = ("math", "code", "reasoning")  # of old tasks
+COLUMNS = {"new": "new task", "old": "old tasks", **{kind: f"– {kind}" for kind in KINDS}}
 MAX_NEW = 24  # tokens of an answer; the longest right one has fewer
 
 
@@ -44,30 +50,38 @@ def read_questions(path):
   return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def right_answers(folder, questions):
-  """Whether a model answers each question exactly, asked in its chat template, greedily."""
+def answers(folder, questions):
+  """The greedy answer of a model to each question, asked in its chat template."""
   tokenizer = load_tokenizer(folder)
+  decoder, params = weights.load_model(folder, dtype=jnp.float32)
   stop = stop_tokens(tokenizer, folder)
-  model, params = weights.load_model(folder, dtype=jnp.float32)
-  prompts = [
-    ChatTemplate(tokenizer).prompt([{"role": "user", "content": q["question"]}]) for q in questions
-  ]
-  answers = decode.generate(
-    model, {"params": params}, prompts, max_new=MAX_NEW, stop=stop, batch_size=128
-  )
-  texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
-  return [text.strip() == q["answer"] for text, q in zip(texts, questions, strict=True)]
+  engine = LocalEngine(decoder, params, tokenizer, stop, batch_size=128)
+  asked = [[{"role": "user", "content": q["question"]}] for q in questions]
+  return [one.text.strip() for (one,) in engine.complete(asked, Sampling(max_new=MAX_NEW))]
+
+
+def right_answers(folder, questions):
+  """Whether a model answers each question exactly."""
+  return are_right(answers(folder, questions), questions)
+
+
+def are_right(texts, questions):
+  """Whether each text is the answer to its question."""
+  return [text == q["answer"] for text, q in zip(texts, questions, strict=True)]
 
 
 def tune(arm, workdir, seed):
   """Runs every rate of an arm; returns (chosen rate, its run's folder, {rate: loss})."""
   losses, folders = {}, {}
-  for rate in RATES:
-    config = load_config()
+  for number, rate in enumerate(RATES, 1 + len(RATES) * [*ARMS].index(arm)):
+    config, began = load_config(), time.monotonic()
     config.learn_on, config.lr, config.seed = ARMS[arm], rate, seed
     folders[rate] = workdir / f"{arm.lower()}-lr{rate:g}"
-    print(f"\n{arm}, learning rate {rate:g}", flush=True)
-    losses[rate] = train.train(config, folders[rate])[-1]["shadow_valid_loss"]
+    title = f"run {number} of {len(ARMS) * len(RATES)}: {arm}, learning rate {progress.rate(rate)}"
+    with progress.titled(title):
+      losses[rate] = train.train(config, folders[rate])[-1]["shadow_valid_loss"]
+    took = progress.duration(time.monotonic() - began)
+    progress.say(f"{title}: validation loss {losses[rate]:.4f}, {took}")
   best = min(losses, key=losses.get)
   return best, folders[best], losses
 
@@ -82,28 +96,57 @@ def counts(right, questions, of):
   return sum(chosen), len(chosen)
 
 
-def table(rows, questions):
-  """The comparison as Markdown; a cell is right/all and the percentage."""
-  columns = ("new", "old", "math", "code", "reasoning")
-  head = ["model", "learning rate", "new skill", "old skills", *(f"– {c}" for c in columns[2:])]
-  lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+def cells(rows, questions):
+  """The comparison: a head, then a row each; a cell is right/all and the percentage."""
+  yield ["model", "learning rate", *COLUMNS.values()]
   for name, rate, right in rows:
-    cells = [f"{n}/{m} ({n / m:.1%})" for n, m in (counts(right, questions, c) for c in columns)]
-    lines.append("| " + " | ".join([name, rate, *cells]) + " |")
+    parts = (counts(right, questions, column) for column in COLUMNS)
+    yield [name, rate, *(f"{n}/{m} ({n / m:.1%})" for n, m in parts)]
+
+
+def table(rows, questions):
+  """The comparison as Markdown."""
+  head, *lines = (f"| {' | '.join(row)} |" for row in cells(rows, questions))
+  return "\n".join([head, "|" + "---|" * (2 + len(COLUMNS)), *lines])
+
+
+def intervals(right, questions):
+  """The 95 % confidence intervals of a model's two scores, in words."""
+  parts = []
+  for column in ("new", "old"):
+    low, high = statistics.wilson(*counts(right, questions, column))
+    parts.append(f"{COLUMNS[column]} {low:.1%} to {high:.1%}")
+  return ", ".join(parts)
+
+
+def summary(rows, questions, example, texts):
+  """The comparison for a terminal: the table, how sure it is, and one question with all answers."""
+  lines = [
+    progress.aligned([*cells(rows, questions)], left=2),
+    "",
+    "new task: merging two lists, which the runs train; old tasks: twelve that the Instruct knew.",
+    "95 % confidence intervals:",
+    *(f"  {name}: {intervals(right, questions)}" for name, _, right in rows),
+    "",
+    f"{example['question']} (right: {example['answer']})",
+    *(f"  {name}: {text}" for name, text in texts.items()),
+    "",
+    "This is one tiny pair and one seed; docs/quickstart.md says what it shows and what not.",
+  ]
   return "\n".join(lines)
 
 
 def compare(workdir, seed):
-  """One seed of both arms; writes table.md and result.json, and returns the table."""
+  """One seed of both arms; writes table.md and result.json, and returns text for a terminal."""
   config = load_config()
   questions = read_questions(pathlib.Path(config.instruct).parent / "questions.jsonl")
-  rows = [("Instruct", "–", right_answers(config.instruct, questions))]
-  grid = {}
+  texts = {"Instruct": answers(config.instruct, questions)}
+  rates, grid = {"Instruct": "–"}, {}
   for arm in ARMS:
     rate, folder, grid[arm] = tune(arm, workdir, seed)
-    rows.append((arm, f"{rate:g}", right_answers(folder / "shadow", questions)))
-  text = table(rows, questions)
-  (workdir / "table.md").write_text(text + "\n")
+    rates[arm], texts[arm] = progress.rate(rate), answers(folder / "shadow", questions)
+  rows = [(name, rates[name], are_right(texts[name], questions)) for name in texts]
+  (workdir / "table.md").write_text(table(rows, questions) + "\n")
   result = {
     "seed": seed,
     "valid_loss": grid,
@@ -113,7 +156,9 @@ def compare(workdir, seed):
     ],
   }
   (workdir / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-  return text
+  shown = next(i for i, q in enumerate(questions) if q["kind"] == "new")
+  of_shown = {name: found[shown] for name, found in texts.items()}
+  return summary(rows, questions, questions[shown], of_shown)
 
 
 def main():
@@ -125,11 +170,13 @@ def main():
   # Several steps in flight can lock up the collectives of several CPU devices.
   jax.config.update("jax_cpu_enable_async_dispatch", False)
   # The runs share their programs, and a second quickstart finds them compiled.
-  jax.config.update("jax_compilation_cache_dir", str(options.workdir / "compiled"))
-  print(
-    f"\n{compare(options.workdir, options.seed)}\n\n"
-    f"Everything is in {options.workdir}; the grafted models are its folders */shadow."
+  jax.config.update("jax_compilation_cache_dir", str(machine.compiled_folder()))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+  progress.say(
+    "FT tunes the Instruct itself; Shadow-FT tunes the Base and grafts the delta onto the Instruct",
+    f"details of each run: {options.workdir}/*/{runs.LOG}",
   )
+  print(f"\n{compare(options.workdir, options.seed)}\n\nThe models: {options.workdir}/*/shadow")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from typing import Any, ClassVar, TypeVar
 from absl import app, flags, logging
 from ml_collections import ConfigDict as Config
 
-from shadowft_jax import config_file, machine, presets
+from shadowft_jax import config_file, machine, presets, progress
 from shadowft_jax.errors import InputError
 from shadowft_jax.field import KINDS, Field
 
@@ -37,9 +37,12 @@ DEFINE: dict[Any, Callable[..., Any]] = {
   dict: flags.DEFINE_string,  # a group, which is no value: `_flag_message`
 }
 FIELDS = presets.FIELDS
-COMMON = {"debug": "Show the traceback of an error.", "help": "Show this text."}
-HELP_CONFIG = "help-config"
-HELP = {"--help", "-help", "-h", "--helpfull", "--helpshort"}
+COMMON = {
+  "verbose": "Print details, too.",
+  "debug": "Show the traceback of an error.",
+  "help": "Show this text.",
+}
+HELP, HELP_CONFIG = {"--help", "-help", "-h", "--helpfull", "--helpshort"}, "help-config"
 T = TypeVar("T", bound="Options")
 
 
@@ -150,12 +153,10 @@ def parse(options: type[T], argv: Sequence[str]) -> T:
   if words:
     raise InputError(_ignored(types, argv, words[0]))
   for flag, config in configs.items():
-    fields_ = {name: values[f"{flag}.{name}"].value for name in FIELDS if name != presets.OPEN}
-    chosen = {n: x for n, x in fields_.items() if x is not None}
-    if values[f"{flag}.{presets.OPEN}"].value is not None:
-      raise InputError(config_file.unknown_field(presets.OPEN))
+    chosen = {name: values[f"{flag}.{name}"].value for name in FIELDS}
     for name in _open_fields(flag, argv):
       chosen[name] = config_file.parse_value(str(values[f"{flag}.{name}"].value))
+    chosen = {name: x for name, x in chosen.items() if x is not None}
     config_file.set_fields(config, chosen, f"--{flag}")
   given = {}
   for flag, field in fields(options).items():
@@ -188,8 +189,8 @@ def _spelt(options, argv) -> Iterator[str]:
 
 def _open_fields(flag, argv):
   """The names of template arguments that a command line sets."""
-  pattern = re.compile(rf"--?{re.escape(flag)}\.({re.escape(presets.OPEN)}\.\w+)(=.*)?", re.DOTALL)
-  return list(dict.fromkeys(m[1] for m in map(pattern.fullmatch, argv) if m))
+  found = (re.match(rf"--?{flag}\.({re.escape(presets.OPEN)}\.\w+)(=|$)", word) for word in argv)
+  return list(dict.fromkeys(match[1] for match in found if match))
 
 
 def _define(types) -> flags.FlagValues:
@@ -281,6 +282,7 @@ def execute(main: Callable[[T], None], options: type[T], argv: Sequence[str]) ->
   if HELP & set(argv):
     print(help_text(options, sys.modules[main.__module__].__doc__ or ""))
     return
+  progress.set_verbose("--verbose" in argv)
   try:
     main(parse(options, argv))
   except (InputError, FloatingPointError) as error:

@@ -100,6 +100,8 @@ def set_fields(config: Config, fields: Mapping[str, Any], where: str) -> Config:
     raise InputError(f"{where} sets an {unknown_field(unknown[0])}{also}")
   values = {name: _typed(name, value) for name, value in presets.current(fields).items()}
   for name, value in values.items():
+    if name == presets.OPEN and value:
+      raise InputError(unknown_field(name))
     if (field := known[name]) and (fault := field.mistyped(value)):
       raise InputError(f"{where}: config.{name} {fault}; got {value!r}")
   with config.unlocked():  # the names of template_args are not there yet

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Any, BinaryIO
 
 from shadowft_jax.errors import InputError, nearest
-from shadowft_jax.progress import say
+from shadowft_jax.progress import count, say, size
 
 StrPath = str | os.PathLike[str]
 JOURNAL = ".journal"  # in a folder in the making: its lock, and what is done
@@ -73,8 +73,8 @@ def check_room(out: StrPath, nbytes: int, already: int = 0, what: str = "") -> N
   want, have = nbytes + BESIDE, free(out) + already
   if have < want:
     raise InputError(
-      f"{out} needs {want / 1e9:.1f} GB{what and f' ({what})'}, and its disk has "
-      f"{have / 1e9:.1f} GB free; make room, or name a folder on another disk"
+      f"{out} needs {size(want)}{what and f' ({what})'}, and its disk has {size(have)} free; make "
+      "room, or name a folder on another disk"
     )
 
 
@@ -252,7 +252,8 @@ def _resumed(fresh, journal, key):
       except ValueError:
         break
       length += len(line) + 1
-    say(f"resuming {fresh}, which the same command left; {len(making.done)} steps are on disk")
+    done = count(len(making.done), "step")
+    say(f"resuming {fresh}, which the same command left; {done} on disk")
   elif key is not None and (first or making.paths()):
     say(f"{fresh} was left by a run with other inputs or settings; removing it and starting over")
   journal.seek(length)

@@ -21,10 +21,11 @@ from shadowft_jax.grafting import settings
 from shadowft_jax.progress import say
 
 with epy.lazy_imports():  # help and errors of flags and paths come before these
-  from shadowft_jax.grafting import delta_only, matching, mixups, selection, sources, write
+  from shadowft_jax.grafting import delta_only, matching, mixups, report, selection, sources
+  from shadowft_jax.grafting import write
   from shadowft_jax.hf import folder, hub, model_card
   from shadowft_jax.pairs import registry
-  from shadowft_jax.runs import cards
+  from shadowft_jax.runs import cards, run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +156,7 @@ def main(options: Options) -> None:
     files.check_new(options.out, options.overwrite)
   plan = _plan(options)
   need = delta_only.need(plan, form) if form else write.need(plan)
-  say("\n  ".join(matching.lines(plan, options.out, need, files.free(options.out))))
+  say("\n  ".join(report.before(plan, options.out, need, files.free(options.out))))
   if form:
     delta_only.check(plan, options.out, form)
   else:
@@ -170,6 +171,7 @@ def main(options: Options) -> None:
     delta_only.run_and_report(plan, options.out, form, **writing)
   else:
     warned = write.run_and_report(plan, options.out, card=card, **_writing(options, plan))
+    say(report.done(plan, options.out), f"try it:  {run.chat(options.out)}")
   say(*pair, *warned)
   if options.push_to:
     say(f"uploaded: {hub.push(options.out, options.push_to)}")

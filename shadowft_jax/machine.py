@@ -24,6 +24,12 @@ def cpu() -> str:
   return next((x for x in lines if x.startswith(("flags", "Features"))), platform.machine())
 
 
+def compiled_folder() -> pathlib.Path:
+  """Where compiled programs are kept; it need not exist."""
+  # A program uses all that its CPU has; other CPUs may share the cache.
+  return cache_folder() / "xla" / hashlib.sha256(cpu().encode()).hexdigest()[:16]
+
+
 def configure_jax(accelerator: bool = True, cache: bool = True) -> None:
   """Sets the variables that JAX reads when it is imported, which it must not be yet.
 
@@ -39,9 +45,7 @@ def configure_jax(accelerator: bool = True, cache: bool = True) -> None:
   # JAX takes 0.75 of a GPU by default; plans count on this share.
   if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:  # its older name; JAX refuses both
     os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", "0.975")
-  # A compiled program uses all that its CPU has; other CPUs may share the folder.
-  folder = cache_folder() / "xla" / hashlib.sha256(cpu().encode()).hexdigest()[:16]
-  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
+  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled_folder()))
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
   if not cache:
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"

@@ -1,36 +1,149 @@
-"""Text for a terminal: progress, one line at a time on stderr, and tables."""
+"""Text for a terminal: messages and progress bars on stderr, numbers as people write them, tables.
+
+`say` is for what a person needs; `detail` for the rest, which the terminal shows with --verbose
+only.  Both go into the log file of a run.
+"""
 
 import contextlib
+import logging
+import logging.handlers
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from tqdm import tqdm
 
-_is_silent = False
+LOG_ONLY = 1  # a level below all others: never on the terminal
+
+
+class _Terminal(logging.Handler):
+  """Prints to stderr, above the progress bar if there is one."""
+
+  def emit(self, record: logging.LogRecord) -> None:
+    tqdm.write(record.getMessage(), file=sys.stderr)
+
+
+_terminal = _Terminal(logging.INFO)
+_logger = logging.getLogger("shadowft_jax")
+_logger.setLevel(LOG_ONLY)
+_logger.propagate = False
+_logger.addHandler(_terminal)
+_title = ""  # of every bar
 
 
 def say(*lines: str) -> None:
-  """Prints lines to stderr, above the progress bar if there is one."""
-  if not _is_silent:
-    for line in lines:
-      tqdm.write(line, file=sys.stderr)
+  """Prints lines that a person needs, and logs them."""
+  for line in lines:
+    _logger.info("%s", line)
+
+
+def detail(*lines: str) -> None:
+  """Logs lines, and prints them with --verbose."""
+  for line in lines:
+    _logger.debug("%s", line)
+
+
+def set_verbose(is_verbose: bool) -> None:
+  """Decides whether details are printed from now on."""
+  _terminal.setLevel(logging.DEBUG if is_verbose else logging.INFO)
 
 
 def silence() -> None:
-  """Makes `say` print nothing from now on: of several processes, only the first prints."""
-  global _is_silent
-  _is_silent = True
+  """Nothing is printed or logged from now on: of several processes, only the first speaks."""
+  _logger.disabled = True
 
 
 @contextlib.contextmanager
 def silenced() -> Iterator[None]:
-  """Makes `say` print nothing within the context."""
-  global _is_silent
-  before, _is_silent = _is_silent, True
+  """Nothing is printed or logged within the context."""
+  before, _logger.disabled = _logger.disabled, True
   try:
     yield
   finally:
-    _is_silent = before
+    _logger.disabled = before
+
+
+@contextlib.contextmanager
+def titled(title: str) -> Iterator[None]:
+  """Within the context messages are only logged, and `title` stands before the progress bars."""
+  global _title
+  before = _terminal.level, _title
+  _terminal.setLevel(logging.WARNING)
+  _title = title
+  try:
+    yield
+  finally:
+    _terminal.setLevel(before[0])
+    _title = before[1]
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[Callable[[str | os.PathLike], None]]:
+  """Keeps all messages of the context for a log file; an error is logged, too.
+
+  Yields:
+    A function of the file's path, to be called once the folder is there: what was said before is
+    appended to the file, with time stamps, and then every message at once.
+  """
+  memory = logging.handlers.MemoryHandler(sys.maxsize, logging.CRITICAL + 1, flushOnClose=False)
+  files: list[logging.FileHandler] = []
+
+  def write_to(path: str | os.PathLike) -> None:
+    files.append(logging.FileHandler(path, encoding="utf-8"))
+    files[0].setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
+    memory.setTarget(files[0])
+    memory.capacity = 1  # no message waits for another
+    memory.flush()
+
+  _logger.addHandler(memory)
+  try:
+    yield write_to
+  except BaseException as error:
+    _logger.log(LOG_ONLY, "%s", f"error: {str(error) or type(error).__name__}")
+    raise
+  finally:
+    _logger.removeHandler(memory)
+    memory.close()
+    for file in files:
+      file.close()
+
+
+def bar(total: int, unit: str, **options: Any) -> tqdm:
+  """A progress bar on a terminal; `options` are those of tqdm."""
+  options.setdefault("disable", None)
+  title = _title or None
+  return tqdm(total=total, unit=unit, desc=title, leave=not title, dynamic_ncols=True, **options)
+
+
+def count(number: int, noun: str, plural: str = "") -> str:
+  """A number and its noun: "1 example", "2,096 tokens"; `plural`: where it is not noun + "s"."""
+  return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def duration(seconds: float) -> str:
+  """A time: "0.4 s", "24 s", "3 m 20 s", "2 h 5 m"."""
+  if seconds < 9.95:
+    return f"{seconds:.1f} s"
+  minutes, seconds = divmod(round(seconds), 60)
+  if minutes < 60:
+    return f"{minutes} m {seconds} s" if minutes else f"{seconds} s"
+  return "{} h {} m".format(*divmod(minutes, 60))
+
+
+def size(nbytes: float) -> str:
+  """A number of bytes: "12 kB", "3.8 MB", "1.2 GB", "274 GB"."""
+  units = ["bytes", "kB", "MB", "GB", "TB"]
+  while nbytes >= 999.5 and len(units) > 1:
+    nbytes, units = nbytes / 1000, units[1:]
+  decimals = 1 if nbytes < 9.95 and units[0] != "bytes" else 0
+  return f"{nbytes:,.{decimals}f} {units[0]}"
+
+
+def rate(value: float) -> str:
+  """A learning rate: "1e-3", "1.2e-4"."""
+  mantissa, exponent = f"{value:.2e}".split("e")
+  return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}" if value else "0"
 
 
 def aligned(lines: list[list[str]], left: int = 1) -> str:

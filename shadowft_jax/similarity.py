@@ -15,7 +15,7 @@ from etils import epy
 
 from shadowft_jax import command, files
 from shadowft_jax.errors import InputError
-from shadowft_jax.progress import say
+from shadowft_jax.progress import count, say
 
 with epy.lazy_imports():  # help and errors of flags and paths come before these
   from shadowft_jax.hf import folder, hub
@@ -109,11 +109,10 @@ def check(base: "folder.ModelFolder", instruct: "folder.ModelFolder") -> "list[f
   """
   found = pair_check.check(base, instruct)
   print(findings.report(found), flush=True)
-  if count := sum(f.level == "error" for f in found):
-    errors = "1 error" if count == 1 else f"{count} errors"
+  if number := sum(f.level == "error" for f in found):
     raise InputError(
-      f"{base.directory} and {instruct.directory} are no pair: {errors} in the pair check above, "
-      "which say what to do"
+      f"{base.directory} and {instruct.directory} are no pair; see the {count(number, 'error')} "
+      "of the pair check above"
     )
   return found
 

@@ -42,46 +42,54 @@ def train(config: Config, workdir: str | os.PathLike) -> list[dict[str, Any]]:
     InputError: bad input of any kind.
     FloatingPointError: the loss is not finite.
   """
-  _resolve(config)
-  mesh = sharding.make_mesh(config.mesh)
-  sharding.check_batch(config.rows, config.data.max_length, mesh)
-  with runs.open_run(config, workdir) as run:
-    if run.is_complete:
-      return metrics.read_metrics(run.directory)
-    pair = opened.open_pair(config)
-    data = dataset.read(config, pair.instruct.directory, mesh.shape["context"])
-    preflight.check(config, data, run.directory, pair.trained, pair.instruct)
-    run.claim_data(data.digest, config.data.train)
-    cfg = weights.abstract_model(pair.trained)[0].cfg
-    config.attention = kernels.choose(config.attention, cfg, config.dtype, config.data.max_length)
-    with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATIONS):
-      model, base = weights.load_model(  # W_B, frozen
-        pair.trained, dtype=config.dtype, mesh=mesh, backend=config.attention, remat=config.remat
-      )
-      loss = step.loss_of(model, config)
-      delta = loop.learn(loss, base, data, config, run, mesh, trained=pair.trained)  # W_B + delta
-      del base  # its memory is for W_I
-      origin = cards.of_run(config, pair.parents(config), data.inputs)
-      deltas.save(
-        run.delta,
-        delta,
-        rank=config.delta.rank,
-        alpha=config.delta.alpha,
-        base_model=config.instruct,
-        model_type=pair.instruct.model_type,
-      )
-      warned = write.graft(  # W_I + delta
-        run.shadow,
-        run.delta,
-        instruct=pair.instruct,
-        base=pair.base,
-        match=config.graft.match,
-        card=cards.text(origin, "model"),
-        verb="grafted onto" if origin.is_graft else "added to",
-      )
-      losses = loop.measure(pair.instruct, run, loss, data, config, mesh)
-    inputs = {"base": [pair.base.directory], "instruct": [pair.instruct.directory], **data.inputs}
-    return run.finish(losses, inputs, config, origin, warnings=[*pair.warnings, *warned])
+  with progress.recording() as log_to:
+    _resolve(config)
+    mesh = sharding.make_mesh(config.mesh)
+    sharding.check_batch(config.rows, config.data.max_length, mesh)
+    with runs.open_run(config, workdir) as run:
+      if run.is_complete:
+        return metrics.read_metrics(run.directory)
+      if hosts.is_first():
+        log_to(run.log)
+      return _tune(config, run, mesh)
+
+
+def _tune(config, run, mesh):
+  """The method, in the folder of a run that is new or was stopped."""
+  pair = opened.open_pair(config)
+  data = dataset.read(config, pair.instruct.directory, mesh.shape["context"])
+  preflight.check(config, data, run.directory, pair.trained, pair.instruct)
+  run.claim_data(data.digest, config.data.train)
+  cfg = weights.abstract_model(pair.trained)[0].cfg
+  config.attention = kernels.choose(config.attention, cfg, config.dtype, config.data.max_length)
+  with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATIONS):
+    model, base = weights.load_model(  # W_B, frozen
+      pair.trained, dtype=config.dtype, mesh=mesh, backend=config.attention, remat=config.remat
+    )
+    loss = step.loss_of(model, config)
+    delta = loop.learn(loss, base, data, config, run, mesh, trained=pair.trained)  # W_B + delta
+    del base  # its memory is for W_I
+    origin = cards.of_run(config, pair.parents(config), data.inputs)
+    deltas.save(
+      run.delta,
+      delta,
+      rank=config.delta.rank,
+      alpha=config.delta.alpha,
+      base_model=config.instruct,
+      model_type=pair.instruct.model_type,
+    )
+    warned = write.graft(  # W_I + delta
+      run.shadow,
+      run.delta,
+      instruct=pair.instruct,
+      base=pair.base,
+      match=config.graft.match,
+      card=cards.text(origin, "model"),
+      verb="grafted onto" if origin.is_graft else "added to",
+    )
+    losses = loop.measure(pair.instruct, run, loss, data, config, mesh)
+  inputs = {"base": [pair.base.directory], "instruct": [pair.instruct.directory], **data.inputs}
+  return run.finish(losses, inputs, config, origin, warnings=[*pair.warnings, *warned])
 
 
 def _resolve(config):

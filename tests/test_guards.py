@@ -113,8 +113,8 @@ def test_room_is_asked_for_before_anything_is_trained(pair, tmp_path, monkeypatc
   with pytest.raises(InputError) as error:
     train.train(config, tmp_path / "run")
   expected = (
-    rf"{tmp_path / 'run'} needs 0\.1 GB \(checkpoints [\d.]+, delta [\d.]+, grafted model "
-    r"[\d.]+\), and its disk has 0\.0 GB free; make room, or name a folder on another disk"
+    rf"{tmp_path / 'run'} needs \d+ MB \(checkpoints [\d.]+ .B, delta [\d.]+ kB, grafted model "
+    r"[\d.]+ kB\), and its disk has 100 kB free; make room, or name a folder on another disk"
   )
   assert re.fullmatch(expected, str(error.value))
 

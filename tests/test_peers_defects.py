@@ -749,7 +749,7 @@ def test_an_adapter_for_another_model_is_told_in_one_line(bf16, tmp_path):
 def test_a_disk_that_is_too_small_is_told_before_anything_is_written(bf16, tmp_path, monkeypatch):
   monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 1000))
   told = command(*flags_of(*sides(bf16), tmp_path / "out"))
-  assert_told(told, "needs 0.1 GB, and its disk has 0.0 GB free", tmp_path / "out")
+  assert_told(told, "MB, and its disk has 1.0 kB free", tmp_path / "out")
 
 
 def test_a_folder_that_exists_is_told_in_one_line_and_stays(bf16, tmp_path):

@@ -55,7 +55,7 @@ def train(pair, run, processes, *, devices=4, code=0, env=(), **fields):
   codes = several.wait(started, 400)
   told = [(logs / f"{n}.txt").read_text() for n in range(processes)]
   assert codes == [code] * processes, "\n".join(told)
-  assert all("written:" not in text for text in told[1:])
+  assert all("pair check" not in text for text in told[1:])
   if code:
     return None
   records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

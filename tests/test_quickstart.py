@@ -63,11 +63,10 @@ def test_the_table_counts_by_kind():
 def test_the_quickstart_compares_both_arms(tmp_path, monkeypatch):
   monkeypatch.setattr(quickstart, "RATES", (1e-3, 2e-3))
   text = quickstart.compare(tmp_path, seed=1)
-  assert [line.split(" | ")[0] for line in text.splitlines()[2:]] == [
-    "| Instruct",
-    "| FT",
-    "| Shadow-FT",
-  ]
+  assert [line.split()[0] for line in text.splitlines()[1:4]] == ["Instruct", "FT", "Shadow-FT"]
+  lines = (tmp_path / "table.md").read_text().splitlines()[2:]
+  assert [line.split(" | ")[0] for line in lines] == ["| Instruct", "| FT", "| Shadow-FT"]
+  assert "(right: " in text
   result = json.loads((tmp_path / "result.json").read_text())
   new = {row["model"]: row["new"][0] / row["new"][1] for row in result["rows"]}
   assert new["Instruct"] < 0.1 < 0.3 < min(new["FT"], new["Shadow-FT"])

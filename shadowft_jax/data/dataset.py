@@ -17,7 +17,7 @@ from shadowft_jax.data.tokenizer import DATE, reads_clock
 from shadowft_jax.data.turns import Example
 from shadowft_jax.errors import InputError, listing
 from shadowft_jax.presets import Config
-from shadowft_jax.progress import say
+from shadowft_jax.progress import count, detail, say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,12 +128,12 @@ def read(config: Config, tokenizer: str | os.PathLike, context: int = 1) -> Data
   else:
     train, valid, parts = _split(train, parts, config)
   if c.recipe == "chat" and reads_clock(tokenizer):
-    say(
+    detail(
       f"the chat template of {tokenizer} writes today's date; {DATE} stands in its "
       "place, so that a run can be repeated"
     )
   if bad.errors:
-    say(f"{len(bad.errors)} bad rows left out:{listing(bad.errors)}")
+    say(f"{count(len(bad.errors), 'bad row')} left out:{listing(bad.errors)}")
   shape: dict[str, Any] = dict(row_length=c.max_length, seed=config.seed, layout=c.layout)
   return Dataset(
     train,
@@ -168,9 +168,9 @@ def _split(examples, parts, config):
   )
   # In order, so that a source's examples stay together.
   train_ids = np.sort(train_ids)
-  ends = np.cumsum([count for count, _ in parts])
+  ends = np.cumsum([number for number, _ in parts])
   counts = np.diff(np.searchsorted(train_ids, ends), prepend=0).tolist()
-  left = [(count, weight) for count, (_, weight) in zip(counts, parts, strict=True)]
+  left = [(number, weight) for number, (_, weight) in zip(counts, parts, strict=True)]
   return [examples[i] for i in train_ids], [examples[i] for i in valid_ids], left
 
 
@@ -220,16 +220,16 @@ def _source(source, config, tokenizer, bad, limit):
       f"{source.name}: none of {len(encoded)} examples has an answer token within "
       f"data.max_length={c.max_length}; raise data.max_length"
     )
-  say(f"{source.name}: {kind}: {summary.line(kept, len(encoded) - len(kept))}")
+  say(f"{source.name} ({kind}): {summary.line(kept, len(encoded) - len(kept))}")
   summary.warn(source.name, kept, tokenizer, c.recipe)
   return kept
 
 
-def _chosen(count, limit, select, seed):
-  """Which `limit` of `count` rows are taken, in their order."""
+def _chosen(total, limit, select, seed):
+  """Which `limit` of `total` rows are taken, in their order."""
   if select == "first":
     return range(limit)
-  return np.sort(packing.shuffled(count, seed, 0)[:limit]).tolist()
+  return np.sort(packing.shuffled(total, seed, 0)[:limit]).tolist()
 
 
 def _without_images(rows, policy, bad):
@@ -239,8 +239,8 @@ def _without_images(rows, policy, bad):
     if row.images and policy == "refuse":
       bad.add(
         InputError(
-          f"{row.where} has {len(row.images)} images, and the model reads text "
-          "alone; --config.data.images=ignore learns the text without them"
+          f"{row.where} has {count(len(row.images), 'image')}, and the model reads text "
+          "alone; --config.data.images=ignore trains on the text without them"
         )
       )
     elif row.images:

@@ -6,18 +6,18 @@ from collections.abc import Sequence
 
 from shadowft_jax.data.tokenizer import control_of, load_tokenizer
 from shadowft_jax.data.turns import Example
-from shadowft_jax.progress import say
+from shadowft_jax.progress import count, say
 
 
 def line(examples: Sequence[Example], dropped: int) -> str:
-  """What a file gave, in a line; `dropped`: rows without an answer within data.max_length."""
+  """What the examples of a source hold, in a line, and what of it was dropped or cut."""
   cut, prompts = sum(e.cut > 0 for e in examples), sum(e.prompt_cut > 0 for e in examples)
-  what = "pairs" if examples[0].second else "examples"
+  what = "pair" if examples[0].second else "example"
   altered = sum(e.altered for e in examples)
   tokens, trained = sum(len(e.token) for e in examples), sum(e.trained for e in examples)
   return "; ".join(
     [
-      f"{len(examples):,} {what}, {tokens:,} tokens, {trained:,} of them trained",
+      f"{count(len(examples), what)}, {count(tokens, 'token')}, {trained:,} trained",
       *([f"{dropped:,} dropped (their answers lie beyond data.max_length)"] if dropped else []),
       *([f"{cut:,} cut at data.max_length"] if cut else []),
       *(
@@ -26,7 +26,7 @@ def line(examples: Sequence[Example], dropped: int) -> str:
         else []
       ),
       *(
-        [f"of {altered:,} the chat template leaves out a part, such as earlier thoughts"]
+        [f"{altered:,} in which the chat template leaves out a part, such as earlier thoughts"]
         if altered
         else []
       ),
@@ -49,8 +49,8 @@ def warn(
     stops = tokenizer.convert_ids_to_tokens(list(control_of(tokenizer).stops))
     framing = "the authors' framing" if recipe == "paper" else "the chat template"
     say(
-      f"warning: {name}: {endless:,} answers end in no token at which the model stops, so that it "
-      f"may never end one: {framing} of {tokenizer_dir} closes them without any of "
+      f"warning: {name}: no stop token ends {count(endless, 'answer')}, so that the model may "
+      f"never end one: {framing} of {tokenizer_dir} closes them without any of "
       f"{', '.join(stops) or 'them, since no file names one'}; if it writes another, name it as "
       f"eos_token_id in {pathlib.Path(tokenizer_dir, 'generation_config.json')}"
     )

@@ -26,7 +26,7 @@ from shadowft_jax import files, machine
 from shadowft_jax.data import chat, paper, tokenizer as tokenizers
 from shadowft_jax.data.turns import Entry, Example, Row, Settings
 from shadowft_jax.errors import InputError
-from shadowft_jax.progress import say
+from shadowft_jax.progress import detail, say
 
 RECIPES = {"chat": chat.encode_rows, "paper": paper.encode_rows}
 CHUNK = 500_000  # characters of rows that are encoded at a time
@@ -111,7 +111,7 @@ def _encoded(rows, sizes, folder, settings):
       bar.update(len(part["count"]))
 
     if count > 1:
-      say(f"tokenising {len(rows):,} rows in {count} processes")
+      detail(f"tokenising {len(rows):,} rows in {count} processes")
       _in_processes(chunks, count, folder, settings, done)
     else:
       tokenizer = tokenizers.load_tokenizer(folder)
@@ -279,7 +279,7 @@ def _load(path):
     with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
       return dict(file)  # Read whole, which checks its checksums.
   except Exception as error:  # Many types, by which byte is wrong.
-    say(f"{path} cannot be read ({error}); its rows are tokenised again")
+    detail(f"{path} cannot be read ({error}); its rows are tokenised again")
     return None
 
 

@@ -5,14 +5,13 @@ Everything that does not fit is raised here, all at once: nothing is left out in
 
 import collections
 import math
-import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from shadowft_jax.errors import InputError, inline, listing
+from shadowft_jax.errors import InputError, listing
 from shadowft_jax.grafting.chunks import TensorDelta
 from shadowft_jax.grafting.misfits import Misfits
 from shadowft_jax.grafting.settings import PLAIN, Recipe
@@ -271,29 +270,3 @@ def _rounding_notes(deltas, targets):
     f"in {tuned}: W_B is rounded to {tuned} first, which is where the tuning began"
     for (i, base, tuned), count in found.items()
   ]
-
-
-def lines(plan_: Plan, out: str | os.PathLike, need: Mapping[str, int], free: int) -> Iterator[str]:
-  """The plan, for a terminal; `need` is that of `write.need`, `free` in bytes."""
-  numbers, instruct = sum(t.count for t in plan_.targets), plan_.instruct
-  weighted = ("" if d.weight == 1 else f"{d.weight:g} x " for d in plan_.deltas)
-  sums = [factor + d.what for factor, d in zip(weighted, plan_.deltas, strict=True)]
-  yield f"{instruct.directory} + {' + '.join(sums)}"
-  yield (
-    f"changes {len(plan_.targets)} of {len(instruct.tensors)} tensors ({numbers / 1e6:.1f} million "
-    "numbers); the others stay the Instruct's"
-  )
-  yield (
-    f"reads {need['read'] / 1e9:.2f} GB, writes {need['write'] / 1e9:.2f} GB to {out} "
-    f"({free / 1e9:.1f} GB free), takes about {need['memory'] / 1e9:.1f} GB of memory"
-  )
-  yield from plan_.recipe.lines()
-  yield from plan_.notes
-  yield from out_of_scope_lines(plan_)
-
-
-def out_of_scope_lines(plan_: Plan) -> Iterator[str]:
-  """What the deltas have and the scope leaves out, for a terminal."""
-  if beside := plan_.out_of_scope:
-    alike = sorted({names.any_layer(n) for n in beside})
-    yield f"outside the scope and not grafted, {len(beside)} tensors: {inline(alike)}"

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -57,8 +57,9 @@ LEGEND = (
 )
 NO_BASE = "{} of {} tensors have no counterpart in the Base, and are not in cos(I-B) and gap ratio"
 ADVICE = (
-  "warning: there the stored dtype changed the direction of the delta; to keep it, graft with "
-  "--output=adapter (LoRA) or --output=delta, which store it apart, or with --dtype=float32"
+  "warning: there the stored dtype changed the direction of the delta; to keep it, use the delta "
+  "by itself (a run's delta/, or --output=adapter or --output=delta of `shadowft graft`), or let "
+  "`shadowft graft` store float32 with --dtype=float32"
 )
 ADVICE_OF_NEAREST = "; --rounding=stochastic keeps it on average, with noise about it"
 Numbers = dict[str, float | None]  # {key of MEANING: value}
@@ -255,15 +256,15 @@ def changed(rows: Iterable[Survival]) -> int:
   return sum(r.size - r.unchanged for r in rows)
 
 
-def lines(rows: Sequence[Survival]) -> Iterator[str]:
-  """The table and the share that changed, for a terminal."""
-  yield table(rows)
-  if count := changed(rows):
-    total = sum(r.size for r in rows)
-    yield (
-      f"{count / total:.1%} of {total:,} numbers changed; for the others the delta is "
-      "0, or less than the stored dtype can tell"
-    )
+def summary(rows: Sequence[Survival], dtype: str) -> str:
+  """How much of the delta is left in the dtype of the sum, in a line."""
+  cosine, total = numbers(rows)["cosine"], sum(r.size for r in rows)
+  if cosine is None:
+    return "the delta is 0"
+  return (
+    f"the delta after rounding to {dtype}: cosine {cosine:.4f} with the exact one, "
+    f"{changed(rows) / total:.1%} of {total:,} weights changed"
+  )
 
 
 def record(

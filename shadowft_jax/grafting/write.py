@@ -10,21 +10,19 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from shadowft_jax import files, hosts, machine
-from shadowft_jax.errors import inline
 from shadowft_jax.grafting import chunks, compute, matching, mixups, recipe as recipes
-from shadowft_jax.grafting import selection, sources, survival
+from shadowft_jax.grafting import report, selection, sources, survival
 from shadowft_jax.grafting.matching import Plan
 from shadowft_jax.grafting.verify import Written, read_back
 from shadowft_jax.hf import hub, safetensors
 from shadowft_jax.hf.folder import ModelFolder
-from shadowft_jax.progress import say
+from shadowft_jax.progress import detail, say
 from shadowft_jax.runs import provenance
 
 SAMPLED = 16  # tensors of which `sample` reads a chunk
@@ -231,14 +229,6 @@ def _warnings(plan, survived):
   ]
 
 
-def lines(plan: Plan, outcome: Outcome) -> Iterator[str]:
-  """Lines on the outcome but its warnings, for a terminal."""
-  yield from survival.lines(outcome.survival)
-  if gone := outcome.left_out:
-    what = "1 entry" if len(gone) == 1 else f"{len(gone)} entries"
-    yield f"not copied from {plan.instruct.directory}, {what}: {inline(gone)}"
-
-
 def _inputs(plan, left_out):
   """{role: files that were read or copied}."""
   out = plan.delta_files
@@ -281,8 +271,9 @@ def graft(
     plan = matching.plan(
       instruct, [sources.stored(delta)], scope=selection.Scope(match=match), base=base
     )
-    say(*matching.out_of_scope_lines(plan))
+    say(*report.out_of_scope(plan))
     warned = run_and_report(plan, out, verb, card=card, settings={"match": match}, overwrite=True)
+    detail(report.done(plan, out, verb))
   hosts.wait("the grafted model is written")
   return warned
 
@@ -291,9 +282,9 @@ def run_and_report(
   plan: Plan, out: str | os.PathLike, verb: str = "grafted onto", **options: Any
 ) -> list[str]:
   """`run`, with its outcome printed, and the warnings returned; `options` as of `run`, no title."""
-  what = " and ".join(d.what for d in plan.deltas)
-  done = run(plan, out, title=f"{what}, {verb} {plan.instruct.directory}", **options)
-  say(*lines(plan, done))
-  did, onto = verb.split()
-  say(f"{did} {len(plan.targets)} tensors of {what} {onto} {plan.instruct.directory}: {out}")
-  return done.warnings
+  outcome = run(
+    plan, out, title=f"{report.summed(plan)}, {verb} {plan.instruct.directory}", **options
+  )
+  detail(survival.table(outcome.survival))
+  say(*report.after(plan, outcome.survival, outcome.left_out))
+  return outcome.warnings

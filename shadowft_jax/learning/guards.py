@@ -6,6 +6,7 @@ from shadowft_jax import delta as delta_lib
 from shadowft_jax.errors import InputError
 from shadowft_jax.learning import checkpoints
 from shadowft_jax.presets import Config
+from shadowft_jax.progress import count
 from shadowft_jax.tree import Delta
 
 
@@ -30,12 +31,11 @@ def check_changed(
       "--config.graft.checkpoint=newest to graft the last step, or lower --config.lr, in another "
       "--workdir"
     )
-  after = "1 step" if steps == 1 else f"{steps} steps"
   raise InputError(
-    f"training changed nothing: after {after} at learning rates of at most {config.lr:g} every "
-    f"number of the delta is {what}, so nothing is grafted; raise --config.lr or lower "
-    f"--config.eps (now {config.eps:g}), in another --workdir (grad_norm in metrics.jsonl is 0 "
-    "where the loss itself has no gradient)"
+    f"training changed nothing: after {count(steps, 'step')} at learning rates of at most "
+    f"{config.lr:g} every number of the delta is {what}, so nothing is grafted; raise --config.lr "
+    f"or lower --config.eps (now {config.eps:g}), in another --workdir (grad_norm in metrics.jsonl "
+    "is 0 where the loss itself has no gradient)"
   )
 
 

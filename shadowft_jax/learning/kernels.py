@@ -18,7 +18,7 @@ import numpy as np
 
 from shadowft_jax import files, machine
 from shadowft_jax.errors import InputError, listing
-from shadowft_jax.progress import say
+from shadowft_jax.progress import detail, say
 from shadowft_jax.models import attention, chunked, flash, splash
 from shadowft_jax.models.config import DecoderConfig
 from shadowft_jax.models.decoder import distinct
@@ -91,7 +91,8 @@ def choose(name: str, cfg: DecoderConfig, dtype: DTypeLike, length: int) -> str:
     reason = refusal(candidate, cfg, dtype)
     if reason is None:
       not_others = "".join(f"; not {other}: {why}" for other, why in passed_over)
-      say(f"attention: {candidate} on {jax.local_devices()[0].device_kind}{not_others}")
+      tell = say if passed_over else detail
+      tell(f"attention: {candidate} on {jax.local_devices()[0].device_kind}{not_others}")
       return candidate
     passed_over.append((candidate, reason))
   works = [
@@ -149,7 +150,7 @@ def refusal(name: str, cfg: DecoderConfig, dtype: DTypeLike) -> str | None:
   # Written so that NaN fails.
   if not max(error.values()) <= tolerance:
     return f"it disagrees with the reference by {_percent(error)}, where {tolerance:.1%} is allowed"
-  say(f"attention: {name} agrees with the reference within {max(error.values()):.2%}")
+  detail(f"attention: {name} agrees with the reference within {max(error.values()):.2%}")
   _write(known, {**_read(known), key: error})
   return None
 
@@ -229,7 +230,7 @@ def _write(path, value):
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(path, value)
   except OSError as error:
-    say(f"attention: the check is not kept for the next run: {error}")
+    detail(f"attention: the check is not kept for the next run: {error}")
 
 
 def _key(name, cfg, dtype):

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
@@ -18,7 +19,7 @@ from shadowft_jax.hf import deltas, weights
 from shadowft_jax.hf.folder import ModelFolder, open_model
 from shadowft_jax.learning import checkpoints, guards, optim, reference, step as step_lib
 from shadowft_jax.presets import Config
-from shadowft_jax.progress import say
+from shadowft_jax.progress import count, duration, rate, say
 from shadowft_jax.runs.metrics import Log
 from shadowft_jax.runs.run import Run
 from shadowft_jax.tree import Delta, Params
@@ -46,7 +47,7 @@ class _Trainer:
     Those of a step are laid out while the devices are at work on the step before.
     """
     share, steps = sharding.my_share(self.mesh), range(first - 1, len(self.data.steps))
-    return ahead(list(self.data.batches(i, share)) for i in steps)
+    return prefetch(list(self.data.batches(i, share)) for i in steps)
 
   def step(
     self, state: step_lib.TrainState, arrays: Iterable[Arrays]
@@ -73,16 +74,16 @@ class _Trainer:
     if not self.data.valid:
       return {}
     batches = step_lib.on_devices(self.data.valid_batches(sharding.my_share(self.mesh)), self.mesh)
-    found = step_lib.means(state.delta, self.base, batches, self.start, loss=self.loss)
-    return {f"valid_{k}": v for k, v in found.items()}
+    means = step_lib.means(state.delta, self.base, batches, self.start, loss=self.loss)
+    return {f"valid_{k}": v for k, v in means.items()}
 
 
-def ahead(items: Iterator[T]) -> Iterator[T]:
+def prefetch(items: Iterator[T]) -> Iterator[T]:
   """The items of an iterator, each of them made in a thread while the one before is in use."""
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
-    coming = pool.submit(next, items, None)
-    while (item := coming.result()) is not None:
-      coming = pool.submit(next, items, None)
+    upcoming = pool.submit(next, items, None)
+    while (item := upcoming.result()) is not None:
+      upcoming = pool.submit(next, items, None)
       yield item
 
 
@@ -112,15 +113,18 @@ def learn(
   if is_precomputed:
     folders = filter(None, [trained.directory, config.delta.init])
     data = reference.kept(start, base, data, folders, loss=loss, mesh=mesh, workdir=run.directory)
-  say(_size(base, state.delta, data, config))
+  say(*_size(base, state.delta, data, config))
   start = start if presets.is_paired(config) and not is_precomputed else None
   trainer = _Trainer(loss, base, data, start, tx, schedule, config, mesh)
   with checkpoints.open_checkpoints(run.checkpoints) as saved:
     if saved.latest:
       state = checkpoints.restore(saved, state)
       say(f"resuming {run.directory} from step {saved.latest.step}")
-    with Log(run.directory, int(state.step), len(data.steps)) as log:
+    first, began = int(state.step), time.monotonic()
+    with Log(run.directory, first, len(data.steps), config.eval_every) as log:
       state = _steps(state, trainer, saved, log)
+    took = duration(time.monotonic() - began)
+    say(f"trained {count(len(data.steps) - first, 'step')} in {took}")
     given = load_start(config, base, mesh)  # `state` may have given its arrays to the steps
     guards.check_changed(state.delta, given, config, len(data.steps))
     if config.graft.checkpoint == "best":
@@ -131,14 +135,17 @@ def learn(
 
 
 def _size(base, delta, data, config):
-  """How large a run is, in a line."""
-  what = "LoRA" if config.delta.kind == "lora" else "full tuning"
-  steps, sizes = len(data.steps), {len(s.examples) for s in data.steps}
-  unit = "pairs" if presets.is_paired(config) else "examples"
-  return (
-    f"{tree.size(base):,} parameters frozen; {what}: {tree.size(delta):,} trainable; "
-    f"{'1 step' if steps == 1 else f'{steps:,} steps'} of "
-    f"{'up to ' if len(sizes) > 1 else ''}{max(sizes):,} {unit}"
+  """How large a run is, and its schedule, in a line each."""
+  how = f"LoRA of rank {config.delta.rank}" if config.delta.kind == "lora" else "full tuning"
+  yield f"{tree.size(base):,} parameters frozen, {tree.size(delta):,} trained ({how})"
+  steps, batch = len(data.steps), max(len(s.examples) for s in data.steps)
+  unit = "pair" if presets.is_paired(config) else "example"
+  epochs = "" if config.max_steps > 0 else f" in {count(config.epochs, 'epoch')}"
+  warmup = optim.warmup_steps(config, steps)
+  start = f"warm-up over {count(warmup, 'step')} to" if warmup else "from"
+  yield (
+    f"{count(steps, 'step')} of {count(batch, unit)}{epochs}; learning rate: {start} "
+    f"{rate(config.lr)}, cosine to 0"
   )
 
 
@@ -153,14 +160,15 @@ def _steps(
   for number, arrays in enumerate(trainer.batches(first), first):
     state, metrics = trainer.step(state, arrays)
     guards.check_finite(metrics, number, saved)
-    rate = float(trainer.schedule(number - 1))
-    log.step(number, trainer.data.tokens(number - 1), **metrics, lr=rate)
+    lr = float(trainer.schedule(number - 1))
+    log.step(number, trainer.data.tokens(number - 1), **metrics, lr=lr)
     if number == last or every and number % every == 0:
-      found = trainer.validate(state)
-      guards.check_finite(found, number, saved)
-      log.validated(number, metrics["loss"], found)
-      checkpoints.save(saved, state, number, found.get("valid_loss"))
+      validation = trainer.validate(state)
+      guards.check_finite(validation, number, saved)
+      log.write(number, **validation)
+      checkpoints.save(saved, state, number, validation.get("valid_loss"))
       log.restart_clock()
+    log.report(number)
   return state
 
 
@@ -212,7 +220,7 @@ def measure(
       data = dataclasses.replace(data, train=[])  # no measurement needs it
       data = reference.measured(None, params, data, loss=of_model, mesh=mesh)
     batches = step_lib.on_devices(data.valid_batches(sharding.my_share(mesh)), mesh)
-    found = step_lib.means({"delta": {}}, params, batches, loss=of_model)
-    out |= {f"{name}_valid_{k}": v for k, v in found.items()}
+    means = step_lib.means({"delta": {}}, params, batches, loss=of_model)
+    out |= {f"{name}_valid_{k}": v for k, v in means.items()}
     del params
   return out

@@ -13,7 +13,7 @@ from shadowft_jax.hf import weights
 from shadowft_jax.hf.folder import ModelFolder
 from shadowft_jax.learning import checkpoints, optim, step
 from shadowft_jax.presets import Config
-from shadowft_jax.progress import say
+from shadowft_jax.progress import count, say, size
 from shadowft_jax.tree import Params
 
 FEW = 20  # optimizer updates, below which a run hardly trains anything
@@ -50,8 +50,8 @@ def few_updates(config: Config, steps: int, per_epoch: int) -> str:
   """
   if steps >= FEW:
     return ""
-  unit = "pairs" if presets.is_paired(config) else "examples"
-  because = f"{per_epoch:,} {unit}, batch_size {config.batch_size}, epochs {config.epochs}"
+  unit = "pair" if presets.is_paired(config) else "example"
+  because = f"{count(per_epoch, unit)}, batch_size {config.batch_size}, epochs {config.epochs}"
   ways = []
   if config.max_steps > 0:
     because = f"max_steps {config.max_steps}"
@@ -66,9 +66,8 @@ def few_updates(config: Config, steps: int, per_epoch: int) -> str:
     epochs = math.ceil(FEW / math.ceil(per_epoch / config.batch_size))
     ways.append(f"--config.epochs={epochs}")
   at_zero = ", the first of them at learning rate 0" if optim.warmup_steps(config, steps) else ""
-  updates = "1 update" if steps == 1 else f"{steps} updates"
   return (
-    f"this run makes only {updates}{at_zero} ({because}), too few to train much; "
+    f"this run makes only {count(steps, 'update')}{at_zero} ({because}), too few to train much; "
     f"set {' or '.join(ways)}"
   )
 
@@ -95,7 +94,7 @@ def check_room(
     workdir,
     sum(parts.values()),
     already=sum(512 * s.st_blocks for s in there),
-    what=", ".join(f"{name} {size / 1e9:.1f}" for name, size in parts.items()),
+    what=", ".join(f"{name} {size(nbytes)}" for name, nbytes in parts.items()),
   )
 
 

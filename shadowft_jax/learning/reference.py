@@ -13,7 +13,7 @@ from shadowft_jax import files, hosts, sharding
 from shadowft_jax.data.chat import Example
 from shadowft_jax.data.dataset import Dataset
 from shadowft_jax.learning import step as step_lib
-from shadowft_jax.progress import say
+from shadowft_jax.progress import count, detail, say
 from shadowft_jax.tree import Delta, Params
 
 NAME = "reference.npz"  # in a run's folder
@@ -72,18 +72,19 @@ def kept(
       any token of the data, has changed.
   """
   path, key = pathlib.Path(workdir, NAME), _key(folders, data, str(loss.model.dtype))
-  found = _load(path, key)
-  if found is None:
-    say(f"the reference: log-probabilities of {len(data.train) + len(data.valid):,} pairs")
-    found = [
+  stored = _load(path, key)
+  if stored is None:
+    pairs = count(len(data.train) + len(data.valid), "pair")
+    say(f"computing the reference's log-probabilities of {pairs}")
+    stored = [
       logprobs(delta, base, data, some, loss=loss, mesh=mesh) for some in (data.train, data.valid)
     ]
     if hosts.is_first():
       with files.writing(path) as file:
-        np.savez(file, key=key, train=found[0], valid=found[1])
+        np.savez(file, key=key, train=stored[0], valid=stored[1])
   else:
-    say(f"the reference: as computed before, {path}")
-  return data.with_reference(*found)
+    detail(f"the reference's log-probabilities are those of {path}")
+  return data.with_reference(*stored)
 
 
 def _key(folders, data, *more):

@@ -4,6 +4,7 @@ import collections
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
+from shadowft_jax import progress
 from shadowft_jax.errors import InputError
 
 LEVELS = ("error", "warning", "note")
@@ -16,12 +17,16 @@ class Finding(NamedTuple):
   text: str
 
 
-def report(findings: Collection[Finding]) -> str:
-  """The findings as text for a terminal: a count, then one after the other."""
-  count = collections.Counter(f.level for f in findings)
-  total = ", ".join(f"{count[x]} {x}{'s' * (count[x] != 1)}" for x in LEVELS)
-  lines = [f"pair check: {total}", *(f"{f.level}: {f.text}" for f in findings)]
-  return "\n".join(lines).replace("\n", "\n  ")
+def report(findings: Collection[Finding], levels: Collection[str] = LEVELS) -> str:
+  """The findings as text for a terminal: a count of all, then those of `levels`."""
+  found = collections.Counter(f.level for f in findings)
+  total = ", ".join(progress.count(found[level], level) for level in LEVELS)
+  return "\n  ".join([f"pair check: {total}", *lines(findings, levels)])
+
+
+def lines(findings: Iterable[Finding], levels: Collection[str] = LEVELS) -> list[str]:
+  """The findings of `levels`, a text each."""
+  return [f"{f.level}: {f.text}".replace("\n", "\n  ") for f in findings if f.level in levels]
 
 
 def raise_errors(findings: Iterable[Finding]) -> None:

@@ -10,7 +10,7 @@ from shadowft_jax.hf.folder import ModelFolder, open_model
 from shadowft_jax.hf.model_card import Parent
 from shadowft_jax.pairs import check, findings, registry
 from shadowft_jax.presets import Config
-from shadowft_jax.progress import say
+from shadowft_jax.progress import detail, say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +67,7 @@ def open_pair(config: Config) -> OpenedPair:
     )
   found = check.check(sides["base"], sides["instruct"])
   findings.raise_errors(found)
-  say(findings.report(found))
-  warned = [f"warning: {f.text}" for f in found if f.level == "warning"]
+  say(findings.report(found, ["warning"]))
+  detail(*findings.lines(found, ["note"]))
+  warned = findings.lines(found, ["warning"])
   return OpenedPair(sides["base"], sides["instruct"], sides[config.learn_on], warned)

@@ -243,6 +243,7 @@ def guide(origin: Origin, losses: Mapping[str, float], kind: str) -> str:
     ("`metrics.jsonl`", "loss, learning rate and validation, one record a line"),
     ("`tensorboard/`", "the same for TensorBoard"),
     ("`loss.png`", "the losses as a picture"),
+    ("`log.txt`", "all that the run printed, and details, with time stamps"),
     ("`checkpoints/`", "optimizer states, from which a stopped run resumes; may be deleted now"),
     ("`data.json`", "the digest of the training data: a run is resumed on the same data only"),
     ("`provenance.json`", "sha256 of every input, versions of packages; it marks a complete run"),

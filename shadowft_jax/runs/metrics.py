@@ -6,10 +6,9 @@ import time
 from collections.abc import Mapping
 from typing import Any, Self, TextIO
 
-from tqdm import tqdm
+from shadowft_jax import files, hosts, progress
 
-from shadowft_jax import files, hosts
-from shadowft_jax.progress import say
+LINES = 20  # on the progress of a run, where no terminal shows a bar
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
@@ -29,28 +28,31 @@ def _rewrite(workdir, records):
 def append(workdir: pathlib.Path, metrics: Mapping[str, float | None]) -> list[dict[str, Any]]:
   """Makes `metrics`, if there are any, the last record of metrics.jsonl; returns all records."""
   records = [r for r in read_metrics(workdir) if not metrics.keys() & r.keys()]
-  if found := {k: v for k, v in metrics.items() if v is not None}:
-    records.append({"step": records[-1]["step"], **found})
+  if measured := {k: v for k, v in metrics.items() if v is not None}:
+    records.append({"step": records[-1]["step"], **measured})
   _rewrite(workdir, records)
   return records
 
 
 class Log:
-  """Writes the metrics of a run that has done `step` of its `steps`.
+  """Writes the metrics of a run that has done `step` of its `steps` and shows its progress.
 
-  A run that resumes from a checkpoint repeats the steps after it, so earlier records of those
-  steps are dropped.  Only the first of several processes writes.
+  It is validated every `eval_every` steps (0: at the end only).  A run that resumes from a
+  checkpoint repeats the steps after it, so earlier records of those steps are dropped.  Only the
+  first of several processes writes.
   """
 
-  def __init__(self, workdir: pathlib.Path, step: int, steps: int) -> None:
+  def __init__(self, workdir: pathlib.Path, step: int, steps: int, eval_every: int) -> None:
     self._last = time.monotonic()
-    self._bar = tqdm(
-      total=steps,
-      initial=step,
-      unit="step",
-      dynamic_ncols=True,
-      disable=None if hosts.is_first() else True,
+    self._bar = progress.bar(
+      steps, "step", initial=step, disable=None if hosts.is_first() else True
     )
+    is_rare = not 0 < eval_every <= steps / 5  # validations are too few to print only those
+    unit = 1 if is_rare else eval_every
+    self._tells_validations = is_rare
+    self._every = unit * -(-steps // (LINES * unit))  # steps between two lines
+    self._newest: dict[str, float] = {}  # the last value of each metric
+    self._validated = -1  # the step of the last validation
     self._file: TextIO | None = None
     self._board: Any = None
     if not hosts.is_first():
@@ -66,32 +68,39 @@ class Log:
     """Appends one record of numbers; None stands for one that was not measured, and is left out."""
     if self._file is None:
       return
-    metrics = {k: v for k, v in metrics.items() if v is not None}
-    if not metrics:
+    measured = {k: v for k, v in metrics.items() if v is not None}
+    if not measured:
       return
-    self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+    self._newest |= measured
+    self._validated = step if "valid_loss" in measured else self._validated
+    self._file.write(json.dumps({"step": step, **measured}) + "\n")
     self._file.flush()
-    for name, value in metrics.items():
+    for name, value in measured.items():
       self._board.add_scalar(name, value, step)
 
   def step(self, step: int, tokens: int, **metrics: float | None) -> None:
-    """Records an optimizer step of `tokens` tokens, and moves the bar."""
+    """Records an optimizer step of `tokens` tokens."""
     now = time.monotonic()
-    rate = tokens / (now - self._last)
+    speed = tokens / (now - self._last)
     self._last = now
-    self.write(step, **metrics, tokens=tokens, tokens_per_second=round(rate, 1))
-    self._bar.set_postfix(loss=f"{metrics['loss']:.4f}", tok_s=f"{rate:,.0f}", refresh=False)
-    self._bar.update(1)
+    self.write(step, **metrics, tokens=tokens, tokens_per_second=round(speed, 1))
 
-  def validated(self, step: int, loss: float, measured: Mapping[str, float | None]) -> None:
-    """Records a validation, and prints the step: a log file shows no bar."""
-    self.write(step, **measured)
-    told = "".join(
-      f", {what} {measured[key]:.4f}"
-      for what, key in (("validation", "valid_loss"), ("its accuracy", "valid_accuracy"))
-      if key in measured
+  def report(self, step: int) -> None:
+    """Shows a step that is recorded: moves the bar; without a terminal, prints some lines a run."""
+    if self._file is None:
+      return
+    is_validated, steps = self._validated == step, self._bar.total
+    loss = f"loss {self._newest['loss']:.4f}"
+    valid = f", validation {self._newest['valid_loss']:.4f}" if self._validated >= 0 else ""
+    speed = (
+      f"lr {progress.rate(self._newest['lr'])}, {self._newest['tokens_per_second']:,.0f} tok/s"
     )
-    say(f"step {step} of {self._bar.total}: loss {loss:.4f}{told}")
+    self._bar.set_postfix_str(f"{loss}{valid}, {speed}", refresh=False)
+    self._bar.update(1)
+    is_due = step == steps or step % self._every == 0 or is_validated and self._tells_validations
+    tell = progress.say if is_due and self._bar.disable else progress.detail
+    if is_due or is_validated:
+      tell(f"step {step:,} of {steps:,}: {loss}{valid if is_validated else ''}, {speed}")
 
   def restart_clock(self) -> None:
     """Leaves the time since the last step out of the next step's rate."""

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from shadowft_jax.progress import say
 from shadowft_jax.runs import cards, metrics, pictures, provenance
 
 DATA = "data.json"  # the digest of the data of a run
+LOG = "log.txt"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +39,11 @@ class Run:
   def shadow(self) -> pathlib.Path:
     """The grafted model."""
     return self.directory / "shadow"
+
+  @property
+  def log(self) -> pathlib.Path:
+    """All that the run has printed, and details, with time stamps."""
+    return self.directory / LOG
 
   @property
   def is_complete(self) -> bool:
@@ -93,10 +100,17 @@ class Run:
     hosts.wait("the run is complete")
     for name, (before, after) in [*cards.results(losses).items()][: len(cards.SHOWN)]:
       say(f"validation {name}: Instruct {before:.4f}, {origin.result} {after:.4f}")
-    say(f"written: {self.delta}")
-    say(f"written: {self.shadow} (the {origin.result})")
-    say(f"written: {self.directory / 'loss.png'}", *warnings)
+    say(*self._places(origin.result), *warnings)
     return metrics.read_metrics(self.directory)
+
+  def _places(self, result):
+    """Where the results are and how to try them, a line each; `result` names the model."""
+    scores = f"--model {_quoted(self.directory)} --out {_quoted(self.directory / 'scores')}"
+    yield f"{result}: {self.shadow}"
+    yield f"delta: {self.delta}"
+    yield f"also in {self.directory}: README.md, {LOG}, loss.png, metrics.jsonl"
+    yield f"try it: {chat(self.shadow)}"
+    yield f"score it: shadowft evaluate --task gsm8k {scores}"
 
   def _write_cards(self, losses, config, origin):
     """README.md of the delta, the grafted model and the run's folder."""
@@ -106,6 +120,15 @@ class Run:
     provenance.replace(self.shadow / "README.md", card)
     guide = cards.guide(origin, losses, config.delta.kind)
     files.write(self.directory / "README.md", guide)
+
+
+def chat(model: str | os.PathLike) -> str:
+  """The command that talks with the model of a folder."""
+  return f"shadowft chat --model {_quoted(model)}"
+
+
+def _quoted(path):
+  return shlex.quote(str(path))
 
 
 @contextlib.contextmanager
@@ -134,7 +157,7 @@ def _claim(workdir: pathlib.Path, config: Config) -> None:
   there = [p.name for p in workdir.iterdir()] if workdir.is_dir() else []
   # The rest of an interrupted write is not the user's.
   there = [name for name in there if not name.endswith(".part")]
-  if not set(there) - {path.name, DATA}:
+  if not set(there) - {path.name, DATA, LOG}:
     if hosts.is_first():
       workdir.mkdir(parents=True, exist_ok=True)
       files.write_json(path, mine)
