@@ -18,13 +18,17 @@ from etils import epy
 
 from shadowft_jax import command, config_file, files
 from shadowft_jax.errors import InputError
-from shadowft_jax.progress import say
+from shadowft_jax.progress import duration, say
+
+LONG = 600  # seconds of answering, above which a server is suggested
 
 with epy.lazy_imports():  # help and errors of flags and paths come before these
+  import jax
+
   from shadowft_jax import tasks
   from shadowft_jax.data import tokenizer
   from shadowft_jax.evaluation import answering, arms, report, suite
-  from shadowft_jax.generation import engine, local, server
+  from shadowft_jax.generation import engine, local, server, vllm
   from shadowft_jax.hf import hub
   from shadowft_jax.runs import run
   from shadowft_jax.tasks import originals, sandbox
@@ -117,7 +121,7 @@ def main(options: Options) -> None:
   for arm in found:
     if before is None or not arm.delta or (arm.source, arm.delta) != (before.source, before.delta):
       model = None  # gives its memory to the next
-    model, before = _engine(arm, options, model), arm
+    model, before = _engine(arm, options, model, sum(len(x) for _, x in asked)), arm
     results[arm.label] = _results(arm, model, options, asked)
   if not options.generate_only:
     by_label = {arm.label: arm for arm in found}
@@ -155,7 +159,7 @@ def _sampling(o, task):
   return engine.Sampling(most, tuple(task.stop), o.samples, **more)
 
 
-def _engine(arm, options, before):
+def _engine(arm, options, before, questions):
   """What answers for an arm, None for saved answers; `before` has the same model and delta."""
   args = config_file.template_args(options.template_arg)
   if arm.kind == "outputs":
@@ -169,9 +173,30 @@ def _engine(arm, options, before):
   if options.protocol == "paper":
     known = tokenizer.ChatTemplate(tokenizer.load_tokenizer(directory)).arguments
     args = {"enable_thinking": False} | args if "enable_thinking" in known else args
+  _suggest_server(directory, arm, options, questions)
   kept = {"template_args": args, "batch_size": options.batch_size}
   delta = {"delta": arm.delta, "alpha": arm.alpha} if arm.delta else {}
   return local.load(directory, **delta, **kept)
+
+
+def _suggest_server(directory, arm, options, questions):
+  """Says how vLLM would serve a model that would answer for more than ten minutes here."""
+  nbytes = sum(p.stat().st_size for p in directory.glob("*.safetensors"))
+  # A step reads all weights once; answers are guessed to have 256 tokens.
+  rate = 2e10 if jax.default_backend() == "cpu" else 1e12  # bytes per second
+  steps = questions * options.samples * min(options.max_new_tokens or 256, 256)
+  seconds = steps / options.batch_size * nbytes / rate
+  if seconds < LONG:
+    return
+  try:
+    line = vllm.vllm_command(directory, arm.delta or None)
+    name = vllm.DELTA if arm.delta else directory.name
+  except InputError:  # the delta is no adapter
+    return
+  say(
+    f"{arm.label}: this may take about {duration(seconds)} here; vLLM is faster: run `{line}`, and "
+    f"evaluate with --server http://localhost:8000/v1 --name {name}"
+  )
 
 
 def locate(model: str) -> pathlib.Path:

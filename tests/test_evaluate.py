@@ -146,6 +146,15 @@ def test_a_model_answers_and_goes_on_where_it_was(data, tmp_path, monkeypatch):
   assert scores(tmp_path / "again")["models"]["instruct"]["tasks"] == before
 
 
+def test_a_server_is_suggested_where_answering_takes_long(data, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(evaluate, "LONG", 0)
+  options = {"task": ("gsm8k",), "data": str(data), "model": (TINY,), "out": str(tmp_path / "out")}
+  main(Options(**options, generate_only=True, limit=1, max_new_tokens=1))
+  said = capsys.readouterr().err
+  assert f"vllm serve {TINY} --served-model-name instruct --generation-config vllm" in said
+  assert "evaluate with --server http://localhost:8000/v1 --name instruct" in said
+
+
 def test_a_runs_folder_stands_for_its_grafted_model(tmp_path):
   (tmp_path / "run").mkdir()
   (tmp_path / "run" / "shadow").symlink_to(TINY)

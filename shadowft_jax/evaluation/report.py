@@ -10,6 +10,7 @@ from shadowft_jax import files
 from shadowft_jax.evaluation import comparison, picture, suite
 from shadowft_jax.evaluation.arms import Arm
 from shadowft_jax.evaluation.graded import Graded, Score
+from shadowft_jax.progress import count, duration
 from shadowft_jax.tasks import second_opinion
 from shadowft_jax.tasks.task import Task
 
@@ -54,9 +55,11 @@ def report(
   if changes:
     print(f"\n{comparison.table(changes, first)}")
   for label, x in scores.items():
-    print(
-      *(f"{label}: {note}" for note in suite.notes(x)), sep="\n", end="\n" * bool(suite.notes(x))
-    )
+    for note in suite.notes(x):
+      print(f"{label}: {note}")
+  for label, found in results.items():
+    if speed := _speed(found.values()):
+      print(f"{label}: {speed}")
   if out is None:
     return
   records = {label: _record(arm, results[label], scores[label]) for label, arm in arms.items()}
@@ -74,6 +77,18 @@ def report(
   if changes:
     files.write(out / "changes.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
   picture.draw(scores, out)
+
+
+def _speed(results):
+  """What was generated just now, in a line; "" where nothing was."""
+  answers = sum(len(one.graded) for one in results)
+  tokens, seconds = (sum(getattr(x, key) for x in results) for key in ("tokens", "seconds"))
+  if not tokens:
+    return ""
+  return (
+    f"{count(answers, 'answer')}, {count(tokens, 'token')} generated in {duration(seconds)} "
+    f"({tokens / max(seconds, 1e-9):,.0f} tok/s)"
+  )
 
 
 def _record(arm, results, scores):
