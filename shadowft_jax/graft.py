@@ -171,7 +171,7 @@ def main(options: Options) -> None:
     delta_only.run_and_report(plan, options.out, form, **writing)
   else:
     warned = write.run_and_report(plan, options.out, card=card, **_writing(options, plan))
-    say(report.done(plan, options.out), f"try it:  {run.chat(options.out)}")
+    say(report.done(plan, options.out), f"try it: {run.chat(options.out)}")
   say(*pair, *warned)
   if options.push_to:
     say(f"uploaded: {hub.push(options.out, options.push_to)}")

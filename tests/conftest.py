@@ -102,6 +102,16 @@ def blank_pictures(request, monkeypatch):
 
 
 @pytest.fixture
+def verbose():
+  """Details are printed, as with --verbose."""
+  from shadowft_jax import progress
+
+  progress.set_verbose(True)
+  yield
+  progress.set_verbose(False)
+
+
+@pytest.fixture
 def allowed_sandbox(monkeypatch):
   """The sandbox for programs that models write, allowed.
 

@@ -100,7 +100,7 @@ def test_a_nan_is_no_agreement(monkeypatch):
   assert "nan% (output)" in kernels.refusal("chunked", CFG, "float32")
 
 
-def test_what_agreed_is_not_run_again(monkeypatch, cache, capfd):
+def test_what_agreed_is_not_run_again(monkeypatch, cache, capfd, verbose):
   assert kernels.choose("auto", CFG, "float32", 512) == "chunked"
   assert "chunked agrees with the reference within 0.00%" in capfd.readouterr().err
   [(key, error)] = json.loads(cache.read_text()).items()

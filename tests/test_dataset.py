@@ -117,7 +117,7 @@ def test_bad_rows_end_the_run_or_are_left_out_and_listed(config, tmp_path, capsy
 
 def test_rows_with_images_are_refused_or_trained_as_text(config, tmp_path):
   write(tmp_path / "a.jsonl", ["<image>two", "one<image>"], images=["1.png"])
-  with pytest.raises(InputError, match=r"a.jsonl row 1 has 1 images.*data.images=ignore"):
+  with pytest.raises(InputError, match=r"a.jsonl row 1 has 1 image,.*data.images=ignore"):
     dataset.read(config, config.instruct)
   config.data.images = "ignore"
   assert answers(dataset.read(config, config.instruct).train, config.instruct) == ["two", "one"]
@@ -146,7 +146,7 @@ def test_answers_that_end_in_no_stop_are_said_with_what_helps(config, tmp_path, 
   (tmp_path / "chat_template.jinja").write_text(template.replace("<|im_end|>", "<|endoftext|>"))
   dataset.read(config, tmp_path)
   said = capsys.readouterr().err
-  assert "20 answers end in no token at which the model stops" in said
+  assert "no stop token ends 20 answers, so that the model may never end one" in said
   assert f"of {tmp_path} closes them without any of <|im_end|>; if it writes another" in said
   # What it advises helps.
   field, path = re.search(r"name it as (\w+) in (.*)", said).groups()

@@ -575,9 +575,8 @@ def test_a_number_that_is_none_is_named(bf16, tmp_path, form):
 def test_a_disk_that_is_too_small(bf16, tmp_path, monkeypatch):
   trained = [sources.difference(bf16 / "base", bf16 / "tuned")]
   monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 1000))
-  fails(
-    "needs .* MB, and its disk has .* kB free", tmp_path / "out", bf16 / "instruct", trained, DELTA
-  )
+  too_small = "needs .* MB, and its disk has .* kB free"
+  fails(too_small, tmp_path / "out", bf16 / "instruct", trained, DELTA)
 
 
 def test_an_input_is_not_overwritten(bf16):

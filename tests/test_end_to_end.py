@@ -213,10 +213,15 @@ def test_the_usual_fine_tuning_starts_from_the_instruct(pair, tmp_path, capsys, 
       text.replace(str(run / "shadow"), "")
       .replace("`shadow/`", "")
       .replace("shadowft_jax", "")
+      .replace("shadowft ", "")  # the command that tries it
       .lower()
     )
     assert not re.search("shadow|graft", words.replace("nothing was grafted", "")), words
   assert f"validation loss: Instruct {records[-1]['instruct_valid_loss']:.4f}, tuned" in said
+  assert f"try it: shadowft chat --model {run / 'shadow'}" in said
+  log = (run / "log.txt").read_text()
+  assert all(line in log for line in said.splitlines())
+  assert "survival cos" in log and "survival cos" not in said
 
 
 class Stop(Exception):

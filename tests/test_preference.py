@@ -250,7 +250,7 @@ def test_what_is_cut_refused_and_dropped_is_said(config, capsys):
   config.data.skip_bad_rows = True
   assert len(dataset.read(config, config.instruct).train) == 5
   told = capsys.readouterr().err
-  assert "preference: 5 pairs" in told and "1 bad rows left out" in told and "row 6" in told
+  assert "(preference): 5 pairs" in told and "1 bad row left out" in told and "row 6" in told
   assert "1 cut at data.max_length" in told
   assert "1 without the beginning of their prompt" in told
 

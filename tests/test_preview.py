@@ -88,14 +88,14 @@ def test_the_numbers_are_those_of_the_run(folder):
 def test_what_is_truncated_is_counted(folder):
   data, _, text = shown(folder, count=0, **{"data.max_length": 60})
   cut = [e.cut for e in data.train if e.cut]
-  assert cut and f"truncated:       {len(cut)} examples, {sum(cut)} answer tokens lost" in text
+  assert cut and f"truncated:       {len(cut)} examples, {sum(cut)} answer token" in text
 
 
 def test_the_rows_of_both_layouts_are_counted(folder):
   for layout in ("packed", "bucketed"):
     data, _, text = shown(folder, count=0, **{"data.layout": layout})
     rows = [len(s.rows) for s in data.steps]
-    assert re.search(rf"rows a step:     .*, {layout}, in ", text)
+    assert re.search(rf"per step:        .*, {layout}, in ", text)
     if layout == "bucketed":
       assert rows == [len(s.examples) for s in data.steps]
     computed = sum(b["token"].size for i in range(len(data.steps)) for b in data.batches(i))

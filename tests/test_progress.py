@@ -8,15 +8,14 @@ import pytest
 from shadowft_jax import progress
 
 
-def test_details_are_printed_with_verbose_only(capsys):
+def test_details_are_not_printed(capsys):
   progress.say("needed")
   progress.detail("detail")
   assert capsys.readouterr().err == "needed\n"
-  progress.set_verbose(True)
-  try:
-    progress.detail("100% detail")
-  finally:
-    progress.set_verbose(False)
+
+
+def test_details_are_printed_with_verbose(capsys, verbose):
+  progress.detail("100% detail")
   assert capsys.readouterr().err == "100% detail\n"
 
 

@@ -323,15 +323,19 @@ def test_the_picture_shows_the_numbers(rows, tmp_path, monkeypatch):
   assert [axes.get_title("left") for axes in drawn] == [
     p[1].format(warn_below=0.95) for p in panels
   ]
-  for (key, _, _, low, high), (grid, options) in zip(panels, drawn.values(), strict=True):
+  for (key, _, _, low, high, form), (axes, (grid, options)) in zip(
+    panels, drawn.items(), strict=True
+  ):
     want = [
       [cells[m, n][key] if (m, n) in cells else None for n in range(3)]
       for m in ("attention q", "mlp up", "norms")
     ]
     np.testing.assert_array_equal(grid, np.array(want, float))
+    written = [text.get_text() for text in axes.texts]
+    assert written == [format(x, form) for row in want for x in row if x is not None]
     assert (options["vmin"], options["vmax"]) == (low, high)
   marked = [line.get_xydata().tolist() for axes in drawn for line in axes.lines]
-  assert marked == [[[2, 0]]]  # layer 2 of attention q
+  assert marked == [[[2.38, 0]]]  # layer 2 of attention q, beside its number
 
 
 def test_without_layers_there_is_no_picture(tmp_path):

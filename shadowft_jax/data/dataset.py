@@ -17,7 +17,7 @@ from shadowft_jax.data.tokenizer import DATE, reads_clock
 from shadowft_jax.data.turns import Example
 from shadowft_jax.errors import InputError, listing
 from shadowft_jax.presets import Config
-from shadowft_jax.progress import count, detail, say
+from shadowft_jax.progress import count, say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +128,7 @@ def read(config: Config, tokenizer: str | os.PathLike, context: int = 1) -> Data
   else:
     train, valid, parts = _split(train, parts, config)
   if c.recipe == "chat" and reads_clock(tokenizer):
-    detail(
+    say(
       f"the chat template of {tokenizer} writes today's date; {DATE} stands in its "
       "place, so that a run can be repeated"
     )

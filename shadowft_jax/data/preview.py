@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 
+from shadowft_jax import progress
 from shadowft_jax.data import dataset, packing
 from shadowft_jax.data.tokenizer import Tokenizer, load_tokenizer
 
@@ -43,7 +44,7 @@ def text(
 
 def _example(number, example, tokenizer, ids, colour):
   head = (
-    f"--- example {number}: {example.where}: {len(example.token):,} tokens, "
+    f"--- example {number}: {example.where}: {progress.count(len(example.token), 'token')}, "
     f"{example.trained:,} trained" + (f", {example.cut:,} cut away" if example.cut else "")
   )
   head += f", {example.prompt_cut:,} of the prompts cut away" if example.prompt_cut else ""
@@ -109,7 +110,7 @@ def _lengths(data):
   ]
   return "\n".join(
     [
-      "tokens an example:",
+      "tokens per example:",
       *lines,
       f"  median {int(np.median(lengths)):,}, longest {lengths.max():,}",
     ]
@@ -124,8 +125,8 @@ def _totals(data):
     [
       f"examples:        {len(data.train):,} to train on, {len(data.valid):,} to validate on",
       f"trained tokens:  {trained:,} of {tokens:,} ({trained / tokens:.1%})",
-      f"truncated:       {len(cut):,} examples, {sum(cut):,} answer tokens lost, at "
-      f"data.max_length={data.row_length}",
+      f"truncated:       {progress.count(len(cut), 'example')}, "
+      f"{progress.count(sum(cut), 'answer token')} lost, at data.max_length={data.row_length}",
     ]
   )
 
@@ -138,12 +139,11 @@ def _steps(data):
   computed = sum(rows * length for batches in shapes for rows, length in batches)
   tokens = sum(data.tokens(i) for i in range(len(data.steps)))
   rows = [len(s.rows) for s in data.steps]
-  spread = lambda x: f"{min(x):,}" if min(x) == max(x) else f"{min(x):,} to {max(x):,}"
   return "\n".join(
     [
-      f"steps:           {len(data.steps):,} of {spread(examples)} examples",
-      f"rows a step:     {spread(rows)}, {data.layout}, in {spread([len(x) for x in shapes])} "
-      "micro-batches",
+      f"steps:           {len(data.steps):,} of {_spread(examples, 'example')}",
+      f"per step:        {_spread(rows, 'row')}, {data.layout}, in "
+      f"{_spread([len(x) for x in shapes], 'micro-batch', 'micro-batches')}",
       f"fill:            {tokens / computed:.1%} of what is computed is not padding"
       + (
         f"; {tokens / (sum(rows) * data.row_length):.1%} within the rows that hold examples"
@@ -152,3 +152,9 @@ def _steps(data):
       ),
     ]
   )
+
+
+def _spread(numbers, *noun):
+  """The least and the largest number, with the noun that `count` takes."""
+  low, high = min(numbers), max(numbers)
+  return f"{low:,} to " * (low < high) + progress.count(high, *noun)

@@ -279,7 +279,7 @@ def _load(path):
     with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
       return dict(file)  # Read whole, which checks its checksums.
   except Exception as error:  # Many types, by which byte is wrong.
-    detail(f"{path} cannot be read ({error}); its rows are tokenised again")
+    say(f"{path} cannot be read ({error}); its rows are tokenised again")
     return None
 
 

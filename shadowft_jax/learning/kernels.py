@@ -230,7 +230,7 @@ def _write(path, value):
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(path, value)
   except OSError as error:
-    detail(f"attention: the check is not kept for the next run: {error}")
+    say(f"attention: the check is not kept for the next run: {error}")
 
 
 def _key(name, cfg, dtype):

@@ -92,7 +92,8 @@ class Run:
     if hosts.is_first():
       records = metrics.append(self.directory, losses)
       unit = "pair" if is_paired(config) else "answer token"
-      pictures.plot_loss(records, self.directory / "loss.png", unit, origin.result)
+      trained = "Base" if origin.is_graft else "Instruct"
+      pictures.plot_loss(records, self.directory / "loss.png", unit, trained, origin.result)
       self._write_cards(losses, config, origin)
       start = {"delta.init": [config.delta.init]} if config.delta.init else {}
       record = provenance.provenance({**inputs, **start}, seed=config.seed)
