@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -31,7 +30,7 @@ class Prompt(NamedTuple):
 class Progress(NamedTuple):
   """An answer so far."""
 
-  index: int  # of its prompt
+  prompt: int  # its index
   tokens: list[int]  # without the token that ends it
   reason: str | None  # None: it goes on; "stop": an end token, or `is_over`; "length"
 
@@ -39,6 +38,11 @@ class Progress(NamedTuple):
 def bucket(count: int, least: int = 16) -> int:
   """The least power of two that is no less than `count` and `least`."""
   return max(least, 1 << (count - 1).bit_length())
+
+
+def rows_of(count: int, most: int) -> int:
+  """Rows of a program for `count` prompts: 1, 4, 16, … or `most`, so that few are compiled."""
+  return min(4 ** (((count - 1).bit_length() + 1) // 2), most)
 
 
 class Batch:
@@ -71,11 +75,11 @@ class Batch:
 
   def fill(self) -> None:
     """Gives free rows to waiting prompts."""
-    free = collections.deque(np.flatnonzero(self.index < 0))
+    free = collections.deque(np.flatnonzero(self.index < 0).tolist())
     while free and self.waiting:
       width = bucket(len(self.prompts[self.waiting[0]].tokens))
       most = min(len(free), max(1, PREFILL // width))
-      chosen = []
+      chosen: list[tuple[int, int]] = []
       while self.waiting and len(chosen) < most:
         if len(self.prompts[self.waiting[0]].tokens) > width:
           break
@@ -83,16 +87,15 @@ class Batch:
       self._prefill(chosen, width)
 
   def _prefill(self, chosen, width):
-    # Few shapes, few compilations: 1, 4, 16, … prompts at a time, or as many as there are rows.
-    count = min(4 ** ((len(chosen) - 1).bit_length() + 1 >> 1), len(self.index))
+    count = rows_of(len(chosen), len(self.index))
     token_RT = np.zeros((count, width), np.int32)
     row_R = np.full(count, len(self.index), np.int32)
     part = Rows(*(np.zeros((count, *x.shape[1:]), x.dtype) for x in self.rows))
-    part.prompt[:] = 1
+    part.length[:] = 1
     for i, (row, prompt) in enumerate(chosen):
       tokens, key = self.prompts[prompt]
       token_RT[i, : len(tokens)], row_R[i] = tokens, row
-      part.prompt[i], part.key[i] = len(tokens), key
+      part.length[i], part.key[i] = len(tokens), key
       self.index[row] = prompt
       values = (0, len(tokens), 1, self.clock % self.ring, True, key)
       for array, value in zip(self.rows, values, strict=True):
@@ -107,11 +110,11 @@ class Batch:
   def advance(self) -> None:
     """A chunk of steps for all rows."""
     live = self.index >= 0
-    left = int(np.max((self.max_new - self.rows.count)[live], initial=0))
+    left = int(np.max((self.max_new - self.rows.made)[live], initial=0))
     count = min(self.size, left)
     if not count:
       return
-    self._grow(int(self.rows.count[live].max()) + count)
+    self._grow(int(self.rows.made[live].max()) + count)
     # Where others wait, a chunk ends once a quarter of its rows have.
     enough = int(live.sum()) * 3 // 4 if self.waiting else 0
     out_BC, done, self.cache = steps.decode(
@@ -131,7 +134,7 @@ class Batch:
     self.clock += done
     for row in np.flatnonzero(live):
       self.found[row] += out_BC[row, :done].tolist()
-    self.rows.count[live] += done
+    self.rows.made[live] += done
     self.rows.token[:] = out_BC[:, done - 1]
 
   def _grow(self, needed):
@@ -159,10 +162,9 @@ class Batch:
       index, found = int(self.index[row]), self.found[row][: self.max_new]
       ends = np.flatnonzero(np.isin(found, self.stop))
       tokens = found[: ends[0]] if len(ends) else found
+      reason = "length" if len(found) >= self.max_new else None
       if len(ends) or is_over(index, tokens):
         reason = "stop"
-      else:
-        reason = "length" if len(tokens) >= self.max_new else None
       if reason:
         self.index[row] = -1
       yield Progress(index, tokens, reason)
@@ -200,13 +202,7 @@ def answers(
     batch_size += -batch_size % sharding.my_share(mesh)[2]
   with on(mesh):
     batch = Batch(
-      model,
-      variables,
-      prompts,
-      stop=stop,
-      sampling=sampling,
-      batch_size=batch_size,
-      size=size,
+      model, variables, prompts, stop=stop, sampling=sampling, batch_size=batch_size, size=size
     )
   while batch.waiting or (batch.index >= 0).any():
     with on(mesh):
@@ -266,5 +262,5 @@ def generate(
     sampling=Sampling(max_new, temperature=temperature, seed=seed),
     batch_size=batch_size,
   ):
-    found[one.index] = one.tokens
+    found[one.prompt] = one.tokens
   return found

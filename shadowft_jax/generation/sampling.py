@@ -11,6 +11,9 @@ import numpy as np
 from shadowft_jax.generation.engine import Sampling
 
 
+Array = jax.Array | np.ndarray
+
+
 class Limits(NamedTuple):
   """Settings of `engine.Sampling` as numbers that a compiled program is given."""
 
@@ -57,9 +60,7 @@ def kept(logit_BV: jax.Array, limits: Limits) -> jax.Array:
   return jnp.where(logit_BV >= least_B1, logit_BV, -jnp.inf)
 
 
-def pick(
-  logit_BV: jax.Array, limits: Limits | None, key_B2: jax.Array, index_B: jax.Array
-) -> jax.Array:
+def pick(logit_BV: jax.Array, limits: Limits | None, key_B2: Array, index_B: Array) -> jax.Array:
   """The next token of each row, int32 [B].
 
   Args:

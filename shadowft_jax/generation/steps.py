@@ -30,8 +30,8 @@ class Rows(NamedTuple):
   """The state of a batch's rows, all [B]; the cache has all tokens but the last."""
 
   token: np.ndarray
-  prompt: np.ndarray  # tokens of the prompt
-  count: np.ndarray  # tokens of the answer
+  length: np.ndarray  # tokens of the prompt
+  made: np.ndarray  # tokens of the answer
   start: np.ndarray  # the step at which the row joined
   is_live: np.ndarray
   key: np.ndarray  # [B, 2]
@@ -77,9 +77,13 @@ def unrolled(variables: Variables, *, mesh: Mesh | None = None, consume: bool = 
   return tree.nest(out)
 
 
-def _logits(model, h_BTD, head_DV, last_B):
-  """float32 [B, V] after each row's token at index `last_B`; none of the others is made."""
-  h_BD = jnp.take_along_axis(h_BTD, last_B[:, None, None], axis=1)[:, 0]
+def for_length(model: Decoder, length: int) -> Decoder:
+  """The model with attention for rows of so many tokens."""
+  return model.clone(backend="chunked") if length >= LONG else model
+
+
+def logits(model: Decoder, h_BD: jax.Array, head_DV: jax.Array) -> jax.Array:
+  """float32 [B, V] after each of the hidden states."""
   logit_BV = transposed_product(h_BD, head_DV.T, jnp.float32)
   return softcap(logit_BV, model.cfg.final_logit_softcapping)
 
@@ -116,25 +120,25 @@ def prefill(
     limits: of `sampling.limits`.
   """
   R, T = token_RT.shape
-  segment_RT = (jnp.arange(T)[None] < rows.prompt[:, None]).astype(jnp.int32)
-  one = model.clone(backend="chunked") if T >= LONG else model
-  (h, head), new = one.apply(
+  segment_RT = (jnp.arange(T)[None] < rows.length[:, None]).astype(jnp.int32)
+  (h_RTD, head_DV), new = for_length(model, T).apply(
     variables, token_RT, segment_RT, mutable=["cache"], method="hidden_and_head"
   )
-  logit_RV = _logits(model, h, head, rows.prompt - 1)
+  h_RD = jnp.take_along_axis(h_RTD, (rows.length - 1)[:, None, None], axis=1)[:, 0]
+  logit_RV = logits(model, h_RD, head_DV)
   written = lambda all_, x: all_.at[row_R, :, :T].set(x.astype(all_.dtype), mode="drop")
   return (
-    sampling_lib.pick(logit_RV, limits, rows.key, rows.count),
+    sampling_lib.pick(logit_RV, limits, rows.key, rows.made),
     jax.tree.map(written, cache, new["cache"]),
   )
 
 
-def _positions(rows, count_B, slots, ring):
+def _positions(rows, made_B, slots, ring):
   """int32 [B, slots + ring]: the position of the token in each slot, -1 where there is none."""
   slot_1P = jnp.arange(slots)[None]
-  prompt_BP = jnp.where(slot_1P < rows.prompt[:, None], slot_1P, -1)
+  prompt_BP = jnp.where(slot_1P < rows.length[:, None], slot_1P, -1)
   index_BM = (jnp.arange(ring)[None] - rows.start[:, None]) % ring
-  answer_BM = jnp.where(index_BM < count_B[:, None], rows.prompt[:, None] + index_BM, -1)
+  answer_BM = jnp.where(index_BM < made_B[:, None], rows.length[:, None] + index_BM, -1)
   return jnp.concatenate([prompt_BP, answer_BM], axis=1)
 
 
@@ -168,22 +172,19 @@ def decode(
 
   def step(state):
     i, out_BC, token_B, is_live_B, cache = state
-    count_B = rows.count + i
-    keys = {
-      "slot": slots + (clock + i) % ring,
-      "cached": _positions(rows, count_B, slots, ring),
-    }
-    (h, head), new = model.apply(
+    made_B = rows.made + i
+    keys = {"slot": slots + (clock + i) % ring, "cached": _positions(rows, made_B, slots, ring)}
+    (h_B1D, head_DV), new = model.apply(
       {**variables, "cache": cache},
       token_B[:, None],
       None,
-      (rows.prompt + count_B - 1)[:, None],
+      (rows.length + made_B - 1)[:, None],
       keys,
       mutable=["cache"],
       method="hidden_and_head",
     )
-    logit_BV = _logits(model, h, head, jnp.zeros_like(count_B))
-    token_B = sampling_lib.pick(logit_BV, limits, rows.key, count_B)
+    logit_BV = logits(model, h_B1D[:, 0], head_DV)
+    token_B = sampling_lib.pick(logit_BV, limits, rows.key, made_B)
     out_BC = jax.lax.dynamic_update_slice_in_dim(out_BC, token_B[:, None], i, axis=1)
     return i + 1, out_BC, token_B, is_live_B & ~jnp.isin(token_B, stop_E), new["cache"]
 

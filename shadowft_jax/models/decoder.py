@@ -185,7 +185,9 @@ class Backbone(nn.Module):
     self.embed_tokens = self.mapped(Embed, "__call__", "table")(cfg.vocab_size, cfg.hidden_size)
     self.norm = self.mapped(RMSNorm)(cfg.rms_norm_eps, cfg.norm_offset)
     if self.unrolled:
-      self.layers = [block(cfg, self.backend) for _ in range(cfg.num_hidden_layers)]
+      self.each_layer = [
+        block(cfg, self.backend, name=f"layers_{i}") for i in range(cfg.num_hidden_layers)
+      ]
       return
     self.layers = nn.scan(
       block,
@@ -209,7 +211,7 @@ class Backbone(nn.Module):
     rows = {"segment": segment_BT, "position": position_BT, "sin": sin, "cos": cos, **(keys or {})}
     values = by_layer(self.cfg)
     if self.unrolled:
-      for i, layer in enumerate(self.layers):
+      for i, layer in enumerate(self.each_layer):
         x_BTD, _ = layer(x_BTD, {k: int(v[i]) for k, v in values.items()}, rows)
     else:
       x_BTD, _ = self.layers(x_BTD, values, rows)

@@ -50,12 +50,11 @@ product.defvjp(_product_forward, _product_backward)
 FEW = 64  # rows up to which a CPU is faster with the weights as the left operand
 
 
-def transposed_product(
-  x: jax.Array, w_FD: jax.Array, dtype: DTypeLike | None = None
-) -> jax.Array:
-  """x W' in `dtype` or that of x, for x [..., D]: few rows stream a W that lies in rows of D at more than twice the speed.
+def transposed_product(x: jax.Array, w_FD: jax.Array, dtype: DTypeLike | None = None) -> jax.Array:
+  """x W', for x [..., D], in `dtype` or that of x.
 
-  With W on the right XLA's CPU kernels first copy all of it into tiles.
+  A CPU streams the weights for few rows at twice the speed with W on the left: as the right operand
+  XLA's kernels first copy all of it into tiles.
   """
   x_MD = x.reshape(-1, x.shape[-1])
   if len(x_MD) <= FEW:
