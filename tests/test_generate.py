@@ -20,6 +20,7 @@ from tests import pico, runs
 
 QUESTIONS = ("red", "Say blue green again.", "iron", "Say salt wind rain moon leaf.", "gold")
 ASKED = [[{"role": "user", "content": q}] for q in QUESTIONS]
+GREEDY = Sampling(24)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def engine(pair):
   return loaded
 
 
-def texts_of(engine, sampling=Sampling(24)):
+def texts_of(engine, sampling=GREEDY):
   return [[one.text for one in some] for some in engine.complete(ASKED, sampling)]
 
 
@@ -85,7 +86,8 @@ def test_a_stream_is_the_answer_in_pieces(engine):
       *pieces, last = engine.stream(asked, sampling)
       assert "".join(pieces) == last.text
       assert [[last]] == engine.complete([asked], sampling)
-      assert isinstance(last, Completion) and len(pieces) > 1 and all(pieces)
+      assert isinstance(last, Completion) and all(pieces)
+      assert len(pieces) > 1 or stop or asked != ASKED[1]
 
 
 def test_what_a_later_token_may_change_is_held_back():
