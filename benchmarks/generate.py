@@ -5,15 +5,14 @@
 A random Qwen3 of 29 M parameters (hidden 512, 8 layers, vocabulary 8192) in float32 continues
 prompts of 20 to 120 random tokens; no token ends an answer.  Each side generates once, which
 compiles, and then in turn with the other.  The peer gets the prompts padded on the left.  Prints
-one JSON line: tokens a second of either side, the median of the pairs' ratios, the first call's
-seconds, and how many tokens are equal; a row is compared up to where the peer's two best logits
-differ by less than 1e-3.
+one JSON line: tokens a second of either side, CPU seconds of a call, the median of the pairs'
+ratios of time and of CPU time, the first call's seconds, and how many tokens are equal; a row is
+compared up to where the peer's two best logits differ by less than 1e-3.
 """
 
 import argparse
 import json
 import os
-import statistics
 import tempfile
 import time
 
@@ -90,9 +89,10 @@ def ours(folder, prompts, max_new):
 
 
 def timed(run):
-  start = time.perf_counter()
+  """(seconds, seconds of CPU time)."""
+  start = time.perf_counter(), time.process_time()
   run()
-  return time.perf_counter() - start
+  return time.perf_counter() - start[0], time.process_time() - start[1]
 
 
 def equal_tokens(mine, theirs, logits):
@@ -121,21 +121,22 @@ def main():
   their = peer(model, prompts, options.max_new)
   first = {"ours": timed(my), "peer": timed(their)}
   equal, compared = equal_tokens(my(), *their(output_logits=True))
-  seconds = {"ours": [], "peer": []}
+  times = {"ours": [], "peer": []}
   for _ in range(options.repeats):
     for side, run in (("ours", my), ("peer", their)):
-      seconds[side].append(timed(run))
+      times[side].append(timed(run))
   tokens = options.batch * options.max_new
   line = {"benchmark": "generate", "batch": options.batch, "max_new": options.max_new}
   line |= {"device": jax.devices()[0].platform, "threads": torch.get_num_threads()}
-  for side, all_ in seconds.items():
-    line[f"{side}_tokens_per_second"] = round(tokens / statistics.median(all_))
-    line[f"{side}_range"] = [round(tokens / max(all_)), round(tokens / min(all_))]
-    line[f"{side}_first_seconds"] = round(first[side], 1)
-  ratios = sorted(b / a for a, b in zip(*seconds.values(), strict=True))
-  line["speed_over_peer"] = round(statistics.median(ratios), 2)
-  line["speed_over_peer_range"] = [round(ratios[0], 2), round(ratios[-1], 2)]
-  line["best_over_best"] = round(min(seconds["peer"]) / min(seconds["ours"]), 2)
+  for side, all_ in times.items():
+    seconds, cpu_seconds = np.array(all_).T
+    line[f"{side}_tokens_per_second"] = round(tokens / np.median(seconds))
+    line[f"{side}_range"] = [round(tokens / max(seconds)), round(tokens / min(seconds))]
+    line[f"{side}_first_seconds"] = round(first[side][0], 1)
+    line[f"{side}_cpu_seconds"] = round(float(np.median(cpu_seconds)), 2)
+  ratio = np.array(times["peer"]) / np.array(times["ours"])
+  line["speed_over_peer"], line["cpu_over_peer"] = np.median(ratio, 0).round(2).tolist()
+  line["speed_over_peer_range"] = [ratio[:, 0].min().round(2), ratio[:, 0].max().round(2)]
   line["equal_tokens"], line["compared_tokens"] = equal, compared
   print(json.dumps(line))
   if equal != compared:
