@@ -129,13 +129,13 @@ def test_a_model_answers_and_goes_on_where_it_was(data, tmp_path, monkeypatch):
   # A kill leaves one answer and half of the next.
   path.write_text("\n".join(whole.split("\n")[:2]) + "\n" + whole.split("\n")[2][:20])
   asked = []
-  generate = decode.generate
-  keep = lambda *args, **more: asked.append(len(args[2])) or generate(*args, **more)
-  monkeypatch.setattr(decode, "generate", keep)
+  answers_of = decode.answers
+  keep = lambda *args, **more: asked.append(len(args[2])) or answers_of(*args, **more)
+  monkeypatch.setattr(decode, "answers", keep)
   main(options)
-  assert asked == [1] and path.read_text() == whole
+  assert sum(asked) == 1 and path.read_text() == whole
   main(options)
-  assert asked == [1]
+  assert sum(asked) == 1
 
   with pytest.raises(InputError, match=r"(?s)other settings.*sampling: .*4.*, now .*5"):
     main(Options(**{**vars(options), "max_new_tokens": 5}))
@@ -148,7 +148,7 @@ def test_a_model_answers_and_goes_on_where_it_was(data, tmp_path, monkeypatch):
 
 def test_a_server_is_suggested_where_answering_takes_long(data, tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(evaluate, "LONG", 0)
-  options = {"task": ("gsm8k",), "data": str(data), "model": (TINY,), "out": str(tmp_path / "out")}
+  options = {"task": ("gsm8k_0shot",), "data": str(data), "model": (TINY,), "out": str(tmp_path / "out")}
   main(Options(**options, generate_only=True, limit=1, max_new_tokens=1))
   said = capsys.readouterr().err
   assert f"vllm serve {TINY} --served-model-name instruct --generation-config vllm" in said

@@ -206,4 +206,6 @@ class ChatTemplate:
 
   def prompt(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
     """The tokens after which the assistant's next turn is generated."""
-    return self.tokenizer(self.render(messages, prompt=True), add_special_tokens=False).input_ids
+    text = self.render(messages, prompt=True)
+    # Not verbose: transformers would warn of prompts that are long.
+    return self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
