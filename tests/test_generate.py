@@ -49,6 +49,7 @@ def test_answers_are_received_as_they_end_and_returned_in_order(engine):
   assert engine.complete([], sampling) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"top_k": 5, "top_p": 0.9, "min_p": 0.01}, {}])
 def test_a_sample_depends_on_seed_prompt_and_number_alone(engine, changes):
   sampling = Sampling(12, n=3, temperature=1.0, **changes)
@@ -145,6 +146,7 @@ def test_a_delta_in_memory_answers_as_the_exported_folder(kind, pair, tmp_path):
     exported.with_alpha(2.0)
 
 
+@pytest.mark.slow
 def test_a_mesh_gives_the_tokens_of_one_device():
   model = models.from_config(pico.CONFIGS["qwen3"], dtype=jnp.float32, combine=delta_lib.combine)
   params = jax.tree.map(np.asarray, pico.random_like(models.abstract_params(model), 0.3))
