@@ -21,6 +21,7 @@ FLOORS = {
   "commands": {
     *("command", "config_file", "__main__", "api"),
     *("train", "graft", "similarity", "select", "plan", "known_pairs", "example", "evaluate"),
+    "chat",
   },
 }
 HEIGHT = {room: i for i, rooms in enumerate(FLOORS.values()) for room in rooms}
