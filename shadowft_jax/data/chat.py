@@ -31,10 +31,14 @@ CLOCK = "".join(
 )
 
 
+def prompt_text(messages: list[dict[str, Any]], tokenizer: Tokenizer) -> str:
+  """The text after which the assistant's next turn is generated, special tokens spelt out."""
+  return str(_render(messages, tokenizer, prompt=True))
+
+
 def render_prompt(messages: list[dict[str, Any]], tokenizer: Tokenizer) -> list[int]:
   """The tokens after which the assistant's next turn is generated."""
-  text = _render(messages, tokenizer, prompt=True)
-  return tokenizer(text, add_special_tokens=False).input_ids
+  return tokenizer(prompt_text(messages, tokenizer), add_special_tokens=False).input_ids
 
 
 def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, settings: Settings) -> list[Entry]:
