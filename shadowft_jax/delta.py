@@ -134,8 +134,10 @@ def is_equal(delta: Delta, other: Delta) -> bool:
 
 
 def densify(delta: Delta, scale: float) -> dict[str, jax.Array]:
-  """{leaf name: float32 delta}; `scale` is that of an adapter (`scale_of`)."""
-  return tree.names(lora.product(delta["lora"], scale) if "lora" in delta else delta["delta"])
+  """{leaf name: float32 delta times `scale`}; that of an adapter has `scale_of` in it."""
+  if "lora" in delta:
+    return tree.names(lora.product(delta["lora"], scale))
+  return {name: scale * d for name, d in tree.names(delta["delta"]).items()}
 
 
 def grafted_names(delta: Delta, params: Params, match: str) -> list[str]:
@@ -175,7 +177,7 @@ def graft(
   Args:
     instruct: the Instruct model.
     delta: leaves it lacks, and elements where it is 0, keep W_I's bits.
-    scale: of an adapter (`scale_of`).
+    scale: what the delta is multiplied by; of an adapter `scale_of` is a part of it.
     match: see `grafted_names`.
     donate: whether the sums take the place of the grafted leaves of `instruct` in memory.
 

@@ -1,78 +1,230 @@
-"""Greedy and sampled generation with a key-value cache."""
+"""Answers to prompts by a model in memory: rows that end are replaced by waiting prompts."""
 
-import functools
-from collections.abc import Sequence
-from typing import Any
+import collections
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
+import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from shadowft_jax import sharding
+from shadowft_jax.generation import sampling as sampling_lib, steps
+from shadowft_jax.generation.engine import Sampling
+from shadowft_jax.generation.steps import Rows, Variables
 from shadowft_jax.models.decoder import Decoder
-from shadowft_jax.models.layers import softcap
+
+FIRST_RING = 128  # slots of answers at first; there are more once an answer needs them
+PREFILL = 16_384  # tokens of prompts at a time
 
 
-def _empty_cache(cfg, batch, length, dtype):
-  shape = (cfg.num_hidden_layers, batch, length, cfg.num_key_value_heads, cfg.head_dim)
-  return {
-    "model": {"layers": {"self_attn": {"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)}}}
-  }
+class Prompt(NamedTuple):
+  """What is to be continued, and the key of its sample, by `sampling.key`."""
+
+  tokens: Sequence[int]
+  key: np.ndarray
 
 
-def _next(model, variables, cache, token_BT, position_BT, last_B):
-  """Logits [B, V] after each row's token at index `last_B`, and the cache with all written."""
-  (h_BTD, head_DV), out = model.apply(
-    {**variables, "cache": cache},
-    token_BT,
-    None,
-    position_BT,
-    mutable=["cache"],
-    method="hidden_and_head",
-  )
-  h_BD = jnp.take_along_axis(h_BTD, last_B[:, None, None], axis=1)[:, 0]
-  logit_BV = jnp.einsum("BD,DV->BV", h_BD, head_DV, preferred_element_type=jnp.float32)
-  return softcap(logit_BV, model.cfg.final_logit_softcapping), out["cache"]
+class Progress(NamedTuple):
+  """An answer so far."""
+
+  prompt: int  # its index
+  tokens: list[int]  # without the token that ends it
+  reason: str | None  # None: it goes on; "stop": an end token, or `is_over`; "length"
 
 
-# A key for each row, from one for all or from one for each, and a number for each or for all.
-_key_of_row = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
-_fold_in = jax.vmap(jax.random.fold_in, in_axes=(0, None))
+def bucket(count: int, least: int = 16) -> int:
+  """The least power of two that is no less than `count` and `least`."""
+  return max(least, 1 << (count - 1).bit_length())
 
 
-def _pick(logit_BV, temperature, key_B):
-  """The next token of each row: the likeliest, or one drawn by the row's own key."""
-  if temperature == 0.0:
-    return jnp.argmax(logit_BV, axis=-1).astype(jnp.int32)
-  return jax.vmap(jax.random.categorical)(key_B, logit_BV / temperature).astype(jnp.int32)
+def rows_of(count: int, most: int) -> int:
+  """Rows of a program for `count` prompts: 1, 4, 16, … or `most`, so that few are compiled."""
+  return min(4 ** (((count - 1).bit_length() + 1) // 2), most)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "max_new", "stop", "temperature"))
-def _generate(model, variables, token_BT, length_B, key_B, *, max_new, stop, temperature):
-  B, T = token_BT.shape
-  cache = _empty_cache(model.cfg, B, T + max_new, model.dtype)
-  position_BT = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
-  logit_BV, cache = _next(model, variables, cache, token_BT, position_BT, length_B - 1)
-  is_stop = lambda token_B: jnp.isin(token_B, jnp.array(stop, jnp.int32))
+class Batch:
+  """Rows of a model's cache, and the prompts that wait for them."""
 
-  def step(state):
-    i, out_BM, done_B, logit_BV, cache = state
-    token_B = _pick(logit_BV, temperature, _fold_in(key_B, i))
-    token_B = jnp.where(done_B, stop[0], token_B)
-    done_B |= is_stop(token_B)
-    out_BM = out_BM.at[:, i].set(token_B)
-    logit_BV, cache = _next(
-      model, variables, cache, token_B[:, None], (length_B + i)[:, None], jnp.zeros_like(length_B)
+  def __init__(
+    self,
+    model: Decoder,
+    variables: Variables,
+    prompts: Sequence[Prompt],
+    *,
+    stop: Sequence[int],
+    sampling: Sampling,
+    batch_size: int,
+    size: int = steps.CHUNK,
+  ) -> None:
+    """Makes the cache; arguments as of `answers`."""
+    self.model, self.variables, self.prompts = model, variables, prompts
+    self.stop, self.max_new, self.size = np.array(stop, np.int32), sampling.max_new, size
+    self.limits = sampling_lib.limits(sampling)
+    lengths = [len(p.tokens) for p in prompts]
+    self.waiting = collections.deque(sorted(range(len(prompts)), key=lengths.__getitem__))
+    self.slots, self.clock = bucket(max(lengths)), 0
+    self.ring = bucket(min(self.max_new, FIRST_RING), size)
+    self.index = np.full(batch_size, -1)  # the prompt that a row answers; -1: none
+    self.found: list[list[int]] = [[] for _ in range(batch_size)]
+    zeros = lambda *shape: np.zeros((batch_size, *shape), np.int32)
+    self.rows = Rows(zeros(), zeros() + 1, zeros(), zeros(), zeros() > 0, zeros(2).view(np.uint32))
+    self.cache = steps.empty_cache(model, batch_size, self.slots + self.ring)
+
+  def fill(self) -> None:
+    """Gives free rows to waiting prompts."""
+    free = collections.deque(np.flatnonzero(self.index < 0).tolist())
+    while free and self.waiting:
+      width = bucket(len(self.prompts[self.waiting[0]].tokens))
+      most = min(len(free), max(1, PREFILL // width))
+      chosen: list[tuple[int, int]] = []
+      while self.waiting and len(chosen) < most:
+        if len(self.prompts[self.waiting[0]].tokens) > width:
+          break
+        chosen.append((free.popleft(), self.waiting.popleft()))
+      self._prefill(chosen, width)
+
+  def _prefill(self, chosen, width):
+    count = rows_of(len(chosen), len(self.index))
+    token_RT = np.zeros((count, width), np.int32)
+    row_R = np.full(count, len(self.index), np.int32)
+    part = Rows(*(np.zeros((count, *x.shape[1:]), x.dtype) for x in self.rows))
+    part.length[:] = 1
+    for i, (row, prompt) in enumerate(chosen):
+      tokens, key = self.prompts[prompt]
+      token_RT[i, : len(tokens)], row_R[i] = tokens, row
+      part.length[i], part.key[i] = len(tokens), key
+      self.index[row] = prompt
+      values = (0, len(tokens), 1, self.clock % self.ring, True, key)
+      for array, value in zip(self.rows, values, strict=True):
+        array[row] = value
+    first_R, self.cache = steps.prefill(
+      self.model, self.variables, self.cache, token_RT, part, row_R, self.limits
     )
-    return i + 1, out_BM, done_B, logit_BV, cache
+    first_R = np.asarray(first_R)
+    for i, (row, _) in enumerate(chosen):
+      self.rows.token[row], self.found[row] = first_R[i], [int(first_R[i])]
 
-  start = (0, jnp.full((B, max_new), stop[0], jnp.int32), jnp.zeros(B, bool), logit_BV, cache)
-  going = lambda state: (state[0] < max_new) & ~jnp.all(state[2])
-  return jax.lax.while_loop(going, step, start)[1]
+  def advance(self) -> None:
+    """A chunk of steps for all rows."""
+    live = self.index >= 0
+    left = int(np.max((self.max_new - self.rows.made)[live], initial=0))
+    count = min(self.size, left)
+    if not count:
+      return
+    self._grow(int(self.rows.made[live].max()) + count)
+    # Where others wait, a chunk ends once a quarter of its rows have.
+    enough = int(live.sum()) * 3 // 4 if self.waiting else 0
+    out_BC, done, self.cache = steps.decode(
+      self.model,
+      self.variables,
+      self.cache,
+      self.rows._replace(is_live=live),
+      np.int32(self.clock % self.ring),
+      np.int32(count),
+      np.int32(enough),
+      self.stop,
+      self.limits,
+      slots=self.slots,
+      size=self.size,
+    )
+    out_BC, done = np.asarray(out_BC), int(done)
+    self.clock += done
+    for row in np.flatnonzero(live):
+      self.found[row] += out_BC[row, :done].tolist()
+    self.rows.made[live] += done
+    self.rows.token[:] = out_BC[:, done - 1]
+
+  def _grow(self, needed):
+    """Makes the ring long enough for answers of `needed` tokens."""
+    if needed <= self.ring:
+      return
+    ring = min(bucket(self.max_new, self.size), 4 * bucket(needed, self.ring))
+    # The slot of step t moves from t % old to t % new.
+    step = np.arange(self.clock - self.ring, self.clock)
+    source = np.zeros(self.slots + ring, np.int32)
+    source[: self.slots] = np.arange(self.slots)
+    source[self.slots + step % ring] = self.slots + step % self.ring
+    leaves, kind = jax.tree.flatten(self.cache)
+    self.cache = None
+    for i, leaf in enumerate(leaves):
+      leaves[i] = steps.moved(leaf, source)
+    self.cache = jax.tree.unflatten(kind, leaves)
+    age = (self.clock - self.rows.start) % self.ring
+    self.rows.start[:] = (self.clock - age) % ring
+    self.ring = ring
+
+  def look(self, is_over: Callable[[int, list[int]], bool]) -> Iterator[Progress]:
+    """Every row's answer so far; rows that have ended become free."""
+    for row in np.flatnonzero(self.index >= 0):
+      index, found = int(self.index[row]), self.found[row][: self.max_new]
+      ends = np.flatnonzero(np.isin(found, self.stop))
+      tokens = found[: ends[0]] if len(ends) else found
+      reason = "length" if len(found) >= self.max_new else None
+      if len(ends) or is_over(index, tokens):
+        reason = "stop"
+      if reason:
+        self.index[row] = -1
+      yield Progress(index, tokens, reason)
+
+
+def answers(
+  model: Decoder,
+  variables: Variables,
+  prompts: Sequence[Prompt],
+  *,
+  stop: Sequence[int],
+  sampling: Sampling,
+  batch_size: int,
+  is_over: Callable[[int, list[int]], bool] = lambda index, tokens: False,
+  mesh: Mesh | None = None,
+  size: int = steps.CHUNK,
+) -> Iterator[Progress]:
+  """Answers prompts, and tells of every answer after each chunk of steps.
+
+  Args:
+    model: unrolled.
+    variables: of `steps.unrolled`.
+    prompts: none without a token.
+    stop: tokens that end an answer; at least one.
+    sampling: how; its `stop` and `n` are the caller's.
+    batch_size: prompts at a time.
+    is_over: whether an answer, by its prompt's index and its tokens so far, is to end.
+    mesh: that `variables` lie on; rows and heads are shared among its devices.
+    size: steps in a chunk.
+  """
+  if not prompts:
+    return
+  batch_size = min(batch_size, bucket(len(prompts), 1))
+  if mesh is not None:
+    batch_size += -batch_size % sharding.my_share(mesh)[2]
+  with on(mesh):
+    batch = Batch(
+      model, variables, prompts, stop=stop, sampling=sampling, batch_size=batch_size, size=size
+    )
+  while batch.waiting or (batch.index >= 0).any():
+    with on(mesh):
+      batch.fill()
+    yield from batch.look(is_over)  # an answer may end with its first token
+    with on(mesh):
+      batch.advance()
+    yield from batch.look(is_over)
+
+
+def on(mesh: Mesh | None) -> contextlib.AbstractContextManager:
+  """The context in which programs for a mesh are called."""
+  stack = contextlib.ExitStack()
+  if mesh is not None:
+    stack.enter_context(jax.set_mesh(mesh))
+    stack.enter_context(nn.logical_axis_rules(sharding.ACTIVATIONS))
+  return stack
 
 
 def generate(
   model: Decoder,
-  variables: dict[str, Any],
+  variables: Variables,
   prompts: Sequence[Sequence[int]],
   *,
   max_new: int,
@@ -90,37 +242,25 @@ def generate(
     max_new: most tokens to generate per prompt.
     stop: token ids that end an answer; at least one.
     temperature: 0 is greedy.
-    seed: of the samples; each prompt has a key of its own.
+    seed: of the samples; equal prompts are different samples.
     batch_size: prompts at a time.
 
   Returns:
     One list of token ids per prompt, in the order given, without the stop token.
   """
-  order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-  answers: list[list[int]] = [[] for _ in prompts]
-  for start in range(0, len(order), batch_size):
-    chosen = order[start : start + batch_size]
-    # Few shapes, few compilations: lengths are rounded up, and the last batch is filled up.
-    length = max(len(prompts[i]) for i in chosen)
-    width = max(16, 1 << (length - 1).bit_length())
-    token_BT = np.full((batch_size, width), stop[0], np.int32)
-    length_B, prompt_B = np.ones(batch_size, np.int32), np.zeros(batch_size, np.uint32)
-    prompt_B[: len(chosen)] = chosen
-    for row, i in enumerate(chosen):
-      token_BT[row, : len(prompts[i])], length_B[row] = prompts[i], len(prompts[i])
-    out = np.asarray(
-      _generate(
-        model,
-        variables,
-        token_BT,
-        length_B,
-        _key_of_row(jax.random.key(seed), prompt_B),
-        max_new=max_new,
-        stop=tuple(stop),
-        temperature=temperature,
-      )
-    )
-    for row, i in enumerate(chosen):
-      ends = np.flatnonzero(np.isin(out[row], stop))
-      answers[i] = out[row, : ends[0] if len(ends) else max_new].tolist()
-  return answers
+  before: collections.Counter[tuple[int, ...]] = collections.Counter()
+  keyed = []
+  for prompt in map(tuple, prompts):
+    keyed.append(Prompt(prompt, sampling_lib.key(seed, prompt, before[prompt])))
+    before[prompt] += 1
+  found: list[list[int]] = [[] for _ in prompts]
+  for one in answers(
+    model.clone(unrolled=True),
+    steps.unrolled(variables),
+    keyed,
+    stop=stop,
+    sampling=Sampling(max_new, temperature=temperature, seed=seed),
+    batch_size=batch_size,
+  ):
+    found[one.prompt] = one.tokens
+  return found

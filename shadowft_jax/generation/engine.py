@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from shadowft_jax.errors import InputError
 from shadowft_jax.generation.completion import Completion
 
 Messages = Sequence[Mapping[str, Any]]  # of role and content, the user's turn last
@@ -33,6 +34,24 @@ class Sampling:
   top_p: float = 1.0
   min_p: float = 0.0
   seed: int = 0
+
+  def __post_init__(self) -> None:
+    """Raises InputError for a setting outside its range."""
+    bad = [
+      f"{name} is {getattr(self, name)}; expected {range_}"
+      for name, range_, is_good in (
+        ("max_new", "at least 1", self.max_new >= 1),
+        ("n", "at least 1", self.n >= 1),
+        ("temperature", "0 or more", 0 <= self.temperature < float("inf")),
+        ("top_k", "0 or more", self.top_k >= 0),
+        ("top_p", "above 0 and at most 1", 0 < self.top_p <= 1),
+        ("min_p", "0 to 1", 0 <= self.min_p <= 1),
+        ("stop", "texts that are not empty", all(self.stop)),
+      )
+      if not is_good
+    ]
+    if bad:
+      raise InputError("; ".join(bad))
 
 
 class Engine(Protocol):

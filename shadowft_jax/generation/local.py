@@ -1,20 +1,49 @@
-"""A Hugging Face folder in memory that answers conversations in its own chat template."""
+"""A Hugging Face folder in memory, with or without a delta, that answers in its chat template."""
 
+import dataclasses
 import hashlib
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from jax.sharding import Mesh
+
+from shadowft_jax import delta as delta_lib, files
 from shadowft_jax.data import chat, tokenizer as tokenizers
 from shadowft_jax.errors import InputError
-from shadowft_jax.generation import decode, thoughts
+from shadowft_jax.generation import decode, likelihood, sampling as sampling_lib, steps
+from shadowft_jax.generation import texts, thoughts
 from shadowft_jax.generation.completion import Completion
 from shadowft_jax.generation.engine import Messages, Receive, Sampling
-from shadowft_jax.hf import weights
+from shadowft_jax.hf import deltas, weights
 from shadowft_jax.models.decoder import Decoder
 from shadowft_jax.runs.provenance import sha256
-from shadowft_jax.tree import Params
+from shadowft_jax.tree import Delta, Params
+
+STREAMED = 8  # steps between two pieces of a stream
+
+
+@dataclasses.dataclass(frozen=True)
+class Graftable:
+  """An Instruct and a delta in memory, for engines of several alphas.
+
+  Attributes:
+    instruct: its weights.
+    delta, scale: of `deltas.load`.
+    match: the weights to graft, as of `delta.graft`.
+  """
+
+  instruct: Params
+  delta: Delta
+  scale: float
+  match: str
+
+  def grafted(self, alpha: float) -> Params:
+    """W_I + alpha delta in the dtypes of W_I, as `shadowft graft` stores it."""
+    scale = float(np.float32(alpha) * np.float32(self.scale))
+    return delta_lib.graft(self.instruct, self.delta, scale=scale, match=self.match)[0]
 
 
 class LocalEngine:
@@ -29,83 +58,229 @@ class LocalEngine:
     *,
     identity: Mapping[str, Any] | None = None,
     batch_size: int = 16,
+    limit: int | None = None,
+    mesh: Mesh | None = None,
+    graftable: Graftable | None = None,
+    consume: bool = False,
   ) -> None:
     """Makes an engine of a loaded model.
 
     Args:
-      decoder, params: the model.
+      decoder, params: the model; its layers are copied apart.
       tokenizer: with a chat template.
       stop: the tokens that end an answer.
       identity: what tells the model from others.
       batch_size: answers generated at a time.
+      limit: tokens that the model is made for, of a prompt and its answer.
+      mesh: of `sharding.make_mesh`, that `params` lie on; None is one device.
+      graftable: what `params` were grafted from.
+      consume: frees the arrays of `params` as soon as they are copied.
     """
-    self.decoder, self.params, self.tokenizer, self.stop = decoder, params, tokenizer, stop
+    self.decoder, self.tokenizer, self.stop = decoder.clone(unrolled=True), tokenizer, stop
+    self.variables = steps.unrolled({"params": params}, mesh=mesh, consume=consume)
     self.identity = dict(identity or {})
-    self.batch_size = batch_size
+    self.batch_size, self.limit, self.mesh, self.graftable = batch_size, limit, mesh, graftable
 
   @property
   def template(self) -> str:
     """The chat template."""
     return str(self.tokenizer.chat_template)
 
+  def with_alpha(self, alpha: float) -> "LocalEngine":
+    """The engine of the same Instruct and delta at another alpha; nothing is read again.
+
+    Raises:
+      InputError: the engine was loaded without a delta.
+    """
+    if self.graftable is None:
+      raise InputError("alpha scales a delta, and this model was loaded without one; give --delta")
+    return LocalEngine(
+      self.decoder,
+      self.graftable.grafted(alpha),
+      self.tokenizer,
+      self.stop,
+      identity={**self.identity, "alpha": alpha},
+      batch_size=self.batch_size,
+      limit=self.limit,
+      mesh=self.mesh,
+      graftable=self.graftable,
+    )
+
   def prompt(self, messages: Messages) -> list[int]:
     """The tokens after which the answer to a conversation begins."""
     return chat.render_prompt([dict(m) for m in messages], self.tokenizer)
 
+  def text_prompt(self, text: str) -> list[int]:
+    """The tokens of a prompt that is text already, its special tokens spelt out."""
+    return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+
   def complete(
     self, conversations: Sequence[Messages], sampling: Sampling, receive: Receive | None = None
   ) -> list[list[Completion]]:
-    """As `engine.Engine.complete`."""
-    prompts = [self.prompt(messages) for messages in conversations]
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    pairs = [(i, sample) for i in order for sample in range(sampling.n)]
+    """As `engine.Engine.complete`.
+
+    Raises:
+      InputError: a prompt and `sampling.max_new` are longer than the model's limit.
+    """
+    return self.complete_tokens([self.prompt(m) for m in conversations], sampling, receive)
+
+  def complete_tokens(
+    self, prompts: Sequence[Sequence[int]], sampling: Sampling, receive: Receive | None = None
+  ) -> list[list[Completion]]:
+    """As `complete`, of prompts as tokens."""
+    self._check(prompts, sampling.max_new)
     found: list[list[Any]] = [[None] * sampling.n for _ in prompts]
-    for start in range(0, len(pairs), self.batch_size):
-      chosen = pairs[start : start + self.batch_size]
-      answers = decode.generate(
-        self.decoder,
-        {"params": self.params},
-        [prompts[i] for i, _ in chosen],
-        max_new=sampling.max_new,
-        stop=self.stop,
-        temperature=sampling.temperature,
-        seed=sampling.seed + start,
-        batch_size=self.batch_size,
-      )
-      for (i, sample), ids in zip(chosen, answers, strict=True):
-        found[i][sample] = one = self._completion(prompts[i], ids, sampling)
+    for one in self._answers(prompts, sampling):
+      if one.reason:
+        i, sample = divmod(one.prompt, sampling.n)
+        found[i][sample] = answer = self._completion(prompts[i], one, sampling)
         if receive:
-          receive(i, sample, one)
+          receive(i, sample, answer)
     return found
 
-  def _completion(self, prompt, ids, sampling):
+  def stream(
+    self, messages: Messages | Sequence[int], sampling: Sampling
+  ) -> Iterator[str | Completion]:
+    """Yields the pieces of one answer's text as they are settled, and its Completion last.
+
+    Args:
+      messages: a conversation, or a prompt as tokens.
+      sampling: how; of `n` the first sample.
+
+    Raises:
+      InputError: see `complete`.
+    """
+    is_tokens = bool(messages) and isinstance(messages[0], int)
+    prompt: Any = messages if is_tokens else self.prompt(messages)  # type: ignore[arg-type]
+    sampling = dataclasses.replace(sampling, n=1)
+    self._check([prompt], sampling.max_new)
+    told = ""
+    for one in self._answers([prompt], sampling, size=STREAMED):
+      answer = self._completion(prompt, one, sampling)
+      text = answer.text if one.reason else texts.settled(answer.text, sampling.stop)
+      if text.startswith(told) and text != told:
+        yield text[len(told) :]
+        told = text
+      if one.reason:
+        yield answer
+
+  def logprobs(self, pairs: Sequence[likelihood.Pair]) -> list[likelihood.Likelihood]:
+    """The log-probabilities of given answers.
+
+    Args:
+      pairs: (prompt, answer) as tokens, no prompt empty.
+
+    Raises:
+      InputError: a prompt is empty, or a pair is longer than the model's limit.
+    """
+    self._check([prompt for prompt, _ in pairs])
+    self._check([[*prompt, *answer] for prompt, answer in pairs])
+    return likelihood.logprobs(
+      self.decoder, self.variables, pairs, batch_size=self.batch_size, mesh=self.mesh
+    )
+
+  def _answers(self, prompts, sampling, size=steps.CHUNK):
+    """`decode.answers` of every sample; its `prompt` is index * n + sample."""
+    keyed = [
+      decode.Prompt(prompt, sampling_lib.key(sampling.seed, prompt, sample))
+      for prompt in prompts
+      for sample in range(sampling.n)
+    ]
+    return decode.answers(
+      self.decoder,
+      self.variables,
+      keyed,
+      stop=self.stop,
+      sampling=sampling,
+      batch_size=self.batch_size,
+      is_over=lambda _, tokens: self._is_stopped(tokens, sampling.stop),
+      mesh=self.mesh,
+      size=size,
+    )
+
+  def _is_stopped(self, tokens, stop):
+    return bool(stop) and texts.ended(tokens, stop, self._decode).is_stopped
+
+  def _decode(self, tokens):
+    is_marked = thoughts.marks(self.template) is not None
+    return str(self.tokenizer.decode(tokens, skip_special_tokens=not is_marked))
+
+  def _completion(self, prompt, one, sampling):
+    found = texts.ended(one.tokens, sampling.stop, self._decode)
     marks = thoughts.marks(self.template)
-    text = str(self.tokenizer.decode(ids, skip_special_tokens=marks is None))
-    ends = [text.index(end) for end in sampling.stop if end in text]
-    reason = "length" if len(ids) == sampling.max_new and not ends else "stop"
-    text = text[: min(ends, default=None)]
-    if thoughts.is_open(str(self.tokenizer.decode(prompt)), marks):
-      text = marks[0] + text
-    return Completion(text, reason, len(ids))
+    is_open = thoughts.is_open(str(self.tokenizer.decode(prompt)), marks)
+    text = marks[0] + found.text if is_open else found.text
+    return Completion(text, "stop" if found.is_stopped else one.reason, found.tokens)
+
+  def _check(self, prompts, max_new=0):
+    """Raises InputError for a prompt that is empty, or too long with its answer."""
+    if not all(prompts):
+      raise InputError("a prompt is empty; expected at least one token")
+    longest = max(map(len, prompts), default=0)
+    if self.limit is not None and longest + max_new > self.limit:
+      sizes = f"a prompt has {longest} tokens" + (
+        f", its answer up to {max_new}" if max_new else ""
+      )
+      raise InputError(
+        f"{sizes}, and the model is made for {self.limit} in all (max_position_embeddings); "
+        "shorten the prompt" + (" or lower the most new tokens" if max_new else "")
+      )
 
 
-def load(directory: str | os.PathLike, *, batch_size: int = 16) -> LocalEngine:
+def load(
+  directory: str | os.PathLike,
+  *,
+  delta: str | os.PathLike | None = None,
+  alpha: float = 1.0,
+  match: str = "projections",
+  batch_size: int = 16,
+  mesh: Mesh | None = None,
+) -> LocalEngine:
   """Loads a Hugging Face folder.
+
+  With a delta, its weights and those of the grafted model are both in memory, for `with_alpha`.
 
   Args:
     directory: the folder.
+    delta: a run, its delta/ folder, or an adapter of PEFT, to be grafted in memory.
+    alpha: what the delta is multiplied by.
+    match: the weights to graft, as of `delta.graft`.
     batch_size: answers generated at a time.
+    mesh: of `sharding.make_mesh`; None is one device.
 
   Raises:
-    InputError: it is incomplete, cannot be run here, or has no chat template.
+    InputError: the folder or delta is incomplete, cannot be run here, or does not fit the other;
+      or there is no chat template.
   """
   tokenizer = tokenizers.load_tokenizer(directory)
   if not tokenizer.chat_template:
     raise InputError(f"{directory} has no chat template; use the Instruct or the grafted model")
   stop = tokenizers.stop_tokens(tokenizer, directory)
-  decoder, params = weights.load_model(directory)
+  decoder, params = weights.load_model(directory, mesh=mesh)
   named = identity(pathlib.Path(directory))
-  return LocalEngine(decoder, params, tokenizer, stop, identity=named, batch_size=batch_size)
+  graftable = None
+  if delta is not None:
+    graftable = Graftable(params, *deltas.load(delta, mesh=mesh), match)
+    params = graftable.grafted(alpha)
+    named |= {"delta": str(delta), "delta_sha256": _digest(deltas.read(delta).files)}
+    named["alpha"] = alpha
+  return LocalEngine(
+    decoder,
+    params,
+    tokenizer,
+    stop,
+    identity=named,
+    batch_size=batch_size,
+    limit=_limit(directory),
+    mesh=mesh,
+    graftable=graftable,
+    consume=delta is None,
+  )
+
+
+def _limit(directory):
+  config = files.read_json(pathlib.Path(directory) / "config.json")
+  return {**config, **(config.get("text_config") or {})}.get("max_position_embeddings")
 
 
 def identity(directory: pathlib.Path) -> dict[str, Any]:
@@ -113,5 +288,9 @@ def identity(directory: pathlib.Path) -> dict[str, Any]:
   kinds = (".safetensors", ".jinja")
   names = {p for p in directory.iterdir() if p.suffix in kinds}
   names |= {p for p in directory.glob("*.json") if p.stem.endswith(("config", "tokenizer"))}
-  digests = "".join(sha256(p) for p in sorted(names))
-  return {"model": str(directory), "sha256": hashlib.sha256(digests.encode()).hexdigest()}
+  return {"model": str(directory), "sha256": _digest(names)}
+
+
+def _digest(paths):
+  """One digest of several files."""
+  return hashlib.sha256("".join(sha256(p) for p in sorted(paths)).encode()).hexdigest()

@@ -74,18 +74,31 @@ def reference(
   Returns:
     out_BTNH in the dtype of q.
   """
+  k_BKSH, v_BKSH = (x.transpose(0, 2, 1, 3) for x in (k_BSKH, v_BSKH))
+  seen_BTS = visible(*rows[:4], window)
+  return over_heads(q_BTNH, k_BKSH, v_BKSH, seen_BTS, scale=scale, softcap=softcap)
+
+
+def over_heads(
+  q_BTNH: jax.Array,
+  k_BKSH: jax.Array,
+  v_BKSH: jax.Array,
+  seen_BTS: jax.Array,
+  *,
+  scale: float,
+  softcap: float | None = None,
+) -> jax.Array:
+  """`reference` over keys that lie head by head, as in a cache; `seen_BTS` as of `visible`."""
   B, T, N, H = q_BTNH.shape
-  K = k_BSKH.shape[2]
+  K = k_BKSH.shape[1]
   # Heads before positions: each product is then one plain matrix product a head.
   q_BKGTH = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
-  k_BKSH, v_BKSH = (x.transpose(0, 2, 1, 3) for x in (k_BSKH, v_BSKH))
   logit_BKGTS = scale * jnp.einsum(
     "BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH, preferred_element_type=jnp.float32
   )
   logit_BKGTS = layers.softcap(logit_BKGTS, softcap)
-  mask_BTS = visible(*rows[:4], window)
   # A finite floor: a padding query sees no key, and must not become NaN.
-  logit_BKGTS = jnp.where(mask_BTS[:, None, None], logit_BKGTS, -1e30)
+  logit_BKGTS = jnp.where(seen_BTS[:, None, None], logit_BKGTS, -1e30)
   weight_BKGTS = jax.nn.softmax(logit_BKGTS, axis=-1).astype(q_BTNH.dtype)
   out_BKGTH = jnp.einsum("BKGTS,BKSH->BKGTH", weight_BKGTS, v_BKSH)
   return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
@@ -208,9 +221,9 @@ def attend(
 
 
 def window_of(windows: Sequence[int | None], kind: int | jax.Array) -> Window:
-  """The window of index `kind`: the value itself if there is only one, else an array."""
-  if len(windows) == 1:
-    return windows[0]
+  """The window of index `kind`: the value itself if that is known, else an array."""
+  if len(windows) == 1 or isinstance(kind, int):
+    return windows[0 if len(windows) == 1 else int(kind)]
   far = jnp.iinfo(jnp.int32).max
   return jnp.array([far if w is None else w for w in windows], jnp.int32)[kind]
 

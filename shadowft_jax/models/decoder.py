@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+import numpy as np
 
 from shadowft_jax.models import attention, moe
 from shadowft_jax.models.config import DecoderConfig
@@ -60,13 +61,20 @@ class Attention(nn.Module):
   def attend(
     self, q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, rows: Mapping[str, Any]
   ) -> jax.Array:
-    """Attention among the rows themselves or, where there is a cache, over what it holds."""
+    """Attention among the rows themselves or, where there is a cache, over what it holds.
+
+    Where the collection "cache" can be written and has no keys yet, those of the rows are kept.
+    """
     segment_BT, position_BT, windows = rows["segment"], rows["position"], distinct(self.cfg.windows)
     options = dict(
       scale=(self.cfg.query_pre_attn_scalar or self.cfg.head_dim) ** -0.5,
       softcap=self.cfg.attn_logit_softcapping,
     )
+    new = (("k", k_BTKH), ("v", v_BTKH))
     if not self.has_variable("cache", "k"):
+      if self.is_mutable_collection("cache") and not self.is_initializing():
+        for name, x_BTKH in new:
+          self.put_variable("cache", name, x_BTKH.transpose(0, 2, 1, 3))
       return attention.attend(
         self.backend,
         q_BTNH,
@@ -78,13 +86,18 @@ class Attention(nn.Module):
         kind=rows["window"],
         **options,
       )
-    k_BSKH, v_BSKH = (self.cached(n, x, position_BT) for n, x in (("k", k_BTKH), ("v", v_BTKH)))
-    segment_BS = jnp.ones(k_BSKH.shape[:2], jnp.int32)
-    position_BS = jnp.broadcast_to(jnp.arange(k_BSKH.shape[1])[None], k_BSKH.shape[:2])
-    seen = attention.Rows(segment_BT, segment_BS, position_BT, position_BS, position_BT)
-    return attention.reference(
-      q_BTNH, k_BSKH, v_BSKH, seen, window=attention.window_of(windows, rows["window"]), **options
-    )
+    all_ = {}
+    for name, x_BTKH in new:
+      old_BKSH: jax.Array = self.get_variable("cache", name)
+      all_[name] = jax.lax.dynamic_update_slice_in_dim(
+        old_BKSH, x_BTKH.transpose(0, 2, 1, 3).astype(old_BKSH.dtype), rows["slot"], axis=2
+      )
+      self.put_variable("cache", name, all_[name])
+    position_BS = rows["cached"]
+    segment_BS = (position_BS >= 0).astype(jnp.int32)
+    window = attention.window_of(windows, rows["window"])
+    seen_BTS = attention.visible(segment_BT, segment_BS, position_BT, position_BS, window)
+    return attention.over_heads(q_BTNH, all_["k"], all_["v"], seen_BTS, **options)
 
   def heads(self, name: str, x_BTD: jax.Array, count: int, normed: str | None) -> jax.Array:
     """Projects to `count` heads, [B, T, count, H], each or all together (`normed`) normalised."""
@@ -95,16 +108,6 @@ class Attention(nn.Module):
       width = {"head": H, "whole": count * H}[normed]
       x = norm(self.cfg, f"{name}_norm")(x.reshape(B, T, -1, width))
     return x.reshape(B, T, count, H)
-
-  def cached(self, name: str, new_BTKH: jax.Array, position_BT: jax.Array) -> jax.Array:
-    """Writes keys or values at their rows' positions; returns all that are cached."""
-    at_B1 = jnp.arange(len(position_BT))[:, None]
-    old_BSKH: jax.Array = self.get_variable("cache", name)
-    # A right-padded prompt writes its padding too; each such place is written again by the
-    # token that is generated there, before any query sees it.
-    all_BSKH = old_BSKH.at[at_B1, position_BT].set(new_BTKH.astype(old_BSKH.dtype))
-    self.put_variable("cache", name, all_BSKH)
-    return all_BSKH.astype(new_BTKH.dtype)
 
 
 class MLP(nn.Module):
@@ -128,7 +131,7 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x_BTD: jax.Array, layer: Mapping[str, jax.Array], rows: Mapping[str, Any]
+    self, x_BTD: jax.Array, layer: Mapping[str, jax.Array | int], rows: Mapping[str, Any]
   ) -> tuple[jax.Array, None]:
     """`layer`: this layer's values of `by_layer`; `rows`: each token's segment, position, rope."""
     cfg = self.cfg
@@ -147,7 +150,7 @@ class Block(nn.Module):
     return x_BTD + after_mlp(mlp(before_mlp(x_BTD))), None
 
 
-def by_layer(cfg: DecoderConfig) -> dict[str, jax.Array]:
+def by_layer(cfg: DecoderConfig) -> dict[str, np.ndarray]:
   """{"window", "rope": int32[L]}: the values that differ by layer, and only those.
 
   Each is an index into the `distinct` ones of `cfg.windows` or `cfg.ropes`.
@@ -156,7 +159,7 @@ def by_layer(cfg: DecoderConfig) -> dict[str, jax.Array]:
     name: [distinct(all_).index(x) for x in all_]
     for name, all_ in (("window", cfg.windows), ("rope", cfg.ropes))
   }
-  return {k: jnp.array(v, jnp.int32) for k, v in values.items() if len(set(v)) > 1}
+  return {k: np.array(v, np.int32) for k, v in values.items() if len(set(v)) > 1}
 
 
 def distinct(values: Iterable[Value]) -> tuple[Value, ...]:
@@ -172,6 +175,7 @@ class Backbone(nn.Module):
   backend: str
   remat: str
   mapped: Callable[..., type[nn.Module]]
+  unrolled: bool
 
   def setup(self) -> None:
     cfg = self.cfg
@@ -179,24 +183,38 @@ class Backbone(nn.Module):
     if REMAT[self.remat] is not None:
       block = nn.remat(block, policy=REMAT[self.remat], prevent_cse=False)
     self.embed_tokens = self.mapped(Embed, "__call__", "table")(cfg.vocab_size, cfg.hidden_size)
+    self.norm = self.mapped(RMSNorm)(cfg.rms_norm_eps, cfg.norm_offset)
+    if self.unrolled:
+      self.each_layer = [
+        block(cfg, self.backend, name=f"layers_{i}") for i in range(cfg.num_hidden_layers)
+      ]
+      return
     self.layers = nn.scan(
       block,
-      variable_axes={c: 0 for c in ("params", "delta", "lora", "cache")},
+      variable_axes={c: 0 for c in ("params", "delta", "lora")},
       split_rngs={"params": True},
       in_axes=(0, nn.broadcast),
       length=cfg.num_hidden_layers,
     )(cfg, self.backend)
-    self.norm = self.mapped(RMSNorm)(cfg.rms_norm_eps, cfg.norm_offset)
 
   def __call__(
-    self, token_BT: jax.Array, segment_BT: jax.Array, position_BT: jax.Array
+    self,
+    token_BT: jax.Array,
+    segment_BT: jax.Array,
+    position_BT: jax.Array,
+    keys: Mapping[str, jax.Array] | None = None,
   ) -> jax.Array:
     x_BTD = self.embed_tokens(token_BT).astype(self.dtype)
     x_BTD *= jnp.asarray(self.cfg.embedding_scale, self.dtype)
     angles = [rope_angles(position_BT, self.cfg.head_dim, r) for r in distinct(self.cfg.ropes)]
     sin, cos = (jnp.stack(x) for x in zip(*angles, strict=True))
-    rows = {"segment": segment_BT, "position": position_BT, "sin": sin, "cos": cos}
-    x_BTD, _ = self.layers(x_BTD, by_layer(self.cfg), rows)
+    rows = {"segment": segment_BT, "position": position_BT, "sin": sin, "cos": cos, **(keys or {})}
+    values = by_layer(self.cfg)
+    if self.unrolled:
+      for i, layer in enumerate(self.each_layer):
+        x_BTD, _ = layer(x_BTD, {k: int(v[i]) for k, v in values.items()}, rows)
+    else:
+      x_BTD, _ = self.layers(x_BTD, values, rows)
     return self.norm(x_BTD)
 
 
@@ -209,6 +227,8 @@ class Decoder(nn.Module):
     remat: a name in `REMAT`.
     combine: {"params", "delta"} -> {"params"}, applied to one layer's slices at a time, so
       that the sum of weights and a dense delta never exists for the whole model.
+    unrolled: each layer has variables of its own, model/layers_{i}/…, as `generation/decode.py`
+      wants them; else all are stacked, and scanned over.
   """
 
   cfg: DecoderConfig
@@ -216,9 +236,12 @@ class Decoder(nn.Module):
   backend: str = "xla"
   remat: str = "none"
   combine: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+  unrolled: bool = False
 
   def setup(self) -> None:
-    self.model = Backbone(self.cfg, self.dtype, self.backend, self.remat, self.mapped)
+    self.model = Backbone(
+      self.cfg, self.dtype, self.backend, self.remat, self.mapped, self.unrolled
+    )
     if not self.cfg.tie_word_embeddings:
       self.lm_head = self.mapped(Head)(self.cfg.hidden_size, self.cfg.vocab_size)
 
@@ -235,16 +258,19 @@ class Decoder(nn.Module):
     token_BT: jax.Array,
     segment_BT: jax.Array | None = None,
     position_BT: jax.Array | None = None,
+    keys: Mapping[str, jax.Array] | None = None,
   ) -> tuple[jax.Array, jax.Array]:
     """The last hidden states [B, T, D] and the output kernel [D, V]; see `learning/loss.py`.
 
-    Their product is the logits before `cfg.final_logit_softcapping`.
+    Their product is the logits before `cfg.final_logit_softcapping`.  Where the collection "cache"
+    has keys and values [B, K, S, H], those of the tokens are written from `keys["slot"]` on, and
+    `keys["cached"]`, int32 [B, S], is the position of each; -1 where there is none.
     """
     if segment_BT is None:
       segment_BT = jnp.ones_like(token_BT)
     if position_BT is None:
       position_BT = jnp.broadcast_to(jnp.arange(token_BT.shape[1])[None], token_BT.shape)
-    h_BTD = self.model(token_BT, segment_BT, position_BT)
+    h_BTD = self.model(token_BT, segment_BT, position_BT, keys)
     tied = self.cfg.tie_word_embeddings
     head_DV = self.model.embed_tokens.table().T if tied else self.lm_head()
     return h_BTD, head_DV.astype(self.dtype)

@@ -16,6 +16,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 
 def _as_row(x, ndim):
@@ -46,16 +47,42 @@ def _product_backward(saved, g):
 product.defvjp(_product_forward, _product_backward)
 
 
+FEW = 64  # rows up to which a CPU is faster with the weights as the left operand
+
+
+def transposed_product(x: jax.Array, w_FD: jax.Array, dtype: DTypeLike | None = None) -> jax.Array:
+  """x W', for x [..., D], in `dtype` or that of x.
+
+  A CPU streams the weights for few rows at twice the speed with W on the left: as the right operand
+  XLA's kernels first copy all of it into tiles.
+  """
+  x_MD = x.reshape(-1, x.shape[-1])
+  if len(x_MD) <= FEW:
+    # Without the barrier XLA would exchange the operands again.
+    y_FM = jnp.matmul(w_FD, x_MD.T, preferred_element_type=dtype)
+    y_MF = jax.lax.optimization_barrier(y_FM).T
+  else:
+    y_MF = jnp.matmul(x_MD, w_FD.T, preferred_element_type=dtype)
+  return y_MF.reshape(*x.shape[:-1], -1)
+
+
 class Linear(nn.Module):
-  """y = x W [+ b] [+ x A B, where the `lora` collection holds A and a B already scaled]."""
+  """y = x W [+ b] [+ x A B, where the `lora` collection holds A and a B already scaled].
+
+  `generation/steps.py` may give W' as "transposed" in the place of "kernel".
+  """
 
   features: int
   use_bias: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    kernel = self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features))
-    y = product(x, kernel.astype(x.dtype))
+    if self.has_variable("params", "transposed"):
+      transposed: jax.Array = self.get_variable("params", "transposed")
+      y = transposed_product(x, transposed.astype(x.dtype))
+    else:
+      kernel = self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features))
+      y = product(x, kernel.astype(x.dtype))
     if self.use_bias:
       bias = self.param("bias", nn.initializers.zeros, (self.features,))
       y += _as_row(bias.astype(x.dtype), x.ndim)
@@ -100,13 +127,19 @@ class Embed(nn.Module):
 
 
 class Head(nn.Module):
-  """The untied output projection; it hands out its kernel [D, V] and multiplies nothing."""
+  """The untied output projection; it hands out its kernel [D, V] and multiplies nothing.
+
+  "transposed" may take its place, as in `Linear`.
+  """
 
   hidden_size: int
   vocab_size: int
 
   @nn.compact
   def __call__(self) -> jax.Array:
+    if self.has_variable("params", "transposed"):
+      transposed: jax.Array = self.get_variable("params", "transposed")
+      return transposed.T
     return self.param("kernel", nn.initializers.normal(0.02), (self.hidden_size, self.vocab_size))
 
 

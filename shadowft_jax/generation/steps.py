@@ -1,0 +1,200 @@
+"""The compiled programs of generation: prefill, and a chunk of steps over a key-value cache.
+
+The cache of a layer is [B, K, S, H]: first the slots of prompts, then those of answers, a ring
+that all rows go round together.  At each step all rows write the same slot, so that the cache is
+changed in place by one slice; which slots hold a row's own tokens, and at which positions, follows
+from when it joined.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+
+from shadowft_jax import sharding, tree
+from shadowft_jax.generation import sampling as sampling_lib
+from shadowft_jax.models.decoder import Decoder
+from shadowft_jax.models.layers import softcap, transposed_product
+
+CHUNK = 32  # steps between two looks at the answers
+LONG = 512  # tokens of a prompt from which its table of attention logits is not made at once
+
+Variables = dict[str, Any]
+
+
+class Rows(NamedTuple):
+  """The state of a batch's rows, all [B]; the cache has all tokens but the last."""
+
+  token: np.ndarray
+  length: np.ndarray  # tokens of the prompt
+  made: np.ndarray  # tokens of the answer
+  start: np.ndarray  # the step at which the row joined
+  is_live: np.ndarray
+  key: np.ndarray  # [B, 2]
+
+
+@functools.partial(jax.jit, static_argnames=("is_turned", "where"))
+def _parts(x, is_turned, where):
+  """The layers of a stacked array."""
+  parts = [x[i].T if is_turned else x[i] for i in range(len(x))]
+  return parts if where is None else [jax.lax.with_sharding_constraint(p, where) for p in parts]
+
+
+def unrolled(variables: Variables, *, mesh: Mesh | None = None, consume: bool = False) -> Variables:
+  """A model's variables as `Decoder.unrolled` has them, an array a layer; for a CPU, turned round.
+
+  From stacked arrays a step would copy each layer's weights.
+
+  Args:
+    variables: of `model.apply`, with stacked layers.
+    mesh: that they lie on, if any.
+    consume: frees each stacked array as soon as it is taken apart.
+  """
+  out = {}
+  turns = mesh is None and jax.default_backend() == "cpu" and "delta" not in variables
+  for name, x in tree.names(variables).items():
+    before, is_layer, after = name.partition("/layers/")
+    # Experts' kernels have one axis more.
+    is_turned = turns and name.endswith("/kernel") and x.ndim == 2 + bool(is_layer)
+    if is_turned:
+      after = after.removesuffix("kernel") + "transposed"
+    if not is_layer:
+      out[name.removesuffix("kernel") + "transposed" if is_turned else name] = (
+        x.T if is_turned else x
+      )
+      continue
+    where = None
+    if mesh is not None:
+      where = NamedSharding(mesh, P(*sharding.of({name: x}, mesh)[name].spec[1:]))
+    for i, part in enumerate(_parts(x, is_turned, where)):
+      out[f"{before}/layers_{i}/{after}"] = part
+    if consume and isinstance(x, jax.Array):
+      x.delete()
+  return tree.nest(out)
+
+
+def for_length(model: Decoder, length: int) -> Decoder:
+  """The model with attention for rows of so many tokens."""
+  return model.clone(backend="chunked") if length >= LONG else model
+
+
+def logits(model: Decoder, h_BD: jax.Array, head_DV: jax.Array) -> jax.Array:
+  """float32 [B, V] after each of the hidden states."""
+  logit_BV = transposed_product(h_BD, head_DV.T, jnp.float32)
+  return softcap(logit_BV, model.cfg.final_logit_softcapping)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "batch", "slots"))
+def empty_cache(model: Decoder, batch: int, slots: int) -> Variables:
+  """Keys and values of no token."""
+  cfg = model.cfg
+  shape = (batch, cfg.num_key_value_heads, slots, cfg.head_dim)
+  zeros = lambda: nn.with_logical_constraint(jnp.zeros(shape, model.dtype), ("batch", "heads"))
+  layers = {
+    f"layers_{i}": {"self_attn": {"k": zeros(), "v": zeros()}} for i in range(cfg.num_hidden_layers)
+  }
+  return {"model": layers}
+
+
+@functools.partial(jax.jit, static_argnames="model", donate_argnames="cache")
+def prefill(
+  model: Decoder,
+  variables: Variables,
+  cache: Variables,
+  token_RT: jax.Array,
+  rows: Rows,
+  row_R: jax.Array,
+  limits: sampling_lib.Limits | None,
+) -> tuple[jax.Array, Variables]:
+  """(the first token of each answer, the cache with the prompts in rows `row_R`).
+
+  Args:
+    model: unrolled.
+    token_RT: prompts, padded on the right.
+    rows: of the prompts alone.
+    row_R: rows of the batch; a number beyond them writes nothing.
+    limits: of `sampling.limits`.
+  """
+  R, T = token_RT.shape
+  segment_RT = (jnp.arange(T)[None] < rows.length[:, None]).astype(jnp.int32)
+  (h_RTD, head_DV), new = for_length(model, T).apply(
+    variables, token_RT, segment_RT, mutable=["cache"], method="hidden_and_head"
+  )
+  h_RD = jnp.take_along_axis(h_RTD, (rows.length - 1)[:, None, None], axis=1)[:, 0]
+  logit_RV = logits(model, h_RD, head_DV)
+  written = lambda all_, x: all_.at[row_R, :, :T].set(x.astype(all_.dtype), mode="drop")
+  return (
+    sampling_lib.pick(logit_RV, limits, rows.key, rows.made),
+    jax.tree.map(written, cache, new["cache"]),
+  )
+
+
+def _positions(rows, made_B, slots, ring):
+  """int32 [B, slots + ring]: the position of the token in each slot, -1 where there is none."""
+  slot_1P = jnp.arange(slots)[None]
+  prompt_BP = jnp.where(slot_1P < rows.length[:, None], slot_1P, -1)
+  index_BM = (jnp.arange(ring)[None] - rows.start[:, None]) % ring
+  answer_BM = jnp.where(index_BM < made_B[:, None], rows.length[:, None] + index_BM, -1)
+  return jnp.concatenate([prompt_BP, answer_BM], axis=1)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "slots", "size"), donate_argnames="cache")
+def decode(
+  model: Decoder,
+  variables: Variables,
+  cache: Variables,
+  rows: Rows,
+  clock: jax.Array,
+  steps: jax.Array,
+  enough: jax.Array,
+  stop_E: jax.Array,
+  limits: sampling_lib.Limits | None,
+  *,
+  slots: int,
+  size: int = CHUNK,
+) -> tuple[jax.Array, jax.Array, Variables]:
+  """Up to `steps` tokens of each row: (tokens [B, size], steps done, cache).
+
+  Args:
+    model: unrolled.
+    clock: steps since the cache was empty.
+    steps: at most `size`.
+    enough: ends as soon as no more rows than this go on.
+    stop_E: tokens that end an answer.
+    limits: of `sampling.limits`.
+    slots: of prompts.
+  """
+  ring = cache["model"]["layers_0"]["self_attn"]["k"].shape[2] - slots
+
+  def step(state):
+    i, out_BC, token_B, is_live_B, cache = state
+    made_B = rows.made + i
+    keys = {"slot": slots + (clock + i) % ring, "cached": _positions(rows, made_B, slots, ring)}
+    (h_B1D, head_DV), new = model.apply(
+      {**variables, "cache": cache},
+      token_B[:, None],
+      None,
+      (rows.length + made_B - 1)[:, None],
+      keys,
+      mutable=["cache"],
+      method="hidden_and_head",
+    )
+    logit_BV = logits(model, h_B1D[:, 0], head_DV)
+    token_B = sampling_lib.pick(logit_BV, limits, rows.key, made_B)
+    out_BC = jax.lax.dynamic_update_slice_in_dim(out_BC, token_B[:, None], i, axis=1)
+    return i + 1, out_BC, token_B, is_live_B & ~jnp.isin(token_B, stop_E), new["cache"]
+
+  start = (jnp.int32(0), jnp.zeros((len(rows.token), size), jnp.int32), rows.token, rows.is_live)
+  going = lambda state: (state[0] < steps) & (jnp.sum(state[3]) > enough)
+  done, out_BC, _, _, cache = jax.lax.while_loop(going, step, (*start, cache))
+  return out_BC, done, cache
+
+
+@jax.jit
+def moved(x_BKSH: jax.Array, source_S: jax.Array) -> jax.Array:
+  """A layer's keys or values where slot i has what lay in slot source_S[i]."""
+  return jnp.take(x_BKSH, source_S, axis=2)
