@@ -14,6 +14,7 @@ from shadowft_jax.data import tokenizer as tokenizers
 from shadowft_jax.errors import InputError
 from shadowft_jax.evaluation import harness
 from shadowft_jax.evaluation.harness_model import HarnessModel
+from shadowft_jax.generation import local
 from shadowft_jax.generation.completion import Completion
 from shadowft_jax.generation.engine import Sampling
 from tests import commands
@@ -59,10 +60,9 @@ class Oracle:
     return [(value(ids), [0.0] * len(ids), False) for _, ids in pairs]
 
 
-@pytest.fixture
-def folder(tmp_path):
-  """A folder of three tasks and their data."""
-  data = tmp_path / "rows.jsonl"
+def write_tasks(folder):
+  """Writes three tasks, each of its kind, and their data."""
+  data = folder / "rows.jsonl"
   data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
   kinds = {
     "tiny_generate": ("generate_until", GENERATE),
@@ -71,8 +71,29 @@ def folder(tmp_path):
   }
   for name, (kind, more) in kinds.items():
     text = TASK.format(name=name, data=data, kind=kind, more=more)
-    (tmp_path / f"{name}.yaml").write_text(text)
+    (folder / f"{name}.yaml").write_text(text)
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """A folder of the tasks."""
+  write_tasks(tmp_path)
   return tmp_path
+
+
+@pytest.mark.slow
+def test_a_real_model(folder):
+  engine = local.load(INSTRUCT)
+  found = harness.run(
+    engine, ["tiny_generate", "tiny_choose", "tiny_roll"], include=folder, limit=2
+  )
+  assert found["answers"] == 2
+  row = found["samples"]["tiny_choose"][0]
+  prompt = engine.prompt([{"role": "user", "content": "number 0"}])
+  ids = engine.tokenizer("fox", add_special_tokens=False).input_ids
+  [one] = engine.logprobs([(prompt[:-1], [prompt[-1], *ids])])
+  # The harness takes the line break before an answer for a part of it.
+  assert float(row["filtered_resps"][0][0]) == pytest.approx(one.total, rel=1e-4)
 
 
 def test_tasks_of_all_three_kinds(folder):

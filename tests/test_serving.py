@@ -275,3 +275,56 @@ def test_serving_without_its_packages_is_told(monkeypatch):
   monkeypatch.setattr(chat.importlib.util, "find_spec", lambda name: None)
   code, _, err = commands.run("chat", "--model=x", "--serve")
   assert code == 2 and "--serve needs starlette and uvicorn" in err and "shadowft_jax[serve]" in err
+
+
+# ---- a real model
+
+
+@pytest.fixture(scope="module")
+def tiny():
+  """The tiny Instruct, as local.load gives it, and the URL of its API."""
+  engine = local.load(example.TINY / "instruct")
+  with serving_of(engine) as url:
+    yield engine, url
+
+
+@pytest.mark.slow
+def test_a_model_answers_alike_through_its_api(tiny):
+  engine, url = tiny
+  far = ServerEngine(url, "tiny")
+  assert far.complete([ASKED], Sampling(6)) == engine.complete([ASKED], Sampling(6))
+  [[one]] = engine.complete([ASKED], Sampling(6))
+  *pieces, whole = far.stream(ASKED, Sampling(6))
+  assert whole == one and "".join(pieces) == one.text
+  client = openai.OpenAI(base_url=url, api_key="none")
+  found = client.chat.completions.create(
+    model="tiny", messages=ASKED, temperature=0, max_tokens=6, logprobs=True
+  )
+  entries = found.choices[0].logprobs.content
+  ids = engine.tokenizer(one.text, add_special_tokens=False).input_ids
+  [likelihood] = engine.logprobs([(engine.prompt(ASKED), ids)])
+  assert [x.logprob for x in entries] == pytest.approx(likelihood.tokens)
+  with pytest.raises(openai.BadRequestError, match="the model is made for"):
+    client.chat.completions.create(model="tiny", messages=ASKED, max_tokens=10**6, stream=True)
+
+
+@pytest.mark.slow
+def test_lm_evals_own_client_of_chat_apis(tiny, tmp_path):
+  from lm_eval import simple_evaluate
+  from lm_eval.tasks import TaskManager
+  from tests import test_harness
+
+  engine, url = tiny
+  test_harness.write_tasks(tmp_path)
+  manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+  arguments = f"base_url={url}/chat/completions,model=tiny,num_concurrent=2"
+  found = simple_evaluate(
+    "local-chat-completions",
+    model_args=arguments,
+    tasks=["tiny_generate"],
+    task_manager=manager,
+    apply_chat_template=True,
+  )
+  ours = test_harness.harness.run(engine, ["tiny_generate"], include=tmp_path)
+  texts = lambda run: [row["resps"][0][0] for row in run["samples"]["tiny_generate"]]
+  assert len(texts(found)) == 4 and texts(found) == texts(ours)

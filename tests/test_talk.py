@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from shadowft_jax import chat, example
 from shadowft_jax.errors import InputError
@@ -186,6 +188,31 @@ def test_a_real_pair_in_a_process_with_piped_input(tmp_path):
   alone = chatting("--max-new-tokens=8")
   out, err = alone.communicate("hello\n", timeout=300)
   assert out.removesuffix("\n") == rows[0]["messages"][1]["content"]
+
+
+@pytest.mark.slow
+def test_a_delta_at_another_alpha(monkeypatch, tmp_path):
+  """Alpha 0 is the Instruct; a large one is not."""
+  shape = {"r": 2, "lora_alpha": 64, "peft_type": "LORA", "target_modules": ["up_proj"]}
+  delta = tmp_path / "delta"
+  delta.mkdir()
+  (delta / "adapter_config.json").write_text(json.dumps(shape))
+  config = json.loads((TINY / "instruct" / "config.json").read_text())
+  width, wide = config["hidden_size"], config["intermediate_size"]
+  random = np.random.default_rng(0)
+  tensors = {}
+  for i in range(config["num_hidden_layers"]):
+    name = f"base_model.model.model.layers.{i}.mlp.up_proj"
+    tensors[f"{name}.lora_A.weight"] = random.standard_normal((2, width), np.float32)
+    tensors[f"{name}.lora_B.weight"] = random.standard_normal((wide, 2), np.float32)
+  save_file(tensors, delta / "adapter_model.safetensors")
+  monkeypatch.setattr(sys, "stdin", io.StringIO("one\n/reset\n/alpha 1\none\n"))
+  flags = [f"--model={TINY / 'instruct'}", "--max-new-tokens=8"]
+  code, out, err = commands.run("chat", *flags, f"--delta={delta}", "--alpha=0")
+  assert code == 0 and "alpha is 1" in err, err
+  first, second = out.split("\n", 1)[0], out.splitlines()[-1]
+  monkeypatch.setattr(sys, "stdin", io.StringIO("one\n"))
+  assert commands.run("chat", *flags).stdout.split("\n", 1)[0] == first != second
 
 
 # ---- columns
