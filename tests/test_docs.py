@@ -24,6 +24,7 @@ import tables  # noqa: E402  docs/ is no package
 PAGES = [
   *(ROOT / f"{name}.md" for name in ("README", "ARCHITECTURE", "CONTRIBUTING", "CHANGELOG")),
   *(ROOT / folder / "README.md" for folder in ("configs", "launch", "third_party")),
+  *(ROOT / "third_party" / folder / "README.md" for folder in ("opencompass", "vllm")),
   ROOT / "benchmarks" / "RESULTS.md",
   *sorted((ROOT / "docs").glob("*.md")),
 ]
@@ -37,7 +38,7 @@ OPTIONS = {
 # Programs that a block may call without saying so, and flags of other programs.
 SHELL = {"cat", "cd", "export", "source", "python3"}
 FOREIGN = {
-  *("--enable-lora", "--lora-modules", "--max-lora-rank"),  # vLLM
+  *("--enable-lora", "--lora-modules", "--max-lora-rank", "--generation-config"),  # vLLM
   *("--nodes", "--gpus-per-node", "--env", "--repeats", "--topology", "--billions", "--mergekit"),
   *("--peer", "--rows", "--steps", "--seed", "--workdir", "--out"),  # lab, benchmarks, launchers
 }

@@ -35,14 +35,9 @@ NEW, NEAR = 32, 1e-3  # tokens of an answer; nats between two tokens that count 
 
 
 def prompts():
-  """20 conversations: questions of the tiny pair, some after a turn before."""
-  lines = (example.TINY / "questions.jsonl").read_text().splitlines()
-  asked = [json.loads(line)["question"] for line in lines[:: len(lines) // 20][:20]]
-  turn = lambda role, text: {"role": role, "content": text}
-  found = [[turn("user", text)] for text in asked]
-  for i in range(0, 20, 5):
-    found[i] = [turn("user", asked[i - 1]), turn("assistant", "I do not know."), *found[i]]
-  return found
+  """20 conversations, of the skill that the delta was trained on."""
+  lines = (example.TINY / "new_skill_valid.jsonl").read_text().splitlines()[:20]
+  return [[{"role": "user", "content": json.loads(line)["instruction"]}] for line in lines]
 
 
 @pytest.fixture(scope="module")
