@@ -55,7 +55,7 @@ NEVER = {
 }
 # Outside packages that only some rooms may import.
 ONLY = {
-  "flax": {"models", "learning", "train", "planning"},
+  "flax": {"models", "learning", "train", "planning", "generation"},
   "optax": {"learning"},
   "orbax": {"learning"},
   "transformers": {"data"},

@@ -5,9 +5,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from shadowft_jax import models
-from shadowft_jax.generation import decode
+from shadowft_jax.generation import decode, sampling
+from shadowft_jax.generation.engine import Sampling
 from tests import pico
 
 # Lengths in no order: prompts are grouped by length, not as they are given.
@@ -52,6 +54,33 @@ def test_samples_follow_the_softmax_of_the_logits_over_the_temperature():
   for wrong in (logit_V * temperature, logit_V):
     p_V = softmax(wrong)
     assert np.any(np.abs(count_V - count * p_V) > 10 * np.sqrt(count * p_V) + 3)
+
+
+def allowed(logit_V, temperature, top_k, top_p, min_p):
+  """The definition: {token: probability}."""
+  p_V = softmax(logit_V / temperature)
+  order = np.argsort(-p_V)[: top_k or None]
+  p = p_V[order] / p_V[order].sum()
+  kept = p.cumsum() - p < top_p
+  kept &= p >= min_p * p[0]
+  return dict(zip(order[kept].tolist(), p[kept] / p[kept].sum(), strict=True))
+
+
+@pytest.mark.parametrize(
+  "settings",
+  [(1.0, 7, 1.0, 0.0), (0.7, 0, 0.6, 0.0), (1.5, 0, 1.0, 0.2), (2.0, 40, 0.8, 0.05), (1, 1, 1, 0)],
+)
+def test_samples_come_from_the_tokens_that_the_settings_leave(settings):
+  count = 2048
+  logit_V = np.random.default_rng(0).normal(0, 2, 64).astype(np.float32)
+  limits = sampling.limits(Sampling(1, "", 1, *settings))
+  key_B2 = np.stack([sampling.key(0, [1], i) for i in range(count)])
+  logit_BV = jnp.tile(logit_V, (count, 1))
+  drawn = np.asarray(jax.jit(sampling.pick)(logit_BV, limits, key_B2, np.zeros(count, np.int32)))
+  want, count_V = allowed(logit_V, *settings), np.bincount(drawn, minlength=64)
+  assert set(np.flatnonzero(count_V)) <= want.keys()
+  for token, p in want.items():
+    assert abs(count_V[token] - count * p) <= 5 * np.sqrt(count * p) + 3
 
 
 def test_a_seed_gives_its_samples_again_and_another_seed_gives_others():

@@ -1,5 +1,6 @@
 """What differs by family: partial configs, windows, caps, ropes, names; each family end to end."""
 
+import functools
 import json
 
 import jax
@@ -16,7 +17,7 @@ from shadowft_jax.hf.folder import open_model
 from shadowft_jax.pairs import findings
 from shadowft_jax.hf import deltas
 from shadowft_jax import delta, models, sharding, train, tree
-from shadowft_jax.generation import decode
+from shadowft_jax.generation import decode, steps
 from shadowft_jax.hf import names, safetensors, weights
 from shadowft_jax.learning import loss, objectives, step
 from shadowft_jax.pairs import check
@@ -232,18 +233,30 @@ def test_a_cache_filled_token_by_token_gives_the_logits_of_the_whole_text(name):
   hf, model, params = both(name)
   with torch.no_grad():
     want = hf(torch.tensor(TOKENS)).logits.numpy()[:, 4:]
-  step = jax.jit(
-    lambda cache, token_BT, position_BT: decode._next(
-      model, {"params": params}, cache, token_BT, position_BT, jnp.full(2, token_BT.shape[1] - 1)
+  unrolled, variables = model.clone(unrolled=True), steps.unrolled({"params": params})
+  apply = functools.partial(unrolled.apply, mutable=["cache"])
+  logits, out = jax.jit(apply)(variables, jnp.array(TOKENS[:, :5]))
+  wide = ((0, 0), (0, 0), (0, 24 - 5), (0, 0))
+  cache, got = jax.tree.map(lambda x: jnp.pad(x, wide), out["cache"]), [logits[:, -1]]
+
+  @jax.jit
+  def step(cache, token_B, at):
+    slot_S = jnp.arange(24)
+    keys = {"slot": at, "cached": jnp.tile(jnp.where(slot_S <= at, slot_S, -1), (2, 1))}
+    position_B1 = jnp.full((2, 1), at)
+    (h, head), out = apply(
+      {**variables, "cache": cache},
+      token_B[:, None],
+      None,
+      position_B1,
+      keys,
+      method="hidden_and_head",
     )
-  )
-  cache, at, got = decode._empty_cache(model.cfg, 2, 24, jnp.float32), 0, []
-  for size in [5] + [1] * 19:
-    logit_BV, cache = step(
-      cache, jnp.array(TOKENS[:, at : at + size]), jnp.tile(jnp.arange(at, at + size), (2, 1))
-    )
+    return steps.logits(unrolled, h[:, 0], head), out["cache"]
+
+  for at in range(5, 24):
+    logit_BV, cache = step(cache, TOKENS[:, at], at)
     got.append(logit_BV)
-    at += size
   assert_close(np.stack(got, axis=1), want)
 
 

@@ -47,17 +47,18 @@ def kept(logit_BV: jax.Array, limits: Limits) -> jax.Array:
   Source: the order of transformers 5.23, generation/utils.py: temperature, the k likeliest, of
   these the least number whose probabilities sum to top_p, of these all but the least likely.
   """
-  logit_BV = logit_BV / limits.temperature
-  down_BV = -jnp.sort(-logit_BV, axis=-1)
   V = logit_BV.shape[-1]
+  # The same bits are compared at the end: a compiler may compute a value twice, in two ways.
+  logit_BV = jax.lax.optimization_barrier(logit_BV)
+  down_BV = -jnp.sort(-logit_BV, axis=-1)
   rank_1V = jnp.arange(V)[None]
   count = jnp.where(limits.top_k > 0, jnp.minimum(limits.top_k, V), V)
-  down_BV = jnp.where(rank_1V < count, down_BV, -jnp.inf)
-  p_BV = jax.nn.softmax(down_BV, axis=-1)
+  p_BV = jax.nn.softmax(jnp.where(rank_1V < count, down_BV / limits.temperature, -jnp.inf))
   before_BV = jnp.cumsum(p_BV, axis=-1) - p_BV
-  in_BV = ((before_BV < limits.top_p) | (rank_1V == 0)) & (p_BV >= limits.min_p * p_BV[:, :1])
-  least_B1 = jnp.min(jnp.where(in_BV, down_BV, jnp.inf), axis=-1, keepdims=True)
-  return jnp.where(logit_BV >= least_B1, logit_BV, -jnp.inf)
+  in_BV = (before_BV < limits.top_p) & (p_BV >= limits.min_p * p_BV[:, :1]) & (rank_1V < count)
+  last_B1 = jnp.sum(in_BV | (rank_1V == 0), axis=-1, keepdims=True) - 1
+  least_B1 = jnp.take_along_axis(down_BV, last_B1, axis=-1)
+  return jnp.where(logit_BV >= least_B1, logit_BV / limits.temperature, -jnp.inf)
 
 
 def pick(logit_BV: jax.Array, limits: Limits | None, key_B2: Array, index_B: Array) -> jax.Array:
