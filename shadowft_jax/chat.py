@@ -251,6 +251,8 @@ def _check(o):
     raise InputError("--name needs --server or --serve")
   if o.delta and not o.model:
     raise InputError("--delta needs --model")
+  if o.alpha != 1.0 and not o.delta:
+    raise InputError("--alpha needs --delta, the delta that it scales")
   if not o.serve:
     return
   for other in ("server", "beside", "system"):

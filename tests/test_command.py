@@ -458,6 +458,7 @@ WRONG = {
     ["--model=x", "--server=http://x"],
     ["--server=http://x"],
     ["--model=x", "--name=y"],
+    ["--model=x", "--alpha=0.5"],
     ["--server=http://x", "--name=y", "--serve"],
     ["--server=http://x", "--name=y", "--delta=z"],
     ["--model=x", "--temperature=-1"],
