@@ -2,6 +2,11 @@
 
 import concurrent.futures
 import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -328,3 +333,22 @@ def test_lm_evals_own_client_of_chat_apis(tiny, tmp_path):
   ours = test_harness.harness.run(engine, ["tiny_generate"], include=tmp_path)
   texts = lambda run: [row["resps"][0][0] for row in run["samples"]["tiny_generate"]]
   assert len(texts(found)) == 4 and texts(found) == texts(ours)
+
+
+@pytest.mark.slow
+def test_the_command_serves_until_ctrl_c():
+  argv = [sys.executable, "-m", "shadowft_jax.chat", "--serve", "--port=0", "--name=mine"]
+  process = subprocess.Popen(
+    [*argv, f"--model={example.TINY / 'instruct'}"],
+    stderr=subprocess.PIPE,
+    text=True,
+    env={**os.environ, "PYTHONPATH": str(commands.ROOT)},
+  )
+  try:
+    url = re.search(r"mine is served at (\S+/v1); Ctrl-C ends it", process.stderr.readline())[1]
+    [[one]] = ServerEngine(url, "mine").complete([ASKED], Sampling(4))
+    assert one.finish_reason in ("stop", "length") and one.tokens
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0 and "Traceback" not in process.stderr.read()
+  finally:
+    process.kill()
