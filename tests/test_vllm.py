@@ -132,7 +132,7 @@ def test_the_instruct_and_a_delta_on_it(trained, tmp_path):
       ServerEngine(url, "shadow")
     *pieces, whole = far.stream(prompts()[0], Sampling(NEW))
     assert far.complete(prompts()[:1], Sampling(NEW)) == [[whole]] and "".join(pieces) == whole.text
-    sampled = Sampling(8, n=3, temperature=1.0, top_k=20, top_p=0.9, min_p=0.01, seed=1)
+    sampled = Sampling(8, n=8, temperature=1.0, top_k=20, top_p=0.9, min_p=0.01, seed=1)
     first, again = (far.complete(prompts()[:2], sampled) for _ in range(2))
     assert first == again and len({one.text for one in first[0]}) > 1
     with pytest.raises(InputError, match="HTTP 400: .*512"):
