@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test test-slow test-all test-aot plan-env lint docs docs-links
+.PHONY: quickstart test test-slow test-all test-aot plan-env vllm-env lint docs docs-links
 
 quickstart: $(VENV)/installed
 	$(BIN)/python -m lab.quickstart --workdir runs/quickstart
@@ -25,6 +25,11 @@ plan-env: $(AOT_VENV)/installed
 
 test-aot: plan-env
 	$(AOT) -m pytest tests/aot -v
+
+# vLLM on a CPU: 3.5 GB, with versions of its own; see third_party/vllm/README.md.
+VLLM_VENV = third_party/vllm/.venv
+
+vllm-env: $(VLLM_VENV)/installed
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
@@ -56,4 +61,13 @@ $(AOT_VENV)/installed: setup.py constraints.txt
 	$(PYTHON) -m venv $(AOT_VENV)
 	$(AOT_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
 	  -c constraints.txt -e '.[cuda13]' libtpu pytest
+	touch $@
+
+# Its torchvision does not load beside its torch, and is not needed.
+$(VLLM_VENV)/installed: third_party/vllm/requirements.txt third_party/vllm/name.py
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -r third_party/vllm/requirements.txt
+	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM_VENV)/bin/python third_party/vllm/name.py
 	touch $@

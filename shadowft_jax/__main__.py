@@ -21,6 +21,7 @@ COMMANDS = {
   "plan": "plan",
   "select": "select",
   "evaluate": "evaluate",
+  "chat": "chat",
   "pairs": "known_pairs",
   "example": "example",
 }

@@ -27,10 +27,9 @@ with epy.lazy_imports():  # help and errors of flags and paths come before these
 
   from shadowft_jax import tasks
   from shadowft_jax.data import tokenizer
-  from shadowft_jax.evaluation import answering, arms, report, suite
+  from shadowft_jax.evaluation import answering, arms, harness, report, suite
   from shadowft_jax.generation import engine, local, server, vllm
   from shadowft_jax.hf import hub
-  from shadowft_jax.runs import run
   from shadowft_jax.tasks import originals, sandbox
 
 
@@ -96,6 +95,11 @@ class Options(command.Options):
     False, help="Run programs that the model wrote, in a sandbox, for tasks that ask for code."
   )
   generate_only: bool = command.option(False, help="Write the answers and do not grade them.")
+  harness: str | None = command.option(
+    None,
+    help="lm-eval: the tasks are those of EleutherAI's lm-evaluation-harness, run in this process.",
+    choices=("lm-eval",),
+  )
 
 
 def main(options: Options) -> None:
@@ -105,8 +109,6 @@ def main(options: Options) -> None:
     InputError: the options contradict each other, or data, model or answers are missing or bad.
   """
   _check_options(options)
-  chosen = tasks.chosen(options.task)
-  _check_code(options, chosen)
   found = arms.parse(
     options.model,
     names=options.name,
@@ -114,6 +116,11 @@ def main(options: Options) -> None:
     delta=options.delta or "",
     alphas=options.alpha,
   )
+  if options.harness:
+    _run_harness(options, found)
+    return
+  chosen = tasks.chosen(options.task)
+  _check_code(options, chosen)
   data = originals.Data(pathlib.Path(options.data) if options.data else None)
   asked = [(task, task.examples(data, options.limit)) for task in chosen]
   results: dict[str, Any] = {}
@@ -129,6 +136,19 @@ def main(options: Options) -> None:
     report.report(results, by_label, chosen, dataclasses.asdict(options), out)
   if options.out:
     say(f"written: {options.out}")
+
+
+def _run_harness(options, found):
+  """Prints and writes what tasks of lm-evaluation-harness give for each model."""
+  harness.check_installed()
+  for arm in found:
+    model = _engine(arm, options, None, questions=0)
+    results = harness.run(model, options.task, limit=options.limit, seed=options.seed)
+    print(f"{arm.label}\n{harness.table(results)}")
+    path = pathlib.Path(options.out, arm.label, "lm_eval.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_json(path, results)
+    say(f"written: {path}")
 
 
 def _results(arm, model, options, asked):
@@ -169,7 +189,7 @@ def _engine(arm, options, before, questions):
     return server.ServerEngine(options.server, arm.source, template_args=thinking | args)
   if before:
     return before.with_alpha(arm.alpha)
-  directory = locate(arm.source)
+  directory = hub.locate_model(arm.source)
   if options.protocol == "paper":
     known = tokenizer.ChatTemplate(tokenizer.load_tokenizer(directory)).arguments
     args = {"enable_thinking": False} | args if "enable_thinking" in known else args
@@ -199,16 +219,6 @@ def _suggest_server(directory, arm, options, questions):
   )
 
 
-def locate(model: str) -> pathlib.Path:
-  """The folder of a model: a run's shadow/, a folder itself, or the hub's snapshot of an id.
-
-  Raises:
-    InputError: there is none.
-  """
-  shadow = run.Run(pathlib.Path(model)).shadow
-  return shadow if shadow.is_dir() else hub.locate(model)
-
-
 def _check_options(o):
   """Raises InputError for options that do not go together."""
   if not o.task:
@@ -228,6 +238,11 @@ def _check_options(o):
     raise InputError(f"--{name} needs --model or --name: the answers of --outputs are made already")
   if (o.delta or o.alpha) and not o.model:
     raise InputError(f"--{'delta' if o.delta else 'alpha'} needs --model, which gets the delta")
+  if o.harness and (o.outputs or o.name or o.data or o.protocol == "sample"):
+    raise InputError(
+      "--harness takes --model, --task, --limit, --template-arg and --out: the harness has its own "
+      "data and sampling (it reaches a server by its own `local-chat-completions`)"
+    )
   if o.samples > 1 and o.protocol != "sample":
     raise InputError("--samples above 1 needs --protocol=sample: greedy answers are all the same")
 

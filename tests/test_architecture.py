@@ -21,6 +21,7 @@ FLOORS = {
   "commands": {
     *("command", "config_file", "__main__", "api"),
     *("train", "graft", "similarity", "select", "plan", "known_pairs", "example", "evaluate"),
+    "chat",
   },
 }
 HEIGHT = {room: i for i, rooms in enumerate(FLOORS.values()) for room in rooms}
@@ -40,7 +41,7 @@ SIDEWAYS = {
   "command": {"config_file"},
   **{name: {"command"} for name in FLOORS["commands"] - {"command", "config_file"}},
   "api": {"config_file", "train"},
-  "evaluate": {"command", "config_file"},
+  **dict.fromkeys(("evaluate", "chat"), {"command", "config_file"}),
 }
 # What a room, or a module, must not bring along, however indirectly.
 NEVER = {

@@ -485,6 +485,16 @@ WRONG = {
     ["--task=gsm8k", "--model=x", "--out=x", "--data=/nowhere"],
     ["--task=humaneval", "--model=x", "--out=x", "--data=/nowhere"],
   ],
+  "chat": [
+    [],
+    ["--model=x", "--server=http://x"],
+    ["--server=http://x"],
+    ["--model=x", "--name=y"],
+    ["--model=x", "--alpha=0.5"],
+    ["--server=http://x", "--name=y", "--serve"],
+    ["--server=http://x", "--name=y", "--delta=z"],
+    ["--model=x", "--temperature=-1"],
+  ],
   "select": [["--out=x.txt", "--rows=x"], ["--out=x.jsonl", "--rows=/nowhere.jsonl"]],
   "plan": [
     [LORA, "--topology=none", "--config.pair=qwen3-8b"],

@@ -24,6 +24,7 @@ import tables  # noqa: E402  docs/ is no package
 PAGES = [
   *(ROOT / f"{name}.md" for name in ("README", "ARCHITECTURE", "CONTRIBUTING", "CHANGELOG")),
   *(ROOT / folder / "README.md" for folder in ("configs", "launch", "third_party")),
+  *(ROOT / "third_party" / folder / "README.md" for folder in ("opencompass", "vllm")),
   ROOT / "benchmarks" / "RESULTS.md",
   *sorted((ROOT / "docs").glob("*.md")),
 ]

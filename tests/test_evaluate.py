@@ -11,6 +11,7 @@ from shadowft_jax.errors import InputError
 from shadowft_jax.evaluate import Options, main
 from shadowft_jax.evaluation import arms
 from shadowft_jax.generation import decode, local
+from shadowft_jax.hf import hub
 from shadowft_jax.tasks import TASKS
 from shadowft_jax.tasks.originals import Data
 from tests import commands
@@ -148,7 +149,12 @@ def test_a_model_answers_and_goes_on_where_it_was(data, tmp_path, monkeypatch):
 
 def test_a_server_is_suggested_where_answering_takes_long(data, tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(evaluate, "LONG", 0)
-  options = {"task": ("gsm8k_0shot",), "data": str(data), "model": (TINY,), "out": str(tmp_path / "out")}
+  options = {
+    "task": ("gsm8k_0shot",),
+    "data": str(data),
+    "model": (TINY,),
+    "out": str(tmp_path / "out"),
+  }
   main(Options(**options, generate_only=True, limit=1, max_new_tokens=1))
   said = capsys.readouterr().err
   assert f"vllm serve {TINY} --served-model-name instruct --generation-config vllm" in said
@@ -158,7 +164,7 @@ def test_a_server_is_suggested_where_answering_takes_long(data, tmp_path, monkey
 def test_a_runs_folder_stands_for_its_grafted_model(tmp_path):
   (tmp_path / "run").mkdir()
   (tmp_path / "run" / "shadow").symlink_to(TINY)
-  assert evaluate.locate(str(tmp_path / "run")) == tmp_path / "run" / "shadow"
+  assert hub.locate_model(str(tmp_path / "run")) == tmp_path / "run" / "shadow"
   bare = tmp_path / "bare"
   shutil.copytree(TINY, bare, ignore=shutil.ignore_patterns("*.jinja"))
   with pytest.raises(InputError, match="bare has no chat template"):
@@ -182,6 +188,7 @@ def test_generated_answers_are_not_graded_if_not_wanted(data, tmp_path, capsys, 
     (["--task=gsm8k", "--name=a", "--out=b"], "--name needs --server: --server URL --name MODEL"),
     (["--task=gsm8k", "--outputs=a", "--alpha=1"], "--alpha needs --model, which gets the delta"),
     (["--task=gsm8k", "--model=a", "--out=b", "--samples=3"], "needs --protocol=sample"),
+    (["--task=x", "--outputs=a", "--harness=lm-eval"], "--harness takes --model, --task, --limit"),
     (["--task=gsm8k", "--model=a+b@x", "--out=b"], "alpha 'x' is no number"),
     (["--task=gsm8k", "--outputs=a", "--outputs=a"], "two models are labelled 'a'; name them"),
     (["--task=gsm8k", "--model=a"], "--model needs --out"),

@@ -84,6 +84,16 @@ def locate_delta(delta: StrPath) -> pathlib.Path:
   return path / "delta" if not has_delta(path) and has_delta(path / "delta") else path
 
 
+def locate_model(model: StrPath) -> pathlib.Path:
+  """The folder of a model that answers: RUN/shadow where a run's folder is given, else `locate`.
+
+  Raises:
+    InputError: there is none.
+  """
+  shadow = pathlib.Path(model) / "shadow"
+  return shadow if shadow.is_dir() else locate(model)
+
+
 def copy(source: pathlib.Path, target: pathlib.Path, weights: Collection[str]) -> list[str]:
   """Copies what belongs to a model from a Hugging Face folder and its subfolders, but the weights.
 

@@ -1,0 +1,96 @@
+"""A person's conversation with one or more models: each has its own history."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Generator
+from typing import Any
+
+from shadowft_jax import files
+from shadowft_jax.errors import InputError
+from shadowft_jax.generation import thoughts
+from shadowft_jax.generation.completion import Completion
+from shadowft_jax.generation.engine import Engine, Messages, Sampling
+
+
+def stream(
+  engine: Engine, messages: Messages, sampling: Sampling
+) -> Generator[str | Completion, None, None]:
+  """Yields the pieces of an answer as they come, then its Completion.
+
+  An engine that has no `stream` of its own gives the whole answer as one piece.
+  """
+  if hasattr(engine, "stream"):
+    yield from engine.stream(messages, sampling)
+  else:
+    [[one]] = engine.complete([messages], sampling)
+    yield one.text
+    yield one
+
+
+@dataclasses.dataclass
+class Speaker:
+  """A model that takes part.
+
+  Attributes:
+    name: of the model, as it is shown.
+    engine: what answers.
+    history: the turns so far, without the system prompt.
+    last: how the last answer ended; None if it was stopped.
+  """
+
+  name: str
+  engine: Engine
+  history: list[dict[str, str]] = dataclasses.field(default_factory=list)
+  last: Completion | None = None
+
+  def answer(self, text: str, system: str, sampling: Sampling) -> Generator[str, None, None]:
+    """Yields the pieces of the answer to a user's turn; the history keeps what came.
+
+    Args:
+      text: what the user says.
+      system: the system prompt; "" for none.
+      sampling: how to answer.
+
+    Raises:
+      InputError: the engine cannot answer.
+    """
+    turn = {"role": "user", "content": text}
+    first = [{"role": "system", "content": system}] if system else []
+    pieces, self.last = [], None
+    try:
+      for piece in stream(self.engine, [*first, *self.history, turn], sampling):
+        if isinstance(piece, Completion):
+          self.last = piece
+        elif piece:
+          pieces.append(piece)
+          yield piece
+    finally:
+      if pieces or self.last:
+        self.history += [turn, {"role": "assistant", "content": self._kept("".join(pieces))}]
+
+  def _kept(self, text):
+    """An answer as later turns see it: without thoughts, unless it is nothing else."""
+    marks = thoughts.marks(self.engine.template) or thoughts.MARKS[0]
+    return thoughts.answer(text, marks) or text
+
+
+def save(
+  path: pathlib.Path, speakers: list[Speaker], system: str, settings: dict[str, Any]
+) -> None:
+  """Writes the conversation as JSON lines, one of `messages` for each model.
+
+  Raises:
+    InputError: the file exists, or cannot be written.
+  """
+  if path.exists():
+    raise InputError(f"{path} exists; give another name")
+  first = [{"role": "system", "content": system}] if system else []
+  rows = [
+    {"messages": [*first, *one.history], "model": one.name, "sampling": settings}
+    for one in speakers
+  ]
+  try:
+    files.write(path, "".join(json.dumps(row) + "\n" for row in rows))
+  except OSError as error:
+    raise InputError(f"{path} cannot be written: {error.strerror}") from error
