@@ -130,7 +130,9 @@ class Chat:
         one.close()
     for one in self.speakers:
       if one.last and one.last.finish_reason == "length":
-        say(f"{one.name}: cut at {self.sampling.max_new} tokens (--max-new-tokens)")
+        say(
+          f"{one.name}: cut at {one.last.tokens} tokens (--max-new-tokens, or the model's context)"
+        )
 
   def _alpha(self, text):
     if not self.has_delta:
@@ -179,7 +181,10 @@ def main(options: Options) -> None:
     name = options.name or pathlib.Path(options.model or "").resolve().name
     serving.serve(_local(options), name, options.host, options.port, _sampling(options))
     return
-  speakers = [dialogue.Speaker(options.model or options.name or "", _first(options))]
+  name = options.model or options.name or ""
+  if options.delta:
+    name = f"{name}+{options.delta}"
+  speakers = [dialogue.Speaker(name, _first(options))]
   if options.beside:
     args = config_file.template_args(options.template_arg)
     second = local.load(hub.locate_model(options.beside), template_args=args)
@@ -213,6 +218,7 @@ def _local(options):
 def _sampling(o: Options) -> "engine.Sampling":
   return engine.Sampling(
     o.max_new_tokens,
+    fit_context=True,
     temperature=o.temperature,
     top_k=o.top_k,
     top_p=o.top_p,

@@ -174,11 +174,10 @@ def test_what_is_too_long_is_refused_before_anything_is_answered(engine):
   try:
     longest = max(len(engine.prompt(asked)) for asked in ASKED)
     room = 60 - longest
-    with pytest.raises(
-      InputError, match=f"has {longest} tokens, its answer up to {room + 1}, .* made for 60 in all"
-    ):
+    too_long = f"has {longest} tokens and its answer up to {room + 1}, .* made for 60 in all"
+    with pytest.raises(InputError, match=too_long):
       engine.complete(ASKED, Sampling(room + 1), lambda *_: pytest.fail("answered"))
-    with pytest.raises(InputError, match="a prompt has 65 tokens, and the model is made for 60"):
+    with pytest.raises(InputError, match="1 of 1 prompt too long: the longest has 65 tokens"):
       engine.logprobs([([5] * 30, [6] * 35)])
   finally:
     engine.limit = 512

@@ -43,6 +43,7 @@ class Oracle:
 
   def __init__(self, limit=512):
     self.tokenizer, self.limit = tokenizers.load_tokenizer(INSTRUCT), limit
+    self.chat_template = tokenizers.ChatTemplate(self.tokenizer)
     self.identity, self.asked, self.scored = {"model": "oracle"}, [], []
     self.template, self.reason = "", "stop"
 

@@ -268,7 +268,7 @@ def test_a_client_that_goes_away_ends_its_stream(served, client):
 
 
 def test_a_port_that_is_taken_is_told(monkeypatch):
-  monkeypatch.setattr(local, "load", lambda directory: Echo())
+  monkeypatch.setattr(local, "load", lambda directory, **more: Echo())
   with serving_of(Echo()) as url:
     port = httpx2.URL(url).port
     argv = [f"--model={example.TINY / 'instruct'}", "--serve", f"--port={port}"]

@@ -51,7 +51,7 @@ def talk(monkeypatch, lines, *flags, engines=None, columns="60"):
   made = {} if engines is None else engines
   make = lambda directory, **more: made.setdefault(str(directory), Echo(directory.name, **more))
 
-  def load(directory, delta=None, **more):
+  def load(directory, delta=None, template_args=None, **more):
     return make(directory, **more)
 
   monkeypatch.setattr(local, "load", load)
@@ -106,7 +106,7 @@ def test_alpha_changes_the_engine_and_keeps_the_history(monkeypatch, tmp_path):
   assert "error: /alpha takes a number, such as /alpha 0.5; got 'x'" in err
   [row] = map(json.loads, (tmp_path / "talk.jsonl").read_text().splitlines())
   assert [m["role"] for m in row["messages"]] == ["user", "assistant"] * 2
-  assert row["sampling"]["alpha"] == 0.5 and row["model"].endswith("instruct")
+  assert row["sampling"]["alpha"] == 0.5 and "instruct+" in row["model"]
 
 
 def test_two_models_answer_side_by_side_where_there_is_room(monkeypatch, tmp_path):
@@ -137,7 +137,7 @@ def test_ctrl_c_stops_an_answer_and_keeps_what_came(monkeypatch):
 def test_a_cut_answer_says_so(monkeypatch):
   engines = {str(TINY / "instruct"): Echo(reason="length")}
   _, err, _ = talk(monkeypatch, ["a"], "--max-new-tokens=5", engines=engines)
-  assert "cut at 5 tokens (--max-new-tokens)" in err
+  assert "tokens (--max-new-tokens, or the model's context)" in err
 
 
 def test_later_turns_see_no_thoughts_and_no_turn_that_failed():

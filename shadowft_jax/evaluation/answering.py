@@ -11,7 +11,7 @@ from shadowft_jax.evaluation.answers import Answers, Key, read
 from shadowft_jax.generation import thoughts
 from shadowft_jax.generation.completion import Completion
 from shadowft_jax.generation.engine import Engine, Sampling
-from shadowft_jax.progress import say
+from shadowft_jax.progress import count, say
 from shadowft_jax.tasks.task import Example, Task
 
 
@@ -34,8 +34,10 @@ def answer(
   with Answers(out / f"{task.name}.jsonl", settings) as file:
     have = lambda one: all((task.name, one.id, n) in file.done for n in numbers)
     left = [one for one in examples if not have(one)]
-    say(f"{out.name}: {task.name}: {len(examples) - len(left):,} of {len(examples):,} are answered")
-    before, tokens = time.monotonic(), 0
+    before = len(examples) - len(left)
+    known = f", {before:,} of them answered before" if before else ""
+    say(f"{out.name}: {task.name}: {count(len(examples), 'question')}{known}")
+    start, tokens = time.monotonic(), 0
     with tqdm(total=len(left) * sampling.n, desc=task.name, disable=None) as bar:
 
       def receive(index: int, sample: int, one: Completion) -> None:
@@ -47,7 +49,7 @@ def answer(
         bar.update()
 
       model.complete([one.messages for one in left], sampling, receive)
-    seconds = time.monotonic() - before
+    seconds = time.monotonic() - start
     kept = {
       key: file.done[key] for one in examples for n in numbers for key in [(task.name, one.id, n)]
     }

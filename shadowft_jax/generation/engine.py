@@ -24,6 +24,8 @@ class Sampling:
     top_p: draws from the likeliest tokens whose probabilities sum to this.
     min_p: leaves out tokens less likely than this times the likeliest.
     seed: of the samples; sample i of a conversation depends on (seed, prompt, i) alone.
+    fit_context: a model in memory lowers max_new to what its context has left after the longest
+      prompt, where a prompt and max_new would otherwise be an error.
   """
 
   max_new: int
@@ -34,6 +36,7 @@ class Sampling:
   top_p: float = 1.0
   min_p: float = 0.0
   seed: int = 0
+  fit_context: bool = False
 
   def __post_init__(self) -> None:
     """Raises InputError for a setting outside its range."""

@@ -19,6 +19,7 @@ from shadowft_jax.generation.completion import Completion
 from shadowft_jax.generation.engine import Messages, Receive, Sampling
 from shadowft_jax.generation.graftable import Graftable
 from shadowft_jax.hf import deltas, weights
+from shadowft_jax.progress import count
 from shadowft_jax.models.decoder import Decoder
 from shadowft_jax.runs.provenance import sha256
 from shadowft_jax.tree import Params
@@ -112,7 +113,7 @@ class LocalEngine:
     self, prompts: Sequence[Sequence[int]], sampling: Sampling, receive: Receive | None = None
   ) -> list[list[Completion]]:
     """As `complete`, of prompts as tokens."""
-    self._check(prompts, sampling.max_new)
+    sampling = self._fitting(prompts, sampling)
     found: list[list[Any]] = [[None] * sampling.n for _ in prompts]
     for one in self._answers(prompts, sampling):
       if one.reason:
@@ -137,7 +138,7 @@ class LocalEngine:
     is_tokens = bool(messages) and isinstance(messages[0], int)
     prompt: Any = messages if is_tokens else self.prompt(messages)  # type: ignore[arg-type]
     sampling = dataclasses.replace(sampling, n=1)
-    self._check([prompt], sampling.max_new)
+    sampling = self._fitting([prompt], sampling)
     told = ""
     for one in self._answers([prompt], sampling, size=STREAMED):
       answer = self._completion(prompt, one, sampling)
@@ -196,18 +197,26 @@ class LocalEngine:
     text = marks[0] + found.text if is_open else found.text
     return Completion(text, "stop" if found.is_stopped else one.reason, found.tokens)
 
+  def _fitting(self, prompts, sampling):
+    """`sampling` with a max_new that fits the model, if it may be lowered; checks the prompts."""
+    if sampling.fit_context and self.limit is not None:
+      room = self.limit - max(map(len, prompts), default=0)
+      sampling = dataclasses.replace(sampling, max_new=min(sampling.max_new, max(1, room)))
+    self._check(prompts, sampling.max_new)
+    return sampling
+
   def _check(self, prompts, max_new=0):
     """Raises InputError for a prompt that is empty, or too long with its answer."""
     if not all(prompts):
       raise InputError("a prompt is empty; expected at least one token")
     longest = max(map(len, prompts), default=0)
     if self.limit is not None and longest + max_new > self.limit:
-      sizes = f"a prompt has {longest} tokens" + (
-        f", its answer up to {max_new}" if max_new else ""
-      )
+      many = sum(len(prompt) + max_new > self.limit for prompt in prompts)
+      more = f" and its answer up to {max_new:,}" if max_new > 1 else ""
       raise InputError(
-        f"{sizes}, and the model is made for {self.limit} in all (max_position_embeddings); "
-        "shorten the prompt" + (" or lower the most new tokens" if max_new else "")
+        f"{many:,} of {count(len(prompts), 'prompt')} too long: the longest has {longest:,} tokens"
+        f"{more}, and the model is made for {self.limit:,} in all (max_position_embeddings); "
+        f"shorten the prompt{' or lower max_new_tokens' if more else ''}"
       )
 
 

@@ -92,8 +92,10 @@ def parsed(body: Any, name: str, defaults: Sampling) -> Request:
     message = f"the model {body['model']!r} does not exist; this server has {name!r}"
     raise Refusal(message, "model", status=404, code="model_not_found")
   get = _Fields(body)
+  given = _max_new(get)
   sampling = Sampling(
-    _max_new(get, defaults.max_new),
+    given or defaults.max_new,
+    fit_context=given is None,
     stop=_stop(body.get("stop")),
     n=get.number("n", 1, least=1, most=MOST_SAMPLES, whole=True),
     temperature=get.number("temperature", defaults.temperature, least=0),
@@ -140,14 +142,14 @@ class _Fields:
     return value
 
 
-def _max_new(get, default):
+def _max_new(get):
   found = [
     get.number(x, None, least=1, whole=True) for x in ("max_completion_tokens", "max_tokens")
   ]
   given = {x for x in found if x is not None}
   if len(given) > 1:
     raise Refusal("max_tokens and max_completion_tokens differ; give one of them", "max_tokens")
-  return given.pop() if given else default
+  return given.pop() if given else None
 
 
 def _stop(value):

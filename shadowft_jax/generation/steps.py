@@ -74,6 +74,8 @@ def unrolled(variables: Variables, *, mesh: Mesh | None = None, consume: bool = 
       out[f"{before}/layers_{i}/{after}"] = part
     if consume and isinstance(x, jax.Array):
       x.delete()
+  if mesh is None:  # committed, all of them: JAX would compile anew for what is not
+    out = {n: jax.device_put(x, next(iter(jnp.asarray(x).devices()))) for n, x in out.items()}
   return tree.nest(out)
 
 
