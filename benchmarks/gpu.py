@@ -14,8 +14,8 @@ Ours packs; the peer (transformers + peft, sdpa, gradient checkpointing, bfloat1
 micro-batches of 2, and is also given full rows of 4096 without padding, which bounds what packing
 could bring it.  Everything runs in a process of its own, one after another, until the budget (in
 seconds) is spent.  Prints a JSON line for each and a table: real tokens a second; `mfu`, useful
-FLOPs over the peak, where a token counts 2 FLOPs forward and 2 backward a frozen weight, 6 a trained
-one, and attention to its own example; `hardware`, the same with padding and what rematerialisation
+FLOPs over the peak, where a token counts 2 FLOPs forward and 2 backward per frozen weight, 6 per
+trained one, and attention to its own example; `hardware`, the same with padding and what remat
 computes again; peak memory.  Exits with 1 where a section failed or two results disagree.
 """
 
