@@ -54,7 +54,7 @@ class LoadedDelta(NamedTuple):
 
 
 def load_model(model: str | os.PathLike, *, dtype: DTypeLike | None = None) -> Model:
-  """Loads a model from a Hugging Face folder, or from the hub by its id.
+  """Loads a model from a Hugging Face folder, or from the Hub by its id.
 
     instruct = load_model("Qwen/Qwen3-0.6B", dtype="bfloat16")
 

@@ -28,7 +28,7 @@ def check_folder(directory: pathlib.Path) -> None:
   """Raises InputError if `directory` is not a folder."""
   if not directory.is_dir():
     what = "is a file" if directory.exists() else f"does not exist{nearest(directory)}"
-    advice = "a model of the hub: `hf download <owner>/<name> --local-dir <folder>`"
+    advice = "a Hub model: `hf download <owner>/<name> --local-dir <folder>`"
     raise InputError(f"{directory} {what}; expected a folder on this disk ({advice})")
 
 

@@ -50,7 +50,7 @@ def read_model(name: str | os.PathLike) -> dict[str, Any]:
   """config.json of a model, as a dict.
 
   Args:
-    name: the file, a folder that has one (weights are not looked for), or an id of the hub.
+    name: the file, a folder that has one (weights are not looked for), or a Hub id.
   """
   path = pathlib.Path(name)
   if not path.is_file():

@@ -32,7 +32,7 @@ SCOPE = "projections (of the layers), all, or a regex over leaf names"
 # fmt: off
 FIELDS: dict[str, Field] = {
     "pair": Field("", "name of a released pair: fills base and instruct where they are empty"),
-    "base": Field("", "the Base model: a Hugging Face folder, or its id on the hub",
+    "base": Field("", "the Base model: a Hugging Face folder, or its Hub id",
                   hint="FOLDER (or --config.pair=NAME)"),
     "instruct": Field("", "the Instruct model, which is grafted and whose chat template is used",
                       hint="FOLDER (or --config.pair=NAME)"),
@@ -74,12 +74,12 @@ FIELDS: dict[str, Field] = {
                            "once before training, or at every step",
                            ("precomputed", "on_the_fly")),
 
-    "data.set": Field("", "name of one of the paper's data sets, for a run whose data.train is "
+    "data.set": Field("", "name of one of the paper's datasets, for a run whose data.train is "
                       "empty"),
-    "data.train": Field("", "file, FOLDER[:SUBSET] or hub id ORG/NAME[:SUBSET][@REVISION]; several "
+    "data.train": Field("", "file, FOLDER[:SUBSET] or Hub id ORG/NAME[:SUBSET][@REVISION]; several "
                         "as A*2,B*0.5, each passed so often in an epoch", hint="FILE"),
     "data.validation": Field("", "likewise; empty: val_ratio of the training rows"),
-    "data.split": Field("train", "split to train on, of a hub id or a folder whose files name "
+    "data.split": Field("train", "split to train on, of a Hub id or a folder whose files name "
                         "splits"),
     "data.validation_split": Field("validation", "split to validate on, likewise"),
     **{f"data.columns.{name}": Field("", f"column of the {name}; all empty: found by looking at "

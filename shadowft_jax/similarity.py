@@ -4,7 +4,7 @@
   python -m shadowft_jax.similarity --pair qwen3-8b --check-only
   python -m shadowft_jax.similarity --candidates DIR --candidates DIR --instruct DIR
 
-DIR may be an id of the hub.  --candidates ranks the Bases that an Instruct may have been made from,
+DIR may be a Hub id.  --candidates ranks the Bases that an Instruct may have been made from,
 nearest first.
 """
 
@@ -28,8 +28,8 @@ class Options(command.Options):
 
   accelerator = False
 
-  base: str | None = command.option(None, help="The Base: a folder, or an id of the hub.")
-  instruct: str | None = command.option(None, help="The Instruct: a folder, or an id of the hub.")
+  base: str | None = command.option(None, help="The Base: a folder, or a Hub id.")
+  instruct: str | None = command.option(None, help="The Instruct: a folder, or a Hub id.")
   pair: str | None = command.option(
     None, help="A released pair by name, for --base and --instruct where they are not given."
   )
@@ -97,7 +97,7 @@ def choose(base: str | None, instruct: str | None, pair: str | None) -> tuple[st
     return base, instruct
   raise InputError(
     f"--{'instruct' if base else 'base'} is not given; expected --base DIR --instruct DIR "
-    "(folders, or ids of the hub), or --pair NAME"
+    "(folders, or Hub ids), or --pair NAME"
   )
 
 

@@ -251,7 +251,7 @@ def test_an_adapter_of_some_layers_names_its_modules(float32, tmp_path, recwarn)
 
 @pytest.mark.parametrize("is_dense", [False, True], ids=["adapter", "difference"])
 def test_an_adapter_of_a_model_with_vision_is_named_as_engines_want(tmp_path, is_dense):
-  """The folders spell `language_model.model.`, as the hub does; engines `model.language_model.`."""
+  """The folders spell `language_model.model.`, as the Hub does; engines `model.language_model.`."""
   model = pico.hf_model("gemma3_vision")
   for name, seed in (("base", 0), ("tuned", 1), ("instruct", 2)):
     near(tmp_path / name, model, seed, dtype=torch.float32)

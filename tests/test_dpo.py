@@ -611,11 +611,11 @@ def test_the_command_says_in_one_line_what_is_wrong(tmp_path):
       "dpo",
       "row 1 is in the alpaca format and has no chosen and rejected",
     ),
-    "pairs_to_sft": (ok, "sft", "row 1 is a preference pair; config.objective=dpo"),
+    "pairs_to_sft": (ok, "sft", "row 1 is a preference pair; use config.objective=dpo"),
     "kto": (
       {"prompt": "q", "completion": "a", "label": False},
       "dpo",
-      "row 1 has one answer that is marked as good or bad, as KTO learns from",
+      "row 1 has one answer labelled good or bad, as for KTO",
     ),
   }
   for name, (row, objective, said) in cases.items():

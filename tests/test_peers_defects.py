@@ -248,7 +248,7 @@ def test_a_matrix_of_layers_that_may_be_a_projection_is_not_left_out_in_silence(
 
 
 def test_the_advised_flag_leaves_out_the_listed_layers_alone(tmp_path):
-  """Gemma 3n and 4 have k and v of the last layers on the hub, and lose them when saved."""
+  """Gemma 3n and 4 have k and v of the last layers on the Hub, and lose them when saved."""
   names = [f"model.layers.{i}.self_attn.{x}_proj.weight" for i in range(12) for x in "qkvo"]
   base, tuned, instruct = randoms(tmp_path, names)
   gone = [n for n in names if re.search(r"\.(2|11)\.self_attn\.[kv]", n)]
@@ -635,7 +635,7 @@ def test_a_run_stands_for_its_delta_and_a_typo_is_corrected(bf16, tmp_path):
     told, f"dleta does not exist; did you mean {tmp_path / 'mine' / 'delta'}?", tmp_path / "o"
   )
   told = command(f"--delta={bf16 / 'base'}", *flags)
-  assert_told(told, "base holds no delta; expected a run of `train`", tmp_path / "out")
+  assert_told(told, "base has no delta; expected the folder of a `train` run", tmp_path / "out")
 
 
 def test_the_command_takes_ids_of_the_hub(bf16, tmp_path, monkeypatch):
@@ -710,7 +710,7 @@ def not_finite(value):
 BAD = {
   "truncated": (truncated, "truncated: 10 bytes are missing"),
   "overlapping": (overlapping, "overlaps the tensor before it"),
-  "outside": (outside, "a shard is a plain *.safetensors file name in the same folder"),
+  "outside": (outside, "a shard must be a plain *.safetensors file name in the same folder"),
   "pickled": (pickled, "has only pickled weights (pytorch_model.bin)"),
   "nan": (not_finite(float("nan")), f"{UP} of the tuned has NaN or infinity in "),
   "infinity": (not_finite(float("inf")), f"{UP} of the tuned has NaN or infinity in "),

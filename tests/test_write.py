@@ -243,7 +243,7 @@ def test_an_adapter_of_peft_gives_equal_logits(float32, tmp_path, options):
 
 
 def test_a_tuning_in_the_new_spelling_lands_in_the_old(tmp_path):
-  """transformers 5 names `model.language_model.`; the hub's Gemma 3 has `language_model.model.`."""
+  """transformers 5 names `model.language_model.`; the Hub's Gemma 3 has `language_model.model.`."""
   model = pico.hf_model("gemma3_vision")
   for name, seed in (("base", 0), ("tuned", 1), ("instruct", 2)):
     near(tmp_path / name, model, seed)
@@ -618,7 +618,7 @@ def test_folders_that_cannot_be_read(bf16, tmp_path):
   fails("only pickled weights", tmp_path / "out", base, spoilt, instruct)
   (spoilt / "pytorch_model.bin").unlink()
   (spoilt / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": {"x": f"../{WEIGHTS}"}}))
-  fails("a shard is a plain", tmp_path / "out", base, spoilt, instruct)
+  fails("a shard must be a plain", tmp_path / "out", base, spoilt, instruct)
   (spoilt / f"{WEIGHTS}.index.json").unlink()
   (spoilt / WEIGHTS).write_bytes(content)
   config = json.loads((spoilt / "config.json").read_text())
@@ -656,7 +656,7 @@ def factors(rank=4, d_in=32, d_out=32, module=Q):
     ({"target_parameters": ["x"]}, factors(), "target_parameters"),
     ({"peft_type": "LOHA"}, factors(), "peft_type is 'LOHA'; expected 'LORA'"),
     ({"rank_pattern": {"q_proj": 0}}, factors(), "rank_pattern is {'q_proj': 0}"),
-    ({"r": 8}, factors(), r"q_proj: A \(4, 32\) and B \(32, 4\), the config says rank 8"),
+    ({"r": 8}, factors(), r"q_proj: A \(4, 32\) and B \(32, 4\), but the config has rank 8"),
     ({}, {k: t for k, t in factors().items() if "_A" in k}, "lora_B is missing"),
     ({}, {**factors(), f"{Q}.lora_magnitude_vector": torch.ones(32)}, "lora_magnitude_vector"),
     ({}, {**factors(), "base_model.model.lm_head.weight": torch.ones(3, 3)}, "lm_head.weight"),
@@ -684,7 +684,7 @@ SPELT = {
 @pytest.mark.parametrize("spell", SPELT.values(), ids=SPELT)
 def test_an_adapter_of_a_raw_state_dict_is_read_once_it_is_renamed(bf16, tmp_path, spell):
   folder = adapter(tmp_path / "adapter", {spell(n): x for n, x in factors().items()})
-  with pytest.raises(InputError, match="2 names of tensors have .*rename them: ") as error:
+  with pytest.raises(InputError, match="tensor names contain .*rename them: ") as error:
     sources.stored(folder)
   *_, place = commands.words(str(error.value)[str(error.value).index("python -m") :])
   unwrap.unwrap(place)
@@ -720,7 +720,7 @@ def test_an_adapter_that_is_a_pickle(tmp_path):
   folder = adapter(tmp_path / "adapter", factors())
   (folder / "adapter_model.safetensors").unlink()
   torch.save({}, folder / "adapter_model.bin")
-  with pytest.raises(InputError, match="only adapter_model.bin, a pickle"):
+  with pytest.raises(InputError, match="only adapter_model.bin"):
     sources.stored(folder)
 
 

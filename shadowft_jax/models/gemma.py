@@ -18,7 +18,7 @@ GEMMA2 = {
   "attn_logit_softcapping": 50.0,
   "final_logit_softcapping": 30.0,
 }
-# A Gemma 3's text_config on the hub may have only four fields.
+# A Gemma 3's text_config on the Hub may have only four fields.
 GEMMA3 = {
   "vocab_size": 262_208,
   "hidden_size": 2304,

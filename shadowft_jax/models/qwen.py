@@ -34,7 +34,7 @@ def qwen3(hf: Mapping[str, Any]) -> config.DecoderConfig:
 def qwen3_moe(hf: Mapping[str, Any]) -> config.DecoderConfig:
   """config.json -> DecoderConfig; every layer has experts, and the loss no term for the router.
 
-  Transformers 4 and the hub call the number of experts num_experts, 5 num_local_experts.
+  Transformers 4 and the Hub call the number of experts num_experts, 5 num_local_experts.
   """
   hf = {**MOE, **hf}
   config.refuse(

@@ -30,7 +30,7 @@ class OpenedPair:
 
 
 def check_paths(config: Config) -> None:
-  """Checks that what `config` names is there, or may be on the hub; opens nothing.
+  """Checks that what `config` names is there, or may be on the Hub; opens nothing.
 
   Raises:
     InputError: a model, the delta to start from, or a data file is missing.

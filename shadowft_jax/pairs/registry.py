@@ -1,6 +1,6 @@
 """PAIRS: name -> Base, Instruct, chat framing and what differs.
 
-The pairs of the paper's tables and of the authors' list, with the ids the hub has.
+The pairs of the paper's tables and of the authors' list, with the ids the Hub has.
 Source: arXiv 2505.12716, tables 1 to 6; wutaiqiang/Shadow-FT, examples/model_pair.json (some of
 whose ids do not exist) and run.sh (the template each Base is given).
 """
@@ -27,7 +27,7 @@ WHY_NOT_TRAIN = {
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-  """Two models of the hub.
+  """Two models of the Hub.
 
   Attributes:
     base: id of the Base.
@@ -243,7 +243,7 @@ def get(name: str, flags: str = "config.") -> Pair:
 
 
 def ids(name: str = "") -> dict[str, list[str]]:
-  """{"base", "instruct": the ids that the models of a pair, or of all pairs, have on the hub}."""
+  """{"base", "instruct": the ids that the models of a pair, or of all pairs, have on the Hub}."""
   chosen = [PAIRS[name]] if name else PAIRS.values()
   return {"base": [p.base for p in chosen], "instruct": [p.instruct for p in chosen]}
 
