@@ -94,7 +94,7 @@ def test_training_a_family_of_remote_code_is_refused(tmp_path):
   (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
   registry.check_trainable(tmp_path)
   (tmp_path / "config.json").write_text('{"model_type": "internlm2"}')
-  with pytest.raises(InputError, match="cannot be trained: internlm2 models bring their own code"):
+  with pytest.raises(InputError, match="cannot be trained: internlm2 models need remote code"):
     registry.check_trainable(tmp_path)
 
 

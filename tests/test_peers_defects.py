@@ -334,7 +334,8 @@ def test_a_base_stored_finer_is_rounded_as_the_tuning_rounded_it(tmp_path, store
       assert torch.equal(got[n], i[n] + (trained[n].float() - began[n].float()))
     assert (done.changed == 0) == (name == "none")
     assert any(
-      "2 tensors of the Base are stored in F" in x and "BF16 first" in x for x in plan.notes
+      "the Base is stored in F" in x and "BF16 first" in x and "(tensors: 2)" in x
+      for x in plan.notes
     )
   # The gap is that of the weights as they are stored.
   b, i = (load(d)[names[1]].double() for d in (base, instruct))
@@ -547,7 +548,10 @@ def test_a_full_tuning_saved_in_the_new_spelling_is_grafted_onto_the_old(tmp_pat
   assert spelt == [{"model.language_model."}, {"language_model.model."}]
   told = command(*flags_of(*sides(tmp_path), tmp_path / "out"))
   assert told.returncode == 0, told.stderr
-  assert "spelt model.language_model.*, the Instruct's language_model.model.*" in told.stderr
+  assert (
+    "named model.language_model.* are matched with the Instruct's language_model.model.*"
+    in told.stderr
+  )
   models = {
     n: transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / n).eval()
     for n in ("base", "tuned", "instruct", "out")
@@ -584,14 +588,14 @@ def weights_of(seed, size=1.0):
 
 W, STEP, TRAINED, OTHER = (weights_of(i, s) for i, s in enumerate((1.0, 0.2, 0.01, 1.0)))
 MIXED = {
-  "another tuned": ({"base": W, "tuned": OTHER, "instruct": W + STEP}, "from another model"),
+  "another tuned": ({"base": W, "tuned": OTHER, "instruct": W + STEP}, "from a different model"),
   "another base": (
     {"base": OTHER, "tuned": W + TRAINED, "instruct": W + STEP},
-    "from another model",
+    "from a different model",
   ),
   "the instruct was tuned": (
     {"base": W, "tuned": W + STEP + TRAINED, "instruct": W + STEP},
-    "Instruct's own step",
+    "difference between Instruct and Base",
   ),
   "swapped": (
     {"base": W + STEP, "tuned": W + TRAINED, "instruct": W},
@@ -712,8 +716,8 @@ BAD = {
   "overlapping": (overlapping, "overlaps the tensor before it"),
   "outside": (outside, "a shard must be a plain *.safetensors file name in the same folder"),
   "pickled": (pickled, "has only pickled weights (pytorch_model.bin)"),
-  "nan": (not_finite(float("nan")), f"{UP} of the tuned has NaN or infinity in "),
-  "infinity": (not_finite(float("inf")), f"{UP} of the tuned has NaN or infinity in "),
+  "nan": (not_finite(float("nan")), f"{UP} of the tuned contains NaN or infinity in "),
+  "infinity": (not_finite(float("inf")), f"{UP} of the tuned contains NaN or infinity in "),
 }
 
 
@@ -742,14 +746,14 @@ def test_an_adapter_for_another_model_is_told_in_one_line(bf16, tmp_path):
   told = command(
     f"--adapter={folder}", f"--instruct={bf16 / 'instruct'}", f"--out={tmp_path / 'out'}"
   )
-  assert_told(told, "1 of 1 tensors in the scope are on one side only, or of", tmp_path / "out")
+  assert_told(told, "1 of 1 tensors in the scope are missing on one side or", tmp_path / "out")
   assert "q_proj.weight: adapter (32, 48), Instruct (32, 32)" in told.stderr
 
 
 def test_a_disk_that_is_too_small_is_told_before_anything_is_written(bf16, tmp_path, monkeypatch):
   monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 1000))
   told = command(*flags_of(*sides(bf16), tmp_path / "out"))
-  assert_told(told, "needs 0.1 GB, and its disk has 0.0 GB free", tmp_path / "out")
+  assert_told(told, "needs 0.1 GB, but its disk has 0.0 GB free", tmp_path / "out")
 
 
 def test_a_folder_that_exists_is_told_in_one_line_and_stays(bf16, tmp_path):

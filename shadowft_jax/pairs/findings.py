@@ -1,4 +1,4 @@
-"""Findings of the check of a pair, and their report."""
+"""Findings of the pair check, and their report."""
 
 import collections
 from collections.abc import Collection, Iterable
@@ -10,30 +10,30 @@ LEVELS = ("error", "warning", "note")
 
 
 class Finding(NamedTuple):
-  """Something found in a pair; `text` says what, and what it means for the graft."""
+  """A finding about a pair; `text` describes it and what it means for the graft."""
 
   level: str  # one of LEVELS
   text: str
 
 
 def report(findings: Collection[Finding]) -> str:
-  """The findings as text for a terminal: a count, then one after the other."""
+  """The findings as text for a terminal: their counts, then one line each."""
   count = collections.Counter(f.level for f in findings)
-  total = ", ".join(f"{count[x]} {x}{'s' * (count[x] != 1)}" for x in LEVELS)
+  total = ", ".join(f"{count[x]} {x}{'' if count[x] == 1 else 's'}" for x in LEVELS)
   lines = [f"pair check: {total}", *(f"{f.level}: {f.text}" for f in findings)]
   return "\n".join(lines).replace("\n", "\n  ")
 
 
 def raise_errors(findings: Iterable[Finding]) -> None:
-  """Raises one InputError for all findings of level error; does nothing where there is none."""
+  """Raises one InputError for all findings of level error, if there are any."""
   errors = [f.text for f in findings if f.level == "error"]
   if errors:
     raise InputError(
-      "the two folders are no pair that can be trained and grafted:"
+      "these two models cannot be trained and grafted as a pair:"
       + "".join(f"\n- {text}" for text in errors)
     )
 
 
 def versus(a: object, b: object) -> str:
-  """The values of both sides, in words."""
+  """The values of both sides as text."""
   return f"Base {a}, Instruct {b}"
