@@ -222,7 +222,7 @@ def test_a_folder_without_its_config_is_refused(copy):
   with pytest.raises(InputError, match="config.json is not valid JSON"):
     weights.load_model(path)
   (path / "config.json").write_text("[]")
-  with pytest.raises(InputError, match="holds a JSON list; expected an object"):
+  with pytest.raises(InputError, match="contains a JSON list; expected an object"):
     weights.load_model(path)
   (path / "config.json").unlink()
   with pytest.raises(InputError, match="has no config.json"):
@@ -348,7 +348,7 @@ HEADERS = {
   "deep": (lambda h: b"[" * 100_000, "cannot be parsed"),
   "no text": (lambda h: b"\xff\xfe", "cannot be parsed"),
   "a list": (lambda h: [1], "cannot be parsed"),
-  "twice": (lambda h: b'{"a": 1, "a": 2}', "a key comes twice"),
+  "twice": (lambda h: b'{"a": 1, "a": 2}', "duplicate key"),
   "no entry": (lambda h: {**h, NORM: 7}, "cannot be parsed"),
   "a field missing": (lambda h: {**h, NORM: {"dtype": "F32"}}, "cannot be parsed"),
   "a field more": (lambda h: {**h, NORM: {**h[NORM], "x": 1}}, "cannot be parsed"),

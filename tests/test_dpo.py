@@ -590,9 +590,9 @@ def test_twenty_steps_agree_with_trl(folder, tmp_path, how):
     ({"dpo.beta": -0.1}, "config.dpo.beta must be above 0"),
     ({"dpo.loss": "kto"}, "config.dpo.loss is one of sigmoid, ipo, hinge; got 'kto'"),
     ({"dpo.label_smoothing": 0.5}, "label_smoothing must be at least 0 and below 0.5; got 0.5"),
-    ({"dpo.label_smoothing": 0.1, "dpo.loss": "ipo"}, "label_smoothing is for dpo.loss=sigmoid"),
+    ({"dpo.label_smoothing": 0.1, "dpo.loss": "ipo"}, "label_smoothing needs dpo.loss=sigmoid"),
     ({"dpo.ftx": -1.0}, "config.dpo.ftx must be at least 0"),
-    ({"loss_mean": "rank"}, "loss_mean=rank is a mean over tokens, for objective=sft"),
+    ({"loss_mean": "rank"}, "loss_mean=rank applies only to objective=sft"),
     ({"dpo.reference": "later"}, "dpo.reference is one of precomputed, on_the_fly"),
   ],
 )

@@ -114,7 +114,7 @@ def test_room_is_asked_for_before_anything_is_trained(pair, tmp_path, monkeypatc
     train.train(config, tmp_path / "run")
   expected = (
     rf"{tmp_path / 'run'} needs 0\.1 GB \(checkpoints [\d.]+, delta [\d.]+, grafted model "
-    r"[\d.]+\), and its disk has 0\.0 GB free; make room, or name a folder on another disk"
+    r"[\d.]+\), but its disk has 0\.0 GB free; free some space, or choose a folder on another disk"
   )
   assert re.fullmatch(expected, str(error.value))
 
