@@ -168,9 +168,9 @@ def test_the_number_of_experts_is_read_in_both_spellings():
 @pytest.mark.parametrize(
   "change, message",
   [
-    (dict(mlp_only_layers=[0]), r"mlp_only_layers is \[0\]; only \[\] is ported"),
-    (dict(decoder_sparse_step=2), "decoder_sparse_step is 2; only 1 is ported"),
-    (dict(output_router_logits=True), "output_router_logits is True; only False is ported"),
+    (dict(mlp_only_layers=[0]), r"mlp_only_layers is \[0\]; only \[\] is supported"),
+    (dict(decoder_sparse_step=2), "decoder_sparse_step is 2; only 1 is supported"),
+    (dict(output_router_logits=True), "output_router_logits is True; only False is supported"),
     (dict(use_sliding_window=True), "use_sliding_window is True"),
   ],
 )

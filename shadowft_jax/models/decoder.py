@@ -1,4 +1,4 @@
-"""The decoder-only transformer that every text family is an instance of.
+"""The decoder-only transformer that all text families share.
 
 Parameters are a plain nested dict whose paths are Hugging Face's names: the leaf
 model/layers/self_attn/q_proj/kernel, [L, D, N*H], holds the transposes of
@@ -27,7 +27,7 @@ from shadowft_jax.models.layers import (
 )
 
 Value = TypeVar("Value")
-# The values that a rematerialised block keeps for its backward pass, by config.remat.
+# What a rematerialised block keeps for its backward pass, by config.remat.
 REMAT = {
   "full": jax.checkpoint_policies.nothing_saveable,
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -36,7 +36,7 @@ REMAT = {
 
 
 def norm(cfg: DecoderConfig, name: str | None) -> Callable[[jax.Array], jax.Array]:
-  """The RMSNorm of that name; the identity where a family has none."""
+  """The RMSNorm of that name, or the identity if the family has none."""
   return RMSNorm(cfg.rms_norm_eps, cfg.norm_offset, name=name) if name else lambda x: x
 
 
@@ -60,7 +60,7 @@ class Attention(nn.Module):
   def attend(
     self, q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, rows: Mapping[str, Any]
   ) -> jax.Array:
-    """Attention among the rows themselves or, where there is a cache, over what it holds."""
+    """Attention within the rows, or over the key-value cache if there is one."""
     segment_BT, position_BT, windows = rows["segment"], rows["position"], distinct(self.cfg.windows)
     options = dict(
       scale=(self.cfg.query_pre_attn_scalar or self.cfg.head_dim) ** -0.5,
@@ -87,7 +87,7 @@ class Attention(nn.Module):
     )
 
   def heads(self, name: str, x_BTD: jax.Array, count: int, normed: str | None) -> jax.Array:
-    """Projects to `count` heads, [B, T, count, H], each or all together (`normed`) normalised."""
+    """Projects to `count` heads, [B, T, count, H], normalised per head or over all (`normed`)."""
     B, T, _ = x_BTD.shape
     H = self.cfg.head_dim
     x = Linear(count * H, self.cfg.qkv_bias, name=f"{name}_proj")(x_BTD)
@@ -97,11 +97,11 @@ class Attention(nn.Module):
     return x.reshape(B, T, count, H)
 
   def cached(self, name: str, new_BTKH: jax.Array, position_BT: jax.Array) -> jax.Array:
-    """Writes keys or values at their rows' positions; returns all that are cached."""
+    """Writes keys or values to the cache at their positions; returns the whole cache."""
     at_B1 = jnp.arange(len(position_BT))[:, None]
     old_BSKH: jax.Array = self.get_variable("cache", name)
-    # A right-padded prompt writes its padding too; each such place is written again by the
-    # token that is generated there, before any query sees it.
+    # The padding of a right-padded prompt is written too; generated tokens overwrite it before any
+    # query sees it.
     all_BSKH = old_BSKH.at[at_B1, position_BT].set(new_BTKH.astype(old_BSKH.dtype))
     self.put_variable("cache", name, all_BSKH)
     return all_BSKH.astype(new_BTKH.dtype)
@@ -148,7 +148,7 @@ class Block(nn.Module):
 
 
 def by_layer(cfg: DecoderConfig) -> dict[str, jax.Array]:
-  """{"window", "rope": int32[L]}: the values that differ by layer, and only those.
+  """{"window", "rope": int32[L]}: only those whose values differ between layers.
 
   Each is an index into the `distinct` ones of `cfg.windows` or `cfg.ropes`.
   """
@@ -160,12 +160,12 @@ def by_layer(cfg: DecoderConfig) -> dict[str, jax.Array]:
 
 
 def distinct(values: Iterable[Value]) -> tuple[Value, ...]:
-  """The different values, in the order they first come."""
+  """The distinct values, in order of first occurrence."""
   return tuple(dict.fromkeys(values))
 
 
 class Backbone(nn.Module):
-  """Embedding, blocks, final norm: everything Hugging Face keeps under `model.`."""
+  """Embedding, blocks and final norm: everything below `model.` in Hugging Face's names."""
 
   cfg: DecoderConfig
   dtype: DTypeLike
@@ -204,10 +204,10 @@ class Decoder(nn.Module):
   """Tokens int32[B, T] -> logits [B, T, V].
 
   Attributes:
-    dtype: of activations and matrix products; parameters keep their own.
+    dtype: dtype of activations and matrix products; parameters keep their own.
     backend: a name in `attention.BACKENDS`.
     remat: a name in `REMAT`.
-    combine: {"params", "delta"} -> {"params"}, applied to one layer's slices at a time, so
+    combine: {"params", "delta"} -> {"params"}, applied to the slices of one layer at a time, so
       that the sum of weights and a dense delta never exists for the whole model.
   """
 
@@ -223,7 +223,7 @@ class Decoder(nn.Module):
       self.lm_head = self.mapped(Head)(self.cfg.hidden_size, self.cfg.vocab_size)
 
   def mapped(self, module: type[nn.Module], *methods: str) -> type[nn.Module]:
-    """`module`, whose parameters have the delta added."""
+    """`module` with the delta added to its parameters."""
     if self.combine is None or self.is_initializing():
       return module
     return nn.map_variables(
