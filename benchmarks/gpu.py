@@ -13,10 +13,10 @@ full       Qwen3 0.6B's shape, all weights
 Ours packs; the peer (transformers + peft, sdpa, gradient checkpointing, bfloat16 autocast) pads
 micro-batches of 2, and is also given full rows of 4096 without padding, which bounds what packing
 could bring it.  Everything runs in a process of its own, one after another, until the budget (in
-seconds) is spent.  Prints a JSON line for each and a table: real tokens a second; `mfu`, useful
+seconds) is spent.  Prints a JSON line for each and a table: real tokens per second; `mfu`, useful
 FLOPs over the peak, where a token counts 2 FLOPs forward and 2 backward per frozen weight, 6 per
-trained one, and attention to its own example; `hardware`, the same with padding and what remat
-computes again; peak memory.  Exits with 1 where a section failed or two results disagree.
+trained one, and attention within its own example; `hardware`, the same including padding and
+recomputation; peak memory.  Exits with 1 where a section failed or two results disagree.
 """
 
 import argparse

@@ -4,7 +4,7 @@
       --config.instruct=DIR --workdir runs/dpo
 
 Without data.train it is the paper's section 5.3: Llama-3.1-8B, rank 8 (or 128:
---config.delta.rank=128 --config.delta.alpha=256), 1000 pairs of Math-Step-DPO from the hub.  The
+--config.delta.rank=128 --config.delta.alpha=256), 1000 pairs of Math-Step-DPO from the Hub.  The
 paper prints neither beta, learning rate, epochs nor batch; presets.dpo says where these come from.
 Your own pairs, prompt, chosen and rejected: --config.data.train=pairs.jsonl.  With
 --config.learn_on=instruct it is the DPO that the paper compares with.

@@ -1,4 +1,4 @@
-"""What a notebook imports: load_model, load_delta, graft, generate, train.  See docs/api.md.
+"""Functions for notebooks: load_model, load_delta, graft, generate, train.  See docs/api.md.
 
 from shadowft_jax.api import generate, graft, load_delta, load_model, train
 """
@@ -33,7 +33,7 @@ class Model:
   Attributes:
     decoder: the Flax module; `decoder.apply({"params": params}, token_BT)` gives logits.
     params: its weights, a nested dict of arrays.
-    directory: the folder that has its tokenizer and chat template.
+    directory: the folder with its tokenizer and chat template.
   """
 
   decoder: Decoder
@@ -47,23 +47,23 @@ class Model:
 
 
 class LoadedDelta(NamedTuple):
-  """A delta in memory: a tree, and what an adapter's product is multiplied by."""
+  """A delta in memory: a tree, and the scale of an adapter's product."""
 
   tree: Delta
   scale: float
 
 
 def load_model(model: str | os.PathLike, *, dtype: DTypeLike | None = None) -> Model:
-  """Loads a model from a Hugging Face folder, or from the hub by its id.
+  """Loads a model from a Hugging Face folder, or from the Hub by its id.
 
     instruct = load_model("Qwen/Qwen3-0.6B", dtype="bfloat16")
 
   Args:
     model: the folder or id.
-    dtype: of weights and computation; None keeps that of the files.
+    dtype: dtype of weights and computation; None keeps that of the files.
 
   Raises:
-    InputError: there is no such model, it is incomplete, or its family cannot be run here.
+    InputError: the model does not exist, is incomplete, or its family is not supported.
   """
   directory = hub.locate(model)
   return Model(*weights.load_model(directory, dtype=dtype), directory)
@@ -75,7 +75,7 @@ def load_delta(delta: str | os.PathLike) -> LoadedDelta:
     delta = load_delta("runs/a")
 
   Raises:
-    InputError: there is none, or it cannot be read.
+    InputError: there is no delta, or it cannot be read.
   """
   return LoadedDelta(*deltas.load(delta))
 
@@ -94,13 +94,13 @@ def graft(
 
   Args:
     model: stays usable unless `donate`; weights that are not grafted are shared with the result.
-    delta: of the Base model.
+    delta: the delta, trained on the Base model.
     alpha: strength of the delta.
-    match: weights to graft: "projections" (the paper's), "all", or a regex over their names.
-    donate: reuses the memory of the grafted weights, after which `model` cannot be used.
+    match: weights to graft: "projections" (as in the paper), "all", or a regex on their names.
+    donate: whether to reuse the memory of the grafted weights; `model` is unusable afterwards.
 
   Raises:
-    InputError: the delta does not fit the model, or `match` selects none of its weights.
+    InputError: the delta does not fit the model, or `match` matches none of its weights.
   """
   params, _ = delta_lib.graft(
     model.params, delta.tree, scale=alpha * delta.scale, match=match, donate=donate
@@ -123,9 +123,9 @@ def generate(
   Args:
     model: the model.
     prompts: questions, or conversations that end with the user's turn.
-    max_new: tokens of an answer at most.
-    temperature: 0 takes the likeliest token every time.
-    seed: of the samples.
+    max_new: maximum tokens per answer.
+    temperature: 0: greedy decoding.
+    seed: seed of the sampling.
 
   Returns:
     One answer per prompt, without special tokens.
@@ -134,7 +134,7 @@ def generate(
     InputError: `prompts` is one text, or the model's folder has no chat template.
   """
   if isinstance(prompts, str):
-    raise InputError(f"prompts is one text; expected a list of prompts, such as [{prompts!r}]")
+    raise InputError(f"prompts is a string; expected a list of prompts, such as [{prompts!r}]")
   if not model.tokenizer.chat_template:
     raise InputError(f"{model.directory} has no chat template; load the Instruct model")
   asked = [[{"role": "user", "content": p}] if isinstance(p, str) else [*p] for p in prompts]
@@ -150,7 +150,7 @@ def train(
   workdir: str | os.PathLike,
   fields: Mapping[str, Any] | None = None,
 ) -> Run:
-  """Trains and grafts as the command `shadowft train` does; resumes a run that was stopped.
+  """Trains and grafts, like the command `shadowft train`; resumes a stopped run.
 
     run = train("lora", "runs/a", {"pair": "qwen3-0.6b", "data.train": "rows.jsonl"})
 

@@ -1,11 +1,11 @@
-"""--config: a built-in config by name, or a file; and its fields as they are named on flags.
+"""--config: a built-in config by name or a config file; and errors and help of config fields.
 
-  lora                  configs/lora.py of the repository, which a wheel carries, too
-  mine.py               get_config() makes it
-  mine.yaml             a mapping of the fields that are changed
-  runs/a/config.json    the config of a run, which is repeated so
+  lora                  configs/lora.py, which is also in the wheel
+  mine.py               the result of its get_config()
+  mine.yaml             a mapping of the fields to change
+  runs/a/config.json    the config of an earlier run, to repeat it
 
-Fields that a file lacks have their defaults; a field that no config has is an error.
+Fields that are not in the file have their defaults; an unknown field is an error.
 """
 
 import difflib
@@ -25,7 +25,7 @@ from shadowft_jax.errors import InputError, nearest
 
 EXPECTED = "expected a name such as lora, or a file: .py with get_config(), .yaml or .json"
 HERE = pathlib.Path(__file__).parent
-# The first field of each part of --help-config -> its heading.
+# The first field of each section of --help-config -> its heading.
 HEADINGS = {
   "pair": "Models",
   "seed": "Computation",
@@ -40,17 +40,17 @@ HEADINGS = {
 
 
 def builtin() -> dict[str, pathlib.Path]:
-  """{name: file} of the configs that come with the package."""
-  places = (HERE / "configs", HERE.parent / "configs")  # of a wheel, and of the repository
+  """{name: file} of the built-in configs."""
+  places = (HERE / "configs", HERE.parent / "configs")  # in a wheel, and in the repository
   folder = next((p for p in places if p.is_dir()), places[0])
   return {p.stem: p for p in sorted(folder.glob("*.py"))}
 
 
 def find(flag: str, argv: Sequence[str]) -> Config:
-  """The config that the words of a command line name by --`flag`, before its fields are set.
+  """The config given by --`flag` on a command line, before flags change its fields.
 
   Raises:
-    InputError: none is named; see `load`.
+    InputError: the flag is missing; see `load`.
   """
   given = [a.partition("=")[2] for a in argv if a.startswith(f"--{flag}=")]
   given += [b for a, b in itertools.pairwise(argv) if a == f"--{flag}"]
@@ -62,11 +62,10 @@ def find(flag: str, argv: Sequence[str]) -> Config:
 
 
 def load(name: str | os.PathLike) -> Config:
-  """The config of a name or file, locked; fields that it lacks have their defaults.
+  """Loads a config by name or file, and locks it; missing fields have their defaults.
 
   Raises:
-    InputError: there is no such name or file, it cannot be read, or it sets a field that no config
-      has.
+    InputError: there is no such name or file, it cannot be read, or it sets an unknown field.
   """
   path = builtin().get(str(name), pathlib.Path(name))
   if not path.is_file():
@@ -110,7 +109,7 @@ def set_fields(config: Config, fields: Mapping[str, Any], where: str) -> Config:
 
 
 def _typed(name, value):
-  """A value as its field has it: 1 of a number is 1.0, and YAML reads 1e-4 as a text."""
+  """Converts a value to the type of its field: 1 to 1.0, and "1e-4", which YAML reads as text."""
   field = presets.field_of(name)
   if field is None or type(field.default) is not float or isinstance(value, bool):
     return value
@@ -135,17 +134,17 @@ def _yaml(path):
     found = yaml.safe_load(path.read_text())
   except (yaml.YAMLError, UnicodeDecodeError) as error:
     reason = " ".join(str(error).split())
-    raise InputError(f"--config {path} is not YAML that can be read: {reason}") from error
+    raise InputError(f"--config {path} is not valid YAML: {reason}") from error
   if not isinstance(found, dict):
     raise InputError(
-      f"--config {path} holds a {type(found).__name__}; expected a mapping of fields, such as "
+      f"--config {path} contains a {type(found).__name__}; expected a mapping of fields, such as "
       "lr: 1.0e-4"
     )
   return found
 
 
 def _python(path):
-  """What get_config() of a file returns."""
+  """The result of get_config() in a file."""
   names = {"__name__": path.stem, "__file__": str(path)}
   try:
     exec(compile(path.read_bytes(), str(path), "exec"), names)
@@ -154,8 +153,10 @@ def _python(path):
     config = names["get_config"]()
   except InputError:
     raise
-  except Exception as error:  # Anything that the file does.
-    raise InputError(f"--config {path}{_line(error, path)}: {_told(error)}; {EXPECTED}") from error
+  except Exception as error:  # The file may raise anything.
+    raise InputError(
+      f"--config {path}{_line(error, path)}: {_one_line(error)}; {EXPECTED}"
+    ) from error
   if not isinstance(config, Config):
     raise InputError(
       f"--config {path}: get_config() returns a {type(config).__name__}; expected the ConfigDict "
@@ -165,10 +166,10 @@ def _python(path):
 
 
 def _missing(path):
-  """Why a path is no file, and which is meant."""
+  """Why a path is not a config file, with a suggestion."""
   if path.is_dir():
     run = path / "config.json"
-    return f"is a folder; {f'the config of the run in it is {run}' if run.is_file() else EXPECTED}"
+    return f"is a folder; {f'to repeat its run, give {run}' if run.is_file() else EXPECTED}"
   is_name = path.parent == pathlib.Path()
   close = difflib.get_close_matches(path.stem, builtin(), n=1)
   built_in = f"; did you mean {close[0]}?" if close else ""
@@ -177,21 +178,21 @@ def _missing(path):
 
 
 def _line(error, path):
-  """ " line N" of the file where an error arose."""
+  """ " line N" of the file that raised an error; "" if unknown."""
   here = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
   line = here[-1] if here else getattr(error, "lineno", None)
   return f" line {line}" if line else ""
 
 
-def _told(error):
-  """An error in one line."""
+def _one_line(error):
+  """An error as one line of text."""
   text = error.msg if isinstance(error, SyntaxError) else str(error)
   return f"{type(error).__name__}: {' '.join(str(text).split())}"
 
 
 def help_text() -> str:
   """The text of --help-config: every field with its meaning, range and default."""
-  lines = ["Fields of a config: --config.FIELD=VALUE sets one, or a file that --config names."]
+  lines = ["Fields of a config. Set them by --config.FIELD=VALUE or in the file given by --config."]
   for name, field in presets.FIELDS.items():
     if name in HEADINGS:
       lines += ["", f"{HEADINGS[name]}:"]
@@ -203,27 +204,28 @@ def help_text() -> str:
 
 
 def unknown_field(name: str, known: Iterable[str] = presets.FIELDS) -> str:
-  """What to say of a field that no config has; names the one that is meant."""
+  """The error text for an unknown field, with a suggestion."""
   known = list(known)
   if name == presets.OPEN:
-    return f"config.{name} is a group; set one of its names, such as {name}.enable_thinking=false"
+    return f"config.{name} is a group; set a name in it, such as {name}.enable_thinking=false"
   if group := [k for k in known if k.startswith(f"{name}.")]:
     return (
-      f"unknown field config.{name}, which is a group; set one of its fields: config.{group[0]}"
+      f"unknown field config.{name}: it is a group; set one of its fields, such as "
+      f"config.{group[0]}"
     )
   last = name.rpartition(".")[2]
-  # The whole name, or its last part alone: config.rank for config.delta.rank.
+  # Compares the whole name, and its last part: config.rank for config.delta.rank.
   places = {k.rpartition(".")[2]: k for k in reversed(known)} | {k: k for k in known}
   near = last if last in places else next(iter(difflib.get_close_matches(name, places, n=1)), "")
   return f"unknown field config.{name}" + (f"; did you mean config.{places[near]}?" if near else "")
 
 
 def faults(config: Config, *, complete: bool = True) -> list[str]:
-  """One line per wrong value of a config; [] if all are right.
+  """One line per invalid value of a config; [] if all are valid.
 
   Args:
-    config: of `sft` and its like.
-    complete: whether the models and the data must be named.
+    config: a config with the fields of `presets.sft`.
+    complete: whether models and data must be set.
   """
   fields = presets.flat(config.to_dict())
   out = [
@@ -233,57 +235,56 @@ def faults(config: Config, *, complete: bool = True) -> list[str]:
   ]
   for name, value in fields.items():
     if (field := presets.field_of(name)) is None:
-      out.append(f"config.{name} is no field of a config; see presets.py")
+      out.append(f"config.{name} is not a config field; see --help-config")
     elif fault := field.mistyped(value) or field.fault(value):
       out.append(f"config.{name} {fault}; got {value!r}")
   return out or _contradictions(config)
 
 
 def _contradictions(config: Config) -> list[str]:
-  """One line per combination of valid values that do not go together."""
+  """One line per combination of values that contradict each other."""
   out = []
   kinds = (config.delta.kind, config.dtype)
   if config.data.template_args and config.data.recipe != "chat":
     out.append(
-      "config.data.template_args are arguments of the chat template, which data.recipe=paper does "
-      "not use; set config.data.recipe=chat, or leave them out"
+      "config.data.template_args sets arguments of the chat template, which data.recipe=paper does "
+      "not use; set config.data.recipe=chat, or remove them"
     )
   if config.gradient_dtype == "bfloat16" and kinds != ("full", "bfloat16"):
     out.append(
       "config.gradient_dtype=bfloat16 needs config.delta.kind=full and "
-      f"config.dtype=bfloat16; got {config.delta.kind} and {config.dtype}; leave it at "
-      "float32"
+      f"config.dtype=bfloat16; got {config.delta.kind} and {config.dtype}; set it to float32"
     )
   if presets.is_paired(config):
     c = config.dpo
     if c.label_smoothing and c.loss != "sigmoid":
-      out.append(f"config.dpo.label_smoothing is for dpo.loss=sigmoid; {c.loss} has none")
+      out.append(f"config.dpo.label_smoothing needs dpo.loss=sigmoid; got dpo.loss={c.loss}")
     if config.loss_mean != "token":
       out.append(
-        "config.loss_mean=rank is a mean over tokens, for objective=sft; dpo counts each "
-        "pair once: set --config.loss_mean=token"
+        "config.loss_mean=rank applies only to objective=sft; dpo averages over pairs: set "
+        "--config.loss_mean=token"
       )
   return out
 
 
 def template_args(words: Sequence[str]) -> dict[str, Any]:
-  """Arguments of a chat template from NAME=VALUE; values are read as YAML: false, 3, high.
+  """Parses chat template arguments NAME=VALUE, with values in YAML: false, 3, high.
 
   Raises:
-    InputError: a word is no NAME=VALUE, or names an argument twice.
+    InputError: a word is not NAME=VALUE, or sets an argument twice.
   """
   args: dict[str, Any] = {}
   for word in words:
     name, is_assignment, value = word.partition("=")
     if not name.isidentifier() or not is_assignment or name in args:
       problem = "is given twice" if name in args else "is not NAME=VALUE"
-      raise InputError(f"template argument {word!r} {problem}; such as enable_thinking=false")
+      raise InputError(f"template argument {word!r} {problem}; expected e.g. enable_thinking=false")
     args[name] = parse_value(value)
   return args
 
 
 def parse_value(text: str) -> Any:
-  """A value on a command line, as YAML reads it; the text itself where it is no YAML."""
+  """Parses a command-line value as YAML; returns the text itself if it is not valid YAML."""
   try:
     return yaml.safe_load(text)
   except yaml.YAMLError:

@@ -1,8 +1,8 @@
 """Deltas: what is trained, stored and grafted.
 
 A Delta is one of two trees, told apart by the collection it lives in:
-  {"delta": d}   dense: float32 leaves at the model's own paths, only where trained
-  {"lora": d}    low-rank: "a" [.., in, R] and "b" [.., R, out] in the place of a kernel
+  {"delta": d}   dense: float32 leaves with the model's own paths, only for trained parameters
+  {"lora": d}    low-rank: "a" [.., in, R] and "b" [.., R, out] instead of a kernel
 
   train   W_B + delta    W_B frozen, delta trained
   graft   W_I + delta    the same delta, on the Instruct model
@@ -25,19 +25,18 @@ KINDS = ("lora", "full")
 
 
 def zeros(key: jax.Array, params: Params, config: Any) -> Delta:
-  """The delta that changes nothing.
+  """The initial delta, which changes nothing.
 
   Args:
-    key: jax.random key for A of an adapter.
-    params: the tree it is for, or its shapes.
-    config: config.delta; kind ("lora" or "full"), match (regex over leaf names), and rank of
-      an adapter.
+    key: jax.random key for an adapter's A.
+    params: the model's parameters, or their shapes.
+    config: config.delta; uses kind ("lora" or "full"), match (a regex on leaf names) and rank.
 
   Raises:
-    InputError: the kind is unknown, or `match` finds nothing.
+    InputError: the kind is unknown, or `match` matches nothing.
   """
   if config.kind not in KINDS:
-    raise InputError(f"delta.kind is one of {', '.join(KINDS)}; got {config.kind!r}")
+    raise InputError(f"delta.kind must be one of {', '.join(KINDS)}; got {config.kind!r}")
   if config.kind == "lora":
     return {"lora": lora.init(key, params, rank=config.rank, match=scope.pattern(config.match))}
   found = {
@@ -46,42 +45,44 @@ def zeros(key: jax.Array, params: Params, config: Any) -> Delta:
     if re.search(scope.pattern(config.match), n)
   }
   if not found:
-    raise InputError(f"delta.match {config.match!r} finds none of {', '.join(tree.names(params))}")
+    raise InputError(
+      f"delta.match {config.match!r} matches none of {', '.join(tree.names(params))}"
+    )
   return {"delta": tree.nest(found)}
 
 
 def scale_of(config: Any) -> float:
-  """The factor of an adapter's A B by config.delta: alpha / rank; 1 for a dense delta."""
+  """The scale of a delta by config.delta: alpha / rank for an adapter, 1 for a dense delta."""
   return config.alpha / config.rank if config.kind == "lora" else 1.0
 
 
 def add(
   w: jax.Array, d: jax.Array, dtype: DTypeLike | None = None, random: jax.Array | None = None
 ) -> jax.Array:
-  """W + delta: summed in float32; where delta is 0, W keeps its bits.
+  """W + delta, summed in float32; elements with delta 0 keep the bits of W.
 
-  A float32 sum alone would flush subnormal weights to zero and turn -0.0 into 0.0.
+  A plain float32 sum would flush subnormal weights to zero and turn -0.0 into 0.0.
 
   Args:
-    w, d: arrays of one shape, d in float32.
-    dtype: of the result; None for that of W.
-    random: uint32 like d, for stochastic rounding, which is unbiased; None rounds to the nearest.
+    w, d: arrays of equal shape, d in float32.
+    dtype: dtype of the result; None for that of W.
+    random: uint32 with the shape of d, for unbiased stochastic rounding; None rounds to nearest.
   """
   dtype = jnp.dtype(dtype or w.dtype)
   total = w.astype(jnp.float32) + d
-  rounded = total if random is None else _by_chance(total, dtype, random)
+  rounded = total if random is None else _round_stochastically(total, dtype, random)
   return jnp.where(d == 0, w.astype(dtype), rounded.astype(dtype))
 
 
-def _by_chance(x, dtype, random):
-  """x, or the number of `dtype` next to it on either side: the nearer, the more probable."""
+def _round_stochastically(x, dtype, random):
+  """Rounds x up or down to a neighbour in `dtype`, the nearer with the higher probability."""
   info = jnp.finfo(dtype)
   below = np.uint32((1 << (23 - info.nmant)) - 1)  # the bits of a float32 that `dtype` lacks
   bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + (random & below)
   out = jax.lax.bitcast_convert_type(bits & ~below, jnp.float32)
   if dtype != jnp.float16:
     return out
-  # The subnormal numbers of float16 are normal ones of float32: their steps are all alike.
+  # Subnormal numbers of float16 are normal in float32; they are spaced evenly.
   step = np.float32(info.smallest_subnormal)
   count = jnp.floor(x / step)
   up = (random >> 8).astype(jnp.float32) * np.float32(2**-24) < x / step - count
@@ -89,15 +90,15 @@ def _by_chance(x, dtype, random):
 
 
 def difference(tuned: jax.Array, base: jax.Array) -> jax.Array:
-  """W_T - W_B in float32: the delta of a model tuned elsewhere."""
+  """W_T - W_B in float32: the delta of a model that was tuned elsewhere."""
   return tuned.astype(jnp.float32) - base.astype(jnp.float32)
 
 
 def combine(variables: Mapping[str, Any]) -> dict[str, Params]:
-  """{"params", "delta"} -> {"params"}: the sum, where the delta has a leaf.
+  """{"params", "delta"} -> {"params"}: adds the delta to the leaves that it has.
 
-  Handed to the model, which calls it on one layer at a time (`decoder.Decoder.combine`).
-  The gradient reaches every element of the delta, zero or not.
+  The model calls it on one layer at a time (`decoder.Decoder.combine`).  All elements of the delta
+  get gradients, also those that are zero.
   """
   delta = tree.names(variables.get("delta", {}))
 
@@ -108,7 +109,7 @@ def combine(variables: Mapping[str, Any]) -> dict[str, Params]:
 
 
 def variables(params: Params, delta: Delta, scale: float) -> dict[str, Any]:
-  """The variables for `model.apply` with W + delta; `scale` is that of an adapter (`scale_of`)."""
+  """The variables for `model.apply` with W + delta; for `scale` see `scale_of`."""
   if "lora" in delta:
     return {"params": params, "lora": lora.scaled(delta["lora"], scale)}
   return {"params": params, **delta}
@@ -129,35 +130,35 @@ def is_zero(delta: Delta) -> bool:
 
 
 def is_equal(delta: Delta, other: Delta) -> bool:
-  """Whether two deltas of one form have the same numbers."""
+  """Whether two deltas of the same structure are equal."""
   return is_zero({"delta": jax.tree.map(jnp.subtract, delta, other)})
 
 
 def densify(delta: Delta, scale: float) -> dict[str, jax.Array]:
-  """{leaf name: float32 delta times `scale`}; that of an adapter has `scale_of` in it."""
+  """{leaf name: dense float32 delta times `scale`}; for an adapter, `scale` includes `scale_of`."""
   if "lora" in delta:
     return tree.names(lora.product(delta["lora"], scale))
   return {name: scale * d for name, d in tree.names(delta["delta"]).items()}
 
 
 def grafted_names(delta: Delta, params: Params, match: str) -> list[str]:
-  """The sorted names of the leaves that `graft` would change; computes nothing.
+  """The sorted names of the leaves that `graft` would change, without computing the graft.
 
   Args:
-    delta: see above.
-    params: the tree that it is for, or its shapes.
-    match: a name in scope.SCOPES, or a regex over leaf names.
+    delta: a Delta.
+    params: the model's parameters, or their shapes.
+    match: a name in scope.SCOPES, or a regex on leaf names.
 
   Raises:
-    InputError: the delta does not fit `params`, or `match` selects none of its leaves.
+    InputError: the delta does not fit `params`, or `match` matches none of its leaves.
   """
   dense = jax.eval_shape(densify, delta, 1.0)
   chosen = sorted(n for n in dense if re.search(scope.pattern(match), n))
   if not chosen:
     raise InputError(
-      f"graft.match {match!r} selects none of the delta's leaves: {', '.join(sorted(dense))}"
+      f"graft.match {match!r} matches none of the delta's leaves: {', '.join(sorted(dense))}"
     )
-  # Leaves that are trained but not grafted, such as embeddings, may have another shape there.
+  # Leaves that are trained but not grafted, such as embeddings, may have different shapes.
   tree.check_fits(
     tree.nest({n: dense[n] for n in chosen}), params, part_is="the delta", whole_is="the model"
   )
@@ -172,18 +173,18 @@ def graft(
   match: str = "projections",
   donate: bool = False,
 ) -> tuple[Params, list[str]]:
-  """W_I + delta on the leaves that `match` selects: equation 3 of arXiv 2505.12716, in memory.
+  """W_I + delta in memory, for the leaves selected by `match`: equation 3 of arXiv 2505.12716.
 
   Args:
     instruct: the Instruct model.
-    delta: leaves it lacks, and elements where it is 0, keep W_I's bits.
-    scale: what the delta is multiplied by; of an adapter `scale_of` is a part of it.
+    delta: the delta; leaves that it lacks, and elements with delta 0, keep the bits of W_I.
+    scale: factor of the delta; for an adapter it includes `scale_of`.
     match: see `grafted_names`.
-    donate: whether the sums take the place of the grafted leaves of `instruct` in memory.
+    donate: whether the sums may reuse the memory of the grafted leaves of `instruct`.
 
   Returns:
-    (Params shaped, sharded and typed as `instruct`, with sums taken in float32; the sorted
-    names of the grafted leaves).
+    (Params with the shapes, shardings and dtypes of `instruct`, summed in float32; the sorted names
+    of the grafted leaves).
 
   Raises:
     InputError: see `grafted_names`.
@@ -198,6 +199,6 @@ def graft(
 
 
 def _sums(weights, delta, scale):
-  """W + delta, leaf by leaf; only for the leaves of `weights`."""
+  """W + delta, for the leaves of `weights`."""
   dense = densify(delta, scale)
   return jax.tree.map(add, weights, {n: dense[n] for n in weights})

@@ -1,4 +1,4 @@
-"""The one error that a user can cause, and how it looks on a terminal."""
+"""The error for bad input, and helpers for its text."""
 
 import difflib
 import pathlib
@@ -7,27 +7,27 @@ from typing import Any
 
 
 class InputError(ValueError):
-  """Bad input; the text says where, what was expected, what was found and what to do.
+  """Bad input; the message says where, what was expected, what was given and what to do.
 
-  The commands print it as it is, without a traceback, and exit with code 2.
+  Commands print the message without a traceback, and exit with code 2.
   """
 
 
 def listing(items: Iterable[Any], limit: int = 20) -> str:
-  """Joins sorted `items`, one per line, and counts those beyond `limit`."""
-  found = sorted(items)
-  more = [f"… and {len(found) - limit} more"] if len(found) > limit else []
-  return "".join(f"\n  {item}" for item in found[:limit] + more)
+  """Joins sorted `items`, one per line; only counts those beyond `limit`."""
+  lines = sorted(items)
+  more = [f"… and {len(lines) - limit} more"] if len(lines) > limit else []
+  return "".join(f"\n  {item}" for item in lines[:limit] + more)
 
 
 def inline(items: Sequence[str], limit: int = 20) -> str:
-  """Joins items with commas, and counts those beyond `limit`."""
+  """Joins items with commas; only counts those beyond `limit`."""
   more = [f"… and {len(items) - limit} more"] if len(items) > limit else []
   return ", ".join([*items[:limit], *more])
 
 
 def nearest(path: pathlib.Path) -> str:
-  """ "; did you mean FOLDER/OTHER?" with the most similar name beside `path`; "" if none is."""
-  there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-  found = difflib.get_close_matches(path.name, there, n=1, cutoff=0.5)
-  return f"; did you mean {path.parent / found[0]}?" if found else ""
+  """ "; did you mean FOLDER/OTHER?" with the most similar name next to `path`; "" if none is."""
+  names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+  close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
+  return f"; did you mean {path.parent / close[0]}?" if close else ""

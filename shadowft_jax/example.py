@@ -22,7 +22,7 @@ TINY = pathlib.Path(__file__).parent / "assets" / "tiny"
 EXAMPLES, PAIRS = 600, 300
 CONFIG = """\
 # A config: what differs from the defaults, which `shadowft train --help-config` lists.
-base: {base}  # your Base model: a folder, or its id on the hub
+base: {base}  # your Base model: a folder, or its Hub id
 instruct: {instruct}  # your Instruct model
 {objective}data:
   train: {train}  # your examples

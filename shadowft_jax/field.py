@@ -1,6 +1,6 @@
-"""One setting: its default, meaning and range, and what is wrong with a value.
+"""A setting: its default, meaning and range, and the check of a value.
 
-This module imports nothing of ours, so that flags and configs load fast.
+This module imports no other module of the package, so that flags and configs load fast.
 """
 
 import dataclasses
@@ -15,8 +15,8 @@ KINDS = {
   str: "a text",
   dict: "a mapping",
 }
-LARGEST = 2**32 - 1  # a whole number; generators of random numbers take no larger seed
-FLOAT32 = (2.0**-126, (2 - 2.0**-23) * 2.0**127)  # the least and the largest size, which compute
+LARGEST = 2**32 - 1  # of whole numbers; random number generators accept no larger seed
+FLOAT32 = (2.0**-126, (2 - 2.0**-23) * 2.0**127)  # the smallest and largest normal magnitude
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,13 +24,13 @@ class Field:
   """One setting.
 
   Attributes:
-    default: if there is one.
+    default: the default value; None if there is none.
     meaning: one line, for --help and the docs.
-    choices: all values that are allowed, if there are a few.
+    choices: the allowed values; empty: not restricted to a list.
     above, least, below, most: bounds of a number; `above` and `below` are exclusive.
-    is_nonzero: 0 is not allowed.
-    is_regex: the value is a regular expression over names of tensors or leaves.
-    hint: what to set, where an empty value is an error.
+    is_nonzero: whether 0 is forbidden.
+    is_regex: whether the value is a regular expression on names of tensors or parameters.
+    hint: the value to suggest if an empty value is an error.
   """
 
   default: Any
@@ -46,17 +46,19 @@ class Field:
 
   @property
   def range(self) -> str:
-    """The bounds in words; "" where there are none."""
+    """The bounds as text; "" if there are none."""
     bounds = {
       "above": self.above,
       "at least": self.least,
       "below": self.below,
       "at most": self.most,
     }
-    told = {
-      n: f"{x:,}" if isinstance(x, int) else f"{x:g}" for n, x in bounds.items() if x is not None
-    }
-    return " and ".join([f"{name} {x}" for name, x in told.items()] + ["not 0"] * self.is_nonzero)
+    words = [
+      f"{n} {x:,}" if isinstance(x, int) else f"{n} {x:g}"
+      for n, x in bounds.items()
+      if x is not None
+    ]
+    return " and ".join([*words, "not 0"] if self.is_nonzero else words)
 
   @property
   def description(self) -> str:
@@ -79,7 +81,7 @@ class Field:
     )
 
   def fault(self, value: Any) -> str:
-    """The rule that a value breaks; "" if it is right."""
+    """The rule that a value violates; "" if it is valid."""
     if self.choices:
       return "" if value in self.choices else f"is one of {', '.join(map(str, self.choices))}"
     if isinstance(value, str | None | list | dict) and not self.is_regex:
@@ -89,11 +91,11 @@ class Field:
     if self.range and not self.contains(value):
       is_open = self.below is None and self.most is None
       is_finite = isinstance(value, int) or math.isfinite(value)
-      return f"must be {self.range}" + " and finite" * (is_open and not is_finite)
+      return f"must be {self.range}" + (" and finite" if is_open and not is_finite else "")
     return _number_fault(value)
 
   def mistyped(self, value: Any) -> str:
-    """What a value should be, if it is of another type than the default; "" if it is right."""
+    """The required type, if a value has a different type than the default; "" if it is right."""
     if self.default is None:
       return ""
     kind = type(self.default)
@@ -103,25 +105,25 @@ class Field:
 
 
 def _regex_fault(value):
-  """As `Field.fault`, of a regular expression over the names of tensors or leaves."""
+  """As `Field.fault`, for a regular expression on names of tensors or parameters."""
   try:
     re.compile(value)
   except (re.error, OverflowError, RecursionError) as error:
     return f"is not a regular expression ({error})"
-  # No name has a comma: who writes one means several names.
+  # Names contain no commas, so a comma is meant to separate names.
   if "," in re.sub(r"\{\d*,\d*\}", "", value):
     names = "|".join(filter(None, (part.strip() for part in value.split(","))))
-    return f"is a regular expression, which separates names by |: '{names}'"
+    return f"is a regular expression; separate names by |: '{names}'"
   return ""
 
 
 def _number_fault(value):
-  """As `Field.fault`, of a number that is in the range."""
+  """As `Field.fault`, for a number that is within the bounds."""
   if isinstance(value, float):
     if not math.isfinite(value):
       return "must be finite"
     if value and not FLOAT32[0] <= abs(value) <= FLOAT32[1]:
-      return f"must have a size from {FLOAT32[0]:.2g} to {FLOAT32[1]:.2g}, as a 32-bit float"
+      return f"must have a magnitude from {FLOAT32[0]:.2g} to {FLOAT32[1]:.2g} (float32)"
   if isinstance(value, int) and abs(value) > LARGEST:
     return f"must be at most {LARGEST:,}"
   return ""

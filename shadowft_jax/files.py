@@ -1,7 +1,7 @@
-"""Files and folders on disk: checked, read, and written whole or not at all.
+"""Files and folders: checks, JSON, and atomic writing.
 
-A file or folder is first written beside its final place, as `<name>.part`, locked by the process
-that writes it, and is renamed once it is on disk.
+A file or folder is first written as `<name>.part` next to its final path, locked by the writing
+process, and renamed once it is on disk.
 """
 
 import collections
@@ -16,24 +16,24 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Any, BinaryIO
 
 from shadowft_jax.errors import InputError, nearest
-from shadowft_jax.progress import count, say, size
+from shadowft_jax.progress import say, size
 
 StrPath = str | os.PathLike[str]
-JOURNAL = ".journal"  # in a folder in the making: its lock, and what is done
-REPLACED = ".replaced"  # not ".old", which people give to copies of their own
-BESIDE = 100 << 20  # bytes to spare for what is not weights: tokenizer, configuration, cards
+JOURNAL = ".journal"  # in an unfinished folder: its lock, and a record of the finished work
+REPLACED = ".replaced"  # suffix of a folder that is being replaced; people use ".old" themselves
+OTHER_FILES = 100 << 20  # bytes reserved for files other than weights: tokenizer, config, cards
 
 
 def check_folder(directory: pathlib.Path) -> None:
   """Raises InputError if `directory` is not a folder."""
   if not directory.is_dir():
     what = "is a file" if directory.exists() else f"does not exist{nearest(directory)}"
-    advice = "a model of the hub: `hf download <owner>/<name> --local-dir <folder>`"
+    advice = "for a Hub model: `hf download <owner>/<name> --local-dir <folder>`"
     raise InputError(f"{directory} {what}; expected a folder on this disk ({advice})")
 
 
 def check_apart(directory: StrPath, other: StrPath, role: str = "") -> None:
-  """Raises InputError if a folder, --out if `other` has a role, is in `other` or holds it."""
+  """Raises InputError if one of two folders contains the other; with a `role`, one is --out."""
   a, b = (pathlib.Path(os.path.realpath(d)) for d in (directory, other))
   if a == b and role:
     raise InputError(f"--out is the {role}'s own folder, {other}; name another folder")
@@ -42,10 +42,10 @@ def check_apart(directory: StrPath, other: StrPath, role: str = "") -> None:
 
 
 def check_new(directory: StrPath, overwrite: bool = False) -> pathlib.Path:
-  """The real path of a folder that can be made; makes its parent.
+  """The real path of a new folder; creates its parent.
 
   Raises:
-    InputError: it exists and must not be overwritten.
+    InputError: it exists and `overwrite` is false, or it is a file.
   """
   directory = pathlib.Path(os.path.realpath(directory))
   if directory.exists() and not (overwrite and directory.is_dir()):
@@ -56,7 +56,7 @@ def check_new(directory: StrPath, overwrite: bool = False) -> pathlib.Path:
 
 
 def free(out: StrPath) -> int:
-  """Bytes free on the disk where `out` will be."""
+  """The free bytes on the disk of `out`, which need not exist."""
   place = pathlib.Path(os.path.realpath(out))
   while not place.exists():
     place = place.parent
@@ -64,22 +64,22 @@ def free(out: StrPath) -> int:
 
 
 def check_room(out: StrPath, nbytes: int, already: int = 0, what: str = "") -> None:
-  """Raises InputError if `nbytes` of weights, and what lies beside them, do not fit on a disk.
+  """Raises InputError if a disk has no space for `nbytes` of weights and OTHER_FILES.
 
   Args:
-    already: bytes of an unfinished `out`, which are used again or freed.
-    what: the parts of `nbytes` in words.
+    already: bytes of an unfinished `out`, which are reused or freed.
+    what: the parts of `nbytes` as text.
   """
-  want, have = nbytes + BESIDE, free(out) + already
+  want, have = nbytes + OTHER_FILES, free(out) + already
   if have < want:
     raise InputError(
-      f"{out} needs {size(want)}{what and f' ({what})'}, and its disk has {size(have)} free; make "
-      "room, or name a folder on another disk"
+      f"{out} needs {size(want)}{what and f' ({what})'}, but its disk has {size(have)} free; free "
+      "some space, or choose a folder on another disk"
     )
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """The object in a JSON file; raises InputError if it is missing or `parse_json` refuses it."""
+  """Reads the object in a JSON file; raises InputError if it is missing or invalid."""
   if not path.exists():
     raise InputError(f"{path.parent} has no {path.name}; expected a Hugging Face folder")
   try:
@@ -89,18 +89,18 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def parse_json(text: bytes | str, name: str) -> dict[str, Any]:
-  """The object that a JSON text holds.
+  """Parses a JSON object; `name` is the name of the text in errors.
 
   Raises:
-    InputError: the text called `name` is not valid JSON, not an object, or has a key twice, of
-      which other programs may read the other value.
+    InputError: the text is not valid JSON, not an object, or has a duplicate key, which programs
+      may read differently.
   """
   try:
     out = json.loads(text, object_pairs_hook=_object)
   except (ValueError, RecursionError) as error:
     raise InputError(f"{name} is not valid JSON ({error})") from error
   if not isinstance(out, dict):
-    raise InputError(f"{name} holds a JSON {type(out).__name__}; expected an object")
+    raise InputError(f"{name} contains a JSON {type(out).__name__}; expected an object")
   return out
 
 
@@ -108,12 +108,12 @@ def _object(pairs):
   out = dict(pairs)
   if len(out) != len(pairs):
     [(key, _)] = collections.Counter(key for key, _ in pairs).most_common(1)
-    raise ValueError(f"a key comes twice: {key!r}")
+    raise ValueError(f"duplicate key {key!r}")
   return out
 
 
 def part(path: StrPath) -> pathlib.Path:
-  """Where a file or a folder lies while it is written."""
+  """The temporary path of a file or folder while it is written."""
   path = pathlib.Path(os.path.realpath(path))
   return path.with_name(f"{path.name}.part")
 
@@ -131,14 +131,14 @@ def write_json(path: StrPath, value: Any) -> None:
 
 @contextlib.contextmanager
 def writing(path: StrPath) -> Iterator[BinaryIO]:
-  """Yields an open binary file that replaces `path` at the end; after an error `path` is as before.
+  """Yields an open binary file that replaces `path` at the end; on error `path` is unchanged.
 
   A second process that writes the same file waits for the first.
   """
   fresh = part(path)
   with _locked(fresh, wait=True) as file:
     try:
-      file.truncate()  # what a killed process left
+      file.truncate()  # removes what a killed process has left
       yield file
       file.flush()
       os.fsync(file.fileno())
@@ -150,17 +150,17 @@ def writing(path: StrPath) -> Iterator[BinaryIO]:
 
 
 def _locked(path, *, wait):
-  """A file that is open, made if missing, and locked until it is closed; BlockingIOError if another
+  """Opens a file, created if missing, and locks it until it is closed; BlockingIOError if another
   process has the lock and `wait` is False."""
   while True:
     file = open(path, "r+b", opener=lambda p, flags: os.open(p, flags | os.O_CREAT, 0o666))
     try:
       fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError as error:  # else a file system without locks: processes must keep apart
+    except OSError as error:  # other errors: the file system has no locks, which is ignored
       if isinstance(error, BlockingIOError):
         file.close()
         raise
-    # The process that had the lock may have renamed or removed the file meanwhile.
+    # The previous owner of the lock may have renamed or removed the file in the meantime.
     with contextlib.suppress(FileNotFoundError):
       if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
         return file
@@ -169,11 +169,11 @@ def _locked(path, *, wait):
 
 @dataclasses.dataclass(frozen=True)
 class Making:
-  """A folder that is being made.
+  """A folder that is being written.
 
   Attributes:
-    directory: where its files lie until it is complete.
-    done: the values that `add` was given by the run that this one resumes, in order.
+    directory: its temporary path.
+    done: the values recorded by `add` in the run that this one resumes, in order.
   """
 
   directory: pathlib.Path
@@ -181,7 +181,7 @@ class Making:
   _journal: BinaryIO
 
   def add(self, found: list[Any], paths: Iterable[pathlib.Path]) -> None:
-    """Records JSON values as done, once the files that belong to them are on disk."""
+    """Records JSON values as done, after syncing the files that belong to them to disk."""
     for path in paths:
       sync(path, deep=False)
     self._journal.write(json.dumps(found).encode() + b"\n")
@@ -193,7 +193,7 @@ class Making:
     return sorted(p for p in self.directory.iterdir() if p.name != JOURNAL)
 
   def clear(self, keep: Collection[str] = ()) -> None:
-    """Removes everything but the files named in `keep`."""
+    """Removes everything except the files named in `keep`."""
     for path in self.paths():
       if path.name not in keep:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -201,25 +201,25 @@ class Making:
 
 @contextlib.contextmanager
 def folder(out: StrPath, *, overwrite: bool = False, key: str | None = None) -> Iterator[Making]:
-  """Yields a folder in the making, which becomes `out` at the end; after an error it is removed.
+  """Yields a temporary folder, which becomes `out` at the end; it is removed on error.
 
-  With a `key`, a process that is killed or interrupted leaves what it has made, and the next with
-  the same key resumes it; with another key it starts over and says so.
+  With a `key` the folder is resumable: if the process is killed or interrupted, the next call with
+  the same key continues; a call with another key starts over and prints that it does.
 
   Args:
-    out: the folder to make.
-    overwrite: replaces an existing folder, once the new one is complete.
-    key: a text without line breaks that stands for all inputs and settings.
+    out: the folder to write.
+    overwrite: whether to replace an existing folder, once the new one is complete.
+    key: a text without line breaks that identifies all inputs and settings.
 
   Raises:
-    InputError: `out` exists and must not be overwritten, or another process is making it.
+    InputError: `out` exists and `overwrite` is false, or another process is writing it.
   """
   out = check_new(out, overwrite)
   fresh = part(out)
   with _opened_journal(fresh) as journal:
     try:
       _heal(out)
-      check_new(out, overwrite)  # another process may have made it, or `_heal`
+      check_new(out, overwrite)  # another process may have created it, or `_heal` restored it
       yield _resumed(fresh, journal, key)
       sync(fresh)
       _move(fresh, out)
@@ -236,26 +236,25 @@ def _opened_journal(fresh):
   try:
     fresh.mkdir(exist_ok=True)
     return _locked(fresh / JOURNAL, wait=False)
-  except (BlockingIOError, FileNotFoundError) as error:  # it is at work, or just now ends
-    raise InputError(f"another process is writing {fresh}; wait, or name another folder") from error
+  except (BlockingIOError, FileNotFoundError) as error:  # another process is active, or just ended
+    raise InputError(f"another process is writing {fresh}; wait or use another folder") from error
 
 
 def _resumed(fresh, journal, key):
-  """The Making of a folder, with what its journal says is done; emptied if the key is another."""
+  """The Making of a folder with the work recorded in its journal; emptied if the key differs."""
   first, *lines = journal.read().split(b"\n")
   making, length = Making(fresh, [], journal), 0
   if lines and key is not None and first == key.encode():
     length = len(first) + 1
-    for line in lines[:-1]:  # what follows the last line break is torn, or nothing
+    for line in lines[:-1]:  # the text after the last line break is incomplete, or empty
       try:
         making.done.extend(json.loads(line))
       except ValueError:
         break
       length += len(line) + 1
-    done = count(len(making.done), "step")
-    say(f"resuming {fresh}, which the same command left; {done} on disk")
+    say(f"resuming {fresh} from an earlier run of the same command; steps done: {len(making.done)}")
   elif key is not None and (first or making.paths()):
-    say(f"{fresh} was left by a run with other inputs or settings; removing it and starting over")
+    say(f"{fresh} is from a run with other inputs or settings; removing it and starting over")
   journal.seek(length)
   journal.truncate()
   if not length:
@@ -266,11 +265,11 @@ def _resumed(fresh, journal, key):
 
 
 def _move(fresh, out):
-  """Gives a complete folder its name; one that has the name is removed once that is done."""
+  """Renames a complete folder to `out`, and then removes the folder that it replaces, if any."""
   if out.exists():
     os.rename(out, out.with_name(out.name + REPLACED))
   os.rename(fresh, out)
-  # Only now, so that no other process can lock the folder before it is in its place.
+  # Only now, so that no other process can lock the folder before it has its final name.
   (out / JOURNAL).unlink()
   for path in (out, out.parent):
     sync(path, deep=False)
@@ -278,13 +277,13 @@ def _move(fresh, out):
 
 
 def _heal(out):
-  """Ends what an unfinished `_move` left: the folder to be replaced returns, or is removed."""
+  """Completes an interrupted `_move`: restores the replaced folder, or removes it."""
   if (old := out.with_name(out.name + REPLACED)).exists():
     shutil.rmtree(old, ignore_errors=True) if out.exists() else os.rename(old, out)
 
 
 def sync(path: pathlib.Path, deep: bool = True) -> None:
-  """Waits until a file, or a folder and all that is in it, is on disk."""
+  """Waits until a file, or a folder with all of its contents, is on disk."""
   for place in [*(path.rglob("*") if deep else ()), path]:
     handle = os.open(place, os.O_RDONLY)
     try:
@@ -294,7 +293,7 @@ def sync(path: pathlib.Path, deep: bool = True) -> None:
 
 
 def forget(path: pathlib.Path) -> None:
-  """Drops a file's cached pages, so that it is read from the disk next time."""
+  """Drops a file from the page cache, so that the next read is from disk."""
   if hasattr(os, "posix_fadvise"):
     with open(path, "rb") as file:
       os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

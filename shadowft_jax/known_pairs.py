@@ -1,8 +1,8 @@
-"""Lists the released pairs of Base and Instruct that are known by name.
+"""Lists the released pairs of Base and Instruct that can be given by name.
 
   shadowft pairs qwen3
 
-A name stands for both models: --config.pair=NAME of train and plan, --pair=NAME of similarity.
+Use a name as --config.pair=NAME in train and plan, and as --pair=NAME in similarity.
 """
 
 import dataclasses
@@ -29,22 +29,22 @@ class Options(command.Options):
 
 
 def table(text: str = "") -> str:
-  """The known pairs with `text` in a cell, capitals aside.
+  """A table of the known pairs that contain `text` in any column, ignoring case.
 
   Raises:
-    InputError: there is none.
+    InputError: no pair does.
   """
   rows = [[name, p.base, p.instruct, p.model_type] for name, p in registry.PAIRS.items()]
   found = [row for row in rows if text.lower() in " ".join(row).lower()]
   if not found:
     raise InputError(
       f"no known pair has {text!r} in its name, models or family (shadowft pairs lists all "
-      f"{len(rows)}); any other pair is given as --config.base=DIR --config.instruct=DIR"
+      f"{len(rows)}); for any other pair use --config.base=DIR --config.instruct=DIR"
     )
   graft_only = [name for name, *_ in found if registry.PAIRS[name].why_not_train]
   lines = [aligned([HEAD, *found], left=len(HEAD))]
   if graft_only:
-    lines.append(f"can be grafted, but not trained here: {', '.join(graft_only)}")
+    lines.append(f"can only be grafted, not trained here: {', '.join(graft_only)}")
   return "\n".join(lines)
 
 

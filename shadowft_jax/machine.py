@@ -1,4 +1,4 @@
-"""What this machine gives to a process: CPU cores, a folder for caches, and what JAX may use."""
+"""The local machine: CPU cores, the cache folder, and environment variables for JAX."""
 
 import hashlib
 import os
@@ -7,18 +7,18 @@ import platform
 
 
 def cores() -> int:
-  """How many CPU cores this process may use, which can be fewer than the machine has."""
+  """The number of CPU cores that this process may use."""
   return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cache_folder() -> pathlib.Path:
-  """$XDG_CACHE_HOME/shadowft_jax, or ~/.cache/shadowft_jax; it need not exist."""
+  """$XDG_CACHE_HOME/shadowft_jax, or ~/.cache/shadowft_jax; it may not exist yet."""
   home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
   return home.expanduser() / "shadowft_jax"
 
 
 def cpu() -> str:
-  """The kind of processor, in words."""
+  """A description of the CPU's features."""
   path = pathlib.Path("/proc/cpuinfo")
   lines = path.read_text().splitlines() if path.exists() else [platform.processor()]
   return next((x for x in lines if x.startswith(("flags", "Features"))), platform.machine())
@@ -31,19 +31,19 @@ def compiled_folder() -> pathlib.Path:
 
 
 def configure_jax(accelerator: bool = True, cache: bool = True) -> None:
-  """Sets the variables that JAX reads when it is imported, which it must not be yet.
+  """Sets the environment variables that JAX reads at import; call it before importing JAX.
 
-  JAX_COMPILATION_CACHE_DIR names another folder for compiled programs, which are kept for the next
-  start; JAX_ENABLE_COMPILATION_CACHE=0 keeps none.
+  Users can set JAX_COMPILATION_CACHE_DIR to another folder for compiled programs, or
+  JAX_ENABLE_COMPILATION_CACHE=0 to disable the cache.
 
   Args:
-    accelerator: whether one is used; otherwise none is taken.
-    cache: whether compiled programs are kept.
+    accelerator: whether to use an accelerator; otherwise only the CPU.
+    cache: whether to cache compiled programs.
   """
   if not accelerator:
     os.environ["JAX_PLATFORMS"] = "cpu"
-  # JAX takes 0.75 of a GPU by default; plans count on this share.
-  if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:  # its older name; JAX refuses both
+  # JAX preallocates 0.75 of a GPU's memory by default; `plan` assumes this larger share.
+  if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:  # the older name; setting both is an error
     os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", "0.975")
   os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled_folder()))
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")

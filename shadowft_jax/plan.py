@@ -1,10 +1,9 @@
-"""Plans a run on absent hardware: the memory, time and disk it needs, and whether it fits.
+"""Plans a run on hardware you do not have: memory, time and disk, and whether it fits.
 
-  python -m shadowft_jax.plan --config configs/paper_full.py --config.pair=qwen2.5-32b \\
-      --topology a100-80gb:8
+  shadowft plan --config paper_full --config.pair=qwen2.5-32b --topology a100-80gb:8
 
-The step is compiled ahead of time from shapes alone: no weights, no accelerator.  The compilers
-are in an environment of their own, which `make plan-env` makes; without them memory is estimated.
+The step is compiled ahead of time from shapes, without weights or accelerator.  `make plan-env`
+installs the compilers in a separate environment; without them the memory is estimated.
 """
 
 import dataclasses
@@ -28,29 +27,30 @@ with epy.lazy_imports():  # help and errors of flags, config and paths come befo
 class Options(command.Options):
   """Flags of `plan`."""
 
-  accelerator = False  # the local one is not the one that is planned for
-  cache = False  # a program for an absent device cannot be read back
+  accelerator = False  # the plan is for other hardware than the local one
+  cache = False  # a cached program for an absent device cannot be loaded
 
   config: command.Config = command.config_option()
   topology: str = command.option(
-    help="An accelerator and how many: a100-80gb:8, h100-80gb:2x8 (hosts x GPUs), v5p:2x2x1."
+    help="Accelerator and count: a100-80gb:8, h100-80gb:2x8 (hosts x GPUs per host), v5p:2x2x1."
   )
   model: str | None = command.option(
     None,
-    help="The model's config.json or its folder, in the place of config.base; its weights need "
-    "not be there.",
+    help="The model's config.json or its folder, instead of config.base; no weights are needed.",
   )
-  tokens: int = command.option(0, help="Tokens of an epoch, where the data is not there.", least=0)
+  tokens: int = command.option(
+    0, help="Tokens per epoch, if the data is not on this machine.", least=0
+  )
   search: bool = command.option(
     False, help="Try rows per micro-batch, remat and mesh shapes; print the fastest that fits."
   )
 
 
 def read_model(name: str | os.PathLike) -> dict[str, Any]:
-  """config.json of a model, as a dict.
+  """Reads the config.json of a model.
 
   Args:
-    name: the file, a folder that has one (weights are not looked for), or an id of the hub.
+    name: the file, a folder with one (no weights are needed), or a Hub id.
   """
   path = pathlib.Path(name)
   if not path.is_file():
@@ -72,8 +72,8 @@ def main(options: Options) -> None:
   model = options.model or config[config.learn_on]
   if not model:
     raise InputError(
-      "there is no model; give --model=FILE (a config.json or its folder), or "
-      "--config.base or --config.pair"
+      "no model is given; set --model=FILE (a config.json or its folder), --config.base or "
+      "--config.pair"
     )
   command.check(config, complete=False)
   hf = read_model(model)
@@ -87,9 +87,9 @@ def main(options: Options) -> None:
   print("\n".join(report.describe(plan, hf, rows) + report.memory_table(plan)))
   if not plan.fits:
     raise report.too_big(plan, hf, topology)
-  print("fits" if plan.compiled else "fits, by estimate")
+  print("fits" if plan.compiled else "fits (estimated)")
   if options.search:
-    print("the fastest that fits: " + " ".join(search.flags_of(plan)))
+    print("fastest config that fits: " + " ".join(search.flags_of(plan)))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,17 @@
-"""The paper's scope: the projections of a layer, which are trained by LoRA and grafted.
+"""The paper's scope: the projections of the layers, which are trained with LoRA and grafted.
 
-The one definition that training, graft, similarity and the pair check share, as names of modules.
+The only definition, by module names, for training, graft, similarity and the pair check.
 Source: arXiv 2505.12716, section 3.2; the authors' src/shadow/apply_diff.py, and LLaMA-Factory's
 lora_target=all, with which they train: every linear layer.
 """
 
-# Those of the families that are ported; fused ones are Phi's qkv_proj and GLM-4's gate_up_proj.
+# Projections of the trainable families, including the fused qkv_proj (Phi) and gate_up_proj
+# (GLM-4).
 DEFAULT = (
   *("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj"),
   *("gate_proj", "up_proj", "gate_up_proj", "down_proj"),
 )
-# Names of other families, which are grafted only.
+# Adds those of other families, which can only be grafted.
 PROJECTIONS = frozenset(
   {
     *DEFAULT,
@@ -28,16 +29,16 @@ PROJECTIONS = frozenset(
     *("in_proj_qkvz", "in_proj_ba", "in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"),
   }
 )
-# Matrices of layers that are no projections: routers, convolutions, what is trained for each input
-# or position.
+# Matrices of layers that are not projections: routers, convolutions, and parameters per token or
+# position.
 NO_PROJECTION = (
   r"norm|\bgate\b|router|shared_expert_gate|conv|embed|bias|rotary|relative|A_log|per_layer|altup"
   r"|laurel"
 )
-# Names that `match` may have beside a regex -> the regex over leaf names, biases included.
+# Names that `match` may have instead of a regex -> the regex on leaf names, including biases.
 SCOPES = {"projections": rf"layers/.*/({'|'.join(DEFAULT)})/", "all": r""}
 
 
 def pattern(match: str) -> str:
-  """The regex over leaf names that `match` stands for: a name in SCOPES, or itself."""
+  """The regex on leaf names for `match`, which is a name in SCOPES or a regex itself."""
   return SCOPES.get(match, match)

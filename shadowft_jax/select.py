@@ -1,9 +1,9 @@
-"""Chooses rows of high reward, uniformly over categories, as the paper says BAAI-2k was made.
+"""Chooses rows of high reward, uniformly over categories, as the paper describes BAAI-2k.
 
-  python -m shadowft_jax.select --rows BAAI/Infinity-Instruct:Gen --out baai_2k.jsonl
+  shadowft select --rows BAAI/Infinity-Instruct:Gen --out baai_2k.jsonl
 
-Writes the rows unchanged, and baai_2k.report.json beside them.  data/high_reward.py lists the
-choices that the paper leaves open, and the flag of each.
+Writes the rows unchanged, and baai_2k.report.json next to them.  data/high_reward.py lists the
+choices that the paper does not specify, and the flag for each.
 """
 
 import dataclasses
@@ -25,37 +25,37 @@ class Options(command.Options):
   accelerator = False
 
   rows: str = command.option(
-    help="File, folder or hub id ORG/NAME[:SUBSET] of rows with a reward and categories."
+    help="Rows with a reward and categories: a file, a folder or a Hub id ORG/NAME[:SUBSET]."
   )
-  split: str = command.option("train", help="Split of a hub id.")
+  split: str = command.option("train", help="Split of a Hub id.")
   out: str = command.option(help="The .jsonl file to write.")
-  count: int = command.option(2000, help="Rows to choose.", least=1)
-  seed: int = command.option(42, help="Seed of ties and of the order.", least=0)
+  count: int = command.option(2000, help="Number of rows to choose.", least=1)
+  seed: int = command.option(42, help="Seed of ties and of the output order.", least=0)
   reward: str = command.option("reward", help="Field of the reward.")
   category: str = command.option("label.cate_ability_en", help="Field of the category.")
   pool: float = command.option(
-    0.1, help="Share of the rows, the best, to choose from.", above=0, most=1
+    0.1, help="Share of the rows to choose from, those with the highest rewards.", above=0, most=1
   )
-  min_reward: float | None = command.option(None, help="Least reward of a chosen row.")
+  min_reward: float | None = command.option(None, help="Lowest reward of a chosen row.")
   several: str = command.option(
     "first",
-    help="What a row with several categories counts for: the first, one that is drawn, or each.",
+    help="For which of its categories a row counts: the first, one drawn at random, or each.",
     choices=high_reward.SEVERAL,
   )
-  language: str = command.option("", help="Only rows whose langdetect is this.")
+  language: str = command.option("", help="Only use rows with this langdetect.")
   overwrite: bool = command.option(False, help="Replace --out if it exists.")
 
 
 def read(spec: str, split: str) -> list[dict[str, Any]]:
-  """All rows of `spec`, a file, folder or hub id.
+  """Reads all rows of `spec`, a file, folder or Hub id.
 
   Raises:
-    InputError: a row is no object, or a weight is given.
+    InputError: a row is not an object, or `spec` has a weight.
   """
   rows = []
   for source in sources.read(spec, split, "--split"):
     if source.weight != 1:
-      raise InputError(f"--rows {spec}: a weight says how often rows are passed; expected none")
+      raise InputError(f"--rows {spec}: weights (*W) are only for training data; remove it")
     for where, row in source.rows:
       if isinstance(row, InputError):
         raise row
@@ -69,11 +69,11 @@ def free(out: str | os.PathLike, overwrite: bool) -> tuple[pathlib.Path, pathlib
   """(path of the rows, path of the report) for --out.
 
   Raises:
-    InputError: they may not be written.
+    InputError: --out is not a .jsonl file, or one of the two exists and `overwrite` is false.
   """
   out = pathlib.Path(out)
   if out.suffix != ".jsonl":
-    raise InputError(f"--out {out}: expected a name that ends in .jsonl")
+    raise InputError(f"--out {out}: expected a file name that ends in .jsonl")
   paths = out, out.with_suffix(".report.json")
   for path in paths:
     if path.exists() and not overwrite:
@@ -85,7 +85,7 @@ def write(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
   """Writes one row per line, the whole file or nothing.
 
   Raises:
-    InputError: a row holds a value that JSON cannot.
+    InputError: a value cannot be represented in JSON.
   """
   try:
     text = "".join(json.dumps(row) + "\n" for row in rows)
@@ -95,10 +95,10 @@ def write(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
 
 
 def main(options: Options) -> None:
-  """Chooses rows as the options say, and writes them and the report.
+  """Chooses rows, and writes them and the report.
 
   Raises:
-    InputError: a value is out of range, or the rows are not there, malformed or too few.
+    InputError: a value is out of range, or the rows are missing, malformed or too few.
   """
   out, report_path = free(options.out, options.overwrite)
   rows, report = high_reward.select(

@@ -12,12 +12,12 @@ import numpy as np
 from shadowft_jax import tree
 from shadowft_jax.errors import InputError, listing
 
-AnyMesh = Mesh | AbstractMesh  # an abstract one has no devices
-# data: copies of the model; fsdp: each holds a share of it; tensor: each computes a share of every
-# product; context: each has a share of every row's tokens.
+AnyMesh = Mesh | AbstractMesh  # an abstract mesh has no devices
+# data: copies of the model; fsdp: weights are sharded; tensor: each matrix product is sharded;
+# context: the tokens of each row are sharded.
 AXES = ("data", "fsdp", "tensor", "context")
 BATCH = P(("data", "fsdp"), "context")
-# The names that models/ has for the axes of activations, and the mesh axes they lie on.
+# The names of activation axes in models/, and the mesh axes over which they are sharded.
 ACTIVATIONS = (
   ("batch", ("data", "fsdp")),
   ("context", "context"),
@@ -29,14 +29,14 @@ RULES = (
   (r"experts/down_proj/(kernel|a)$", P(None, "fsdp", "tensor")),
   (r"experts/(gate|up)_proj/(kernel|b)$", P(None, "fsdp", None, "tensor")),
   (r"experts/", P(None, "fsdp")),
-  # By rows, as all kernels: where columns are gathered, a compiler first turns all layers around.
+  # Sharded by rows, like all kernels: to gather columns, XLA would first transpose all layers.
   (r"layers/.*(o_proj|down_proj)/(kernel|a)$", P(None, ("tensor", "fsdp"))),
   (r"layers/.*(o_proj|down_proj)/b$", P(None, None, "fsdp")),
   (r"layers/.*kernel$", P(None, "fsdp", "tensor")),
   (r"layers/.*/a$", P(None, "fsdp")),
   (r"layers/.*/b$", P(None, None, ("tensor", "fsdp"))),
   (r"lm_head/kernel$", P("fsdp", "tensor")),
-  (r".*", P()),  # norms and biases: a vector a layer
+  (r".*", P()),  # norms and biases: one vector per layer
 )
 
 
@@ -46,12 +46,12 @@ def make_mesh(
   """A mesh over all devices.
 
   Args:
-    shape: {axis of AXES: size}; an axis left out is 1, one may be -1 for all that is left.  None:
-      every device on fsdp.
+    shape: {axis of AXES: size}; missing axes have size 1, one may be -1 for all remaining devices.
+      None: all devices on fsdp.
     devices: None for all devices of this run.
 
   Raises:
-    InputError: an unknown axis, or sizes whose product is not the number of devices.
+    InputError: an axis is unknown, or the product of the sizes is not the number of devices.
   """
   sizes = mesh_sizes(shape, jax.device_count() if devices is None else len(devices))
   return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
@@ -63,42 +63,44 @@ def abstract_mesh(shape: Mapping[str, int] | None, count: int) -> AbstractMesh:
 
 
 def mesh_sizes(shape: Mapping[str, int] | None, count: int) -> tuple[int, ...]:
-  """The size of every axis of AXES; `shape` and errors as in `make_mesh`."""
+  """The size of every axis of AXES; for `shape` and errors see `make_mesh`."""
   shape = dict(shape or {"fsdp": -1})
   if unknown := sorted(set(shape) - set(AXES)):
-    raise InputError(f"mesh has axes {', '.join(AXES)}; got {', '.join(unknown)}")
+    raise InputError(
+      f"config.mesh has unknown axes {', '.join(unknown)}; expected {', '.join(AXES)}"
+    )
   sizes = [shape.get(axis, 1) for axis in AXES]
   rest = -math.prod(sizes)
   if sizes.count(-1) == 1 and rest > 0:
     sizes[sizes.index(-1)] = max(1, count // rest)
   if math.prod(sizes) != count or min(sizes) < 1:
     raise InputError(
-      f"mesh {shape} does not make {count} devices; set config.mesh so that "
-      f"the product of {', '.join(AXES)} is {count}"
+      f"mesh {shape} does not match the number of devices, {count}; set config.mesh so that the "
+      f"product of {', '.join(AXES)} is {count}"
     )
   return tuple(sizes)
 
 
 def check_batch(rows: int, length: int, mesh: AnyMesh) -> None:
-  """Raises InputError where a batch of `rows` rows of `length` tokens does not divide."""
+  """Raises InputError if a batch of `rows` rows of `length` tokens cannot be sharded evenly."""
   ways = math.prod(mesh.shape[axis] for axis in BATCH[0])
   if rows % ways:
     raise InputError(
-      f"config.rows is {rows}; it must be a multiple of {ways}, the devices on "
-      f"the mesh axes {' and '.join(BATCH[0])}"
+      f"config.rows is {rows}; it must be a multiple of {ways}, the number of devices on the mesh "
+      f"axes {' and '.join(BATCH[0])}"
     )
   if length % mesh.shape["context"]:
     raise InputError(
-      f"config.data.max_length is {length}; it must be a multiple of "
-      f"{mesh.shape['context']}, the devices on the mesh axis context"
+      f"config.data.max_length is {length}; it must be a multiple of {mesh.shape['context']}, the "
+      "number of devices on the mesh axis context"
     )
 
 
 def of(tree_: Any, mesh: AnyMesh) -> Any:
-  """A NamedSharding for every leaf, by the first rule its name matches.
+  """A NamedSharding for every leaf, by the first rule that matches its name.
 
   Raises:
-    InputError: lists every leaf with a dimension that its axes do not divide.
+    InputError: lists every leaf with a dimension that its mesh axes do not divide.
   """
   bad: list[str] = []
   fault: dict[tuple[str, ...], list[int]] = {}
@@ -121,13 +123,13 @@ def of(tree_: Any, mesh: AnyMesh) -> Any:
       for names, sizes in fault.items()
     )
     raise InputError(
-      f"the mesh does not divide these leaves; choose sizes so that {advice}:" + listing(bad)
+      f"the mesh does not divide these parameters; choose sizes so that {advice}:" + listing(bad)
     )
   return out
 
 
 def my_share(mesh: Mesh) -> tuple[int, int, int]:
-  """(first, stop, of): this process has a part of rows first / of to stop / of of every batch."""
+  """(first, stop, n): this process has (part of) rows first / n to stop / n of every batch."""
   of = math.prod(mesh.shape[axis] for axis in BATCH[0])
   where = NamedSharding(mesh, P(BATCH[0])).addressable_devices_indices_map((of,))
   bounds = [rows.indices(of)[:2] for (rows,) in filter(None, where.values())]
@@ -135,7 +137,7 @@ def my_share(mesh: Mesh) -> tuple[int, int, int]:
 
 
 def place_rows(rows: np.ndarray, mesh: Mesh) -> jax.Array:
-  """A batch over the mesh; `rows` are this process's, [rows of `my_share`, T]."""
+  """Assembles a batch sharded over the mesh; `rows` are this process's, [rows of `my_share`, T]."""
   first, stop, of = my_share(mesh)
   count = len(rows) * of // (stop - first)
   skipped = count * first // of
@@ -148,7 +150,7 @@ def place_rows(rows: np.ndarray, mesh: Mesh) -> jax.Array:
 
 
 def whole(x: jax.Array | np.ndarray) -> np.ndarray:
-  """All of x on every process; each of them must call this."""
+  """Gathers all of x on every process; all processes must call this."""
   if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
     assert isinstance(x.sharding, NamedSharding)
     x = _replicated(x, NamedSharding(x.sharding.mesh, P()))
@@ -160,7 +162,7 @@ def _replicated(x, where):
 
 
 def bytes_per_device(shapes: Any) -> int:
-  """Bytes of a tree of arrays or shapes with shardings, on the device that has most of it."""
+  """The largest number of bytes on any device of a tree of arrays or shapes with shardings."""
   return sum(
     math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(shapes)
   )

@@ -1,11 +1,10 @@
 """How far an Instruct model is from its Base: the pair check, then the paper's gap ratio.
 
-  python -m shadowft_jax.similarity --base DIR --instruct DIR [--out DIR]
-  python -m shadowft_jax.similarity --pair qwen3-8b --check-only
-  python -m shadowft_jax.similarity --candidates DIR --candidates DIR --instruct DIR
+  shadowft similarity --base DIR --instruct DIR [--out DIR]
+  shadowft similarity --pair qwen3-8b --check-only
+  shadowft similarity --candidates DIR --candidates DIR --instruct DIR
 
-DIR may be an id of the hub.  --candidates ranks the Bases that an Instruct may have been made from,
-nearest first.
+DIR may be a Hub id.  --candidates ranks possible Bases of an Instruct, nearest first.
 """
 
 import contextlib
@@ -28,34 +27,34 @@ class Options(command.Options):
 
   accelerator = False
 
-  base: str | None = command.option(None, help="The Base: a folder, or an id of the hub.")
-  instruct: str | None = command.option(None, help="The Instruct: a folder, or an id of the hub.")
+  base: str | None = command.option(None, help="The Base: a folder, or a Hub id.")
+  instruct: str | None = command.option(None, help="The Instruct: a folder, or a Hub id.")
   pair: str | None = command.option(
-    None, help="A released pair by name, for --base and --instruct where they are not given."
+    None, help="A released pair by name; sets --base and --instruct if they are not given."
   )
   candidates: tuple[str, ...] = command.option((), help="Rank these Bases for --instruct.")
   check_only: bool = command.option(
-    False, help="Only the pair check: reads headers, small files and some rows of the tables."
+    False, help="Only run the pair check: reads headers, small files and some embedding rows."
   )
   out: str | None = command.option(
     None,
-    help="Folder to write: similarity.json, .csv and .png, and weights.png (candidates.json with "
-    "--candidates).",
+    help="Folder to write, with similarity.json, .csv and .png, and weights.png (or, with "
+    "--candidates, candidates.json).",
   )
   view: str | None = command.option(
     None,
-    help="Draw the first matrix that this regex finds in weights.png; by default q_proj of the "
-    "first layer.",
+    help="A regex; weights.png shows the first matrix that matches. Default: q_proj of the first "
+    "layer.",
     is_regex=True,
   )
   overwrite: bool = command.option(False, help="Replace --out if it exists.")
 
 
 def main(options: Options) -> None:
-  """Checks, measures and writes as the options say.
+  """Checks and measures a pair, or ranks candidates, and writes the results.
 
   Raises:
-    InputError: the options contradict each other, or the models are no pair.
+    InputError: the options contradict each other, or the models do not form a pair.
   """
   _check_options(options)
   out = None if options.check_only else options.out
@@ -71,24 +70,21 @@ def main(options: Options) -> None:
 
 
 def _check_options(options):
-  """Raises InputError for options that do not go together."""
+  """Raises InputError for options that cannot be combined."""
   o = options
   if o.view is not None and (not o.out or o.check_only or o.candidates):
-    raise InputError(
-      "--view needs --out, where it writes weights.png, and takes no --check-only or --candidates"
-    )
+    raise InputError("--view needs --out, and cannot be combined with --check-only or --candidates")
   if o.candidates and (o.base or o.pair or o.check_only or not o.instruct):
     raise InputError(
-      "--candidates needs --instruct, and takes no --base, --pair or --check-only: "
-      "it looks for the Base"
+      "--candidates needs --instruct, and cannot be combined with --base, --pair or --check-only"
     )
 
 
 def choose(base: str | None, instruct: str | None, pair: str | None) -> tuple[str, str]:
-  """(Base, Instruct): as given, else those of the pair.
+  """(Base, Instruct): as given, or those of the pair.
 
   Raises:
-    InputError: one of them is not given, or there is no such pair.
+    InputError: one of them is missing, or there is no such pair.
   """
   if pair:
     known = registry.get(pair, flags="")
@@ -97,22 +93,22 @@ def choose(base: str | None, instruct: str | None, pair: str | None) -> tuple[st
     return base, instruct
   raise InputError(
     f"--{'instruct' if base else 'base'} is not given; expected --base DIR --instruct DIR "
-    "(folders, or ids of the hub), or --pair NAME"
+    "(folders, or Hub ids), or --pair NAME"
   )
 
 
 def check(base: "folder.ModelFolder", instruct: "folder.ModelFolder") -> "list[findings.Finding]":
-  """Prints the report of the pair check and returns its findings.
+  """Prints the pair check and returns its findings.
 
   Raises:
-    InputError: one of them is an error.
+    InputError: a finding is an error.
   """
   found = pair_check.check(base, instruct)
   print(findings.report(found), flush=True)
   if number := sum(f.level == "error" for f in found):
     raise InputError(
-      f"{base.directory} and {instruct.directory} are no pair; see the {count(number, 'error')} "
-      "of the pair check above"
+      f"{base.directory} and {instruct.directory} are not a usable pair: {count(number, 'error')} "
+      "in the pair check above"
     )
   return found
 

@@ -7,13 +7,13 @@ import jax
 
 from shadowft_jax.errors import InputError, listing
 
-Params = dict[str, Any]  # a model's arrays, or shapes, nested by Hugging Face's names
+Params = dict[str, Any]  # a model's arrays or shapes, nested by Hugging Face's names
 Delta = dict[str, Any]  # {"delta": tree} or {"lora": tree}, see delta.py
 Batch = dict[str, jax.Array]  # the arrays of `data.packing.collate`, on devices
 
 
 def name_of(key_path: Iterable[Any]) -> str:
-  """The name of a jax key path: the fields and keys it passes through, joined by "/"."""
+  """The name of a JAX key path: its keys and fields joined by "/"."""
   return "/".join(
     str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in key_path
   )
@@ -25,7 +25,7 @@ def names(tree: Any) -> dict[str, Any]:
 
 
 def nest(named: Mapping[str, Any]) -> dict[str, Any]:
-  """The nested dict whose leaves `names` would list as `named`."""
+  """The inverse of `names`: a nested dict."""
   out: dict[str, Any] = {}
   for name, leaf in named.items():
     *parents, last = name.split("/")
@@ -42,11 +42,11 @@ def map_named(fn: Callable[[str, Any], Any], tree: Any) -> Any:
 
 
 def check_fits(part: Any, whole: Any, *, part_is: str, whole_is: str) -> None:
-  """Checks that `whole` has every leaf of `part`, in the same shape.
+  """Checks that `whole` has every leaf of `part`, with the same shape.
 
   Raises:
-    InputError: lists every leaf that `whole` lacks or has in another shape; the two sides
-      are called `part_is` and `whole_is`.
+    InputError: lists every leaf that `whole` lacks or has with another shape; `part_is` and
+      `whole_is` are the names of the two trees.
   """
   have = names(whole)
   bad = [
@@ -59,5 +59,5 @@ def check_fits(part: Any, whole: Any, *, part_is: str, whole_is: str) -> None:
 
 
 def size(tree: Any) -> int:
-  """How many numbers a tree holds."""
+  """The total number of elements in a tree."""
   return sum(x.size for x in jax.tree.leaves(tree))

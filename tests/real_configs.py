@@ -166,7 +166,7 @@ def _gemma2(hidden, layers, heads, kv, mlp):
 
 
 def _gemma3(hidden, layers, mlp, **heads):
-  """The text_config on the hub leaves to the class whatever is its default."""
+  """The text_config on the Hub leaves to the class whatever is its default."""
   both = dict(
     model_type="gemma3",
     image_token_index=262144,
@@ -394,7 +394,7 @@ CONFIGS["glm-4-32b-0414"] = _pair(
   {},
 )
 
-# Parameters of the Instruct, vision included, tied tables counted once: as its page on the hub
+# Parameters of the Instruct, vision included, tied tables counted once: as its page on the Hub
 # counts them; of Gemma 3 as keras-hub's presets do (12B without the last 64 rows of its table).
 PARAMETERS = {
   "llama-3.2-1b": 1_235_814_400,

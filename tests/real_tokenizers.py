@@ -13,7 +13,7 @@ from tokenizers import processors
 
 from shadowft_jax.data.tokenizer import load_tokenizer
 
-# Source: tokenizer.json of Llama-3.2-1B and Qwen2.5-7B on the hub.
+# Source: tokenizer.json of Llama-3.2-1B and Qwen2.5-7B on the Hub.
 PATTERN = (
   r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{}"
   r"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

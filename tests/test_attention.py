@@ -227,7 +227,7 @@ def test_a_backend_that_cannot_share_a_row_says_so(monkeypatch):
   monkeypatch.setattr(sharding, "AXES", ("data", "fsdp", "context", "tensor"))
   with pytest.raises(
     InputError,
-    match="attention=splash cannot share a row.* axis context is 8; "
+    match="attention=splash does not support rows sharded.* axis context is 8; "
     "set it to 1, or attention to one of xla, chunked, flash",
   ):
     on_mesh(dict(context=8), "splash", case(length=80))

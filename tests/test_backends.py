@@ -121,7 +121,7 @@ def test_what_agreed_is_not_run_again(monkeypatch, cache, capfd, verbose):
 def test_a_cache_that_cannot_be_written_to_is_said(cache, capfd):
   cache.parent.write_text("in the way")
   assert kernels.refusal("chunked", CFG, "float32") is None
-  assert "the check is not kept for the next run" in capfd.readouterr().err
+  assert "cannot cache the check for the next run" in capfd.readouterr().err
 
 
 def test_a_broken_cache_is_made_anew(cache):
@@ -134,8 +134,8 @@ def test_a_broken_cache_is_made_anew(cache):
 @pytest.mark.parametrize(
   "name, dtype, message",
   [
-    ("flash", "bfloat16", "it runs on gpu, and this is cpu"),
-    ("splash", "bfloat16", "it runs on tpu, and this is cpu"),
+    ("flash", "bfloat16", "it runs only on gpu, and this is cpu"),
+    ("splash", "bfloat16", "it runs only on tpu, and this is cpu"),
   ],
 )
 def test_a_backend_of_another_platform_is_refused_by_name(name, dtype, message):
@@ -150,10 +150,10 @@ def test_a_backend_of_another_platform_is_refused_by_name(name, dtype, message):
 def test_what_a_backend_lacks_is_named():
   softcapped = dataclasses.replace(CFG, attn_logit_softcapping=30.0)
   assert kernels.unsuited("cudnn", CFG, "bfloat16", "gpu") is None
-  assert "no softcap, and the model's is 30.0" in kernels.unsuited(
+  assert "does not support softcapping, which the model uses (30.0)" in kernels.unsuited(
     "cudnn", softcapped, "bfloat16", "gpu"
   )
-  assert "takes bfloat16 and float16, and config.dtype is float32" in kernels.unsuited(
+  assert "supports only bfloat16 and float16, and config.dtype is float32" in kernels.unsuited(
     "cudnn", CFG, jnp.float32, "gpu"
   )
 
@@ -180,7 +180,7 @@ def test_short_rows_on_a_cpu_take_the_reference_unchecked(monkeypatch, cache):
   [
     ("NVIDIA A100-SXM4-80GB", "gpu", "flash", "compiles for it, and was never run there"),
     ("TPU v5", "tpu", "splash", "compiles for it, and was never run there"),
-    ("TPU v9", "tpu", "chunked", "nothing was verified"),
+    ("TPU v9", "tpu", "chunked", "no backend was verified"),
   ],
 )
 def test_for_an_absent_device_the_table_speaks(kind, platform, backend, said):

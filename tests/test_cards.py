@@ -1,4 +1,4 @@
-"""Cards: what the hub reads of a result, and that no path of this machine is in it."""
+"""Cards: what the Hub reads of a result, and that no path of this machine is in it."""
 
 import json
 

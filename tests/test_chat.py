@@ -262,7 +262,7 @@ def test_template_arguments_reach_the_template(tokenizer):
     prompt = ChatTemplate(tokenizer, dict(args)).prompt(talk("a"))
     assert prompt == example.token[: len(prompt)].tolist()
   for wrong in ("enable_thinkin", "messages"):
-    with pytest.raises(InputError, match=f"reads no argument {wrong};") as error:
+    with pytest.raises(InputError, match=f"does not use the argument {wrong};") as error:
       ChatTemplate(tokenizer, {wrong: False})
     assert ("did you mean enable_thinking?" in str(error.value)) == (wrong != "messages")
 
@@ -321,7 +321,7 @@ def test_a_turn_of_weight_0_is_not_trained(tokenizer):
   conversation[1]["weight"], conversation[3]["weight"] = 0, 1
   assert trained(encode(conversation, tokenizer, 99), tokenizer) == ["dog<|im_end|>\n"]
   conversation[3]["weight"] = 0
-  with pytest.raises(InputError, match="no turn of the assistant to learn"):
+  with pytest.raises(InputError, match="it has no assistant turn to train on"):
     encode(conversation, tokenizer, 99)
 
 
@@ -374,7 +374,7 @@ LAW = [
 def check_ends(tokenizer, stops):
   """Every trained answer holds a token at which the model stops, or is counted as one without;
   returns how many do not."""
-  endless = 0
+  unterminated = 0
   for conversation in LAW:
     try:
       example = encode(conversation, tokenizer, 1000)
@@ -384,9 +384,9 @@ def check_ends(tokenizer, stops):
     ids = {tokenizer.convert_tokens_to_ids(x) for x in stops}
     edges = np.flatnonzero(np.diff(np.concatenate([[0], example.answer, [0]]))).reshape(-1, 2)
     without = sum(not ids & {*example.token[max(a, b - 4) : b].tolist()} for a, b in edges)
-    assert without == example.endless
-    endless += without
-  return endless
+    assert without == example.unterminated
+    unterminated += without
+  return unterminated
 
 
 @pytest.mark.parametrize("name", STOPS)
@@ -440,16 +440,16 @@ def test_answers_that_the_template_ends_each_in_its_way(tokenizer, tmp_path, nam
 def test_a_marker_at_which_the_model_goes_on_is_no_end(tokenizer):
   tokenizer.chat_template = GLM  # whose stops are not told
   example = encode(talk("a?", "one", "b?", "two"), tokenizer, 99)
-  assert trained(example, tokenizer) == ["\none", "\ntwo"] and example.endless == 2
+  assert trained(example, tokenizer) == ["\none", "\ntwo"] and example.unterminated == 2
 
 
 def test_control_tokens_spelt_out_in_an_answer_are_noted(tokenizer):
-  spelt = lambda *talk_, **more: encode(talk(*talk_, **more), tokenizer, 99).spelt
-  assert spelt("a", "turns end with <|im_end|> here")
-  assert not spelt("a <|im_end|>", "four") and not spelt("a", "<|im_end | four")
+  has_special = lambda *talk_, **more: encode(talk(*talk_, **more), tokenizer, 99).has_special
+  assert has_special("a", "turns end with <|im_end|> here")
+  assert not has_special("a <|im_end|>", "four") and not has_special("a", "<|im_end | four")
   old = talk("a", "<|eos|>", "b", "four")
   old[1]["weight"] = 0
-  assert not encode(old, tokenizer, 99).spelt
+  assert not encode(old, tokenizer, 99).has_special
 
 
 def test_text_that_has_its_begin_and_end_gets_no_others(tokenizer):
@@ -530,7 +530,9 @@ HOSTILE = [
 def test_a_template_cannot_reach_out_of_its_sandbox(tokenizer, tmp_path, monkeypatch, attack):
   monkeypatch.chdir(tmp_path)
   tokenizer.chat_template = attack + CHATML
-  with pytest.raises(InputError, match="the chat template of .* fails on roles user, assistant"):
+  with pytest.raises(
+    InputError, match="the chat template of .* fails for the roles user, assistant"
+  ):
     encode(talk("a", "b"), tokenizer, 100)
   assert not list(tmp_path.iterdir())
 
@@ -542,27 +544,27 @@ LENGTH = "{{ messages | map(attribute='content') | join | length }}"
 @pytest.mark.parametrize(
   "template, conversation, match",
   [
-    (None, talk("a", "b"), r"has no chat template; use the tokenizer of the Instruct"),
-    ("{% if %}", talk("a", "b"), r"fails on roles user, assistant"),
+    (None, talk("a", "b"), r"has no chat template; use the Instruct model.s tokenizer"),
+    ("{% if %}", talk("a", "b"), r"fails for the roles user, assistant"),
     (
       "{{ raise_exception('No system here') }}",
       talk("a", "b", system="s"),
-      r"fails on roles system, user, assistant: No system here",
+      r"fails for the roles system, user, assistant: No system here",
     ),
     ("{{ messages[0].content }}", talk("a", "b"), r"turn 2: the chat template .* 0 times"),
-    (CHATML * 2, talk("a", "b"), r"turn 2: the chat template .* writes an answer 2 times"),
+    (CHATML * 2, talk("a", "b"), r"turn 2: the chat template .* renders the answer 2 times"),
     (
       LENGTH + CHATML,
       talk("a", "b"),
-      r"turn 2: the answer 'b' is not found in what the chat template of .* writes",
+      r"turn 2: cannot find the answer .b. in the text rendered by the chat template of ",
     ),
-    (CHATML + LENGTH, talk("a", "b"), r"turn 2: the answer 'b'"),
+    (CHATML + LENGTH, talk("a", "b"), r"turn 2: cannot find the answer 'b'"),
     (
       "{% for m in messages %}{{ m.content }}|{% endfor %}{{ '|' if add_generation_prompt }}",
       talk("a", ""),
-      r"turn 2: the answer '' is not found",
+      r"turn 2: cannot find the answer ..",
     ),
-    (CHATML, talk("a"), r"no turn of the assistant"),
+    (CHATML, talk("a"), r"no assistant turn"),
   ],
 )
 def test_what_cannot_be_rendered_is_refused(tokenizer, template, conversation, match):
@@ -574,7 +576,7 @@ def test_what_cannot_be_rendered_is_refused(tokenizer, template, conversation, m
 def test_an_error_names_the_row_and_the_others_are_encoded(tokenizer):
   good, bad, other = encode_rows([talk("a", "b"), talk("a"), talk("c", "d")], tokenizer)
   assert isinstance(bad, InputError)
-  assert str(bad).startswith("f.json row 2: there is no turn of the assistant")
+  assert str(bad).startswith("f.json row 2: it has no assistant turn")
   assert trained(good[0], tokenizer) == ["b<|im_end|>\n"]
   assert trained(other[0], tokenizer) == ["d<|im_end|>\n"]
   with pytest.raises(InputError, match="data.max_length must be above 0; got 0"):
@@ -593,14 +595,14 @@ def test_a_tokenizer_is_loaded_from_its_folder(tokenizer, tmp_path):
 @pytest.mark.parametrize(
   "files, match",
   [
-    ({}, "has no tokenizer that can be read: .*; copy tokenizer.json"),
-    ({"tokenizer.json": "{}"}, "has no tokenizer that can be read"),
+    ({}, "cannot load a tokenizer from .*: .*; copy tokenizer.json"),
+    ({"tokenizer.json": "{}"}, "cannot load a tokenizer from .*"),
     (
       {
         "tokenizer_config.json": '{"auto_map": {"AutoTokenizer": ["evil.Evil", null]}}',
         "evil.py": "import pathlib; pathlib.Path(__file__).with_name('ran').touch()",
       },
-      "has no tokenizer that can be read: .*custom code",
+      "cannot load a tokenizer from .*: .*custom code",
     ),
   ],
 )
@@ -632,7 +634,7 @@ def test_stop_tokens_are_all_that_are_named(tokenizer, tmp_path, generation, con
   if expected:
     assert stop_tokens(bare, tmp_path) == expected
   else:
-    with pytest.raises(InputError, match="names no end token; set eos_token_id"):
+    with pytest.raises(InputError, match="defines no EOS token; set eos_token_id"):
       stop_tokens(bare, tmp_path)
   (tmp_path / "config.json").write_text("[]")
   with pytest.raises(InputError, match="config.json is not a JSON object"):

@@ -133,8 +133,8 @@ def test_aliases(name):
     (["--scale=nan"], ["--scale must be finite; got nan"]),
     (["--scale=inf"], ["--scale must be finite; got inf"]),
     (["--form=sparse"], ["--form is one of dense, low-rank; got 'sparse'"]),
-    (["--scale=1e39"], ["--scale must have a size from 1.2e-38 to 3.4e+38, as a 32-bit float"]),
-    (["--scale=1e-50"], ["--scale must have a size"]),
+    (["--scale=1e39"], ["--scale must have a magnitude from 1.2e-38 to 3.4e+38 (float32)"]),
+    (["--scale=1e-50"], ["--scale must have a magnitude"]),
     (["--rank=5000000000"], ["--rank must be at most 4,294,967,295; got 5000000000"]),
     (["--rank=1.5"], ["--rank needs a whole number; got '1.5'"]),
     (["--scale=much"], ["--scale needs a number; got 'much'"]),
@@ -142,7 +142,7 @@ def test_aliases(name):
     (["--rank"], ["--rank needs a whole number"]),
     (["--named=("], ["--named is not a regular expression (missing )"]),
     (["--named=a{99999999999999999999}"], ["--named is not a regular expression"]),
-    (["--named=q, k"], ["--named is a regular expression, which separates names by |: 'q|k'"]),
+    (["--named=q, k"], ["--named is a regular expression; separate names by |: 'q|k'"]),
     (["--drop_raet=0.1"], ["unknown flag --drop-raet; did you mean --drop-rate?"]),
     (["--xyzzy"], ["unknown flag --xyzzy"]),
     (["--config.lr=1"], ["config.lr"]),
@@ -205,7 +205,7 @@ def test_a_config_and_its_fields(monkeypatch):
     ("{} --config.xyzzy=1", "unknown field config.xyzzy"),
     (
       "{} --config.mesh=8",
-      "config.mesh, which is a group; set one of its fields: config.mesh.data",
+      "config.mesh: it is a group; set one of its fields, such as config.mesh.data",
     ),
     ("{} --config.batch_size=many", "--config.batch_size needs a whole number; got 'many'"),
     ("{} --config.batch_size=1e3", "--config.batch_size needs a whole number; got '1e3'"),
@@ -228,13 +228,13 @@ def test_a_config_that_cannot_be(monkeypatch, argv, words):
 @pytest.mark.parametrize(
   "name, text, words",
   [
-    ("a.yaml", "base: [a\n", "is not YAML that can be read: while parsing"),
-    ("a.yaml", "", "holds a NoneType; expected a mapping of fields"),
-    ("a.yml", "- lr\n", "holds a list; expected a mapping of fields"),
+    ("a.yaml", "base: [a\n", "is not valid YAML: while parsing"),
+    ("a.yaml", "", "contains a NoneType; expected a mapping of fields"),
+    ("a.yml", "- lr\n", "contains a list; expected a mapping of fields"),
     ("a.yaml", "lrr: 1\n", "sets an unknown field config.lrr; did you mean config.lr?"),
     ("a.yaml", "delta: {ranc: 1}", "field config.delta.ranc; did you mean config.delta.rank?"),
     ("a.yaml", "rank: 1\nbatch: 1", "config.delta.rank?; also unknown: batch"),
-    ("a.yaml", "data: rows.jsonl", "config.data, which is a group; set one of its fields"),
+    ("a.yaml", "data: rows.jsonl", "config.data: it is a group; set one of its fields"),
     ("a.yaml", "lr: fast", "config.lr needs a number; got 'fast'"),
     ("a.yaml", "lr:", "config.lr needs a number; got None"),
     ("a.yaml", "epochs: 1.5", "config.epochs needs a whole number; got 1.5"),
@@ -306,7 +306,7 @@ def test_the_config_of_a_run_repeats_it(tmp_path):
   repeated = command.parse(WithConfig, [f"--config={path}"]).config
   assert repeated.to_dict() == config.to_dict()
   assert config_file.faults(repeated, complete=False) == []
-  refused(WithConfig, [f"--config={tmp_path}"], f"the config of the run in it is {path}")
+  refused(WithConfig, [f"--config={tmp_path}"], f"to repeat its run, give {path}")
 
 
 def test_values_of_older_versions_are_read(tmp_path):
@@ -332,7 +332,7 @@ def test_template_arguments_are_fields_of_any_name_and_kind(tmp_path):
   path = tmp_path / "config.json"
   path.write_text(config.to_json_best_effort())
   assert command.parse(WithConfig, [f"--config={path}"]).config.to_dict() == config.to_dict()
-  group = "config.data.template_args is a group; set one of its names"
+  group = "config.data.template_args is a group; set a name in it"
   refused(WithConfig, ["--config=lora", "--config.data.template_args=x"], group)
   refused(WithConfig, ["--config=lora", "--config.data.template_arg.x=1"], "unknown field")
   with config.unlocked():
@@ -375,7 +375,7 @@ def test_what_an_error_advises_is_right(monkeypatch, wrong):
   argv = ["--config=configs/lora.py", wrong]
   with pytest.raises(InputError) as error:
     command.check(command.parse(WithConfig, argv).config, complete=False)
-  advice = re.search(r"write (\S+)$|separates names by \|: '(.+)';", str(error.value))
+  advice = re.search(r"write (\S+)$|separate names by \|: '(.+)';", str(error.value))
   argv[1] = advice[1] or f"--config.delta.match={advice[2]}"
   config = command.parse(WithConfig, argv).config
   command.check(config, complete=False)

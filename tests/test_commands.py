@@ -93,8 +93,8 @@ def fails(config, workdir, match):
     ("lr", 0.0, "config.lr must be above 0"),
     ("delta.rank", 0, "config.delta.rank must be above 0"),
     ("rows", 6, "config.rows is 6; it must be a multiple of 8"),
-    ("delta.match", "vision", "'vision' finds no kernel"),
-    ("graft.match", "vision", "'vision' selects none"),
+    ("delta.match", "vision", "'vision' matches no kernel"),
+    ("graft.match", "vision", "'vision' matches none"),
     ("data.val_ratio", 1.5, "val_ratio"),
     ("data.max_length", 3, "raise data.max_length"),
     ("data.train", "/nowhere/rows.jsonl", "/nowhere/rows.jsonl"),
@@ -112,7 +112,7 @@ def test_a_run_stands_for_its_delta(pair, tmp_path):
     config = runs.config_of(pair, **{"delta.init": str(given)})
     train._resolve(config)
     assert config.delta.init == str(tmp_path / "run" / "delta")
-  message = f"delta.init={tmp_path}/rnu is no folder; did you mean {tmp_path}/run"
+  message = f"delta.init={tmp_path}/rnu is not a folder; did you mean {tmp_path}/run"
   fails(runs.config_of(pair, **{"delta.init": str(tmp_path / "rnu")}), tmp_path / "new", message)
 
 
@@ -169,7 +169,7 @@ def test_a_token_beyond_the_table(own_pair, tmp_path):
   tokenizer = AutoTokenizer.from_pretrained(own_pair / "instruct")
   tokenizer.add_tokens([f"extra{i}" for i in range(10)] + ["\U0001f642"])
   tokenizer.save_pretrained(own_pair / "instruct")
-  fails(runs.config_of(own_pair), tmp_path / "run", "makes token 269; the Base has 264 rows")
+  fails(runs.config_of(own_pair), tmp_path / "run", "gives token id 269; the Base has 264 rows")
 
 
 def test_answers_cut_away_are_counted(own_pair, tmp_path, capsys):

@@ -112,7 +112,7 @@ def test_bad_rows_end_the_run_or_are_left_out_and_listed(config, tmp_path, capsy
   config.data.skip_bad_rows = True
   assert len(dataset.read(config, config.instruct).train) == 20
   said = capsys.readouterr().err
-  assert "2 bad rows left out:" in said and "row 21" in said and "row 22 is not JSON" in said
+  assert "bad rows skipped: 2" in said and "row 21" in said and "row 22 is not valid JSON" in said
 
 
 def test_rows_with_images_are_refused_or_trained_as_text(config, tmp_path):
@@ -131,10 +131,10 @@ def test_what_is_cut_and_dropped_is_said(config, tmp_path, capsys):
     f.write(json.dumps({"instruction": "q" * 300, "output": "a"}) + "\n")
   data = dataset.read(config, config.instruct)
   said = capsys.readouterr().err
-  assert "3 examples" in said and "1 dropped" in said and "1 cut at data.max_length" in said
+  assert "3 examples" in said and "1 dropped" in said and "1 truncated to data.max_length" in said
   assert [e.cut > 0 for e in data.train] == [False, True, False]
   write(tmp_path / "a.jsonl", ["a"], input="q" * 300)
-  with pytest.raises(InputError, match="none of 1 examples has an answer .*raise data.max_length"):
+  with pytest.raises(InputError, match="no example has an answer .*raise data.max_length"):
     dataset.read(config, config.instruct)
 
 
@@ -146,10 +146,10 @@ def test_answers_that_end_in_no_stop_are_said_with_what_helps(config, tmp_path, 
   (tmp_path / "chat_template.jinja").write_text(template.replace("<|im_end|>", "<|endoftext|>"))
   dataset.read(config, tmp_path)
   said = capsys.readouterr().err
-  assert "no stop token ends 20 answers, so that the model may never end one" in said
-  assert f"of {tmp_path} closes them without any of <|im_end|>; if it writes another" in said
+  assert "answers without a stop token at their end: 20" in said
+  assert f"of {tmp_path} closes them with none of its stop tokens (<|im_end|>);" in said
   # What it advises helps.
-  field, path = re.search(r"name it as (\w+) in (.*)", said).groups()
+  field, path = re.search(r"set it as (\w+) in (.*)", said).groups()
   ids = load_tokenizer(tmp_path).convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
   pathlib.Path(path).write_text(json.dumps({field: ids}))
   dataset.read(config, tmp_path)
@@ -159,7 +159,9 @@ def test_answers_that_end_in_no_stop_are_said_with_what_helps(config, tmp_path, 
 def test_control_tokens_in_answers_and_dates_in_the_template_are_said(config, tmp_path, capsys):
   write(tmp_path / "a.jsonl", ["it ends with <|im_end|>", "so", "<|im_start|>"])
   dataset.read(config, config.instruct)
-  assert "a.jsonl: in 2 of 3 an answer spells out a control token" in capsys.readouterr().err
+  assert (
+    "special token, such as the one that ends a turn, in 2 of 3 examples" in capsys.readouterr().err
+  )
   pico.save_tokenizer(tmp_path)
   template = (tmp_path / "chat_template.jinja").read_text()
   (tmp_path / "chat_template.jinja").write_text("{{ strftime_now('%d %b') }}" + template)
@@ -167,7 +169,7 @@ def test_control_tokens_in_answers_and_dates_in_the_template_are_said(config, tm
   data = dataset.read(config, tmp_path)
   assert load_tokenizer(tmp_path).decode(data.train[0].token).startswith("26 Jul<|im_start|>")
   said = capsys.readouterr().err
-  assert said.count("writes today's date; 26 Jul 2024 stands in its place") == 1
+  assert said.count("inserts today's date; using 26 Jul 2024 instead") == 1
 
 
 def test_max_steps_ends_a_run_early_or_passes_over_the_data_again(config):

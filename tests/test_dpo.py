@@ -590,9 +590,9 @@ def test_twenty_steps_agree_with_trl(folder, tmp_path, how):
     ({"dpo.beta": -0.1}, "config.dpo.beta must be above 0"),
     ({"dpo.loss": "kto"}, "config.dpo.loss is one of sigmoid, ipo, hinge; got 'kto'"),
     ({"dpo.label_smoothing": 0.5}, "label_smoothing must be at least 0 and below 0.5; got 0.5"),
-    ({"dpo.label_smoothing": 0.1, "dpo.loss": "ipo"}, "label_smoothing is for dpo.loss=sigmoid"),
+    ({"dpo.label_smoothing": 0.1, "dpo.loss": "ipo"}, "label_smoothing needs dpo.loss=sigmoid"),
     ({"dpo.ftx": -1.0}, "config.dpo.ftx must be at least 0"),
-    ({"loss_mean": "rank"}, "loss_mean=rank is a mean over tokens, for objective=sft"),
+    ({"loss_mean": "rank"}, "loss_mean=rank applies only to objective=sft"),
     ({"dpo.reference": "later"}, "dpo.reference is one of precomputed, on_the_fly"),
   ],
 )
@@ -611,11 +611,11 @@ def test_the_command_says_in_one_line_what_is_wrong(tmp_path):
       "dpo",
       "row 1 is in the alpaca format and has no chosen and rejected",
     ),
-    "pairs_to_sft": (ok, "sft", "row 1 is a preference pair; config.objective=dpo"),
+    "pairs_to_sft": (ok, "sft", "row 1 is a preference pair; use config.objective=dpo"),
     "kto": (
       {"prompt": "q", "completion": "a", "label": False},
       "dpo",
-      "row 1 has one answer that is marked as good or bad, as KTO learns from",
+      "row 1 has one answer labelled good or bad, as for KTO",
     ),
   }
   for name, (row, objective, said) in cases.items():

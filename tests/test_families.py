@@ -67,7 +67,7 @@ PARTIAL = {
   "glm4": SIZES,
   "olmo3": {**SIZES, "rope_theta": 500_000, "rope_scaling": pico.YARN},
   "gemma3_text": {},
-  # All that the hub's gemma-3-4b-it has, with other numbers.
+  # All that the Hub's gemma-3-4b-it has, with other numbers.
   "gemma3": {
     "text_config": {
       "hidden_size": 64,
@@ -103,25 +103,25 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(kind):
     ("gemma3_text", dict(use_bidirectional_attention=True), "use_bidirectional_attention is True"),
     ("gemma3_text", dict(attn_logit_softcapping=50.0), "attn_logit_softcapping is 50.0"),
     ("gemma3_text", dict(final_logit_softcapping=30.0), "final_logit_softcapping is 30.0"),
-    ("gemma2", dict(sliding_window=None), "sliding_window is a number of tokens; got None"),
+    ("gemma2", dict(sliding_window=None), "sliding_window must be a number of tokens; got None"),
     ("gemma2", dict(layer_types=["full_attention"]), "for each of 6 layers; got"),
     ("gemma2", dict(layer_types=["chunked_attention"] * 6), "got .'chunked_attention'"),
     ("mistral", dict(layer_types=["full_attention"] * 6), "layer_types is"),
     ("mistral", dict(partial_rotary_factor=0.5), "partial_rotary_factor is 0.5; only 1 is"),
     ("mistral", dict(rope_scaling=dict(type="linear")), "rope_type 'linear' lacks\n  factor"),
     ("mistral", dict(rope_scaling=pico.YARN), "one of default, linear, llama3; got 'yarn'"),
-    ("olmo3", dict(rope_theta=10_000), "rope_theta is 10000; only 500000 is ported"),
+    ("olmo3", dict(rope_theta=10_000), "rope_theta is 10000; only 500000 is supported"),
     ("olmo3", dict(rope_scaling=dict(pico.YARN, mscale=2.0)), "mscale is 2.0"),
     ("olmo3", dict(rope_scaling=dict(pico.YARN, truncate=False)), "truncate is False"),
     ("olmo3", dict(num_hidden_layers=None), "lacks\n  num_hidden_layers"),
-    ("llama", dict(num_key_value_heads=3), "num_attention_heads 8 is no multiple of .*_heads 3"),
+    ("llama", dict(num_key_value_heads=3), "num_attention_heads 8 is not a multiple of .*_heads 3"),
     ("smollm3", dict(use_sliding_window=True), "use_sliding_window is True"),
     ("smollm3", dict(no_rope_layers=[1, 0]), "a 0 or 1 for each of 6 layers; got .1, 0."),
     ("glm4", dict(hidden_act="gelu"), "hidden_act is 'gelu'"),
     (
       "glm4",
       dict(quantization_config=dict(quant_method="fp8")),
-      r"quantization_config \(fp8\): .* choose the checkpoint of this model in BF16",
+      r"quantization_config \(fp8\): .* use the checkpoint of this model in BF16",
     ),
     ("gemma3", dict(text_config=dict(quantization_config={})), "quantization_config"),
   ],
@@ -381,7 +381,7 @@ def test_export_of_load_has_the_tensors_of_the_text_tower(tmp_path):
 
 
 def respelt(directory):
-  """Renames the tensors of a folder from the hub's spelling to that of transformers 5."""
+  """Renames the tensors of a folder from the Hub's spelling to that of transformers 5."""
   new = {}
   for name, x in load_file(directory / MODEL).items():
     name = (
@@ -398,7 +398,7 @@ def respelt(directory):
 
 @pytest.fixture(scope="module")
 def vision_pair(tmp_path_factory):
-  """A Base in the hub's spelling, an Instruct in that of transformers 5, a text_config partial."""
+  """A Base in the Hub's spelling, an Instruct in that of transformers 5, a text_config partial."""
   folder = runs.make_pair(tmp_path_factory.mktemp("vision"), "gemma3_vision")
   respelt(folder / "instruct")
   for name in ("base", "instruct"):
@@ -455,7 +455,7 @@ def test_a_tower_in_two_spellings_is_refused(vision_pair, tmp_path):
   tensors = load_file(vision_pair / "base" / MODEL)
   norm = "language_model.model.norm.weight"
   save_file({**tensors, "model.language_model.norm.weight": tensors[norm]}, tmp_path / MODEL)
-  with pytest.raises(InputError, match="norm.weight under two prefixes; keep one of the two"):
+  with pytest.raises(InputError, match="norm.weight under two prefixes; remove one of the two"):
     weights.load_model(tmp_path)
 
 
@@ -463,7 +463,7 @@ def test_other_tensors_beside_a_text_tower_are_not_passed_over(vision_pair, tmp_
   (tmp_path / "config.json").write_text((vision_pair / "base" / "config.json").read_text())
   tensors = load_file(vision_pair / "base" / MODEL)
   save_file({**tensors, "audio_tower.weight": np.zeros((2, 2), np.float32)}, tmp_path / MODEL)
-  with pytest.raises(InputError, match="audio_tower.weight: .* the model asks for none"):
+  with pytest.raises(InputError, match="audio_tower.weight: not part of the model"):
     weights.load_model(tmp_path)
 
 
@@ -471,7 +471,7 @@ def test_a_text_model_knows_no_towers(vision_pair, tmp_path):
   path = pico.save(pico.hf_model("gemma3"), tmp_path / "text")
   tensors = load_file(path / MODEL)
   save_file({**tensors, "vision_tower.weight": np.zeros((2, 2), np.float32)}, path / MODEL)
-  with pytest.raises(InputError, match="vision_tower.weight: .* the model asks for none"):
+  with pytest.raises(InputError, match="vision_tower.weight: not part of the model"):
     weights.load_model(path)
 
 

@@ -354,7 +354,7 @@ def test_images_within_messages_become_marks_and_references():
     {"chosen": [user(content), assistant("x")], "rejected": [user(content), assistant("y")]}
   )[1]
   assert pair == whole and pair.images == row.images
-  with pytest.raises(InputError, match="row 1 has images beside its messages and in them"):
+  with pytest.raises(InputError, match="row 1 has images both in its messages and next to them"):
     convert({"messages": [user(content), assistant("x")], "images": ["c.png"]})
 
 
@@ -375,12 +375,12 @@ def test_without_images_the_text_is_left():
 def test_keys_that_are_not_used_are_named():
   assert convert(
     {**ALPACA, "text": "x", "id": 0}, {**ALPACA, "meta": {"a": 1}, "b": [], "c": "", "d": None}
-  )[0] == ("alpaca (not used: id, meta, text)")
+  )[0] == ("alpaca (ignored: id, meta, text)")
   assert convert({**MESSAGES, "prompt": "hi", "prompt_id": "0", "label": {"a": 1}})[0] == (
-    "messages (not used: label, prompt, prompt_id)"
+    "messages (ignored: label, prompt, prompt_id)"
   )
-  assert convert({"text": "a", "url": "b", "label": False})[0] == "text (not used: label, url)"
-  assert convert({**PAIR, "score_chosen": 1.5})[0] == "preference (not used: score_chosen)"
+  assert convert({"text": "a", "url": "b", "label": False})[0] == "text (ignored: label, url)"
+  assert convert({**PAIR, "score_chosen": 1.5})[0] == "preference (ignored: score_chosen)"
 
 
 QUESTION = {"Question": "q", "Response": "a", "Complex_CoT": "c", "answer": "x"}
@@ -392,21 +392,21 @@ QUESTION = {"Question": "q", "Response": "a", "Complex_CoT": "c", "answer": "x"}
     (
       QUESTION,
       {"prompt": "Question", "response": "Response"},
-      "prompt/completion (not used: Complex_CoT, answer)",
+      "prompt/completion (ignored: Complex_CoT, answer)",
       [user("q"), assistant("a")],
     ),
     # What the rows have besides does not make them another format.
     (
       {**ALPACA, "messages": 1, "s": "t"},
       {"prompt": "instruction", "response": "output", "system": "s"},
-      "prompt/completion (not used: input, messages)",
+      "prompt/completion (ignored: input, messages)",
       [system("t"), user("Add."), assistant("3")],
     ),
     ({"c": SHAREGPT["conversations"]}, {"messages": "c"}, "sharegpt", MESSAGES["messages"]),
     (
       {"messages": 1, "c": MESSAGES["messages"]},
       {"messages": "c"},
-      "messages (not used: messages)",
+      "messages (ignored: messages)",
       MESSAGES["messages"],
     ),
     (
@@ -432,7 +432,7 @@ def test_columns_of_text_tools_and_images():
   name, (row,), _ = convert(
     {"body": "a", "pic": "p.png", "text": "no"}, columns={"text": "body", "images": "pic"}
   )
-  assert (name, row.text, row.images) == ("text (not used: text)", "a", ("p.png",))
+  assert (name, row.text, row.images) == ("text (ignored: text)", "a", ("p.png",))
   name, (row,), _ = convert(
     {**MESSAGES, "f": [TOOL]}, columns={"messages": "messages", "tools": "f"}
   )
@@ -443,8 +443,8 @@ def test_a_column_that_the_rows_lack_is_named():
   columns = {"prompt": "Question", "response": "Answer"}
   with pytest.raises(
     InputError,
-    match=r"(?s)^rows.json row 1 has no column 'Answer', which "
-    r"data.columns.response names; its columns are:\n  Complex",
+    match=r"(?s)^rows.json row 1 has no column 'Answer', which is set as "
+    r"data.columns.response; its columns are:\n  Complex",
   ):
     convert(QUESTION, columns=columns)
   # Some rows may have no system text; but some has to.
@@ -465,37 +465,37 @@ BAD_ROWS = [
   (5, r"row 1 is 5; expected an object"),
   (
     {"question": 1, "answer": 2},
-    r"(?s)row 1 is of no format; its keys:\n  answer\n  question\nexpected exactly one of the "
-    r"formats:\n  alpaca\n.*\n  text\nor name the keys to use: --config.data.columns.prompt=KEY "
+    r"(?s)row 1 matches no known format; its keys:\n  answer\n  question\nexpected exactly one of "
+    r"the formats:\n  alpaca\n.*\n  text\nor set the columns: --config.data.columns.prompt=KEY "
     r"--config.data.columns.response=KEY$",
   ),
-  ({"prompt": "q"}, r"(?s)row 1 is of no format; its keys:\n  prompt\n"),
-  ({"prompt": "q", "text": "t"}, r"row 1 is of no format"),
-  ({"prompt": "q", "chosen": "a", "rejected": None}, r"row 1 has chosen and no rejected; exp"),
-  ({**ALPACA, **MESSAGES}, r"row 1 is of alpaca and messages format"),
+  ({"prompt": "q"}, r"(?s)row 1 matches no known format; its keys:\n  prompt\n"),
+  ({"prompt": "q", "text": "t"}, r"row 1 matches no known format"),
+  ({"prompt": "q", "chosen": "a", "rejected": None}, r"row 1 has chosen but no rejected"),
+  ({**ALPACA, **MESSAGES}, r"row 1 matches several formats, alpaca and messages;"),
   (
     {**ALPACA, "prompt": "q", "completion": "a"},
-    r"row 1 is of alpaca and prompt/completion format",
+    r"row 1 matches several formats, alpaca and prompt/completion;",
   ),
   (
     {**MESSAGES, "conversations": MESSAGES["messages"]},
-    r"row 1 has messages and conversations; expected one of them",
+    r"row 1 has messages and conversations; expected only one of them",
   ),
-  ({**MESSAGES, **SHAREGPT}, r"row 1 is of sharegpt and messages format"),
+  ({**MESSAGES, **SHAREGPT}, r"row 1 matches several formats, sharegpt and messages;"),
   ({"instruction": "x"}, r"row 1: output or response is missing; expected one of them"),
-  ({**ALPACA, "response": "4"}, r"row 1 has output and response; expected one of them"),
-  ({**ALPACA, "context": "c"}, r"row 1 has input and context; expected one of them"),
+  ({**ALPACA, "response": "4"}, r"row 1 has output and response; expected only one of them"),
+  ({**ALPACA, "context": "c"}, r"row 1 has input and context; expected only one of them"),
   ({**ALPACA, "output": 3}, r"row 1: output is 3; expected text"),
   ({**ALPACA, "input": ["a"]}, r"row 1: input is \['a'\]; expected text"),
   ({**ALPACA, "system": ["a"]}, r"row 1: system is \['a'\]; expected text"),
-  ({**ALPACA, "output": " \n"}, r"row 1 has no answer: turn 2, the assistant's, is empty; remo"),
+  ({**ALPACA, "output": " \n"}, r"row 1 has no answer: turn 2 \(assistant\) is empty; remo"),
   ({**ALPACA, "history": "x"}, r"row 1: history is 'x'"),
-  ({**ALPACA, "history": [["q"]]}, r"row 1: history holds \['q'\]; expected \[question, answer"),
-  ({**ALPACA, "history": [["q", " "]]}, r"row 1 has no answer: turn 2, the assistant's"),
+  ({**ALPACA, "history": [["q"]]}, r"row 1: history contains \['q'\]; expected \[question, answer"),
+  ({**ALPACA, "history": [["q", " "]]}, r"row 1 has no answer: turn 2 \(assistant\)"),
   ({"messages": "hi"}, r"row 1: messages is 'hi'; expected a list"),
-  ({"messages": []}, r"row 1 has no answer: no turn of the assistant is to be trained"),
-  ({"messages": [user("a")]}, r"row 1 has no answer: no turn"),
-  (turn(old("b")), r"row 1 has no answer: no turn"),
+  ({"messages": []}, r"row 1 has no answer: it has no assistant turn to train on"),
+  ({"messages": [user("a")]}, r"row 1 has no answer: it has no assistant turn"),
+  (turn(old("b")), r"row 1 has no answer: it has no assistant turn"),
   (turn(assistant("")), r"row 1 has no answer: turn 2"),
   ({"messages": [user("a"), assistant(" "), user("b"), assistant("c")]}, r"no answer: turn 2"),
   (turn(assistant("", reasoning_content="t")), r"row 1 has no answer: turn 2"),
@@ -512,15 +512,18 @@ BAD_ROWS = [
   (turn(assistant({"a": 1})), r"turn 2 of messages: content is {'a': 1}; expected text"),
   (
     turn(assistant("b", thinking="c")),
-    r"(?s)turn 2 of messages has keys that are not known; .*; remove:\n  thinking$",
+    r"(?s)turn 2 of messages has unknown keys; .*; remove:\n  thinking$",
   ),
-  (turn(assistant("b", weight=0.5)), r"turn 2 of messages: weight is 0.5; expected 0, or 1"),
-  (turn({**user("b"), "weight": 1}), r"weight is 1; .*; the role is user"),
+  (
+    turn(assistant("b", weight=0.5)),
+    r"turn 2 of messages: weight is 0.5 \(role assistant\); expected",
+  ),
+  (turn({**user("b"), "weight": 1}), r"weight is 1 \(role user\); expected 0 "),
   (turn(assistant("b", name=1)), r"name is 1; expected text"),
   (turn(assistant("b", reasoning_content=["c"])), r"reasoning_content is \['c'\]; expected text"),
   (turn({**user("b"), "reasoning_content": "c"}), r"reasoning_content is in a message of role"),
   (turn({**call(), "role": "user"}), r"tool_calls is in a message of role user"),
-  (turn(assistant(None, tool_calls="{")), r"tool_calls is '{', which is not JSON: "),
+  (turn(assistant(None, tool_calls="{")), r"tool_calls is '{', not valid JSON: "),
   (turn(assistant(None, tool_calls=[{"id": "1"}])), r"tool_calls is \[{'id': '1'}\]; expected a"),
   (turn(assistant(None, tool_calls={"name": "f"})), r"tool_calls is {'name': 'f'}; expected a l"),
   (
@@ -529,9 +532,9 @@ BAD_ROWS = [
   ),
   (
     turn(call(x=1) | {"tool_calls": [{"name": "f", "arguments": "x=1"}]}),
-    r"tool_calls: arguments is 'x=1', which is not JSON",
+    r"tool_calls: arguments is 'x=1', not valid JSON",
   ),
-  (turn(assistant([{"type": "audio"}])), r"content holds {'type': 'audio'}; expected parts"),
+  (turn(assistant([{"type": "audio"}])), r"content contains {'type': 'audio'}; expected parts"),
   (turn(assistant([{"type": "text"}])), r"turn 2 of messages: text is missing"),
   (
     {"conversations": [said("robot", "a")]},
@@ -540,60 +543,60 @@ BAD_ROWS = [
   ({"conversations": [said("human", "a"), said("gpt", None)]}, r"value is null; expected text"),
   (
     {"conversations": [said("human", "a"), {**said("gpt", "b"), "role": "user"}]},
-    r"turn 2 of conversations has keys of two forms",
+    r"turn 2 of conversations mixes two forms",
   ),
   ({"conversations": [said("human", "a"), said("gpt", "b", score=3)]}, r"(?s)remove:\n  score"),
   (
     {"conversations": [said("human", "a"), said("function_call", "f(1)")]},
-    r"value is 'f\(1\)', which is not JSON",
+    r"value is 'f\(1\)', not valid JSON",
   ),
-  ({**MESSAGES, "tools": "f"}, r"row 1: tools is 'f', which is not JSON"),
+  ({**MESSAGES, "tools": "f"}, r"row 1: tools is 'f', not valid JSON"),
   ({**MESSAGES, "tools": [{"description": "d"}]}, r"row 1: tools is \[{.*; expected a list of"),
   ({**MESSAGES, "tools": {"name": "f"}}, r"row 1: tools is {'name': 'f'}; expected a list of"),
   (
     {"system": "s", "messages": [system("t"), *MESSAGES["messages"]]},
-    r"row 1 has a system text beside its messages and one in them",
+    r"row 1 has a system prompt both in its messages and next",
   ),
   ({"prompt": 1, "completion": "a"}, r"row 1: prompt is 1; expected a list of messages"),
   ({"prompt": "q", "completion": "a", "response": "b"}, r"row 1 has completion and response"),
-  ({"prompt": "q", "completion": [user("a")]}, r"completion begins with no turn of the assista"),
-  ({"prompt": "q", "completion": []}, r"completion begins with no turn"),
+  ({"prompt": "q", "completion": [user("a")]}, r"completion does not begin with an assistant turn"),
+  ({"prompt": "q", "completion": []}, r"completion does not begin with an assistant turn"),
   ({"prompt": "q", "completion": ""}, r"row 1 has no answer: turn 2"),
   ({**PAIR, "rejected": "a"}, r"row 1: chosen and rejected are the same; remove the row"),
   ({**PAIR, "rejected": " "}, r"row 1 has no answer: turn 2"),
-  ({**PAIR, "chosen": [assistant("a"), user("b")]}, r"chosen ends with no turn of the assistant"),
-  ({**PAIR, "rejected": []}, r"rejected ends with no turn of the assistant"),
-  ({**PAIR, "messages": [user("q")]}, r"row 1 has prompt and messages; expected one of them"),
-  ({"chosen": "a", "rejected": "b"}, r"row 1: chosen is text without a prompt; expected a"),
+  ({**PAIR, "chosen": [assistant("a"), user("b")]}, r"chosen does not end with an assistant turn"),
+  ({**PAIR, "rejected": []}, r"rejected does not end with an assistant turn"),
+  ({**PAIR, "messages": [user("q")]}, r"row 1 has prompt and messages; expected only one of them"),
+  ({"chosen": "a", "rejected": "b"}, r"row 1: chosen is text without a prompt; add a"),
   (
     {"chosen": [assistant("a")], "rejected": [assistant("b")]},
     r"row 1: prompt or messages or conversations or instruction is missing",
   ),
   (
     {"chosen": [user("q"), assistant("a")], "rejected": [user("r"), assistant("b")]},
-    r"row 1: chosen and rejected differ from their first turn on",
+    r"row 1: chosen and rejected already differ in their first",
   ),
   (
     {"prompt": "q", "chosen": "a", "rejected": [user("q"), assistant("b")]},
-    r"row 1: chosen and rejected differ from their first",
+    r"row 1: chosen and rejected already differ in their first",
   ),
   (
     {"prompt": "a", "chosen": [user("q"), assistant("a")], "rejected": [user("q"), assistant("b")]},
-    r"row 1: chosen is a whole .*, and prompt is none",
+    r"row 1: chosen is a whole .*, but prompt is not one",
   ),
   (
     {
       "chosen": [user("q"), assistant("a"), user("r"), assistant("b")],
       "rejected": [user("q"), assistant("a"), user("s"), assistant("c")],
     },
-    r"row 1: chosen and rejected differ from turn 3 on, of the user; expected answers to the same",
+    r"row 1: chosen and rejected first differ in turn 3 \(role user\); expected answers",
   ),
   (
     {
       "chosen": [user("q"), user("r"), assistant("b")],
       "rejected": [user("q"), assistant("a"), user("s"), assistant("c")],
     },
-    r"differ from turn 2 on, of the user and the assistant; expected",
+    r"differ in turn 2 \(role user and assistant\); expected",
   ),
   (
     {"Question": "q", "Answer": "a", "answer": 4, "why": "w"},
@@ -602,25 +605,25 @@ BAD_ROWS = [
   ({"query": "q", "a solution": "a"}, r"columns.prompt=query --config.data.columns.response=KEY$"),
   (
     turn(assistant([{"type": "text", "text": "a", "train": False}])),
-    r"(?s)row 1: turn 2 of messages: a part of its content has keys .*; remove:\n  train$",
+    r"(?s)row 1: turn 2 of messages: a part of its content has unknown keys .*; remove:\n  train$",
   ),
   (turn(assistant([{"type": "text", "text": "a", "weight": 0}])), r"(?s)remove:\n  weight$"),
   (turn(assistant([{"type": "image", "image": "a", "train": True}])), r"(?s)remove:\n  train$"),
   (
     {**MESSAGES, "label": False},
-    r"row 1: its answer is marked as bad \(label is false\), and "
-    r"supervised .*; --config.data.skip_bad_rows leaves",
+    r"row 1: its answer is labelled as bad \(label is false\), so "
+    r"SFT .*; --config.data.skip_bad_rows skips",
   ),
-  ({"prompt": "q", "completion": "a", "label": "false"}, r"row 1: its answer is marked as bad"),
-  ({"prompt": "q", "label": True}, r"row 1 is of no format"),
+  ({"prompt": "q", "completion": "a", "label": "false"}, r"row 1: its answer is labelled as bad"),
+  ({"prompt": "q", "label": True}, r"row 1 matches no known format"),
   ({"text": " \n"}, r"row 1: text is blank; remove the row"),
   ({"text": 3}, r"row 1: text is 3; expected text"),
-  ({"text": HALF}, r"row 1: text is not Unicode: half of a surrogate pair at character 1"),
-  ({**ALPACA, "output": HALF}, r"row 1: assistant content is not Unicode: .* at character 1"),
-  ({**PAIR, "rejected": HALF}, r"row 1: assistant content is not Unicode"),
-  (turn(assistant("b", reasoning_content=HALF)), r"assistant reasoning_content is not Unicode"),
-  (turn(call(x=HALF)), r"row 1: assistant tool_calls is not Unicode"),
-  ({**MESSAGES, "tools": [{**SCHEMA, "description": HALF}]}, r"row 1: tools is not Unicode"),
+  ({"text": HALF}, r"row 1: text is not valid Unicode: unpaired surrogate at character 1"),
+  ({**ALPACA, "output": HALF}, r"row 1: assistant content is not valid Unicode: .* at character 1"),
+  ({**PAIR, "rejected": HALF}, r"row 1: assistant content is not valid Unicode"),
+  (turn(assistant("b", reasoning_content=HALF)), r"reasoning_content is not valid Unicode"),
+  (turn(call(x=HALF)), r"row 1: assistant tool_calls is not valid Unicode"),
+  ({**MESSAGES, "tools": [{**SCHEMA, "description": HALF}]}, r"row 1: tools is not valid Unicode"),
   (InputError("rows.json row 1 is not JSON: x"), r"row 1 is not JSON: x"),
 ]
 GOOD = {
@@ -641,8 +644,8 @@ def test_what_is_wrong_with_a_row_is_said_or_the_row_is_left_out(row, match):
   assert str(caught.value).startswith("rows.json row 1")
   with pytest.raises(
     InputError,
-    match=r"^rows.json: none of its 2 rows is left; what is wrong "
-    r"with the first: rows.json row 1",
+    match=r"^rows.json: all 2 rows are bad; the first error: "
+    r"rows.json row 1",
   ):
     convert(row, row, skip=True)
   # Beside good rows: of its own format, or of any where it has none.
@@ -662,14 +665,14 @@ def test_what_is_wrong_with_a_row_is_said_or_the_row_is_left_out(row, match):
 def test_a_source_has_one_format():
   with pytest.raises(
     InputError,
-    match=r"^rows.json row 3 is in the messages format, rows.json "
-    r"row 1 in alpaca; give the two as sources of their own$",
+    match=r"^rows.json row 3 is in the messages format, but rows.json "
+    r"row 1 is in the alpaca format; put them into two sources$",
   ):
     convert(ALPACA, ALPACA, MESSAGES)
   name, rows, errors = convert({"a": 1}, MESSAGES, ALPACA, MESSAGES, skip=True)
   assert (name, [r.where for r in rows]) == ("messages", ["rows.json row 2", "rows.json row 4"])
   assert [e.split(" format")[0] for e in errors] == [
-    "rows.json row 1 is of no",
+    "rows.json row 1 matches no known",
     "rows.json row 3 is in the alpaca",
   ]
 
@@ -684,11 +687,11 @@ def test_a_source_has_one_format():
     ("llamafactory_demo/mllm_demo.json", {}, "messages", 6),
     ("llamafactory_demo/c4_demo.jsonl.gz", {}, "text", 300),
     ("llamafactory_demo/wiki_demo.txt.gz", {}, "text", 30),
-    ("s1k_gptoss20b", {}, "messages (not used: meta)", 2593),
+    ("s1k_gptoss20b", {}, "messages (ignored: meta)", 2593),
     (
       "medical_o1/huatuo_o1_demo_data.json.gz",
       {"prompt": "Question", "response": "Response"},
-      "prompt/completion (not used: Complex_CoT, Ground-True Answer, Open-ended Verifiable "
+      "prompt/completion (ignored: Complex_CoT, Ground-True Answer, Open-ended Verifiable "
       "Question, answer, answer_idx, options, question)",
       198,
     ),

@@ -114,7 +114,8 @@ def test_room_is_asked_for_before_anything_is_trained(pair, tmp_path, monkeypatc
     train.train(config, tmp_path / "run")
   expected = (
     rf"{tmp_path / 'run'} needs \d+ MB \(checkpoints [\d.]+ .B, delta [\d.]+ kB, grafted model "
-    r"[\d.]+ kB\), and its disk has \d+ kB free; make room, or name a folder on another disk"
+    r"[\d.]+ kB\), but its disk has \d+ kB free; free some space, or choose a folder on "
+    "another disk"
   )
   assert re.fullmatch(expected, str(error.value))
 

@@ -469,7 +469,7 @@ def test_a_delta_that_does_not_fit_says_where():
 
 def test_a_scope_that_selects_nothing_is_an_error():
   _, base, tuned, instruct = setup()
-  with pytest.raises(InputError, match="'vision' selects none of the delta's leaves"):
+  with pytest.raises(InputError, match="'vision' matches none of the delta's leaves"):
     delta.graft(instruct, minus(tuned, base), match="vision")
 
 

@@ -374,7 +374,7 @@ def test_split_depends_on_its_seed_alone():
 @pytest.mark.parametrize(
   "call, match",
   [
-    (lambda: split(10, 1.0, 0), r"data.val_ratio is at least 0 and below 1; got 1.0"),
+    (lambda: split(10, 1.0, 0), r"data.val_ratio must be at least 0 and below 1; got 1.0"),
     (lambda: split(10, -0.1, 0), r"data.val_ratio .* got -0.1"),
     (lambda: split(1, 0.01, 0), r"of 1 examples leaves none to train on"),
     (lambda: split(0, 0.0, 0), r"of 0 examples leaves none"),
@@ -383,10 +383,10 @@ def test_split_depends_on_its_seed_alone():
       r"(?s)1 to 64 tokens.*data.max_length.*\n  example 1: 65 tokens\n  example 3: 70 tokens",
     ),
     (lambda: make_plan([4, 0]), r"example 1: 0 tokens"),
-    (lambda: make_plan([]), r"no examples to plan"),
+    (lambda: make_plan([]), r"no examples to train on"),
     (
       lambda: make_plan(max_steps=3, sources=[(101, 1.0), (2, 0.1)]),
-      r"weight 0.1 of a source of 2 examples passes none of them .*raise the weight",
+      r"weight 0.1 uses none of a source.s 2 examples per .*raise the weight",
     ),
     (lambda: make_plan(seed=-1), r"seed must be at least 0; got -1"),
     (
@@ -399,7 +399,7 @@ def test_split_depends_on_its_seed_alone():
       lambda: packing.collate(
         [[0, 1]], packing.Step([1, 0], []), make_examples([2, 3]), row_length=4, row_count=1
       ),
-      r"examples \[1, 0\] do not fit in a row of 4 tokens",
+      r"examples \[1, 0\] do not fit into a row of 4 tokens",
     ),
   ],
 )

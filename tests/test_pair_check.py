@@ -110,11 +110,10 @@ def test_two_families_are_an_error(made):
   found = check.check(made["llama3_tied"] / "base", made["qwen3"] / "instruct")
   assert found[0] == (
     "error",
-    "two different families: Base llama, Instruct qwen3; a delta "
-    "means nothing to the weights of another family: name the Base that the "
-    "Instruct was made from",
+    "different model families: Base llama, Instruct qwen3; a delta cannot be transferred between "
+    "families; give the Base from which the Instruct was made",
   )
-  with pytest.raises(InputError, match="two different families(.|\n)*num_hidden_layers"):
+  with pytest.raises(InputError, match="different model families(.|\n)*num_hidden_layers"):
     findings.raise_errors(found)
 
 
@@ -181,10 +180,10 @@ def test_another_vocab_size_is_a_warning_and_its_tables_are_excused(pair):
 
   edit_tensors(instruct, longer)
   (got,) = new(before, base, instruct)  # the config says nothing of it
-  assert got.startswith("error: tensors are on one side only or differ in shape")
+  assert got.startswith("error: tensors are missing on one side or differ in shape")
   edit_config(instruct, vocab_size=272)
   (got,) = new(before, base, instruct)
-  assert got.startswith("warning: vocab_size: Base 264, Instruct 272; projections are grafted")
+  assert got.startswith("warning: vocab_size: Base 264, Instruct 272; projections can be grafted")
   edit_tensors(instruct, lambda n, x: None if "embed" in n else (n, x))
   assert "\n  embed_tokens.weight: Base (264, 32), Instruct has none" in "".join(
     new(before, base, instruct)
@@ -220,7 +219,7 @@ def test_tensors_of_one_side_are_listed_layer_by_layer(pair):
     ),
   )
   (got,) = new(before, base, instruct)
-  assert got.startswith("error: tensors are on one side only or differ in shape; what is")
+  assert got.startswith("error: tensors are missing on one side or differ in shape, so")
   assert got.endswith(
     "\n  layers.*.self_attn.q_norm.weight (2 tensors): Base (16,), Instruct has none"
     "\n  layers.1.mlp.up_proj.weight: Base (64, 32), Instruct (56, 32)"
@@ -256,7 +255,7 @@ def test_another_spelling_of_the_prefix_is_a_note(pair, spelling):
   before = check.check(base, instruct)
   edit_tensors(base, lambda n, x: (spelling(n), x))
   (got,) = new(before, base, instruct)
-  assert got.startswith("note: tensor names are spelt otherwise (Base ")
+  assert got.startswith("note: tensor names have different prefixes (Base ")
   assert "Instruct model.)" in got
 
 
@@ -273,8 +272,8 @@ def test_other_dtypes_are_a_note(pair):
   before = check.check(base, instruct)
   edit_tensors(base, lambda n, x: (n, x if "norm" in n else x.astype("bfloat16")))
   assert (
-    "note: stored as: Base BF16 and F32, Instruct F32; a grafted tensor keeps the Instruct's"
-    " dtype and is rounded to it" in new(before, base, instruct)
+    "note: stored as: Base BF16 and F32, Instruct F32; grafted tensors are rounded to the "
+    "Instruct's dtype" in new(before, base, instruct)
   )
 
 
@@ -305,16 +304,16 @@ def test_vision_that_differs_is_a_warning(pair):
       "base",
       dict(rms_norm_eps=1e-5),
       [
-        "warning: rms_norm_eps: Base 1e-05, Instruct 1e-06; each runs with its own; the graft adds "
-        "weights only"
+        "warning: rms_norm_eps: Base 1e-05, Instruct 1e-06; each model keeps its own; the graft "
+        "only adds weights"
       ],
     ),
     (
       "instruct",
       dict(rope_parameters=dict(rope_theta=5e6, rope_type="default")),
       [
-        "warning: rope_theta: Base 1000000.0, Instruct 5000000.0; positions mean something else to "
-        "each: each runs with its own, but the delta of q and k was trained under the Base's"
+        "warning: rope_theta: Base 1000000.0, Instruct 5000000.0; position encodings differ: each "
+        "model keeps its own, but the delta of q and k is trained with the Base's"
       ],
     ),
     ("instruct", dict(rope_parameters=None, rope_theta=1e6), []),
@@ -349,8 +348,8 @@ def test_vision_that_differs_is_a_warning(pair):
       "base",
       dict(max_position_embeddings=64),
       [
-        "note: max_position_embeddings: Base 64, Instruct 512; train within the Base's, the "
-        "grafted model keeps the Instruct's"
+        "note: max_position_embeddings: Base 64, Instruct 512; train within the Base's limit; "
+        "the grafted model keeps the Instruct's"
       ],
     ),
   ],
@@ -392,7 +391,7 @@ def test_a_quantised_checkpoint_is_an_error_by_config_or_by_dtype(pair):
   before = check.check(base, instruct)
   edit_config(base, quantization_config=dict(quant_method="gptq", bits=4))
   (got,) = new(before, base, instruct)
-  assert got.startswith("error: the Base is quantised (gptq): its weights are codes")
+  assert got.startswith("error: the Base is quantised (gptq), and a delta cannot be")
   assert "download the unquantised model" in got
   edit_config(base, quantization_config=None)
   edit_tensors(instruct, lambda n, x: (n, x.astype(np.int8) if "mlp" in n else x))
@@ -450,7 +449,7 @@ def test_a_token_id_that_means_two_tokens_is_an_error(pair):
 
   edit_tokenizer(instruct, swap)
   (got,) = new(before, base, instruct)
-  assert got.startswith("error: 2 token ids mean another token to each")
+  assert got.startswith("error: token ids that mean different tokens in Base and Instruct: 2;")
   assert "Base 'a', Instruct 'b'" in got and "Base 'b', Instruct 'a'" in got
 
 
@@ -460,7 +459,7 @@ def test_a_longer_vocabulary_is_a_warning(pair):
   edit_tokenizer(instruct, lambda f: f["model"]["vocab"].update(new=260))
   got = new(before, base, instruct)
   assert [t[:78] for t in got] == [
-    "warning: the vocabularies differ in length: Base 256, Instruct 257; the Base n"
+    "warning: the vocabularies differ in size: Base 256, Instruct 257; the Base was"
   ]
 
 
@@ -557,8 +556,8 @@ def test_a_base_that_stops_at_the_end_of_a_turn_looks_swapped(pair, file, field,
   assert {f.level for f in right} == {"note"}
   (got,) = [f.text for f in swapped if f.level != "note"]
   assert got == (
-    "Base and Instruct look swapped: only the Base stops at a token of the chat "
-    "template; the delta would be trained on the Instruct and grafted onto the Base"
+    "Base and Instruct look swapped: only the Base has a stop token that is in the "
+    "chat template; the delta would be trained on the Instruct and grafted onto the Base"
   )
 
 
@@ -593,7 +592,7 @@ def test_rows_that_were_never_trained_are_warned_of(pair, table, kind):
 
   edit_tensors(base, shrink)
   (got,) = new(before, base, instruct)
-  assert got.startswith(f"warning: the Base's {kind} rows of <|im_end|> look never trained")
+  assert got.startswith(f"warning: the Base's {kind} rows of <|im_end|> look untrained")
 
 
 def test_rows_as_short_as_those_of_no_token_were_never_trained(pair):
@@ -612,8 +611,8 @@ def test_rows_as_short_as_those_of_no_token_were_never_trained(pair):
   edit_tensors(base, shrink)
   (got,) = new(before, base, instruct)
   assert got.startswith(
-    "warning: the Base's head rows of <|im_start|> look never trained: norms "
-    "<|im_start|> 0.4, <|im_end|> 1, usually 1;"
+    "warning: the Base's head rows of <|im_start|> look untrained: norms "
+    "<|im_start|> 0.4, <|im_end|> 1, median of other tokens 1;"
   )
 
 
@@ -629,7 +628,7 @@ def test_a_chat_token_beyond_the_table_is_an_error(pair):
   got = [t for t in new(before, base, instruct) if t.startswith("error: the Base's")]
   assert got == [
     f"error: the Base's {kind} has 264 rows, and none for these tokens of the chat "
-    "template: <|im_end|> (900); it cannot read a chat"
+    "template: <|im_end|> (900); it cannot be trained on conversations"
     for kind in ("embedding", "head")
   ]
 
@@ -673,7 +672,7 @@ def test_all_errors_are_raised_as_one_and_nothing_else_is():
       [findings.Finding("error", "one"), warning, findings.Finding("error", "two")]
     )
   assert str(error.value) == (
-    "the two folders are no pair that can be trained and grafted:\n- one\n- two"
+    "these two models cannot be trained and grafted as a pair:\n- one\n- two"
   )
 
 

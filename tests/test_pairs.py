@@ -94,7 +94,7 @@ def test_training_a_family_of_remote_code_is_refused(tmp_path):
   (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
   registry.check_trainable(tmp_path)
   (tmp_path / "config.json").write_text('{"model_type": "internlm2"}')
-  with pytest.raises(InputError, match="cannot be trained: internlm2 models bring their own code"):
+  with pytest.raises(InputError, match="cannot be trained: internlm2 models need remote code"):
     registry.check_trainable(tmp_path)
 
 
@@ -152,7 +152,7 @@ def test_projections_are_the_papers_scope(name, inside, outside):
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-  """cache(id, *files): puts empty files into an otherwise empty cache of the hub's client."""
+  """cache(id, *files): puts empty files into an otherwise empty cache of the Hub's client."""
   monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
   monkeypatch.chdir(tmp_path)
 
@@ -311,9 +311,7 @@ def sharded_by_fsdp(folder):
 def test_a_checkpoint_of_fsdp_is_named_and_its_command_merges_it(tmp_path):
   folder = tmp_path / "check point-500"
   state = sharded_by_fsdp(folder)
-  with pytest.raises(
-    InputError, match="sharded checkpoint of PyTorch FSDP.*the Base's config"
-  ) as e:
+  with pytest.raises(InputError, match="sharded PyTorch FSDP checkpoint.*the Base's config") as e:
     open_model(folder)
   _, *args = shlex.split(str(e.value)[str(e.value).index("accelerate merge") :])
   parser = merge.merge_command_parser()
@@ -343,10 +341,16 @@ def test_a_checkpoint_of_zero_is_named_and_its_script_called(tmp_path):
 @pytest.mark.parametrize(
   "file, told",
   [
-    ("consolidated.00.pth", "maker's own format .consolidated.00.pth.*convert_llama_weights_to_hf"),
-    ("consolidated.safetensors", "maker's own format .*convert_mistral_weights_to_hf"),
-    ("model_world_size_2_rank_0.pt", "sharded checkpoint of verl.*model_merger merge"),
-    ("rng_state_0.pth", "no weights, only the state of a training run\n  rng_state_0.pth\nname"),
+    (
+      "consolidated.00.pth",
+      "model developer's original format .consolidated.00.pth.*convert_llama_weights_to_hf",
+    ),
+    (
+      "consolidated.safetensors",
+      "model developer's original format .*convert_mistral_weights_to_hf",
+    ),
+    ("model_world_size_2_rank_0.pt", "sharded verl .FSDP. checkpoint.*model_merger merge"),
+    ("rng_state_0.pth", "no weights, only the state of a training run\n  rng_state_0.pth\ngive"),
     ("scheduler.pt", "no weights, only the state of a training run"),
     ("model_q4.GGUF", "only GGUF weights"),
     ("model.onnx", "only ONNX weights"),

@@ -372,9 +372,9 @@ def test_a_weight_of_one_and_a_rejected_answer_change_nothing(tokenizer_of):
 @pytest.mark.parametrize(
   "name, lacks",
   [
-    ("llama3", "\n  <|end_header_id|>\n  <|eot_id|>\n  <|start_header_id|>\n  a begin token"),
-    ("gemma", "\n  <end_of_turn>\n  <start_of_turn>\n  a begin token"),
-    ("gemma3", "\n  <end_of_turn>\n  <start_of_turn>\n  a begin token"),
+    ("llama3", "\n  <|end_header_id|>\n  <|eot_id|>\n  <|start_header_id|>\n  a BOS token"),
+    ("gemma", "\n  <end_of_turn>\n  <start_of_turn>\n  a BOS token"),
+    ("gemma3", "\n  <end_of_turn>\n  <start_of_turn>\n  a BOS token"),
   ],
 )
 def test_a_tokenizer_of_another_family_is_refused(tokenizer_of, name, lacks):
@@ -387,14 +387,14 @@ def test_a_tokenizer_of_another_family_is_refused(tokenizer_of, name, lacks):
 def test_missing_tokens_are_named_alone(tokenizer_of):
   with pytest.raises(InputError, match=r"lacks:\n  <\|eot_id\|>$"):
     encode(TALKS[0], "llama3", byte_tokenizer([*TOKENS["llama3"][:2], "<s>"], "<s>"))
-  with pytest.raises(InputError, match=r"lacks:\n  an end token$"):
+  with pytest.raises(InputError, match=r"lacks:\n  an EOS token$"):
     encode(TALKS[0], "falcon", byte_tokenizer([]))
   with pytest.raises(InputError, match=r"lacks:\n  <\|im_end\|>\n  <\|im_start\|>$"):
     encode(TALKS[0], "yi", tokenizer_of("gemma"))
 
 
 def test_unknown_names_and_lengths_are_refused(tokenizer_of):
-  with pytest.raises(InputError, match="'llama4' is not known; expected one of:\n  falcon\n"):
+  with pytest.raises(InputError, match="'llama4' is unknown; expected one of:\n  falcon\n"):
     encode(TALKS[0], "llama4", tokenizer_of("qwen"))
   with pytest.raises(InputError, match="data.max_length must be above 0; got 0"):
     encode(TALKS[0], "qwen", tokenizer_of("qwen"), max_length=0)

@@ -109,8 +109,8 @@ def test_both_spellings_of_rope_settings_read_alike():
   "change, message",
   [
     (dict(model_type="mamba"), "model_type is one of .*llama, .*qwen3, .*; got 'mamba'"),
-    (dict(hidden_act="gelu"), "hidden_act is 'gelu'; only 'silu' is ported"),
-    (dict(use_sliding_window=True), "use_sliding_window is True; only False is ported"),
+    (dict(hidden_act="gelu"), "hidden_act is 'gelu'; only 'silu' is supported"),
+    (dict(use_sliding_window=True), "use_sliding_window is True; only False is supported"),
     (dict(layer_types=["sliding_attention"]), "layer_types other than full_attention"),
     (dict(rope_scaling=dict(rope_type="yarn", factor=4.0)), "got 'yarn'"),
     (dict(quantization_config=dict(bits=4)), "quantization_config"),

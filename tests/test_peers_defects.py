@@ -248,7 +248,7 @@ def test_a_matrix_of_layers_that_may_be_a_projection_is_not_left_out_in_silence(
 
 
 def test_the_advised_flag_leaves_out_the_listed_layers_alone(tmp_path):
-  """Gemma 3n and 4 have k and v of the last layers on the hub, and lose them when saved."""
+  """Gemma 3n and 4 have k and v of the last layers on the Hub, and lose them when saved."""
   names = [f"model.layers.{i}.self_attn.{x}_proj.weight" for i in range(12) for x in "qkvo"]
   base, tuned, instruct = randoms(tmp_path, names)
   gone = [n for n in names if re.search(r"\.(2|11)\.self_attn\.[kv]", n)]
@@ -334,7 +334,8 @@ def test_a_base_stored_finer_is_rounded_as_the_tuning_rounded_it(tmp_path, store
       assert torch.equal(got[n], i[n] + (trained[n].float() - began[n].float()))
     assert (done.changed == 0) == (name == "none")
     assert any(
-      "2 tensors of the Base are stored in F" in x and "BF16 first" in x for x in plan.notes
+      "the Base is stored in F" in x and "BF16 first" in x and "(tensors: 2)" in x
+      for x in plan.notes
     )
   # The gap is that of the weights as they are stored.
   b, i = (load(d)[names[1]].double() for d in (base, instruct))
@@ -547,7 +548,10 @@ def test_a_full_tuning_saved_in_the_new_spelling_is_grafted_onto_the_old(tmp_pat
   assert spelt == [{"model.language_model."}, {"language_model.model."}]
   told = command(*flags_of(*sides(tmp_path), tmp_path / "out"))
   assert told.returncode == 0, told.stderr
-  assert "spelt model.language_model.*, the Instruct's language_model.model.*" in told.stderr
+  assert (
+    "named model.language_model.* are matched with the Instruct's language_model.model.*"
+    in told.stderr
+  )
   models = {
     n: transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / n).eval()
     for n in ("base", "tuned", "instruct", "out")
@@ -584,14 +588,14 @@ def weights_of(seed, size=1.0):
 
 W, STEP, TRAINED, OTHER = (weights_of(i, s) for i, s in enumerate((1.0, 0.2, 0.01, 1.0)))
 MIXED = {
-  "another tuned": ({"base": W, "tuned": OTHER, "instruct": W + STEP}, "from another model"),
+  "another tuned": ({"base": W, "tuned": OTHER, "instruct": W + STEP}, "from a different model"),
   "another base": (
     {"base": OTHER, "tuned": W + TRAINED, "instruct": W + STEP},
-    "from another model",
+    "from a different model",
   ),
   "the instruct was tuned": (
     {"base": W, "tuned": W + STEP + TRAINED, "instruct": W + STEP},
-    "Instruct's own step",
+    "difference between Instruct and Base",
   ),
   "swapped": (
     {"base": W + STEP, "tuned": W + TRAINED, "instruct": W},
@@ -635,7 +639,7 @@ def test_a_run_stands_for_its_delta_and_a_typo_is_corrected(bf16, tmp_path):
     told, f"dleta does not exist; did you mean {tmp_path / 'mine' / 'delta'}?", tmp_path / "o"
   )
   told = command(f"--delta={bf16 / 'base'}", *flags)
-  assert_told(told, "base holds no delta; expected a run of `train`", tmp_path / "out")
+  assert_told(told, "base has no delta; expected the folder of a `train` run", tmp_path / "out")
 
 
 def test_the_command_takes_ids_of_the_hub(bf16, tmp_path, monkeypatch):
@@ -710,10 +714,10 @@ def not_finite(value):
 BAD = {
   "truncated": (truncated, "truncated: 10 bytes are missing"),
   "overlapping": (overlapping, "overlaps the tensor before it"),
-  "outside": (outside, "a shard is a plain *.safetensors file name in the same folder"),
+  "outside": (outside, "a shard must be a plain *.safetensors file name in the same folder"),
   "pickled": (pickled, "has only pickled weights (pytorch_model.bin)"),
-  "nan": (not_finite(float("nan")), f"{UP} of the tuned has NaN or infinity in "),
-  "infinity": (not_finite(float("inf")), f"{UP} of the tuned has NaN or infinity in "),
+  "nan": (not_finite(float("nan")), f"{UP} of the tuned contains NaN or infinity in "),
+  "infinity": (not_finite(float("inf")), f"{UP} of the tuned contains NaN or infinity in "),
 }
 
 
@@ -742,14 +746,14 @@ def test_an_adapter_for_another_model_is_told_in_one_line(bf16, tmp_path):
   told = command(
     f"--adapter={folder}", f"--instruct={bf16 / 'instruct'}", f"--out={tmp_path / 'out'}"
   )
-  assert_told(told, "1 of 1 tensors in the scope are on one side only, or of", tmp_path / "out")
+  assert_told(told, "1 of 1 tensors in the scope are missing on one side or", tmp_path / "out")
   assert "q_proj.weight: adapter (32, 48), Instruct (32, 32)" in told.stderr
 
 
 def test_a_disk_that_is_too_small_is_told_before_anything_is_written(bf16, tmp_path, monkeypatch):
   monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 1000))
   told = command(*flags_of(*sides(bf16), tmp_path / "out"))
-  assert_told(told, "MB, and its disk has 1.0 kB free", tmp_path / "out")
+  assert_told(told, "MB, but its disk has 1.0 kB free", tmp_path / "out")
 
 
 def test_a_folder_that_exists_is_told_in_one_line_and_stays(bf16, tmp_path):

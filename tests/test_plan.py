@@ -156,7 +156,7 @@ def test_a_plan_that_does_not_fit_says_by_how_much_and_what_would(fields, remedy
   made = search.make(config_of(**fields), LLAMA, "a100-80gb:8")
   assert not made.fits
   message = str(report.too_big(made, LLAMA, "a100-80gb:8"))
-  assert f"{made.total / GIB:.2f} of 77.10 GiB a device" in message
+  assert f"{made.total / GIB:.2f} of 77.10 GiB per device" in message
   assert f"{(made.total - made.capacity) / GIB:.2f} too many" in message
   assert remedy in message
   flags = dict(f.removeprefix("--config.").split("=") for f in remedy.split())
@@ -167,7 +167,7 @@ def test_a_plan_that_does_not_fit_says_by_how_much_and_what_would(fields, remedy
 def test_more_devices_are_the_last_remedy():
   made = search.make(config_of("full", rows=1), LLAMA, "a100-80gb:1")
   [remedy] = search.remedies(made, LLAMA, "a100-80gb:1")
-  assert remedy == "2 such devices or more"
+  assert remedy == "at least 2 such devices"
   assert search.make(config_of("full", rows=2), LLAMA, "a100-80gb:2").fits
 
 
@@ -189,7 +189,7 @@ def test_candidates_use_every_device_and_only_whole_micro_batches():
 
 
 def test_a_mesh_that_divides_no_model_is_an_error():
-  with pytest.raises(InputError, match="no mesh of 7 devices divides the model"):
+  with pytest.raises(InputError, match="cannot be sharded over 7 devices"):
     search.search(config_of(), LLAMA, "a100-80gb:7")
 
 
@@ -222,10 +222,10 @@ def test_the_command_estimates_and_says_so(tmp_path):
   for said in (
     "qwen3 of",
     "8 x TPU v5 lite",
-    "FLOPs a step",
-    "assumed: 55% of 197 TFLOP/s",
+    "FLOPs per step",
+    "assumptions: 55% of 197 TFLOP/s",
     "--tokens=40960000",
-    "disk: Base",
+    "disk, in GB: Base",
     "of 15.50",
     "fits",
   ):
@@ -237,8 +237,8 @@ def test_the_command_estimates_and_says_so(tmp_path):
 @pytest.mark.parametrize(
   "args, message",
   [
-    (("--topology", "b300:8"), "known are\n  a100-80gb\n"),
-    (("--topology", "a100-80gb:8"), "error: there is no model; give --model=FILE"),
+    (("--topology", "b300:8"), "expected one of:\n  a100-80gb\n"),
+    (("--topology", "a100-80gb:8"), "error: no model is given; set --model=FILE"),
     (("--topology", "a100-80gb:8", "--config.remat=half", "--model", "x"), "config.remat is one"),
     (
       ("--topology", "a100-80gb:8", "--config.data.set=baai", "--model", "x"),

@@ -102,7 +102,7 @@ def test_conversations_that_part_early_learn_each_answer_from_there_on(folder):
     "x<|im_end|>\ny<|im_end|>\n",
     "z<|im_end|>\ny<|im_end|>\n",
   ]
-  with pytest.raises(InputError, match="row 1: .*part before their last turn.*recipe=chat does"):
+  with pytest.raises(InputError, match="row 1: .*differ before their last turn.*recipe=chat"):
     encode(row, folder, recipe="paper", template="yi")
 
 
@@ -149,7 +149,7 @@ def test_answers_that_are_equal_once_cut_are_refused(folder):
   assert encode(row, folder, 400).cut == 0
   with pytest.raises(
     InputError,
-    match="row 1: chosen and rejected are the same within half of "
+    match="row 1: chosen and rejected are identical once truncated to half of "
     "data.max_length=100; .*skip_bad_rows",
   ):
     encode(row, folder, 100)
@@ -245,14 +245,14 @@ def test_what_is_cut_refused_and_dropped_is_said(config, capsys):
       {"prompt": "q", "chosen": "a" * 90 + "x", "rejected": "a" * 90},
     ],
   )
-  with pytest.raises(InputError, match="row 6: chosen and rejected are the same within half"):
+  with pytest.raises(InputError, match="row 6: chosen and rejected are identical once"):
     dataset.read(config, config.instruct)
   config.data.skip_bad_rows = True
   assert len(dataset.read(config, config.instruct).train) == 5
   told = capsys.readouterr().err
-  assert "(preference): 5 pairs" in told and "1 bad row left out" in told and "row 6" in told
-  assert "1 cut at data.max_length" in told
-  assert "1 without the beginning of their prompt" in told
+  assert "(preference): 5 pairs" in told and "bad rows skipped: 1" in told and "row 6" in told
+  assert "1 truncated to data.max_length" in told
+  assert "1 with the prompt truncated from the left" in told
 
 
 @pytest.mark.parametrize(
@@ -261,14 +261,14 @@ def test_what_is_cut_refused_and_dropped_is_said(config, capsys):
     (
       "sft",
       {"prompt": "q", "chosen": "a", "rejected": "b"},
-      "row 1 is a preference pair; config.objective=dpo .*columns.response=chosen",
+      "row 1 is a preference pair; use config.objective=dpo, .*columns.response=chosen",
     ),
     ("dpo", {"instruction": "q", "output": "a"}, "row 1 is in the alpaca format and has no chosen"),
     ("dpo", {"messages": [user("q"), said("a")], "chosen": "a"}, "has no rejected; config.objecti"),
     ("dpo", {"text": "t"}, "row 1 is in the text format and has no chosen and rejected"),
-    ("dpo", {"prompt": "q", "rejected": "a"}, "row 1 has rejected and no chosen; expected both"),
-    ("dpo", {"messages": [user("q"), said("a")], "label": False}, "good or bad, as KTO learns"),
-    ("dpo", {"messages": [user("q"), said("a")], "label": True}, "good or bad, as KTO learns"),
+    ("dpo", {"prompt": "q", "rejected": "a"}, "row 1 has rejected but no chosen"),
+    ("dpo", {"messages": [user("q"), said("a")], "label": False}, "good or bad, as for KTO"),
+    ("dpo", {"messages": [user("q"), said("a")], "label": True}, "good or bad, as for KTO"),
   ],
 )
 def test_data_of_another_objective_is_refused(config, objective, row, said_):

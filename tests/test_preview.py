@@ -48,7 +48,7 @@ def test_colour_marks_the_same_tokens(folder):
 def test_ids_are_shown_on_request(folder):
   data, _, text = shown(folder, count=1, ids=True)
   head, _, body = text.partition("\n")
-  ids = [int(i) for i in re.findall(r"(\d+):\S", body.split("tokens an example")[0])]
+  ids = [int(i) for i in re.findall(r"(\d+):\S", body.split("tokens per example")[0])]
   assert ids == data.train[0].token.tolist()
 
 
@@ -74,15 +74,15 @@ def test_the_numbers_are_those_of_the_run(folder):
   trained = sum(e.trained for e in data.train)
   assert "--- example" not in text
   assert f"{trained:,} of {sum(lengths):,} ({trained / sum(lengths):.1%})" in text
-  assert f"{len(data.train)} to train on, {len(data.valid)} to validate on" in text
-  assert f"steps:           {len(data.steps)} of " in text
+  assert f"{len(data.train)} training, {len(data.valid)} validation" in text
+  assert f"steps:           {len(data.steps)}; " in text
   bars = re.findall(r"^ +([\d,]+) to +([\d,]+) +([\d,]+)", text, re.M)
   assert sum(int(n) for *_, n in bars) == len(lengths)
   for low, high, n in bars:
     assert int(n) == sum(int(low) <= x <= int(high) for x in lengths)
   computed = sum(b["token"].size for i in range(len(data.steps)) for b in data.batches(i))
   used = sum(data.tokens(i) for i in range(len(data.steps)))
-  assert f"{used / computed:.1%} of what is computed" in text
+  assert f"{used / computed:.1%} of the computed tokens" in text
 
 
 def test_what_is_truncated_is_counted(folder):
@@ -95,7 +95,7 @@ def test_the_rows_of_both_layouts_are_counted(folder):
   for layout in ("packed", "bucketed"):
     data, _, text = shown(folder, count=0, **{"data.layout": layout})
     rows = [len(s.rows) for s in data.steps]
-    assert re.search(rf"per step:        .*, {layout}, in ", text)
+    assert re.search(rf"rows per step:   .*, {layout}; micro", text)
     if layout == "bucketed":
       assert rows == [len(s.examples) for s in data.steps]
     computed = sum(b["token"].size for i in range(len(data.steps)) for b in data.batches(i))

@@ -1,4 +1,4 @@
-"""--push-to: checked before any work, and uploaded to a stand-in for the hub on this machine."""
+"""--push-to: checked before any work, and uploaded to a stand-in for the Hub on this machine."""
 
 import base64
 import http.server
@@ -19,7 +19,7 @@ REPO = "lab/my-model"
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-  """Takes repositories and commits of small files, as the hub's API has them."""
+  """Takes repositories and commits of small files, as the Hub's API has them."""
 
   def do_POST(self):
     body = self.rfile.read(int(self.headers["Content-Length"])).decode()
@@ -90,7 +90,7 @@ def test_what_is_not_uploaded_stays_and_the_command_to_repeat_it_is_said(stand_i
   with pytest.raises(InputError) as error:
     hub.push(tmp_path, "other/model")
   text = str(error.value)
-  assert text.startswith(f"{tmp_path} is written, but was not uploaded as other/model: ")
+  assert text.startswith(f"{tmp_path} is written, but could not be uploaded as other/model: ")
   assert text.endswith(f"hf upload other/model {tmp_path} --private")
   assert not stand_in.files and (tmp_path / "config.json").exists()
 
@@ -98,11 +98,11 @@ def test_what_is_not_uploaded_stays_and_the_command_to_repeat_it_is_said(stand_i
 @pytest.mark.parametrize(
   "repo, message",
   [
-    ("model", "--push-to=model names no owner; expected ORG/NAME"),
-    ("a/b/c", "--push-to=a/b/c is no name of the hub"),
-    ("a b/c", "--push-to=a b/c is no name of the hub"),
-    ("https://huggingface.co/a/b", "is no name of the hub"),
-    ("a/" + "b" * 95, "is no name of the hub"),  # too long with "-delta"
+    ("model", "--push-to=model has no owner; expected ORG/NAME"),
+    ("a/b/c", "--push-to=a/b/c is not a valid Hub id"),
+    ("a b/c", "--push-to=a b/c is not a valid Hub id"),
+    ("https://huggingface.co/a/b", "is not a valid Hub id"),
+    ("a/" + "b" * 95, "is not a valid Hub id"),  # too long with "-delta"
   ],
 )
 def test_a_name_is_checked_before_any_work(stand_in, tmp_path, repo, message):
@@ -133,5 +133,5 @@ def test_commands_check_first_and_upload_what_they_wrote(stand_in, monkeypatch, 
     assert result.returncode == 2 and "--push-to" in result.stderr
   monkeypatch.setattr(graft, "_plan", lambda options: pytest.fail("it has begun to work"))
   result = commands.run("graft", "--delta=x", "--instruct=x", "--out=x", "--push-to=x")
-  assert result.returncode == 2 and "--push-to=x names no owner" in result.stderr
+  assert result.returncode == 2 and "--push-to=x has no owner" in result.stderr
   assert not told

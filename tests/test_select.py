@@ -90,7 +90,7 @@ def test_a_least_reward_cuts_the_pool():
   rows = [row(i, i, ["math"]) for i in range(10)]
   chosen, report = select(rows, count=3, seed=0, pool=1.0, min_reward=7)
   assert sorted(ids(chosen)) == [7, 8, 9] and report.pool == 3
-  with pytest.raises(InputError, match="4 rows are asked for, and the pool has 3 of 10"):
+  with pytest.raises(InputError, match="cannot choose 4 rows: the pool has 3 of 10"):
     select(rows, count=4, seed=0, pool=1.0, min_reward=7)
 
 
@@ -157,9 +157,9 @@ def test_a_conversation_that_comes_twice_is_kept_once_with_its_higher_reward():
   for order in (rows, rows[::-1]):
     chosen, report = select(order, count=2, seed=0, pool=1.0)
     assert {r["id"]: r["reward"] for r in chosen} == {"again": 9.0, 2: 5.0}
-    assert report.left_out["the same conversation again"] == 2
+    assert report.left_out["duplicate conversation"] == 2
     assert report.rows == 4 and report.candidates == 2
-  with pytest.raises(InputError, match="3 rows are asked for, and the pool has 2"):
+  with pytest.raises(InputError, match="cannot choose 3 rows: the pool has 2"):
     select(rows, count=3, seed=0, pool=1.0)
 
 
@@ -184,7 +184,7 @@ def test_what_a_row_lacks_is_counted():
     "no conversations": 1,
     "no finite number in reward": 4,
     "no text in label.cate_ability_en": 3,
-    "the same conversation again": 0,
+    "duplicate conversation": 0,
   }
   assert "4 rows left out: no finite number in reward" in report.table()
   assert "0 rows left out" not in report.table()
@@ -195,9 +195,11 @@ def test_what_a_row_lacks_is_counted():
 
 def test_rows_that_all_lack_the_reward_are_an_error_that_names_the_fields():
   rows = [row(i, None, ["math"]) for i in range(3)]
-  with pytest.raises(InputError, match=r"none of 3 rows.*3: no finite number in reward") as error:
+  with pytest.raises(
+    InputError, match=r"no row can be chosen \(rows: 3\).*no finite number in reward: 3"
+  ) as error:
     select(rows, count=1, seed=0)
-  assert "they have the fields" in str(error.value) and "langdetect" in str(error.value)
+  assert "the rows have the fields" in str(error.value) and "langdetect" in str(error.value)
   chosen, _ = select(
     [{**r, "score": {"a": i}} for i, r in enumerate(rows)],
     count=1,
@@ -211,8 +213,8 @@ def test_rows_that_all_lack_the_reward_are_an_error_that_names_the_fields():
 @pytest.mark.parametrize(
   "fields, message",
   [
-    ({"language": "fr"}, "none of 600 rows.*langdetect is not 'fr'"),
-    ({"count": 61}, "61 rows are asked for, and the pool has 60 of 600"),
+    ({"language": "fr"}, "no row can be chosen .*langdetect is not 'fr'"),
+    ({"count": 61}, "cannot choose 61 rows: the pool has 60 of 600"),
   ],
 )
 def test_parameters_that_cannot_be(fields, message):
@@ -253,7 +255,7 @@ def test_the_command(tmp_path):
   assert told["source"] == str(source) and told["settings"] == report.settings
   assert told["chosen"] == 20 and len(told["categories"]) == len(NAMES)
   assert result.stdout.strip() == report.table()
-  assert "20 chosen of a pool of 100, of 200 candidates, of 200 rows" in result.stdout
+  assert "rows: 200; candidates: 200; pool: 100; chosen: 20" in result.stdout
 
   assert sorted(p.name for p in out.parent.iterdir()) == ["mine.jsonl", "mine.report.json"]
   again = command(*flags, "--seed=7")
@@ -273,7 +275,7 @@ def test_bad_flags_are_told_in_one_line(tmp_path):
   [
     ("[1]", "", "row 1 is a list; expected an object"),
     ("{} {}", "", "row 1"),
-    ("{}", "*2", "a weight says how often"),
+    ("{}", "*2", "weights .* are only for training data"),
   ],
 )
 def test_rows_that_are_none(tmp_path, text, weight, message):

@@ -157,7 +157,7 @@ def test_no_config_limits_or_renames_the_users_own_rows(name, tmp_path, capsys):
     assert count == SETS[c.data.set].count
     c.data.max_examples = count
     assert len(dataset.read(sets.resolve(c), tmp_path).train) == count
-    assert f"data.max_examples takes {count:,} of its {len(rows):,} rows" in capsys.readouterr().err
+    assert f"using {count:,} of {len(rows):,} rows (data.max_examples)" in capsys.readouterr().err
 
 
 def test_rows_that_validate_a_set_have_columns_of_their_own(tmp_path):

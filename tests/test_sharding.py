@@ -103,7 +103,9 @@ def alone():
   "shape", [{"data": 0, "fsdp": -1}, {"data": -1, "fsdp": -1}, {"tensor": 3}]
 )
 def test_a_mesh_of_other_sizes_than_the_devices_is_refused(shape):
-  with pytest.raises(InputError, match="does not make 8 devices; set config.mesh so that the prod"):
+  with pytest.raises(
+    InputError, match="does not match the number of devices, 8; set config.mesh so that the prod"
+  ):
     sharding.mesh_sizes(shape, 8)
 
 
@@ -173,10 +175,10 @@ def test_the_last_rule_takes_everything():
 @pytest.mark.parametrize(
   "wrong, message",
   [
-    (dict(fsdp=3), "does not make 8 devices"),
-    (dict(fsdp=-1, tensor=3), "does not make 8 devices"),
-    (dict(fsdp=0), "does not make 8 devices"),
-    (dict(model=8), "mesh has axes data, fsdp, tensor, context; got model"),
+    (dict(fsdp=3), "does not match the number of devices, 8"),
+    (dict(fsdp=-1, tensor=3), "does not match the number of devices, 8"),
+    (dict(fsdp=0), "does not match the number of devices, 8"),
+    (dict(model=8), "config.mesh has unknown axes model; expected data, fsdp, tensor, context"),
   ],
   ids=str,
 )

@@ -128,8 +128,8 @@ def test_a_row_that_cannot_be_parsed_stands_in_its_place(write):
   assert (read[0], read[2]) == ({"a": 1}, {"a": 2})
   for row, number in ((read[1], 3), (read[3], 5)):
     assert isinstance(row, InputError)
-    assert f"rows.jsonl row {number} is not JSON: " in str(row)
-    assert str(row).endswith("; expected one object a line")
+    assert f"rows.jsonl row {number} is not valid JSON: " in str(row)
+    assert str(row).endswith("; expected one object per line")
   read = rows_of(write("a,b\n1,2\n3\n4,5,6\n7,8\n", "rows.csv"))
   assert (read[0], read[3]) == ({"a": "1", "b": "2"}, {"a": "7", "b": "8"})
   assert "rows.csv row 2 has 1 cells; expected 2" in str(read[1])
@@ -142,28 +142,36 @@ def test_a_row_that_cannot_be_parsed_stands_in_its_place(write):
     (
       "rows.xml",
       "x",
-      r"rows.xml is not a kind of data file .*; expected \.arrow, \.csv, \.json, "
-      r"\.jsonl, \.parquet, \.txt \(\.csv, .*with \.gz, too\)",
+      r"rows.xml is not a supported data file; expected \.arrow, \.csv, \.json, "
+      r"\.jsonl, \.parquet, \.txt \(\.csv, .*also with \.gz\)",
     ),
-    ("rows.parquet.gz", b"x", r"rows.parquet.gz is not a kind of data file"),
-    ("rows.json", "", r"rows.json has no rows; expected one object an example"),
+    ("rows.parquet.gz", b"x", r"rows.parquet.gz is not a supported data file"),
+    ("rows.json", "", r"rows.json has no rows; expected one object per example"),
     ("rows.json", [], r"rows.json has no rows"),
     ("rows.jsonl", "\n \n", r"rows.jsonl has no rows"),
     ("rows.csv", "a,b\n", r"rows.csv has no rows"),
     ("rows.txt", " \n", r"rows.txt has no rows"),
-    ("rows.json", json.dumps(ALPACA), r"rows.json holds one dict; expected an array"),
-    ("rows.json", '[\n{"instruction": "a",\n}]', r"rows.json is not JSON: .*line [23]"),
-    ("rows.json", '{"a": 1}\n{"a": 2}', r"line 2 .*; a file of one object a line is named \.jsonl"),
-    ("rows.json", "[" * 100000, r"rows.json is not JSON"),
-    ("rows.json", b'[{"instruction": "caf\xe9"}]', r"rows.json is not UTF-8 text: byte 21; save"),
-    ("rows.jsonl", b"\xff\xfe{\x00", r"rows.jsonl is not UTF-8 text: byte 0"),
-    ("rows.csv", "a,b,a\n1,2,3\n", r"two columns have the same name; .*; it is a, b, a$"),
-    ("rows.csv", 'a,b\n1,"2\n3,4\n', r"rows.csv is not CSV: .* \(line 3\); expected cells"),
-    ("rows.parquet", as_parquet(ROWS)[:-30], r"rows.parquet is not a whole \.parquet file: "),
-    ("rows.parquet", b"", r"rows.parquet is not a whole \.parquet file: "),
-    ("rows.arrow", as_arrow(ROWS)[:-60], r"rows.arrow is not a whole \.arrow file: "),
-    ("rows.arrow", as_arrow_file(ROWS)[:-60], r"rows.arrow is not a whole \.arrow file: "),
-    ("rows.arrow", b"", r"rows.arrow (is not a whole \.arrow file: |has no rows)"),
+    ("rows.json", json.dumps(ALPACA), r"rows.json contains a dict; expected an array"),
+    ("rows.json", '[\n{"instruction": "a",\n}]', r"rows.json is not valid JSON: .*line [23]"),
+    (
+      "rows.json",
+      '{"a": 1}\n{"a": 2}',
+      r"line 2 .*; if it has one object per line, name it \.jsonl",
+    ),
+    ("rows.json", "[" * 100000, r"rows.json is not valid JSON"),
+    (
+      "rows.json",
+      b'[{"instruction": "caf\xe9"}]',
+      r"rows.json is not UTF-8: invalid byte at offset 21; save",
+    ),
+    ("rows.jsonl", b"\xff\xfe{\x00", r"rows.jsonl is not UTF-8: invalid byte at offset 0"),
+    ("rows.csv", "a,b,a\n1,2,3\n", r"two columns have the same name; .*; it has a, b, a$"),
+    ("rows.csv", 'a,b\n1,"2\n3,4\n', r"rows.csv is not valid CSV: .* \(line 3\); expected cells"),
+    ("rows.parquet", as_parquet(ROWS)[:-30], r"rows.parquet is not a valid \.parquet file, "),
+    ("rows.parquet", b"", r"rows.parquet is not a valid \.parquet file, "),
+    ("rows.arrow", as_arrow(ROWS)[:-60], r"rows.arrow is not a valid \.arrow file, "),
+    ("rows.arrow", as_arrow_file(ROWS)[:-60], r"rows.arrow is not a valid \.arrow file, "),
+    ("rows.arrow", b"", r"rows.arrow (is not a valid \.arrow file, |has no rows)"),
   ],
 )
 def test_what_cannot_be_read_is_said_in_one_line(write, name, content, match):
@@ -176,7 +184,7 @@ def test_a_broken_gzip_file_is_refused(tmp_path):
   path, whole = tmp_path / "rows.jsonl.gz", gzip.compress(as_jsonl(ROWS))
   for content in (whole[:-9], whole[:40] + b"\x00\xff\x00" + whole[43:], as_jsonl(ROWS)):
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"rows.jsonl.gz is not a whole gzip file: .*; download"):
+    with pytest.raises(InputError, match=r"rows.jsonl.gz is not a valid gzip file, .*; download"):
       sources.read(path)
 
 
@@ -190,7 +198,7 @@ def test_a_missing_file_names_the_nearest(write, tmp_path):
     sources.read(tmp_path / "alpacha_en.json")
   with pytest.raises(InputError, match="is not a file or folder; check the path"):
     sources.read(tmp_path / "nowhere" / "x.json")
-  # Not a data set of the hub, by its ending.
+  # Not a Hub dataset, by its ending.
   with pytest.raises(InputError, match="^nowhere/x.json.gz is not a file or folder; check the"):
     sources.read("nowhere/x.json.gz")
 
@@ -210,14 +218,14 @@ def test_several_sources_have_weights(write):
 @pytest.mark.parametrize(
   "spec, match",
   [
-    ("", r"data '' names no file; expected names separated by commas"),
-    ("{},", r"names no file"),
-    ("*2", r"names no file"),
-    ("{}*0", r"rows.json\*0: '0' after the \* is no weight; expected a positive number"),
+    ("", r"data '' has an empty name; expected names separated by commas"),
+    ("{},", r"has an empty name"),
+    ("*2", r"has an empty name"),
+    ("{}*0", r"rows.json\*0: '0' after the \* is not a weight; expected a positive number"),
     ("{}*-1", r"'-1' after"),
     ("{}*nan", r"'nan' after"),
     ("{}*inf", r"'inf' after"),
-    ("data/*.json", r"'.json' after .*\(all the files of a folder: name the folder\)"),
+    ("data/*.json", r"'.json' after .*\(to use all files of a folder, give the folder itself\)"),
   ],
 )
 def test_what_is_wrong_with_a_list_of_sources_is_said(write, spec, match):
@@ -258,7 +266,7 @@ def test_a_folder_that_datasets_saved_is_read_in_order(tmp_path):
   assert rows_of(tmp_path / "two", "dev") == ROWS[3:]
   with pytest.raises(
     InputError,
-    match=r"(?s)two has no split 'test'; choose one:"
+    match=r"(?s)two has no split 'test'; choose one of:"
     r"\n  --config.data.split=dev\n  --config.data.split=train",
   ):
     sources.read(tmp_path / "two", "test")
@@ -344,12 +352,12 @@ def test_the_data_files_of_a_folder_are_its_rows(write, tmp_path, files, split, 
     (
       ["data/train-00000-of-00012.json", "data/train-00002-of-00012.json"],
       "train",
-      r"(?s)folder lacks shards .*:\n  .*data/train-00001-of-00012\n.*11-of-00012$",
+      r"(?s)folder has missing shards; .*:\n  .*data/train-00001-of-00012\n.*11-of-00012$",
     ),
     (
       ["train.json", "more.json"],
       "train",
-      r"(?s)some of its files name a split, but these do not; .*:\n  .*more.json$",
+      r"(?s)some file names contain a split, but these do not; .*:\n  .*more.json$",
     ),
   ],
 )
@@ -374,7 +382,7 @@ configs:
 - config_name: by_name
   data_dir: named
 ---
-# A data set
+# A dataset
 """
 CARD_FILES = {
   "en/a1.jsonl": [{"x": 1}],
@@ -390,7 +398,7 @@ CARD_FILES = {
 
 @pytest.fixture
 def carded(write, tmp_path):
-  """Writes the files of a data set with a data card; returns its folder."""
+  """Writes the files of a dataset with a data card; returns its folder."""
 
   def carded(card=CARD):
     for name, rows in {**CARD_FILES, "README.md": card}.items():
@@ -429,7 +437,7 @@ def test_a_configuration_is_read_alone_or_by_default(carded, capsys):
     sources.read(f"{folder}:de")
   carded(CARD.replace("  data_dir: named\n", "  data_dir: named\n  default: true\n"))
   assert rows_of(folder) == [{"x": 6}]
-  assert "the configuration by_name, its default, is read" in capsys.readouterr().err
+  assert "reading its default configuration by_name" in capsys.readouterr().err
   carded(CARD.replace("config_name: en", "config_name: default"))
   assert rows_of(folder) == [{"x": 2}, {"x": 1}]
   # A card of the only configuration, and an old one, of a folder each.
@@ -442,14 +450,22 @@ def test_a_configuration_is_read_alone_or_by_default(carded, capsys):
 @pytest.mark.parametrize(
   "card, spec, match",
   [
-    (CARD, ":en", r"(?s)hub:en has no split 'dev'; choose one:\n  --at=test\n  --at=train$"),
-    (CARD.replace("out", "gone"), ":en", r"README.md names held/gone.jsonl, and no such data file"),
-    (CARD.replace("held/out", "../rows"), ":en", r"names \.\./rows.jsonl, and no such data file"),
-    (CARD.replace("held/out", "/etc/rows"), ":en", r"names /etc/rows.jsonl, and no such"),
-    (CARD.replace("held/out", "a**"), ":en", r"names a\*\*.jsonl, and no such data file"),
-    (CARD.replace("path: held/out.jsonl", "path: 3"), ":en", r"its data_files hold .*'path': 3"),
-    (CARD.replace("configs:", "configs: ["), "", r"README.md: its configs cannot be read: "),
-    ("# No card", ":en", r"hub has no configurations, since its README.md names none; give .*hub "),
+    (CARD, ":en", r"(?s)hub:en has no split 'dev'; choose one of:\n  --at=test\n  --at=train$"),
+    (
+      CARD.replace("out", "gone"),
+      ":en",
+      r"README.md lists held/gone.jsonl, but .* has no such data file",
+    ),
+    (
+      CARD.replace("held/out", "../rows"),
+      ":en",
+      r"lists \.\./rows.jsonl, but .* has no such data file",
+    ),
+    (CARD.replace("held/out", "/etc/rows"), ":en", r"lists /etc/rows.jsonl, but .* has no such"),
+    (CARD.replace("held/out", "a**"), ":en", r"lists a\*\*.jsonl, but .* has no such data file"),
+    (CARD.replace("path: held/out.jsonl", "path: 3"), ":en", r"data_files contains .*'path': 3"),
+    (CARD.replace("configs:", "configs: ["), "", r"README.md: cannot read configs: "),
+    ("# No card", ":en", r"hub has no configurations: its README.md lists none; give .*hub "),
   ],
 )
 def test_a_data_card_that_is_not_clear_is_refused(carded, card, spec, match):
@@ -495,7 +511,7 @@ HUB = {
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-  """One data set, org/set, at one revision and its branch "v1"."""
+  """One dataset, org/set, at one revision and its branch "v1"."""
 
   def do_GET(self):
     status, headers, body = self.answer(self.path.split("?")[0])
@@ -585,7 +601,7 @@ def test_a_data_set_of_the_hub_is_read(tmp_path):
     (no_subset, "'zh' not found"),
     (nothing, "doesn't exist"),
   ):
-    assert "is no file or folder here, and as a data set of the hub (split '" in error
+    assert "is not a local file or folder, and could not be loaded from the Hub (split '" in error
     assert said in error and "\n" not in error
   assert nothing.endswith(
     "(hf download --repo-type dataset org/nothing --local-dir FOLDER) and give FOLDER"
@@ -596,7 +612,7 @@ def test_a_data_set_of_the_hub_is_read(tmp_path):
 def test_without_a_network_a_hub_id_says_what_was_tried():
   with pytest.raises(
     InputError,
-    match=r"org/set:en is no file or folder here, .* could not be "
-    r"loaded: .*OfflineMode.*; check the name, or download",
+    match=r"org/set:en is not a local file or folder, and could not be loaded from the "
+    r"Hub \(split .train.\): .*OfflineMode.*; check the name, or download",
   ):
     sources.read("org/set:en")

@@ -261,7 +261,7 @@ def test_a_corrupt_file_is_said_and_written_anew(folder, tmp_path, spoil, capsys
   good = path.read_bytes()
   path.write_bytes(spoil(good))
   assert_same(tokenise.tokenise(rows, folder, CHAT, tmp_path), want)
-  assert f"{path} cannot be read" in capsys.readouterr().err
+  assert f"cannot read the cache file {path}" in capsys.readouterr().err
   assert [p.read_bytes() for p in tmp_path.iterdir()] == [good]
 
 
@@ -271,7 +271,7 @@ def test_a_folder_that_cannot_be_written_to_is_said(folder, tmp_path, capsys):
   got = tokenise.tokenise(rows, folder, CHAT, tmp_path / "file" / "cache")
   assert_same(got, direct(rows, folder, CHAT))
   said = capsys.readouterr().err
-  assert "tokens are not kept for the next run" in said and "--config.data.cache=FOLDER" in said
+  assert "cannot cache the tokens for the next run" in said and "--config.data.cache=FOLDER" in said
 
 
 def test_a_file_is_written_whole_or_not_at_all(folder, tmp_path, monkeypatch, capsys):

@@ -25,12 +25,12 @@ def test_a_topology_is_a_name_and_a_shape(topology, kind, sizes):
 @pytest.mark.parametrize(
   "topology, message",
   [
-    ("b300:8", r"known are\n  a100-80gb\n  h100-80gb\n  h200\n  v5e\n  v5p\n  v6e"),
-    ("a100-80gb", "write a100-80gb:8"),
+    ("b300:8", r"expected one of:\n  a100-80gb\n  h100-80gb\n  h200\n  v5e\n  v5p\n  v6e"),
+    ("a100-80gb", "such as a100-80gb:8"),
     ("a100-80gb:1x2x8", "h?a100-80gb:GPUs or a100-80gb:HOSTSxGPUs"),
     ("h200:0", "h200:8"),
     ("v5p:4", "v5p:XxY or v5p:XxYxZ"),
-    ("v5p:2x-1", "write v5p:2x2"),
+    ("v5p:2x-1", "such as v5p:2x2"),
   ],
 )
 def test_a_bad_topology_is_refused(topology, message):

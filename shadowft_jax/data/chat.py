@@ -1,7 +1,7 @@
-"""Conversations as tokens, with a mask over the assistant's answers.
+"""Conversations -> tokens, with a loss mask over the assistant's answers.
 
-The model's own chat template renders the text; the mask is found from the text alone, so that
-a template needs no marks of its own for it.
+The model's own chat template renders the text.  The mask is derived from the rendered text, so the
+template needs no {% generation %} markers.
 """
 
 import os
@@ -13,15 +13,15 @@ from shadowft_jax.data.tokenizer import ChatTemplate, Control, Tokenizer, contro
 from shadowft_jax.data.turns import Entry, Example, Row, Settings
 from shadowft_jax.errors import InputError
 
-MARK = "zqxanswerqxz"  # stands in for an answer, to find the text around it
+MARK = "zqxanswerqxz"  # replaces an answer, to find the text around it
 
 
 def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, settings: Settings) -> list[Entry]:
-  """Encodes rows with the tokenizer's own chat template, cut to `settings.max_length` tokens.
+  """Tokenises rows with the tokenizer's chat template, truncated to `settings.max_length` tokens.
 
   Returns:
-    One entry per row, in order: its list of Example (raw text may be several pieces, a
-    conversation is one), or the InputError that says what is wrong with the row.
+    One entry per row, in order: its list of Example (one for a conversation, one or more for raw
+    text), or the InputError of a bad row.
 
   Raises:
     InputError: max_length is not positive, or the tokenizer has no chat template.
@@ -61,7 +61,7 @@ def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, settings: Settings) -
 
 
 def _example(row, text, spans, ids, offsets, control: Control, max_length):
-  """The Example of a conversation, cut to `max_length` tokens."""
+  """The Example of a conversation, truncated to `max_length` tokens."""
   begin = _begin(np.array(offsets, np.int64).reshape(-1, 2))
   within = lambda start, end: (begin >= start) & (begin < end)
   answer = sum(within(start, end) for start, _, end in spans).astype(np.int32)
@@ -73,8 +73,8 @@ def _example(row, text, spans, ids, offsets, control: Control, max_length):
     answer[:max_length],
     cut=int(answer[max_length:].sum()),
     altered=not all(x.strip() in text for m in row.messages for x in _texts(m)),
-    endless=sum(not stop[within(closing, end)].any() for _, closing, end in spans),
-    spelt=control.is_spelt(said, ids),
+    unterminated=sum(not stop[within(closing, end)].any() for _, closing, end in spans),
+    has_special=control.contains_special(said, ids),
     where=row.where,
   )
 
@@ -89,9 +89,9 @@ def _texts(message):
 
 
 def _pieces(ids, tokenizer, max_length, where):
-  """Raw text between the tokenizer's begin and end tokens, in equal pieces; all of it trained."""
+  """Splits raw text, with BOS and EOS added, into equal pieces; the loss covers all of it."""
   bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-  # A text that was rendered before has them, maybe with a line end after its last turn.
+  # A text that is already rendered has both, possibly with a newline after its last turn.
   last = next((i for i in reversed(ids) if tokenizer.decode([i]).strip()), None)
   ids = [
     *([] if bos is None or ids[:1] == [bos] else [bos]),
@@ -105,26 +105,26 @@ def _pieces(ids, tokenizer, max_length, where):
 
 
 def _begin(offsets):
-  """int [T]: the character with which each token begins.
+  """The index of the first character of each token, int [T].
 
   Args:
-    offsets: int [T, 2], the characters a token covers, as the tokenizer reports them.
+    offsets: int [T, 2], the character range of each token, as reported by the tokenizer.
   """
-  # A token begins no later than where the ones before it end: some byte-level tokenizers leave
-  # the spaces of a token out of its offsets.  The bytes of one character all begin with it.
+  # A token begins no later than the end of the tokens before it: some byte-level tokenizers leave
+  # leading spaces out of the offsets.  All bytes of one character begin at that character.
   ends = np.maximum.accumulate(offsets[:, 1])
   return np.minimum(offsets[:, 0], np.concatenate([[0], ends[:-1]])) if len(ends) else ends
 
 
 def _answers(row, template, control):
-  """The rendered conversation, and the span of each answer that the loss covers, see `_span`."""
+  """(the rendered conversation, the `_span` of each answer that the loss covers)."""
   turns = [i for i, message in enumerate(row.messages) if _is_trained(message)]
   if not turns:
-    raise InputError("there is no turn of the assistant to learn; expected at least one answer")
+    raise InputError("it has no assistant turn to train on; expected at least one answer")
   text = template.render(row.messages, row.tools)
   spans = [_span(text, row.messages, turn, template, row.tools, control) for turn in turns]
   start, closing, end = spans[-1]
-  # Nothing closes the last answer.
+  # The template does not close the last answer.
   if turns[-1] == len(row.messages) - 1 and not control.pattern.search(text, closing):
     marker = _next_marker(text, row.messages, template, row.tools, control)
     text, spans[-1] = text + marker, (start, closing, end + len(marker))
@@ -132,30 +132,30 @@ def _answers(row, template, control):
 
 
 def _span(text, messages, turn, template, tools, control):
-  """Where in `text` messages[turn] stands: (start, end of its content, end), in characters.
+  """The character range of messages[turn] in `text`: (start, end of its content, end).
 
-  It starts where generation would: text that a template puts between its prompt and the content
-  (an empty thinking block) has to be trained.  It ends after the text that closes the turn.
+  The range starts where generation would start, so that text between the generation prompt and the
+  content (an empty thinking block) is trained.  It ends after the text that closes the turn.
   """
   before, after = _around(text, messages, turn, template, tools)
   end = len(text) - len(after)
-  # A call's mark stands in the middle of the answer.
+  # With tool calls the mark is in the middle of the answer.
   start = len(before) if text.startswith(before) and not messages[turn].get("tool_calls") else None
   if turn:
     prompt = template.render(messages[:turn], tools, prompt=True)
-    # Not so where the prompt opens thoughts that the rendered conversation leaves out.
+    # False if the generation prompt opens a thinking block that the rendered conversation drops.
     start = len(prompt) if text.startswith(prompt) else start
   if start is None or start > end or not text.endswith(after):
     raise InputError(
-      f"turn {turn + 1}: the answer {(messages[turn]['content'] or '')[:60]!r} is not found in "
-      f"what the chat template of {template.name} writes; its template cannot be trained "
-      "from"
+      f"turn {turn + 1}: cannot find the answer {(messages[turn]['content'] or '')[:60]!r} in the "
+      f"text rendered by the chat template of {template.name}; this template is not supported for "
+      "training"
     )
   return start, end, end + _closing(text, messages, turn, after, template, tools, control)
 
 
 def _around(text, messages, turn, template, tools):
-  """The text that the template writes before and after the content, or last call, of a turn."""
+  """The rendered text before and after the content (or last tool call) of a turn."""
   mark = MARK
   while mark in text:
     mark += MARK
@@ -163,15 +163,15 @@ def _around(text, messages, turn, template, tools):
   before, *after = template.render(marked, tools).split(mark)
   if len(after) != 1:
     raise InputError(
-      f"turn {turn + 1}: the chat template of {template.name} writes an answer "
-      f"{len(after)} times; expected once"
+      f"turn {turn + 1}: the chat template of {template.name} renders the answer {len(after)} "
+      "times; expected once"
     )
   return before, after[0]
 
 
 def _marked(message, mark):
-  """The message with `mark` for its content; or for the name of its last call, since some
-  templates leave out the content beside calls."""
+  """The message with `mark` as its content, or as the name of its last tool call: some templates
+  drop the content of a message that has calls."""
   if not message.get("tool_calls"):
     return {**message, "content": mark}
   *calls, last = message["tool_calls"]
@@ -182,9 +182,9 @@ def _marked(message, mark):
 
 
 def _closing(text, messages, turn, after, template, tools, control):
-  """The length of the text that closes an answer: the text after it, were it the last.
+  """The length of the text that closes an answer: the text that would follow it as the last turn.
 
-  Some templates close earlier answers with another token, some by the marker of the next turn.
+  Some templates close earlier answers with a different token, or with the next turn's marker.
   """
   if turn == len(messages) - 1:
     return len(after)
@@ -198,7 +198,7 @@ def _closing(text, messages, turn, after, template, tools, control):
   if first and first.start() >= shared and not after[: first.start()].strip():
     if _is_stop(first[0], template, control):
       return first.end()
-    # One token that closes a turn, and one that opens the next.
+    # One token closes the turn, and another opens the next.
     header = _header(text, messages, turn + 1, template, tools)[len(text) - len(after) :]
     if control.pattern.search(alone) and len(control.pattern.findall(header)) > 1:
       return first.end()
@@ -206,7 +206,7 @@ def _closing(text, messages, turn, after, template, tools, control):
 
 
 def _header(text, messages, turn, template, tools):
-  """The text before the content of a turn; "" where it is not to be found."""
+  """The rendered text before the content of a turn; "" if it cannot be found."""
   try:
     return _around(text, messages, turn, template, tools)[0]
   except InputError:
@@ -214,13 +214,13 @@ def _header(text, messages, turn, template, tools):
 
 
 def _next_marker(text, messages, template, tools, control):
-  """The stop token with which a turn after the last answer would begin; "" if there is none."""
+  """The stop token that would begin a turn after the last answer; "" if there is none."""
   role = "tool" if messages[-1].get("tool_calls") else "user"
   more = [*messages, {"role": role, "content": "?"}]
   try:
     after = _around(text, more, len(messages) - 1, template, tools)[1]
   except InputError:
-    return ""  # The template takes no such turn.
+    return ""  # The template does not accept such a turn.
   first = control.pattern.match(after.lstrip())
   return first[0] if first and _is_stop(first[0], template, control) else ""
 

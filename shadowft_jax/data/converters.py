@@ -1,4 +1,4 @@
-"""One row of each format -> the fields of a Row.  A new format is one entry of FORMATS."""
+"""Converters from each row format to the fields of a Row.  A new format is one entry in FORMATS."""
 
 import itertools
 import reprlib
@@ -10,11 +10,11 @@ from shadowft_jax.data import turns
 from shadowft_jax.errors import InputError, listing
 
 TURNS = ("messages", "conversations")  # keys of a list of messages
-PROMPTS = ("prompt", *TURNS, "instruction")  # keys that hold, or begin, what comes before an answer
-COMMON = ("system", "tools", "images", "image")  # keys beside those of any conversation
+PROMPTS = ("prompt", *TURNS, "instruction")  # keys of the prompt, or of its first part
+COMMON = ("system", "tools", "images", "image")  # keys that any conversation may also have
 ALPACA = ("instruction", "input", "context", "output", "response", "history")
 COMPLETION = ("prompt", "completion", "response")
-# What rows of no format often call a question and its answer, in lower case.
+# Common column names of a question and its answer, in lower case, for a hint in errors.
 USUAL = {
   "prompt": ("prompt", "instruction", "question", "query", "problem", "input"),
   "response": ("response", "answer", "output", "completion", "solution", "target"),
@@ -22,51 +22,53 @@ USUAL = {
 
 
 def format_of(fields: Mapping[str, Any], where: str) -> str:
-  """Finds the one format that a row has, a name in FORMATS.
+  """The format of a row, a name in FORMATS.
 
   Args:
     fields: the values of the row that are not null.
+    where: "FILE row N", for errors.
 
   Raises:
-    InputError: it has none or several.
+    InputError: the row has no known format, or several.
   """
   found = [name for name, form in FORMATS.items() if form.detect(fields)]
   if len(found) == 1:
     return found[0]
   if not found and ("chosen" in fields) != ("rejected" in fields):
     has, lacks = sorted(("chosen", "rejected"), key=lambda key: key not in fields)
-    raise InputError(f"{where} has {has} and no {lacks}; expected both, a preference pair")
+    raise InputError(f"{where} has {has} but no {lacks}; a preference pair needs both")
   keys = " ".join(
     f"--config.data.columns.{name}={_guessed(fields, names)}" for name, names in USUAL.items()
   )
+  what = f"matches several formats, {' and '.join(found)}" if found else "matches no known format"
   raise InputError(
-    f"{where} is of {' and '.join(found) or 'no'} format; its keys:{listing(fields)}\n"
-    f"expected exactly one of the formats:{listing(FORMATS)}\nor name the keys to use: {keys}"
+    f"{where} {what}; its keys:{listing(fields)}\n"
+    f"expected exactly one of the formats:{listing(FORMATS)}\nor set the columns: {keys}"
   )
 
 
 def _guessed(fields, names):
-  """The one key of a row with a text and one of `names`, in any case; "KEY" if none or several."""
+  """The only text key of a row whose lower-case name is in `names`; "KEY" if none or several."""
   found = [key for key, x in fields.items() if key.lower() in names and isinstance(x, str)]
   return shlex.quote(found[0]) if len(found) == 1 else "KEY"
 
 
 def _with_common(row, where, messages, rejected=None, images=()):
-  """The fields of a Row: the messages, and what stands beside them in the row."""
+  """The fields of a Row: the messages, and the system prompt, tools and images next to them."""
   if row.get("system") not in turns.EMPTY:
     system = {"role": "system", "content": turns.text(row, "system", where)}
     if messages[:1] and messages[0]["role"] == "system":
       raise InputError(
-        f"{where} has a system text beside its messages and one in them; expected one of the two"
+        f"{where} has a system prompt both in its messages and next to them; expected only one"
       )
     messages, rejected = [system, *messages], rejected and [system, *rejected]
-  beside = _images(row)
-  if beside and images:
-    raise InputError(f"{where} has images beside its messages and in them; expected one of the two")
+  column = _images(row)
+  if column and images:
+    raise InputError(f"{where} has images both in its messages and next to them; use only one")
   return dict(
     messages=messages,
     rejected=rejected,
-    images=beside or tuple(images),
+    images=column or tuple(images),
     tools=turns.tools(row.get("tools"), where),
   )
 
@@ -78,12 +80,12 @@ def _images(row):
 
 
 def _one_of(row, names, where):
-  """The one of the keys `names` that a row has."""
+  """The only key of a row among `names`."""
   found = [name for name in names if name in row]
   if not found:
     raise InputError(f"{where}: {' or '.join(names)} is missing; expected one of them")
   if len(found) > 1:
-    raise InputError(f"{where} has {' and '.join(found)}; expected one of them")
+    raise InputError(f"{where} has {' and '.join(found)}; expected only one of them")
   return found[0]
 
 
@@ -99,7 +101,9 @@ def _alpaca_prompt(row, where):
     )
   for pair in history:
     if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(x, str) for x in pair)):
-      raise InputError(f"{where}: history holds {reprlib.repr(pair)}; expected [question, answer]")
+      raise InputError(
+        f"{where}: history contains {reprlib.repr(pair)}; expected [question, answer]"
+      )
     messages += [_user(pair[0]), _assistant(pair[1])]
   return [*messages, _user("\n".join(filter(None, asked)))]
 
@@ -121,12 +125,12 @@ def _prompt_completion(row, where):
   key = _one_of(row, ("completion", "response"), where)
   answer = _answer(row, key, where, images)
   if not answer or answer[0]["role"] != "assistant":
-    raise InputError(f"{where}: {key} begins with no turn of the assistant; expected its answer")
+    raise InputError(f"{where}: {key} does not begin with an assistant turn; expected an answer")
   return _with_common(row, where, [*prompt, *answer], images=images)
 
 
 def _answer(row, key, where, images):
-  """The messages of an answer: a text, one message or a list of them."""
+  """The messages of an answer that is given as text, one message or a list of messages."""
   value = row[key]
   if isinstance(value, str):
     return [_assistant(value)]
@@ -134,7 +138,7 @@ def _answer(row, key, where, images):
 
 
 def _prompt(row, key, where, images):
-  """The messages before an answer, none of which the loss covers."""
+  """The messages before an answer, all excluded from the loss."""
   if key == "instruction":
     messages = _alpaca_prompt(row, where)
   elif isinstance(row[key], str):
@@ -145,7 +149,7 @@ def _prompt(row, key, where, images):
 
 
 def _preference(row, where):
-  """chosen and rejected: two answers to a prompt beside them, or two whole conversations."""
+  """Converts chosen and rejected: two answers to a separate prompt, or two whole conversations."""
   prompts = [key for key in PROMPTS if key in row]
   images, more, rest = [], [], []
   if not prompts and isinstance(row["chosen"], str) and isinstance(row["rejected"], str):
@@ -154,7 +158,7 @@ def _preference(row, where):
     chosen, rejected = _answer(row, "chosen", where, more), _answer(row, "rejected", where, rest)
   for key, answer in (("chosen", chosen), ("rejected", rejected)):
     if not answer or answer[-1]["role"] != "assistant":
-      raise InputError(f"{where}: {key} ends with no turn of the assistant; expected its answer")
+      raise InputError(f"{where}: {key} does not end with an assistant turn; expected an answer")
   if chosen[0]["role"] == rejected[0]["role"] == "assistant":
     prompt = _prompt(row, _one_of(row, PROMPTS, where), where, images)
     chosen, rejected = [*prompt, *chosen], [*prompt, *rejected]
@@ -162,7 +166,7 @@ def _preference(row, where):
     _check_whole(row, chosen, rejected, where)
   if chosen == rejected:
     raise InputError(f"{where}: chosen and rejected are the same; remove the row")
-  # The turns that they share are the prompt; several turns can differ after it.
+  # The turns that both share are the prompt; more than one turn may differ after it.
   prompt = [_untrained(message) for message in _shared(chosen, rejected)]
   return _with_common(
     row,
@@ -173,7 +177,7 @@ def _preference(row, where):
 
 
 def _shared(chosen, rejected):
-  """The turns that both conversations begin with, but for the last of either."""
+  """The turns that both conversations begin with, except the last turn of either."""
   both = itertools.takewhile(
     lambda pair: pair[0] == pair[1], zip(chosen[:-1], rejected[:-1], strict=False)
   )
@@ -181,30 +185,30 @@ def _shared(chosen, rejected):
 
 
 def _check_whole(row, chosen, rejected, where):
-  """Checks that two whole conversations answer one prompt."""
+  """Checks that two whole conversations answer the same prompt."""
   prompt = _shared(chosen, rejected)
   if not prompt:
     raise InputError(
-      f"{where}: chosen and rejected differ from their first turn on; expected "
-      "answers to the same prompt"
+      f"{where}: chosen and rejected already differ in their first turn; expected answers to the "
+      "same prompt"
     )
   part = [turns[len(prompt)]["role"] for turns in (chosen, rejected)]
   if part != ["assistant", "assistant"]:
     raise InputError(
-      f"{where}: chosen and rejected differ from turn {len(prompt) + 1} on, of the "
-      f"{' and the '.join(dict.fromkeys(part))}; expected answers to the same prompt"
+      f"{where}: chosen and rejected first differ in turn {len(prompt) + 1} (role "
+      f"{' and '.join(dict.fromkeys(part))}); expected answers to the same prompt"
     )
-  # Some sets repeat the first question in a column of its own.
+  # Some datasets repeat the first question in a separate column.
   asked = row.get("prompt")
   if isinstance(asked, str) and all(asked != message["content"] for message in prompt):
     raise InputError(
-      f"{where}: chosen is a whole conversation, and prompt is none of its turns; "
-      "expected answers to the prompt, or no prompt"
+      f"{where}: chosen is a whole conversation, but prompt is not one of its turns; remove "
+      "prompt, or give only the answers"
     )
 
 
 def _text(row, where):
-  """Raw text."""
+  """Converts raw text."""
   text = turns.text(row, "text", where)
   if not text.strip():
     raise InputError(f"{where}: text is blank; remove the row")
@@ -212,11 +216,11 @@ def _text(row, where):
 
 
 def _labelled(row, where):
-  """A row of another format whose answer is good (label true) or bad."""
+  """Converts a row of another format with a label: true for a good answer, false for a bad one."""
   if not _label(row):
     raise InputError(
-      f"{where}: its answer is marked as bad (label is false), and supervised "
-      "tuning would learn it; --config.data.skip_bad_rows leaves such rows out"
+      f"{where}: its answer is labelled as bad (label is false), so SFT should not train on it; "
+      "--config.data.skip_bad_rows skips such rows"
     )
   rest = {key: value for key, value in row.items() if key != "label"}
   return FORMATS[format_of(rest, where)].convert(rest, where)
@@ -235,7 +239,7 @@ def _untrained(message):
 
 
 def _label(row):
-  """The boolean label of a row, or None; CSV has it as text."""
+  """The boolean label of a row, or None; in CSV it is text."""
   label = row.get("label")
   label = {"true": True, "false": False}.get(label.lower()) if isinstance(label, str) else label
   return label if isinstance(label, bool) else None
@@ -250,12 +254,12 @@ def _is_labelled(row):
 
 
 def _plain(detect):
-  """Detects rows that are neither pairs nor labelled."""
+  """Restricts `detect` to rows that are neither pairs nor labelled."""
   return lambda row: detect(row) and not _is_pair(row) and not _is_labelled(row)
 
 
-def _words(row):
-  """The vocabulary of each list of messages of a row: "from" is ShareGPT's, "role" OpenAI's."""
+def _role_keys(row):
+  """Yields the role key of each list of messages in a row: ShareGPT's "from" or OpenAI's "role"."""
   for key in TURNS:
     if key in row:
       first = row[key][0] if isinstance(row[key], list) and row[key] else None
@@ -263,17 +267,21 @@ def _words(row):
 
 
 class Format(NamedTuple):
-  """A format of rows."""
+  """A row format."""
 
-  detect: Callable[[Mapping[str, Any]], bool]  # whether a row has it
+  detect: Callable[[Mapping[str, Any]], bool]  # whether a row has this format
   convert: Callable[[dict[str, Any], str], dict[str, Any]]  # (row, where) -> the fields of a Row
-  keys: tuple[str, ...]  # that it may use
+  keys: tuple[str, ...]  # all keys that the format may use
 
 
 FORMATS: dict[str, Format] = {
   "alpaca": Format(_plain(lambda row: "instruction" in row), _alpaca, (*ALPACA, *COMMON)),
-  "sharegpt": Format(_plain(lambda row: "from" in _words(row)), _conversation, (*TURNS, *COMMON)),
-  "messages": Format(_plain(lambda row: "role" in _words(row)), _conversation, (*TURNS, *COMMON)),
+  "sharegpt": Format(
+    _plain(lambda row: "from" in _role_keys(row)), _conversation, (*TURNS, *COMMON)
+  ),
+  "messages": Format(
+    _plain(lambda row: "role" in _role_keys(row)), _conversation, (*TURNS, *COMMON)
+  ),
   "prompt/completion": Format(
     _plain(lambda row: "prompt" in row and bool(row.keys() & {"completion", "response"})),
     _prompt_completion,

@@ -1,4 +1,4 @@
-"""Files -> the batches of a run: read, convert, render, split, plan."""
+"""Files -> the batches of a run: read, convert, tokenise, split, plan steps."""
 
 import dataclasses
 import functools
@@ -22,40 +22,40 @@ from shadowft_jax.progress import count, say
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-  """Encoded examples, and which of them make up each optimizer step."""
+  """Tokenised examples, and the plan of which examples form each optimizer step."""
 
   train: list[Example]
   valid: list[Example]
   steps: list[Step]  # over `train`
-  valid_steps: list[Step]  # none, or one over `valid`
+  valid_steps: list[Step]  # empty, or one step over `valid`
   layout: str  # packed, bucketed
-  row_length: int  # tokens
-  rows: int  # a micro-batch
-  ranks: tuple[int, int] | None  # of loss_mean=rank: (ranks, examples a rank takes at a time)
-  labelled: bool  # some example predicts other tokens than its own
-  inputs: dict[str, Sequence[str | os.PathLike]]  # {"train", "validation": files or hub ids}
-  context: int = 1  # devices that share the tokens of a row
+  row_length: int  # tokens per row
+  rows: int  # rows per micro-batch
+  ranks: tuple[int, int] | None  # for loss_mean=rank: (ranks, examples per rank at a time)
+  labelled: bool  # whether some example has labels that differ from its tokens
+  inputs: dict[str, Sequence[str | os.PathLike]]  # {"train", "validation": files or Hub ids}
+  context: int = 1  # devices over which the tokens of a row are sharded
 
   @functools.cached_property
   def digest(self) -> str:
-    """A digest of all tokens, and of those that the loss covers."""
-    found = hashlib.blake2b(digest_size=16)
+    """A digest of all tokens and of the loss mask."""
+    digest = hashlib.blake2b(digest_size=16)
     for examples in (self.train, self.valid):
-      found.update(f"{len(examples)} examples\n".encode())
+      digest.update(f"{len(examples)} examples\n".encode())
       for e in examples:
-        found.update(f"{len(e.token)} tokens, {e.second}\n".encode())
-        found.update(e.token.tobytes() + np.packbits(e.answer > 0).tobytes())
-        found.update(b"" if e.label is None else e.label.tobytes())
-    return found.hexdigest()
+        digest.update(f"{len(e.token)} tokens, {e.second}\n".encode())
+        digest.update(e.token.tobytes() + np.packbits(e.answer > 0).tobytes())
+        digest.update(b"" if e.label is None else e.label.tobytes())
+    return digest.hexdigest()
 
   @property
   def shape(self) -> dict[str, Any]:
-    """How rows are laid out, as `packing` takes it."""
+    """The arguments of `packing` that describe micro-batches."""
     shape = dict(row_length=self.row_length, rows=self.rows, layout=self.layout)
     return {**shape, "multiple": self.context}
 
   def batches(self, step: int, share: Share = (0, 1, 1)) -> Iterator[Arrays]:
-    """The micro-batches of optimizer step `step`, counted from 0; `share` as in `packing`."""
+    """The micro-batches of optimizer step `step`, counted from 0; for `share` see `packing`."""
     planned = self.steps[step]
     weight = packing.rank_weights(planned, self.train, *self.ranks) if self.ranks else None
     return self._batches(planned, self.train, weight, share)
@@ -68,7 +68,7 @@ class Dataset:
   def once(
     self, examples: Sequence[Example], share: Share = (0, 1, 1)
   ) -> Iterator[tuple[Arrays, list[list[int]]]]:
-    """Yields batches with each of `examples` once, and the indices of those in each row."""
+    """Yields batches that contain each of `examples` once, with the example indices of each row."""
     sizes = lengths(examples)
     row: dict[str, Any] = dict(row_length=self.row_length, layout=self.layout)
     for step in packing.plan(sizes, batch_size=len(sizes), epochs=1, seed=0, **row):
@@ -77,7 +77,7 @@ class Dataset:
         yield batch, [[step.examples[place] for place in row] for row in rows]
 
   def with_reference(self, train: np.ndarray, valid: np.ndarray) -> Self:
-    """The dataset with a model's log p of both answers of each pair, float32 [pairs, 2]."""
+    """Adds the reference model's log p of both answers of each pair, float32 [pairs, 2]."""
 
     def given(examples, logps):
       return [
@@ -88,7 +88,7 @@ class Dataset:
     return dataclasses.replace(self, train=given(self.train, train), valid=given(self.valid, valid))
 
   def tokens(self, step: int) -> int:
-    """How many tokens step `step` has, without padding."""
+    """The number of tokens in step `step`, without padding."""
     return sum(len(self.train[i].token) for i in self.steps[step].examples)
 
   def _batches(self, step, examples, weight, share):
@@ -107,10 +107,10 @@ def read(config: Config, tokenizer: str | os.PathLike, context: int = 1) -> Data
   """Reads, converts and tokenises the training and validation rows, and plans every step.
 
   Args:
-    config: see presets.py; reads data, base, objective, seed, epochs, max_steps, batch_size, rows
+    config: see presets.py; uses data, base, objective, seed, epochs, max_steps, batch_size, rows
       and the fields of loss_mean.
-    tokenizer: the Instruct's folder, which has the tokenizer and the chat template.
-    context: devices that share the tokens of a row, whose length is a multiple of it.
+    tokenizer: the folder with the tokenizer and chat template: the Instruct model's.
+    context: devices over which the tokens of a row are sharded; row lengths are multiples of it.
 
   Raises:
     InputError: see `sources.read`, `formats.convert` and `chat.encode_rows`.
@@ -129,11 +129,11 @@ def read(config: Config, tokenizer: str | os.PathLike, context: int = 1) -> Data
     train, valid, parts = _split(train, parts, config)
   if c.recipe == "chat" and reads_clock(tokenizer):
     say(
-      f"the chat template of {tokenizer} writes today's date; {DATE} stands in its "
-      "place, so that a run can be repeated"
+      f"the chat template of {tokenizer} inserts today's date; using {DATE} instead, so that the "
+      "run is reproducible"
     )
   if bad.errors:
-    say(f"{count(len(bad.errors), 'bad row')} left out:{listing(bad.errors)}")
+    say(f"bad rows skipped: {len(bad.errors):,}{listing(bad.errors)}")
   shape: dict[str, Any] = dict(row_length=c.max_length, seed=config.seed, layout=c.layout)
   return Dataset(
     train,
@@ -158,15 +158,14 @@ def read(config: Config, tokenizer: str | os.PathLike, context: int = 1) -> Data
 
 
 def _split(examples, parts, config):
-  """(training examples, validation examples, the number and weight of each source's training
-  examples)."""
+  """(training examples, validation examples, [(training examples, weight) per source])."""
   ratio = config.data.val_ratio
   train_ids, valid_ids = (
     paper_split(len(examples), ratio, config.seed)
     if config.data.recipe == "paper"
     else packing.split(packing.shuffled(len(examples), config.seed, 0), ratio)
   )
-  # In order, so that a source's examples stay together.
+  # Sorted, so that the examples of a source stay contiguous.
   train_ids = np.sort(train_ids)
   ends = np.cumsum([number for number, _ in parts])
   counts = np.diff(np.searchsorted(train_ids, ends), prepend=0).tolist()
@@ -175,27 +174,26 @@ def _split(examples, parts, config):
 
 
 def lengths(examples: Iterable[Example]) -> list[int]:
-  """Tokens of each example."""
+  """The number of tokens of each example."""
   return [len(e.token) for e in examples]
 
 
 def _encoded(spec, split, flag, config, tokenizer, bad, limit=0):
-  """(examples of all the sources that `spec` names, [(number of them, weight) a source], the
-  files read)."""
+  """(examples of all sources in `spec`, [(number of examples, weight) per source], files read)."""
   examples, parts, inputs = [], [], []
   for source in sources.read(spec, split, flag):
-    found = _source(source, config, tokenizer, bad, limit)
-    examples += found
-    parts.append((len(found), source.weight))
+    encoded = _source(source, config, tokenizer, bad, limit)
+    examples += encoded
+    parts.append((len(encoded), source.weight))
     inputs += source.files or [source.name]
   return examples, parts, inputs
 
 
 def _source(source, config, tokenizer, bad, limit):
-  """The examples of one source; prints what it holds and what is dropped or cut."""
+  """The examples of one source; prints a summary with what is dropped or truncated."""
   c = config.data
   if limit and limit < len(source.rows):
-    say(f"{source.name}: data.max_examples takes {limit:,} of its {len(source.rows):,} rows")
+    say(f"{source.name}: using {limit:,} of {len(source.rows):,} rows (data.max_examples)")
     source = dataclasses.replace(
       source, rows=[source.rows[i] for i in _chosen(len(source.rows), limit, c.select, config.seed)]
     )
@@ -213,12 +211,12 @@ def _source(source, config, tokenizer, bad, limit):
       bad.add(entry)
     else:
       encoded += entry
-  # The loss never covers a first token, which nothing predicts.
+  # `trained` excludes the first token, which is never predicted.
   kept = [e for e in encoded if e.trained]
   if not kept:
     raise InputError(
-      f"{source.name}: none of {len(encoded)} examples has an answer token within "
-      f"data.max_length={c.max_length}; raise data.max_length"
+      f"{source.name}: no example has an answer token within data.max_length={c.max_length} "
+      f"(examples: {len(encoded):,}); raise data.max_length"
     )
   say(f"{source.name} ({kind}): {summary.line(kept, len(encoded) - len(kept))}")
   summary.warn(source.name, kept, tokenizer, c.recipe)
@@ -226,21 +224,21 @@ def _source(source, config, tokenizer, bad, limit):
 
 
 def _chosen(total, limit, select, seed):
-  """Which `limit` of `total` rows are taken, in their order."""
+  """The indices of `limit` of `total` rows, in order."""
   if select == "first":
     return range(limit)
   return np.sort(packing.shuffled(total, seed, 0)[:limit]).tolist()
 
 
 def _without_images(rows, policy, bad):
-  """The rows that a text model can train on."""
+  """The rows without their images; with policy "refuse", rows that have images are bad."""
   kept = []
   for row in rows:
     if row.images and policy == "refuse":
       bad.add(
         InputError(
-          f"{row.where} has {count(len(row.images), 'image')}, and the model reads text "
-          "alone; --config.data.images=ignore trains on the text without them"
+          f"{row.where} has {count(len(row.images), 'image')}, but training supports only text; "
+          "--config.data.images=ignore trains on the text without them"
         )
       )
     elif row.images:
@@ -251,5 +249,5 @@ def _without_images(rows, policy, bad):
 
 
 def paper_split(count: int, ratio: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-  """`packing.split` of the order of the paper's code: that of `datasets`' train_test_split."""
+  """`packing.split` in the order of the paper's code, that of `datasets`' train_test_split."""
   return packing.split(np.random.default_rng(seed).permutation(count), ratio)

@@ -1,4 +1,4 @@
-"""One file -> its raw rows, by the kind of file.  A new kind is one entry of READERS."""
+"""One file -> its raw rows.  A new file type is one entry in READERS."""
 
 import csv
 import gzip
@@ -11,11 +11,11 @@ from typing import Any
 
 from shadowft_jax.errors import InputError
 
-# The longest CSV cell, in characters; what Python allows from the start is less than a document.
+# The longest CSV cell, in characters; Python's default limit is shorter than many documents.
 csv.field_size_limit(2**31 - 1)
-# Rows of a Parquet file that are read at a time: Arrow refuses batches of more than 2 GB of text.
+# Rows per batch of a Parquet file: Arrow refuses batches with more than 2 GB of text.
 BATCH = 100
-POINTER = b"version https://git-lfs.github.com/spec/"  # a file that is not downloaded begins so
+POINTER = b"version https://git-lfs.github.com/spec/"  # the first bytes of a Git LFS pointer
 Rows = list[tuple[str, Any]]
 
 
@@ -32,18 +32,22 @@ def _bytes(path):
   try:
     return gzip.decompress(content) if path.suffix.lower() == ".gz" else content
   except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-    raise InputError(f"{path} is not a whole gzip file: {error}; download it again") from error
+    raise InputError(
+      f"{path} is not a valid gzip file, or is truncated: {error}; download it again"
+    ) from error
 
 
 def _text(path):
   try:
     return _bytes(path).decode("utf-8-sig")
   except UnicodeDecodeError as error:
-    raise InputError(f"{path} is not UTF-8 text: byte {error.start}; save it as UTF-8") from error
+    raise InputError(
+      f"{path} is not UTF-8: invalid byte at offset {error.start}; save it as UTF-8"
+    ) from error
 
 
 def _json(path):
-  """An array of objects; a row's number is its place in it, from 1."""
+  """Reads an array of objects; rows are numbered from 1."""
   text = _text(path)
   if not text.strip():
     return []
@@ -51,16 +55,16 @@ def _json(path):
     rows = json.loads(text)
   except (ValueError, RecursionError) as error:
     raise InputError(
-      f"{path} is not JSON: {error}; a file of one object a line is named .jsonl"
+      f"{path} is not valid JSON: {error}; if it has one object per line, name it .jsonl"
     ) from error
   if not isinstance(rows, list):
-    raise InputError(f"{path} holds one {type(rows).__name__}; expected an array of objects")
+    raise InputError(f"{path} contains a {type(rows).__name__}; expected an array of objects")
   return [(f"{path} row {number}", row) for number, row in enumerate(rows, 1)]
 
 
 def _lines(path):
-  """(where, line) of the lines that are not blank; a row's number is that of its line."""
-  # Not splitlines(): JSON strings may hold U+2028 and its like, which it takes for line ends.
+  """Yields (where, line) for each line that is not blank; the row number is the line number."""
+  # splitlines() would also split at U+2028 and similar characters inside JSON strings.
   for number, line in enumerate(_text(path).split("\n"), 1):
     if line.strip():
       yield f"{path} row {number}", line
@@ -72,7 +76,8 @@ def _jsonl(path):
     try:
       rows.append((where, json.loads(line)))
     except (ValueError, RecursionError) as error:
-      rows.append((where, InputError(f"{where} is not JSON: {error}; expected one object a line")))
+      error = InputError(f"{where} is not valid JSON: {error}; expected one object per line")
+      rows.append((where, error))
   return rows
 
 
@@ -81,8 +86,8 @@ def _txt(path):
 
 
 def _csv(path):
-  """Columns named by the first line; a row's number is its place below it, from 1."""
-  # Not strict, a quote that is never closed would take in the rest of the file.
+  """Reads rows whose columns are named by the first line; rows below it are numbered from 1."""
+  # Without strict, an unclosed quote would swallow the rest of the file.
   reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
   rows, header = [], None
   try:
@@ -93,35 +98,36 @@ def _csv(path):
         header = [name or f"column {i}" for i, name in enumerate(cells, 1)]
         if len(set(header)) < len(header):
           raise InputError(
-            f"{path}: two columns have the same name; expected a first line that "
-            f"names each column; it is {', '.join(header)}"
+            f"{path}: two columns have the same name; the first line must name each column once; "
+            f"it has {', '.join(header)}"
           )
         continue
       where = f"{path} row {len(rows) + 1}"
       row = dict(zip(header, cells, strict=False))
       if len(cells) != len(header):
         row = InputError(
-          f"{where} has {len(cells)} cells; expected {len(header)}, as the first line names"
+          f"{where} has {len(cells)} cells; expected {len(header)}, one per column in the first "
+          "line"
         )
       rows.append((where, row))
   except csv.Error as error:
     raise InputError(
-      f"{path} is not CSV: {error} (line {reader.line_num}); expected cells "
-      "separated by commas, and quotes in pairs"
+      f"{path} is not valid CSV: {error} (line {reader.line_num}); expected cells separated by "
+      "commas, and closed quotes"
     ) from error
   return rows
 
 
 def _parquet(path):
-  import pyarrow.parquet  # Takes a quarter of a second.
+  import pyarrow.parquet  # The import takes a quarter of a second.
 
-  # Not read_table, which takes folders named a=b for columns.
+  # read_table would treat folder names of the form a=b as columns.
   file = lambda: pyarrow.parquet.ParquetFile(path)
   return _arrow_rows(path, lambda: file().iter_batches(batch_size=BATCH))
 
 
 def _arrow(path):
-  """The two kinds of Arrow file: with an index at its end, or a stream as `datasets` writes."""
+  """Reads either kind of Arrow file: indexed, or a stream as written by `datasets`."""
   import pyarrow
 
   def batches():
@@ -142,12 +148,13 @@ def _arrow_rows(path, batches):
   except (pyarrow.ArrowException, OSError) as error:
     reason = str(error).strip().split("\n")[0]
     raise InputError(
-      f"{path} is not a whole {path.suffix} file: {reason}; download or write it again"
+      f"{path} is not a valid {path.suffix} file, or is truncated: {reason}; download or write it "
+      "again"
     ) from error
 
 
 def plain(batches: Iterable[Any]) -> Iterator[dict[str, Any]]:
-  """The rows of Arrow batches, one after another, as dicts of Python values."""
+  """Yields the rows of Arrow batches as dicts of Python values."""
   for batch in batches:
     convert = {field.name: _converter(field.type) for field in batch.schema}
     convert = {name: function for name, function in convert.items() if function}
@@ -158,10 +165,10 @@ def plain(batches: Iterable[Any]) -> Iterator[dict[str, Any]]:
 
 
 def _converter(kind):
-  """The function that restores values of an Arrow type `kind`; None where they need no change.
+  """A function that restores the original values of Arrow type `kind`; None if none is needed.
 
-  All structs of a column have the same keys, so a key that a value lacked is null; it is
-  removed.  Objects too different for that are stored as JSON.
+  All structs of a column share their keys, so Arrow adds null for a key that an object lacked; it
+  is removed here.  Objects that differ too much are stored as JSON.
   """
   import pyarrow
 
@@ -186,12 +193,12 @@ READERS: dict[str, Callable[[pathlib.Path], Rows]] = {
   ".parquet": _parquet,
   ".arrow": _arrow,
 }
-GZIPPED = (".csv", ".json", ".jsonl", ".txt")  # Read with .gz after them, too.
-KINDS = f"{', '.join(sorted(READERS))} ({', '.join(sorted(GZIPPED))} with .gz, too)"
+GZIPPED = (".csv", ".json", ".jsonl", ".txt")  # also read with a further .gz
+KINDS = f"{', '.join(sorted(READERS))} ({', '.join(sorted(GZIPPED))} also with .gz)"
 
 
 def reader_of(path: pathlib.Path) -> Callable[[pathlib.Path], Rows] | None:
-  """The function that reads the kind of file that `path` is, by its name."""
+  """The reader for a file, chosen by its suffix; None if the type is not supported."""
   suffix = path.suffix.lower()
   if suffix == ".gz":
     suffix = path.with_suffix("").suffix.lower()
@@ -200,17 +207,21 @@ def reader_of(path: pathlib.Path) -> Callable[[pathlib.Path], Rows] | None:
 
 
 def rows_of(path: pathlib.Path) -> Rows:
-  """[("FILE row N", row), ...] of a file; the InputError of a malformed line is in its place.
+  """Reads the rows of a file.
+
+  Returns:
+    [("FILE row N", row), ...]; a malformed line has its InputError in place of the row.
 
   Raises:
-    InputError: the file is not a whole one of its kind, or stands in for one.
+    InputError: the file type is not supported, or the file is truncated, malformed or a Git LFS
+      pointer.
   """
   read = reader_of(path)
   if read is None:
-    raise InputError(f"{path} is not a kind of data file that is read; expected {KINDS}")
+    raise InputError(f"{path} is not a supported data file; expected {KINDS}")
   if _first_bytes(path, len(POINTER)) == POINTER:
     raise InputError(
-      f"{path} is a Git LFS pointer, not the data; run git lfs pull in its folder, or download it "
-      "again"
+      f"{path} is a Git LFS pointer, not the data itself; run git lfs pull in its folder, or "
+      "download it again"
     )
   return read(path)

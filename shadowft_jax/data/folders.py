@@ -1,4 +1,4 @@
-"""A folder -> the data files of one split: as its data card, or the names of its files, tell."""
+"""A folder -> the data files of one split, by its data card or by its file names."""
 
 import fnmatch
 import pathlib
@@ -12,7 +12,7 @@ from shadowft_jax.files import read_json
 from shadowft_jax.progress import say
 
 CARD = "README.md"
-# Files beside the data of a folder that are not data, in lower case.
+# Names of files next to the data that are not data, in lower case.
 NOT_DATA = (
   "readme*",
   "license*",
@@ -21,7 +21,7 @@ NOT_DATA = (
   "dataset_dict.json",
   "state.json",
 )
-# Words in the names of files -> the split they hold.
+# A word in a file name -> the split that the file contains.
 SPLITS = {
   "train": "train",
   "training": "train",
@@ -35,7 +35,7 @@ SPLITS = {
   "evaluation": "test",
 }
 SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)(-\w+)?")  # the name of a shard
-# Fields of a configuration that change nothing in how its files are read.
+# Fields of a configuration that do not affect how its files are read.
 HARMLESS = {"config_name", "data_files", "data_dir", "default", "description", "version"} | {
   "features",
   "license",
@@ -45,25 +45,25 @@ HARMLESS = {"config_name", "data_files", "data_dir", "default", "description", "
 def data_files(
   folder: pathlib.Path, split: str, subset: str = "", flag: str = "--config.data.split"
 ) -> list[pathlib.Path]:
-  """The data files of a split of a folder; all of them where nothing there names splits.
+  """The data files of one split of a folder; all of its data files if it defines no splits.
 
   Args:
-    folder: a data set as it is downloaded, or saved by `datasets`; or a folder of files.
-    split: "train", for one.
-    subset: a configuration of the folder's data card; "": the only or the default one.
-    flag: the option that chose the split, for errors.
+    folder: a downloaded dataset, one saved by `datasets`, or any folder of data files.
+    split: for example "train".
+    subset: a configuration in the folder's data card; "": its only or default one.
+    flag: the option that sets the split, for error messages.
 
   Raises:
-    InputError: there is no such split or configuration, several configurations and no choice, or
-      no data.
+    InputError: the split or configuration does not exist, no default configuration is defined, or
+      the folder has no data.
   """
   configurations = _configurations(folder)
   if configurations:
     return _whole(folder, _of_configuration(folder, configurations, subset, split, flag))
   if subset:
     raise InputError(
-      f"{folder} has no configurations, since its {CARD} names none; give {folder} alone, or its "
-      "files, separated by commas"
+      f"{folder} has no configurations: its {CARD} lists none; give {folder} without a "
+      "configuration, or its files separated by commas"
     )
   if (folder / "state.json").is_file():  # Written by Dataset.save_to_disk.
     state = read_json(folder / "state.json")
@@ -78,8 +78,8 @@ def data_files(
 
 
 def _whole(folder, files):
-  """`files`, after a check that no shard of them is missing."""
-  shards = {}  # (folder, name, count of shards): their numbers, from 0 or 1
+  """Returns `files` after checking that no shard is missing."""
+  shards = {}  # (folder, name, number of shards): their indices, from 0 or 1
   for file in files:
     if found := SHARD.fullmatch(_stem(file)):
       shards.setdefault((file.parent, found[1], found[3]), set()).add(int(found[2]))
@@ -90,48 +90,48 @@ def _whole(folder, files):
   ]
   if missing:
     raise InputError(
-      f"{folder} lacks shards that the names of the others count; download them, or give the files "
-      f"to read, separated by commas:{listing(missing)}"
+      f"{folder} has missing shards; download them, or give the files to read, separated by commas:"
+      f"{listing(missing)}"
     )
   return files
 
 
 def _stem(path):
-  """The name of a file, in lower case, without what tells its kind."""
+  """The name of a file in lower case, without its suffix."""
   return path.name.lower().removesuffix(".gz").rpartition(".")[0]
 
 
 def _configurations(folder):
-  """{name: fields} of the configurations that a folder's data card names."""
+  """{name: fields} of the configurations in a folder's data card."""
   path = folder / CARD
   text = path.read_text(errors="replace") if path.is_file() else ""
   if "config_name" not in text:
     return {}
-  from huggingface_hub import metadata_load  # Takes half a second.
+  from huggingface_hub import metadata_load  # The import takes half a second.
 
   try:
     card = metadata_load(path) or {}
     found = card.get("configs")
-    if found is None:  # An old card: a folder a configuration.
+    if found is None:  # An old card, with one folder per configuration.
       infos = card.get("dataset_info")
       names = [str(info["config_name"]) for info in infos] if isinstance(infos, list) else []
       found = [dict(config_name=n, data_dir=n) for n in names if (folder / n).is_dir()]
     return {str(fields["config_name"]): dict(fields) for fields in found}
-  except Exception as error:  # Many types, by what is wrong with the YAML.
+  except Exception as error:  # The type depends on what is wrong with the YAML.
     raise InputError(
-      f"{path}: its configs cannot be read: {str(error).strip().splitlines()[0]}; expected YAML, a "
-      "list with a config_name and data_files each; or give the files, separated by commas"
+      f"{path}: cannot read configs: {str(error).strip().splitlines()[0]}; expected a YAML list of "
+      "entries with config_name and data_files; or give the files, separated by commas"
     ) from error
 
 
 def _of_configuration(folder, configurations, subset, split, flag):
-  """The files of a split of the configuration that is chosen, or the default."""
+  """The files of a split of the chosen or default configuration."""
   name = _chosen(folder, configurations, subset)
   fields = configurations[name]
   if more := sorted(fields.keys() - HARMLESS):
     say(
-      f"{folder}: its {CARD} sets {', '.join(more)} for {name}, which is not read here; the files "
-      "are read without"
+      f"{folder}: its {CARD} sets {', '.join(more)} for {name}, which is not supported; the files "
+      "are read without it"
     )
   root = folder / str(fields.get("data_dir") or "")
   if not fields.get("data_files"):
@@ -147,7 +147,7 @@ def _of_configuration(folder, configurations, subset, split, flag):
 
 
 def _chosen(folder, configurations, subset):
-  """The name of the configuration to read."""
+  """The name of the configuration to read: `subset`, the default or the only one."""
   choices = listing(f"{folder}:{name}" for name in configurations)
   if subset:
     if subset not in configurations:
@@ -156,17 +156,14 @@ def _chosen(folder, configurations, subset):
   usual = [n for n, fields in configurations.items() if n == "default" or fields.get("default")]
   names = usual or list(configurations)
   if len(names) > 1:
-    raise InputError(
-      f"{folder} has {len(configurations)} configurations, and the rows of one are read; give one "
-      f"of:{choices}"
-    )
+    raise InputError(f"{folder} has {len(configurations)} configurations; give one of:{choices}")
   if len(configurations) > 1:
-    say(f"{folder}: the configuration {names[0]}, its default, is read; there are:{choices}")
+    say(f"{folder}: reading its default configuration {names[0]}; available:{choices}")
   return names[0]
 
 
 def _patterns(value: Any, folder: pathlib.Path) -> dict[str, list[str]]:
-  """{split: patterns} of the data_files of a configuration; what names no split is for training."""
+  """{split: patterns} of a configuration's data_files; patterns without a split are "train"."""
   if isinstance(value, Mapping):
     value = [{"split": split, "path": path} for split, path in value.items()]
   out: dict[str, list[str]] = {}
@@ -177,17 +174,17 @@ def _patterns(value: Any, folder: pathlib.Path) -> dict[str, list[str]]:
     paths: list[Any] = path if isinstance(path, list) else [path]
     if not isinstance(split, str) or not all(isinstance(x, str) and x for x in paths):
       raise InputError(
-        f"{folder / CARD}: its data_files hold {item!r}; expected a path, or a split and its path; "
-        "mend it, or give the files, separated by commas"
+        f"{folder / CARD}: data_files contains {item!r}; expected a path, or a split and its path; "
+        "fix it, or give the files, separated by commas"
       )
     out.setdefault(split, []).extend(paths)
   return out
 
 
 def _matching(root, pattern, folder):
-  """The data files within `root` that a pattern of the data card stands for."""
+  """The data files within `root` that match a pattern of the data card."""
   found = []
-  if not {"..", ""} & {*pattern.removesuffix("/").split("/")}:  # Nothing outside the folder.
+  if not {"..", ""} & {*pattern.removesuffix("/").split("/")}:  # never outside the folder
     whole = pattern + "/*" if pattern.endswith("**") else pattern
     try:
       found = sorted(p for p in root.glob(whole) if p.is_file() and _is_data(p.relative_to(folder)))
@@ -195,25 +192,25 @@ def _matching(root, pattern, folder):
       pass
   if not found:
     raise InputError(
-      f"{folder / CARD} names {pattern}, and no such data file is in {root}; expected {KINDS}; "
+      f"{folder / CARD} lists {pattern}, but {root} has no such data file; expected {KINDS}; "
       "download the whole folder, or give the files to read, separated by commas"
     )
   return found
 
 
 def _by_name(folder: pathlib.Path, split: str, flag: str) -> list[pathlib.Path]:
-  """The data files of a folder, or those of one split where their names contain splits."""
+  """The data files of a folder, or those of one split if their names contain splits."""
   files = sorted(p for p in folder.rglob("*") if p.is_file() and _is_data(p.relative_to(folder)))
   if not files:
     raise InputError(f"{folder} has no data files; expected {KINDS}")
   splits = {file: _split_of(file.relative_to(folder)) for file in files}
   if not any(splits.values()):
     return files
-  untold = [file for file in files if not splits[file]]
-  if untold:
+  unnamed = [file for file in files if not splits[file]]
+  if unnamed:
     raise InputError(
-      f"{folder}: some of its files name a split, but these do not; give the files "
-      f"to read, separated by commas:{listing(untold)}"
+      f"{folder}: some file names contain a split, but these do not; give the files to read, "
+      f"separated by commas:{listing(unnamed)}"
     )
   wanted = SPLITS.get(split, split)
   if wanted not in splits.values():
@@ -223,7 +220,7 @@ def _by_name(folder: pathlib.Path, split: str, flag: str) -> list[pathlib.Path]:
 
 def _no_split(what: Any, split: str, splits: Iterable[str], flag: str) -> InputError:
   return InputError(
-    f"{what} has no split {split!r}; choose one:{listing(f'{flag}={name}' for name in splits)}"
+    f"{what} has no split {split!r}; choose one of:{listing(f'{flag}={name}' for name in splits)}"
   )
 
 
@@ -236,9 +233,9 @@ def _is_data(path):
 
 
 def _split_of(path):
-  """The split that a file of a folder holds, by its name or those of its folders, or None."""
+  """The split that a file contains, by its own name or those of its folders, or None."""
   stem = _stem(path)
-  # Shards are named by the split, which can be such as train_sft.
+  # The name of a shard is the split itself, for example train_sft.
   shard = SHARD.fullmatch(stem)
   for part in (stem, *reversed(path.parent.parts)):
     for word in re.split("[^a-z]+", part.lower()):

@@ -1,4 +1,4 @@
-"""Raw rows -> conversations; bad rows end the run or are collected."""
+"""Raw rows -> conversations; a bad row ends the run or is skipped."""
 
 import dataclasses
 import json
@@ -12,18 +12,18 @@ from shadowft_jax.data.sources import Source
 from shadowft_jax.data.turns import Row as Row, Settings as Settings
 from shadowft_jax.errors import InputError, listing
 
-OPTIONAL = ("system", "tools", "images")  # of data.columns: a row may lack them
+OPTIONAL = ("system", "tools", "images")  # keys of data.columns that a row may lack
 
 
 class BadRows:
-  """Bad rows: the first ends the run, or all are left out and their errors kept here."""
+  """Handles bad rows: raises at the first, or skips all of them and collects their errors."""
 
   def __init__(self, skip: bool) -> None:
     self.skip = skip
     self.errors: list[str] = []
 
   def add(self, error: InputError) -> None:
-    """Raises `error`, or keeps its text."""
+    """Raises `error`, or collects its text."""
     if not self.skip:
       raise error
     self.errors.append(str(error))
@@ -32,23 +32,23 @@ class BadRows:
 def convert(
   source: Source, columns: Mapping[str, str], bad: BadRows, pairs: bool | None = None
 ) -> tuple[str, list[Row]]:
-  """Converts the rows of a source, all in one format: that of the first row that has one.
+  """Converts the rows of a source, which all have the format of the first valid row.
 
   Args:
     source: see sources.py.
-    columns: {"prompt": "Question", ...}: the column of each key; if there are any, all other
-      columns are ignored.
-    bad: takes the errors of rows, which begin with "FILE row N".
-    pairs: whether all rows must, or must not, be preference pairs; None: they may be.
+    columns: {"prompt": "Question", ...}: the column for each key; if not empty, all other columns
+      are ignored.
+    bad: handles the errors of rows, which begin with "FILE row N".
+    pairs: True: all rows must be preference pairs; False: none may be; None: either.
 
   Returns:
-    (the format's name with the keys that are not used, rows in order).
+    (the name of the format with the unused keys, the rows in order).
 
   Raises:
-    InputError: a row is bad and `bad` skips none, or no row is left.
+    InputError: a row is bad and `bad` does not skip it, or no row is left.
   """
   seen = {key for _, row in source.rows if isinstance(row, dict) for key in row if columns}
-  first: tuple[str, str] = ("", "")  # where the first converted row is, its format
+  first: tuple[str, str] = ("", "")  # location and format of the first converted row
   used: set[str] = set()
   unused: set[str] = set()
   out: list[Row] = []
@@ -65,8 +65,8 @@ def convert(
         used = {columns[key] for key in keys if key in columns} if columns else set(keys)
       if name != first[1]:
         raise InputError(
-          f"{where} is in the {name} format, {first[0]} in {first[1]}; give the "
-          "two as sources of their own"
+          f"{where} is in the {name} format, but {first[0]} is in the {first[1]} format; put them "
+          "into two sources"
         )
       out.append(_checked(Row(where, **FORMATS[name].convert(fields, where))))
     except InputError as error:
@@ -75,15 +75,15 @@ def convert(
     unused |= {key for key in row.keys() - used - unused if row[key] not in turns.EMPTY}
   if not out:
     raise InputError(
-      f"{source.name}: none of its {len(source.rows)} rows is left; what is wrong "
-      f"with the first: {''.join(bad.errors[before : before + 1])}"
+      f"{source.name}: all {len(source.rows):,} rows are bad; the first error: "
+      f"{''.join(bad.errors[before : before + 1])}"
     )
-  named = f" (not used: {', '.join(sorted(unused))})" if unused else ""
+  named = f" (ignored: {', '.join(sorted(unused))})" if unused else ""
   return first[1] + named, out
 
 
 def without_images(row: Row) -> Row:
-  """The row without its images and without their marks in the text."""
+  """The row without its images and without their placeholders in the text."""
 
   def bare(messages):
     return messages and [{**m, "content": _unmarked(m["content"])} for m in messages]
@@ -102,9 +102,10 @@ def _unmarked(text):
 
 
 def _fields(row, columns, seen, where):
-  """The values of a row that are not null, by the names that formats know.
+  """The values of a row that are not null, by the key names of the formats.
 
-  `seen` are the keys of all rows of the source.
+  Args:
+    seen: the keys of all rows of the source.
   """
   if isinstance(row, InputError):  # The reader of the file could not parse the row.
     raise row
@@ -113,36 +114,35 @@ def _fields(row, columns, seen, where):
   for name, column in columns.items():
     if column not in row and (name not in OPTIONAL or column not in seen):
       raise InputError(
-        f"{where} has no column {column!r}, which data.columns.{name} names; its "
-        f"columns are:{listing(row)}"
+        f"{where} has no column {column!r}, which is set as data.columns.{name}; its columns are:"
+        f"{listing(row)}"
       )
   pairs = ((name, row.get(column)) for name, column in columns.items()) if columns else row.items()
   return {key: value for key, value in pairs if value is not None}
 
 
 def _check_kind(name, fields, pairs, where):
-  """Raises InputError for a row that is a preference pair against `pairs`, or the reverse."""
+  """Raises InputError if a row is a preference pair and should not be, or the reverse."""
   if pairs and name == "labelled":
     raise InputError(
-      f"{where} has one answer that is marked as good or bad, as KTO learns from; "
-      "config.objective=dpo learns from pairs: a chosen and a rejected answer"
+      f"{where} has one answer labelled good or bad, as for KTO; config.objective=dpo trains on "
+      "pairs: a chosen and a rejected answer"
     )
   if pairs and name != "preference":
     lacks = " and ".join(key for key in ("chosen", "rejected") if key not in fields)
     raise InputError(
-      f"{where} is in the {name} format and has no {lacks}; config.objective=dpo "
-      "learns from pairs of both; config.objective=sft learns from such a row"
+      f"{where} is in the {name} format and has no {lacks}; config.objective=dpo trains on pairs "
+      "of both; use config.objective=sft for such rows"
     )
   if not pairs and name == "preference":
     raise InputError(
-      f"{where} is a preference pair; config.objective=dpo learns from pairs; to "
-      "learn the chosen answers alone, set --config.data.columns.prompt=KEY "
-      "--config.data.columns.response=chosen"
+      f"{where} is a preference pair; use config.objective=dpo, or train on the chosen answers "
+      "only (SFT) with --config.data.columns.prompt=KEY --config.data.columns.response=chosen"
     )
 
 
 def _checked(row):
-  """Checks that the loss covers something, and that a tokenizer can read it."""
+  """Checks that the loss covers some text, and that the text is valid Unicode."""
   if row.text:
     _check_unicode(row.text, "text", row.where)
     return row
@@ -150,12 +150,12 @@ def _checked(row):
     trained = [
       (i, m) for i, m in enumerate(messages, 1) if m["role"] == "assistant" and m.get("weight") != 0
     ]
-    what = None if trained else "no turn of the assistant is to be trained"
+    what = None if trained else "it has no assistant turn to train on"
     for i, message in trained:
       if not message["content"].strip() and "tool_calls" not in message:
-        what = f"turn {i}, the assistant's, is empty"
+        what = f"turn {i} (assistant) is empty"
     if what:
-      raise InputError(f"{row.where} has no answer: {what}; remove the row or write one")
+      raise InputError(f"{row.where} has no answer: {what}; remove the row or add one")
     for message in messages:
       for key, value in message.items():
         _check_unicode(value, f"{message['role']} {key}", row.where)
@@ -168,6 +168,6 @@ def _check_unicode(value, what, where):
     (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)).encode()
   except UnicodeEncodeError as error:
     raise InputError(
-      f"{where}: {what} is not Unicode: half of a surrogate pair at character "
-      f"{error.start}; remove it"
+      f"{where}: {what} is not valid Unicode: unpaired surrogate at character {error.start}; "
+      "remove it"
     ) from error

@@ -1,15 +1,15 @@
-"""Chooses rows of high reward, uniformly over categories: the paper's account of BAAI-2k.
+"""Chooses rows of high reward, uniformly over categories, as the paper describes BAAI-2k.
 
-Its rows come from Infinity-Instruct-Gen (arXiv 2505.12716); no code, threshold or
-list of categories was published.  Each open choice is a parameter of `select` with our default:
+Its rows come from Infinity-Instruct-Gen (arXiv 2505.12716); no code, threshold or list of
+categories was published.  Each unpublished choice is a parameter of `select` with our default:
 
   the threshold of high reward      pool, min_reward       the best tenth
   which reward and categories       reward, category       "reward", label.cate_ability_en
-  a row with several categories     several                counts for the first that it names
+  a row with several categories     several                counts for its first category
   the language                      language               any
 
-Fixed: a conversation that comes twice is kept once, with its higher reward; ties and the order of
-the output are drawn by the seed.  The choice depends on what the rows hold, not on their order.
+Fixed: of duplicate conversations only the one with the higher reward is kept; ties and the order of
+the output depend on the seed.  The choice depends on the contents of the rows, not their order.
 """
 
 import collections
@@ -28,16 +28,16 @@ SEVERAL = ("first", "drawn", "each")
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """How many rows were left out, and why; how many were chosen of each category."""
+  """How many rows were left out, and why, and how many were chosen per category."""
 
-  settings: dict[str, Any]  # of `select`, all of them
-  rows: int  # as they came
-  left_out: dict[str, int]  # why a row is no candidate -> how many
+  settings: dict[str, Any]  # all arguments of `select`
+  rows: int  # all input rows
+  left_out: dict[str, int]  # reason for leaving rows out -> their number
   candidates: int
   pool: int  # candidates of high reward
   chosen: int
-  categories: list[dict[str, Any]]  # of each: name, rows (candidates), pool, chosen, and the least
-  #                                and greatest reward chosen
+  # For each category: name, rows (candidates), pool, chosen, lowest and highest (chosen reward).
+  categories: list[dict[str, Any]]
 
   def table(self) -> str:
     """The report as a few lines of text."""
@@ -53,16 +53,16 @@ class Report:
     return "\n".join(
       [
         *lines,
-        f"{self.chosen:,} chosen of a pool of {self.pool:,}, of "
-        f"{self.candidates:,} candidates, of {self.rows:,} rows",
+        f"rows: {self.rows:,}; candidates: {self.candidates:,}; pool: {self.pool:,}; "
+        f"chosen: {self.chosen:,}",
       ]
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class _Candidate:
-  order: tuple[float, bytes]  # the best come first, ties by the seed
-  categories: tuple[str, ...]  # that the row counts for
+  order: tuple[float, bytes]  # sort key: best reward first, ties by the seed
+  categories: tuple[str, ...]  # for which the row counts
   row: dict[str, Any]
 
   @property
@@ -82,26 +82,28 @@ def select(
   several: str = "first",
   language: str = "",
 ) -> tuple[list[dict[str, Any]], Report]:
-  """Chooses `count` rows of high reward, as evenly over the categories as they allow.
+  """Chooses `count` rows of high reward, as evenly over the categories as possible.
 
-  The categories take turns, each taking its best row that is left, the one with the best row of
-  all first; one that has none left gives its turns to the others.
+  The categories take turns, each taking its best remaining row, beginning with the category of the
+  best row overall; a category with no rows left is skipped.
 
   Args:
-    rows: dicts of Infinity-Instruct: conversations, langdetect, `reward` and `category`.
-    reward: the field of the reward, a number; dots lead into nested fields.
-    category: the field of the category, a text or a list of them.
-    pool: share of the candidates, those of the highest rewards, that is chosen from.
-    min_reward: the least reward that is chosen; None: any.
-    several: which of its categories a row counts for: the first it names, one drawn by the
-      seed, or each of them (it is chosen once, in the turn of one).
-    language: only rows whose langdetect is this; empty: all.
+    rows: dicts from Infinity-Instruct: conversations, langdetect, `reward` and `category`.
+    count: number of rows to choose.
+    seed: seed of ties, draws and the output order.
+    reward: field of the reward, a number; dots address nested fields.
+    category: field of the category, a string or a list of strings.
+    pool: share of the candidates, those with the highest rewards, to choose from.
+    min_reward: lowest reward to choose; None: any.
+    several: for which of its categories a row counts: the first, one drawn with the seed, or each
+      of them (a row is still chosen only once).
+    language: only use rows with this langdetect; empty: all.
 
   Returns:
-    (the chosen rows as they came, in an order drawn by the seed; Report).
+    (the chosen rows, unchanged, in an order that depends on the seed; Report).
 
   Raises:
-    InputError: no row is a candidate, or too few are in the pool.
+    InputError: no row is a candidate, or the pool is too small.
   """
   settings = dict(
     count=count,
@@ -119,8 +121,8 @@ def select(
   best = [c for c in best if min_reward is None or c.reward >= min_reward]
   if len(best) < count:
     raise InputError(
-      f"{count:,} rows are asked for, and the pool has {len(best):,} of {len(candidates):,} "
-      "candidates; ask for fewer, raise pool or lower min_reward"
+      f"cannot choose {count:,} rows: the pool has {len(best):,} of {len(candidates):,} "
+      "candidates; lower count, raise pool or lower min_reward"
     )
   taken = _take_turns(best, count)
   chosen = sorted((c for part in taken.values() for c in part), key=lambda c: key(c.order[1]))
@@ -137,17 +139,17 @@ def select(
 
 
 def _candidates(rows, settings, key):
-  """({why a row is no candidate: how many}, candidates), no conversation twice.
+  """({reason for leaving rows out: their number}, candidates without duplicate conversations).
 
   Raises:
-    InputError: there is none.
+    InputError: there is no candidate.
   """
   why = dict(
     language=f"langdetect is not {settings['language']!r}",
     conversations="no conversations",
     reward=f"no finite number in {settings['reward']}",
     category=f"no text in {settings['category']}",
-    again="the same conversation again",
+    again="duplicate conversation",
   )
   lacks, found = collections.Counter(), {}
   for row in rows:
@@ -156,7 +158,7 @@ def _candidates(rows, settings, key):
       lacks[lack] += 1
       continue
     conversation = key(_text(row["conversations"]))
-    # The best reward wins among equal conversations; ties are drawn by the seed.
+    # Among equal conversations the highest reward wins; the seed breaks ties.
     rank = (-_number(row, settings["reward"]), key(_text(row)))
     if conversation in found:
       lacks["again"] += 1
@@ -167,9 +169,9 @@ def _candidates(rows, settings, key):
   if not found:
     fields = sorted({field for row in rows for field in row})
     raise InputError(
-      f"none of {len(rows):,} rows can be chosen: "
-      + "; ".join(f"{n:,}: {text}" for text, n in left_out.items() if n)
-      + f"; they have the fields:{listing(fields)}"
+      f"no row can be chosen (rows: {len(rows):,}): "
+      + "; ".join(f"{text}: {n:,}" for text, n in left_out.items() if n)
+      + f"; the rows have the fields:{listing(fields)}"
     )
   return left_out, [
     _Candidate((rank[0], conversation), _counts_for(row, conversation, settings), row)
@@ -178,7 +180,7 @@ def _candidates(rows, settings, key):
 
 
 def _lack(row, settings):
-  """The reason why a row is no candidate; "" if it is one."""
+  """The reason why a row is not a candidate; "" if it is one."""
   if settings["language"] and row.get("langdetect") != settings["language"]:
     return "language"
   if not row.get("conversations"):
@@ -189,7 +191,7 @@ def _lack(row, settings):
 
 
 def _counts_for(row, conversation, settings):
-  """The categories that a row counts for."""
+  """The categories for which a row counts."""
   names = _names(row, settings["category"])
   if settings["several"] == "each":
     return names
@@ -198,7 +200,7 @@ def _counts_for(row, conversation, settings):
 
 
 def _take_turns(best, count):
-  """{category: the candidates that it takes}, `count` of them in all; `best` come first."""
+  """{category: its chosen candidates}, `count` in all; `best` is sorted, best first."""
   queues = collections.defaultdict(collections.deque)
   for candidate in best:
     for name in candidate.categories:
@@ -206,7 +208,7 @@ def _take_turns(best, count):
   taken, gone = {name: [] for name in queues}, set()
   while len(gone) < count:
     for name, queue in queues.items():
-      while queue and queue[0].order in gone:  # by another of its categories
+      while queue and queue[0].order in gone:  # already taken by another of its categories
         queue.popleft()
       if queue and len(gone) < count:
         taken[name].append(queue.popleft())
@@ -215,50 +217,50 @@ def _take_turns(best, count):
 
 
 def _by_category(candidates, best, taken):
-  """Report.categories, by name."""
-  there, high = (
+  """Report.categories, sorted by name."""
+  counts, high = (
     collections.Counter(n for c in part for n in c.categories) for part in (candidates, best)
   )
   rewards = {name: [c.reward for c in part] for name, part in taken.items()}
   return [
     dict(
       name=name,
-      rows=there[name],
+      rows=counts[name],
       pool=high[name],
       chosen=len(rewards.get(name, ())),
       lowest=min(rewards.get(name, ()), default=None),
       highest=max(rewards.get(name, ()), default=None),
     )
-    for name in sorted(there)
+    for name in sorted(counts)
   ]
 
 
 def _field(row, path):
-  """row["a"]["b"] for "a.b"; None where there is none."""
+  """row["a"]["b"] for the path "a.b"; None if it is missing."""
   for name in path.split("."):
     row = row.get(name) if isinstance(row, dict) else None
   return row
 
 
 def _number(row, path):
-  """The finite number there, or None."""
+  """The finite number at `path`, or None."""
   value = _field(row, path)
   is_number = isinstance(value, int | float) and not isinstance(value, bool)
   return value if is_number and math.isfinite(value) else None
 
 
 def _names(row, path):
-  """The texts there, stripped, each once, in their order."""
+  """The distinct strings at `path`, stripped, in order."""
   value = _field(row, path)
   values = value if isinstance(value, list | tuple) else [value]
   return tuple(dict.fromkeys(v.strip() for v in values if isinstance(v, str) and v.strip()))
 
 
 def _text(value):
-  """A value as bytes, the same for equal values."""
+  """A value as bytes; equal values give equal bytes."""
   return json.dumps(value, sort_keys=True, default=str).encode()
 
 
 def _digest(seed, content):
-  """16 bytes that look random, a function of the seed and the content alone."""
+  """16 pseudo-random bytes that depend only on the seed and the content."""
   return hashlib.blake2b(content, digest_size=16, key=str(seed).encode()).digest()

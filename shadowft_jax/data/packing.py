@@ -1,7 +1,7 @@
-"""Which examples a step trains on, and how they share rows.
+"""Which examples each step trains on, and how they are packed into rows.
 
-All of it is a pure function of lengths and a seed: a run resumes by its step number alone, and
-nothing depends on how many machines read the data.
+Everything is a pure function of the lengths and a seed: a run resumes from its step number alone,
+and nothing depends on how many machines read the data.
 """
 
 import bisect
@@ -16,42 +16,42 @@ import numpy as np
 from shadowft_jax.data.turns import Example
 from shadowft_jax.errors import InputError, listing
 
-Arrays = dict[str, np.ndarray]  # a batch as `collate` lays it out
-Share = tuple[int, int, int]  # (first, stop, of): rows first / of to stop / of of a batch
-LEAST = 64  # tokens: a padded row is not halved below it
+Arrays = dict[str, np.ndarray]  # a batch from `collate`
+Share = tuple[int, int, int]  # (first, stop, n): rows from first / n to stop / n of a batch
+LEAST = 64  # tokens: the shortest bucketed row
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
   """The examples of one optimizer step and their rows."""
 
-  examples: list[int]  # which, in the order of the epoch; one can come twice
-  rows: list[list[int]]  # places in `examples` that share a row
+  examples: list[int]  # indices of examples, in epoch order; may contain repeats
+  rows: list[list[int]]  # for each row, the positions in `examples` that it contains
 
 
 def shuffled(count: int, seed: int, *more: int) -> np.ndarray:
-  """A permutation of range(count), one for each (seed, *more)."""
+  """A permutation of range(count) that depends only on (seed, *more)."""
   if seed < 0:
     raise InputError(f"seed must be at least 0; got {seed}")
-  # Sorting raw draws: numpy promises the same bits for ever, not the same permutation().
+  # NumPy guarantees stable raw bits across versions, but not a stable permutation().
   bits = np.random.Philox(np.random.SeedSequence((seed, *more))).random_raw(count)
   return np.argsort(bits, kind="stable")
 
 
 def split(order: np.ndarray, ratio: float) -> tuple[np.ndarray, np.ndarray]:
-  """Chooses validation examples: ceil(ratio * count) of them, as the paper's trainer rounds.
+  """Splits off ceil(ratio * count) validation examples, rounded as in the paper's trainer.
 
   Args:
-    order: a permutation of range(count); those that come first are chosen.
+    order: a permutation of range(count); its first elements become the validation split.
 
   Returns:
-    (train, validation), which together are `order`.
+    (train, validation).
 
   Raises:
     InputError: `ratio` is not in [0, 1), or no training example would be left.
   """
   if not 0 <= ratio < 1:
-    raise InputError(f"data.val_ratio is at least 0 and below 1; got {ratio}")
+    raise InputError(f"data.val_ratio must be at least 0 and below 1; got {ratio}")
   valid = math.ceil(ratio * len(order))
   if valid >= len(order):
     raise InputError(
@@ -74,67 +74,67 @@ def plan(
 ) -> list[Step]:
   """Plans every step of a run.
 
-  Each epoch passes over all examples once, or as often as the weights of their sources say, in
-  an order of its own; the last step of an epoch may be short.
+  Each epoch uses every example once, or as often as the weight of its source says, in a new order;
+  the last step of an epoch may be short.
 
   Args:
-    lengths: tokens an example.
-    batch_size: examples a step.
-    row_length: tokens a row, at most.
-    max_steps: how many steps are planned, over as many epochs as it takes; 0: `epochs` epochs.
-    sources: [(number of examples, weight), ...] in the order of the examples.  The whole part
-      of a weight passes each of them that often, the fraction a share of them, chosen anew
-      every epoch.
-    layout: packed: examples share rows; bucketed: each has a row of its own.
+    lengths: tokens per example.
+    batch_size: examples per step.
+    row_length: tokens per row, at most.
+    max_steps: number of steps, over as many epochs as needed; 0: `epochs` epochs.
+    sources: [(number of examples, weight), ...] in the order of the examples.  The integer part of
+      a weight repeats every example; the fractional part adds that share of them, drawn anew every
+      epoch.
+    layout: packed: examples share rows; bucketed: one example per row.
 
   Raises:
-    InputError: an example does not fit in a row, or a source gives none to an epoch.
+    InputError: an example does not fit into a row, or a source contributes none to an epoch.
   """
   lengths = np.asarray(lengths, np.int64).tolist()
   bad = [f"example {i}: {n} tokens" for i, n in enumerate(lengths) if not 0 < n <= row_length]
   if bad:
     raise InputError(
-      f"expected examples of 1 to {row_length} tokens; cut them at "
-      f"data.max_length, or raise it:{listing(bad)}"
+      f"expected examples of 1 to {row_length} tokens; truncate them to data.max_length, or raise "
+      f"it:{listing(bad)}"
     )
   sources = sources or [(len(lengths), 1.0)]
-  a_epoch = sum(_passed(count, weight) for count, weight in sources)
-  if not a_epoch:
-    raise InputError("there are no examples to plan steps of; expected at least one")
-  orders = (_order(sources, seed, epoch) for epoch in itertools.count(1))  # 0 is the split's
-  batches = (order[i : i + batch_size] for order in orders for i in range(0, a_epoch, batch_size))
-  count = max_steps or epochs * math.ceil(a_epoch / batch_size)
-  alone = lambda chosen: [[place] for place in range(len(chosen))]
+  per_epoch = sum(_per_epoch(count, weight) for count, weight in sources)
+  if not per_epoch:
+    raise InputError("there are no examples to train on; expected at least one")
+  orders = (_order(sources, seed, epoch) for epoch in itertools.count(1))  # 0 is for the split
+  batches = (order[i : i + batch_size] for order in orders for i in range(0, per_epoch, batch_size))
+  count = max_steps or epochs * math.ceil(per_epoch / batch_size)
+  unpacked = lambda chosen: [[place] for place in range(len(chosen))]
   packed = lambda chosen: _packed(chosen, lengths, row_length)
-  rows_of = packed if layout == "packed" else alone
+  rows_of = packed if layout == "packed" else unpacked
   return [Step(chosen, rows_of(chosen)) for chosen in itertools.islice(batches, count)]
 
 
-def _passed(count, weight):
-  """How many examples a source of `count` gives to an epoch."""
-  passed = int(weight) * count + round(weight % 1 * count)
-  if count and not passed:
+def _per_epoch(count, weight):
+  """How many examples a source of `count` examples contributes to an epoch."""
+  used = int(weight) * count + round(weight % 1 * count)
+  if count and not used:
     raise InputError(
-      f"weight {weight} of a source of {count} examples passes none of them in an "
-      "epoch; raise the weight in data.train, or leave the source out"
+      f"weight {weight} uses none of a source's {count} examples per epoch; raise the weight in "
+      "data.train, or remove the source"
     )
-  return passed
+  return used
 
 
 def _order(sources, seed, epoch):
-  """The examples of an epoch, in its order."""
-  passed, first = [], 0
+  """The examples of an epoch, in training order."""
+  used, first = [], 0
   for number, (count, weight) in enumerate(sources, 1):
     some = shuffled(count, seed, epoch, number)[: round(weight % 1 * count)]
-    passed += [*[np.arange(first, first + count)] * int(weight), first + some]
+    used += [*[np.arange(first, first + count)] * int(weight), first + some]
     first += count
-  passed = np.concatenate(passed)
-  return passed[shuffled(len(passed), seed, epoch)].tolist()
+  used = np.concatenate(used)
+  return used[shuffled(len(used), seed, epoch)].tolist()
 
 
 def _packed(chosen, lengths, row_length):
-  """Rows of places in `chosen`, best fit decreasing: long examples first, each into the fullest
-  row it fits."""
+  """Rows of positions in `chosen`, by best-fit decreasing: longest examples first, each into the
+  fullest row that has space."""
   rows, space = [], []  # space: sorted (tokens free, row)
   mine = np.array([lengths[i] for i in chosen])
   for place in np.lexsort((chosen, -mine)).tolist():
@@ -163,11 +163,11 @@ def microbatches(
   referenced: bool = False,
   share: Share = (0, 1, 1),
 ) -> Iterator[Arrays]:
-  """Yields the rows of `share` of each batch of a step, see `collate`; the last is padded with 0.
+  """Yields the `share` of each micro-batch of a step, see `collate`; the last is padded with 0.
 
-  Packed ones are of `rows` rows of `row_length` tokens.  Bucketed ones are of `row_length` halved
-  as often as the examples and `multiple` of tokens allow, with twice as many rows each time: a few
-  shapes in all, which take the same memory, and whose numbers of rows are multiples of `rows`.
+  A packed micro-batch has `rows` rows of `row_length` tokens.  For a bucketed one, `row_length` is
+  halved, and `rows` doubled, as often as the examples allow while the length stays a multiple of
+  `multiple`: only a few shapes, all of equal memory.
   """
   lengths = [len(examples[i].token) for i in step.examples]
   for some, (count, length) in groups(step.rows, lengths, row_length, rows, layout, multiple):
@@ -185,9 +185,8 @@ def microbatches(
 
 
 def shapes(step: Step, lengths: Sequence[int], **shape: Any) -> list[tuple[int, int]]:
-  """(rows, tokens a row) of each of a step's micro-batches; `lengths` are tokens an example."""
-  lengths = [lengths[i] for i in step.examples]
-  return [found for _, found in groups(step.rows, lengths, **shape)]
+  """(rows, tokens per row) of each micro-batch of a step; `lengths` are tokens per example."""
+  return [x for _, x in groups(step.rows, [lengths[i] for i in step.examples], **shape)]
 
 
 def groups(
@@ -198,12 +197,12 @@ def groups(
   layout: str = "packed",
   multiple: int = 1,
 ) -> Iterator[tuple[list[list[int]], tuple[int, int]]]:
-  """Yields (rows of one micro-batch, its shape); `lengths` are tokens a place of the step."""
+  """Yields (rows of a micro-batch, its shape); `lengths` are tokens per example of the step."""
   if layout == "packed":
     for start in range(0, len(all_rows), rows):
       yield all_rows[start : start + rows], (rows, row_length)
     return
-  # From the longest, each batch full: no other way has fewer batches.
+  # Longest first, each batch full: this gives the fewest batches.
   left = sorted(all_rows, key=lambda row: -lengths[row[0]])
   while left:
     half, most = 0, max(LEAST, lengths[left[0][0]])
@@ -224,22 +223,23 @@ def collate(
   labelled: bool = False,
   referenced: bool = False,
 ) -> Arrays:
-  """Lays out rows of a step as one batch.
+  """Collates rows of a step into one batch.
 
   Args:
-    weight: the weight of each of step.examples in the loss, see `rank_weights`.
-    labelled: the batch has a "label", as some example of the run has one.
-    referenced: the batch has a "reference", as all examples of the run have one.
+    rows: for each row, its positions in step.examples.
+    weight: loss weight of each of step.examples, see `rank_weights`.
+    labelled: whether the batch has a "label", because some example of the run has one.
+    referenced: whether the batch has a "reference", because all examples of the run have one.
 
   Returns:
-    {"token", "segment", "position", "answer", and "label" if labelled}: int32, and "weight" and
-    "reference", if asked for: float32, each [row_count, row_length], 0 where nothing is.  Segments
-    count from 1 in each row, positions from 0 in each; a segment is an example, or one of the two
-    conversations of a pair.  Its first token is never an answer, since nothing in it predicts it.
-    The reference of an answer stands where its first token is predicted.
+    {"token", "segment", "position", "answer", and "label" if labelled}: int32, and optionally
+    "weight" and "reference": float32, each [row_count, row_length], padded with 0.  Segment ids
+    count from 1 in each row, positions from 0 in each segment; a segment is an example, or one of
+    the two conversations of a pair.  Its first token is never an answer, because nothing predicts
+    it.  The reference of an answer is stored at the position that predicts its first token.
 
   Raises:
-    InputError: there are more rows, or more tokens in a row, than asked for.
+    InputError: there are more rows than row_count, or more tokens in a row than row_length.
   """
   if len(rows) > row_count:
     raise InputError(f"{len(rows)} rows do not fit in a batch of {row_count}")
@@ -255,7 +255,7 @@ def collate(
       here = slice(start, start + len(example.token))
       if here.stop > row_length:
         raise InputError(
-          f"examples {[step.examples[p] for p in row]} do not fit in a row of {row_length} tokens"
+          f"examples {[step.examples[p] for p in row]} do not fit into a row of {row_length} tokens"
         )
       batch["token"][r, here] = example.token
       batch["answer"][r, here] = example.answer
@@ -277,20 +277,21 @@ def collate(
 
 
 def _segments(example, start):
-  """Where each conversation of an example stands that is laid out from `start`."""
-  bounds = [start, *[start + example.second] * bool(example.second), start + len(example.token)]
+  """The slice of each conversation of an example that begins at `start`."""
+  second = [start + example.second] if example.second else []
+  bounds = [start, *second, start + len(example.token)]
   return [slice(*bound) for bound in itertools.pairwise(bounds)]
 
 
 def rank_weights(
   step: Step, examples: Sequence[Example], ranks: int, rank_examples: int
 ) -> list[float]:
-  """The weight of each of step.examples that makes the step's weighted mean one over ranks.
+  """Weights of step.examples with which the weighted mean loss equals the mean over ranks.
 
-  The examples go to `ranks` devices in turn, `rank_examples` at a time; the mean is that of the
-  devices' token means, over those with a token that the loss covers.
+  Examples are assigned to `ranks` devices in turn, `rank_examples` at a time.  The mean over ranks
+  averages each device's token mean, over the devices that have a token in the loss.
 
-  Source: the paper's trainer (transformers 4.52.1, with its losses averaged over processes).
+  Source: the paper's trainer (transformers 4.52.1, which averages losses over processes).
   """
   rank = [place // rank_examples % ranks for place in range(len(step.examples))]
   trained = [0] * ranks

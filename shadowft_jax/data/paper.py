@@ -1,8 +1,8 @@
-"""Conversations as tokens in the framing of the paper's code: recipe "paper".
+"""Conversations -> tokens with the templates of the paper's code: recipe "paper".
 
-Prompts and answers are tokenised apart, so a token never spans the border between them, and each
-turn is cut to the room that is left.  It differs from chat.py wherever a family's own chat template
-differs from the text here.
+Prompts and answers are tokenised separately, so no token spans their boundary, and each turn is
+truncated to the remaining space.  The result differs from chat.py wherever a family's own chat
+template differs from the templates here.
 
 Source: github.com/wutaiqiang/Shadow-FT, run.sh and its LLaMA-Factory 0.9.3.
 """
@@ -25,20 +25,20 @@ THOUGHTS = re.compile(r"<think>\n.*?\n</think>\n\n", re.DOTALL)
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-  """The framing of a family; {} is the text of a turn."""
+  """The prompt format of a model family; {} is replaced by the text of a turn."""
 
   user: str
   assistant: str
   system: str = "{}"
   default_system: str = ""
-  system_in_user: bool = False  # tokenised with the first question, inside the user's turn
-  bos: bool = False  # the begin token comes first
-  efficient_eos: bool = False  # turns end with the end token, which stands only after the last
+  system_in_user: bool = False  # the system prompt is part of the first user turn
+  bos: bool = False  # the conversation begins with BOS
+  efficient_eos: bool = False  # every turn is trained to end with EOS; only the last contains it
   thinking: bool = False  # an answer without thinking gets an empty thinking block
 
   @property
   def special(self) -> list[str]:
-    """The special tokens in its text."""
+    """The special tokens in the template."""
     return sorted(set(re.findall(r"<[^<>]+>", self.system + self.user + self.assistant)))
 
 
@@ -72,7 +72,7 @@ TEMPLATES = {
   "yi": CHATML,
   "falcon": Template(user="User: {}\nFalcon:", assistant="{}\n", efficient_eos=True),
 }
-# A part of the path of a Base -> its template.  The first that fits counts.
+# A substring of the Base's path -> its template.  The first match wins.
 NAMES = {
   "Llama-3": "llama3",
   "Qwen2": "qwen",
@@ -89,21 +89,21 @@ NAMES = {
 
 
 def name_of(base: str | os.PathLike) -> str:
-  """Finds the template that the paper's script takes for a Base, by its path; case matters.
+  """The template that the paper's script uses for a Base, by its path (case-sensitive).
 
   Raises:
-    InputError: the path names no family, or one whose framing is not in TEMPLATES.
+    InputError: the path matches no family, or one whose template is not in TEMPLATES.
   """
   found = next((name for part, name in NAMES.items() if part in str(base)), None)
   if found is not None and found in TEMPLATES:
     return found
   what = (
-    f"its template there, {found}, is not among ours"
+    f"its template in the authors' code, {found}, is not implemented here"
     if found
-    else f"its path has none of {', '.join(NAMES)} in it"
+    else f"its path contains none of {', '.join(NAMES)}"
   )
   raise InputError(
-    f"data.recipe=paper finds no template for the Base {base}: {what}; set "
+    f"data.recipe=paper has no template for the Base {base}: {what}; set "
     f"--config.data.template to one of:{listing(TEMPLATES)}"
   )
 
@@ -111,18 +111,18 @@ def name_of(base: str | os.PathLike) -> str:
 def encode_rows(
   rows: Sequence[Row], tokenizer: tokenizers.Tokenizer, settings: Settings
 ) -> list[Entry]:
-  """Encodes rows in the framing of settings.template, cut to settings.max_length tokens.
+  """Tokenises rows with the template settings.template, truncated to settings.max_length tokens.
 
-  With settings.think "masked", a thinking block is taken out of an answer, as the authors' code
-  does where it trains without thinking.
+  With settings.think "masked", thinking blocks are removed from answers, as in the authors' code
+  when it trains without thinking.
 
   Returns:
-    One entry per row, in order: a list of its one Example, or the InputError that says why this
-    recipe does not frame it.
+    One entry per row, in order: a list of one Example, or the InputError of a row that this recipe
+    does not support.
 
   Raises:
-    InputError: max_length is not positive, there is no such template, or the tokenizer lacks
-      its special tokens.
+    InputError: max_length is not positive, the template does not exist, or the tokenizer lacks its
+      special tokens.
   """
   if settings.max_length < 1:
     raise InputError(f"data.max_length must be above 0; got {settings.max_length}")
@@ -164,10 +164,10 @@ def encode_rows(
 
 
 def _template(name, tokenizer):
-  """The template of that name, whose special tokens the tokenizer has."""
+  """The template of that name, after checking that the tokenizer has its special tokens."""
   if name not in TEMPLATES:
     raise InputError(
-      f"config.data.template {name!r} is not known; expected one of:{listing(TEMPLATES)}"
+      f"config.data.template {name!r} is unknown; expected one of:{listing(TEMPLATES)}"
     )
   template = TEMPLATES[name]
   lacks = [
@@ -175,30 +175,29 @@ def _template(name, tokenizer):
     for token in template.special
     if len(tokenizer(token, add_special_tokens=False).input_ids) != 1
   ]
-  lacks += ["a begin token"] if template.bos and tokenizer.bos_token_id is None else []
-  lacks += ["an end token"] if template.efficient_eos and tokenizer.eos_token_id is None else []
+  lacks += ["a BOS token"] if template.bos and tokenizer.bos_token_id is None else []
+  lacks += ["an EOS token"] if template.efficient_eos and tokenizer.eos_token_id is None else []
   if lacks:
-    # Spelt out in ordinary tokens, the framing would be text like any other.
+    # Tokenised as ordinary text, the markers would have no special meaning.
     raise InputError(
-      f"the template {name} of data.recipe=paper does not fit {tokenizers.name_of(tokenizer)}; "
-      "choose the template of its family by --config.data.template, or set "
-      f"--config.data.recipe=chat; the tokenizer lacks:{listing(lacks)}"
+      f"the template {name} of data.recipe=paper does not fit {tokenizers.name_of(tokenizer)}; set "
+      "--config.data.template to the template of its family, or use --config.data.recipe=chat; the "
+      f"tokenizer lacks:{listing(lacks)}"
     )
   return template
 
 
 def _framed(row, template, think):
-  """[(texts of the prompt, texts of the answer), ...], a pair a turn, each text to be tokenised
-  by itself; or the InputError that says why the row is not framed."""
+  """[(texts of the prompt, texts of the answer), ...], one pair per turn, each text to be tokenised
+  separately; or the InputError of a row that this recipe does not support."""
   system, messages = "", row.messages
   if messages and messages[0]["role"] == "system":
     system, messages = messages[0]["content"], messages[1:]
   what = _unframed(row, [m["role"] for m in messages])
   if what:
     return InputError(
-      f"{row.where}: data.recipe=paper frames text of user and assistant in "
-      f"turns, after at most one system text; got {what}; "
-      "--config.data.recipe=chat takes such rows"
+      f"{row.where}: data.recipe=paper supports only alternating user and assistant turns after an "
+      f"optional system prompt; got {what}; use --config.data.recipe=chat for such rows"
     )
   system = system or template.default_system
   before = [template.system.format(system)] if system else []
@@ -218,7 +217,11 @@ def _framed(row, template, think):
 
 
 def _unframed(row, roles):
-  """The part of a row that this recipe cannot frame, or ""; `roles`: after a system text."""
+  """The part of a row that this recipe does not support, or "".
+
+  Args:
+    roles: the roles of the turns, without the system prompt.
+  """
   if not row.messages:
     return "raw text"
   if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
@@ -229,11 +232,11 @@ def _unframed(row, roles):
     for key, value in m.items()
     if key not in ("role", "content") and (key, value) != ("weight", 1)
   }
-  return " and ".join(sorted(extra) + ["tools"] * bool(row.tools))
+  return " and ".join(sorted(extra) + (["tools"] if row.tools else []))
 
 
 def _example(row, turns, eos, control, max_length):
-  """Joins turns of (prompt, answer) tokens, each cut to its share of the room that is left."""
+  """Joins turns of (prompt, answer) tokens, each truncated to its share of the remaining space."""
   room = max_length - (eos is not None)
   token, label, answer, cut = [], [], [], 0
   for i, (source, target) in enumerate(turns):
@@ -243,7 +246,7 @@ def _example(row, turns, eos, control, max_length):
     answer += [0] * asked + [1] * said
     cut += len(target) - said
     if eos is not None and i and asked:
-      # The end of the answer before is the label of this question's first token.
+      # The label of this question's first token is the EOS of the previous answer.
       label[-asked - said], answer[-asked - said] = eos, 1
   if eos is not None:
     token, label, answer = [*token, eos], [*label, eos], [*answer, 1]
@@ -254,20 +257,20 @@ def _example(row, turns, eos, control, max_length):
     token,
     answer,
     cut,
-    endless=sum(not control.stops & end for end in ends),
-    spelt=control.is_spelt(said, (t for _, target in turns for t in target)),
+    unterminated=sum(not control.stops & end for end in ends),
+    has_special=control.contains_special(said, (t for _, target in turns for t in target)),
     label=label if eos is not None else None,
     where=row.where,
   )
 
 
 def kept(source: int, target: int, room: int) -> tuple[int, int]:
-  """How many of a turn's prompt and answer tokens there is room for."""
+  """How many prompt and answer tokens of a turn fit into `room` tokens."""
   if 2 * target < room:
     most = room
   elif 2 * source < room:
     most = room - source
   else:
-    most = int(room * (target / (source + target)))  # In floats, for the same rounding.
+    most = int(room * (target / (source + target)))  # in floats, to round as LLaMA-Factory does
   said = min(most, target)
   return min(room - said, source), said

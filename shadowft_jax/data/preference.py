@@ -1,7 +1,7 @@
-"""Preference pairs as tokens: both conversations of a pair as one example, the chosen one first.
+"""Preference pairs -> tokens: the two conversations of a pair form one example, chosen first.
 
-A pair shares a row and a step as any example does; objectives tell its two sides apart by their
-segments.  The turns that the conversations share are the prompt; the loss covers the answers.
+A pair is packed and batched like any other example; objectives tell its two sides apart by their
+segment ids.  The turns that both conversations share are the prompt; the loss covers the rest.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from shadowft_jax.data.tokenise import tokenise
 from shadowft_jax.data.turns import Entry, Example, Row, Settings
 from shadowft_jax.errors import InputError
 
-WHOLE = 1 << 30  # tokens: more than any conversation has
+WHOLE = 1 << 30  # a max_length that truncates nothing
 
 
 def encode(
@@ -24,18 +24,19 @@ def encode(
   settings: Settings,
   cache_dir: str | os.PathLike = "",
 ) -> list[Entry]:
-  """Encodes rows that are pairs; each side gets at most half of `settings.max_length` tokens.
+  """Tokenises preference pairs; each side gets at most half of `settings.max_length` tokens.
 
-  A prompt that is too long loses its beginning, an answer its end, by the rule of `paper.kept` for
-  the longer answer: the two sides keep as much of their prompt.
+  Long prompts are truncated from the left and long answers from the right, by the rule of
+  `paper.kept` applied to the longer of the two prompts and answers, so that both sides keep the
+  same amount of prompt.
 
   Returns:
-    As `tokenise`: one entry per row, a list of its one Example, or what is wrong with the row.
+    As `tokenise`: one entry per row, a list of one Example, or the InputError of a bad row.
 
   Raises:
     InputError, RuntimeError: see `tokenise`.
   """
-  # Cut once both sides are known.
+  # Truncated below, once the lengths of both sides are known.
   whole = dataclasses.replace(settings, max_length=WHOLE)
   sides = [side for row in rows for side in _sides(row, settings.recipe)]
   entries = tokenise(sides, tokenizer_dir, whole, cache_dir)
@@ -45,8 +46,8 @@ def encode(
     if settings.recipe == "paper" and row.messages[:-1] != (row.rejected or [])[:-1]:
       bad = [
         InputError(
-          f"{row.where}: chosen and rejected part before their last turn, which "
-          "data.recipe=paper does not frame; --config.data.recipe=chat does"
+          f"{row.where}: chosen and rejected differ before their last turn, which "
+          "data.recipe=paper does not support; use --config.data.recipe=chat"
         )
       ]
     if not bad:
@@ -58,9 +59,9 @@ def encode(
       if _same(example):
         bad = [
           InputError(
-            f"{row.where}: chosen and rejected are the same within half of "
-            f"data.max_length={settings.max_length}; raise it, or leave such rows "
-            "out by --config.data.skip_bad_rows"
+            f"{row.where}: chosen and rejected are identical once truncated to half of "
+            f"data.max_length={settings.max_length}; raise it, or skip such rows with "
+            "--config.data.skip_bad_rows"
           )
         ]
     out.append(bad[0] if bad else [example])
@@ -68,15 +69,15 @@ def encode(
 
 
 def _sides(row, recipe):
-  """The two conversations as rows of their own."""
+  """The two conversations as separate rows."""
   for messages in (row.messages, row.rejected):
-    if recipe == "paper":  # it trains on every turn; all but the last are masked afterwards
+    if recipe == "paper":  # This recipe trains on every turn; _pair masks all but the last.
       messages = [{k: v for k, v in m.items() if k != "weight"} for m in messages]
     yield dataclasses.replace(row, messages=messages, rejected=None)
 
 
 def _split(side, recipe):
-  """(Example, tokens of its prompt): those before the first token of the last answer."""
+  """(Example, number of prompt tokens: those before the first token of the last answer)."""
   trained = side.answer > 0
   if recipe == "paper":
     return side, int(np.flatnonzero(~trained)[-1]) + 1
@@ -84,7 +85,7 @@ def _split(side, recipe):
 
 
 def _pair(sides, room, where):
-  """One Example of two sides (Example, prompt tokens), each cut to `room` tokens."""
+  """One Example from two sides (Example, prompt tokens), each truncated to `room` tokens."""
   prompts = [prompt for _, prompt in sides]
   answers = [len(side.token) - prompt for side, prompt in sides]
   asked, said = paper.kept(max(prompts), max(answers), room)
@@ -103,8 +104,8 @@ def _pair(sides, room, where):
     count.astype(np.int32),
     cut=sum(int(x[part.stop :].sum()) for x, part in zip(answer, parts, strict=True)),
     altered=any(e.altered for e in examples),
-    endless=sum(e.endless for e in examples),
-    spelt=any(e.spelt for e in examples),
+    unterminated=sum(e.unterminated for e in examples),
+    has_special=any(e.has_special for e in examples),
     label=joined(labels) if labels else None,
     where=where,
     second=len(chosen),

@@ -1,4 +1,4 @@
-"""The training data as text: examples with the trained tokens marked, lengths, steps."""
+"""A preview of the training data: examples with the trained tokens marked, lengths, steps."""
 
 import math
 import os
@@ -17,7 +17,7 @@ BAR = 40  # characters of the longest bar
 def show(
   data: dataset.Dataset, tokenizer_dir: str | os.PathLike, count: int, *, ids: bool = False
 ) -> None:
-  """Prints `text` of a dataset, in colour where the terminal has it.
+  """Prints the preview of a dataset, in colour if the terminal supports it.
 
   Raises:
     InputError: see `load_tokenizer`.
@@ -29,14 +29,14 @@ def show(
 def text(
   data: dataset.Dataset, tokenizer: Tokenizer, count: int, *, ids: bool = False, colour: bool = True
 ) -> str:
-  """The first `count` training examples, then lengths, totals and steps of all of them.
+  """The first `count` training examples, then the lengths, totals and steps of all of them.
 
   Args:
     data: the dataset of a run.
     tokenizer: decodes its tokens.
-    count: how many examples are shown.
-    ids: shows each token's id beside its text.
-    colour: marks tokens that the loss covers by colour; else they stand between ⟦ and ⟧.
+    count: number of examples to show.
+    ids: whether to show token ids.
+    colour: marks trained tokens in colour; otherwise they are between ⟦ and ⟧.
   """
   shown = [_example(i, e, tokenizer, ids, colour) for i, e in enumerate(data.train[:count], 1)]
   return "\n".join([*shown, _lengths(data), "", _totals(data), _steps(data)])
@@ -45,9 +45,9 @@ def text(
 def _example(number, example, tokenizer, ids, colour):
   head = (
     f"--- example {number}: {example.where}: {progress.count(len(example.token), 'token')}, "
-    f"{example.trained:,} trained" + (f", {example.cut:,} cut away" if example.cut else "")
+    f"{example.trained:,} trained" + (f", {example.cut:,} truncated" if example.cut else "")
   )
-  head += f", {example.prompt_cut:,} of the prompts cut away" if example.prompt_cut else ""
+  head += f", {example.prompt_cut:,} prompt tokens truncated" if example.prompt_cut else ""
   every = np.arange(len(example.token))
   sides = {"": every}
   if example.second:
@@ -60,9 +60,9 @@ def _example(number, example, tokenizer, ids, colour):
 
 
 def _runs(example, side):
-  """Yields (tokens, labels, whether the loss covers them) of each run of the tokens `side`."""
+  """Yields (tokens, labels, is_trained) for each run of tokens in `side` with the same mask."""
   trained = example.answer[side] > 0
-  trained[:1] = False  # nothing predicts a first token
+  trained[:1] = False  # the first token is never predicted
   edges = np.flatnonzero(np.diff(trained)) + 1
   labels = example.token if example.label is None else example.label
   for part in np.split(side, edges):
@@ -71,7 +71,7 @@ def _runs(example, side):
 
 
 def _run(tokens, labels, is_trained, tokenizer, ids, colour):
-  """One run of tokens as text; the loss covers all or none of it."""
+  """One run of tokens as text; all or none of them are trained."""
   if ids:
     out = (
       " ".join(
@@ -83,10 +83,10 @@ def _run(tokens, labels, is_trained, tokenizer, ids, colour):
     )
   else:
     out = tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
-    # Line ends that the loss covers would be invisible.
+    # Trained newlines would otherwise be invisible.
     out = out.replace("\n", "⏎\n") if is_trained else out
   if colour:
-    # Some terminals drop the colour at a line's end.
+    # Some terminals reset the colour at the end of a line.
     mark = TRAINED if is_trained else PLAIN
     return "\n".join(f"{mark}{line}{END}" if line else "" for line in out.split("\n"))
   return f"⟦{out}⟧" if is_trained else out
@@ -123,7 +123,7 @@ def _totals(data):
   cut = [e.cut for e in data.train if e.cut]
   return "\n".join(
     [
-      f"examples:        {len(data.train):,} to train on, {len(data.valid):,} to validate on",
+      f"examples:        {len(data.train):,} training, {len(data.valid):,} validation",
       f"trained tokens:  {trained:,} of {tokens:,} ({trained / tokens:.1%})",
       f"truncated:       {progress.count(len(cut), 'example')}, "
       f"{progress.count(sum(cut), 'answer token')} lost, at data.max_length={data.row_length}",
@@ -132,7 +132,7 @@ def _totals(data):
 
 
 def _steps(data):
-  """How the examples fill rows and steps."""
+  """The numbers of steps, rows and micro-batches, and how full they are."""
   examples = [len(s.examples) for s in data.steps]
   lengths = dataset.lengths(data.train)
   shapes = [packing.shapes(s, lengths, **data.shape) for s in data.steps]
@@ -141,12 +141,12 @@ def _steps(data):
   rows = [len(s.rows) for s in data.steps]
   return "\n".join(
     [
-      f"steps:           {len(data.steps):,} of {_spread(examples, 'example')}",
-      f"per step:        {_spread(rows, 'row')}, {data.layout}, in "
-      f"{_spread([len(x) for x in shapes], 'micro-batch', 'micro-batches')}",
-      f"fill:            {tokens / computed:.1%} of what is computed is not padding"
+      f"steps:           {len(data.steps):,}; examples per step: {_spread(examples)}",
+      f"rows per step:   {_spread(rows)}, {data.layout}; micro-batches per step: "
+      f"{_spread([len(x) for x in shapes])}",
+      f"fill:            {tokens / computed:.1%} of the computed tokens are not padding"
       + (
-        f"; {tokens / (sum(rows) * data.row_length):.1%} within the rows that hold examples"
+        f"; {tokens / (sum(rows) * data.row_length):.1%} in rows that contain examples"
         if data.layout == "packed"
         else ""
       ),
@@ -154,7 +154,7 @@ def _steps(data):
   )
 
 
-def _spread(numbers, *noun):
-  """The least and the largest number, with the noun that `count` takes."""
+def _spread(numbers):
+  """The least and the largest number: "3", "2 to 16"."""
   low, high = min(numbers), max(numbers)
-  return f"{low:,} to " * (low < high) + progress.count(high, *noun)
+  return f"{high:,}" if low == high else f"{low:,} to {high:,}"

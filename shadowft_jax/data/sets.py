@@ -1,8 +1,8 @@
-"""The paper's data by name: where each set is, its columns, and how many rows were used.
+"""The paper's datasets by name: source, columns and number of rows used.
 
-`data.set` names one, for a run whose data.train is empty; what the user sets wins.  data.select
-decides which rows are taken: the first, as the authors' code does, or a uniform sample, as the
-paper says.
+`data.set` selects one if data.train is empty; settings of the user take precedence.  data.select
+decides which rows are used: the first, as in the authors' code, or a uniform sample, as stated in
+the paper.
 """
 
 import dataclasses
@@ -19,13 +19,13 @@ INFO = "data/dataset_info.json of the authors' repository"
 
 @dataclasses.dataclass(frozen=True)
 class PaperSet:
-  """A set of the paper (arXiv 2505.12716) as a config takes it."""
+  """The settings of one of the paper's datasets (arXiv 2505.12716)."""
 
-  source: str  # hub id ORG/NAME[:SUBSET]; empty: on no hub, see `note`
-  columns: dict[str, str]  # of data.columns
+  source: str  # Hub id ORG/NAME[:SUBSET]; empty: not on the Hub, see `note`
+  columns: dict[str, str]  # values for data.columns
   count: int  # rows that the paper uses
-  note: str  # what the paper says of it, and what is not known
-  origin: str  # where `source` and `columns` were read
+  note: str  # what the paper says about it, and what is unknown
+  origin: str  # the source of `source` and `columns`
 
 
 SETS = {
@@ -34,17 +34,16 @@ SETS = {
     columns={"messages": "conversations"},
     count=2000,
     origin=INFO,
-    note="Shadow_2k.parquet in data/ of https://github.com/wutaiqiang/Shadow-FT, or a set "
-    "alike, made of BAAI/Infinity-Instruct:Gen by python -m shadowft_jax.select; the "
-    "paper: rows of high reward, uniform over categories; not known: which reward, "
-    "which categories, the order of the rows",
+    note="Shadow_2k.parquet in data/ of https://github.com/wutaiqiang/Shadow-FT, or a similar set "
+    "made from BAAI/Infinity-Instruct:Gen with shadowft select; the paper: rows of high reward, "
+    "uniform over categories; unknown: which reward, which categories, the order of the rows",
   ),
   "medical-o1": PaperSet(
     source="FreedomIntelligence/medical-o1-reasoning-SFT:en",
     columns={"prompt": "Question", "response": "Response"},
     count=1000,
     origin=INFO,
-    note="the column Complex_CoT is not used; the paper samples 1000 rows, not known: which",
+    note="the column Complex_CoT is not used; the paper samples 1,000 rows; unknown: which",
   ),
   "code-z1": PaperSet(
     source="efficientscaling/Z1-Code-Reasoning-107K",
@@ -52,7 +51,7 @@ SETS = {
     count=2000,
     origin="train/preprocess.py of https://github.com/efficientscaling/Z1",
     note="the authors' repository has no entry for it, so source and columns are those of "
-    "Z1's own training code; not known: whether the authors used them so, and which rows",
+    "Z1's own training code; unknown: whether the authors used the same, and which rows",
   ),
   "limo": PaperSet(
     source="GAIR/LIMO",
@@ -66,14 +65,14 @@ SETS = {
     columns={"messages": "messages"},
     count=2000,
     origin=INFO,
-    note="the paper samples 2000 rows, not known: which",
+    note="the paper samples 2,000 rows; unknown: which",
   ),
   "math-step-dpo": PaperSet(
     source="xinlai/Math-Step-DPO-10K",
     columns={"prompt": "prompt", "chosen": "full_chosen", "rejected": "full_rejected"},
     count=1000,
     origin=INFO,
-    note="preference pairs, for DPO; the paper uses 1000, not known: which, and the beta, "
+    note="preference pairs, for DPO; the paper uses 1,000; unknown: which, and the beta, "
     "learning rate and epochs",
   ),
   "chartmoe": PaperSet(
@@ -81,26 +80,27 @@ SETS = {
     columns={"messages": "conversations", "images": "image"},
     count=10_000,
     origin=INFO,
-    note="charts with questions, for models that read images; the paper uses 10,000 rows, "
-    "not known: which",
+    note="charts with questions, for vision-language models; the paper uses 10,000 rows; "
+    "unknown: which",
   ),
 }
 
 
 def resolve(config: Config, needed: bool = True) -> Config:
-  """Fills config.data from the set that config.data.set names, if config.data.train is empty.
+  """Fills config.data from the dataset config.data.set, if config.data.train is empty.
 
-  Rows of the user's are no rows of the set: their number is not limited, and `columns_of` says
-  which columns they have.  Prints what is used and what is not known of the set.
+  The user's own rows are not limited in number; `columns_of` finds their columns.  Prints what is
+  used and what is unknown about the dataset.
 
   Args:
-    needed: whether a set that is on no hub, and not given, is an error.
+    config: the config of a run.
+    needed: whether an empty data.train is an error for a dataset that is not on the Hub.
 
   Returns:
-    `config`, changed in place; as it was where data.set is empty.
+    `config`, changed in place; unchanged if data.set is empty.
 
   Raises:
-    InputError: there is no such set, or it is on no hub and data.train is empty.
+    InputError: there is no such dataset, or it is not on the Hub and data.train is empty.
   """
   c = config.data
   if not c.set:
@@ -108,14 +108,14 @@ def resolve(config: Config, needed: bool = True) -> Config:
   if c.set not in SETS:
     near = difflib.get_close_matches(c.set, SETS, n=1)
     raise InputError(
-      f"config.data.set is one of {', '.join(SETS)}; got {c.set!r}"
+      f"config.data.set must be one of {', '.join(SETS)}; got {c.set!r}"
       + (f"; did you mean {near[0]}?" if near else "")
     )
   known = SETS[c.set]
   if c.train not in ("", known.source):
     if not c.max_examples:
       say(
-        f"data.set={c.set} sets no limit on {c.train}: all its rows are used (the paper uses "
+        f"data.set={c.set} does not limit {c.train}: using all its rows (the paper uses "
         f"{known.count:,}: --config.data.max_examples={known.count})"
       )
     return config
@@ -124,8 +124,8 @@ def resolve(config: Config, needed: bool = True) -> Config:
     if not needed:
       return config
     raise InputError(
-      f"config.data.set {c.set} is on no hub; set --config.data.train to your "
-      f"copy of it: {known.note}"
+      f"the dataset {c.set} (config.data.set) is not on the Hub; set --config.data.train to your "
+      f"copy: {known.note}"
     )
   if not any(c.columns.values()):
     c.columns.update(known.columns)
@@ -137,10 +137,10 @@ def resolve(config: Config, needed: bool = True) -> Config:
 
 
 def columns_of(source: Source, config: Config) -> dict[str, str]:
-  """The columns of a source by the names of data.columns; {} where its rows have a known format.
+  """The columns of a source, keyed as in data.columns; {} if its rows have a known format.
 
-  They are the user's, or those of data.set where all of them are in the rows: of a copy of the
-  set, not of other rows beside it.
+  These are the user's columns, or those of data.set if the rows have all of them, which marks a
+  copy of the dataset rather than other rows.
   """
   given = {key: column for key, column in config.data.columns.items() if column}
   theirs = SETS[config.data.set].columns if config.data.set else {}

@@ -1,4 +1,4 @@
-"""What is said of the examples of a file before they are trained on."""
+"""The summary and warnings printed for each data source before training."""
 
 import os
 import pathlib
@@ -10,26 +10,26 @@ from shadowft_jax.progress import count, say
 
 
 def line(examples: Sequence[Example], dropped: int) -> str:
-  """What the examples of a source hold, in a line, and what of it was dropped or cut."""
+  """A one-line summary of the examples of a source.
+
+  Args:
+    examples: its examples.
+    dropped: how many rows have no answer token within data.max_length.
+  """
   cut, prompts = sum(e.cut > 0 for e in examples), sum(e.prompt_cut > 0 for e in examples)
   what = "pair" if examples[0].second else "example"
   altered = sum(e.altered for e in examples)
   tokens, trained = sum(len(e.token) for e in examples), sum(e.trained for e in examples)
+  counted = {
+    "dropped (no answer token within data.max_length)": dropped,
+    "truncated to data.max_length": cut,
+    "with the prompt truncated from the left (data.max_length)": prompts,
+    "with a part that the chat template drops, such as earlier thinking": altered,
+  }
   return "; ".join(
     [
       f"{count(len(examples), what)}, {count(tokens, 'token')}, {trained:,} trained",
-      *([f"{dropped:,} dropped (their answers lie beyond data.max_length)"] if dropped else []),
-      *([f"{cut:,} cut at data.max_length"] if cut else []),
-      *(
-        [f"{prompts:,} without the beginning of their prompt, for data.max_length"]
-        if prompts
-        else []
-      ),
-      *(
-        [f"{altered:,} in which the chat template leaves out a part, such as earlier thoughts"]
-        if altered
-        else []
-      ),
+      *(f"{number:,} {text}" for text, number in counted.items() if number),
     ]
   )
 
@@ -37,20 +37,23 @@ def line(examples: Sequence[Example], dropped: int) -> str:
 def warn(
   name: str, examples: Sequence[Example], tokenizer_dir: str | os.PathLike, recipe: str
 ) -> None:
-  """Says which answers are trained otherwise than their owner may mean."""
-  spelt, endless = sum(e.spelt for e in examples), sum(e.endless for e in examples)
-  if spelt:
+  """Warns of answers that contain control tokens, or that do not end with a stop token."""
+  has_special, unterminated = (
+    sum(e.has_special for e in examples),
+    sum(e.unterminated for e in examples),
+  )
+  if has_special:
     say(
-      f"warning: {name}: in {spelt:,} of {len(examples):,} an answer spells out a control token of "
-      "the tokenizer, such as the one that ends a turn, which is trained as that token"
+      f"warning: {name}: the text of an answer contains a special token, such as the one that ends "
+      f"a turn, in {has_special:,} of {len(examples):,} examples; it is tokenised as that token"
     )
-  if endless:
+  if unterminated:
     tokenizer = load_tokenizer(tokenizer_dir)
     stops = tokenizer.convert_ids_to_tokens(list(control_of(tokenizer).stops))
-    framing = "the authors' framing" if recipe == "paper" else "the chat template"
+    framing = "The paper's template" if recipe == "paper" else "The chat template"
     say(
-      f"warning: {name}: no stop token ends {count(endless, 'answer')}, so that the model may "
-      f"never end one: {framing} of {tokenizer_dir} closes them without any of "
-      f"{', '.join(stops) or 'them, since no file names one'}; if it writes another, name it as "
+      f"warning: {name}: answers without a stop token at their end: {unterminated:,}; the model "
+      f"may not learn to stop.  {framing} of {tokenizer_dir} closes them with none of its stop "
+      f"tokens ({', '.join(stops) or 'none is defined'}); if it uses another, set it as "
       f"eos_token_id in {pathlib.Path(tokenizer_dir, 'generation_config.json')}"
     )

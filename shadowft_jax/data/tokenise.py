@@ -1,4 +1,4 @@
-"""Rows -> examples on all cores, and a cache of them by content."""
+"""Rows -> examples on all cores, with a cache keyed by content."""
 
 import concurrent.futures
 import contextlib
@@ -29,9 +29,9 @@ from shadowft_jax.errors import InputError
 from shadowft_jax.progress import detail, say
 
 RECIPES = {"chat": chat.encode_rows, "paper": paper.encode_rows}
-CHUNK = 500_000  # characters of rows that are encoded at a time
-WORTH = 10_000_000  # characters of rows from which it pays to start processes
-# A cached result depends on these and the rows: code, packages and files of the tokenizer.
+CHUNK = 500_000  # characters of rows per chunk
+WORTH = 10_000_000  # characters of rows from which starting worker processes pays off
+# The cache key covers the rows, this code, these packages and the tokenizer's files.
 CODE = tuple(
   pathlib.Path(m.__file__ or "") for m in (sys.modules[__name__], chat, paper, tokenizers)
 )
@@ -40,7 +40,7 @@ SUFFIXES = (".jinja", ".json", ".model", ".tiktoken", ".txt")
 CONTENT = operator.attrgetter(
   *(field.name for field in dataclasses.fields(Row) if field.name != "where")
 )
-FOLDER = "\0"  # stands for the tokenizer's folder in a cached error
+FOLDER = "\0"  # placeholder for the tokenizer's folder in a cached error
 
 
 def tokenise(
@@ -49,21 +49,20 @@ def tokenise(
   settings: Settings,
   cache_dir: str | os.PathLike = "",
 ) -> list[Entry]:
-  """Encodes rows by the recipe of `settings`, or reads them from the cache.
+  """Tokenises rows with the recipe of `settings`, or reads the result from the cache.
 
   Args:
-    rows: of any format.
+    rows: the rows.
     tokenizer_dir: a Hugging Face folder.
     settings: the recipe and its limits.
-    cache_dir: folder of the cache; "": $XDG_CACHE_HOME/shadowft_jax, or ~/.cache/shadowft_jax.
+    cache_dir: the cache folder; "": $XDG_CACHE_HOME/shadowft_jax, or ~/.cache/shadowft_jax.
 
   Returns:
-    One entry per row, in order: its list of Example, or the InputError that says what is wrong
-    with the row.
+    One entry per row, in order: its list of Example, or the InputError of a bad row.
 
   Raises:
     InputError: see `load_tokenizer` and the recipe's encode_rows.
-    RuntimeError: a process that encodes has failed or died.
+    RuntimeError: a worker process failed or died.
   """
   if not rows:
     return []
@@ -78,7 +77,7 @@ def tokenise(
 
 
 def _key(rows, folder, settings):
-  """(a digest of all that the result depends on, characters of each row)."""
+  """(a digest of everything the result depends on, the characters of each row)."""
   digest = hashlib.sha256()
 
   def add(*parts):
@@ -98,8 +97,8 @@ def _key(rows, folder, settings):
 
 
 def _encoded(rows, sizes, folder, settings):
-  """The flat examples of all rows, made a chunk at a time."""
-  # Chunks of about as many characters, so that processes have about as much to do.
+  """The examples of all rows as flat arrays, encoded chunk by chunk."""
+  # Chunks of about equal numbers of characters balance the load of the processes.
   starts = np.flatnonzero(np.diff(np.cumsum(sizes) // CHUNK, prepend=-1)).tolist()
   chunks = [rows[a:b] for a, b in zip(starts, [*starts[1:], len(rows)], strict=True)]
   count = min(machine.cores(), len(chunks) // 2) if sizes.sum() >= WORTH else 1
@@ -117,12 +116,12 @@ def _encoded(rows, sizes, folder, settings):
       tokenizer = tokenizers.load_tokenizer(folder)
       for chunk in chunks:
         done(_flat(chunk, tokenizer, settings))
-  # One name at a time, to free each part once it is joined.
+  # One array at a time, so that each part is freed once it is concatenated.
   return {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}
 
 
 def _in_processes(chunks, count, folder, settings, done):
-  """Encodes chunks in `count` processes, and calls `done` on the result of each, in order."""
+  """Encodes chunks in `count` processes and calls `done` with each result, in order."""
   free = queue.SimpleQueue()
 
   def ask(chunk):
@@ -132,9 +131,8 @@ def _in_processes(chunks, count, folder, settings, done):
       result = connection.recv()
     except (EOFError, OSError) as error:
       raise RuntimeError(
-        f"a process that tokenises ended with exit code {process.wait()}; where it was killed "
-        "(-9), memory may have run out: allow the run fewer cores (taskset), or give it "
-        "more memory"
+        f"a tokenising process ended with exit code {process.wait()}; if it was killed (-9), "
+        "memory may have run out: use fewer cores (taskset) or more memory"
       ) from error
     finally:
       free.put(worker)
@@ -147,24 +145,23 @@ def _in_processes(chunks, count, folder, settings, done):
     threads = stack.enter_context(concurrent.futures.ThreadPoolExecutor(count))
     for worker in workers:
       free.put(worker)
-      stack.callback(worker[0].kill)  # Or a thread may wait for an answer for ever.
+      stack.callback(worker[0].kill)  # otherwise a thread may wait for a reply forever
     for result in threads.map(ask, chunks):
       done(result)
 
 
 def _start(stack):
-  """Starts a process that serves; returns (process, connection), which `stack` closes."""
+  """Starts a worker; returns (process, connection), which `stack` closes."""
   ours, theirs = multiprocessing.Pipe()
   stack.enter_context(ours)
-  # Not a process of multiprocessing, which would import what the run was started by, and jax with
-  # it; nor one of loky, which outlives a run that is killed.  Tokenizers need no torch, which
-  # takes seconds to import.
+  # multiprocessing would import the main module, and jax with it; a loky process would outlive a
+  # killed run.  torch is blocked because it takes seconds to import and tokenizers do not need it.
   code = (
     f"import sys; sys.path = {sys.path!r}; sys.modules['torch'] = None; "
     f"from {__name__} import serve; serve({theirs.fileno()})"
   )
   with theirs:
-    # In a session of its own, Ctrl-C ends the run alone, and that ends the process.
+    # In its own session the worker does not receive Ctrl-C; it ends when the run closes the pipe.
     process = stack.enter_context(
       subprocess.Popen(
         [sys.executable, "-c", code],
@@ -179,12 +176,12 @@ def _start(stack):
 
 
 def serve(descriptor: int) -> None:
-  """The work of each process: answers each list of rows with its flat examples, or its error."""
+  """The main loop of a worker: replies to each list of rows with flat examples, or an error."""
 
   @functools.cache
   def load(folder):
     tokenizer = tokenizers.load_tokenizer(folder)
-    gc.freeze()  # Nothing imported is looked through for garbage again and again.
+    gc.freeze()  # excludes all imported objects from garbage collection
     return tokenizer
 
   with (
@@ -199,18 +196,18 @@ def serve(descriptor: int) -> None:
         result = _flat(rows, load(folder), settings)
       except InputError as error:
         result = error
-      except Exception:  # A traceback cannot be sent.
-        result = RuntimeError(f"a process that tokenises failed:\n{traceback.format_exc()}")
+      except Exception:  # A traceback cannot be pickled.
+        result = RuntimeError(f"a tokenising process failed:\n{traceback.format_exc()}")
       connection.send(result)
 
 
 def _flat(rows, tokenizer, settings):
-  """The examples of rows as a few arrays, without the fields that the rows hold.
+  """The examples of rows as a few flat arrays, without the fields that the rows already have.
 
   Returns:
-    count [rows]: the examples of a row, -1 where it failed; length, cut, altered, endless, spelt,
-    labelled [examples]; token, answer [tokens]; label [tokens of labelled examples]; error:
-    bytes, a line of JSON for each row that failed.
+    count [rows]: examples per row, -1 for a bad row; length, cut, altered, unterminated,
+    has_special, labelled [examples]; token, answer [tokens]; label [tokens of labelled examples];
+    error: bytes, one JSON line per bad row.
   """
   entries = RECIPES[settings.recipe](rows, tokenizer, settings)
   counts = [-1 if isinstance(entry, InputError) else len(entry) for entry in entries]
@@ -230,8 +227,8 @@ def _flat(rows, tokenizer, settings):
     "length": np.array([len(e.token) for e in examples], np.int32),
     "cut": np.array([e.cut for e in examples], np.int32),
     "altered": np.array([e.altered for e in examples], bool),
-    "endless": np.array([e.endless for e in examples], np.int32),
-    "spelt": np.array([e.spelt for e in examples], bool),
+    "unterminated": np.array([e.unterminated for e in examples], np.int32),
+    "has_special": np.array([e.has_special for e in examples], bool),
     "labelled": np.array([e.label is not None for e in examples], bool),
     "token": joined(np.int32, [e.token for e in examples]),
     "answer": joined(np.uint8, [e.answer for e in examples]),
@@ -241,7 +238,7 @@ def _flat(rows, tokenizer, settings):
 
 
 def _entries(flat, rows, folder):
-  """The entries that `tokenise` returns; the examples are views of the flat arrays."""
+  """Flat arrays -> the entries that `tokenise` returns; the examples are views of the arrays."""
 
   def parts(name, lengths):
     array = flat[name].astype(np.int32, copy=False)
@@ -256,7 +253,7 @@ def _entries(flat, rows, folder):
     "token": parts("token", length),
     "answer": parts("answer", length),
     "label": [next(labels) if has else None for has in labelled.tolist()],
-    **{name: flat[name].tolist() for name in ("cut", "altered", "endless", "spelt")},
+    **{name: flat[name].tolist() for name in ("cut", "altered", "unterminated", "has_special")},
   }
   examples = (
     dict(zip(fields, values, strict=True)) for values in zip(*fields.values(), strict=True)
@@ -272,25 +269,25 @@ def _entries(flat, rows, folder):
 
 
 def _load(path):
-  """The arrays of a cached file, or None where there is none that can be read."""
+  """The arrays of a cache file, or None if it is missing or unreadable."""
   if not os.path.exists(path):
     return None
   try:
     with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-      return dict(file)  # Read whole, which checks its checksums.
-  except Exception as error:  # Many types, by which byte is wrong.
-    say(f"{path} cannot be read ({error}); its rows are tokenised again")
+      return dict(file)  # Reading every array verifies the checksums.
+  except Exception as error:  # The type depends on which byte is wrong.
+    say(f"cannot read the cache file {path} ({error}); tokenising its rows again")
     return None
 
 
 def _save(path, flat):
-  """Keeps the arrays for the next run, or says why it cannot."""
+  """Writes the arrays to the cache, or prints why it cannot."""
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.writing(path) as file:
       np.savez(file, **flat)
   except OSError as error:
     say(
-      f"tokens are not kept for the next run: {error}; --config.data.cache=FOLDER names another "
-      "place"
+      f"cannot cache the tokens for the next run: {error}; set --config.data.cache=FOLDER to use "
+      "another folder"
     )

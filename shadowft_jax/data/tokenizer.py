@@ -1,4 +1,4 @@
-"""Tokenizers of Hugging Face folders, their chat templates, and the tokens that end an answer."""
+"""Tokenizers of Hugging Face folders, their chat templates and stop tokens."""
 
 import dataclasses
 import datetime
@@ -12,17 +12,17 @@ from typing import Any
 
 from shadowft_jax.errors import InputError
 
-# transformers warns at import that torch is missing; its tokenizers do not need it.
+# Otherwise transformers warns at import that torch is missing; its tokenizers do not need it.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-Tokenizer = PreTrainedTokenizerFast  # others give no character offsets
+Tokenizer = PreTrainedTokenizerFast  # slow tokenizers report no character offsets
 CONFIG = "tokenizer_config.json"  # may hold the chat template
-# Some templates write today's date, and a run could not be repeated tomorrow.  This is the date
-# that Llama 3's fall back to.
+# Some templates insert today's date, which would make a run irreproducible.  This fixed date is the
+# fallback of Llama 3's templates.
 DATE = "26 Jul 2024"
 DAY = datetime.datetime(2024, 7, 26)
-# A macro that stands in for transformers' strftime_now, which reads the clock.
+# A macro that replaces transformers' strftime_now, which reads the clock.
 CLOCK = "".join(
   [
     "{% macro strftime_now(format) %}{{ format",
@@ -31,7 +31,7 @@ CLOCK = "".join(
     " }}{% endmacro %}\n",
   ]
 )
-# What apply_chat_template passes itself.
+# Arguments that apply_chat_template sets itself.
 RESERVED = {
   *("messages", "conversation", "tools", "documents", "chat_template", "add_generation_prompt"),
   *("tokenize", "date_string", "strftime_now", "continue_final_message", "return_dict"),
@@ -39,43 +39,45 @@ RESERVED = {
 
 
 def load_tokenizer(directory: str | os.PathLike) -> Tokenizer:
-  """Loads the tokenizer of a local Hugging Face folder; never runs code from it.
+  """Loads the tokenizer of a local Hugging Face folder; never runs code from the folder.
 
   Raises:
-    InputError: there is no folder, no tokenizer in it, or one without character offsets.
+    InputError: the folder does not exist, or has no fast tokenizer that can be loaded.
   """
   if not pathlib.Path(directory).is_dir():
     raise InputError(f"tokenizer: {directory} is not a folder; give a Hugging Face model folder")
-  # A tokenizer.json is read unchanged: transformers 5 rebuilds some classes (LlamaTokenizer)
-  # from its vocabulary, with other rules for spaces.
+  # Read tokenizer.json as is: transformers 5 rebuilds some classes (LlamaTokenizer) from its
+  # vocabulary, with different rules for spaces.
   whole = (pathlib.Path(directory) / "tokenizer.json").is_file()
   kind: Any = PreTrainedTokenizerFast if whole else AutoTokenizer
   try:
     tokenizer = kind.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
-  except Exception as error:  # Many types, by what is wrong with which file.
-    # The rest of the message is about packages, or how to allow the folder's code to run.
+  except Exception as error:  # The type depends on the file and what is wrong with it.
+    # The other lines are about packages, or about allowing the folder's code to run.
     reason = str(error).strip().split("\n")[0]
     raise InputError(
-      f"{directory} has no tokenizer that can be read: {reason}; copy "
-      "tokenizer.json and tokenizer_config.json there"
+      f"cannot load a tokenizer from {directory}: {reason}; copy tokenizer.json and "
+      "tokenizer_config.json there"
     ) from error
   if not tokenizer.is_fast:
     raise InputError(
-      f"{directory} has only a slow tokenizer; expected a tokenizer.json: save "
-      "one with AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+      f"{directory} has only a slow tokenizer; expected a tokenizer.json: write one with "
+      "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
     )
   return tokenizer
 
 
 def stop_tokens(tokenizer: Tokenizer, directory: str | os.PathLike) -> tuple[int, ...]:
-  """The tokens that end an answer: those the folder's files name, then the tokenizer's.
+  """The stop tokens: those in the folder's config files, then the tokenizer's EOS.
 
   Raises:
-    InputError: none is named anywhere.
+    InputError: none is defined.
   """
   stop = _stop_tokens(tokenizer, directory)
   if not stop:
-    raise InputError(f"{directory} names no end token; set eos_token_id in generation_config.json")
+    raise InputError(
+      f"{directory} defines no EOS token; set eos_token_id in generation_config.json"
+    )
   return stop
 
 
@@ -95,26 +97,26 @@ def _stop_tokens(tokenizer, directory):
 
 @dataclasses.dataclass(frozen=True)
 class Control:
-  """The tokens of a tokenizer that are more than text.
+  """The control tokens of a tokenizer.
 
   Attributes:
-    stops: ids of those at which the model stops.
-    special: {id: text} of those that a text should not spell out.
-    pattern: a regex that matches any token that was added to the vocabulary.
+    stops: ids of the stop tokens.
+    special: {id: text} of the special tokens, which should not occur in the text of a turn.
+    pattern: a regex that matches any added token.
   """
 
   stops: frozenset[int]
   special: dict[int, str]
   pattern: re.Pattern[str]
 
-  def is_spelt(self, texts: Iterable[str], ids: Iterable[int]) -> bool:
-    """Whether one of `texts`, which became some of the tokens `ids`, spells out a special token."""
+  def contains_special(self, texts: Iterable[str], ids: Iterable[int]) -> bool:
+    """Whether one of `texts`, whose tokens are among `ids`, contains a special token."""
     found = self.special.keys() & set(ids)
     return any(self.special[i] in text for text in texts for i in found)
 
 
 def control_of(tokenizer: Tokenizer) -> Control:
-  """The control tokens of a tokenizer and of the folder that it was loaded from, if any."""
+  """The control tokens of a tokenizer and of the folder it was loaded from, if any."""
   folder = tokenizer.name_or_path
   stops = _stop_tokens(tokenizer, folder) if folder else (tokenizer.eos_token_id,)
   added = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
@@ -126,7 +128,7 @@ def control_of(tokenizer: Tokenizer) -> Control:
 
 
 def reads_clock(directory: str | os.PathLike) -> bool:
-  """Whether the chat template of a folder writes the date of the day."""
+  """Whether the chat template of a folder inserts today's date."""
   files = [*pathlib.Path(directory).glob("*.jinja"), pathlib.Path(directory, CONFIG)]
   return any(
     path.is_file() and "strftime_now" in path.read_text(errors="replace") for path in files
@@ -134,16 +136,16 @@ def reads_clock(directory: str | os.PathLike) -> bool:
 
 
 def name_of(tokenizer: Tokenizer) -> str:
-  """The name of a tokenizer in errors."""
+  """The name of a tokenizer, for errors."""
   return tokenizer.name_or_path or "an unnamed tokenizer"
 
 
 @dataclasses.dataclass(frozen=True)
 class ChatTemplate:
-  """A tokenizer's chat template, with arguments of its own such as enable_thinking.
+  """A tokenizer's chat template with template arguments such as enable_thinking.
 
   Raises:
-    InputError: the tokenizer has no template, or an argument is none that the template reads.
+    InputError: the tokenizer has no template, or the template does not use an argument.
   """
 
   tokenizer: Tokenizer
@@ -152,23 +154,25 @@ class ChatTemplate:
   def __post_init__(self) -> None:
     if not self.tokenizer.chat_template:
       raise InputError(
-        f"{self.name} has no chat template; use the tokenizer of the Instruct model, or put its "
+        f"{self.name} has no chat template; use the Instruct model's tokenizer, or copy its "
         "chat_template.jinja into the folder"
       )
     for arg in self.args:
       if arg not in self.arguments:
         near = difflib.get_close_matches(arg, self.arguments, n=1)
-        hint = f"did you mean {near[0]}?" if near else "leave the argument out"
-        raise InputError(f"the chat template of {self.name} reads no argument {arg}; {hint}")
+        hint = f"did you mean {near[0]}?" if near else "remove the argument"
+        raise InputError(
+          f"the chat template of {self.name} does not use the argument {arg}; {hint}"
+        )
 
   @property
   def name(self) -> str:
-    """The tokenizer's name in errors."""
+    """The tokenizer's name, for errors."""
     return name_of(self.tokenizer)
 
   @property
   def arguments(self) -> set[str]:
-    """Names that the template may read as arguments, among other words of its text."""
+    """All words in the template: a superset of the arguments that it uses."""
     return set(re.findall(r"[^\W\d]\w*", str(self.tokenizer.chat_template))) - RESERVED
 
   def render(
@@ -178,10 +182,10 @@ class ChatTemplate:
     *,
     prompt: bool = False,
   ) -> str:
-    """The text of a conversation; with `prompt`, up to where the assistant's turn begins.
+    """Renders a conversation; with `prompt`, adds the generation prompt.
 
     Raises:
-      InputError: the template fails on the conversation.
+      InputError: the template raises an error.
     """
     try:
       template = self.tokenizer.get_chat_template(tools=tools)
@@ -197,15 +201,15 @@ class ChatTemplate:
           **self.args,
         )
       )
-    except Exception as error:  # A template is foreign code: it may raise anything.
+    except Exception as error:  # A template may raise anything.
       raise InputError(
-        f"the chat template of {self.name} fails on roles "
-        f"{', '.join(m['role'] for m in messages)}: {error}; change the "
-        "conversation or the template"
+        f"the chat template of {self.name} fails for the roles "
+        f"{', '.join(m['role'] for m in messages)}: {error}; change the conversation or the "
+        "template"
       ) from error
 
   def prompt(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-    """The tokens after which the assistant's next turn is generated."""
+    """The tokens of the prompt from which the assistant's next turn is generated."""
     text = self.render(messages, prompt=True)
-    # Not verbose: transformers would warn of prompts that are long.
+    # Not verbose: transformers would warn about long prompts.
     return self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids

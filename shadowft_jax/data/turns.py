@@ -1,4 +1,4 @@
-"""Rows and examples, and messages in OpenAI's or ShareGPT's words converted to one form."""
+"""The Row and Example types, and the conversion of OpenAI and ShareGPT messages to one form."""
 
 import dataclasses
 import json
@@ -11,8 +11,8 @@ import numpy as np
 
 from shadowft_jax.errors import InputError, listing
 
-Entry: TypeAlias = "list[Example] | InputError"  # of a row: its examples, or what is wrong with it
-# The name of a role in data -> its name in templates.
+Entry: TypeAlias = "list[Example] | InputError"  # the examples of a row, or its error
+# The name of a role in the data -> its name in chat templates.
 ROLES = {
   "system": "system",
   "developer": "system",
@@ -30,10 +30,10 @@ SHAREGPT_ROLES = {
 }
 OPTIONAL = ("tool_calls", "tool_call_id", "name", "reasoning_content", "weight")
 EMPTY: tuple[Any, ...] = (None, "", [], {})
-IMAGE_KEYS = ("image", "url", "path", "image_url")  # of a part that is an image
+IMAGE_KEYS = ("image", "url", "path", "image_url")  # keys of an image reference
 IMAGES = dict.fromkeys(("image", "image_url"), {"type", "text", "detail", "index", *IMAGE_KEYS})
-PARTS = {"text": {"type", "text"}, **IMAGES}  # the keys of a part of a message's content
-IMAGE = "<image>"  # Stands in a text where an image is.
+PARTS = {"text": {"type", "text"}, **IMAGES}  # type of a content part -> its allowed keys
+IMAGE = "<image>"  # the placeholder of an image in a text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,21 +42,21 @@ class Row:
 
   where: str  # "FILE row N"
   messages: list[dict[str, Any]]  # {"role", "content", ...}; [] for raw text
-  rejected: list[dict[str, Any]] | None = None  # of a pair: `messages` with the rejected answer
+  rejected: list[dict[str, Any]] | None = None  # for a pair: `messages` with the rejected answer
   text: str = ""  # raw text: no template, and the loss covers all of it
   tools: list[dict[str, Any]] | None = None  # JSON schemas, for the template
-  images: tuple[Any, ...] = ()  # references, as the row has them
+  images: tuple[Any, ...] = ()  # image references, unchanged
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """How rows become tokens."""
+  """Settings for tokenising rows."""
 
-  max_length: int  # tokens an example at most
+  max_length: int  # tokens per example, at most
   recipe: str = "chat"  # chat, paper
-  template: str = ""  # of the paper's recipe: a name in paper.TEMPLATES
-  think: str = "trained"  # trained, masked: the paper's empty thinking block
-  template_args: tuple[tuple[str, Any], ...] = ()  # (name, value): of the chat template
+  template: str = ""  # for recipe "paper": a name in paper.TEMPLATES
+  think: str = "trained"  # for recipe "paper": whether the empty thinking block is trained, masked
+  template_args: tuple[tuple[str, Any], ...] = ()  # (name, value) arguments of the chat template
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,29 +64,29 @@ class Example:
   """One conversation or preference pair as tokens, or a piece of raw text."""
 
   token: np.ndarray  # int32 [T]
-  answer: np.ndarray  # int32 [T]: 1 where the loss counts
-  cut: int = 0  # answer tokens cut away, beyond max_length
-  altered: bool = False  # the template left out, or changed, a part of its input
-  endless: int = 0  # answers that end in no token at which the model stops
-  spelt: bool = False  # an answer spells out a control token, which counts as one
+  answer: np.ndarray  # int32 [T]: 1 where the loss applies
+  cut: int = 0  # answer tokens truncated at max_length
+  altered: bool = False  # the template dropped or changed part of the conversation
+  unterminated: int = 0  # answers that do not end with a stop token
+  has_special: bool = False  # the text of an answer contains a control token, tokenised as such
   label: np.ndarray | None = None  # int32 [T]: the tokens to predict, if not `token`
   where: str = ""  # "FILE row N"
-  # For a preference pair, whose chosen conversation comes first:
-  second: int = 0  # where the rejected one begins
-  prompt_cut: int = 0  # tokens of prompts cut away, at their beginning
-  reference: tuple[float, ...] | None = None  # log p of the two answers by the frozen start
+  # Fields of a preference pair, whose chosen conversation comes first:
+  second: int = 0  # index of the first token of the rejected conversation; 0: not a pair
+  prompt_cut: int = 0  # prompt tokens truncated, from the left
+  reference: tuple[float, ...] | None = None  # log p of the two answers under the reference model
 
   @property
   def trained(self) -> int:
-    """How many tokens the loss covers; never the first, which nothing predicts."""
+    """The number of tokens that the loss covers; the first is never predicted."""
     return int(self.answer[1:].sum())
 
 
 def text(row: Mapping[str, Any], key: str, where: str) -> str:
-  """The text row[key].
+  """Returns the text row[key].
 
   Raises:
-    InputError: it is missing or no text.
+    InputError: it is missing or not a string.
   """
   if row.get(key) is None:
     raise InputError(f"{where}: {key} is {'null' if key in row else 'missing'}; expected text")
@@ -96,13 +96,13 @@ def text(row: Mapping[str, Any], key: str, where: str) -> str:
 
 
 def messages(value: Any, key: str, where: str, images: list[Any]) -> list[dict[str, Any]]:
-  """Converts a list of {"role", "content"} or {"from", "value"}, found under `key` of a row.
+  """Converts a list of {"role", "content"} or {"from", "value"}, the value of `key` in a row.
 
   Args:
-    images: references that stand in the messages are added to this list.
+    images: image references in the messages are appended to this list.
 
   Raises:
-    InputError: names the turn, by its place from 1.
+    InputError: a message is malformed; names the turn, counted from 1.
   """
   if not isinstance(value, list):
     raise InputError(f"{where}: {key} is {reprlib.repr(value)}; expected a list of messages")
@@ -117,16 +117,16 @@ def _message(item, where, images):
   else:
     item = {**item, "role": _role(item.get("role"), ROLES, where)}
   rest = {k: v for k, v in item.items() if k not in ("role", "content") and v not in EMPTY}
-  # Any other key may change what the loss covers: none is dropped in silence.
+  # An unknown key might be meant to change the loss, so none is dropped silently.
   unknown = rest.keys() - set(OPTIONAL)
   if unknown:
     raise InputError(
-      f"{where} has keys that are not known; expected role, content and at most "
-      f"{', '.join(OPTIONAL)}; remove:{listing(unknown)}"
+      f"{where} has unknown keys; expected role, content and optionally {', '.join(OPTIONAL)}; "
+      f"remove:{listing(unknown)}"
     )
   rest = {key: FIELDS[key](value, item["role"], f"{where}: {key}") for key, value in rest.items()}
   if item["role"] != "assistant":
-    rest.pop("weight", None)  # 0, as for all that is not the assistant's.
+    rest.pop("weight", None)  # it is 0: the loss covers only assistant turns
   if item.get("content") is None and rest.get("tool_calls"):
     content = ""
   elif isinstance(item.get("content"), list):
@@ -143,11 +143,11 @@ def _role(role, known, where):
 
 
 def _from_sharegpt(item, where):
-  """{"from", "value", ...} with OpenAI's keys."""
+  """Converts {"from", "value", ...} to OpenAI's keys."""
   rest = {key: value for key, value in item.items() if key not in ("from", "value")}
   role = _role(item["from"], SHAREGPT_ROLES, where)
   if rest.keys() & {"role", "content"}:
-    raise InputError(f"{where} has keys of two forms; expected from and value, or role and content")
+    raise InputError(f"{where} mixes two forms; expected from and value, or role and content")
   if item["from"] != "function_call":
     return {**rest, "role": role, "content": text(item, "value", where)}
   calls = parsed(text(item, "value", where), f"{where}: value")
@@ -160,32 +160,32 @@ def _from_sharegpt(item, where):
 
 
 def _joined(parts, where, images):
-  """One text of [{"type": "text", "text"} or {"type": "image", ...}, ...]."""
+  """Joins [{"type": "text", "text"} or {"type": "image", ...}, ...] to one text."""
   out = []
   for part in parts:
     kind = part.get("type") if isinstance(part, dict) else None
     unknown = {k for k, v in part.items() if v not in EMPTY} - PARTS[kind] if kind in PARTS else ()
-    if unknown:  # Such as train.
+    if unknown:  # for example "train"
       raise InputError(
-        f"{where}: a part of its content has keys that are not known; its weight is that of the "
-        f"whole message; remove:{listing(unknown)}"
+        f"{where}: a part of its content has unknown keys (a weight applies to a whole message); "
+        f"remove:{listing(unknown)}"
       )
     if kind == "text":
       out.append(text(part, "text", where))
     elif kind in IMAGES:
       out.append(IMAGE)
       found = [part[key] for key in IMAGE_KEYS if part.get(key)]
-      # OpenAI's form: {"image_url": {"url": ...}}.  An image that is only marked lies beside.
+      # OpenAI's form: {"image_url": {"url": ...}}.  A bare marker refers to the images column.
       images += [x["url"] if isinstance(x, dict) and "url" in x else x for x in found[:1]]
     else:
       raise InputError(
-        f"{where}: content holds {reprlib.repr(part)}; expected parts of type text or image"
+        f"{where}: content contains {reprlib.repr(part)}; expected parts of type text or image"
       )
   return "".join(out)
 
 
 def parsed(value: Any, where: str) -> Any:
-  """The value of a JSON text; any other value unchanged.
+  """Parses a JSON string; returns any other value unchanged.
 
   Raises:
     InputError: the text is not JSON.
@@ -195,11 +195,11 @@ def parsed(value: Any, where: str) -> Any:
   try:
     return json.loads(value)
   except (ValueError, RecursionError) as error:
-    raise InputError(f"{where} is {reprlib.repr(value)}, which is not JSON: {error}") from error
+    raise InputError(f"{where} is {reprlib.repr(value)}, not valid JSON: {error}") from error
 
 
 def _calls(value, role, where):
-  """Calls of tools with their arguments as objects, which is what templates take."""
+  """Tool calls with their arguments as objects, as chat templates expect."""
   _only_assistant(role, where)
   calls = parsed(value, where)
   out = []
@@ -225,14 +225,14 @@ def _calls(value, role, where):
 
 def _only_assistant(role, where):
   if role != "assistant":
-    raise InputError(f"{where} is in a message of role {role}; expected it in the assistant's")
+    raise InputError(f"{where} is in a message of role {role}; only the assistant may have it")
 
 
 def _weight(value, role, where):
   if value not in (0, 1) or value and role != "assistant":
     raise InputError(
-      f"{where} is {reprlib.repr(value)}; expected 0, or 1 to learn what the "
-      f"assistant says; the role is {role}"
+      f"{where} is {reprlib.repr(value)} (role {role}); expected 0 to exclude the turn from the "
+      "loss, or 1 for an assistant turn"
     )
   return int(value)
 
@@ -258,7 +258,7 @@ FIELDS = {
 
 
 def tools(value: Any, where: str) -> list[dict[str, Any]] | None:
-  """Schemas of tools from a list or its JSON text, each as {"type": "function", "function"}.
+  """Tool schemas from a list or its JSON text, each as {"type": "function", "function"}.
 
   Raises:
     InputError: an item of the list is not a schema.
@@ -280,18 +280,18 @@ def tools(value: Any, where: str) -> list[dict[str, Any]] | None:
 
 
 def transcript(value: str, key: str, where: str) -> list[dict[str, Any]]:
-  """Converts a text whose paragraphs "Human: ..." and "Assistant: ..." are turns.
+  """Converts a text whose turns are paragraphs "Human: ..." and "Assistant: ...".
 
   Raises:
-    InputError: the text has another form.
+    InputError: the text does not have this form.
 
   Source: the form of Anthropic/hh-rlhf.
   """
   before, *turns = re.split(r"\n\n(Human|Assistant):", "\n\n" + value.lstrip())
   if before or not turns:
     raise InputError(
-      f"{where}: {key} is text without a prompt; expected a prompt beside it, a "
-      'list of messages, or turns that begin with "Human:" and "Assistant:"'
+      f"{where}: {key} is text without a prompt; add a prompt column, or use a list of messages or "
+      'turns that begin with "Human:" and "Assistant:"'
     )
   roles = {"Human": "user", "Assistant": "assistant"}
   return [

@@ -1,6 +1,6 @@
-"""The combined delta as one adapter for the Instruct: which tensors fit, their names, the factors.
+"""The combined delta as one adapter for the Instruct: supported tensors, names and factors.
 
-An adapter's product is B A, with A [R, in] and B [out, R] as PEFT stores them.
+The product of an adapter is B A, with A [R, in] and B [out, R] as in PEFT.
 """
 
 import math
@@ -17,48 +17,48 @@ from shadowft_jax.hf import adapters, names
 from shadowft_jax.hf.adapters import LowRank
 from shadowft_jax.hf.safetensors import WEIGHTS, Tensor
 
-BLOCK = 1 << 10  # rows of a matrix that are float64 at a time
+BLOCK = 1 << 10  # rows of a matrix that are converted to float64 at a time
 
 
 class Factors(NamedTuple):
-  """B A, which stands for a matrix; `kept` / `total` is the share of its energy."""
+  """An approximation B A of a matrix; `kept` / `total` is the share of its energy."""
 
   a: np.ndarray  # [R, in]
   b: np.ndarray  # [out, R]
   kept: float  # sum of the squared singular values of B A
-  total: float  # sum of those of the matrix
+  total: float  # sum of the squared singular values of the matrix
 
 
 def distinct_targets(plan: Plan) -> list[Target]:
-  """The tensors that a delta names: a tied model's head is its embedding, and is left out."""
+  """The targets without the duplicate head of a tied model, which a delta does not contain."""
   return [t for t in plan.targets if t.tensor is not plan.instruct.duplicate_head]
 
 
 def changed_chunks(plan: Plan) -> list[chunks.Chunk]:
-  """The ranges of elements of `distinct_targets` that change, cut as a graft cuts them."""
+  """The changing chunks of `distinct_targets`, split as in a graft."""
   every = chunks.split(plan.shards, distinct_targets(plan), None)
   return [c for c in every if c.target]
 
 
 def check(plan: Plan, is_cut: bool) -> None:
-  """Checks that the combined delta can be one adapter.
+  """Checks that the combined delta can be written as one adapter.
 
   Args:
-    plan: of `matching.plan`.
-    is_cut: whether a rank or an energy is given, to which the combined delta is cut.
+    plan: a plan from `matching.plan`.
+    is_cut: whether a rank or an energy is given for a low-rank approximation.
 
   Raises:
-    InputError: tensors are in the scope that no adapter can hold; or the combined delta is not a
+    InputError: the scope has tensors that an adapter cannot contain; or the combined delta is not a
       sum of adapters, and neither rank nor energy is given.
   """
   if bad := [t for t in distinct_targets(plan) if not module(plan, t)]:
     listed = listing(names.alike({t.name: str(t.tensor.shape) for t in bad}))
     flag = plan.scope.excluding([t.name for t in bad], [t.name for t in plan.targets])
     raise InputError(
-      "an adapter holds weights of the text model's linear layers alone, no biases, norms and "
-      "embeddings, and of a mixture of experts what PEFT finds (the experts of families that it "
-      f"knows, then no other MLP); leave these out by {flag}, or write them all by "
-      f"--output=delta:{listed}"
+      "an adapter can only contain weights of the language model's linear layers: no biases, norms "
+      "or embeddings, and in a mixture of experts only modules that PEFT supports (in families "
+      f"that it knows, the experts but no other MLP); leave these out with {flag}, or write "
+      f"everything with --output=delta:{listed}"
     )
   _check_together(plan)
   is_joined = (
@@ -68,34 +68,33 @@ def check(plan: Plan, is_cut: bool) -> None:
   )
   if not is_cut and not is_joined:
     raise InputError(
-      "to make an adapter of a dense delta, or of what TIES or DARE leaves, tell how much of "
-      "each tensor it keeps: --rank (how many singular values) or --energy (which share of "
-      "their squares)"
+      "an adapter of a dense delta, or with TIES or DARE, is a low-rank approximation; set --rank "
+      "(the number of singular values to keep) or --energy (the share of their squares to keep)"
     )
 
 
 def _check_together(plan):
-  """Raises InputError if experts have a factor without the one that PEFT joins it with."""
+  """Raises InputError if experts have only one of two projections that PEFT fuses."""
   experts = [t.name for t in plan.targets if re.search(names.EXPERT, t.name)]
   kinds = {n.split(".")[-2] for n in experts}
   for pair in adapters.TOGETHER:
-    if len(alone := kinds & {*pair}) == 1:
-      left_out = [n for n in experts if n.split(".")[-2] in alone]
+    if len(single := kinds & {*pair}) == 1:
+      left_out = [n for n in experts if n.split(".")[-2] in single]
       flag = plan.scope.excluding(left_out, [t.name for t in plan.targets])
       raise InputError(
-        f"PEFT loads {' and '.join(pair)} of experts together, and the scope has {[*alone][0]} "
-        f"alone; take both, or leave it out by {flag}"
+        f"PEFT loads {' and '.join(pair)} of experts together, but the scope has only "
+        f"{[*single][0]}; include both, or leave it out with {flag}"
       )
 
 
 def low_ranks(target: Target) -> list[LowRank]:
-  """The parts of a target that are adapters'."""
+  """The parts of a target that come from adapters."""
   parts: tuple[object, ...] = target.parts
   return [p for p in parts if isinstance(p, LowRank)]
 
 
 def module(plan: Plan, target: Target) -> str | None:
-  """The module whose weight a tensor is, as transformers 5 names it; None if no adapter has it."""
+  """The module of a weight, named as in transformers 5; None if an adapter cannot contain it."""
   bare, instruct = names.short(target.name), plan.instruct
   is_linear = len(target.tensor.shape) == 2 and bare.endswith(".weight")
   is_text = names.layer_of(bare) is not None or names.is_head(bare)
@@ -109,21 +108,21 @@ def module(plan: Plan, target: Target) -> str | None:
 
 
 def _checked_module(plan: Plan, target: Target) -> str:
-  """As `module`, of a plan that `check` has passed."""
+  """As `module`, for a plan that has passed `check`."""
   found = module(plan, target)
   assert found is not None, target.name
   return found
 
 
 def factor_names(plan: Plan, target: Target) -> tuple[str, str]:
-  """The names of A and B in the adapter's file."""
+  """The names of A and B in the adapter file."""
   return adapters.factor_names(_checked_module(plan, target))
 
 
 def target_modules(plan: Plan) -> list[str]:
-  """Last names of modules; their whole names where the model has others that end alike."""
+  """The last parts of module names; full names if other modules of the model end the same."""
   mine = {t.name: _checked_module(plan, t) for t in distinct_targets(plan)}
-  # By exclude_modules of adapter_config.json.
+  # Excluded by exclude_modules in adapter_config.json.
   excluded = names.BESIDE_TEXT.get(plan.instruct.model_type or "", "(?!)")
   others = {
     n.split(".")[-2]
@@ -137,11 +136,11 @@ def target_modules(plan: Plan) -> list[str]:
 def factors(
   plan: Plan, *, rank: int | None = None, energy: float | None = None
 ) -> Iterator[tuple[Target, Factors]]:
-  """Yields the factors of each tensor's combined delta; one tensor is in memory at a time.
+  """Yields the factors of each tensor's combined delta, with one tensor in memory at a time.
 
   Args:
-    plan: a Plan that `check` has passed.
-    rank, energy: see `truncated`; with neither, adapters are joined and nothing is lost.
+    plan: a Plan that has passed `check`.
+    rank, energy: see `truncated`; with neither, adapters are concatenated exactly.
 
   Raises:
     InputError: a combined delta is not finite.
@@ -162,7 +161,7 @@ def factors(
 def _matrix(
   read: Callable[[chunks.Chunk], np.ndarray], target: Target, parts: Iterable[chunks.Chunk]
 ) -> np.ndarray:
-  """A target's combined delta, float32; rows of a table that the deltas lack are 0."""
+  """A target's combined delta, float32; embedding rows that the deltas lack are 0."""
   out = np.zeros(math.prod(target.tensor.shape), np.float32)
   for chunk in parts:
     out[chunk.first : chunk.stop] = read(chunk)
@@ -170,7 +169,7 @@ def _matrix(
 
 
 def _joined_of(target: Target) -> Factors:
-  """The factors of a target that only adapters change."""
+  """The exact factors of a target that only adapters change."""
   scaled = [
     (_whole(p.a), _whole(p.b), w * p.scale)
     for p, w in zip(low_ranks(target), target.weights, strict=True)
@@ -182,7 +181,7 @@ def _joined_of(target: Target) -> Factors:
 
 
 def _whole(tensor: Tensor) -> np.ndarray:
-  """A tensor as it is stored."""
+  """A whole tensor, in its stored dtype."""
   out = np.empty(tensor.shape, WEIGHTS[tensor.dtype])
   chunks.fill(tensor, 0, out)
   return out
@@ -191,16 +190,16 @@ def _whole(tensor: Tensor) -> np.ndarray:
 def truncated(
   matrix: np.ndarray, *, rank: int | None = None, energy: float | None = None
 ) -> Factors:
-  """The best approximation of a matrix by one of a lower rank.
+  """The best low-rank approximation of a matrix.
 
-  The smaller Gram matrix is decomposed in float64: singular values below 1e-8 of the largest are
-  then noise, which is less than float32 holds of the matrix itself.
+  The smaller Gram matrix is decomposed in float64; singular values below 1e-8 of the largest are
+  then noise, which is below the float32 precision of the matrix itself.
 
   Args:
     matrix: [out, in], float32.
     rank: the number of singular values to keep; all if there are fewer.
-    energy: instead of the rank, the share of the sum of all squared singular values to keep, in
-      (0, 1]: as few values as have it are kept.
+    energy: instead of the rank, the share of the sum of squared singular values to keep, in (0, 1],
+      with as few values as possible.
 
   Source: Eckart and Young, Psychometrika 1 (1936), 211.
   """
@@ -228,11 +227,11 @@ def _gram(tall: np.ndarray) -> np.ndarray:
 def joined(
   scaled: Iterable[tuple[np.ndarray, np.ndarray, float | np.floating]], shape: tuple[int, ...]
 ) -> Factors:
-  """One product for a sum of products: their ranks one after the other.
+  """A sum of products as one product, with the factors concatenated along the rank.
 
   Args:
-    scaled: (A, B, scale) of each; its product is scale B A.
-    shape: (out, in) of the result; rows that B lacks are 0, and those beyond are cut off.
+    scaled: (A, B, scale) of each product scale B A.
+    shape: (out, in) of the result; missing rows of B are 0, and extra rows are dropped.
   """
   scaled = list(scaled)
   a = np.concatenate([a.astype(np.float32) for a, _, _ in scaled])
@@ -243,6 +242,6 @@ def joined(
 
 
 def padded(a: np.ndarray, b: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
-  """(A, B) of a rank that is theirs or more: the new rows and columns are 0."""
+  """(A, B) padded with zeros to a rank that is at least theirs."""
   more = rank - len(a)
   return np.pad(a, ((0, more), (0, 0))), np.pad(b, ((0, 0), (0, more)))

@@ -1,8 +1,8 @@
-"""Chunks of the Instruct's weight files: which bytes go where, and how a chunk's elements are read.
+"""Chunks of the Instruct's weight files: where their bytes go, and how their elements are read.
 
-Every byte keeps its offset, except in a float32 result: there each file has a new header, and
-tensors of half that width move apart.  No tensor is in memory as a whole, and no file is mapped:
-elements are read into buffers of the thread, in arrays of two lengths, so that XLA compiles twice.
+Every byte keeps its offset, except in a float32 result, where each file has a new header and 16-bit
+tensors take twice the space.  No whole tensor is in memory, and no file is memory-mapped: elements
+are read into per-thread buffers, in arrays of two lengths, so that XLA compiles only twice.
 """
 
 import collections
@@ -21,15 +21,16 @@ from shadowft_jax.errors import InputError
 from shadowft_jax.hf import safetensors
 from shadowft_jax.hf.safetensors import WEIGHTS, Shape, Tensor
 
-# Elements per chunk. Matrices are cut between rows, because an adapter's product needs whole rows.
+# Elements per chunk.  Matrices are split between rows, because an adapter's product needs whole
+# rows.
 CHUNK = 1 << 20
-SMALL = 1 << 14  # elements of the shorter arrays: for biases and norms
-BUFFER = 4 * CHUNK  # bytes of a buffer, and of a chunk that is only copied
-JAX_MEMORY = 400 << 20  # bytes of a process that has only imported jax, about
+SMALL = 1 << 14  # elements of the shorter arrays, for biases and norms
+BUFFER = 4 * CHUNK  # bytes per buffer, and per chunk that is only copied
+JAX_MEMORY = 400 << 20  # approximate bytes of a process that has only imported jax
 
 
 class _Scratch(threading.local):
-  """The buffers of one thread, of which the first `used` are taken."""
+  """The buffers of one thread, of which the first `used` are in use."""
 
   def __init__(self) -> None:
     self.buffers: list[np.ndarray] = []
@@ -49,7 +50,10 @@ _SCRATCH = _Scratch()
 
 @contextlib.contextmanager
 def scratch() -> Iterator[Callable[[], np.ndarray]]:
-  """Yields `take`, which returns the thread's next buffer, uint8 [BUFFER], until the block ends."""
+  """Yields `take`, which returns the thread's next free buffer, uint8 [BUFFER].
+
+  The buffers are released at the end of the block.
+  """
   before = _SCRATCH.used
   try:
     yield _SCRATCH.take
@@ -61,11 +65,11 @@ class TensorDelta(Protocol):
   """The delta of one tensor, in any of the forms in sources.py."""
 
   def read(self, first: int, stop: int, take: Callable[[], np.ndarray]) -> dict[str, Any]:
-    """The arrays that make elements [first, stop), in buffers from `take`; see `recipe.dense`."""
+    """The arrays for elements [first, stop), in buffers from `take`; see `recipe.dense`."""
 
   @property
   def shapes(self) -> Mapping[str, Shape | None]:
-    """{side: the shape of the tensor that it has}; all must be equal."""
+    """{side: the shape of its tensor}; all must be equal."""
 
   @property
   def sources(self) -> Mapping[str, Tensor]:
@@ -73,15 +77,15 @@ class TensorDelta(Protocol):
 
 
 class Span(NamedTuple):
-  """Bytes [begin, end) of a file, which go to `place` in the result's file."""
+  """Bytes [begin, end) of a file, which go to offset `place` in the result's file."""
 
   begin: int
   end: int
   place: int
-  dtype: str | None  # the stored dtype where the result is float32, else None
+  dtype: str | None  # the stored dtype if it is converted to float32, otherwise None
 
   def at(self, offset: int) -> int:
-    """Where the byte at `offset` goes."""
+    """The offset in the result of the byte at `offset`."""
     return self.place + (offset - self.begin) * _widening(self.dtype)
 
 
@@ -108,11 +112,11 @@ def _widening(dtype: str | None) -> int:
 
 
 def spans(path: pathlib.Path, dtype: str | None) -> tuple[bytes, list[Span]]:
-  """(the file's new header, its Spans): the whole file as it is, or one Span per tensor.
+  """(the file's new header, its Spans): one Span for an unchanged file, or one per tensor.
 
   Args:
     path: a weight file.
-    dtype: "float32" to store all weights so; None keeps every dtype.
+    dtype: "float32" to convert all weights; None keeps every dtype.
   """
   if dtype is None:
     return b"", [Span(0, os.path.getsize(path), 0, None)]
@@ -141,12 +145,12 @@ def spans(path: pathlib.Path, dtype: str | None) -> tuple[bytes, list[Span]]:
 
 
 def file_size(path: pathlib.Path, dtype: str | None) -> int:
-  """Bytes of the result's file; arguments as of `spans`."""
+  """The size of the result's file in bytes; for the arguments see `spans`."""
   return max(s.at(s.end) for s in spans(path, dtype)[1])
 
 
 def create(out: pathlib.Path, path: pathlib.Path, dtype: str | None) -> None:
-  """Makes the result's file for a weight file: its new header, and zeros; see `spans`."""
+  """Creates the result's file for a weight file, with its new header and zeros; see `spans`."""
   header, _ = spans(path, dtype)
   out.touch()
   os.truncate(out, file_size(path, dtype))
@@ -156,12 +160,12 @@ def create(out: pathlib.Path, path: pathlib.Path, dtype: str | None) -> None:
 def split(
   shards: Sequence[pathlib.Path], targets: Sequence[Any], dtype: str | None
 ) -> Iterator[Chunk]:
-  """Yields every byte of the weight files once; for float32, all bytes but the headers.
+  """Yields chunks that cover every byte of the weight files once; for float32, without headers.
 
   Args:
     shards: the weight files.
     targets: matching.Target, the tensors in them that change.
-    dtype: as of `spans`.
+    dtype: see `spans`.
   """
   inside: dict[pathlib.Path, collections.deque[Any]] = {p: collections.deque() for p in shards}
   for target in sorted(targets, key=lambda t: t.tensor.offset):
@@ -189,7 +193,7 @@ def _copies(path: pathlib.Path, span: Span, start: int, stop: int) -> Iterator[C
 
 
 def ranges(shape: tuple[int, ...], count: int) -> Iterator[tuple[int, int]]:
-  """Yields (first, stop) over the first `count` elements of a tensor: whole rows of a matrix."""
+  """Yields ranges (first, stop) of the first `count` elements of a tensor, in whole rows."""
   step = CHUNK
   if len(shape) == 2 and 0 < shape[1] <= CHUNK:
     step = CHUNK // shape[1] * shape[1]
@@ -198,12 +202,12 @@ def ranges(shape: tuple[int, ...], count: int) -> Iterator[tuple[int, int]]:
 
 
 def padded_size(count: int) -> int:
-  """The length of the arrays that hold `count` elements of a chunk."""
+  """The length of the padded array for `count` elements of a chunk."""
   return SMALL if count <= SMALL < CHUNK else CHUNK
 
 
 def elements(tensor: Tensor, first: int, stop: int, buffer: np.ndarray) -> np.ndarray:
-  """Elements [first, stop) of a tensor, followed by zeros: [padded_size(stop - first)]."""
+  """Elements [first, stop) of a tensor, padded with zeros: [padded_size(stop - first)]."""
   dtype = WEIGHTS[tensor.dtype]
   out = buffer[: padded_size(stop - first) * dtype.itemsize].view(dtype)
   fill(tensor, first, out[: stop - first])
@@ -220,7 +224,7 @@ def fill(tensor: Tensor, first: int, out: np.ndarray) -> None:
 
 
 def copy(chunk: Chunk, buffer: np.ndarray) -> np.ndarray:
-  """The result's bytes of a chunk that nothing is added to; the buffer may hold them."""
+  """The result's bytes of a chunk that is only copied, possibly stored in the buffer."""
   out = buffer[: chunk.nbytes]
   with open(chunk.path, "rb", buffering=0) as file:
     safetensors.read_at(file, out, chunk.offset)
@@ -230,27 +234,27 @@ def copy(chunk: Chunk, buffer: np.ndarray) -> np.ndarray:
 def refuse_nonfinite(
   name: str,
   inputs: Iterable[tuple[str, Tensor]],
-  too_large: str = "the delta is beyond the range of float32; use a smaller --alpha",
+  too_large: str = "the delta exceeds the range of float32; use a smaller --alpha",
 ) -> NoReturn:
   """Raises the InputError for a sum that is not finite.
 
   Args:
-    name: of the tensor.
-    inputs: (role, tensor) of everything that was added; the first that is not finite is named.
-    too_large: the message where all of them are finite.
+    name: name of the tensor.
+    inputs: (role, tensor) of all summands; the error names the first that is not finite.
+    too_large: the message if all of them are finite.
   """
   for role, tensor in inputs:
     for _, part in safetensors.rows(tensor) if tensor.shape else ():
       if not np.isfinite(part.astype(np.float32)).all():
         raise InputError(
-          f"{name} of the {role} has NaN or infinity in {tensor.path}; it "
-          "is broken, and nothing was written: save or download it again"
+          f"{name} of the {role} contains NaN or infinity in {tensor.path}; the file is broken, "
+          "and nothing was written: save or download it again"
         )
   raise InputError(f"{name}: {too_large}")
 
 
 def write_dtype(directory: pathlib.Path, dtype: str) -> None:
-  """Rewrites the index and the dtypes in config.json for weights that are all in `dtype`."""
+  """Rewrites the index, and the dtypes in config.json, for weights that are all in `dtype`."""
   path = directory / "config.json"
   config = files.read_json(path)
   path.write_text(json.dumps(_retyped(config, dtype), indent=2, ensure_ascii=False) + "\n")
@@ -265,7 +269,7 @@ def write_dtype(directory: pathlib.Path, dtype: str) -> None:
 
 
 def _retyped(config: dict[str, Any], dtype: str) -> dict[str, Any]:
-  """The config with `dtype` in the place of every dtype that it or a part of it names."""
+  """The config with all of its dtypes, also nested ones, replaced by `dtype`."""
   out = dict(config)
   for key, value in config.items():
     if isinstance(value, dict):

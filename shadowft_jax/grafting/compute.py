@@ -1,4 +1,4 @@
-"""W_I + delta of one chunk: read, summed, rounded and measured."""
+"""Computes W_I + delta of one chunk: reads, sums, rounds and measures."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ from shadowft_jax.grafting.recipe import Recipe
 
 @functools.cache
 def _cpu():
-  """The device that the bytes are on; None, the default device, if jax was told to have no CPU."""
+  """The CPU device; None, the default device, if JAX runs without a CPU backend."""
   try:
     return jax.local_devices(backend="cpu")[0]
   except RuntimeError:
@@ -21,11 +21,12 @@ def _cpu():
 
 @functools.partial(jax.jit, static_argnames="recipe")
 def _graft(w, parts, weights, base, *, keys, thresholds, first, recipe):
-  """(W_I + delta as it is stored, its `survival.sums`) of one chunk.
+  """(W_I + delta in its stored dtype, its `survival.sums`) of one chunk.
 
   Args:
-    w, base: [count] of the Instruct and of the Base, as `chunks.elements` reads it; or base None.
-    parts, weights, keys, thresholds, first, recipe: as of `recipe.combined`.
+    w, base: [count], elements of the Instruct and of the Base from `chunks.elements`; base may be
+      None.
+    parts, weights, keys, thresholds, first, recipe: see `recipe.combined`.
   """
   chance = {"keys": keys, "first": first, "recipe": recipe}
   d = recipes.combined(parts, weights, thresholds=thresholds, count=w.size, **chance)
@@ -39,10 +40,10 @@ def chunk_bytes(
   chunk: chunks.Chunk,
   take: Callable[[], np.ndarray],
 ) -> tuple[np.ndarray, list[float] | None]:
-  """(the bytes of a chunk, its `survival.chunk_sums`); the bytes may lie in what `take` gave.
+  """(the bytes of a chunk, its `survival.chunk_sums`); the bytes may be in a buffer from `take`.
 
   Raises:
-    InputError: a sum is not finite; names the tensor that it comes from.
+    InputError: a sum is not finite; names the tensor that causes it.
   """
   target, first, stop = chunk.target, chunk.first, chunk.stop
   if target is None:
@@ -67,7 +68,7 @@ def chunk_bytes(
 
 
 def _base(target, parts, first, stop, take):
-  """The Base's elements, which a difference has read already; None where the Base is not known."""
+  """The Base's elements, reused if a difference has read them; None if the Base is unknown."""
   for part, arrays in zip(target.parts, parts, strict=True):
     read = None if getattr(part, "rounding", None) else getattr(part, "base", None)
     if target.base and read == target.base:
@@ -76,13 +77,14 @@ def _base(target, parts, first, stop, take):
 
 
 def _refuse_nonfinite(target, dtype):
-  """Raises the InputError that names the tensor from which a sum that is not finite comes."""
+  """Raises the InputError that names the tensor that makes a sum infinite or NaN."""
   inputs = [("Instruct", target.tensor), *target.inputs]
   if target.base:
     inputs.append(("Base", target.base))
   chunks.refuse_nonfinite(
     target.name,
     inputs,
-    f"the sum is beyond the range of {'F32' if dtype else target.tensor.dtype}, in which it is to "
-    "be stored; use a smaller --alpha, a bfloat16 Instruct or --dtype=float32",
+    f"the sum exceeds the range of the stored dtype {'F32' if dtype else target.tensor.dtype}; use "
+    "a "
+    "smaller --alpha, a bfloat16 Instruct or --dtype=float32",
   )

@@ -1,7 +1,7 @@
 """Writes only the combined delta, dense or as one LoRA adapter, instead of a grafted model.
 
-Both are stored under the Instruct's names: the graft command reads either back, and PEFT and vLLM
-serve the adapter on the Instruct.
+Both use the Instruct's tensor names: the graft command reads both, and PEFT and vLLM load the
+adapter on the Instruct.
 """
 
 import concurrent.futures
@@ -28,10 +28,10 @@ DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 
 
 def need(plan: Plan, output: Output) -> dict[str, int]:
-  """{"read", "write", "memory"}: bytes; a lower bound for an adapter whose rank is not known.
+  """{"read", "write", "memory"} in bytes; a lower bound for an adapter of unknown rank.
 
   Raises:
-    InputError: no adapter can be made of the deltas (`adapter.check`).
+    InputError: the deltas cannot be written as an adapter (`adapter.check`).
   """
   if output.name == "adapter":
     adapter.check(plan, output.is_cut)
@@ -56,10 +56,11 @@ def need(plan: Plan, output: Output) -> dict[str, int]:
 
 
 def check(plan: Plan, out: str | os.PathLike, output: Output) -> None:
-  """Checks that `out` can be made.
+  """Checks that `out` can be written.
 
   Raises:
-    InputError: see `need`; the disk has too little room; or `out` and an input lie in one another.
+    InputError: see `need`; the disk has too little space; or `out` is inside an input folder or the
+      reverse.
   """
   for role, directory in plan.folders:
     files.check_apart(out, directory, role)
@@ -80,23 +81,22 @@ def run(
   """Writes a delta or an adapter, whole or not at all.
 
   Args:
-    plan: of `matching.plan`.
-    out: the folder to make.
-    output: what to write.
+    plan: a plan from `matching.plan`.
+    out: the folder to write.
+    output: the kind of output.
     card: text of its README.md.
     settings: {name: value} for provenance.json.
-    overwrite: replaces an existing folder, once the new one is complete.
-    verify: reads back what was written, and hashes all files into provenance.json.
-    served_by: the folder or hub's id that an adapter names as its model; the Instruct's folder
-      unless given.
+    overwrite: whether to replace an existing folder, once the new one is complete.
+    verify: whether to read back the file, and add hashes of all files to provenance.json.
+    served_by: folder or Hub id written as the adapter's base model; default: the Instruct's folder.
 
   Returns:
-    The results in provenance.json: for an adapter its rank, and if it was cut, the share of the
-    energy that each type of module keeps, and all together.
+    The results in provenance.json: for an adapter its rank, and for a low-rank approximation the
+    share of the energy kept, by module type and in total.
 
   Raises:
-    InputError: see `check`; `out` exists; a combined delta is not finite; or the disk gives
-      back other bytes than were written.  No folder is made then.
+    InputError: see `check`; `out` exists; a combined delta is not finite; or the bytes read back
+      differ from those written.  No folder is left then.
   """
   check(plan, out, output)
   with files.folder(out, overwrite=overwrite) as making:
@@ -129,7 +129,7 @@ def run(
 
 
 def _read_back(out, written):
-  """Reads the disk and raises InputError where a byte is not what was written."""
+  """Reads back the files, and raises InputError if a byte differs from what was written."""
   inside = {}
   for piece in written:
     inside.setdefault(piece.path, []).append(piece)
@@ -146,7 +146,7 @@ def _put(place: Tensor, name: str, array: np.ndarray, first: int = 0) -> Written
 
 
 def _write_delta(plan: Plan, fresh: pathlib.Path, output: Output) -> list[Written]:
-  """What was written of the dense delta; rows of a table that the deltas lack are 0."""
+  """Writes the dense delta; embedding rows that the deltas lack are 0."""
   dtype = DTYPES[output.dtype]
   places: dict[str, Tensor] = {}
   targets = adapter.distinct_targets(plan)
@@ -170,14 +170,14 @@ def _write_delta(plan: Plan, fresh: pathlib.Path, output: Output) -> list[Writte
 def _write_adapter(
   plan: Plan, fresh: pathlib.Path, output: Output, served_by: object
 ) -> tuple[list[Written], dict[str, Any]]:
-  """(what was written, results) of one adapter; its rank is the largest that a tensor needs."""
+  """Writes one adapter, with the largest rank that a tensor needs; returns (written, results)."""
   ranks: dict[str, int] = {}
   squares: dict[str, list[tuple[float, float]]] = {}  # {type of module: (kept, total) of each}
   for target, factors in adapter.factors(plan, rank=output.rank, energy=output.energy):
     ranks[target.name] = len(factors.a)
     kind = target.name.split(".")[-2]
     squares.setdefault(kind, []).append((factors.kept, factors.total))
-    # Kept on disk until the rank is known.
+    # Stored on disk until the rank is known.
     np.savez(fresh / f"{target.name}.npz", a=factors.a, b=factors.b)
   rank = max(ranks.values())
   written = _join(plan, fresh, rank)
@@ -200,7 +200,7 @@ def _write_adapter(
 
 
 def _join(plan: Plan, fresh: pathlib.Path, rank: int) -> list[Written]:
-  """Writes adapter_model.safetensors from the files of single tensors, which it removes."""
+  """Writes adapter_model.safetensors from the files of single tensors, and removes those."""
   targets = adapter.distinct_targets(plan)
   names = {t.name: adapter.factor_names(plan, t) for t in targets}
   shapes: dict[str, tuple[int, ...]] = {}
@@ -220,12 +220,12 @@ def _join(plan: Plan, fresh: pathlib.Path, rank: int) -> list[Written]:
 
 
 def run_and_report(plan: Plan, out: str | os.PathLike, output: Output, **options: Any) -> None:
-  """`run`, with its results printed; `options` are those of `run`."""
+  """Calls `run` and prints the results; `options`: see `run`."""
   results = run(plan, out, output, **options)
   if output.name == "adapter":
-    say(f"the adapter has rank {results['rank']} and is multiplied by 1")
+    say(f"the adapter has rank {results['rank']} and scale 1")
   if "energy" in results:
     shares = ", ".join(f"{kind} {share:.4f}" for kind, share in results["energy"].items())
-    say(f"share of the squared singular values that is kept: {shares}")
+    say(f"share of the squared singular values kept: {shares}")
   targets, instruct = len(plan.targets), plan.instruct.directory
   say(f"wrote the {output.name} of {targets} tensors for {instruct}: {out}")

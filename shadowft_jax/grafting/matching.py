@@ -1,6 +1,6 @@
-"""The plan of a graft from disk to disk: deltas and an Instruct matched by name, before any work.
+"""Plans a graft: matches the tensors of deltas and Instruct by name, before any work is done.
 
-Everything that does not fit is raised here, all at once: nothing is left out in silence.
+Everything that does not fit is reported here in one error; nothing is skipped silently.
 """
 
 import collections
@@ -22,67 +22,67 @@ from shadowft_jax.hf.safetensors import WEIGHTS, Tensor
 
 
 class Delta(NamedTuple):
-  """A delta of a model; the Instruct gets `weight` times it."""
+  """A delta, which is multiplied by `weight` and added to the Instruct."""
 
-  what: str  # for people
+  what: str  # its name in messages
   kind: str  # "full" or "lora"
   parts: Mapping[str, TensorDelta]  # {short name of a tensor: its delta}
-  names: dict[str, str]  # {short name: as the delta spells it}
+  names: dict[str, str]  # {short name: name in the delta}
   folders: dict[str, pathlib.Path]  # {role: folder}
   paths: dict[str, list[pathlib.Path]]  # {role: files that are read}
   weight: float
   complete: bool  # whether every tensor in the scope must have a part
-  base: ModelFolder | None = None  # of a difference
+  base: ModelFolder | None = None  # for a difference: its Base
 
 
 class Target(NamedTuple):
-  """A tensor of the Instruct that changes."""
+  """A tensor of the Instruct that the graft changes."""
 
-  name: str  # as the Instruct spells it
+  name: str  # its name in the Instruct
   tensor: Tensor
   parts: tuple[TensorDelta, ...]  # the deltas that are added
   weights: tuple[np.float32, ...]  # the factor of each
-  # How many elements change, from the first; nobody counts the values of this tuple.
+  # The number of leading elements that change.  It hides tuple.count, which is not used.
   count: int  # type: ignore[assignment]
-  short: str  # its name without a prefix, by which chance is drawn
+  short: str  # its short name, which seeds random numbers
   order: tuple[int, ...]  # for each part, the index of its delta
-  base: Tensor | None = None  # W_B, which W_I is measured against
+  base: Tensor | None = None  # W_B, for the report only
 
   @property
   def inputs(self) -> list[tuple[str, Tensor]]:
-    """[(role, tensor)] of everything that the combined delta is made of."""
+    """[(role, tensor)] of all inputs of the combined delta."""
     return [source for part in self.parts for source in part.sources.items()]
 
   @property
   def sources(self) -> list[Tensor]:
-    """All tensors that are read beside the Instruct's, once each."""
+    """All tensors that are read in addition to the Instruct's, without duplicates."""
     found = [t for _, t in self.inputs]
     return [*dict.fromkeys([*found, *filter(None, [self.base])])]
 
 
 class Plan(NamedTuple):
-  """All that a graft will do."""
+  """Everything that a graft will do."""
 
   instruct: ModelFolder
   deltas: Sequence[Delta]
   targets: list[Target]
-  out_of_scope: list[str]  # the deltas' tensors outside the scope, as they spell them
-  notes: list[str]  # lines on what differs between the sides and is evened out
+  out_of_scope: list[str]  # names of the deltas' tensors outside the scope
+  notes: list[str]  # lines on harmless differences between the models, which are handled
   shards: list[pathlib.Path]  # the Instruct's weight files
-  base: ModelFolder | None  # the result is measured against it
+  base: ModelFolder | None  # for the report only
   recipe: Recipe
   scope: Scope
 
   @property
   def folders(self) -> list[tuple[str, pathlib.Path]]:
-    """[(role, folder)] of all that are read."""
+    """[(role, folder)] of all folders that are read."""
     out = [("Instruct", self.instruct.directory)]
     out += [("Base", self.base.directory)] if self.base else []
     return out + [pair for d in self.deltas for pair in d.folders.items()]
 
   @property
   def delta_files(self) -> dict[str, list[pathlib.Path]]:
-    """{role: files of the deltas that are read}."""
+    """{role: files of the deltas}."""
     out: dict[str, list[pathlib.Path]] = {}
     for role, paths in (pair for d in self.deltas for pair in d.paths.items()):
       out.setdefault(role, []).extend(paths)
@@ -98,20 +98,19 @@ def plan(
   base: ModelFolder | None = None,
   recipe: Recipe = PLAIN,
 ) -> Plan:
-  """Matches deltas with an Instruct, by names without prefixes.
+  """Matches deltas with an Instruct by short names.
 
   Args:
-    instruct: the model that is grafted.
-    deltas: added to it, in this order.
+    instruct: the model to graft onto.
+    deltas: the deltas to add, in this order.
     scope: which of the Instruct's tensors are grafted.
-    vocab: "refuse", or "common" to graft only the rows that tables of different length share.
-    base: the Base, which the result is measured against; otherwise that of the first
-      difference.
+    vocab: "refuse", or "common" to graft only the shared rows of embeddings of different length.
+    base: the Base, for the report; by default that of the first difference.
     recipe: how the deltas are combined and the sum is stored; checked by `settings.check`.
 
   Raises:
-    InputError: within the scope, a name is on one side only, or shapes or dtypes do not fit (all
-      are listed); nothing matches; or `base` has none of the tensors.
+    InputError: within the scope, a tensor is missing on one side, or shapes or dtypes differ (lists
+      all of them); nothing matches; or `base` has none of the tensors.
   """
   instruct.check_unquantised()
   targets, out_of_scope = _matched(instruct, deltas, scope, vocab)
@@ -138,7 +137,7 @@ def plan(
 
 
 def _matched(instruct, deltas, scope, vocab):
-  """({short name: Target}, the names outside the scope); raises InputError for all misfits."""
+  """({short name: Target}, names outside the scope); raises InputError for all misfits together."""
   targets, out_of_scope, misfits = {}, set(), Misfits()
   for i, delta in enumerate(deltas):
     whole = dict.fromkeys(instruct.distinct_tensors) if delta.complete else {}
@@ -177,7 +176,7 @@ def _matched(instruct, deltas, scope, vocab):
 
 
 def _measure(targets, base):
-  """Gives each target the Base's tensor, where that has at least its elements."""
+  """Adds the Base's tensor to each target, if it has at least as many elements."""
   if base is None:
     return
   for short, target in targets.items():
@@ -190,18 +189,18 @@ def _measure(targets, base):
       targets[short] = target._replace(base=found)
   if not any(t.base for t in targets.values()):
     raise InputError(
-      f"{base.directory} has none of the tensors that change, in their shapes; "
-      "give the Base of this Instruct, or no --base"
+      f"{base.directory} has none of the grafted tensors with the same shapes; give the Base of "
+      "this Instruct, or remove --base"
     )
 
 
 def _is_buffer(tensor):
-  """Whether a tensor of the Instruct is a mask or positions, which nothing is added to."""
+  """Whether a tensor of the Instruct is a buffer, such as a mask or positions."""
   return tensor is not None and tensor.dtype in ("I64", "BOOL")
 
 
 def _is_table(short, shapes):
-  """Whether shapes differ in the length of the vocabulary alone."""
+  """Whether shapes differ only in the size of the vocabulary."""
   return (
     (names.is_table(short) or names.is_head(short))
     and None not in shapes.values()
@@ -210,7 +209,7 @@ def _is_table(short, shapes):
 
 
 def _common(short, shapes, vocab):
-  """How many elements all sides have, from the first; None where they do not fit."""
+  """The number of leading elements that all sides have; None if the shapes do not fit."""
   found = set(shapes.values())
   if len(found) == 1:
     return math.prod(found.pop())
@@ -220,11 +219,11 @@ def _common(short, shapes, vocab):
 
 
 def _nothing(instruct, deltas, out_of_scope):
-  there = [d.names[n] for d in deltas for n in list(d.parts)[:3]]
+  theirs = [d.names[n] for d in deltas for n in list(d.parts)[:3]]
   return (
-    f"nothing would be grafted: no tensor of {' or '.join(d.what for d in deltas)} is in the "
-    f"scope and in {instruct.directory}; the scope leaves out {len(out_of_scope)} (--scope=all, "
-    f"--include, --exclude). The names begin with{listing(there)}\nand in the Instruct with"
+    f"nothing would be grafted: no tensor of {' or '.join(d.what for d in deltas)} is both in the "
+    f"scope and in {instruct.directory}; tensors outside the scope: {len(out_of_scope)} (see "
+    f"--scope=all, --include, --exclude). The first names are{listing(theirs)}\nand in the Instruct"
     + listing([instruct.names[n] for n in list(instruct.distinct_tensors)[:3]])
   )
 
@@ -238,12 +237,12 @@ def _check_dtypes(targets):
   ]
   if bad:
     raise InputError(
-      f"weights are read in {', '.join(WEIGHTS)}; choose unquantised models:" + listing(bad)
+      f"expected weights in {', '.join(WEIGHTS)}; use unquantised models:" + listing(bad)
     )
 
 
 def _prefix_notes(instruct, deltas):
-  """Lines on the tensors that the sides spell with different prefixes."""
+  """Lines on tensors whose prefixes differ between a delta and the Instruct."""
   found = {}
   for delta in deltas:
     for short, name in delta.names.items():
@@ -251,14 +250,14 @@ def _prefix_notes(instruct, deltas):
         pair = tuple(n.removesuffix(short) for n in (name, ours))
         found.setdefault((delta.what, *pair), []).append(name)
   return [
-    f"{what}: {len(spelt)} tensors are spelt {theirs or '(no prefix)'}*, the Instruct's "
-    f"{ours or '(no prefix)'}*"
-    for (what, theirs, ours), spelt in found.items()
+    f"{what}: tensors named {theirs or '(no prefix)'}* are matched with the Instruct's "
+    f"{ours or '(no prefix)'}* (tensors: {len(same)})"
+    for (what, theirs, ours), same in found.items()
   ]
 
 
 def _rounding_notes(deltas, targets):
-  """Lines on the Bases that are stored in another dtype than what was tuned from them."""
+  """Lines on Bases whose dtype differs from that of the models tuned from them."""
   found = collections.Counter(
     (i, part.base.dtype, part.rounding)
     for target in targets.values()
@@ -266,7 +265,7 @@ def _rounding_notes(deltas, targets):
     if getattr(part, "rounding", None)
   )
   return [
-    f"{deltas[i].what}: {count} tensors of the Base are stored in {base}, those of the tuned model "
-    f"in {tuned}: W_B is rounded to {tuned} first, which is where the tuning began"
+    f"{deltas[i].what}: the Base is stored in {base}, the tuned model in {tuned}; W_B is rounded "
+    f"to {tuned} first, because tuning began there (tensors: {count})"
     for (i, base, tuned), count in found.items()
   ]

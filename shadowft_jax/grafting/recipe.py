@@ -1,20 +1,20 @@
-"""Several deltas combined into one and added: arithmetic on the elements of a chunk.
+"""Combines several deltas into one and adds it, elementwise on a chunk.
 
-Each d_i is a delta times its weight.  DARE (arXiv 2311.03099, section 3.2) is done first:
+Each d_i is a delta times its weight.  DARE (arXiv 2311.03099, section 3.2) comes first:
 
-  d_i = 0 with probability p, otherwise d_i / (1 - p)         so that its mean stays
+  d_i = 0 with probability p, otherwise d_i / (1 - p)         which preserves the mean
 
-Then comes the sum of the d_i, or TIES (arXiv 2306.01708, algorithm 1), tensor by tensor:
+Then the d_i are summed, or combined by TIES (arXiv 2306.01708, algorithm 1), tensor by tensor:
 
-  trim    d_i = 0 but for the `density` share of its elements that is largest in magnitude
+  trim    d_i = 0 except for the `density` share of its elements with the largest magnitudes
   elect   s = sign(sum_i d_i)
   merge   d = sum_{i in A} d_i / |A|,   A = {i: sign(d_i) = s}
 
-The mean of TIES is over how many deltas agree, as in the paper, whatever their weights are (PEFT
-does the same; mergekit divides by the sum of their weights).
+TIES divides by the number of deltas that agree, regardless of their weights, as in the paper and in
+PEFT (mergekit divides by the sum of their weights).
 
-The random bits of an element depend only on the seed, the delta's place among the deltas, the
-tensor's name and the element's index, not on chunks or threads.
+The random bits of an element depend only on the seed, the index of the delta, the tensor's name and
+the element's index, not on chunks or threads.
 """
 
 import concurrent.futures
@@ -32,7 +32,7 @@ from shadowft_jax import delta, machine
 from shadowft_jax.grafting import chunks
 from shadowft_jax.grafting.settings import PLAIN as PLAIN, Recipe as Recipe
 
-ABOVE_ALL = np.uint32(2**32 - 1)  # above the bits of every magnitude, NaN included
+ABOVE_ALL = np.uint32(2**32 - 1)  # above the bits of every magnitude, including NaN
 Part = dict[str, Any]  # the arrays that a source's `read` returns for a chunk
 
 
@@ -47,22 +47,22 @@ def keys(recipe: Recipe, target: Any) -> np.ndarray:
 
 
 def draw(key: jax.Array, first: jax.Array, count: int) -> jax.Array:
-  """uint32 [count]: random bits of the elements from `first` on, as `split_index` gives it."""
+  """uint32 [count]: random bits for elements from `first` on, an index from `split_index`."""
   low = first[1] + jnp.arange(count, dtype=jnp.uint32)
-  high = first[0] + (low < first[1])  # where the low word has overflowed
+  high = first[0] + (low < first[1])  # the carry if the low word overflows
   return jax.extend.random.threefry_2x32(key, jnp.concatenate([high, low]))[:count]
 
 
 def split_index(first: int) -> np.ndarray:
-  """uint32 [2]: an element's index as the high and the low word."""
+  """uint32 [2]: an element's index as a high and a low word."""
   return np.array(divmod(first, 2**32), np.uint32)
 
 
 def dense(part: Part, weight: jax.Array, count: int) -> jax.Array:
-  """weight x delta, float32 [count], from the arrays of one source; to be jitted.
+  """weight x delta, float32 [count], from the arrays of one source; for use inside jit.
 
   Args:
-    part: what `read` of a source in sources.py returns for a chunk.
+    part: the arrays that `read` of a source in sources.py returns for a chunk.
     weight: a float32 scalar.
     count: `chunks.padded_size` of the chunk.
   """
@@ -82,7 +82,7 @@ def _dropped(parts, weights, keys, first, count, recipe):
     return out
   limit = np.uint32(recipe.drop_rate * 2**32)
   factor = np.float32(1 / (1 - recipe.drop_rate))
-  # A product, because NaN and infinity must come through.
+  # A product rather than a selection, so that NaN and infinity propagate.
   return [
     d * jnp.where(draw(key, first, d.size) >= limit, factor, 0)
     for d, key in zip(out, keys, strict=False)
@@ -90,12 +90,12 @@ def _dropped(parts, weights, keys, first, count, recipe):
 
 
 def magnitude(d: jax.Array) -> jax.Array:
-  """The bits of |d|, uint32, which sort as |d| does."""
+  """The bits of |d|, uint32, which have the same order as |d|."""
   return jax.lax.bitcast_convert_type(abs(d), jnp.uint32)
 
 
 def ties(ds: Sequence[jax.Array], thresholds: Iterable[jax.Array]) -> jax.Array:
-  """TIES of float32 arrays; `thresholds` are the bits of the least magnitude that each keeps."""
+  """TIES of float32 arrays; `thresholds` are the bits of the smallest magnitude to keep in each."""
   ds = [jnp.where(magnitude(d) >= least, d, 0) for d, least in zip(ds, thresholds, strict=True)]
   total = sum(ds)
   agree = [jnp.sign(d) * jnp.sign(total) > 0 for d in ds]
@@ -120,10 +120,10 @@ def combined(
 
   Args:
     parts, weights: the arrays of each source, and its factor.
-    keys, thresholds: as the functions of that name give them for the target.
-    first: the chunk's first element, see `split_index`.
+    keys, thresholds: the results of the functions `keys` and `thresholds` for the target.
+    first: index of the chunk's first element, see `split_index`.
     count: `chunks.padded_size` of the chunk.
-    recipe: a Recipe's `static`.
+    recipe: the `static` of a Recipe.
   """
   ds = _dropped(parts, weights, keys, first, count, recipe)
   return ties(ds, thresholds) if recipe.combine == "ties" else sum(ds)
@@ -132,7 +132,7 @@ def combined(
 def stored(
   w: jax.Array, d: jax.Array, *, keys: jax.Array, first: jax.Array, recipe: Recipe
 ) -> jax.Array:
-  """W_I + d as it is stored; arguments as of `combined`, w [count] in the Instruct's dtype."""
+  """W_I + d in its stored dtype; w [count] has the Instruct's dtype, the rest as in `combined`."""
   random = draw(keys[-1], first, w.size) if recipe.rounding == "stochastic" else None
   return delta.add(w, d, dtype=recipe.dtype, random=random)
 
@@ -143,10 +143,10 @@ def _magnitudes(parts, weights, *, keys, first, count, recipe):
 
 
 def thresholds(target: Any, recipe: Recipe) -> np.ndarray:
-  """uint32 [parts]: the bits of the least magnitude that TIES keeps of each part of a target.
+  """uint32 [parts]: the bits of the smallest magnitude that TIES keeps in each part of a target.
 
-  All elements of that magnitude are kept, as by the authors; where the share is above 0, at least
-  one.  The exact value is found in two passes: the upper half of its bits, then the lower.
+  All elements of that magnitude are kept, as in the authors' code, and at least one if the density
+  is above 0.  The exact value is found in two passes: its upper 16 bits, then its lower ones.
   """
   keep = max(1, round(recipe.density * target.count)) if recipe.density else 0
   if recipe.combine != "ties" or keep >= target.count:
@@ -168,14 +168,14 @@ def thresholds(target: Any, recipe: Recipe) -> np.ndarray:
 def all_thresholds(
   targets: Iterable[Any], recipe: Recipe, pool: concurrent.futures.Executor
 ) -> dict[str, np.ndarray]:
-  """{name of a target: its `thresholds`}, the targets shared among the threads of a pool."""
+  """{name of a target: its `thresholds`}, computed in the threads of a pool."""
   targets = list({t.name: t for t in targets}.values())
   found = pool.map(functools.partial(thresholds, recipe=recipe), targets)
   return {t.name: x for t, x in zip(targets, found, strict=True)}
 
 
 def _histograms(target, recipe, halves):
-  """int64 [parts, 2^16]: how often each value of `halves(bits of a magnitude, part)` comes."""
+  """int64 [parts, 2^16]: histograms of `halves(bits of a magnitude, part)`."""
   counts = np.zeros((len(target.parts), 1 << 16), np.int64)
   for first, stop in chunks.ranges(target.tensor.shape, target.count):
     with chunks.scratch() as take:
@@ -201,9 +201,9 @@ def _kth_largest(counts, k):
 
 
 def reader(targets: Iterable[Any], recipe: Recipe) -> Callable[[chunks.Chunk], np.ndarray]:
-  """A function that reads a chunk of one of the targets and returns its combined delta, float32.
+  """A function that maps a chunk of one of the targets to its combined delta, float32.
 
-  The function raises InputError where the combined delta is not finite.
+  The function raises InputError if the combined delta is not finite.
   """
   with concurrent.futures.ThreadPoolExecutor(machine.cores()) as pool:
     found = all_thresholds(targets, recipe, pool)

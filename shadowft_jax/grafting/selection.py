@@ -1,4 +1,4 @@
-"""Which tensors are grafted: the paper's projections, all, or those that a regex finds."""
+"""Which tensors are grafted: the paper's projections, all, or those that match a regex."""
 
 import dataclasses
 import re
@@ -14,13 +14,13 @@ class Scope:
   """Which tensors are grafted.
 
   Attributes:
-    name: "paper" (projections of the layers, weights and biases) or "all".
-    match: in its place, a name in scope.SCOPES or a regex over leaf names.
-    include: a regex over tensor names in the Instruct's files; of the scope, only these.
-    exclude: a regex, likewise; these are left out.
+    name: "paper" (weights and biases of the layers' projections) or "all".
+    match: instead of `name`, a name in scope.SCOPES or a regex on leaf names.
+    include: a regex on tensor names in the Instruct's files; restricts the scope to these.
+    exclude: a regex on the same names; removes these from the scope.
 
   Raises:
-    InputError: something is no regex.
+    InputError: a regex is invalid.
   """
 
   name: str = "paper"
@@ -33,7 +33,7 @@ class Scope:
       for text in (self.include, self.exclude, self.match and scope.pattern(self.match)):
         re.compile(text or "")
     except re.error as error:
-      raise InputError(f"{error.pattern!r} is no regular expression: {error}") from error
+      raise InputError(f"{error.pattern!r} is not a valid regular expression: {error}") from error
 
   def has(self, tensor: str, axes: int) -> bool:
     """Whether a tensor of the Instruct is grafted, by its name and its number of axes."""
@@ -41,7 +41,7 @@ class Scope:
     return is_in and not self.is_declined(tensor, axes)
 
   def is_declined(self, tensor: str, axes: int) -> bool:
-    """Whether match, include or exclude leaves a tensor out: the user named it."""
+    """Whether the user excluded a tensor, by match, include or exclude."""
     if self.match is not None:
       leaf, _ = names.leaf_of(names.text_name(tensor), axes)
       if leaf is None or not re.search(scope.pattern(self.match), leaf):
@@ -50,7 +50,7 @@ class Scope:
     return bool(is_excluded) or not re.search(self.include or "", tensor)
 
   def excluding(self, left_out: Collection[str], among: Collection[str]) -> str:
-    """The flag that leaves out these of the tensors `among`, besides what it leaves out already."""
+    """The --exclude flag extended to leave out exactly `left_out` of the tensors `among`."""
     found = names.patterns(left_out, among)
     return f"--exclude='{'|'.join([self.exclude, *found] if self.exclude else found)}'"
 

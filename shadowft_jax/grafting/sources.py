@@ -1,8 +1,7 @@
-"""The inputs of a graft, read by range: a difference of two checkpoints, a dense delta, an adapter.
+"""The deltas of a graft, read by range: a difference of checkpoints, a dense delta or an adapter.
 
-A delta has one part for each tensor that it changes.  `part.read(first, stop, take)` gives the
-arrays from which `recipe.dense` makes elements [first, stop) of it, so that no tensor is ever held
-whole.
+A delta has one part per tensor that it changes.  `part.read(first, stop, take)` returns the arrays
+from which `recipe.dense` computes its elements [first, stop), so no whole tensor is ever in memory.
 """
 
 import contextlib
@@ -23,25 +22,25 @@ from shadowft_jax.hf.safetensors import WEIGHTS, Tensor
 
 
 class Difference(NamedTuple):
-  """W_T - W_B of one tensor; a side that lacks it is None."""
+  """W_T - W_B of one tensor; a side that lacks the tensor is None."""
 
   tuned: Tensor | None
   base: Tensor | None
 
   def read(self, first: int, stop: int, take: Callable[[], np.ndarray]) -> dict[str, Any]:
     """The arrays of elements [first, stop), in buffers from `take`."""
-    assert self.tuned and self.base  # `matching.plan` refuses a difference that lacks a side
+    assert self.tuned and self.base  # `matching.plan` rejects a difference that lacks a side
     base = chunks.elements(self.base, first, stop, take())
     if self.rounding:
-      with np.errstate(over="ignore"):  # what is not finite is named by `chunks.refuse_nonfinite`
+      with np.errstate(over="ignore"):  # `chunks.refuse_nonfinite` reports infinities
         base = base.astype(WEIGHTS[self.rounding])
     return {"tuned": chunks.elements(self.tuned, first, stop, take()), "base": base}
 
   @property
   def rounding(self) -> str | None:
-    """The tuned model's dtype, to which W_B is rounded: tuning began there; None if it is W_B's.
+    """The dtype to which W_B is rounded first: the tuned model's; None if no rounding is needed.
 
-    Otherwise what the rounding took from W_B would be grafted as if it were trained.
+    Tuning began from the rounded W_B; without this, the rounding error would be part of the delta.
     """
     if not (self.tuned and self.base) or self.tuned.dtype in (self.base.dtype, "F32"):
       return None
@@ -49,7 +48,7 @@ class Difference(NamedTuple):
 
   @property
   def shapes(self) -> dict[str, tuple[int, ...] | None]:
-    """{side: its shape}."""
+    """{side: the shape of its tensor}."""
     return {
       "tuned": self.tuned.shape if self.tuned else None,
       "Base": self.base.shape if self.base else None,
@@ -62,7 +61,7 @@ class Difference(NamedTuple):
 
 
 class Dense(deltas.Dense):
-  """A delta stored as it is."""
+  """A delta stored as a dense tensor."""
 
   def read(self, first: int, stop: int, take: Callable[[], np.ndarray]) -> dict[str, Any]:
     """The array of elements [first, stop), in a buffer from `take`."""
@@ -80,15 +79,15 @@ class Dense(deltas.Dense):
 
 
 class LowRank(adapters.LowRank):
-  """scale B A, as PEFT stores the factors: A [R, in], B [out, R]."""
+  """The delta scale B A, with PEFT's factors: A [R, in], B [out, R]."""
 
   def read(self, first: int, stop: int, take: Callable[[], np.ndarray]) -> dict[str, Any]:
-    """A, and the rows of B that make elements [first, stop): whole rows of the product."""
+    """A, and the rows of B for elements [first, stop), which must be whole rows of the product."""
     rank, width = self.a.shape
     rows = min(self.b.shape[0], chunks.CHUNK // width)
     if first % width or stop % width or stop - first > rows * width:
-      raise ValueError(f"elements {first} to {stop} are no whole rows of {width}, {rows} at most")
-    b = np.zeros((rows, rank), WEIGHTS[self.b.dtype])  # always of one shape: compiled once
+      raise ValueError(f"elements {first} to {stop} are not whole rows of {width}, at most {rows}")
+    b = np.zeros((rows, rank), WEIGHTS[self.b.dtype])  # a fixed shape, so XLA compiles only once
     chunks.fill(self.b, first // width * rank, b[: (stop - first) // width])
     a = np.empty((rank, width), WEIGHTS[self.a.dtype])
     chunks.fill(self.a, 0, a)
@@ -108,7 +107,7 @@ class LowRank(adapters.LowRank):
 def difference(
   base: ModelFolder | str | os.PathLike, tuned: ModelFolder | str | os.PathLike, weight: float = 1.0
 ) -> Delta:
-  """The Delta of a full tuning done by any tool.
+  """The Delta between two checkpoints, fully fine-tuned with any tool.
 
   Raises:
     InputError: a folder cannot be read, or is quantised.
@@ -135,7 +134,7 @@ def difference(
 
 
 def stored(directory: str | os.PathLike, weight: float = 1.0) -> Delta:
-  """The Delta in a folder: a PEFT adapter, or delta.safetensors as train.py writes it.
+  """The Delta in a folder: a PEFT adapter, or a delta.safetensors written by `train`.
 
   Raises:
     InputError: see `deltas.read`.
@@ -156,13 +155,15 @@ def stored(directory: str | os.PathLike, weight: float = 1.0) -> Delta:
 
 
 def weighted(text: str, alpha: float = 1.0, flag: str = "delta") -> Delta:
-  """The Delta that FOLDER or FOLDER:WEIGHT names, times alpha.
+  """The Delta given as FOLDER or FOLDER:WEIGHT, times alpha.
 
   Args:
-    flag: "adapter" takes an adapter of PEFT only.
+    text: the value of a flag.
+    alpha: a factor.
+    flag: "delta", or "adapter", which accepts only PEFT adapters.
 
   Raises:
-    InputError: see `stored`; the weight is not finite; or the folder is no adapter.
+    InputError: see `stored`; the weight is not finite; or the folder is not an adapter.
   """
   name, colon, number = text.rpartition(":")
   folder, weight = text, 1.0
@@ -185,10 +186,10 @@ def named(
   adapter: Sequence[str] = (),
   alpha: float = 1.0,
 ) -> list[Delta]:
-  """The deltas that the flags of `graft` name, each times alpha.
+  """The deltas given by the flags of `graft`, each times alpha.
 
   Raises:
-    InputError: there is none, or --tuned has no --base; see `difference` and `weighted`.
+    InputError: none is given, or --tuned without --base; see `difference` and `weighted`.
   """
   settings.check_sources(base, tuned, delta, adapter)
   deltas = [difference(base, hub.locate(tuned), alpha)] if base and tuned else []

@@ -1,7 +1,7 @@
-"""How much of a grafted delta is left once the sum is stored: sums while grafting, tables after.
+"""How much of a grafted delta survives rounding to the stored dtype: sums, tables and warnings.
 
-W_I becomes W_I + d, which is stored as W_I + e.  A delta of 0.1 % of a bfloat16 weight is less than
-half of its last bit: e is 0, and the delta is lost.  The gap is g = W_I - W_B.
+W_I + d is stored as W_I + e.  A delta of 0.1 % of a bfloat16 weight is less than half of its last
+bit, so e is 0 and the delta is lost.  The gap is g = W_I - W_B.
 """
 
 import json
@@ -20,19 +20,19 @@ from shadowft_jax.pairs import gap
 from shadowft_jax.progress import aligned
 from shadowft_jax.runs import pictures
 
-ROW = 1024  # elements summed in float32; the sums of rows are added up in float64
-WARN_BELOW = 0.95  # the survival cosine below which a warning is given
+ROW = 1024  # elements summed in float32; the sums of rows are added in float64
+WARN_BELOW = 0.95  # warn if the survival cosine is below this
 MEANING = {
   "tensors": "grafted tensors",
   "size": "their elements",
-  "delta_norm": "norm of the delta d, W_I + d being the exact result",
-  "kept_norm": "norm of e, W_I + e being the result as it is stored",
+  "delta_norm": "norm of the delta d, where W_I + d is the exact result",
+  "kept_norm": "norm of e, where W_I + e is the stored result",
   "kept": "kept_norm / delta_norm",
-  "cosine": "survival cosine, that of e and d: 1 where the stored dtype kept the direction",
-  "mean_kept": "e projected on d, over d: near 1 where rounding has no bias",
-  "unchanged": "share of elements whose stored bits are the Instruct's",
-  "lost": "share of elements that stayed although d is not 0 there",
-  "with_base": "tensors for which W_B is known; what follows is over these",
+  "cosine": "survival cosine, the cosine of e and d: 1 if rounding kept the direction",
+  "mean_kept": "projection of e on d, over d: near 1 if rounding is unbiased",
+  "unchanged": "share of elements whose stored bits equal the Instruct's",
+  "lost": "share of elements that are unchanged although d is not 0",
+  "with_base": "tensors with a known W_B; the values below are over these",
   "base_norm": "norm of W_B",
   "relative": "norm of d, over base_norm",
   "gap_norm": "norm of W_I - W_B",
@@ -52,26 +52,26 @@ COLUMNS = (
   ("gap_ratio", "gap ratio", ".6f"),
 )
 LEGEND = (
-  "norm: of the delta; norm kept and survival cos: of what is stored, against the delta; "
-  "lost: unchanged, though the delta is not 0"
+  "norm: of the delta; norm kept, survival cos: of the stored change, relative to the delta; "
+  "lost: unchanged although the delta is not 0"
 )
-NO_BASE = "{} of {} tensors have no counterpart in the Base, and are not in cos(I-B) and gap ratio"
+NO_BASE = "{} of {} tensors are not in the Base, and are left out of cos(I-B) and gap ratio"
 ADVICE = (
-  "warning: there the stored dtype changed the direction of the delta; to keep it, use the delta "
-  "by itself (a run's delta/, or --output=adapter or --output=delta of `shadowft graft`), or let "
-  "`shadowft graft` store float32 with --dtype=float32"
+  "warning: rounding to the stored dtype changed the direction of the delta; to avoid this, use "
+  "the delta by itself (a run's delta/, or --output=adapter or --output=delta of `shadowft graft`), "
+  "or let `shadowft graft` store float32 with --dtype=float32"
 )
-ADVICE_OF_NEAREST = "; --rounding=stochastic keeps it on average, with noise about it"
+ADVICE_OF_NEAREST = "; --rounding=stochastic is unbiased, but adds noise"
 Numbers = dict[str, float | None]  # {key of MEANING: value}
 
 
 class Survival(NamedTuple):
-  """Sums over the grafted elements of one tensor; those of the gap are None without a Base."""
+  """Sums over the grafted elements of one tensor; the optional ones are None without a Base."""
 
-  name: str  # as the Instruct spells it
+  name: str  # its name in the Instruct
   size: int  # elements
-  unchanged: int  # elements whose stored bits are those of W_I
-  lost: int  # of these, those where d is not 0
+  unchanged: int  # elements whose stored bits equal those of W_I
+  lost: int  # unchanged elements with d not 0
   delta2: float  # sum of d^2
   kept2: float  # sum of e^2
   dot: float  # sum of d e
@@ -86,7 +86,7 @@ class Survival(NamedTuple):
   def from_chunks(
     cls, name: str, size: int, chunks: Iterable[Sequence[float]], has_base: bool
   ) -> "Survival":
-    """The Survival of `size` elements of a tensor, from the `chunk_sums` of its chunks in order."""
+    """The Survival of `size` elements of a tensor, from the `chunk_sums` of its chunks."""
     width = len(cls._fields) - 2 if has_base else 5
     totals = np.zeros(width)
     for part in chunks:
@@ -96,17 +96,17 @@ class Survival(NamedTuple):
 
   @property
   def module(self) -> str:
-    """The key of names.MODULES that the tensor is of."""
+    """The module type of the tensor, a key of names.MODULES."""
     return names.module_of(self.name)
 
   @property
   def layer(self) -> int | None:
-    """The number of the layer that the tensor is of."""
+    """The index of the tensor's layer, or None."""
     return names.layer_of(names.short(self.name))
 
 
 def sums(w: jax.Array, d: jax.Array, stored: jax.Array, base: jax.Array | None = None) -> jax.Array:
-  """The fields of Survival from `unchanged` on, over rows of ROW elements; to be jitted.
+  """The fields of Survival from `unchanged` on, per row of ROW elements; for use inside jit.
 
   Args:
     w, d, stored, base: [N]; d in float32, the others in any dtype.
@@ -126,7 +126,7 @@ def sums(w: jax.Array, d: jax.Array, stored: jax.Array, base: jax.Array | None =
     g = w - base
     terms += [g * g, d * g, abs(base), abs(w), abs(g), base * base]
   terms = [t.astype(jnp.float32).reshape(-1, ROW) for t in terms]
-  # One reduction for all terms: separate ones would each read and subtract everything again.
+  # One reduction for all terms; separate reductions would each recompute the terms.
   return jnp.stack(
     jax.lax.reduce(
       terms,
@@ -138,18 +138,18 @@ def sums(w: jax.Array, d: jax.Array, stored: jax.Array, base: jax.Array | None =
 
 
 def chunk_sums(rows: jax.Array, padding: int) -> np.ndarray:
-  """float64 [fields] of one chunk, from its `sums`; it ends with so many elements of padding."""
+  """float64 [fields] of one chunk, from its `sums`; its last `padding` elements do not count."""
   out = np.asarray(rows).sum(axis=1, dtype=np.float64)
   out[0] -= padding
   return out
 
 
 def numbers(rows: Sequence[Survival]) -> Numbers:
-  """{key of MEANING: value} of all rows together.
+  """{key of MEANING: value} over all rows.
 
-  A value that would be 0 / 0 is None, such as the cosine of a delta that is 0; the cosine of a
-  delta that is wholly lost is 0, and so is the gap ratio of zeros.  Where no row knows its Base,
-  the values that need one are left out.
+  A value of the form 0 / 0 is None, such as the cosine of a zero delta; the cosine of a delta that
+  is lost completely is 0, and so is the gap ratio of zeros.  Values that need a Base are missing if
+  no row has one.
   """
   total = lambda key, part: math.fsum(getattr(r, key) for r in part)
   delta, kept = (math.sqrt(total(key, rows)) for key in ("delta2", "kept2"))
@@ -179,7 +179,7 @@ def numbers(rows: Sequence[Survival]) -> Numbers:
 
 
 def _relative(delta, known):
-  """The norm of W_B and that of the delta over it, where they were summed."""
+  """The norm of W_B, and the norm of the delta relative to it; {} if W_B was not summed."""
   if any(r.base2 is None for r in known):
     return {}
   norm = math.sqrt(math.fsum(r.base2 for r in known))
@@ -191,7 +191,7 @@ def _over(part, whole):
 
 
 def _cosine(dot, other, delta):
-  """The cosine of the delta and another vector, by their norms; 0 where the other is 0."""
+  """The cosine of the delta and another vector, from their norms; 0 if the other is 0."""
   if not delta:
     return None
   return max(-1.0, min(1.0, dot / other / delta)) if other else 0.0
@@ -203,7 +203,7 @@ def by_module(rows: Sequence[Survival]) -> dict[str, Numbers]:
 
 
 def by_layer(rows: Sequence[Survival]) -> dict[int, Numbers]:
-  """{layer: its numbers}; tensors in no layer are left out."""
+  """{layer: its numbers}, without tensors outside layers."""
   return {n: numbers(part) for n, part in gap.by_layer(rows).items()}
 
 
@@ -213,7 +213,7 @@ def cells(rows: Sequence[Survival]) -> dict[tuple[str, int], Numbers]:
 
 
 def table(rows: Sequence[Survival]) -> str:
-  """The numbers of each module type and of all, as text; columns that need a Base only with one."""
+  """A text table by module type and in total; without a Base, without the columns that need it."""
   parts = {**by_module(rows), "all": numbers(rows)}
   columns = [c for c in COLUMNS if c[0] in parts["all"]]
   lines = [["module", *(heading for _, heading, _ in columns)]]
@@ -228,10 +228,10 @@ def table(rows: Sequence[Survival]) -> str:
 
 
 def warnings(rows: Sequence[Survival], *, rounding: str = "nearest") -> list[str]:
-  """Lines on the modules whose delta changed direction when stored, and on the remedy.
+  """Warnings on modules whose delta changed direction in rounding, with advice.
 
   Args:
-    rows: of all grafted tensors.
+    rows: all grafted tensors.
     rounding: how the sum was rounded, "nearest" or "stochastic".
   """
   lines = []
@@ -247,7 +247,7 @@ def warnings(rows: Sequence[Survival], *, rounding: str = "nearest") -> list[str
       line += f" in {len(low)} of {len(cosines)} layers, lowest in layer {worst}"
     lines.append(line)
   if lines:
-    lines.append(ADVICE + ADVICE_OF_NEAREST * (rounding == "nearest"))
+    lines.append(ADVICE + ADVICE_OF_NEAREST if rounding == "nearest" else ADVICE)
   return lines
 
 
@@ -270,7 +270,7 @@ def summary(rows: Sequence[Survival], dtype: str) -> str:
 def record(
   rows: Sequence[Survival], settings: dict[str, Any], warned: Sequence[str]
 ) -> dict[str, Any]:
-  """graft_report.json: settings, warnings, the numbers of all, by module type, layer and tensor."""
+  """The contents of graft_report.json: settings, warnings, and numbers in total and by group."""
   return {
     "settings": settings,
     "meaning": MEANING,
@@ -291,7 +291,7 @@ def write_report(
   title: str,
   warned: Sequence[str] = (),
 ) -> None:
-  """Writes graft_report.json and, if a row is in a layer, graft_report.png with that title."""
+  """Writes graft_report.json and, if a tensor is in a layer, graft_report.png with that title."""
   directory = pathlib.Path(directory)
   found = record(rows, settings, warned)
   (directory / "graft_report.json").write_text(json.dumps(found, indent=2) + "\n")

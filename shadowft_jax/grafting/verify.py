@@ -1,4 +1,4 @@
-"""Reads back from the disk what a graft wrote, and compares it with what was computed."""
+"""Reads back the bytes that a graft wrote, and compares them with what was computed."""
 
 import hashlib
 import os
@@ -16,7 +16,7 @@ from shadowft_jax.hf import safetensors
 class Written(NamedTuple):
   """A range of bytes that was written to a file."""
 
-  name: str  # of what is there, such as a tensor
+  name: str  # name of its contents, such as a tensor
   path: pathlib.Path
   offset: int
   nbytes: int
@@ -24,15 +24,15 @@ class Written(NamedTuple):
 
 
 def read_back(out: str | os.PathLike, path: pathlib.Path, written: Iterable[Written]) -> str:
-  """The sha256 of a file, read from the disk; bytes in no range are not compared.
+  """The sha256 of a file read from disk, after comparing the ranges in `written`.
 
   Args:
-    out: the folder that is made, for the error.
+    out: the final folder, for the error.
     path: the file.
     written: its ranges, without overlap.
 
   Raises:
-    InputError: a range does not hold the bytes that were written.
+    InputError: a range does not contain the bytes that were written.
   """
   files.forget(path)
   digest, at = hashlib.sha256(), 0
@@ -46,8 +46,8 @@ def read_back(out: str | os.PathLike, path: pathlib.Path, written: Iterable[Writ
       at = start + piece.nbytes
       if _digest(file, start, at, buffer, digest) != piece.checksum:
         raise InputError(
-          f"{out}: {path.name} reads back other bytes than were written ({piece.name}, byte "
-          f"{start}); the disk or the memory is faulty, and nothing was kept"
+          f"{out}: {path.name} reads back different bytes than were written ({piece.name}, byte "
+          f"{start:,}); the disk or the memory is faulty; the folder was not created"
         )
   return digest.hexdigest()
 

@@ -1,6 +1,6 @@
-"""W_I + delta from disk to disk, a chunk at a time on all cores: for models of any family and size.
+"""Writes W_I + delta from disk to disk, chunk by chunk on all cores, for any model family and size.
 
-The Instruct folder is the contract: every byte that no grafted tensor takes is the Instruct's.
+All bytes outside the grafted tensors are copied unchanged from the Instruct folder.
 """
 
 import concurrent.futures
@@ -25,16 +25,16 @@ from shadowft_jax.hf.folder import ModelFolder
 from shadowft_jax.progress import detail, say
 from shadowft_jax.runs import provenance
 
-SAMPLED = 16  # tensors of which `sample` reads a chunk
-KEPT = 64  # chunks between two lines of the journal
+SAMPLED = 16  # tensors that `sample` reads, one chunk of each
+KEPT = 64  # chunks per line of the journal
 
 
 class Outcome(NamedTuple):
-  """The result of a graft, beside the folder."""
+  """The result of a graft, apart from the folder."""
 
   left_out: list[str]  # files of the Instruct's folder that were not copied
-  survival: list[survival.Survival]  # of each target, in the plan's order
-  warnings: list[str]  # lines, for the end
+  survival: list[survival.Survival]  # one per target, in the plan's order
+  warnings: list[str]  # lines to print last
 
   @property
   def changed(self) -> int:
@@ -51,9 +51,9 @@ def _write(fresh, is_checked, recipe, thresholds, chunk):
 
 
 def _begin(plan, making, card):
-  """Copies all but the weights, makes empty weight files, and returns the files not copied."""
+  """Copies all files except weights, creates empty weight files; returns the files not copied."""
   fresh, weights = making.directory, {p.name for p in plan.shards}
-  making.clear(keep=weights)  # a killed run's copies may be of older files
+  making.clear(keep=weights)  # copies made by a killed run may be outdated
   left_out = hub.copy_with_card(plan.instruct.directory, fresh, (), card)
   for path in plan.shards:
     chunks.create(fresh / path.name, path, plan.recipe.dtype)
@@ -64,9 +64,9 @@ def _begin(plan, making, card):
 
 
 def _fill(plan, making, work, pool, keeper, is_checked):
-  """Writes the chunks that are not done; meanwhile `keeper` syncs them and adds to the journal.
+  """Writes the remaining chunks, while `keeper` syncs them and appends to the journal.
 
-  Returns (what `_write` returns, for all chunks, in order; the futures of `keeper`).
+  Returns (the results of `_write` for all chunks, in order; the futures of `keeper`).
   """
   results = [tuple(x) for x in making.done]
   left = work[len(results) :]
@@ -84,13 +84,13 @@ def _fill(plan, making, work, pool, keeper, is_checked):
 
 
 def _verify(plan, making, out, work, results, pool):
-  """{file of the result: its sha256}, once the weights have been read back."""
+  """{file of the result: its sha256}, after reading back and checking the weights."""
   inside = {}
   for path in plan.shards:
     header, _ = chunks.spans(path, plan.recipe.dtype)
     inside[path] = [Written("its header", path, 0, len(header), zlib.crc32(header))]
   for chunk, (checksum, _) in zip(work, results, strict=True):
-    name = chunk.target.name if chunk.target else "what was copied"
+    name = chunk.target.name if chunk.target else "copied bytes"
     inside[chunk.path].append(Written(name, chunk.path, chunk.place, chunk.written, checksum))
 
   def read(path):
@@ -103,7 +103,7 @@ def _verify(plan, making, out, work, results, pool):
 
 
 def need(plan: Plan) -> dict[str, int]:
-  """{"read", "write", "memory"}: the bytes that a graft takes."""
+  """{"read", "write", "memory"}: the bytes that a graft needs."""
   extra = sum(
     t.nbytes * target.count // max(1, math.prod(target.tensor.shape))
     for target in plan.targets
@@ -118,14 +118,14 @@ def need(plan: Plan) -> dict[str, int]:
 
 
 def check(plan: Plan, out: str | os.PathLike) -> None:
-  """Checks that `out` can be made.
+  """Checks that `out` can be written.
 
   Raises:
-    InputError: the disk has too little room, or `out` and an input lie in one another.
+    InputError: the disk has too little space, or `out` is inside an input folder or the reverse.
   """
   for role, directory in plan.folders:
     files.check_apart(out, directory, role)
-  left = files.part(out).glob("*.safetensors")  # by a killed run; is resumed or removed
+  left = files.part(out).glob("*.safetensors")  # from a killed run, resumed or removed
   files.check_room(out, need(plan)["write"], already=sum(512 * p.stat().st_blocks for p in left))
 
 
@@ -139,20 +139,20 @@ def run(
   verify: bool = True,
   title: str = "",
 ) -> Outcome:
-  """Writes the grafted folder, whole or not at all; resumes where the same call was killed.
+  """Writes the grafted folder, whole or not at all; resumes if the same call was killed before.
 
   Args:
-    plan: of `matching.plan`.
-    out: the folder to make.
+    plan: a plan from `matching.plan`.
+    out: the folder to write.
     card: text of its README.md.
     settings: {name: value} for provenance.json.
-    overwrite: replaces an existing folder, once the new one is complete.
-    verify: reads back what was written, and hashes all files into provenance.json.
-    title: of the report's picture.
+    overwrite: whether to replace an existing folder, once the new one is complete.
+    verify: whether to read back the weights, and add hashes of all files to provenance.json.
+    title: title of the report's picture.
 
   Raises:
-    InputError: see `check`; `out` exists; a sum is not finite; or the disk gives back other
-      bytes than were written.  No folder is made then.
+    InputError: see `check`; `out` exists; a sum is not finite; or the bytes read back differ from
+      those written.  No folder is left then.
   """
   check(plan, out)
   settings = {**(settings or {}), **plan.recipe.record}
@@ -179,7 +179,7 @@ def run(
 
 
 def sample(plan: Plan) -> list[str]:
-  """Warnings of a delta that is none of this pair, from a chunk of some tensors; writes nothing.
+  """Warnings that the delta may not belong to this pair, from one chunk of some tensors.
 
   Raises:
     InputError: a sum is not finite.
@@ -199,7 +199,7 @@ def sample(plan: Plan) -> list[str]:
 
 
 def _key(plan, settings, verify):
-  """A digest of what the bytes depend on: inputs, by path, size and time, and settings."""
+  """A digest of everything the bytes depend on: inputs (path, size, time) and settings."""
   paths = {*plan.shards, *(t.path for target in plan.targets for t in target.sources)}
   inputs = [(os.path.realpath(p), (s := p.stat()).st_size, s.st_mtime_ns) for p in sorted(paths)]
   text = repr((inputs, plan.targets, plan.recipe, settings, verify, chunks.CHUNK, jax.__version__))
@@ -219,13 +219,13 @@ def _survivals(plan, work, results):
 
 
 def _warnings(plan, survived):
-  """Lines on a delta that did nothing, that was lost in storing it, or that is of another pair."""
+  """Warnings of a delta that changed nothing, was lost in rounding, or belongs to another pair."""
   how = f"in {plan.recipe.dtype}" if plan.recipe.dtype else "byte for byte"
   nothing = f"warning: no number changed; the result is the Instruct, {how}"
   return [
     *survival.warnings(survived, rounding=plan.recipe.rounding),
     *mixups.warnings(plan, survived),
-    *[nothing] * (not survival.changed(survived)),
+    *([] if survival.changed(survived) else [nothing]),
   ]
 
 
@@ -248,20 +248,21 @@ def graft(
   card: str,
   verb: str = "grafted onto",
 ) -> list[str]:
-  """Writes `instruct` with a stored delta grafted, in the place of any folder that is there.
+  """Grafts a stored delta onto `instruct`; replaces any existing folder.
 
   The first process writes, and the others wait for it.
 
   Args:
-    out: the folder to make.
-    delta: a folder that train.py wrote.
-    base: the model that the result is measured against.
-    match: a name in scope.SCOPES, or a regex over leaf names.
+    out: the folder to write.
+    delta: a delta folder written by `train`.
+    instruct: the model to graft onto.
+    base: the Base, for the report.
+    match: a name in scope.SCOPES, or a regex on leaf names.
     card: text of its README.md.
-    verb: what is done with the delta, in words.
+    verb: the verb and preposition in the message, such as "grafted onto".
 
   Returns:
-    Warnings, to be printed last; none where another process writes.
+    Warnings to print last; empty in processes that do not write.
 
   Raises:
     InputError: see `matching.plan` and `run`.
@@ -281,7 +282,7 @@ def graft(
 def run_and_report(
   plan: Plan, out: str | os.PathLike, verb: str = "grafted onto", **options: Any
 ) -> list[str]:
-  """`run`, with its outcome printed, and the warnings returned; `options` as of `run`, no title."""
+  """Calls `run` with `options`, prints the outcome, and returns the warnings."""
   outcome = run(
     plan, out, title=f"{report.summed(plan)}, {verb} {plan.instruct.directory}", **options
   )

@@ -1,4 +1,4 @@
-"""PEFT's LoRA adapters: adapter_config.json, the names of modules, whose factors a tensor holds."""
+"""PEFT's LoRA adapters: adapter_config.json, module names and tensor names."""
 
 import math
 import os
@@ -12,9 +12,9 @@ from shadowft_jax.errors import InputError, listing
 from shadowft_jax.hf import names
 from shadowft_jax.hf.safetensors import Tensor
 
-# Settings of an adapter that would change what it computes, and the values that do not.  pissa,
-# olora, corda, loftq and lora_ga, ways to initialise an adapter, change the model itself.
-# Source: peft 0.21, tuners/lora/config.py and layer.py.
+# Settings that can change what an adapter computes, with the values that do not.  The
+# initialisations pissa, olora, corda, loftq and lora_ga are excluded because they change the model
+# itself. Source: peft 0.21, tuners/lora/config.py and layer.py.
 READABLE: dict[str, tuple[Any, ...]] = {
   "peft_type": ("LORA",),
   "bias": ("none",),
@@ -35,17 +35,17 @@ READABLE: dict[str, tuple[Any, ...]] = {
 }
 
 
-# What transformers 5 puts before the layers of a language model that is a part of a larger model,
-# by config.json's model_type; folders spell it in several ways.  Source: the modules of every
-# class in MODEL_FOR_MULTIMODAL_LM_MAPPING of transformers 5.23.
+# The prefix of the layers of a language model inside a multimodal model in transformers 5, by
+# model_type; folders use various prefixes.  Source: the modules of every class in
+# MODEL_FOR_MULTIMODAL_LM_MAPPING of transformers 5.23.
 SERVED = {
   "llama4": "language_model.model.",
   "qwen2_5_omni": "thinker.model.language_model.",
   **dict.fromkeys(("idefics", "evolla", "phi4_multimodal", "kyutai_speech_to_text"), "model."),
 }
-SERVED_TEXT = "model.language_model."  # of all others
-# Families of which PEFT 0.21 puts the factors of single experts together, as transformers 5 has all
-# experts in one tensor.  It then takes every module of these names for an expert's.
+SERVED_TEXT = "model.language_model."  # for all other types
+# Families for which PEFT 0.21 fuses the factors of single experts, because transformers 5 keeps all
+# experts in one tensor.  It then treats every module with a name in EXPERTS as an expert's.
 # Source: peft, utils/transformers_weight_conversion.py; transformers, conversion_mapping.py.
 FUSED = frozenset(
   {
@@ -57,11 +57,11 @@ FUSED = frozenset(
   }
 )
 EXPERTS = ("gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
-TOGETHER = (("gate_proj", "up_proj"), ("w1", "w3"))  # PEFT takes both, or neither
+TOGETHER = (("gate_proj", "up_proj"), ("w1", "w3"))  # PEFT needs both of a pair, or neither
 
 
 class LowRank(NamedTuple):
-  """The delta of one tensor, scale B A, as PEFT stores the factors: A [R, in], B [out, R]."""
+  """The delta of one tensor, scale B A, with PEFT's factors: A [R, in], B [out, R]."""
 
   a: Tensor
   b: Tensor
@@ -69,10 +69,10 @@ class LowRank(NamedTuple):
 
 
 def read_config(path: pathlib.Path) -> dict[str, Any]:
-  """adapter_config.json, its settings checked.
+  """Reads adapter_config.json and checks its settings.
 
   Raises:
-    InputError: lists the settings that cannot be read.
+    InputError: lists the unsupported settings.
   """
   config = files.read_json(path)
   bad = [
@@ -95,8 +95,8 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
   ]
   if bad:
     raise InputError(
-      f"{path}: this adapter cannot be read; merge it into the Base with PEFT and give the result "
-      f"as --tuned, with --base:{listing(bad)}"
+      f"{path}: unsupported adapter; merge it into the Base with PEFT and give the result as "
+      f"--tuned, with --base:{listing(bad)}"
     )
   return config
 
@@ -108,10 +108,10 @@ def _is_size(x: Any) -> bool:
 def low_rank(
   directory: pathlib.Path, found: Mapping[str, Tensor], config: Mapping[str, Any]
 ) -> dict[str, LowRank]:
-  """{the model's tensor name: LowRank}, the adapter's tensors checked against its config.
+  """{name of the model's tensor: LowRank}, after checking the adapter's tensors against its config.
 
   Raises:
-    InputError: lists the tensors that are not those of a LoRA adapter.
+    InputError: lists the tensors that do not belong to a LoRA adapter.
   """
   factors: dict[str, dict[str, Tensor]] = {}
   bad = []
@@ -119,7 +119,7 @@ def low_rank(
     factor = factor_of(name)
     if factor is None or len(tensor.shape) != 2:
       expected = " or ".join(factor_names("MODULE"))
-      bad.append(f"{name} {tensor.shape}: expected {expected} of two axes")
+      bad.append(f"{name} {tensor.shape}: expected {expected} with two axes")
     else:
       factors.setdefault(factor[0], {})[factor[1]] = tensor
   parts = {}
@@ -129,7 +129,7 @@ def low_rank(
       bad.append(f"{module}: lora_{min({'A', 'B'} - pair.keys())} is missing")
     elif (pair["A"].shape[0], pair["B"].shape[1]) != (rank, rank):
       bad.append(
-        f"{module}: A {pair['A'].shape} and B {pair['B'].shape}, the config says rank {rank}"
+        f"{module}: A {pair['A'].shape} and B {pair['B'].shape}, but the config has rank {rank}"
       )
     else:
       # Source: peft 0.21, tuners/lora/layer.py, LoraLayer.update_layer.
@@ -138,15 +138,19 @@ def low_rank(
       parts[module + ".weight"] = LowRank(pair["A"], pair["B"], scale)
   if bad:
     raise InputError(
-      f"{directory}: the tensors are not those of a LoRA adapter alone (DoRA, modules_to_save, "
-      "biases, and tables of a resized vocabulary are not read); merge it into the Base with PEFT "
-      f"and give the result as --tuned, with --base:{listing(bad)}"
+      f"{directory}: not a plain LoRA adapter (DoRA, modules_to_save, biases and embeddings of a "
+      "resized vocabulary are not supported); merge it into the Base with PEFT and give the result "
+      f"as --tuned, with --base:{listing(bad)}"
     )
   return parts
 
 
 def _setting(config: Mapping[str, Any], patterns: str, otherwise: str, module: str) -> Any:
-  """A module's rank or alpha: the first pattern that its name ends with (peft 0.21, utils)."""
+  """A module's rank or alpha: by the first pattern that matches the end of its name, or the
+  default.
+
+  Source: peft 0.21, utils.
+  """
   for key, value in (config[patterns] or {}).items():
     if re.match(rf"(.*\.)?({key})$", module):
       return value
@@ -154,24 +158,24 @@ def _setting(config: Mapping[str, Any], patterns: str, otherwise: str, module: s
 
 
 def factor_of(name: str) -> tuple[str, str] | None:
-  """(module, "A" or "B") of a tensor of an adapter; None if it is none."""
+  """(module, "A" or "B") of an adapter's tensor; None for any other tensor."""
   found = names.FACTOR.fullmatch(name)
   return (found[1], found[2]) if found else None
 
 
 def factor_names(module: str) -> tuple[str, str]:
-  """The names of A and B of a module in an adapter's file."""
+  """The names of a module's A and B in an adapter file."""
   a, b = (f"{names.ADAPTER_PREFIX}{module}.lora_{x}.weight" for x in "AB")
   return a, b
 
 
 def served_name(name: str, model_type: str | None, is_wrapped: bool) -> str:
-  """The name that transformers 5 gives a module or tensor of a language model.
+  """The name of a language model's module or tensor in transformers 5.
 
   Args:
-    name: as a folder spells it.
-    model_type: as in config.json.
-    is_wrapped: whether the language model is a part of a larger model.
+    name: its name in a folder.
+    model_type: the model_type in config.json.
+    is_wrapped: whether the language model is part of a multimodal model.
   """
   prefix = SERVED.get(model_type or "", SERVED_TEXT) if is_wrapped else names.TEXT
   bare = names.short(name.removeprefix("thinker."))
@@ -181,15 +185,15 @@ def served_name(name: str, model_type: str | None, is_wrapped: bool) -> str:
 
 
 def check_rank(directory: str | os.PathLike, named: Mapping[str, Any], rank: int) -> None:
-  """Checks that every module has both factors, of the one rank that the config says.
+  """Checks that every module has both factors, with the given rank.
 
   Args:
-    directory: the folder to make, for the error.
-    named: {leaf name: array or shape}, "a" and "b" leaves as lora.py has them.
-    rank: of every module.
+    directory: the folder to write, for errors.
+    named: {leaf name: array or shape}, "a" and "b" leaves as in lora.py.
+    rank: rank of every module.
 
   Raises:
-    InputError: lists the leaves that are missing or of another rank.
+    InputError: lists the leaves that are missing or have a different rank.
   """
   bad = [
     f"{name}: rank {x.shape[-1 if name.endswith('/a') else -2]}"
@@ -197,8 +201,8 @@ def check_rank(directory: str | os.PathLike, named: Mapping[str, Any], rank: int
     if x.shape[-1 if name.endswith("/a") else -2] != rank
   ]
   for name in named:
-    if (twin := name[:-1] + {"a": "b", "b": "a"}[name[-1]]) not in named:
-      bad.append(f"{twin}: missing")
+    if (other := name[:-1] + {"a": "b", "b": "a"}[name[-1]]) not in named:
+      bad.append(f"{other}: missing")
   if bad:
     raise InputError(
       f"{directory}: an adapter needs A and B of rank {rank} in every module:{listing(bad)}"
@@ -206,7 +210,7 @@ def check_rank(directory: str | os.PathLike, named: Mapping[str, Any], rank: int
 
 
 def is_found(module: str, model_type: str | None) -> bool:
-  """Whether PEFT finds a module of a model with experts, as transformers 5 has it."""
+  """Whether PEFT finds a module in a mixture-of-experts model of transformers 5."""
   is_expert = bool(re.search(names.EXPERT, module))
   if model_type in FUSED:
     return is_expert or module.rsplit(".", 1)[-1] not in EXPERTS
@@ -219,10 +223,10 @@ def adapter_config(
   """The content of adapter_config.json.
 
   Args:
-    modules: their names, or the last parts of them.
-    rank, alpha: of every module.
-    base_model: the folder, whose whole path is named, or the hub's id of the model that serves it.
-    model_type: of that model.
+    modules: module names, or their last parts.
+    rank, alpha: rank and alpha of every module.
+    base_model: folder (written as an absolute path) or Hub id of the model that the adapter is for.
+    model_type: model_type of that model.
   """
   model = str(base_model)
   config = {

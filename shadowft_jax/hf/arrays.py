@@ -20,11 +20,11 @@ from shadowft_jax.tree import Params
 
 
 def place(abstract: Params, tensors: Mapping[str, Tensor], mesh: Mesh | None) -> Params:
-  """Reads a tree of arrays, one leaf after the other, so that the host never holds two.
+  """Reads tensors into a tree of arrays, one leaf at a time, so that the host never holds two.
 
   Args:
-    abstract: tree of ShapeDtypeStruct, in the dtypes wanted.
-    tensors: {short name (`names.short`): Tensor}, of the shapes `abstract` asks for.
+    abstract: tree of ShapeDtypeStruct, with the dtypes of the result.
+    tensors: {short name (`names.short`): Tensor}, with the shapes of `abstract`.
     mesh: None puts everything on the default device.
   """
   where = tree.names(sharding.of(abstract, mesh)) if mesh else {}
@@ -39,25 +39,25 @@ def place(abstract: Params, tensors: Mapping[str, Tensor], mesh: Mesh | None) ->
 def stacked(
   directory: pathlib.Path, tensors: Mapping[str, Tensor], kinds: Collection[str]
 ) -> Params:
-  """The tree of float32 shapes that the tensors of a delta make, layers and experts stacked.
+  """The float32 shape tree of a delta's tensors, with layers and experts stacked.
 
   Args:
-    directory: where the delta lies, for the error.
-    tensors: {name as in a folder of text alone: Tensor}.
-    kinds: the last parts of leaf names that such a delta has.
+    directory: the folder of the delta, for errors.
+    tensors: {name as in a text-only model: Tensor}.
+    kinds: the allowed last parts of leaf names.
 
   Raises:
-    InputError: lists the tensors that fit no leaf, and the layers that are missing or differ.
+    InputError: lists tensors that match no leaf, and layers that are missing or differ in shape.
   """
   leaves: dict[str, dict[tuple[int, ...], Tensor]] = {}
   bad = []
   for hf_name, tensor in tensors.items():
     name, index = names.leaf_of(hf_name, len(tensor.shape))
     if name is None or index is None or name.rsplit("/", 1)[-1] not in kinds:
-      bad.append(f"{hf_name}: neither named nor shaped as a part of such a delta")
+      bad.append(f"{hf_name}: its name or shape does not match a part of such a delta")
       continue
     leaves.setdefault(name, {})[index] = tensor
-  # As many layers, and as many experts, as any leaf has.
+  # The largest numbers of layers and of experts in any leaf.
   counts = [
     1 + max(i)
     for i in itertools.zip_longest(
@@ -70,7 +70,7 @@ def stacked(
     if missing := math.prod(stack) - len(parts):
       first = next(i for i in itertools.product(*map(range, stack)) if i not in parts)
       where = ", ".join(f"{a} {i}" for a, i in zip(("layer", "expert"), first, strict=False))
-      bad.append(f"{name}: lacks {missing} of {math.prod(stack)} tensors, first that of {where}")
+      bad.append(f"{name}: lacks {missing} of {math.prod(stack)} tensors, the first of {where}")
     if len(found := {t.shape for t in parts.values()}) > 1:
       bad.append(f"{name}: layers differ in shape, {' and '.join(map(str, sorted(found)))}")
     shape = next(iter(parts.values())).shape
@@ -78,14 +78,14 @@ def stacked(
     shapes[name] = jax.ShapeDtypeStruct((*stack, *shape), jnp.float32)
   if bad:
     raise InputError(
-      f"{directory}: a delta has every layer, in one shape, in "
-      f"{', '.join(safetensors.WEIGHTS)}:{listing(bad)}"
+      f"{directory}: cannot load this delta; it needs every layer, with equal shapes and a dtype "
+      f"of {', '.join(safetensors.WEIGHTS)}:{listing(bad)}"
     )
   return tree.nest(shapes)
 
 
 def _place_leaf(name, want, where, tensors):
-  """One leaf, from buffers of this process's slices alone; each byte is read once."""
+  """Reads one leaf into buffers for this process's slices only; reads each byte once."""
   index = {None: (slice(None),) * want.ndim}
   if where is not None:
     index = where.addressable_devices_indices_map(want.shape)
@@ -93,14 +93,14 @@ def _place_leaf(name, want, where, tensors):
     device: tuple(s.indices(n)[:2] for s, n in zip(slices, want.shape, strict=True))
     for device, slices in index.items()
   }
-  # Devices that hold the same slice share a buffer.
+  # Devices with the same slice share a buffer.
   buffers = {
     box: np.empty([end - start for start, end in box], want.dtype) for box in boxes.values()
   }
   for hf_name, _, index in names.tensors({name: want}):
     _read_into(list(_views(name, index, buffers)), tensors[names.short(hf_name)], want.dtype)
   parts = [jax.device_put(buffers[box], device) for device, box in boxes.items()]
-  # Waiting frees the buffers before the next leaf's are made.
+  # Waiting frees the buffers before those of the next leaf are allocated.
   jax.block_until_ready(parts)
   if where is None:
     return parts[0]
@@ -108,7 +108,7 @@ def _place_leaf(name, want, where, tensors):
 
 
 def _views(name, index, buffers):
-  """Yields (box, view) of each buffer that holds a part of one tensor, turned as in the file."""
+  """Yields (box, view) of each buffer that contains part of a tensor, in the file's orientation."""
   for box, buffer in buffers.items():
     stack, box = box[: len(index)], box[len(index) :]
     if all(first <= i < end for i, (first, end) in zip(index, stack, strict=True)):
@@ -117,7 +117,7 @@ def _views(name, index, buffers):
 
 
 def _read_into(views, tensor, dtype):
-  """Reads the rows that any of the views needs, and copies to each what is its own."""
+  """Reads the rows that any of the views needs, and copies its part into each."""
   if not views:
     return
   start, stop = min(box[0][0] for box, _ in views), max(box[0][1] for box, _ in views)
@@ -131,7 +131,7 @@ def _read_into(views, tensor, dtype):
 
 
 def export(params: Params) -> Iterator[tuple[str, np.ndarray]]:
-  """Yields (tensor name, array) one tensor at a time, as they lie on disk.
+  """Yields (tensor name, array as stored on disk), one tensor at a time.
 
   In a multi-process run every process must exhaust this: fetching remote shards is collective.
   """
@@ -142,7 +142,7 @@ def export(params: Params) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def take_part(params: Params) -> None:
-  """Exhausts `export` in a process that does not write, while the first one does."""
+  """Exhausts `export` in a process that does not write, while the first process writes."""
   for _ in export(params):
     pass
 
@@ -155,7 +155,7 @@ def write(
   metadata: dict[str, str],
   max_shard: float,
 ) -> None:
-  """Writes a tree to one file, or to several and their index; `rename` gives each tensor's name."""
+  """Writes a tree to one file, or to shards with an index; `rename` maps the tensor names."""
   shapes = {rename(n): shape for n, shape in names.file_shapes(tree.names(part)).items()}
   stream = ((rename(name), x) for name, x in export(part))
   for file, shard in shards(directory, stem, shapes, max_shard).items():
@@ -165,7 +165,7 @@ def write(
 def shards(
   directory: pathlib.Path, stem: str, shapes: dict[str, Shape], max_shard: float, itemsize: int = 4
 ) -> dict[str, dict[str, Shape]]:
-  """{file name: {name: shape}}, each of at most `max_shard` bytes; several get their index."""
+  """{file name: {name: shape}}, each of at most `max_shard` bytes; writes an index for several."""
   parts: list[dict[str, Shape]] = []
   room = 0.0  # bytes
   for name, shape in shapes.items():

@@ -1,9 +1,9 @@
-"""Deltas on disk: a PEFT adapter, or a dense delta under Hugging Face's names.
+"""Deltas on disk: a PEFT adapter, or a dense delta with Hugging Face tensor names.
 
   adapter_config.json, adapter_model.safetensors                  {"lora": tree}
   delta.safetensors, or delta-0000i-of-0000N.safetensors + index  {"delta": tree}
 
-`read` is the one reader; `load` makes of what it finds the tree that is trained.
+`read` is the only reader; `load` turns its result into a trainable tree.
 """
 
 import dataclasses
@@ -22,14 +22,14 @@ from shadowft_jax.hf import adapters, arrays, folder, foreign, hub, names, safet
 from shadowft_jax.hf.safetensors import WEIGHTS, Tensor
 from shadowft_jax.tree import Delta, Params
 
-ADAPTER = ("a", "b")  # the leaves of either kind
+ADAPTER = ("a", "b")  # the leaf names of each kind
 DENSE = ("kernel", "bias", "scale", "embedding")
 MAX_SHARD = 5_000_000_000  # bytes
 DENSE_METADATA = {"format": "pt", "shadowft": "delta"}
 
 
 class Dense(NamedTuple):
-  """The delta of one tensor, stored as it is."""
+  """The delta of one tensor, stored as a dense tensor."""
 
   tensor: Tensor
 
@@ -39,10 +39,11 @@ class StoredDelta:
   """A delta on disk.
 
   Attributes:
+    directory: the folder.
     kind: "lora" or "full".
     parts: {short name of the model's tensor: its Dense or adapters.LowRank}.
-    names: {short name: the tensor's name as the delta spells it}.
-    files: those that are read.
+    names: {short name: the tensor's name in the delta}.
+    files: the files that are read.
   """
 
   directory: pathlib.Path
@@ -53,7 +54,7 @@ class StoredDelta:
 
   @property
   def title(self) -> str:
-    """The delta's name in messages."""
+    """The name of the delta in messages."""
     return f"the {'adapter' if self.kind == 'lora' else 'delta'} {self.directory}"
 
 
@@ -61,11 +62,11 @@ class StoredDelta:
 
 
 def read(directory: StrPath) -> StoredDelta:
-  """Reads what lies in a folder: an adapter of PEFT, or a dense delta; headers only.
+  """Opens the delta in a folder, a PEFT adapter or a dense delta; reads only headers.
 
   Raises:
-    InputError: neither is there, nor in the delta/ of a run; or an adapter with settings or tensors
-      that cannot be read: all are named.
+    InputError: neither the folder nor its delta/ has one, or an adapter has unsupported settings or
+      tensors; lists all of them.
   """
   files.check_folder(pathlib.Path(directory))
   directory = hub.locate_delta(directory)
@@ -73,47 +74,48 @@ def read(directory: StrPath) -> StoredDelta:
     return _read_adapter(directory)
   if not hub.has_delta(directory):
     raise InputError(
-      f"{directory} holds no delta; expected a run of `train` or its delta/ (delta.safetensors, or "
-      "adapter_config.json), or an adapter of PEFT"
+      f"{directory} has no delta; expected the folder of a `train` run, its delta/ "
+      "(delta.safetensors or adapter_config.json), or a PEFT adapter"
     )
   found = safetensors.find(directory, "delta")
   _check_dtypes(directory, found)
-  spelt, _ = names.by_short_name(found, directory)
-  parts = {short: Dense(found[name]) for short, name in spelt.items()}
-  return StoredDelta(directory, "full", parts, spelt, folder.files_of(directory, found))
+  full_names, _ = names.by_short_name(found, directory)
+  parts = {short: Dense(found[name]) for short, name in full_names.items()}
+  return StoredDelta(directory, "full", parts, full_names, folder.files_of(directory, found))
 
 
 def _check_dtypes(directory: pathlib.Path, tensors: Mapping[str, Tensor]) -> None:
   if bad := [f"{n}: dtype {t.dtype}" for n, t in tensors.items() if t.dtype not in WEIGHTS]:
-    raise InputError(f"{directory}: a delta is stored in {', '.join(WEIGHTS)}; got{listing(bad)}")
+    raise InputError(
+      f"{directory}: the dtypes of a delta must be {', '.join(WEIGHTS)}; got{listing(bad)}"
+    )
 
 
 def _read_adapter(directory: pathlib.Path) -> StoredDelta:
   config = adapters.read_config(directory / "adapter_config.json")
   if (directory / "adapter_model.bin").exists() and not any(directory.glob("*.safetensors")):
     raise InputError(
-      f"{directory} has only adapter_model.bin, a pickle, which can run code when "
-      "opened and is not read; load it with PEFT and save it again"
+      f"{directory} has only adapter_model.bin, which is not read because a pickle can run code; "
+      "load it with PEFT and save it again"
     )
   found = safetensors.find(directory, "adapter_model")
   foreign.check_names(directory, found)
   _check_dtypes(directory, found)
   parts = adapters.low_rank(directory, found, config)
-  spelt, _ = names.by_short_name(parts, directory)
-  parts = {short: parts[name] for short, name in spelt.items()}
-  return StoredDelta(directory, "lora", parts, spelt, folder.files_of(directory, found))
+  full_names, _ = names.by_short_name(parts, directory)
+  parts = {short: parts[name] for short, name in full_names.items()}
+  return StoredDelta(directory, "lora", parts, full_names, folder.files_of(directory, found))
 
 
 def load(directory: StrPath, *, mesh: Mesh | None = None) -> tuple[Delta, float]:
-  """Loads a stored delta as the tree that is trained.
+  """Loads a stored delta as a trainable tree.
 
   Args:
     directory: the folder.
-    mesh: of `sharding.make_mesh`; None puts everything on one device.
+    mesh: a mesh from `sharding.make_mesh`; None puts everything on one device.
 
   Returns:
-    (delta, scale): {"lora": tree} and what A B is multiplied by, or {"delta": tree} and 1.0;
-    float32.
+    (delta, scale): {"lora": tree} and the factor of A B, or {"delta": tree} and 1.0; float32.
 
   Raises:
     InputError: see `read`; or the delta lacks layers, or its modules differ in rank or scale.
@@ -125,8 +127,8 @@ def load(directory: StrPath, *, mesh: Mesh | None = None) -> tuple[Delta, float]
   kinds = {f"rank {p.a.shape[0]}, scale {p.scale:g}" for p in stored.parts.values()}
   if len(kinds) > 1:
     raise InputError(
-      f"{stored.directory}: the modules differ, and training goes on from an adapter of one rank "
-      f"and scale; it has{listing(kinds)}"
+      f"{stored.directory}: modules differ in rank or scale; training can only continue from an "
+      f"adapter with the same rank and scale in all modules; got{listing(kinds)}"
     )
   factors: dict[str, Tensor] = {}
   for name, part in stored.parts.items():
@@ -155,11 +157,12 @@ def save(
   base_model: object,
   model_type: str | None,
 ) -> None:
-  """Writes a trained delta in the place of any that is there: an adapter, or delta.safetensors.
+  """Writes a trained delta, as an adapter or delta.safetensors; replaces any existing one.
 
   Args:
+    directory: the folder to write.
     delta: see delta.py.
-    rank, alpha, base_model, model_type: of an adapter; see `save_adapter`.
+    rank, alpha, base_model, model_type: for an adapter, see `save_adapter`.
   """
   if "lora" not in delta:
     save_dense(directory, delta["delta"], overwrite=True)
@@ -185,19 +188,19 @@ def save_adapter(
   model_type: str | None = None,
   overwrite: bool = False,
 ) -> None:
-  """Writes an adapter as a PEFT folder, float32.
+  """Writes an adapter as a PEFT folder, in float32.
 
   Args:
-    directory: the folder to make.
-    lora_tree: "a" and "b" leaves, as lora.py has them.
-    rank: of every module.
-    alpha: the adapter is multiplied by alpha / rank.
-    base_model: the folder or hub name of the model that serves it.
-    model_type: that model's, which says whether its text tower is part of a larger model.
-    overwrite: replaces an existing folder.
+    directory: the folder to write.
+    lora_tree: "a" and "b" leaves, as in lora.py.
+    rank: rank of every module.
+    alpha: the adapter is scaled by alpha / rank.
+    base_model: folder or Hub id of the model that the adapter is for.
+    model_type: model_type of that model, which determines its module names.
+    overwrite: whether to replace an existing folder.
 
   Raises:
-    InputError: `directory` exists, or a leaf has another rank.
+    InputError: `directory` exists, or a leaf has a different rank.
   """
   named = tree.names(lora_tree)
   adapters.check_rank(directory, named, rank)
@@ -220,7 +223,7 @@ def save_adapter(
 
 
 def save_dense(directory: StrPath, dense_tree: Params, *, overwrite: bool = False) -> None:
-  """Writes a dense delta, float32, in shards of at most MAX_SHARD bytes.
+  """Writes a dense delta in float32, in shards of at most MAX_SHARD bytes.
 
   Raises:
     InputError: `directory` exists.

@@ -1,4 +1,4 @@
-"""Experts that lie in one tensor, read as the single ones that most folders have."""
+"""Splits tensors that hold all experts into one tensor per expert, as in most folders."""
 
 import itertools
 from collections.abc import Mapping
@@ -9,16 +9,16 @@ from shadowft_jax.hf import names
 
 
 def unfused(stored: Mapping[str, Any]) -> dict[str, Any]:
-  """{tensor name: tensor} with one tensor per expert in the place of those that hold all of them.
+  """{tensor name: tensor}, with tensors that hold all experts replaced by one tensor per expert.
 
-  Transformers 5 has experts.gate_up_proj [E, 2 F, D] and experts.down_proj [E, D, F] in memory,
-  and writes them so where save_pretrained is given save_original_format=False.
+  Transformers 5 keeps experts.gate_up_proj [E, 2 F, D] and experts.down_proj [E, D, F] in memory,
+  and writes them in this form with save_pretrained(save_original_format=False).
 
   Args:
     stored: {name: `safetensors.Tensor`}.
 
   Raises:
-    InputError: the folder has a tensor in both forms.
+    InputError: a tensor occurs in both forms.
   """
   out: dict[str, Any] = {}
   twice: list[str] = []
@@ -28,14 +28,14 @@ def unfused(stored: Mapping[str, Any]) -> dict[str, Any]:
     out.update(parts)
   if twice:
     raise InputError(
-      "the folder has these tensors twice, by themselves and among all experts; "
-      f"keep one:{listing(twice)}"
+      "the folder has these tensors twice, per expert and for all experts together; remove one "
+      f"form:{listing(twice)}"
     )
   return out
 
 
 def _experts(name: str, tensor: Any) -> dict[str, Any]:
-  """The tensors of single experts in one that holds all of them; {} for any other tensor."""
+  """The tensors of the single experts in a tensor of all experts; {} for any other tensor."""
   found = names.ALL_EXPERTS.fullmatch(name)
   projections = found[2].split("_") if found else ()
   if not found or len(tensor.shape) != 3 or tensor.shape[1] % len(projections):

@@ -1,4 +1,4 @@
-"""A model's Hugging Face folder, opened once a run and handed on."""
+"""A model's Hugging Face folder, opened once per run and passed on."""
 
 import dataclasses
 import functools
@@ -14,23 +14,23 @@ from shadowft_jax.errors import InputError
 from shadowft_jax.hf import experts, foreign, names, safetensors, tokenizer_files
 from shadowft_jax.hf.safetensors import WEIGHTS, Tensor
 
-# The keys of config.json that describe a part of a larger model.
+# Keys of config.json that hold the config of a part of a multimodal model.
 PARTS = ("text_config", "vision_config", "audio_config", "thinker_config", "codec_config")
-COMPARED = 1 << 20  # bytes that are compared at once
+COMPARED = 1 << 20  # bytes per comparison
 _BUFFERS = ("I64", "F64", "BOOL")  # dtypes of masks and positions, not of quantised weights
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ModelFolder:
-  """A model as its folder describes it: config, tensors and tokenizer, in one spelling.
+  """A model folder: config, tensors and tokenizer, with normalised tensor names.
 
   Attributes:
     directory: the folder.
-    raw_config: config.json as it is stored.
-    config: config.json, with the fields of a text_config on top.
-    tensors: {short name (`names.short`): where the tensor lies}.
-    names: {short name: the name in the folder}.
-    prefixes: those of `names.PREFIXES` that layers have.
+    raw_config: config.json, unchanged.
+    config: config.json, with the fields of its text_config merged in.
+    tensors: {short name (`names.short`): location of the tensor}.
+    names: {short name: name in the folder}.
+    prefixes: the `names.PREFIXES` that occur before layers.
   """
 
   directory: pathlib.Path
@@ -42,44 +42,44 @@ class ModelFolder:
 
   @property
   def model_type(self) -> str | None:
-    """As config.json has it."""
+    """The model_type in config.json."""
     return self.raw_config.get("model_type")
 
   @property
   def vision(self) -> dict[str, Any]:
-    """config.json's vision_config; {} where there is none."""
+    """The vision_config in config.json; {} if there is none."""
     return self.raw_config.get("vision_config") or {}
 
   @property
   def is_wrapped(self) -> bool:
-    """Whether the language model is a part of a larger model, with vision or audio."""
+    """Whether the language model is part of a multimodal model."""
     return any(isinstance(self.raw_config.get(key), dict) for key in PARTS)
 
   @functools.cached_property
   def has_experts(self) -> bool:
-    """Whether layers hold a mixture of experts."""
+    """Whether the model is a mixture of experts."""
     return any(".experts." in name for name in self.tensors)
 
   @property
   def is_tied_by_config(self) -> bool:
-    """Whether config.json says that the head is the embedding."""
+    """Whether config.json ties the head to the embedding."""
     tied = self.config.get("tie_word_embeddings")
     is_gemma = str(self.config.get("model_type")).startswith("gemma")
     return is_gemma if tied is None else bool(tied)
 
   @functools.cached_property
   def tied(self) -> bool:
-    """Whether the head is the embedding: config.json says so, and no other head is stored.
+    """Whether the head is tied: config.json says so, and no different head is stored.
 
-    Tools that train the head of a tied model store it and leave config.json as it was;
-    transformers 5 loads such a folder untied.
+    Tools that train the head of a tied model store it without changing config.json; transformers 5
+    loads such a folder untied.
     """
     table, head = self.tensors.get(names.TABLE), self.tensors.get(names.HEAD)
     return self.is_tied_by_config and not (table and head and not same_bytes(table, head))
 
   @property
   def duplicate_head(self) -> Tensor | None:
-    """The head of a tied model whose folder stores the embedding a second time, as the head."""
+    """The stored head of a tied model, which duplicates the embedding; None if not stored."""
     return self.tensors.get(names.HEAD) if self.tied and names.TABLE in self.tensors else None
 
   @functools.cached_property
@@ -89,7 +89,7 @@ class ModelFolder:
 
   @functools.cached_property
   def quantised(self) -> str:
-    """How the weights are quantised; "" where they are numbers."""
+    """The quantisation method of the weights; "" if they are not quantised."""
     settings = self.raw_config.get("quantization_config") or self.raw_config.get(
       "compression_config"
     )
@@ -110,25 +110,25 @@ class ModelFolder:
 
   @functools.cached_property
   def template(self) -> str:
-    """The text of the chat template; "" where there is none."""
+    """The text of the chat template; "" if there is none."""
     return tokenizer_files.read_template(self.directory)
 
   @property
   def template_tokens(self) -> frozenset[str]:
-    """Added tokens whose text the template contains."""
+    """The added tokens that occur in the chat template."""
     return frozenset(t for t in self.tokenizer.added.values() if t in self.template)
 
   @functools.cached_property
   def stop_tokens(self) -> frozenset[str]:
-    """Tokens that end generation."""
+    """The tokens that end generation."""
     return tokenizer_files.stop_tokens(self.directory, self.raw_config, self.tokenizer)
 
   def files_of(self, tensors: dict[str, Tensor]) -> list[pathlib.Path]:
-    """The files that are read for these tensors: weights, config, index."""
+    """The files that contain or describe these tensors: weights, config, index."""
     return files_of(self.directory, tensors)
 
   def check_unquantised(self) -> None:
-    """Checks that the weights are numbers.
+    """Checks that the weights are not quantised.
 
     Raises:
       InputError: the model is quantised.
@@ -141,11 +141,11 @@ class ModelFolder:
 
 
 def open_model(directory: str | os.PathLike | ModelFolder) -> ModelFolder:
-  """Opens a folder; reads the headers of the weights and config.json only.
+  """Opens a model folder; reads only config.json and the headers of the weights.
 
   Raises:
-    InputError: a file is missing or malformed; the weights are pickles or GGUF; or it is an
-      adapter.
+    InputError: a file is missing or malformed, the weights are not safetensors, or the folder
+      contains an adapter.
   """
   if isinstance(directory, ModelFolder):
     return directory
@@ -153,15 +153,15 @@ def open_model(directory: str | os.PathLike | ModelFolder) -> ModelFolder:
   files.check_folder(directory)
   if (directory / "adapter_config.json").exists():
     raise InputError(
-      f"{directory} is an adapter; expected a whole model (an adapter is grafted by --adapter)"
+      f"{directory} is an adapter; expected a whole model (graft an adapter with --adapter)"
     )
   foreign.refuse(directory)
   raw = files.read_json(directory / "config.json")
   found = _tensors_of(directory)
-  spelt, prefixes = names.by_short_name(found, directory)
-  tensors = {short: found[name] for short, name in spelt.items()}
+  full_names, prefixes = names.by_short_name(found, directory)
+  tensors = {short: found[name] for short, name in full_names.items()}
   config = {**raw, **(raw.get("text_config") or {})}
-  return ModelFolder(directory, raw, config, tensors, spelt, prefixes)
+  return ModelFolder(directory, raw, config, tensors, full_names, prefixes)
 
 
 def _tensors_of(directory: pathlib.Path) -> dict[str, Tensor]:
@@ -172,17 +172,17 @@ def _tensors_of(directory: pathlib.Path) -> dict[str, Tensor]:
 
 
 def files_of(directory: pathlib.Path, tensors: dict[str, Tensor]) -> list[pathlib.Path]:
-  """The files of a folder that are read for these tensors: weights, config, index."""
-  beside = [
+  """The files of a folder that contain or describe these tensors: weights, config, index."""
+  described = [
     p
     for n in ("config.json", "adapter_config.json", "*.safetensors.index.json")
     for p in directory.glob(n)
   ]
-  return sorted({*beside, *(t.path for t in tensors.values())})
+  return sorted({*described, *(t.path for t in tensors.values())})
 
 
 def same_bytes(a: Tensor, b: Tensor) -> bool:
-  """Whether two tensors have one shape, dtype and content; reads up to the first difference."""
+  """Whether two tensors have the same shape, dtype and bytes; stops at the first difference."""
   if (a.shape, a.dtype, a.nbytes) != (b.shape, b.dtype, b.nbytes):
     return False
   parts = [np.empty(min(a.nbytes, COMPARED), np.uint8) for _ in range(2)]

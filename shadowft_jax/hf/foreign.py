@@ -1,4 +1,4 @@
-"""Weights in forms that are not read: what they are, and the command that converts them."""
+"""Weights in unsupported formats: detects the format and gives the command that converts it."""
 
 import os
 import pathlib
@@ -10,10 +10,10 @@ from shadowft_jax.errors import InputError, listing
 StrPath = str | os.PathLike[str]
 
 PICKLES = ("pytorch_model*.bin", "model*.bin", "*.pth", "*.pt", "*.ckpt")
-# Pickles of a training run that hold no weights.
+# Pickles of a training run that contain no weights.
 STATES = r"(rng_state|scheduler|optimizer|scaler|training_args)"
-# What wrappers of PyTorch put into the names of tensors: torch.compile, FSDP, activation
-# checkpointing, DDP, and PEFT into those of a raw state dict.
+# Text that PyTorch wrappers add to tensor names: torch.compile, FSDP, activation checkpointing,
+# DDP, and PEFT in a raw state dict.
 WRAPPERS = (
   r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)[.]|^module[.]"
   r"|(?<=_orig_mod[.])module[.]|(?<=^base_model[.]model[.])module[.]|(?<=lora_[AB])[.]default(?=[.]weight)"
@@ -29,10 +29,10 @@ OTHERS = {
 
 
 def refuse(directory: StrPath) -> None:
-  """Checks that a folder's weights are not only in a form that is not read.
+  """Raises an error if a folder has weights only in an unsupported format.
 
   Raises:
-    InputError: they are; says what it is, and the command that converts it.
+    InputError: names the format and the command that converts it.
   """
   directory = pathlib.Path(directory)
   files = sorted(p.name for p in directory.iterdir()) if directory.is_dir() else []
@@ -41,23 +41,26 @@ def refuse(directory: StrPath) -> None:
   for look in (_fsdp, _zero, _consolidated, _pickles, _others):
     if found := look(directory, files):
       what, how = found
-      more = "" if "config.json" in files else ", and copy the Base's config.json beside the result"
+      more = (
+        "" if "config.json" in files else ", and copy the Base's config.json next to the result"
+      )
       raise InputError(f"{directory} {what}" + (f"{more}: {how}" if how else ""))
 
 
 def _fsdp(directory, files):
   if any(re.fullmatch(r"model_world_size_\d+_rank_\d+\.pt", f) for f in files):
     return (
-      "is a sharded checkpoint of verl (FSDP), no model's folder; merge the shards (needs verl and "
-      "their size in memory)",
+      "is a sharded verl (FSDP) checkpoint, not a model folder; merge the shards (needs verl, and "
+      "as "
+      "much memory as they have bytes)",
       f"python -m verl.model_merger merge --backend fsdp --local_dir {quoted(directory)} "
       f"--target_dir {quoted(directory)}",
     )
   parts = [p.parent for pattern in ("*.distcp", "*/*.distcp") for p in directory.glob(pattern)]
   if parts := sorted({p for p in parts if not p.name.startswith("optimizer")}):
     return (
-      f"is a sharded checkpoint of PyTorch FSDP ({parts[0].name}/*.distcp), no model's folder; "
-      "merge the shards (needs accelerate and their size in memory)",
+      f"is a sharded PyTorch FSDP checkpoint ({parts[0].name}/*.distcp), not a model folder; merge "
+      "the shards (needs accelerate, and as much memory as they have bytes)",
       f"accelerate merge-weights {quoted(parts[0])} {quoted(directory)}",
     )
   return None
@@ -71,8 +74,9 @@ def _zero(directory, files):
   script = directory / "zero_to_fp32.py"
   how = quoted(script) if script.exists() else "-m deepspeed.utils.zero_to_fp32"
   return (
-    "is a sharded checkpoint of DeepSpeed ZeRO, no model's folder; merge the shards (needs "
-    "deepspeed and their size in memory)",
+    "is a sharded DeepSpeed ZeRO checkpoint, not a model folder; merge the shards (needs "
+    "deepspeed, "
+    "and as much memory as they have bytes)",
     f"python {how} {quoted(directory)} {quoted(directory)} --safe_serialization",
   )
 
@@ -84,9 +88,9 @@ def _consolidated(directory, files):
   family = "mistral" if found[0].endswith(".safetensors") else "llama"
   place = f"src/transformers/models/{family}/convert_{family}_weights_to_hf.py"
   return (
-    f"holds the maker's own format ({found[0]}), whose tensors have other names; download the "
-    f"model in Hugging Face's format, or convert it by {place} of "
-    "https://github.com/huggingface/transformers, with your model's size in the place of 8B",
+    f"is in the model developer's original format ({found[0]}), with different tensor names; "
+    f"download the model in Hugging Face format, or convert it with {place} of "
+    "https://github.com/huggingface/transformers, with your model's size instead of 8B",
     f"python {place} --input_dir {quoted(directory)} --model_size 8B "
     f"--output_dir {quoted(f'{directory}-hf')}",
   )
@@ -98,14 +102,14 @@ def _pickles(directory, files):
     found = sorted(p.name for p in directory.glob(pattern) if not re.match(STATES, p.name))
     if found:
       return (
-        f"has only pickled weights ({found[0]}), which can run code when opened and are not read; "
-        "convert them (needs torch and their size in memory)",
+        f"has only pickled weights ({found[0]}), which are not read because a pickle can run code; "
+        "convert them (needs torch, and as much memory as they have bytes)",
         conversion(directory, pattern),
       )
   if names:
     return (
-      f"has no weights, only the state of a training run{listing(names, limit=3)}\nname the folder "
-      "that the model was saved to",
+      f"has no weights, only the state of a training run{listing(names, limit=3)}\ngive the folder "
+      "in which the model was saved",
       "",
     )
   return None
@@ -115,33 +119,34 @@ def _others(_, files):
   for pattern, name in OTHERS.items():
     if found := [f for f in files if f.lower().endswith(pattern[1:])]:
       return (
-        f"has only {name} weights ({found[0]}), which are packed for another program; download the "
-        "original model in safetensors",
+        f"has only {name} weights ({found[0]}), which are for other programs; download the "
+        "original "
+        "model as safetensors",
         "",
       )
   return None
 
 
 def check_names(directory: StrPath, tensors: Iterable[str]) -> None:
-  """Checks that no wrapper of PyTorch left its name in those of tensors.
+  """Checks that no PyTorch wrapper left its name in tensor names.
 
   Raises:
-    InputError: it did; gives the command that renames them.
+    InputError: gives the command that renames them.
   """
   if bad := [n for n in tensors if re.search(WRAPPERS, n)]:
     found = sorted({m[0] for n in bad for m in re.finditer(WRAPPERS, n)})
     raise InputError(
-      f"{directory}: {len(bad)} names of tensors have {', '.join(map(repr, found))} in them, which "
-      f"a wrapper of PyTorch put there ({bad[0]}); rename them: "
+      f"{directory}: tensor names contain {', '.join(map(repr, found))}, added by a PyTorch "
+      f"wrapper (tensors: {len(bad)}, such as {bad[0]}); rename them: "
       f"python -m shadowft_jax.hf.unwrap {quoted(directory)}"
     )
 
 
 def conversion(directory: StrPath, pattern: str = PICKLES[0]) -> str:
-  """The shell command that writes a folder's pickles as safetensors, into the same folder.
+  """The shell command that converts a folder's pickles to safetensors, in the same folder.
 
-  It reads only tensors: neither pickled code nor the model's own code runs.  Of a table that is
-  the head too, the table's name is kept.
+  It loads only tensors: neither pickled code nor the model's own code runs.  A tied head is saved
+  only once, as the embedding.
   """
   code = (
     "import glob, os, re, sys, torch; from huggingface_hub import save_torch_state_dict as save; "
@@ -158,6 +163,6 @@ def conversion(directory: StrPath, pattern: str = PICKLES[0]) -> str:
 
 
 def quoted(text: object) -> str:
-  """A word of a shell's command, in double quotes."""
+  """A word of a shell command, in double quotes."""
   escaped = re.sub(r'([\\"$`])', r"\\\1", str(text))
   return '"' + escaped.replace("!", "\"'!'\"") + '"'

@@ -1,4 +1,4 @@
-"""Model folders: found on disk or on the hub, copied without their weights, uploaded."""
+"""Model folders: locating them on disk or the Hub, copying them without weights, uploading."""
 
 import os
 import pathlib
@@ -12,36 +12,35 @@ from shadowft_jax.errors import InputError, nearest
 from shadowft_jax.files import StrPath, check_folder
 from shadowft_jax.hf import foreign
 
-# The files of a model's folder that are no weights, by their endings and by their names; whatever
-# else lies there (weights in other forms, checkpoints, code, caches) does not belong to the model
-# that is written.
+# Endings and names of the non-weight files that belong to a model.  All other files (weights in
+# other formats, checkpoints, code, caches) are not copied to the grafted model.
 ENDINGS = (
   *(".json", ".jinja", ".txt", ".md", ".yaml", ".yml", ".html", ".pdf", ".csv"),
   *(".model", ".tiktoken", ".vocab", ".bpe", ".spm"),
   *(".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp"),
 )
 NAMES = r"licen[cs]e|notice|copying|policy|readme|^tokenizer|^vocab|^merges"
-# What describes weights in other forms, and folders of such.
+# Descriptions of weights in other formats, and their folders.
 STRANGERS = r"(?!model\.safetensors).*\.index\.json|params\.json|(original|checkpoint-\d+)/|\..*"
 DOWNLOADED = [f"*{x}" for x in (*ENDINGS, ".py", ".safetensors")] + ["*LICENSE*", "*NOTICE*"]
 NOT_DOWNLOADED = ["original/*", "consolidated*"]
 
 
 def check_named(model: StrPath) -> None:
-  """Raises InputError where `model` is neither a folder nor has the form of an id of the hub."""
+  """Raises InputError if `model` is neither a folder nor has the form of a Hub id."""
   path = pathlib.Path(model)
   if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)):
     check_folder(path)
 
 
 def locate(model: StrPath, *, weights: bool = True) -> pathlib.Path:
-  """The folder of a model: `model` itself, or the hub's snapshot of that id.
+  """The folder of a model: `model` itself, or the local snapshot of a Hub id.
 
-  A snapshot comes from the local cache, and is downloaded if it is not complete there and
-  HF_HUB_OFFLINE is not set; with `weights` False, only its small files.
+  A snapshot that is not complete in the local cache is downloaded, unless HF_HUB_OFFLINE is set;
+  with `weights` False, only its small files.
 
   Raises:
-    InputError: `model` is neither a folder nor an id, or it cannot be downloaded.
+    InputError: `model` is neither a folder nor a Hub id, or cannot be downloaded.
   """
   path = pathlib.Path(model)
   if path.is_dir():
@@ -52,17 +51,17 @@ def locate(model: StrPath, *, weights: bool = True) -> pathlib.Path:
       huggingface_hub.snapshot_download(
         str(model),
         allow_patterns=DOWNLOADED,
-        ignore_patterns=NOT_DOWNLOADED + ["*.safetensors"] * (not weights),
+        ignore_patterns=NOT_DOWNLOADED + ([] if weights else ["*.safetensors"]),
       )
     )
   except (OSError, ValueError) as error:
     reason = str(error).strip().split("\n")[0]
     if near := nearest(path):
-      raise InputError(f"{model} does not exist{near} (nor is it on the hub: {reason})") from error
+      raise InputError(f"{model} does not exist{near} (nor is it on the Hub: {reason})") from error
     raise InputError(
-      f"{model} is no folder, and as a model of the hub it is not on this disk; "
-      f"run `hf download {model}` where there is a network (if it is gated, accept its licence "
-      f"and run `hf auth login` first); the hub's client says: {reason}"
+      f"{model} is not a local folder, nor a Hub model on this disk, and could not be downloaded; "
+      f"run `hf download {model}` on a machine with network access (for a gated model, accept its "
+      f"licence and run `hf auth login` first); the Hub client says: {reason}"
     ) from error
   if weights and not any(found.glob("*.safetensors")):
     raise InputError(
@@ -73,13 +72,13 @@ def locate(model: StrPath, *, weights: bool = True) -> pathlib.Path:
 
 
 def has_delta(directory: StrPath) -> bool:
-  """Whether a folder holds a delta: an adapter or a dense one."""
+  """Whether a folder contains a delta: an adapter or a dense one."""
   found = ("adapter_config.json", "delta.safetensors", "delta.safetensors.index.json")
   return any(pathlib.Path(directory, name).exists() for name in found)
 
 
 def locate_delta(delta: StrPath) -> pathlib.Path:
-  """The folder of a delta: `delta` itself, or RUN/delta where a run's folder is given."""
+  """The folder of a delta: `delta` itself, or RUN/delta if it is the folder of a run."""
   path = pathlib.Path(delta)
   return path / "delta" if not has_delta(path) and has_delta(path / "delta") else path
 
@@ -95,15 +94,15 @@ def locate_model(model: StrPath) -> pathlib.Path:
 
 
 def copy(source: pathlib.Path, target: pathlib.Path, weights: Collection[str]) -> list[str]:
-  """Copies what belongs to a model from a Hugging Face folder and its subfolders, but the weights.
+  """Copies the files of a model, except weights, from a Hugging Face folder and its subfolders.
 
   Args:
-    source: the folder; links to files are followed (the hub's cache is made of them).
+    source: the folder; links to files are followed (the Hub's cache consists of links).
     target: an empty folder.
-    weights: names of weight files that are copied all the same.
+    weights: names of weight files to copy nevertheless.
 
   Returns:
-    The files and folders of `source` that were left out, sorted.
+    The files and folders of `source` that were not copied, sorted.
   """
   left_out = []
   for parent, folders, names in os.walk(source):
@@ -113,7 +112,7 @@ def copy(source: pathlib.Path, target: pathlib.Path, weights: Collection[str]) -
     folders[:] = set(folders) - gone
     for file in names:
       is_weight = parent == str(source) and file in weights
-      # Anything that is neither file nor link to one (a pipe, a dangling link) cannot be copied.
+      # Anything other than a file or a link to one (a pipe, a dangling link) cannot be copied.
       if not is_weight and _is_left_out(file) or not os.path.isfile(f"{parent}/{file}"):
         left_out.append(str(place / file))
         continue
@@ -129,7 +128,7 @@ def copy_with_card(
   left_out = copy(like, fresh, shards)
   readme, moved = fresh / "README.md", fresh / "README.instruct.md"
   if readme.exists():
-    if moved.exists():  # `like` is itself an export: its own parent's card gives way
+    if moved.exists():  # `like` is itself grafted; the card of its Instruct is replaced
       left_out = sorted([*left_out, moved.name])
     readme.replace(moved)
   if card is not None:
@@ -138,7 +137,7 @@ def copy_with_card(
 
 
 def _is_left_out(name):
-  """Whether a file, or a folder's name with its "/", does not belong to the model."""
+  """Whether a file, or a folder (with a trailing "/"), does not belong to the model."""
   name = name.lower()
   if re.fullmatch(STRANGERS, name):
     return True
@@ -146,42 +145,42 @@ def _is_left_out(name):
 
 
 def check_push(repo: str) -> None:
-  """Checks that a folder could be uploaded as `repo`, before the work that makes it.
+  """Checks that a folder can be uploaded as `repo`, before any work is done.
 
   Raises:
-    InputError: `repo` is no ORG/NAME, or the hub cannot be used.
+    InputError: `repo` is not ORG/NAME, or the Hub cannot be used.
   """
   from huggingface_hub import constants, errors, utils  # brings an HTTP client
 
   try:
     utils.validate_repo_id(f"{repo}-delta")
   except errors.HFValidationError as error:
-    raise InputError(f"--push-to={repo} is no name of the hub: {error}") from error
+    raise InputError(f"--push-to={repo} is not a valid Hub id: {error}") from error
   if "/" not in repo:
-    raise InputError(f"--push-to={repo} names no owner; expected ORG/NAME")
+    raise InputError(f"--push-to={repo} has no owner; expected ORG/NAME")
   if constants.is_offline_mode():
-    raise InputError("--push-to needs the hub, and HF_HUB_OFFLINE is set; unset it")
+    raise InputError("--push-to needs the Hub, but HF_HUB_OFFLINE is set; unset it")
   if not huggingface_hub.get_token():
-    raise InputError("--push-to needs a token of the hub; run `hf auth login`, or set HF_TOKEN")
+    raise InputError("--push-to needs a Hub token; run `hf auth login`, or set HF_TOKEN")
 
 
 def push(directory: StrPath, repo: str) -> str:
-  """Uploads a folder as the model `repo`, which is made, private, if it is not there.
+  """Uploads a folder as the model `repo`; a new repository is private.
 
   Returns:
-    The address of the model.
+    The URL of the model.
 
   Raises:
-    InputError: it cannot be uploaded; the folder stays as it is.
+    InputError: the upload failed; the local folder is unchanged.
   """
   api = huggingface_hub.HfApi()
   try:
     address = api.create_repo(repo, private=True, exist_ok=True)
     api.upload_folder(folder_path=pathlib.Path(directory), repo_id=repo)
-  except Exception as error:  # many types: of the network, the account, the files
+  except Exception as error:  # many types: network, account, files
     reason = " ".join(str(error).split()) or type(error).__name__
     raise InputError(
-      f"{directory} is written, but was not uploaded as {repo}: {reason}; to try again: "
+      f"{directory} is written, but could not be uploaded as {repo}: {reason}; to try again: "
       f"hf upload {repo} {directory} --private"
     ) from error
   return str(address)

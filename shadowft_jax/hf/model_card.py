@@ -1,4 +1,4 @@
-"""A model's README.md as the hub reads it, and the ids that models have on the hub."""
+"""Model cards (README.md) and Hub ids of models."""
 
 import dataclasses
 import pathlib
@@ -13,9 +13,9 @@ from shadowft_jax.errors import InputError
 from shadowft_jax.files import StrPath
 
 ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-TAG = "shadow-ft"  # of the cards that are written here
-SNAPSHOT = re.compile(r"models--([^/]+)--([^/]+)/snapshots/")  # in the hub's cache
-# Names of folders, which are no owners: models/tiny is a path that looks like an id.
+TAG = "shadow-ft"  # a tag in all cards that we write
+SNAPSHOT = re.compile(r"models--([^/]+)--([^/]+)/snapshots/")  # in the Hub's cache
+# Common folder names, which are not owners: models/tiny is a path that looks like a Hub id.
 NOT_OWNERS = {
   "model",
   "models",
@@ -31,12 +31,12 @@ NOT_OWNERS = {
 
 @dataclasses.dataclass(frozen=True)
 class Parent:
-  """A model that another one is made from.
+  """A parent of a model: one that it was made from.
 
   Attributes:
-    name: its id on the hub, or the last part of its folder's path.
-    hub_id: None where it is not known.
-    card: what its README.md tells the hub; {} where there is none.
+    name: its Hub id, or the last part of its folder's path.
+    hub_id: its Hub id; None if unknown.
+    card: the metadata of its README.md; {} if there is none.
     has_readme: whether its folder has a README.md.
   """
 
@@ -47,10 +47,12 @@ class Parent:
 
 
 def parent(given: StrPath, directory: pathlib.Path, known: Collection[str] = ()) -> Parent:
-  """The Parent that lies in `directory` and was named by `given`, a folder or an id.
+  """The Parent in `directory`.
 
   Args:
-    known: ids of the hub; a folder that is called as one of them is taken for it.
+    given: the folder or Hub id that the user gave.
+    directory: the model's local folder.
+    known: Hub ids; a folder whose name matches one is assumed to be that model.
   """
   found = _hub_id(str(given), directory, known)
   readme = directory / "README.md"
@@ -59,7 +61,7 @@ def parent(given: StrPath, directory: pathlib.Path, known: Collection[str] = ())
 
 
 def _hub_id(given, directory, known):
-  """The id of a model on the hub, by what is sure first; None if it is not known."""
+  """The Hub id of a model, from the most reliable evidence available; None if unknown."""
   if is_id(given):
     return given
   if match := SNAPSHOT.search(f"{directory.absolute()}/"):
@@ -75,28 +77,28 @@ def _hub_id(given, directory, known):
 
 
 def is_id(name: Any) -> bool:
-  """Whether something looks like an id of the hub, OWNER/NAME, and like no path here."""
+  """Whether `name` looks like a Hub id, OWNER/NAME, and not like a local path."""
   is_text = isinstance(name, str) and len(name) <= 96 and ID.fullmatch(name)
   is_path = is_text and (name.partition("/")[0] in NOT_OWNERS or pathlib.Path(name).exists())
   return bool(is_text) and not is_path
 
 
 def front_matter(directory: StrPath) -> dict[str, Any]:
-  """The metadata at the head of a folder's README.md; {} where there is none that can be read."""
+  """The metadata at the top of a folder's README.md; {} if missing or unreadable."""
   path = pathlib.Path(directory) / "README.md"
   try:
     return huggingface_hub.metadata_load(path) or {} if path.is_file() else {}
-  except Exception:  # YAML, encodings: the card is another's, and only quoted
+  except Exception:  # bad YAML or encoding: the card is only quoted, so it is not an error
     return {}
 
 
 def trained_on(directory: StrPath) -> list[str]:
-  """The ids of the models that the files of a delta or an adapter say it was trained on."""
+  """The Hub ids of the models on which a delta or adapter was trained, according to its files."""
   card, path = front_matter(directory), pathlib.Path(directory) / "adapter_config.json"
   stored = card.get("base_model") or []
   named = [stored] if isinstance(stored, str) else list(stored)
   if TAG in (card.get("tags") or []):
-    named = named[1:]  # the first is the Instruct that it was made for, as in adapter_config.json
+    named = named[1:]  # the first is the Instruct to graft onto, as in adapter_config.json
   elif path.is_file():
     named.append(files.read_json(path).get("base_model_name_or_path"))
   return [*dict.fromkeys(name for name in named if is_id(name))]

@@ -1,10 +1,12 @@
-"""Every rule about tensor names of Hugging Face folders and of our leaves.
+"""All rules about tensor names, in Hugging Face folders and in our parameter trees.
 
-Leaves and tensors are one bijection, read both ways.  A leaf's path is the tensor's name with "/"
-for ".".  Below `layers` the layer's number is left out and the layers are stacked on axis 0; below
-`experts` the experts are stacked on axis 1.  Kernels and adapter factors are transposed.
+A leaf of our trees stands for one tensor, or for a stack of them, by a rule that is used in both
+directions.  Its path is the tensor's name with "/" for ".".  Below `layers` the layer number is
+dropped and layers are stacked on axis 0; below `experts` experts are stacked on axis 1.  Kernels
+and adapter factors are transposed.
 
-Folders of one model spell the same tensor with different prefixes.  Its short name has none.
+Different folders of the same model may use different prefixes for a tensor.  Its short name has
+none.
 """
 
 import re
@@ -28,37 +30,37 @@ SUFFIX = {
 TRANSPOSED = ("kernel", "a", "b")
 STACKED = ("layers", "experts")
 
-# The text before the same name in checkpoints of one model, by who saved it; the longest first.
-# transformers 4.52 swapped the first two, and a plain text model has the last.
+# Prefixes of the same name in different checkpoints of a model; the longest come first.
+# transformers 4.52 renamed the first to the second; text-only models have the last.
 PREFIXES = ("language_model.model.", "model.language_model.", "language_model.", "model.")
-TEXT = "model."  # the prefix of a plain text model, and of our leaves
+TEXT = "model."  # the prefix of text-only models and of our leaves
 TABLE, HEAD = "embed_tokens.weight", "lm_head.weight"  # short names
 TABLES = r"embed_tokens\.weight|tok_embeddings\.weight"
 HEADS = r"lm_head\.weight|output\.weight"
-# The words that may stand before the layers of a language model; after any other, layers are those
+# Words that may precede the layers of a language model in a name; any other word marks the layers
 # of another tower (vision, audio, speech).
 _TEXT_WORDS = {
   *("model", "base_model", "language_model", "text_model", "language", "llm", "thinker"),
   *("transformer", "decoder", "gpt_neox", "backbone"),
 }
-# Outside the layers: the parts of towers, and what joins them to the language model.
+# Outside the layers: parts of other towers, and their connectors to the language model.
 BESIDE = (
   r"vision|visual|image|\bvit\b|video|audio|speech|sound|projector|connector|resampler|merger"
 )
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
-# config.json's model_type of trainable models with a vision tower -> the modules beside the text.
+# model_type of trainable models with a vision tower -> their modules outside the language model.
 BESIDE_TEXT = {"gemma3": r"(model\.)?(vision_tower|multi_modal_projector)\..*"}
-EXPERT = r"\.experts\.\d+\."  # in the names of what one expert has of its own
+EXPERT = r"\.experts\.\d+\."  # in the names of a single expert's tensors
 ALL_EXPERTS = re.compile(r"(.*\.experts)\.(gate_up|down)_proj")  # one tensor for all experts
-ADAPTER_PREFIX = "base_model.model."  # of PEFT, before the name of a module
+ADAPTER_PREFIX = "base_model.model."  # PEFT's prefix of module names
 FACTOR = re.compile(re.escape(ADAPTER_PREFIX) + r"(.+)\.lora_([AB])\.weight")
-HARMLESS = r".*\.rotary_emb\.inv_freq"  # a buffer that old checkpoints carry along
-WEIGHT = r"weight|scales|qzeros"  # of tensors that hold weights, plain or quantised
+HARMLESS = r".*\.rotary_emb\.inv_freq"  # an unused buffer in old checkpoints
+WEIGHT = r"weight|scales|qzeros"  # in the names of weights, quantised or not
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
-# Type of module -> regex; the first that matches a short name counts.  "w1" to "w3" are Llama's and
-# InternLM2's own names.
+# Type of module -> regex on short names; the first match wins.  "w1" to "w3" are names used by
+# Llama's original format and InternLM2.
 MODULES = {
-  "vision, audio": "(?!)",  # what `is_beside` finds
+  "vision, audio": "(?!)",  # found by `is_beside`
   "attention q": r"\bq_proj\b",
   "attention k": r"\bk_proj\b",
   "attention v": r"\bv_proj\b",
@@ -79,11 +81,11 @@ MODULES = {
 
 
 def hf_names(name: str, shape: tuple[int, ...]) -> list[str]:
-  """The tensors that a leaf holds: one, or one per index into its stacked axes, in order.
+  """The tensor names of a leaf: one, or one per index into its stacked axes, in order.
 
   Args:
-    name: of the leaf, such as model/layers/mlp/up_proj/kernel.
-    shape: of the leaf; its stacked axes are read.
+    name: name of the leaf, such as model/layers/mlp/up_proj/kernel.
+    shape: shape of the leaf; only its stacked axes matter.
   """
   *module, kind = name.split("/")
   dotted = ".".join([*module, SUFFIX[kind]])
@@ -97,12 +99,12 @@ def _numbered(dotted: str, index: tuple[int, ...]) -> str:
 
 
 def stacked_axes(name: str) -> int:
-  """How many of a leaf's first axes are stacked: its layers, and its experts."""
+  """The number of stacked leading axes of a leaf: layers, and experts."""
   return sum(part in STACKED for part in name.split("/"))
 
 
 def is_transposed(name: str) -> bool:
-  """Whether a leaf holds the transpose of its tensors."""
+  """Whether a leaf contains the transpose of its tensors."""
   return name.rsplit("/", 1)[-1] in TRANSPOSED
 
 
@@ -124,9 +126,9 @@ def file_shapes(named: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def leaf_of(hf_name: str, ndim: int) -> tuple[str, tuple[int, ...]] | tuple[None, None]:
-  """(leaf name, index into stacked axes) of a tensor of `ndim` axes: the inverse of `hf_names`.
+  """(leaf name, index into stacked axes) of a tensor with `ndim` axes: the inverse of `hf_names`.
 
-  (None, None) where no leaf has a tensor of that name.
+  (None, None) if no leaf can have a tensor of that name.
   """
   module = hf_name
   index: tuple[int, ...] = ()
@@ -148,7 +150,7 @@ def leaf_of(hf_name: str, ndim: int) -> tuple[str, tuple[int, ...]] | tuple[None
 
 
 def prefix_of(name: str) -> str:
-  """The one of PREFIXES that a tensor's name begins with, or ""."""
+  """The prefix of a tensor's name, one of PREFIXES, or ""."""
   return next((p for p in PREFIXES if name.startswith(p)), "")
 
 
@@ -158,23 +160,23 @@ def short(name: str) -> str:
 
 
 def text_name(name: str) -> str:
-  """The name that a tensor has in a folder of text alone, and that our leaves follow."""
+  """The tensor's name in a text-only model, which our leaves use."""
   bare = short(name)
   return bare if bare.startswith("lm_head.") else TEXT + bare
 
 
 def by_short_name(names: Iterable[str], directory: object) -> tuple[dict[str, str], frozenset[str]]:
-  """({short name: name}, the prefixes of layers that were found).
+  """({short name: name}, the prefixes that occur before layers).
 
   Raises:
-    InputError: a tensor comes with two prefixes.
+    InputError: a tensor occurs with two prefixes.
   """
   out: dict[str, str] = {}
   prefixes = set()
   for name in names:
     bare = short(name)
     if bare in out:
-      raise InputError(f"{directory} has {bare} under two prefixes; keep one of the two")
+      raise InputError(f"{directory} has {bare} under two prefixes; remove one of the two")
     out[bare] = name
     if bare.startswith("layers."):
       prefixes.add(prefix_of(name))
@@ -185,17 +187,17 @@ def by_short_name(names: Iterable[str], directory: object) -> tuple[dict[str, st
 
 
 def is_table(name: str) -> bool:
-  """Whether a short name is of the embedding."""
+  """Whether a short name is that of the embedding."""
   return bool(re.fullmatch(TABLES, name))
 
 
 def is_head(name: str) -> bool:
-  """Whether a short name is of the output head."""
+  """Whether a short name is that of the output head."""
   return bool(re.fullmatch(HEADS, name))
 
 
 def is_beside(name: str) -> bool:
-  """Whether a tensor is of another part than the language model: a vision or an audio tower."""
+  """Whether a tensor is outside the language model, as in a vision or audio tower."""
   if found := _LAYER.search(name):
     words = [w for w in name[: found.start()].split(".") if w and w not in _TEXT_WORDS]
     return words not in ([], ["encoder"]) or name.startswith(("encoder.", "model.encoder."))
@@ -203,18 +205,18 @@ def is_beside(name: str) -> bool:
 
 
 def is_harmless(name: str) -> bool:
-  """Whether a tensor is a buffer that nothing reads."""
+  """Whether a tensor is an unused buffer."""
   return bool(re.fullmatch(HARMLESS, name))
 
 
 def layer_of(name: str) -> int | None:
-  """The number of the language model's layer that a tensor is of, or None."""
+  """The index of the language model's layer that contains a tensor, or None."""
   found = None if is_beside(name) else _LAYER.search(name)
   return int(found[1]) if found else None
 
 
 def module_of(name: str) -> str:
-  """The key of MODULES that a tensor is of."""
+  """The module type of a tensor, a key of MODULES."""
   bare = short(name)
   if is_beside(bare):
     return next(iter(MODULES))
@@ -222,24 +224,24 @@ def module_of(name: str) -> str:
 
 
 def in_scope(name: str) -> bool:
-  """Whether a tensor is of a projection (scope.py) of a layer of the language model."""
+  """Whether a tensor belongs to a projection (scope.py) in a layer of the language model."""
   words = {w.removesuffix("_bias") for w in name.split(".")}
   return layer_of(name) is not None and not words.isdisjoint(scope.PROJECTIONS)
 
 
 def is_unknown_matrix(name: str, axes: int) -> bool:
-  """Whether a tensor is a matrix of a layer that is neither a projection nor known to be none."""
+  """Whether a tensor is a matrix in a layer that scope.py does not classify."""
   is_matrix = axes >= 2 and layer_of(name) is not None
   return is_matrix and not in_scope(name) and not re.search(scope.NO_PROJECTION, name)
 
 
 def any_layer(name: str) -> str:
-  """A tensor's name with "*" for the number of its layer."""
+  """A tensor's name with "*" for its layer number."""
   return re.sub(r"\.\d+\.", ".*.", name)
 
 
 def alike(texts: Mapping[str, str]) -> list[str]:
-  """Lines for {name: text}: one for names that differ in numbers alone and have one text."""
+  """Lines for {name: text}; names that differ only in numbers and have equal text share a line."""
   groups: dict[tuple[str, str], list[str]] = {}
   for name, text in texts.items():
     groups.setdefault((any_layer(name), text), []).append(name)
@@ -250,10 +252,10 @@ def alike(texts: Mapping[str, str]) -> list[str]:
 
 
 def patterns(names: Iterable[str], among: Iterable[str]) -> list[str]:
-  """Sorted regexes that match these of the names `among`, and no other.
+  """Sorted regexes that match, among the names `among`, exactly `names`.
 
-  One stands for names that differ in numbers alone: any number where that finds no other name,
-  else the numbers themselves.
+  Names that differ only in numbers share a regex: with any number if that matches no other name,
+  otherwise with a list of the numbers.
   """
   names, among = set(names), set(among)
   groups: dict[str, list[str]] = {}

@@ -1,9 +1,8 @@
 """Safetensors files: read by byte range, written one tensor at a time; numpy only.
 
-Nothing is mapped into memory: mapped pages would count as the process's own.
-
-A file is the header's length (8 bytes, little-endian), the header (JSON: {tensor name:
-{"dtype", "shape", "data_offsets"}} and "__metadata__"), then the tensors' bytes, without gaps.
+Files are not memory-mapped, because mapped pages count towards the process's memory.  A file
+consists of the header's length (8 bytes, little-endian), the header (JSON: {tensor name: {"dtype",
+"shape", "data_offsets"}} and "__metadata__"), and the tensors' bytes, without gaps.
 Source: https://github.com/huggingface/safetensors, README.md, "Format".
 """
 
@@ -28,7 +27,7 @@ WEIGHTS = {
   "F16": np.dtype(np.float16),
   "F32": np.dtype(np.float32),
 }
-# Bytes an element; a dtype that is not here may lie in a file, but nobody checks its length.
+# Bytes per element.  The lengths of other dtypes are not checked.
 ITEMSIZE = {
   "BOOL": 1,
   "U8": 1,
@@ -49,14 +48,14 @@ ITEMSIZE = {
   "C64": 8,
 }
 MAX_HEADER = 100_000_000  # bytes
-# Bytes a read.  Small, since a kernel is transposed chunk by chunk: its strided writes then
-# stay within the cache (six times the speed of transposing a whole tensor).
+# Bytes per read.  Kernels are transposed chunk by chunk, and with small chunks the strided writes
+# stay in the cache (six times as fast as transposing a whole tensor).
 CHUNK = 1 << 17
 Shape = tuple[int, ...]
 
 
 class Tensor(NamedTuple):
-  """Where one tensor lies; `offset` in bytes from the beginning of the file."""
+  """The location of a tensor; `offset` is in bytes from the beginning of the file."""
 
   path: pathlib.Path
   dtype: str
@@ -66,10 +65,10 @@ class Tensor(NamedTuple):
 
 
 def header(path: str | os.PathLike) -> dict[str, Tensor]:
-  """{name: Tensor} of one file.
+  """Reads the header of a file: {name: Tensor}.
 
   Raises:
-    InputError: the file is truncated, or is no well-formed safetensors file.
+    InputError: the file is truncated or not a valid safetensors file.
   """
   size = os.path.getsize(path)
   with open(path, "rb") as file:
@@ -79,8 +78,8 @@ def header(path: str | os.PathLike) -> dict[str, Tensor]:
       raise InputError(f"{path} is a Git LFS pointer, not the weights; run `git lfs pull`")
     if length > MAX_HEADER:
       raise InputError(
-        f"{path} is no safetensors file: a header has at most {MAX_HEADER} "
-        f"bytes, this one claims {length}; download it again"
+        f"{path} is not a valid safetensors file: the header may have at most {MAX_HEADER:,} "
+        f"bytes, this one claims {length:,}; download it again"
       )
     _check_size(path, size, 8 + length, exact=False)
     text = file.read(length)
@@ -90,7 +89,8 @@ def header(path: str | os.PathLike) -> dict[str, Tensor]:
     found = {name: _tensor(path, 8 + length, **field) for name, field in fields.items()}
   except (ValueError, TypeError, AttributeError, RecursionError) as error:
     raise InputError(
-      f"{path} is no safetensors file: its header does not parse ({error}); download it again"
+      f"{path} is not a valid safetensors file: its header cannot be parsed ({error}); download it "
+      "again"
     ) from error
   _check_ranges(path, 8 + length, found)
   _check_size(path, size, max([8 + length, *(t.offset + t.nbytes for t in found.values())]))
@@ -103,18 +103,18 @@ def _tensor(path, start, *, dtype, shape, data_offsets):
   if not isinstance(dtype, str) or any(type(n) is not int or n < 0 for n in numbers):
     raise ValueError(f"bad entry {dtype!r}, {shape}, {data_offsets}")
   if dtype in ITEMSIZE and end - begin != math.prod(shape) * ITEMSIZE[dtype]:
-    raise ValueError(f"{dtype} {shape} does not take the {end - begin} bytes it claims")
+    raise ValueError(f"{dtype} {shape} does not have the {end - begin} bytes it claims")
   return Tensor(pathlib.Path(path), dtype, tuple(shape), start + begin, end - begin)
 
 
 def _check_ranges(path, start, found):
-  """Checks that the tensors fill the buffer: no overlap, no hole."""
+  """Checks that the tensors fill the file without overlaps or gaps."""
   for name, tensor in sorted(found.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
     if tensor.offset != start or tensor.nbytes < 0:
-      what = "overlaps the tensor" if tensor.offset < start else "leaves a hole"
+      what = "overlaps the tensor" if tensor.offset < start else "leaves a gap"
       raise InputError(
-        f"{path} is no safetensors file: {name} {what} before it (byte {start} "
-        f"expected, {tensor.offset} claimed); download it again"
+        f"{path} is not a valid safetensors file: {name} {what} before it (expected byte "
+        f"{start:,}, got {tensor.offset:,}); download it again"
       )
     start += tensor.nbytes
 
@@ -122,18 +122,18 @@ def _check_ranges(path, start, found):
 def _check_size(path, size, want, exact=True):
   if size < want:
     raise InputError(
-      f"{path} is truncated: {want - size} bytes are missing ({want} expected, "
-      f"{size} there); download it again"
+      f"{path} is truncated: {want - size:,} bytes are missing (expected {want:,}, got {size:,}); "
+      "download it again"
     )
   if exact and size > want:
     raise InputError(
-      f"{path} is no safetensors file: {size - want} bytes follow the last "
-      f"tensor ({want} expected, {size} there); download it again"
+      f"{path} is not a valid safetensors file: {size - want:,} extra bytes after the last tensor "
+      f"(expected {want:,}, got {size:,}); download it again"
     )
 
 
 def find(directory: str | os.PathLike, stem: str = "model") -> dict[str, Tensor]:
-  """{name: Tensor} of `<stem>.safetensors`, or of the shards that its index names.
+  """{name: Tensor} of `<stem>.safetensors`, or of the shards listed in its index.
 
   Raises:
     InputError: the folder, its index, a shard or a tensor is missing or malformed.
@@ -145,21 +145,21 @@ def find(directory: str | os.PathLike, stem: str = "model") -> dict[str, Tensor]
     places = _read_index(index)
     if single.exists() and set(places.values()) != {single.name}:
       raise InputError(
-        f"{directory} has both {single.name} and an index that names other "
-        "shards, and programs differ in which they read; keep one"
+        f"{directory} has both {single.name} and an index that lists other shards, and programs "
+        "differ in which they read; remove one"
       )
     return _read_shards(index, places)
   if not single.exists():
     foreign.refuse(directory)
     raise InputError(
-      f"{directory} has no {single.name} and no {index.name}; download the weights, "
-      "or save them again as safetensors"
+      f"{directory} has neither {single.name} nor {index.name}; download the weights, or save them "
+      "as safetensors"
     )
   return header(single)
 
 
 def _read_index(path):
-  """{tensor name: shard's file name}; a name that leaves the folder is refused."""
+  """{tensor name: file name of its shard}; shards outside the folder are rejected."""
   places = files.read_json(path).get("weight_map")
   if not isinstance(places, dict) or not places:
     raise InputError(f"{path} has no weight_map; download it again")
@@ -170,35 +170,35 @@ def _read_index(path):
   }
   if bad:
     raise InputError(
-      f"{path}: a shard is a plain *.safetensors file name in the same folder; "
-      f"got{listing(map(repr, bad))}"
+      f"{path}: a shard must be a plain *.safetensors file name in the same folder; got"
+      f"{listing(map(repr, bad))}"
     )
   return places
 
 
 def _read_shards(index, places):
   shards = sorted(set(places.values()))
-  if lost := [s for s in shards if not (index.parent / s).exists()]:
+  if missing := [s for s in shards if not (index.parent / s).exists()]:
     raise InputError(
-      f"{index.parent} lacks shards that {index.name} names; download them:"
-      + listing(lost, limit=len(lost))
+      f"{index.parent} lacks shards that {index.name} lists; download them:"
+      + listing(missing, limit=len(missing))
     )
   headers = {shard: header(index.parent / shard) for shard in shards}
-  lost = [
-    f"{name}: the index has it in {shard}, which lacks it"
+  bad = [
+    f"{name}: missing from {shard}, where the index has it"
     for name, shard in places.items()
     if name not in headers[shard]
   ]
-  # The other way round too: nobody would read a tensor that the index leaves out.
-  lost += [
-    f"{name}: {shard} has it, the index has it in {places.get(name, 'no shard')}"
+  # The reverse too: a tensor that the index does not list would never be read.
+  bad += [
+    f"{name}: in {shard}, but the index has it in {places.get(name, 'no shard')}"
     for shard in shards
     for name in headers[shard]
     if places.get(name) != shard
   ]
-  if lost:
+  if bad:
     raise InputError(
-      f"{index} and its shards do not agree; download them again:" + listing(lost, limit=len(lost))
+      f"{index} and its shards disagree; download them again:" + listing(bad, limit=len(bad))
     )
   return {name: headers[shard][name] for name, shard in places.items()}
 
@@ -206,9 +206,9 @@ def _read_shards(index, places):
 def rows(
   tensor: Tensor, start: int = 0, stop: int | None = None
 ) -> Iterator[tuple[int, np.ndarray]]:
-  """Yields (first row, array) over rows [start, stop) of a tensor, a chunk at a time.
+  """Yields (first row, array) over rows [start, stop) of a tensor, chunk by chunk.
 
-  The array is good until the next one: its buffer is used again.
+  The array is valid until the next iteration, which reuses its buffer.
   """
   stop = tensor.shape[0] if stop is None else stop
   dtype, rest = WEIGHTS[tensor.dtype], tensor.shape[1:]
@@ -230,14 +230,14 @@ def read_at(file: io.FileIO, part: np.ndarray, offset: int) -> None:
     count = os.preadv(file.fileno(), [part[done:].data], offset + done)
     if not count:
       raise InputError(
-        f"{file.name} ends at byte {offset + done}, before a tensor does; it "
-        "changed while it was read: start again"
+        f"{file.name} ends at byte {offset + done}, inside a tensor: the file changed while it was "
+        "read; start again"
       )
     done += count
 
 
 def bits(x: np.ndarray) -> np.ndarray:
-  """An array as unsigned integers: copied faster, and NaN and -0.0 compare like the rest."""
+  """A view as unsigned integers: copies are faster, and NaN and -0.0 compare bitwise."""
   return x.view(f"u{x.dtype.itemsize}")
 
 
@@ -263,11 +263,11 @@ def create(
   metadata: Mapping[str, str],
   dtype: str = "F32",
 ) -> dict[str, Tensor]:
-  """Makes a file whose numbers are all 0; `write_at` puts others in their place.
+  """Creates a file in which all tensors are 0, to be filled with `write_at`.
 
   Args:
     shapes: {name: shape}, in the order of the file.
-    metadata: readers expect "format": "pt".
+    metadata: the header's metadata; readers expect "format": "pt".
     dtype: a name in WEIGHTS.
   """
   fields: dict[str, Any] = {"__metadata__": metadata}

@@ -1,4 +1,4 @@
-"""The files of a folder's tokenizer, read in parts that can be compared; nothing is loaded."""
+"""The files of a tokenizer, parsed into comparable parts without loading the tokenizer."""
 
 import hashlib
 import json
@@ -12,24 +12,24 @@ from shadowft_jax.errors import InputError
 class Tokenizer(NamedTuple):
   """The files of a tokenizer."""
 
-  source: str  # the file of the vocabulary; "" where there is none
+  source: str  # the vocabulary file; "" if there is none
   digest: str  # sha256 of the vocabulary
-  vocabulary: dict[int, str]  # id -> token without added ones; {} where the file is no JSON
+  vocabulary: dict[int, str]  # id -> token, without added tokens; {} if the file is not JSON
   added: dict[int, str]  # id -> token
   merges: str  # sha256
   settings: dict[str, Any]  # tokenizer_config.json, tokens as text
 
   @property
   def ids(self) -> set[int]:
-    """All ids that stand for a token."""
+    """All token ids."""
     return self.vocabulary.keys() | self.added.keys()
 
 
 def read_tokenizer(directory: pathlib.Path) -> Tokenizer:
-  """Reads tokenizer.json and tokenizer_config.json, or finds that they are missing.
+  """Reads tokenizer.json and tokenizer_config.json, either of which may be missing.
 
   Raises:
-    InputError: a file is not as tokenizers write it.
+    InputError: a file is malformed.
   """
   path = directory / "tokenizer.json"
   source: pathlib.Path | None = path
@@ -41,7 +41,7 @@ def read_tokenizer(directory: pathlib.Path) -> Tokenizer:
       fields = files.read_json(path)
       added |= {t["id"]: t["content"] for t in fields.get("added_tokens") or ()}
       tokens, merges = fields["model"]["vocab"], fields["model"].get("merges")
-      # A unigram model lists [token, score] in the order of ids.
+      # A unigram model has a list of [token, score] in id order.
       items = (
         tokens.items() if isinstance(tokens, dict) else ((t, i) for i, (t, _) in enumerate(tokens))
       )
@@ -51,8 +51,8 @@ def read_tokenizer(directory: pathlib.Path) -> Tokenizer:
       source = next((p for p in others if p.exists()), None)
   except (KeyError, TypeError, AttributeError, ValueError) as error:
     raise InputError(
-      f"{path} or tokenizer_config.json is not as tokenizers write it "
-      f"({type(error).__name__}: {error}); download it again"
+      f"{path} or tokenizer_config.json is malformed ({type(error).__name__}: {error}); download "
+      "it again"
     ) from error
   return Tokenizer(
     source.name if source else "",
@@ -77,7 +77,7 @@ def _digest_of_merges(merges: list | None) -> str:
 
 
 def read_template(directory: pathlib.Path) -> str:
-  """All chat templates of a folder, one after the other; "" where there is none."""
+  """All chat templates of a folder, concatenated; "" if there is none."""
   parts = [p.read_text() for p in [directory / "chat_template.jinja"] if p.exists()]
   for name in ("tokenizer_config.json", "chat_template.json"):
     found = _optional(directory / name).get("chat_template") or ""

@@ -1,4 +1,4 @@
-"""Takes what wrappers of PyTorch put into the names of tensors out of a folder's weights.
+"""Removes the text that PyTorch wrappers add to tensor names from a folder's weights.
 
 python -m shadowft_jax.hf.unwrap DIR
 """
@@ -14,10 +14,10 @@ from shadowft_jax.hf import foreign, safetensors
 
 
 def unwrap(directory: files.StrPath) -> None:
-  """Renames the tensors in every *.safetensors of a folder, and in the index.
+  """Renames the tensors in every *.safetensors file of a folder, and in the index.
 
   Raises:
-    InputError: two tensors would have one name; or there is no such folder, or no file.
+    InputError: two tensors would get the same name, or there is no such folder or file.
   """
   directory = pathlib.Path(directory)
   files.check_folder(directory)
@@ -42,10 +42,10 @@ def _renamed(name):
 
 
 def _check(path, names):
-  """Raises InputError if two of the names would be one."""
+  """Raises InputError if two names would become the same."""
   once = {_renamed(n): n for n in names}
   if twice := [n for n in names if once[_renamed(n)] != n]:
-    raise InputError(f"{path}: these are there with and without a wrapper:{listing(twice)}")
+    raise InputError(f"{path} has these tensors both with and without a wrapper:{listing(twice)}")
 
 
 if __name__ == "__main__":

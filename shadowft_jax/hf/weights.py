@@ -28,18 +28,18 @@ def load_model(
   """Loads a Hugging Face folder.
 
   Args:
-    folder: opened, or its path.
-    dtype: of weights and computation; None keeps each weight's own, and computes in the one
-      that most bytes are stored in.
-    mesh: of `sharding.make_mesh`; None puts everything on one device.
+    folder: an opened folder, or its path.
+    dtype: dtype of weights and computation; None keeps the dtype of each weight, and computes in
+      the dtype of most of the stored bytes.
+    mesh: a mesh from `sharding.make_mesh`; None puts everything on one device.
     **options: fields of the model, such as backend and remat.
 
   Returns:
     (model, params): `model.apply({"params": params}, token_BT)` gives logits [B, T, V].
 
   Raises:
-    InputError: the folder is incomplete, or its tensors are not those its config.json asks
-      for; lists them all.
+    InputError: the folder is incomplete, or its tensors do not match its config.json; lists all of
+      them.
   """
   folder = open_model(folder)
   model, abstract = abstract_model(folder, dtype=dtype, **options)
@@ -49,7 +49,7 @@ def load_model(
 def abstract_model(
   folder: ModelFolder | str | os.PathLike, *, dtype: Any = None, **options: Any
 ) -> tuple[Decoder, Params]:
-  """(model, its parameters as ShapeDtypeStruct) as `load_model` would; reads headers only."""
+  """As `load_model`, with parameters as ShapeDtypeStruct; reads only headers."""
   folder = open_model(folder)
   model = models.from_config(
     folder.raw_config,
@@ -59,10 +59,10 @@ def abstract_model(
   )
   if folder.is_tied_by_config and not folder.tied:
     raise InputError(
-      f"{folder.directory}: config.json ties the embeddings, but {folder.names[names.HEAD]} is "
-      "not the embedding table; set tie_word_embeddings to false, or remove it"
+      f"{folder.directory}: config.json ties the embeddings, but {folder.names[names.HEAD]} "
+      "differs from the embedding; set tie_word_embeddings to false, or remove that tensor"
     )
-  # Names and shapes are those of any dtype and backend, and so are traced once.
+  # Names and shapes do not depend on dtype or backend, so they are traced only once.
   named = tree.names(models.abstract_params(models.from_config(folder.raw_config)))
   _check_tensors(folder, named)
 
@@ -74,46 +74,44 @@ def abstract_model(
 
 
 def _main_dtype(folder: ModelFolder) -> np.dtype:
-  """The dtype that most bytes are stored in."""
+  """The dtype of most of the stored bytes."""
   count: dict[str, int] = {}
   for tensor in folder.tensors.values():
     count[tensor.dtype] = count.get(tensor.dtype, 0) + tensor.nbytes
   if not WEIGHTS.keys() & count.keys():
     raise InputError(
-      f"{folder.directory}: weights are read in {', '.join(WEIGHTS)}; this folder has "
-      f"{', '.join(sorted(count)) or 'no tensor'}: choose an unquantised one"
+      f"{folder.directory}: expected weights in {', '.join(WEIGHTS)}; got "
+      f"{', '.join(sorted(count)) or 'no tensors'}; use an unquantised model"
     )
   return WEIGHTS[max(WEIGHTS.keys() & count.keys(), key=lambda d: (count[d], d))]
 
 
 def _check_tensors(folder: ModelFolder, named: dict[str, Any]) -> None:
-  """Raises one InputError for all tensors that are missing, unknown or unlike the model's."""
+  """Raises one InputError for all tensors that are missing, unknown or of the wrong shape."""
   want = {names.short(n): (n, shape) for n, shape in names.file_shapes(named).items()}
   beside = names.BESIDE_TEXT.get(folder.model_type or "", "(?!)")
   have = {n: t for n, t in folder.distinct_tensors.items() if not re.fullmatch(beside, n)}
   bad = [
-    f"{n}: the model asks for {shape}, the folder has none"
+    f"{n}: missing from the folder, expected {shape}"
     for bare, (n, shape) in want.items()
     if bare not in have
   ]
   bad += [
-    f"{folder.names[n]}: the folder has {t.shape}, the model asks for none"
+    f"{folder.names[n]}: not part of the model, the folder has {t.shape}"
     for n, t in have.items()
     if n not in want and not names.is_harmless(n)
   ]
   for bare, tensor in have.items():
     if bare in want and tensor.shape != want[bare][1]:
-      bad.append(
-        f"{want[bare][0]}: the folder has {tensor.shape}, the model asks for {want[bare][1]}"
-      )
+      bad.append(f"{want[bare][0]}: the folder has {tensor.shape}, expected {want[bare][1]}")
     if bare in want and tensor.dtype not in WEIGHTS:
-      bad.append(f"{want[bare][0]}: dtype {tensor.dtype}; weights are read in {', '.join(WEIGHTS)}")
+      bad.append(f"{want[bare][0]}: dtype {tensor.dtype}, expected one of {', '.join(WEIGHTS)}")
   for name, leaf in named.items():
     stored = (have.get(names.short(n)) for n in names.hf_names(name, leaf.shape))
     if len(dtypes := {t.dtype for t in stored if t}) > 1:
-      bad.append(f"{name}: layers are stored in {' and '.join(sorted(dtypes))}; expected one")
+      bad.append(f"{name}: layers are stored in {' and '.join(sorted(dtypes))}; expected one dtype")
   if bad:
     raise InputError(
-      f"{folder.directory}: the tensors are not those that config.json asks for; "
-      f"download the folder again:{listing(bad, limit=len(bad))}"
+      f"{folder.directory}: the tensors do not match config.json; download the folder again:"
+      f"{listing(bad, limit=len(bad))}"
     )

@@ -8,12 +8,12 @@ from orbax.checkpoint import v1 as ocp
 
 State = TypeVar("State")  # a tree of arrays
 Checkpointer: TypeAlias = ocp.training.Checkpointer
-MOST = 3  # on disk at a time: the newest and the best, while another is written
+MOST = 3  # checkpoints on disk at a time: the newest, the best, and one being written
 _keep = ocp.training.preservation_policies
 
 
 def open_checkpoints(directory: pathlib.Path) -> Checkpointer:
-  """An orbax Checkpointer that keeps the newest checkpoint and the one of lowest "loss"."""
+  """An orbax Checkpointer that keeps the newest checkpoint and the one with the lowest "loss"."""
   best = _keep.BestN(
     get_metric_fn=lambda m: m["loss"], reverse=True, n=1, keep_checkpoints_without_metrics=False
   )
@@ -31,7 +31,7 @@ def save(checkpoints: Checkpointer, state: Any, step: int, loss: float | None) -
 
 
 def restore(checkpoints: Checkpointer, like: State, step: int | None = None) -> State:
-  """The state saved at `step` (None: the newest), typed and sharded as `like`."""
+  """The state saved at `step` (None: the newest), with the dtypes and shardings of `like`."""
   abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
   )
@@ -39,7 +39,7 @@ def restore(checkpoints: Checkpointer, like: State, step: int | None = None) -> 
 
 
 def best_step(checkpoints: Checkpointer) -> int | None:
-  """The step of the lowest "loss", or the newest where none was measured; None if empty."""
+  """The step with the lowest "loss", or the newest if no loss was saved; None if there is none."""
   measured = [c for c in checkpoints.checkpoints if c.metrics]
   if measured:
     return min(measured, key=lambda c: c.metrics["loss"]).step

@@ -13,13 +13,13 @@ from shadowft_jax.tree import Delta
 def check_changed(
   delta: Delta, start: Delta | None, config: Config, steps: int, best: int | None = None
 ) -> None:
-  """Raises InputError where training has changed nothing.
+  """Raises InputError if training has changed nothing.
 
   Args:
-    delta: the trained one.
-    start: of config.delta.init, if there is one.
-    steps: optimizer steps in all.
-    best: the step of the best checkpoint, where `delta` is of that one and not of the newest.
+    delta: the trained delta.
+    start: the delta of config.delta.init, if any.
+    steps: total optimizer steps.
+    best: the step of the best checkpoint, if `delta` is from that one rather than the newest.
   """
   if not (delta_lib.is_zero(delta) if start is None else delta_lib.is_equal(delta, start)):
     return
@@ -40,7 +40,7 @@ def check_changed(
 
 
 def check_finite(metrics: dict[str, float], number: int, saved: checkpoints.Checkpointer) -> None:
-  """Raises FloatingPointError where a metric of step `number` is inf or NaN.
+  """Raises FloatingPointError if a metric of step `number` is inf or NaN.
 
   Args:
     saved: the run's checkpoints; the message names the latest.

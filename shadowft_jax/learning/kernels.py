@@ -23,13 +23,13 @@ from shadowft_jax.models import attention, chunked, flash, splash
 from shadowft_jax.models.config import DecoderConfig
 from shadowft_jax.models.decoder import distinct
 
-# The backends that "auto" tries, in this order; the reference itself always works.
+# The backends that "auto" tries, in this order; the reference implementation always works.
 PREFERRED = {
   "cpu": ("chunked",),
   "gpu": ("flash", "cudnn", "chunked"),
   "tpu": ("splash", "chunked"),
 }
-SHORT = 128  # tokens a row, up to which a CPU has all logits sooner than blocks of them
+SHORT = 128  # tokens per row up to which the reference is faster than blocks on a CPU
 # ‖x - y‖ / ‖y‖ of the output and of each gradient, where y is the reference's in float32.  A GPU
 # multiplies float32 with 10 bits behind the point.
 TOLERANCE = {"bfloat16": 2e-2, "float16": 5e-3, "float32": 3e-3}
@@ -39,7 +39,7 @@ LENGTH = 300
 
 @dataclasses.dataclass(frozen=True)
 class Verified:
-  """How a backend was verified on a kind of device.
+  """How a backend was verified on a type of device.
 
   Attributes:
     kind: jax's `device_kind`.
@@ -71,12 +71,13 @@ VERIFIED = (
 
 
 def choose(name: str, cfg: DecoderConfig, dtype: DTypeLike, length: int) -> str:
-  """The backend to use on the devices that are here: `name`, or the first that agrees for "auto".
+  """The backend to use on the local devices: `name`, or for "auto" the first that agrees.
 
   Args:
     name: "auto", or a name in `attention.BACKENDS`.
-    dtype: of activations.
-    length: tokens a row.
+    cfg: the model's config.
+    dtype: dtype of activations.
+    length: tokens per row.
 
   Raises:
     InputError: the named backend does not work here; says why, and lists those that do.
@@ -105,7 +106,7 @@ def choose(name: str, cfg: DecoderConfig, dtype: DTypeLike, length: int) -> str:
 
 
 def expected(kind: str, platform: str, cfg: DecoderConfig, dtype: DTypeLike) -> tuple[str, str]:
-  """(backend, a sentence that says how it was verified) for a device that is absent.
+  """(backend, a sentence on how it was verified) for a device that is not present.
 
   Args:
     kind: jax's `device_kind`.
@@ -118,23 +119,23 @@ def expected(kind: str, platform: str, cfg: DecoderConfig, dtype: DTypeLike) -> 
         "compiled": "it compiles for it, and was never run there",
       }[row.how]
       return row.backend, f"attention: {row.backend} on {kind}: {how} ({row.when})"
-  return "chunked", f"attention: chunked on {kind}: of which nothing was verified"
+  return "chunked", f"attention: chunked on {kind}: no backend was verified on it"
 
 
 def unsuited(name: str, cfg: DecoderConfig, dtype: DTypeLike, platform: str) -> str | None:
   """Why a backend does not support this model, dtype or platform, or None."""
   backend, dtype = attention.BACKENDS[name], jnp.dtype(dtype).name
   if backend.platforms and platform not in backend.platforms:
-    return f"it runs on {' and '.join(backend.platforms)}, and this is {platform}"
+    return f"it runs only on {' and '.join(backend.platforms)}, and this is {platform}"
   if backend.dtypes and dtype not in backend.dtypes:
-    return f"it takes {' and '.join(backend.dtypes)}, and config.dtype is {dtype}"
+    return f"it supports only {' and '.join(backend.dtypes)}, and config.dtype is {dtype}"
   if cfg.attn_logit_softcapping is not None and not backend.softcap:
-    return f"it has no softcap, and the model's is {cfg.attn_logit_softcapping}"
+    return f"it does not support softcapping, which the model uses ({cfg.attn_logit_softcapping})"
   return None
 
 
 def refusal(name: str, cfg: DecoderConfig, dtype: DTypeLike) -> str | None:
-  """Why a backend cannot be used here, in a line, or None; a check that passed is not repeated."""
+  """Why a backend cannot be used here, in one line, or None; passed checks are cached."""
   if reason := unsuited(name, cfg, dtype, jax.default_backend()):
     return reason
   if name == "xla":
@@ -149,7 +150,7 @@ def refusal(name: str, cfg: DecoderConfig, dtype: DTypeLike) -> str | None:
   tolerance = TOLERANCE[jnp.dtype(dtype).name]
   # Written so that NaN fails.
   if not max(error.values()) <= tolerance:
-    return f"it disagrees with the reference by {_percent(error)}, where {tolerance:.1%} is allowed"
+    return f"it disagrees with the reference by {_percent(error)}; allowed: {tolerance:.1%}"
   detail(f"attention: {name} agrees with the reference within {max(error.values()):.2%}")
   _write(known, {**_read(known), key: error})
   return None
@@ -160,9 +161,9 @@ def _percent(error):
 
 
 def disagreement(name: str, cfg: DecoderConfig, dtype: DTypeLike) -> dict[str, float]:
-  """{"output", "dq", "dk", "dv": ‖x - y‖ / ‖y‖}, the worst of the model's windows.
+  """{"output", "dq", "dk", "dv": ‖x - y‖ / ‖y‖}, the largest over the model's windows.
 
-  Windows are cut to a part of the case, which they would otherwise cover whole.
+  Windows are shortened so that they do not cover the whole test case.
   """
   arrays, rows = _case(cfg)
   windows = distinct(w and min(w, LENGTH // 4) for w in cfg.windows)
@@ -189,7 +190,7 @@ def _case(cfg):
   """[q, k, v, gradient of the output] and (segment_BT, position_BT) of packed rows."""
   random = np.random.default_rng(0)
   N, K, H = cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim
-  # Rounded to bfloat16 first, so that every dtype and the reference begin from the same values.
+  # Rounded to bfloat16 first, so that all dtypes and the reference use the same values.
   arrays = [
     jnp.array(random.normal(size=(len(EXAMPLES), LENGTH, n, H)), jnp.bfloat16) for n in (N, K, K, N)
   ]
@@ -230,11 +231,11 @@ def _write(path, value):
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(path, value)
   except OSError as error:
-    say(f"attention: the check is not kept for the next run: {error}")
+    say(f"attention: cannot cache the check for the next run: {error}")
 
 
 def _key(name, cfg, dtype):
-  """All that an agreement depends on."""
+  """Everything that the result of a check depends on."""
   code = b"".join(
     pathlib.Path(module.__file__).read_bytes() for module in (attention, chunked, flash, splash)
   )

@@ -62,7 +62,7 @@ def _forward(h_BTD, head_DV, target_BT, size, cap):
     logit_BCV = _logits(h_BCD, head_DV, cap)
     logp_BC, lse_BC = _chosen(logit_BCV, target_BC)
     slope_BCV = _slope(logit_BCV, lse_BC, target_BC, cap).astype(h_BCD.dtype)
-    # The backward pass multiplies it by one number a position; made while the logits exist.
+    # Computed while the logits exist; the backward pass only scales it by one number per position.
     pull_BCD = jnp.einsum("BCV,DV->BCD", slope_BCV, head_DV)
     return None, (logp_BC, lse_BC, pull_BCD)
 
@@ -81,7 +81,7 @@ def _backward(size, cap, saved, g_BT):
       "BCD,BCV->DV", h_BCD, d_BCV, preferred_element_type=jnp.float32
     ), None
 
-  # Where the head is frozen, its gradient is unused and the compiler removes the loop.
+  # If the head is frozen, its gradient is unused and XLA removes this loop.
   head_grad_DV, _ = jax.lax.scan(
     one,
     jnp.zeros(head_DV.shape, jnp.float32),

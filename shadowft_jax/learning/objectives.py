@@ -107,9 +107,9 @@ class Dpo:
 
   beta: float = 0.1
   loss: str = "sigmoid"  # a name in LOSSES
-  label_smoothing: float = 0.0  # the share of pairs that are held to be the wrong way round
-  length_normalised: bool = False  # h and the rewards of means over an answer's tokens
-  # The factor of the chosen answer's cross-entropy, a mean over its tokens, in the loss.
+  label_smoothing: float = 0.0  # the assumed share of mislabelled pairs
+  length_normalised: bool = False  # use means over an answer's tokens instead of sums
+  # The weight of the chosen answer's cross-entropy (mean over its tokens) in the loss.
   # Source: LLaMA-Factory 0.9.3, pref_ftx in train/dpo/trainer.py.
   ftx: float = 0.0
 
@@ -147,5 +147,5 @@ def dpo(config: Config) -> Dpo:
   return Dpo(c.beta, c.loss, c.label_smoothing, c.length_normalised, c.ftx)
 
 
-# Name -> a function that makes the objective of a config, see presets.py.
+# Name -> a function that returns the objective for a config, see presets.py.
 OBJECTIVES: dict[str, Callable[[Config], Objective]] = {"sft": lambda config: sft, "dpo": dpo}

@@ -1,4 +1,4 @@
-"""The optimizer chain, read off the config."""
+"""The optimizer and learning rate schedule of a config."""
 
 from collections.abc import Callable
 import math
@@ -9,19 +9,19 @@ from shadowft_jax.presets import Config
 
 
 def warmup_steps(config: Config, steps: int) -> int:
-  """ceil(warmup_ratio * steps), but at least one step is left for the peak rate.
+  """ceil(warmup_ratio * steps), but less than `steps`.
 
-  Without that, the only step of a short run would be a warm-up step, at rate 0.
+  Otherwise the only step of a one-step run would be a warm-up step with learning rate 0.
   """
   return min(math.ceil(config.warmup_ratio * steps), steps - 1)
 
 
 def make(config: Config, steps: int) -> tuple[optax.GradientTransformation, Callable[[int], float]]:
-  """AdamW under a clip of the global norm, cosine to zero after a linear warm-up.
+  """AdamW with global norm clipping; cosine decay to zero after a linear warm-up.
 
   Args:
     config: lr, warmup_ratio, b1, b2, eps, moment_dtype, weight_decay, grad_clip_norm.
-    steps: optimizer steps in all.
+    steps: total optimizer steps.
 
   Returns:
     (optax.GradientTransformation, schedule: step -> learning rate).  The schedule is that of the
@@ -38,7 +38,7 @@ def make(config: Config, steps: int) -> tuple[optax.GradientTransformation, Call
   )
   return optax.chain(
     clip,
-    # The second moment stays in float32: with b2 = 0.999 bfloat16 would lose a step's part.
+    # The second moment stays in float32: with b2 = 0.999, bfloat16 would lose the updates.
     optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps, mu_dtype=config.moment_dtype),
     optax.add_decayed_weights(config.weight_decay),
     optax.scale_by_learning_rate(schedule),

@@ -16,13 +16,13 @@ from shadowft_jax.presets import Config
 from shadowft_jax.progress import count, say, size
 from shadowft_jax.tree import Params
 
-FEW = 20  # optimizer updates, below which a run hardly trains anything
+FEW = 20  # a run with fewer optimizer updates hardly trains anything
 
 
 def check(
   config: Config, data: Dataset, workdir: pathlib.Path, trained: ModelFolder, instruct: ModelFolder
 ) -> None:
-  """All checks that need no weights: tokens, the graft, room on disk; warns of few updates.
+  """Runs all checks that need no weights (tokens, graft, disk space); warns of few updates.
 
   Raises:
     InputError: the run would fail later.
@@ -35,18 +35,19 @@ def check(
 
 
 def warn_of_few_updates(config: Config, data: Dataset) -> None:
-  """Prints `few_updates` of a run, if there is something to say."""
+  """Prints the warning of `few_updates`, if any."""
   per_epoch = sum(len(s.examples) for s in data.steps) // config.epochs
   if text := few_updates(config, len(data.steps), per_epoch):
     say(f"warning: {text}")
 
 
 def few_updates(config: Config, steps: int, per_epoch: int) -> str:
-  """Why a run makes fewer than FEW updates, and settings that make more; "" where it does not.
+  """A warning if a run makes fewer than FEW updates, with settings that give more; "" otherwise.
 
   Args:
-    steps: optimizer steps in all.
-    per_epoch: examples in an epoch; of no account where config.max_steps is set.
+    config: the config of the run.
+    steps: total optimizer steps.
+    per_epoch: examples per epoch; not used if config.max_steps is set.
   """
   if steps >= FEW:
     return ""
@@ -75,11 +76,11 @@ def few_updates(config: Config, steps: int, per_epoch: int) -> str:
 def check_room(
   config: Config, data: Dataset, workdir: pathlib.Path, base: Params, instruct: ModelFolder
 ) -> None:
-  """Raises InputError where a run's checkpoints, delta and grafted model do not fit on the disk.
+  """Raises InputError if a run's checkpoints, delta and grafted model do not fit on the disk.
 
   Args:
-    workdir: the run's folder; what a stopped run left there is counted as free.
-    base: the shapes of the model that is trained.
+    workdir: the run's folder; files of a stopped run in it count as free space.
+    base: the shapes of the trained model.
   """
   tx, _ = optim.make(config, len(data.steps))
   state = jax.eval_shape(lambda: step.begin(config, base, tx))
@@ -103,16 +104,16 @@ def _nbytes(tree_):
 
 
 def check_tokens(data: Dataset, vocab_size: int, instruct: str) -> None:
-  """Raises InputError for a token that the Base has no row for: its embedding would be NaN."""
+  """Raises InputError for token ids beyond the Base's embedding, which would give NaN."""
   highest = max(int(e.token.max()) for e in data.train + data.valid)
   if highest >= vocab_size:
     raise InputError(
-      f"the tokenizer of {instruct} makes token {highest}; the Base has {vocab_size} rows in its "
-      "table: they are no pair"
+      f"the tokenizer of {instruct} gives token id {highest}; the Base has {vocab_size} rows in "
+      "its table: they are no pair"
     )
 
 
 def check_graft(config: Config, base: Params, instruct: ModelFolder) -> None:
-  """Raises InputError for a delta that could not be grafted onto the Instruct."""
+  """Raises InputError if the delta could not be grafted onto the Instruct."""
   delta = jax.eval_shape(lambda: delta_lib.zeros(jax.random.key(0), base, config.delta))
   delta_lib.grafted_names(delta, weights.abstract_model(instruct)[1], config.graft.match)

@@ -1,5 +1,5 @@
-"""The reference of preference tuning: log p of every answer by the model that it starts from,
-computed once before training and kept in the run's folder."""
+"""Reference log-probabilities for preference tuning: log p of every answer under the initial model,
+computed once before training and saved in the run's folder."""
 
 from collections.abc import Iterable, Sequence
 import hashlib
@@ -13,7 +13,7 @@ from shadowft_jax import files, hosts, sharding
 from shadowft_jax.data.chat import Example
 from shadowft_jax.data.dataset import Dataset
 from shadowft_jax.learning import step as step_lib
-from shadowft_jax.progress import count, detail, say
+from shadowft_jax.progress import detail, say
 from shadowft_jax.tree import Delta, Params
 
 NAME = "reference.npz"  # in a run's folder
@@ -28,7 +28,7 @@ def logprobs(
   loss: step_lib.Loss,
   mesh: Mesh,
 ) -> np.ndarray:
-  """log p of both answers of each pair by W_B + delta: float32 [pairs, 2].
+  """log p of both answers of each pair under W_B + delta: float32 [pairs, 2].
 
   Args:
     delta: None for W_B alone.
@@ -49,7 +49,7 @@ def logprobs(
 def measured(
   delta: Delta | None, base: Params, data: Dataset, *, loss: step_lib.Loss, mesh: Mesh
 ) -> Dataset:
-  """`data` with the log-probabilities of all its pairs by W_B + delta."""
+  """`data` with the log-probabilities of all its pairs under W_B + delta."""
   return data.with_reference(
     *(logprobs(delta, base, data, some, loss=loss, mesh=mesh) for some in (data.train, data.valid))
   )
@@ -65,7 +65,7 @@ def kept(
   mesh: Mesh,
   workdir: str | os.PathLike,
 ) -> Dataset:
-  """As `measured`, but taken from the run's folder where they were computed before.
+  """As `measured`, but loaded from the run's folder if they were computed before.
 
   Args:
     folders: those of the model and of the delta.  They are computed again where a file there, or
@@ -74,8 +74,7 @@ def kept(
   path, key = pathlib.Path(workdir, NAME), _key(folders, data, str(loss.model.dtype))
   stored = _load(path, key)
   if stored is None:
-    pairs = count(len(data.train) + len(data.valid), "pair")
-    say(f"computing the reference's log-probabilities of {pairs}")
+    say(f"computing reference log-probabilities (pairs: {len(data.train) + len(data.valid):,})")
     stored = [
       logprobs(delta, base, data, some, loss=loss, mesh=mesh) for some in (data.train, data.valid)
     ]
@@ -83,16 +82,16 @@ def kept(
       with files.writing(path) as file:
         np.savez(file, key=key, train=stored[0], valid=stored[1])
   else:
-    detail(f"the reference's log-probabilities are those of {path}")
+    detail(f"reference log-probabilities: loaded from {path}")
   return data.with_reference(*stored)
 
 
 def _key(folders, data, *more):
-  """A digest of all that the log-probabilities depend on, except rounding."""
+  """A digest of everything the log-probabilities depend on, except rounding."""
   digest = hashlib.sha256(repr(more).encode())
   for folder in folders:
     for path in sorted(pathlib.Path(folder).iterdir()):
-      # Not their bytes: those of a large model take minutes to read.
+      # Not their contents, which take minutes to read for a large model.
       stat = path.stat()
       digest.update(repr((path.name, stat.st_size, stat.st_mtime_ns)).encode())
   for example in (*data.train, *data.valid):
@@ -103,9 +102,9 @@ def _key(folders, data, *more):
 
 
 def _load(path, key):
-  """(train, valid) of `kept`; None where there is none of this key, or none that can be read.
+  """The saved (train, valid), or None if the file is missing, unreadable or has another key.
 
-  All processes read it before one of them may write it anew.
+  All processes read it before one of them may rewrite it.
   """
   try:
     with np.load(path, allow_pickle=False) as file:

@@ -25,7 +25,7 @@ from shadowft_jax.tree import Batch, Delta, Params
 
 @flax.struct.dataclass
 class TrainState:
-  """The content of a checkpoint: all that changes while training."""
+  """The contents of a checkpoint: everything that changes during training."""
 
   step: jax.Array
   delta: Delta
@@ -35,7 +35,7 @@ class TrainState:
 def begin(
   config: Config, frozen: Params, tx: optax.GradientTransformation, start: Delta | None = None
 ) -> TrainState:
-  """The state of step 0; it has a copy of `start`, the delta that training starts from, if any."""
+  """The state at step 0, with a copy of `start`, the initial delta, if given."""
   delta = (
     delta_lib.zeros(jax.random.key(config.seed), frozen, config.delta)
     if start is None
@@ -51,7 +51,7 @@ def init_state(
   mesh: Mesh,
   start: Delta | None = None,
 ) -> TrainState:
-  """As `begin`, created sharded as `sharding.RULES` say."""
+  """As `begin`, but created sharded by `sharding.RULES`."""
   shapes = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, w.dtype), frozen)
 
   def init(start):
@@ -62,12 +62,12 @@ def init_state(
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-  """The loss of a batch; hashable, so that equal runs share compiled programs."""
+  """The loss of a batch; hashable, so that runs with equal losses share compiled programs."""
 
   model: Decoder
   objective: objectives.Objective
-  scale: float  # of an adapter: alpha / rank
-  chunk: int  # positions whose logits exist at a time
+  scale: float  # scale of an adapter: alpha / rank
+  chunk: int  # positions per chunk of logits
 
   def sums(
     self, delta: Delta, base: Params, batch: Batch, start: Delta | None = None
@@ -133,7 +133,7 @@ def gradients(
 
 @functools.cache
 def _zeros(kinds):
-  """A compiled function that makes zeros of each (shape, dtype, sharding), each in its place."""
+  """A compiled function that creates sharded zeros for each (shape, dtype, sharding)."""
   return jax.jit(
     lambda: [jnp.zeros(shape, dtype) for shape, dtype, _ in kinds],
     out_shardings=[sharding for *_, sharding in kinds],
@@ -155,17 +155,17 @@ def accumulate(
   _, pullback, sums = jax.vjp(summed, at, has_aux=True)
   if "lora" in delta:
     return jax.tree.map(jnp.add, grads, pullback(jnp.float32(1))[0]), sums
-  # Each layer's are added as the backward pass over the layers makes them: a micro-batch's
-  # whole gradients never exist beside the total.
+  # The backward pass adds each layer's gradients to the total as it computes them, so the full
+  # gradients of a micro-batch never exist in addition to the total.
   refs = jax.tree.map(jax.new_ref, grads)
   pullback.with_refs(refs)(jnp.float32(1))
   return jax.tree.map(jax.freeze, refs), sums
 
 
 def _differentiated(grads, delta, base):
-  """(x, f) where f(x) is (delta, base), and the gradient at x is that of delta, in grads' dtype.
+  """(x, f) such that f(x) is (delta, base) and the gradient at x is that of delta, in grads' dtype.
 
-  A sum's gradient is that of either summand: W's comes in the dtype of W.
+  The gradient of a sum is the same for both summands; that of W has the dtype of W.
   """
   if all(g.dtype == d.dtype for g, d in zip(*map(jax.tree.leaves, (grads, delta)), strict=True)):
     return delta, lambda x: (x, base)
@@ -185,7 +185,7 @@ def add(total: objectives.Sums, part: objectives.Sums) -> objectives.Sums:
 def update(
   state: TrainState, grads: Delta, sums: objectives.Sums, *, tx: optax.GradientTransformation
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-  """One optimizer step on the mean over all that its micro-batches counted; also the metrics."""
+  """One optimizer step on the mean over all micro-batches; also returns the metrics."""
   grads = jax.tree.map(lambda g: g / sums["count"], grads)
   updates, opt = tx.update(grads, state.opt, state.delta)
   state = TrainState(state.step + 1, optax.apply_updates(state.delta, updates), opt)
@@ -203,7 +203,7 @@ def measure(
 def means(
   delta: Delta, base: Params, batches: Iterable[Batch], start: Delta | None = None, *, loss: Loss
 ) -> dict[str, float]:
-  """{"loss", ...}: the objective's sums over all `batches`, each divided by their count."""
+  """{"loss", ...}: the objective's sums over all `batches`, divided by their total count."""
   parts = [measure(delta, base, batch, start, loss=loss) for batch in batches]
   total = jax.tree.map(lambda *x: sum(map(float, x)), *parts)
   return {k: v / total["count"] for k, v in total.items() if k != "count"}
@@ -211,12 +211,12 @@ def means(
 
 @functools.partial(jax.jit, static_argnames="loss")
 def answer_logprobs(delta: Delta, base: Params, batch: Batch, *, loss: Loss) -> jax.Array:
-  """log p of the two answers of each pair by W_B + delta, laid out as by `objectives.by_answer`."""
+  """log p of both answers of each pair under W_B + delta, arranged as in `objectives.by_answer`."""
   logp_BT = loss.logprobs(delta_lib.variables(base, delta, loss.scale))(batch)
   return objectives.by_answer(logp_BT * objectives.answer_weight(batch), batch["segment"])
 
 
 def on_devices(batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh) -> Iterator[Batch]:
-  """Places each batch, of this process's share of rows, on the mesh."""
+  """Places each batch (this process's share of rows) on the mesh."""
   for batch in batches:
     yield {k: sharding.place_rows(x, mesh) for k, x in batch.items()}

@@ -1,4 +1,4 @@
-"""FAMILIES, the only registry of models: config.json's model_type -> its reader."""
+"""FAMILIES, the only registry of models: model_type in config.json -> reader of the config."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -30,11 +30,11 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], DecoderConfig]] = {
 
 
 def from_config(hf: Mapping[str, Any], **options: Any) -> Decoder:
-  """The module that config.json describes.
+  """The Flax module for a config.json.
 
   Args:
     hf: config.json, as a dict.
-    **options: fields of `Decoder` beside `cfg`.
+    **options: fields of `Decoder` other than `cfg`.
 
   Raises:
     InputError: the model_type, or an option in config.json, is not ported; or the weights are
@@ -49,7 +49,7 @@ def from_config(hf: Mapping[str, Any], **options: Any) -> Decoder:
 
 def abstract_params(model: nn.Module) -> dict[str, Any]:
   """The shapes of a model's parameters, as a tree of ShapeDtypeStruct; allocates nothing."""
-  return jax.tree.map(lambda x: x, _abstract_params(model))  # a tree of its own for each caller
+  return jax.tree.map(lambda x: x, _abstract_params(model))  # a new tree for each caller
 
 
 @functools.lru_cache(maxsize=8)

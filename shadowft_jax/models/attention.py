@@ -30,7 +30,7 @@ class Rows(NamedTuple):
   segment_BS: jax.Array
   position_BT: jax.Array
   position_BS: jax.Array
-  index_BT: jax.Array  # where a query's own key lies among the keys
+  index_BT: jax.Array  # index of a query's own key
 
 
 def visible(
@@ -40,7 +40,7 @@ def visible(
   position_BS: jax.Array,
   window: Window = None,
 ) -> jax.Array:
-  """bool [B, T, S]: which keys a query may see."""
+  """bool [B, T, S]: the attention mask."""
   same = segment_BT[:, :, None] == segment_BS[:, None, :]
   behind_BTS = position_BT[:, :, None] - position_BS[:, None, :]
   near = behind_BTS >= 0 if window is None else (behind_BTS >= 0) & (behind_BTS < window)
@@ -63,13 +63,13 @@ def reference(
   window: Window = None,
   softcap: float | None = None,
 ) -> jax.Array:
-  """All logits at once, softmax in float32; the only one that needs no packed rows.
+  """Computes all logits at once, with softmax in float32; the only backend for any row layout.
 
   Args:
     rows: `Rows`; its index is not used.
     scale: the factor of the logits.
-    window: keys a query sees, itself included, an int or traced; None: all before it.
-    softcap: the bound of the logits' size (`layers.softcap`), or None.
+    window: number of keys visible to a query, including its own, an int or traced; None: all.
+    softcap: the bound of the logits (`layers.softcap`), or None.
 
   Returns:
     out_BTNH in the dtype of q.
@@ -91,13 +91,13 @@ def over_heads(
   """`reference` over keys that lie head by head, as in a cache; `seen_BTS` as of `visible`."""
   B, T, N, H = q_BTNH.shape
   K = k_BKSH.shape[1]
-  # Heads before positions: each product is then one plain matrix product a head.
+  # With heads before positions, each product is a plain matrix product per head.
   q_BKGTH = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
   logit_BKGTS = scale * jnp.einsum(
     "BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH, preferred_element_type=jnp.float32
   )
   logit_BKGTS = layers.softcap(logit_BKGTS, softcap)
-  # A finite floor: a padding query sees no key, and must not become NaN.
+  # A finite value, because a padding query sees no key and must not give NaN.
   logit_BKGTS = jnp.where(seen_BTS[:, None, None], logit_BKGTS, -1e30)
   weight_BKGTS = jax.nn.softmax(logit_BKGTS, axis=-1).astype(q_BTNH.dtype)
   out_BKGTH = jnp.einsum("BKGTS,BKSH->BKGTH", weight_BKGTS, v_BKSH)
@@ -119,7 +119,7 @@ def _splash(q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window, softcap):
 def _cudnn(q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window, softcap):
   """cuDNN's fused attention: by lengths where every row is one example, else by a mask.
 
-  The mask is [B, 1, T, S], made for each layer: 32 MiB a row of 4096 tokens in bfloat16.
+  The mask is [B, 1, T, S] and computed in each layer: 32 MiB per row of 4096 tokens in bfloat16.
   """
   assert softcap is None
   attend = functools.partial(
@@ -153,10 +153,10 @@ class Backend:
 
   Attributes:
     attend: (q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window, softcap) -> out_BTNH.
-    platforms: jax's names of those where it runs; empty: all.
-    dtypes: those its arguments may have; empty: all.
-    traced_window: the window may be traced; else it is an int or None.
-    softcap: it caps logits.
+    platforms: JAX platforms on which it runs; empty: all.
+    dtypes: supported dtypes of the arguments; empty: all.
+    traced_window: whether the window may be traced; otherwise it must be an int or None.
+    softcap: whether it supports softcapping.
     shards_rows: the queries it is given may be a part of their row.
   """
 
@@ -195,11 +195,11 @@ def attend(
 ) -> jax.Array:
   """Attention of packed rows by the backend of that name; padding is 0, with no gradient.
 
-  On a mesh each device takes its own rows, heads and, of the queries, its own part of a row.
+  On a mesh each device computes its own rows and heads, and its own part of a row's queries.
 
   Args:
-    windows: the different windows of a model's layers, each an int or None.
-    kind: the index of this layer's, an int or traced.
+    windows: the distinct windows of a model's layers, each an int or None.
+    kind: the index of this layer's window, an int or traced.
 
   Raises:
     InputError: the mesh divides rows, and the backend cannot.
@@ -229,7 +229,7 @@ def window_of(windows: Sequence[int | None], kind: int | jax.Array) -> Window:
 
 
 def _mesh_axes(name, size):
-  """The mesh axes that the activation axis `name` lies on, and how many ways they divide it."""
+  """The mesh axes over which the activation axis `name` is sharded, and the number of shards."""
   mesh = jax.sharding.get_abstract_mesh()
   axes = nn.logical_to_mesh_axes((name,))[0] or ()
   axes = tuple(a for a in ((axes,) if isinstance(axes, str) else axes) if a in mesh.shape)
@@ -238,10 +238,10 @@ def _mesh_axes(name, size):
 
 
 def _on_own_part(name, fn, window, q_BTNH, k_BTKH, v_BTKH, rows):
-  """fn(window, q, k, v, rows), where each device of the mesh is given its own part.
+  """fn(window, q, k, v, rows), where each device of the mesh gets its own part.
 
-  A compiler cannot divide a kernel, so it is done here: rows of the batch and heads are
-  independent, and queries need all keys of their row.
+  XLA cannot shard a kernel, so it is done here: batch rows and heads are independent, and a query
+  needs all keys of its row.
   """
   (B, T, N, _), K = q_BTNH.shape, k_BTKH.shape[2]
   (batch, b), (context, c), (heads, h) = (
@@ -250,13 +250,12 @@ def _on_own_part(name, fn, window, q_BTNH, k_BTKH, v_BTKH, rows):
   if c > 1 and not BACKENDS[name].shards_rows:
     able = ", ".join(n for n, backend in BACKENDS.items() if backend.shards_rows)
     raise InputError(
-      f"config.attention={name} cannot share a row among devices, and the mesh "
-      f"axis {' x '.join(context)} is {c}; set it to 1, or attention to one of "
-      f"{able}"
+      f"config.attention={name} does not support rows sharded over devices, and the mesh axis "
+      f"{' x '.join(context)} is {c}; set it to 1, or attention to one of {able}"
     )
   if b * c * h == 1:
     return fn(window, q_BTNH, k_BTKH, v_BTKH, rows)
-  # Where there are fewer key heads than devices, each device's queries get a copy of theirs.
+  # If there are fewer key heads than devices, each device gets a copy of the key heads it needs.
   copies = h // math.gcd(K, h)
   k_BTKH, v_BTKH = (jnp.repeat(x, copies, axis=2) if copies > 1 else x for x in (k_BTKH, v_BTKH))
   own, all_ = P(batch, context), P(batch)

@@ -1,7 +1,7 @@
-"""Attention a block of queries and a block of keys at a time, in plain JAX: O(T) memory.
+"""Attention by blocks of queries and keys, in plain JAX: O(T) memory.
 
-Query t sees the keys first_t .. last_t.  In packed rows both grow with t, so the blocks that a
-block of queries sees are neighbours; all others are left out, forward and backward.
+Query t sees the keys first_t .. last_t.  In packed rows both grow with t, so a block of queries
+sees contiguous blocks of keys; all others are skipped, forward and backward.
 """
 
 import functools
@@ -9,8 +9,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-BLOCK = 256  # queries, and keys, a block
-FLOOR = -1e30  # of masked logits: finite, so that a row that sees nothing makes no NaN
+BLOCK = 256  # queries, and keys, per block
+FLOOR = -1e30  # value of masked logits: finite, so that a row that sees nothing gives no NaN
 
 
 def attend(
@@ -33,7 +33,7 @@ def attend(
   size_T, size_S = min(BLOCK, T), min(BLOCK, S)
   pad_T, pad_S = -T % size_T, -S % size_S
   q_BTKGH = jnp.pad(q_BTNH, ((0, 0), (0, pad_T), (0, 0), (0, 0))).reshape(B, -1, K, N // K, H)
-  # Heads before positions: each product is then one plain matrix product a head.
+  # With heads before positions, each product is a plain matrix product per head.
   q_nBKGtH = jnp.moveaxis(q_BTKGH.reshape(B, -1, size_T, K, N // K, H), (1, 2), (0, 4))
   k_BKSH, v_BKSH = (
     jnp.moveaxis(jnp.pad(x, ((0, 0), (0, pad_S), (0, 0), (0, 0))), 2, 1) for x in (k_BSKH, v_BSKH)
@@ -64,7 +64,7 @@ def _logits(q_BKGtH, k_BKsH, range_2Bt, start, scale, softcap):
 
 
 def _blocks(range_2Bt, size):
-  """The first block of keys that a block of queries sees, and the one behind the last."""
+  """The first block of keys that a block of queries sees, and the one after the last."""
   return jnp.min(range_2Bt[0]) // size, jnp.max(range_2Bt[1]) // size + 1
 
 

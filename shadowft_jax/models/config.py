@@ -38,7 +38,7 @@ class DecoderConfig:
   num_key_value_heads: int
   head_dim: int
   rms_norm_eps: float
-  # One entry a layer: the keys a query sees, itself included (None: all), and the rope.
+  # One entry per layer: the window (number of visible keys, None: all), and the rope.
   windows: tuple[int | None, ...]
   ropes: tuple[Rope, ...]
   rope_interleaved: bool = False  # GLM-4
@@ -48,7 +48,7 @@ class DecoderConfig:
   mlp_bias: bool = False  # Llama and SmolLM3 with mlp_bias
   qk_norm: str | None = None  # of each "head" (Qwen3, Gemma 3), or of the "whole" (OLMo 2)
   fused_gate_up: bool = False  # GLM-4
-  num_experts: int = 0  # Qwen3-MoE: in the place of the MLP
+  num_experts: int = 0  # Qwen3-MoE: experts replace the MLP
   num_experts_per_tok: int = 0
   moe_intermediate_size: int = 0
   norm_topk_prob: bool = False
@@ -63,17 +63,17 @@ class DecoderConfig:
 
 
 def refuse(hf: Mapping[str, Any], **ported: Sequence[Any]) -> None:
-  """Refuses an option whose value is not among those `ported`.
+  """Raises an error for an option with an unsupported value.
 
   Raises:
-    InputError: names the option, its value and the ported ones.
+    InputError: names the option, its value and the supported values.
   """
   for name, values in ported.items():
     if name in hf and hf[name] not in values:
       wanted = " or ".join(repr(v) for v in values[:1])
       raise InputError(
         f"config.json of model_type {hf.get('model_type')!r}: {name} is "
-        f"{hf[name]!r}; only {wanted} is ported"
+        f"{hf[name]!r}; only {wanted} is supported"
       )
 
 
@@ -83,21 +83,20 @@ def refuse_quantised(hf: Mapping[str, Any]) -> None:
     if (quantised := part.get("quantization_config")) is not None:
       method = quantised.get("quant_method") if isinstance(quantised, dict) else None
       raise InputError(
-        f"config.json has a quantization_config ({method or 'of no named method'}): "
-        "a delta is added to plain weights; choose the checkpoint of this model "
-        "in BF16, F16 or F32"
+        f"config.json has a quantization_config ({method or 'unknown method'}), and a delta cannot "
+        "be added to quantised weights; use the checkpoint of this model in BF16, F16 or F32"
       )
 
 
 def read_rope(
   hf: Mapping[str, Any], *, kinds: Mapping[str, tuple[str, ...]] = ROPE_TYPES, partial: bool = False
 ) -> Rope:
-  """Rotary settings, as transformers 4 (rope_theta, rope_scaling) or 5 (rope_parameters) has them.
+  """Reads rotary settings of transformers 4 (rope_theta, rope_scaling) or 5 (rope_parameters).
 
   Args:
     hf: config.json.
-    kinds: {rope_type: fields it must have}.
-    partial: whether a part of each head may have no rotation (partial_rotary_factor).
+    kinds: {rope_type: its required fields}.
+    partial: whether the rotation may cover only part of each head (partial_rotary_factor).
 
   Raises:
     InputError: a kind of scaling that is not ported, or one that lacks a field.
@@ -128,10 +127,10 @@ def local_and_global(
   global_theta: float,
   kinds: Mapping[str, tuple[str, ...]] = ROPE_TYPES,
 ) -> tuple[Rope, ...]:
-  """The rope of every layer where those with a window have one of their own.
+  """The rope of every layer, for models with a separate rope in layers with a window.
 
-  Transformers 4 scales the layers that see all, and only them (rope_scaling); 5 has settings
-  for each type of layer in rope_parameters.
+  Transformers 4 scales only the layers with full attention (rope_scaling); 5 has settings for each
+  layer type in rope_parameters.
   """
   nested = hf.get("rope_parameters") or {"full_attention": hf.get("rope_scaling")}
 
@@ -150,26 +149,27 @@ def local_and_global(
 
 
 def read_windows(hf: Mapping[str, Any], full_every: int) -> tuple[int | None, ...]:
-  """How many keys a query of each layer sees, None for all, by layer_types.
+  """The attention window of each layer, None for full attention, by layer_types.
 
   Args:
     hf: config.json.
-    full_every: where layer_types is absent, each layer of that number sees all.
+    full_every: if layer_types is absent, every layer of this number has full attention (2: every
+      second one).
 
   Raises:
-    InputError: a type of layer is unknown, or a length or the window is missing.
+    InputError: a layer type is unknown, or a length or the window is missing.
   """
   _check_required(hf)
   count = hf["num_hidden_layers"]
   kinds = hf.get("layer_types") or [LAYER_TYPES[(i + 1) % full_every != 0] for i in range(count)]
   if len(kinds) != count or set(kinds) - set(LAYER_TYPES):
     raise InputError(
-      f"config.json: layer_types has {' or '.join(LAYER_TYPES)} for each of "
-      f"{count} layers; got {kinds!r}"
+      f"config.json: layer_types must have {' or '.join(LAYER_TYPES)} for each of {count} layers; "
+      f"got {kinds!r}"
     )
   window = hf.get("sliding_window")
   if "sliding_attention" in kinds and not (isinstance(window, int) and window > 0):
-    raise InputError(f"config.json: sliding_window is a number of tokens; got {window!r}")
+    raise InputError(f"config.json: sliding_window must be a number of tokens; got {window!r}")
   return tuple(window if kind == "sliding_attention" else None for kind in kinds)
 
 
@@ -182,7 +182,7 @@ def read(hf: Mapping[str, Any], **options: Any) -> DecoderConfig:
   """config.json -> DecoderConfig, with a family's `options` set.
 
   Raises:
-    InputError: a field is missing, or an option has a value that is not ported.
+    InputError: a field is missing, or an option has an unsupported value.
   """
   _check_required(hf)
   refuse(hf, **{n: v for n, v in PORTED.items() if n not in options})
@@ -190,12 +190,13 @@ def read(hf: Mapping[str, Any], **options: Any) -> DecoderConfig:
   kv_heads = hf.get("num_key_value_heads") or heads
   if heads % kv_heads:
     raise InputError(
-      f"config.json: num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}"
+      f"config.json: num_attention_heads {heads} is not a multiple of num_key_value_heads "
+      f"{kv_heads}"
     )
   if "windows" not in options:
     options["windows"] = (None,) * count
     if any(kind != "full_attention" for kind in hf.get("layer_types") or ()):
-      raise InputError("config.json: layer_types other than full_attention are not ported")
+      raise InputError("config.json: layer_types other than full_attention are not supported")
   if "ropes" not in options:
     options["ropes"] = (read_rope(hf),) * count
   return DecoderConfig(

@@ -1,4 +1,4 @@
-"""The decoder-only transformer that every text family is an instance of.
+"""The decoder-only transformer that all text families share.
 
 Parameters are a plain nested dict whose paths are Hugging Face's names: the leaf
 model/layers/self_attn/q_proj/kernel, [L, D, N*H], holds the transposes of
@@ -28,7 +28,7 @@ from shadowft_jax.models.layers import (
 )
 
 Value = TypeVar("Value")
-# The values that a rematerialised block keeps for its backward pass, by config.remat.
+# What a rematerialised block keeps for its backward pass, by config.remat.
 REMAT = {
   "full": jax.checkpoint_policies.nothing_saveable,
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -37,7 +37,7 @@ REMAT = {
 
 
 def norm(cfg: DecoderConfig, name: str | None) -> Callable[[jax.Array], jax.Array]:
-  """The RMSNorm of that name; the identity where a family has none."""
+  """The RMSNorm of that name, or the identity if the family has none."""
   return RMSNorm(cfg.rms_norm_eps, cfg.norm_offset, name=name) if name else lambda x: x
 
 
@@ -61,9 +61,9 @@ class Attention(nn.Module):
   def attend(
     self, q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, rows: Mapping[str, Any]
   ) -> jax.Array:
-    """Attention among the rows themselves or, where there is a cache, over what it holds.
+    """Attention within the rows, or over the key-value cache if there is one.
 
-    Where the collection "cache" can be written and has no keys yet, those of the rows are kept.
+    Where the collection "cache" is mutable and has no keys yet, the keys of the rows are stored.
     """
     segment_BT, position_BT, windows = rows["segment"], rows["position"], distinct(self.cfg.windows)
     options = dict(
@@ -100,7 +100,7 @@ class Attention(nn.Module):
     return attention.over_heads(q_BTNH, all_["k"], all_["v"], seen_BTS, **options)
 
   def heads(self, name: str, x_BTD: jax.Array, count: int, normed: str | None) -> jax.Array:
-    """Projects to `count` heads, [B, T, count, H], each or all together (`normed`) normalised."""
+    """Projects to `count` heads, [B, T, count, H], normalised per head or over all (`normed`)."""
     B, T, _ = x_BTD.shape
     H = self.cfg.head_dim
     x = Linear(count * H, self.cfg.qkv_bias, name=f"{name}_proj")(x_BTD)
@@ -151,7 +151,7 @@ class Block(nn.Module):
 
 
 def by_layer(cfg: DecoderConfig) -> dict[str, np.ndarray]:
-  """{"window", "rope": int32[L]}: the values that differ by layer, and only those.
+  """{"window", "rope": int32[L]}: only those whose values differ between layers.
 
   Each is an index into the `distinct` ones of `cfg.windows` or `cfg.ropes`.
   """
@@ -163,12 +163,12 @@ def by_layer(cfg: DecoderConfig) -> dict[str, np.ndarray]:
 
 
 def distinct(values: Iterable[Value]) -> tuple[Value, ...]:
-  """The different values, in the order they first come."""
+  """The distinct values, in order of first occurrence."""
   return tuple(dict.fromkeys(values))
 
 
 class Backbone(nn.Module):
-  """Embedding, blocks, final norm: everything Hugging Face keeps under `model.`."""
+  """Embedding, blocks and final norm: everything below `model.` in Hugging Face's names."""
 
   cfg: DecoderConfig
   dtype: DTypeLike
@@ -222,10 +222,10 @@ class Decoder(nn.Module):
   """Tokens int32[B, T] -> logits [B, T, V].
 
   Attributes:
-    dtype: of activations and matrix products; parameters keep their own.
+    dtype: dtype of activations and matrix products; parameters keep their own.
     backend: a name in `attention.BACKENDS`.
     remat: a name in `REMAT`.
-    combine: {"params", "delta"} -> {"params"}, applied to one layer's slices at a time, so
+    combine: {"params", "delta"} -> {"params"}, applied to the slices of one layer at a time, so
       that the sum of weights and a dense delta never exists for the whole model.
     unrolled: each layer has variables of its own, model/layers_{i}/…, as `generation/decode.py`
       wants them; else all are stacked, and scanned over.
@@ -246,7 +246,7 @@ class Decoder(nn.Module):
       self.lm_head = self.mapped(Head)(self.cfg.hidden_size, self.cfg.vocab_size)
 
   def mapped(self, module: type[nn.Module], *methods: str) -> type[nn.Module]:
-    """`module`, whose parameters have the delta added."""
+    """`module` with the delta added to its parameters."""
     if self.combine is None or self.is_initializing():
       return module
     return nn.map_variables(

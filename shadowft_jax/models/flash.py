@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-FLOOR = -1e30  # of masked logits: finite, so that no difference of two is NaN
-# By the bytes of a head: queries and keys a block and warps, forward; then backward.
+FLOOR = -1e30  # value of masked logits: finite, so that differences of them are not NaN
+# Bytes per head -> (queries and keys per block, warps), forward, then backward.
 BLOCKS = {
   128: ((128, 64, 4), (64, 64, 4)),
   256: ((128, 64, 8), (64, 64, 8)),
@@ -36,14 +36,14 @@ def attend(
   """Attention of each query over its keys first .. last, both non-decreasing along T.
 
   Args:
-    interpret: runs the kernels step by step on any platform, which is slow.
+    interpret: whether to run the kernels in interpret mode, on any platform but slowly.
 
   Returns:
     out_BTNH in the dtype of q.
   """
   (T, _, H), S = q_BTNH.shape[1:], k_BSKH.shape[1]
   forward, backward = _blocks(H, q_BTNH.dtype.itemsize, max(T, S))
-  # Triton's blocks are powers of two, and whole.
+  # Triton's block sizes are powers of two, and blocks must be full.
   width = max(16, pl.next_power_of_2(H))
   most = max(*forward[:2], *backward[:2])
 
@@ -80,7 +80,7 @@ def _logits(left, right, scale, softcap):
   x = scale * plgpu.dot(left, right.T)
   if softcap is None:
     return x, 1.0
-  # tanh by way of exp, which neither overflows nor needs a library.
+  # tanh computed from exp, without overflow and without a library call.
   small = jnp.exp(-2 * jnp.abs(x) / softcap)
   tanh = jnp.sign(x) * (1 - small) / (1 + small)
   return softcap * tanh, 1 - tanh * tanh

@@ -1,4 +1,4 @@
-"""Gemma 2, Gemma 3 text, and the text tower of a Gemma 3 that sees images.
+"""Gemma 2, text-only Gemma 3, and the language model of a multimodal Gemma 3.
 
 Source: configuration_gemma2.py, configuration_gemma3.py and their models, transformers 5.23.
 """
@@ -8,7 +8,7 @@ from typing import Any
 
 from shadowft_jax.models import config
 
-# The defaults of transformers for fields that a config.json leaves out.
+# The defaults of transformers for fields missing in config.json.
 GEMMA2 = {
   "num_key_value_heads": 4,
   "head_dim": 256,
@@ -18,7 +18,7 @@ GEMMA2 = {
   "attn_logit_softcapping": 50.0,
   "final_logit_softcapping": 30.0,
 }
-# A Gemma 3's text_config on the hub may have only four fields.
+# A Gemma 3's text_config on the Hub may have only four fields.
 GEMMA3 = {
   "vocab_size": 262_208,
   "hidden_size": 2304,
@@ -58,7 +58,7 @@ def _read(hf, **options):
 
 
 def gemma2(hf: Mapping[str, Any]) -> config.DecoderConfig:
-  """config.json -> DecoderConfig; every other layer has a window, logits are capped."""
+  """config.json -> DecoderConfig; every other layer has a window, and logits are softcapped."""
   hf = {**GEMMA2, **hf}
   return _read(
     hf,
@@ -69,7 +69,7 @@ def gemma2(hf: Mapping[str, Any]) -> config.DecoderConfig:
 
 
 def gemma3_text(hf: Mapping[str, Any]) -> config.DecoderConfig:
-  """config.json -> DecoderConfig; layers with a window have a rope of their own."""
+  """config.json -> DecoderConfig; layers with a window have a separate rope."""
   hf = {**GEMMA3, **hf}
   config.refuse(hf, attn_logit_softcapping=(None,), final_logit_softcapping=(None,))
   windows = config.read_windows(hf, full_every=hf.get("sliding_window_pattern", 6))
@@ -83,7 +83,7 @@ def gemma3_text(hf: Mapping[str, Any]) -> config.DecoderConfig:
 
 
 def gemma3(hf: Mapping[str, Any]) -> config.DecoderConfig:
-  """config.json of a Gemma3ForConditionalGeneration -> DecoderConfig of its text tower."""
+  """config.json of a Gemma3ForConditionalGeneration -> DecoderConfig of its language model."""
   return gemma3_text(
     {
       **(hf.get("text_config") or {}),

@@ -1,4 +1,4 @@
-"""GLM-4-0414, 9B and 32B: half of each head turns, gate and up are one projection.
+"""GLM-4-0414, 9B and 32B: half of each head is rotated; gate and up are one projection.
 
 Source: configuration_glm4.py and modeling_glm4.py of transformers 5.23.
 """

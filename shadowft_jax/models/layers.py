@@ -1,4 +1,4 @@
-"""The layers families share, and the letters that name dimensions everywhere.
+"""The layers that families share, and the letters that denote dimensions throughout.
 
   B batch   T query position   S key position   D hidden   F mlp   V vocabulary   L layers
   N query heads   K key heads   G = N / K   H head width
@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 
 
 def _as_row(x, ndim):
-  """Lifts a vector to `ndim` axes, so that no product broadcasts by accident."""
+  """Reshapes a vector to `ndim` axes, so that no product broadcasts by accident."""
   return jnp.expand_dims(x, range(ndim - 1))
 
 
@@ -109,7 +109,7 @@ class RMSNorm(nn.Module):
 
 
 class Embed(nn.Module):
-  """The token table [V, D]: rows for the input, and the head where a model is tied."""
+  """The embedding [V, D], which is also the head of a tied model."""
 
   vocab_size: int
   features: int
@@ -127,9 +127,9 @@ class Embed(nn.Module):
 
 
 class Head(nn.Module):
-  """The untied output projection; it hands out its kernel [D, V] and multiplies nothing.
+  """The untied output projection; it only returns its kernel [D, V].
 
-  "transposed" may take its place, as in `Linear`.
+  The variable may be "transposed", as in `Linear`.
   """
 
   hidden_size: int
@@ -151,7 +151,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def softcap(x: jax.Array, cap: float | None) -> jax.Array:
-  """x, kept smoothly within (-cap, cap); x itself where `cap` is None."""
+  """Softcapping: bounds x smoothly to (-cap, cap); x itself if `cap` is None."""
   return x if cap is None else cap * jnp.tanh(x / cap)
 
 
@@ -161,8 +161,8 @@ class Rope:
 
   Attributes:
     theta: the base.
-    scaling: config.json's dict as sorted items, () for none.
-    fraction: the share of a head's pairs that are rotated: the first ones.
+    scaling: the rope scaling in config.json as sorted items; () for none.
+    fraction: the share of a head's pairs that are rotated, beginning with the first.
   """
 
   theta: float = 10_000.0
@@ -186,8 +186,8 @@ def rope_frequencies(head_dim: int, rope: Rope) -> jax.Array:
   if kind == "linear":
     frequency /= scaling["factor"]
   elif kind == "llama3":
-    # Pairs that turn often within the original context keep their speed, slow ones are
-    # stretched by `factor`, and those between are interpolated.
+    # High frequencies (relative to the original context) are unchanged, low ones are divided by
+    # `factor`, and those between are interpolated.
     turns = scaling["original_max_position_embeddings"] * frequency / (2 * math.pi)
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     keep = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
@@ -198,11 +198,11 @@ def rope_frequencies(head_dim: int, rope: Rope) -> jax.Array:
 
 
 def _yarn_stretch(turning, theta, scaling):
-  """YaRN's factor of each frequency: as llama3's, but linear in the pair's number."""
+  """YaRN's factor of each frequency: as for llama3, but linear in the index of the pair."""
   original = scaling["original_max_position_embeddings"]
 
   def pair_of(turns):
-    """The number of the pair that makes so many turns within the original context."""
+    """The index of the pair that makes `turns` rotations within the original context."""
     return turning * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
   first = max(math.floor(pair_of(scaling.get("beta_fast") or 32)), 0)
@@ -212,7 +212,7 @@ def _yarn_stretch(turning, theta, scaling):
 
 
 def rope_magnitude(rope: Rope) -> float:
-  """YaRN's factor of rotated queries and keys; 1 for every other kind."""
+  """YaRN's scale of rotated queries and keys; 1 for all other types."""
   scaling = dict(rope.scaling)
   if scaling.get("rope_type") != "yarn":
     return 1.0
@@ -231,7 +231,7 @@ def rope_angles(position_BT: jax.Array, head_dim: int, rope: Rope) -> tuple[jax.
 def apply_rope(
   x_BTNH: jax.Array, sin: jax.Array, cos: jax.Array, interleaved: bool = False
 ) -> jax.Array:
-  """Rotates each pair by its angle: (i, i + H / 2), or (2i, 2i + 1) where `interleaved`."""
+  """Rotates each pair by its angle: (i, i + H / 2), or (2i, 2i + 1) if `interleaved`."""
   half, axis = x_BTNH.shape[-1] // 2, -1 if interleaved else -2
   pairs = x_BTNH.astype(jnp.float32).reshape(
     *x_BTNH.shape[:-1], *((half, 2) if interleaved else (2, half))

@@ -1,4 +1,4 @@
-"""Llama 3.x, Yi, Falcon3: everything that calls itself `llama`.
+"""Llama 3.x, Yi, Falcon3: all models with model_type `llama`.
 
 Source: configuration_llama.py and modeling_llama.py of transformers 5.23.
 """

@@ -1,4 +1,4 @@
-"""Mistral 7B and NeMo: everything that calls itself `mistral`.
+"""Mistral 7B and NeMo: all models with model_type `mistral`.
 
 Source: configuration_mistral.py and modeling_mistral.py of transformers 5.23.
 """

@@ -1,4 +1,4 @@
-"""The mixture of experts in the place of an MLP: Qwen3-MoE.
+"""The mixture of experts that replaces the MLP in Qwen3-MoE.
 
 Each token goes to the k of E experts that its router scores highest.  The M = B T k pairs of a
 token and an expert are sorted by expert; each projection is then one `grouped_matmul`.
@@ -23,10 +23,11 @@ ExpertKernels = Mapping[str, Sequence[jax.Array]]  # {projection: its `Kernels`}
 
 @jax.custom_vjp
 def grouped_matmul(x_MD: jax.Array, w_EDF: jax.Array, size_E: jax.Array) -> jax.Array:
-  """Rows times their expert's matrix, [M, F]: the first size_E[0] rows are of expert 0, and so on.
+  """Rows times their expert's matrix, [M, F]: the first size_E[0] rows belong to expert 0, and so
+  on.
 
-  TPUs have an instruction for this.  Elsewhere XLA would multiply every row by every matrix,
-  so that blocks of rows are multiplied in turn.
+  TPUs support this directly.  Elsewhere XLA would multiply every row by every matrix, so blocks of
+  rows are multiplied one after another.
   """
   return jax.lax.platform_dependent(x_MD, w_EDF, size_E, tpu=ragged, default=by_block)
 
@@ -44,7 +45,7 @@ def _backward(saved, g_MF):
     tpu=functools.partial(ragged, axis=2),
     default=functools.partial(by_block, axis=2),
   )
-  # Where a kernel is frozen, its gradient is unused and the compiler removes it.
+  # If a kernel is frozen, its gradient is unused and XLA removes it.
   w_grad = jax.lax.platform_dependent(x_MD, g_MF, size_E, tpu=outer_ragged, default=outer_by_block)
   return x_grad, w_grad.astype(w_EDF.dtype), None
 
@@ -53,7 +54,7 @@ grouped_matmul.defvjp(_forward, _backward)
 
 
 def ragged(x_MD: jax.Array, w_EDF: jax.Array, size_E: jax.Array, axis: int = 1) -> jax.Array:
-  """Each row times its expert's matrix, summed over that `axis` of w_EDF."""
+  """Each row times its expert's matrix, contracted over `axis` of w_EDF."""
   dims = jax.lax.RaggedDotDimensionNumbers((((1,), (axis,)), ((), ())), (0,), (0,))
   return jax.lax.ragged_dot_general(x_MD, w_EDF, size_E, dims)
 
@@ -67,7 +68,7 @@ def outer_ragged(x_MD: jax.Array, g_MF: jax.Array, size_E: jax.Array) -> jax.Arr
 def _blocks(M, size_E):
   """(C, (expert, its first row, the end of the expert's rows)) of blocks of up to C rows.
 
-  There are as many as any `size_E` may need; those that it does not need begin at row M.
+  Their number suffices for any `size_E`; unused blocks begin at row M.
   """
   E = len(size_E)
   C = min(max(16, 2 ** (M // E).bit_length() // 4), 512)  # half the rows of one expert
@@ -80,7 +81,7 @@ def _blocks(M, size_E):
 
 
 def by_block(x_MD: jax.Array, w_EDF: jax.Array, size_E: jax.Array, axis: int = 1) -> jax.Array:
-  """`ragged`, a block of one expert's rows at a time."""
+  """`ragged` by blocks, each of rows of one expert."""
   M = len(x_MD)
   C, blocks = _blocks(M, size_E)
   x_MD = jnp.pad(x_MD, ((0, C), (0, 0)))
@@ -89,7 +90,7 @@ def by_block(x_MD: jax.Array, w_EDF: jax.Array, size_E: jax.Array, axis: int = 1
     expert, first, _ = block
     x_CD = jax.lax.dynamic_slice_in_dim(x_MD, first, C)
     y_CF = jax.lax.dot_general(x_CD, w_EDF[expert], (((1,), (axis - 1,)), ((), ())))
-    # Rows beyond the expert's own are overwritten by the block that follows, where they begin.
+    # Rows beyond those of this expert are overwritten by the next block.
     return jax.lax.dynamic_update_slice_in_dim(y_MF, y_CF, first, 0), None
 
   start = jnp.zeros((M + C, w_EDF.shape[3 - axis]), x_MD.dtype)
@@ -97,7 +98,7 @@ def by_block(x_MD: jax.Array, w_EDF: jax.Array, size_E: jax.Array, axis: int = 1
 
 
 def outer_by_block(x_MD: jax.Array, g_MF: jax.Array, size_E: jax.Array) -> jax.Array:
-  """`outer_ragged`, a block of one expert's rows at a time."""
+  """`outer_ragged` by blocks, each of rows of one expert."""
   C, blocks = _blocks(len(x_MD), size_E)
   x_MD, g_MF = (jnp.pad(x, ((0, C), (0, 0))) for x in (x_MD, g_MF))
 
@@ -116,10 +117,7 @@ def outer_by_block(x_MD: jax.Array, g_MF: jax.Array, size_E: jax.Array) -> jax.A
 
 
 class Kernels(nn.Module):
-  """One projection of all experts: its kernel [E, D, F] and an adapter's factors, if any.
-
-  It hands them out and multiplies nothing.
-  """
+  """One projection of all experts: returns its kernel [E, D, F] and any adapter factors."""
 
   shape: tuple[int, int, int]
 
@@ -147,7 +145,7 @@ class Experts(nn.Module):
 
 
 def _project(x_MD, kernels, size_E):
-  """x W + x A B, as `layers.Linear`, each row with its expert's."""
+  """x W + x A B, as in `layers.Linear`, with the weights of each row's expert."""
   kernel_EDF, *factors = (k.astype(x_MD.dtype) for k in kernels)
   y_MF = grouped_matmul(x_MD, kernel_EDF, size_E)
   if factors:
@@ -164,7 +162,7 @@ def mixture(
   *,
   act: Callable[[jax.Array], jax.Array],
 ) -> jax.Array:
-  """The sum of each token's experts' outputs times their weights, [B, T, D].
+  """The weighted sum of the outputs of each token's experts, [B, T, D].
 
   Args:
     weight_BTk: float32.
@@ -186,9 +184,9 @@ def mixture(
 def on_own_rows(
   fn: Callable[..., jax.Array], *arrays_BTx: jax.Array, kernels: ExpertKernels
 ) -> jax.Array:
-  """fn(*arrays_BTx, kernels), where each device sees its own rows of the batch alone.
+  """fn(*arrays_BTx, kernels), where each device sees only its own rows of the batch.
 
-  Sorting the tokens of all devices would gather them; kernels are gathered instead.
+  Sorting tokens across devices would gather all of them; the kernels are gathered instead.
   """
   mesh = jax.sharding.get_abstract_mesh()
   axes = (nn.logical_to_mesh_axes(("batch",)) or P(None))[0]

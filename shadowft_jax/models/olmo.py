@@ -1,4 +1,4 @@
-"""OLMo 2 and 3: no norm before attention and MLP, one behind each; q and k normalised whole.
+"""OLMo 2 and 3: norms after attention and MLP instead of before; q and k normalised over all heads.
 
 Source: configuration_olmo2.py, configuration_olmo3.py and their models, transformers 5.23.
 """
@@ -19,9 +19,9 @@ def olmo2(hf: Mapping[str, Any], **options: Any) -> config.DecoderConfig:
 
 
 def olmo3(hf: Mapping[str, Any]) -> config.DecoderConfig:
-  """config.json -> DecoderConfig; every fourth layer sees all, and may have YaRN."""
+  """config.json -> DecoderConfig; every fourth layer has full attention, and may use YaRN."""
   hf = {"sliding_window": 4096, **hf}
-  # Transformers gives layers with a window this theta only, whatever rope_theta at the top is.
+  # Transformers always uses this theta in layers with a window, whatever the global rope_theta is.
   config.refuse(hf, rope_theta=(500_000, None))
   windows = config.read_windows(hf, full_every=4)
   ropes = config.local_and_global(

@@ -9,7 +9,7 @@ from typing import Any
 
 from shadowft_jax.models import config
 
-# The defaults of transformers for fields that a config.json leaves out.
+# The defaults of transformers for fields missing in config.json.
 MOE = {
   "num_key_value_heads": 4,
   "moe_intermediate_size": 768,
@@ -19,22 +19,22 @@ MOE = {
 
 
 def qwen2(hf: Mapping[str, Any]) -> config.DecoderConfig:
-  """config.json -> DecoderConfig; q, k and v carry a bias, o does not."""
+  """config.json -> DecoderConfig; q, k and v have a bias, o does not."""
   config.refuse(hf, use_sliding_window=(False, None))
   return config.read(hf, qkv_bias=True)
 
 
 def qwen3(hf: Mapping[str, Any]) -> config.DecoderConfig:
-  """config.json -> DecoderConfig; each query and key head is normalised."""
+  """config.json -> DecoderConfig; query and key heads are normalised."""
   config.refuse(hf, use_sliding_window=(False, None))
   bias = bool(hf.get("attention_bias", False))
   return config.read(hf, qkv_bias=bias, o_bias=bias, qk_norm="head")
 
 
 def qwen3_moe(hf: Mapping[str, Any]) -> config.DecoderConfig:
-  """config.json -> DecoderConfig; every layer has experts, and the loss no term for the router.
+  """config.json -> DecoderConfig; every layer has experts, and there is no router loss.
 
-  Transformers 4 and the hub call the number of experts num_experts, 5 num_local_experts.
+  Transformers 4 and the Hub call the number of experts num_experts, 5 num_local_experts.
   """
   hf = {**MOE, **hf}
   config.refuse(

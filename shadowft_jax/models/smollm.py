@@ -1,4 +1,4 @@
-"""SmolLM3: a Llama whose every fourth layer has no rope.
+"""SmolLM3: a Llama without rope in every fourth layer.
 
 Source: configuration_smollm3.py and modeling_smollm3.py of transformers 5.23.
 """
@@ -28,7 +28,7 @@ def smollm3(hf: Mapping[str, Any]) -> config.DecoderConfig:
     turns = [(i + 1) % every != 0 for i in range(count)]
   if len(turns) < count:
     raise InputError(
-      f"config.json: no_rope_layers has a 0 or 1 for each of {count} layers; got {turns!r}"
+      f"config.json: no_rope_layers must have a 0 or 1 for each of {count} layers; got {turns!r}"
     )
   rope, bias = config.read_rope(hf), bool(hf.get("attention_bias", False))
   return config.read(

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as library
 
-LANES = 128  # of a TPU's vector registers: lengths and head widths are multiples of it
-BLOCK = 512  # queries, and keys, a block at most
+LANES = 128  # lanes of a TPU vector register; lengths and head sizes are multiples of it
+BLOCK = 512  # queries, and keys, per block at most
 
 
 def attend(
@@ -22,8 +22,8 @@ def attend(
   """Causal attention within segments.
 
   Args:
-    window: keys a query sees, itself included; None: all before it.
-    interpret: runs the kernels step by step on any platform, which is slow.
+    window: number of keys visible to a query, including its own; None: all.
+    interpret: whether to run the kernels in interpret mode, on any platform but slowly.
 
   Returns:
     out_BTNH in the dtype of q.

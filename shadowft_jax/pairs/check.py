@@ -1,7 +1,7 @@
-"""The check of a pair: where two folders agree and differ, and what that means for the graft.
+"""The pair check: how Base and Instruct differ, and what that means for the graft.
 
-Reads small files and headers, and of the weights only some rows of the tables: no model is
-built, so that any two safetensors checkpoints can be compared.
+Reads only small files, headers and some embedding rows.  No model is built, so any two safetensors
+checkpoints can be compared.
 """
 
 import os
@@ -35,7 +35,7 @@ BEHAVIOUR = (
   "num_experts_per_tok",
   "norm_topk_prob",
 )
-# Theta of the rotary embedding by kind of layer, where config.json leaves it out.
+# Default theta of the rotary embedding by layer type, if config.json does not set it.
 GEMMA3_THETA = {"full_attention": 1e6, "sliding_attention": 1e4}
 
 
@@ -48,7 +48,7 @@ def check(
     Findings, errors first.
 
   Raises:
-    InputError: a folder cannot be read at all: files are missing or malformed.
+    InputError: a folder cannot be read, because files are missing or malformed.
   """
   base, instruct = open_model(base), open_model(instruct)
   looks = (_families, _sizes, _tensors, _behaviour, *vocabulary.LOOKS)
@@ -57,11 +57,11 @@ def check(
 
 
 def are_equal(base: ModelFolder, instruct: ModelFolder) -> bool:
-  """Whether two folders hold the same weights; reads up to the first difference."""
+  """Whether two folders contain the same weights; stops at the first difference."""
   if base.directory.resolve() == instruct.directory.resolve():
     return True
   a, b = base.tensors, instruct.tensors
-  # The layers first: an embedding is large, and often left as it was.
+  # Layers first: the embedding is large and often unchanged.
   order = sorted(a, key=lambda n: names.layer_of(n) is None)
   return a.keys() == b.keys() and all(same_bytes(a[n], b[n]) for n in order)
 
@@ -69,9 +69,9 @@ def are_equal(base: ModelFolder, instruct: ModelFolder) -> bool:
 def unlike_fields(
   a: Mapping[str, Any], b: Mapping[str, Any], fields: Iterable[str]
 ) -> list[tuple[str, Any, Any]]:
-  """(name, value in a, value in b) of the fields that both have and that differ.
+  """[(name, value in a, value in b)] of fields that both configs have with different values.
 
-  A field that one config leaves out has its class's default, which another version may write down.
+  A missing field has its class's default, which other versions may write explicitly.
   """
   return [(n, a[n], b[n]) for n in fields if n in a and n in b and a[n] != b[n]]
 
@@ -80,16 +80,17 @@ def _families(base, instruct):
   if base.directory.resolve() == instruct.directory.resolve():
     yield Finding(
       "warning",
-      f"Base and Instruct are the same folder, {base.directory}: this is "
-      "the usual fine-tuning of one model, not Shadow-FT",
+      f"Base and Instruct are the same folder, {base.directory}: this is ordinary fine-tuning of "
+      "one "
+      "model, not Shadow-FT",
     )
   kinds = base.config.get("model_type"), instruct.config.get("model_type")
   if kinds[0] != kinds[1]:
     yield Finding(
       "error",
-      f"two different families: {versus(*kinds)}; a delta means nothing "
-      "to the weights of another family: name the Base that the Instruct was made "
-      "from",
+      f"different model families: {versus(*kinds)}; a delta cannot be transferred between "
+      "families; "
+      "give the Base from which the Instruct was made",
     )
   if kinds[1] in registry.WHY_NOT_TRAIN:
     yield Finding("note", f"graft and similarity only: {registry.WHY_NOT_TRAIN[kinds[1]]}")
@@ -97,33 +98,35 @@ def _families(base, instruct):
     if side.quantised:
       yield Finding(
         "error",
-        f"the {name} is quantised ({side.quantised}): its weights are "
-        "codes, which a delta cannot be added to; download the unquantised model "
-        "(bfloat16 or float16; the id without GPTQ, AWQ, FP8, bnb-4bit or GGUF)",
+        f"the {name} is quantised ({side.quantised}), and a delta cannot be added to quantised "
+        "weights; download the unquantised model (bfloat16 or float16; the id without GPTQ, AWQ, "
+        "FP8, "
+        "bnb-4bit or GGUF)",
       )
 
 
 def _sizes(base, instruct):
-  """Config fields that fix shapes; a field that one side leaves out is left to the tensors."""
+  """Compares config fields that determine shapes; `_tensors` covers fields that one side lacks."""
   for name, *values in unlike_fields(base.config, instruct.config, SIZES):
     yield Finding(
       "error",
-      f"{name}: {versus(*values)}; the delta of one does not fit the "
-      "other: choose models of one size",
+      f"{name}: {versus(*values)}; a delta of one does not fit the other: choose models of the "
+      "same "
+      "size",
     )
   for name, *values in unlike_fields(base.config, instruct.config, ["vocab_size"]):
     yield Finding(
       "warning",
-      f"{name}: {versus(*values)}; projections are grafted all the same, "
-      "but the embedding and the head cannot be (graft.match=all), and the Base has "
-      "no row for a token beyond its own",
+      f"{name}: {versus(*values)}; projections can be grafted, but the embedding and the head "
+      "cannot "
+      "(graft.match=all), and the Base has no embedding for tokens beyond its own",
     )
   if base.tied != instruct.tied:
     yield Finding(
       "warning",
-      f"tie_word_embeddings: {versus(base.tied, instruct.tied)}; "
-      "projections are grafted all the same, but the embedding, which is the head "
-      "of only one, should not be (graft.match=all)",
+      f"tie_word_embeddings: {versus(base.tied, instruct.tied)}; projections can be grafted, but "
+      "the "
+      "embedding should not be (graft.match=all), because it is also the head of only one of them",
     )
   elif base.tied:
     yield Finding(
@@ -134,13 +137,12 @@ def _sizes(base, instruct):
 
 def _tensors(base, instruct):
   if base.quantised or instruct.quantised:
-    return  # said already; its tensors are others by nature
+    return  # reported by _families; quantised tensors always differ
   if base.prefixes != instruct.prefixes:
-    spelt = [", ".join(sorted(s.prefixes)) for s in (base, instruct)]
+    prefixes = [", ".join(sorted(s.prefixes)) for s in (base, instruct)]
     yield Finding(
       "note",
-      f"tensor names are spelt otherwise ({versus(*spelt)}); they are "
-      "matched without these prefixes, so that nothing is left out",
+      f"tensor names have different prefixes ({versus(*prefixes)}); they are matched without them",
     )
   a, b = (
     {n: t for n, t in s.tensors.items() if not names.is_harmless(n)} for s in (base, instruct)
@@ -151,28 +153,25 @@ def _tensors(base, instruct):
   if seen:
     yield Finding(
       "warning",
-      "the vision or audio parts differ; each model keeps its own, and only the "
-      f"language model is grafted:{_by_layer(seen, unlike)}",
+      "the vision or audio parts differ; only the language model is grafted:"
+      f"{_by_layer(seen, unlike)}",
     )
   allowed = {n for n in unlike if _said_by_config(n, unlike[n], base, instruct)}
   if bad := unlike.keys() - seen - allowed:
     yield Finding(
       "error",
-      "tensors are on one side only or differ in shape; what is trained "
-      "for them could not be grafted: choose a Base and an Instruct of the same "
-      f"architecture:{_by_layer(bad, unlike)}",
+      "tensors are missing on one side or differ in shape, so their deltas could not be grafted; "
+      f"choose a Base and an Instruct of the same architecture:{_by_layer(bad, unlike)}",
     )
   dtypes = [" and ".join(sorted({t.dtype for t in s.values()})) for s in (a, b)]
   if dtypes[0] != dtypes[1]:
     yield Finding(
-      "note",
-      f"stored as: {versus(*dtypes)}; a grafted tensor keeps the "
-      "Instruct's dtype and is rounded to it",
+      "note", f"stored as: {versus(*dtypes)}; grafted tensors are rounded to the Instruct's dtype"
     )
 
 
 def _said_by_config(name, shapes, base, instruct):
-  """Whether another vocab_size, or tie_word_embeddings, explains why a table differs."""
+  """Whether vocab_size or tie_word_embeddings explains why an embedding or head differs."""
   if names.is_head(name) and None in shapes:
     return (base, instruct)[shapes.index(None)].tied
   rows = [s.config.get("vocab_size") for s in (base, instruct)]
@@ -186,7 +185,7 @@ def _said_by_config(name, shapes, base, instruct):
 
 
 def _by_layer(unlike, shapes):
-  """One line for the tensors that differ alike in several layers."""
+  """Lists tensors, with one line for those that differ in the same way in several layers."""
   lines = names.alike(
     {n: versus(*("has none" if x is None else x for x in shapes[n])) for n in unlike}
   )
@@ -194,11 +193,11 @@ def _by_layer(unlike, shapes):
 
 
 def _behaviour(base, instruct):
-  """Config fields that leave the shapes alone, and change what is computed."""
+  """Compares config fields that change the computation but not the shapes."""
   a, b = base.config, instruct.config
   for name, *values in unlike_fields(a, b, ["rms_norm_eps"]):
     yield Finding(
-      "warning", f"{name}: {versus(*values)}; each runs with its own; the graft adds weights only"
+      "warning", f"{name}: {versus(*values)}; each model keeps its own; the graft only adds weights"
     )
   ropes = [rope(c) for c in (a, b)]
   for name in sorted({**ropes[0], **ropes[1]}):
@@ -206,9 +205,8 @@ def _behaviour(base, instruct):
     if values[0] != values[1]:
       yield Finding(
         "warning",
-        f"{name}: {versus(*values)}; positions mean something else to "
-        "each: each runs with its own, but the delta of q and k was trained under "
-        "the Base's",
+        f"{name}: {versus(*values)}; position encodings differ: each model keeps its own, but the "
+        "delta of q and k is trained with the Base's",
       )
   windows = [
     {"sliding_window": c.get("sliding_window") if c.get("use_sliding_window", True) else None}
@@ -220,27 +218,27 @@ def _behaviour(base, instruct):
   ]:
     yield Finding(
       "warning",
-      f"{name}: {versus(*values)}; the same weights compute something "
-      "else in each; each runs with its own, the delta is trained under the Base's",
+      f"{name}: {versus(*values)}; the same weights compute something different in each model; "
+      "each "
+      "keeps its own setting, and the delta is trained with the Base's",
     )
   for name, *values in unlike_fields(base.vision, instruct.vision, ["image_size"]):
     yield Finding(
-      "warning",
-      f"{name}: {versus(*values)}; the Base learns from images of its "
-      "own size, through its own vision tower; the Instruct keeps its tower",
+      "warning", f"{name}: {versus(*values)}; each model keeps its own image size and vision tower"
     )
   for name, *values in unlike_fields(a, b, ["max_position_embeddings"]):
     yield Finding(
       "note",
-      f"{name}: {versus(*values)}; train within the Base's, the grafted model keeps the Instruct's",
+      f"{name}: {versus(*values)}; train within the Base's limit; the grafted model keeps the "
+      "Instruct's",
     )
 
 
 def rope(config: Mapping[str, Any]) -> dict[str, Any]:
   """{setting: value} of the rotary embedding.
 
-  transformers 4 wrote rope_theta and rope_scaling (and rope_local_base_freq for the sliding
-  layers of Gemma 3), 5 writes rope_parameters.
+  transformers 4 writes rope_theta and rope_scaling (and rope_local_base_freq for the sliding layers
+  of Gemma 3), transformers 5 rope_parameters.
   """
   parts = config.get("rope_parameters")
   if not parts:
@@ -257,6 +255,6 @@ def rope(config: Mapping[str, Any]) -> dict[str, Any]:
     settings["rope_theta"] = settings.get("rope_theta") or GEMMA3_THETA.get(kind, 1e4)
     settings.setdefault("partial_rotary_factor", config.get("partial_rotary_factor") or 1.0)
     for name, value in settings.items():
-      spelt = name if name.startswith("rope_") else f"rope_scaling.{name}"
-      out[f"{spelt} of {kind}" if kind else spelt] = value
+      full = name if name.startswith("rope_") else f"rope_scaling.{name}"
+      out[f"{full} of {kind}" if kind else full] = value
   return out

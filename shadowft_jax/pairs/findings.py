@@ -1,4 +1,4 @@
-"""Findings of the check of a pair, and their report."""
+"""Findings of the pair check, and their report."""
 
 import collections
 from collections.abc import Collection, Iterable
@@ -11,34 +11,34 @@ LEVELS = ("error", "warning", "note")
 
 
 class Finding(NamedTuple):
-  """Something found in a pair; `text` says what, and what it means for the graft."""
+  """A finding about a pair; `text` describes it and what it means for the graft."""
 
   level: str  # one of LEVELS
   text: str
 
 
 def report(findings: Collection[Finding], levels: Collection[str] = LEVELS) -> str:
-  """The findings as text for a terminal: a count of all, then those of `levels`."""
+  """The findings as text for a terminal: their counts, then those of `levels`."""
   found = collections.Counter(f.level for f in findings)
   total = ", ".join(progress.count(found[level], level) for level in LEVELS)
   return "\n  ".join([f"pair check: {total}", *lines(findings, levels)])
 
 
 def lines(findings: Iterable[Finding], levels: Collection[str] = LEVELS) -> list[str]:
-  """The findings of `levels`, a text each."""
+  """One text per finding of `levels`."""
   return [f"{f.level}: {f.text}".replace("\n", "\n  ") for f in findings if f.level in levels]
 
 
 def raise_errors(findings: Iterable[Finding]) -> None:
-  """Raises one InputError for all findings of level error; does nothing where there is none."""
+  """Raises one InputError for all findings of level error, if there are any."""
   errors = [f.text for f in findings if f.level == "error"]
   if errors:
     raise InputError(
-      "the two folders are no pair that can be trained and grafted:"
+      "these two models cannot be trained and grafted as a pair:"
       + "".join(f"\n- {text}" for text in errors)
     )
 
 
 def versus(a: object, b: object) -> str:
-  """The values of both sides, in words."""
+  """The values of both sides as text."""
   return f"Base {a}, Instruct {b}"

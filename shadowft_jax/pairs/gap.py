@@ -1,9 +1,9 @@
-"""The relative gap ratio of two models, from their folders, a piece of a tensor at a time.
+"""The relative gap ratio of two models, computed from their folders piece by piece.
 
   sigma = sum|W_B - W_I| / (sum|W_B| + sum|W_I|)      from 0 (equal) to 1
 
-Names only, no model is built: any two safetensors checkpoints can be compared.
-Source: Shadow-FT, arXiv 2505.12716, equation 1, of which papers and scripts have three readings.
+No model is built, so any two safetensors checkpoints can be compared.
+Source: Shadow-FT, arXiv 2505.12716, equation 1, which paper and scripts read in three ways.
 """
 
 import concurrent.futures
@@ -23,30 +23,30 @@ READINGS = {
   "mean_over_layers": "mean over layers, each the ratio of its sums",
   "ratio_of_sums": "ratio of the sums over all shared tensors",
 }
-# registry name -> (sigma, where it is from).
+# registry name -> (sigma, source).
 REFERENCES = {
   "llama-3.1-8b": (0.016, "the paper"),
   "qwen3-4b-2507": (0.0562, "the authors' sigma_v2.py, mean over tensors"),
 }
-CLOSE = 1e-5  # |difference| of an element that counts as unchanged, as in the authors' script
-PIECE = 1 << 24  # elements that a thread takes at once
-STEP = 1 << 15  # elements added up at once: they stay in the cache
+CLOSE = 1e-5  # elements with |difference| below this count as unchanged, as in the authors' script
+PIECE = 1 << 24  # elements per task of a thread
+STEP = 1 << 15  # elements per summation step, few enough to stay in the cache
 
 
 class Placed(Protocol):
-  """A row about a tensor in its place in the model."""
+  """A row about a tensor, with its layer and module type."""
 
   @property
   def layer(self) -> int | None:
-    """The number of its layer; None outside the layers."""
+    """The index of its layer; None outside the layers."""
 
   @property
   def module(self) -> str:
-    """Its key in names.MODULES."""
+    """Its module type, a key of names.MODULES."""
 
 
 T = TypeVar("T", bound=Placed)
-K = TypeVar("K")  # the key that rows are grouped by
+K = TypeVar("K")  # the key by which rows are grouped
 
 
 class Sums(NamedTuple):
@@ -65,12 +65,12 @@ class Sums(NamedTuple):
 
   @property
   def unchanged(self) -> float:
-    """The share of elements that are closer than CLOSE."""
+    """The share of elements that differ by less than CLOSE."""
     return self.close / self.size if self.size else 1.0
 
 
 def ratio_of(base_abs: float, instruct_abs: float, gap_abs: float) -> float:
-  """Equation 1 from sum|W_B|, sum|W_I| and sum|W_B - W_I|; 0 where all weights are 0, so equal."""
+  """Equation 1 from sum|W_B|, sum|W_I| and sum|W_B - W_I|; 0 if all weights are 0."""
   total = base_abs + instruct_abs
   return gap_abs / total if total else 0.0
 
@@ -78,15 +78,15 @@ def ratio_of(base_abs: float, instruct_abs: float, gap_abs: float) -> float:
 class Row(NamedTuple):
   """One tensor that both models have."""
 
-  name: str  # without the prefix that wrapped models put before it
+  name: str  # short name
   layer: int | None
-  module: str  # of names.MODULES
+  module: str  # a key of names.MODULES
   shape: tuple[int, ...]
   sums: Sums
 
 
 def sums(base: np.ndarray, instruct: np.ndarray) -> Sums:
-  """Sums of two arrays of one shape: differences in float32, added up in float64."""
+  """The Sums of two arrays of equal shape: differences in float32, sums in float64."""
   with np.errstate(invalid="ignore", over="ignore"):  # `_measure` reports NaN and Inf by name
     b, i = (x.astype(np.float32, copy=False) for x in (base, instruct))
     diff = np.abs(b - i)
@@ -107,7 +107,7 @@ def comparable(base: ModelFolder, instruct: ModelFolder) -> tuple[list[str], dic
   """The tensors that two models share.
 
   Returns:
-    (sorted names, {name of any other tensor: why it is left out}).
+    (sorted names, {name of any other tensor: reason for leaving it out}).
   """
   left_out: dict[str, str] = {}
   for name in sorted({**base.tensors, **instruct.tensors}):
@@ -118,9 +118,9 @@ def comparable(base: ModelFolder, instruct: ModelFolder) -> tuple[list[str], dic
     elif b.shape != i.shape:
       left_out[name] = f"shapes {list(b.shape)} and {list(i.shape)}"
     elif odd:
-      left_out[name] = f"stored as {' and '.join(sorted(odd))}, no bfloat16, float16 or float32"
+      left_out[name] = f"stored as {' and '.join(sorted(odd))}, not bfloat16, float16 or float32"
     elif names.is_harmless(name):
-      left_out[name] = "a buffer, no weight"
+      left_out[name] = "a buffer, not a weight"
     elif base.tied and instruct.tied and names.is_head(name):
       left_out[name] = "the head is the embedding (tied), which is compared"
   return [n for n in sorted(base.tensors) if n not in left_out], left_out
@@ -131,23 +131,23 @@ def compare(
   instruct: ModelFolder,
   progress: Callable[[int], object] = lambda elements: None,
 ) -> tuple[list[Row], dict[str, str]]:
-  """Measures every shared tensor, on all cores, in memory that does not grow with the models.
+  """Measures every shared tensor on all cores, in memory independent of the model size.
 
   Args:
     base, instruct: the two models.
-    progress: called with the number of elements that were done since the last call.
+    progress: called with the number of elements measured since the last call.
 
   Returns:
-    ([Row] sorted by layer and name, {name: why it is left out}).
+    ([Row] sorted by layer and name, {name: reason for leaving it out}).
 
   Raises:
-    InputError: the models share no tensor, or a tensor holds NaN or Inf.
+    InputError: the models share no tensor, or a tensor contains NaN or Inf.
   """
   shared, left_out = comparable(base, instruct)
   if not shared:
     raise InputError(
-      f"{base.directory} and {instruct.directory} share no tensor of one name and "
-      "shape; a gap ratio needs two models of one architecture"
+      f"{base.directory} and {instruct.directory} share no tensor with equal name and shape; a gap "
+      "ratio needs two models of the same architecture"
     )
   tasks = [
     (name, *pair)
@@ -173,7 +173,7 @@ def compare(
 
 
 def _pieces(tensor):
-  """A tensor as flat ones of at most PIECE elements."""
+  """Splits a tensor into flat ones of at most PIECE elements."""
   size, width = math.prod(tensor.shape), safetensors.ITEMSIZE[tensor.dtype]
   for start in range(0, size, PIECE):
     count = min(PIECE, size - start)
@@ -183,9 +183,9 @@ def _pieces(tensor):
 
 
 def _chunks(flat):
-  """Yields the elements of a flat tensor, STEP at a time, whatever the dtype.
+  """Yields the elements of a flat tensor in chunks of STEP, for any dtype.
 
-  A chunk is good until the next one; see `safetensors.rows`.
+  A chunk is valid until the next iteration; see `safetensors.rows`.
   """
   whole, rest = divmod(flat.shape[0], STEP)
   tail = flat.offset + whole * STEP * safetensors.ITEMSIZE[flat.dtype]
@@ -204,19 +204,19 @@ def _measure(task):
   for side, value in ((base, out.base), (instruct, out.instruct)):
     if not math.isfinite(value):
       raise InputError(
-        f"{side.path}: {name} holds NaN or Inf; expected finite weights: download "
-        "the file again, or take a checkpoint that did not diverge"
+        f"{side.path}: {name} contains NaN or Inf; download the file again, or use a checkpoint "
+        "that did not diverge"
       )
   if not math.isfinite(out.diff):
     raise InputError(
-      f"{base.path} and {instruct.path}: {name} differs by more than float32 "
-      "holds; expected weights of two related models"
+      f"{base.path} and {instruct.path}: the difference of {name} exceeds the range of float32; "
+      "expected two related models"
     )
   return out
 
 
 def grouped(rows: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
-  """{key of a row: the rows that share it}, in the order of the rows."""
+  """{key: rows with this key}, in the order of the rows."""
   out: dict[K, list[T]] = {}
   for row in rows:
     out.setdefault(key(row), []).append(row)
@@ -230,7 +230,7 @@ def by_module(rows: Iterable[T]) -> dict[str, list[T]]:
 
 
 def by_layer(rows: Iterable[T]) -> dict[int, list[T]]:
-  """{layer: its rows}, sorted; rows in no layer are left out."""
+  """{layer: its rows}, sorted, without rows outside layers."""
   found = grouped(rows, lambda r: r.layer)
   return {n: found[n] for n in sorted(n for n in found if n is not None)}
 
@@ -246,7 +246,7 @@ def ratio(rows: Iterable[Row]) -> float:
 
 
 def readings(rows: Sequence[Row]) -> dict[str, float | None]:
-  """{key of READINGS: sigma}; a mean is None where no tensor is in a layer."""
+  """{key of READINGS: sigma}; the means are None if no tensor is in a layer."""
   layers = by_layer(rows)
   mean = lambda values: math.fsum(values) / len(values) if values else None
   return {

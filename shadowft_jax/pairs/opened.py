@@ -1,4 +1,4 @@
-"""The two models of a run, opened once and checked against one another."""
+"""The two models of a run, opened once and checked as a pair."""
 
 import dataclasses
 import pathlib
@@ -19,18 +19,18 @@ class OpenedPair:
 
   base: ModelFolder
   instruct: ModelFolder
-  trained: ModelFolder  # the one of the two that is trained
-  warnings: list[str]  # lines to be printed once more at the end of a run
+  trained: ModelFolder  # the model that is trained, one of the two
+  warnings: list[str]  # lines to print again at the end of a run
 
   def parents(self, config: Config) -> dict[str, Parent]:
-    """{"base", "instruct"} for the cards of what is made from the pair."""
+    """{"base", "instruct"}: the parents, for model cards."""
     sides = {"base": self.base, "instruct": self.instruct}
     known = registry.ids(config.pair)
     return {r: model_card.parent(config[r], s.directory, known[r]) for r, s in sides.items()}
 
 
 def check_paths(config: Config) -> None:
-  """Checks that what `config` names is there, or may be on the hub; opens nothing.
+  """Checks that all paths in `config` exist or may be Hub ids, without opening anything.
 
   Raises:
     InputError: a model, the delta to start from, or a data file is missing.
@@ -40,8 +40,8 @@ def check_paths(config: Config) -> None:
   start = pathlib.Path(config.delta.init)
   if config.delta.init and not start.is_dir():
     raise InputError(
-      f"config.delta.init={start} is no folder{nearest(start)}; expected a run's folder, a delta "
-      "or an adapter"
+      f"config.delta.init={start} is not a folder{nearest(start)}; expected the folder of a run, a "
+      "delta or an adapter"
     )
   for names, split in (("train", "split"), ("validation", "validation_split")):
     if config.data[names]:
@@ -50,20 +50,20 @@ def check_paths(config: Config) -> None:
 
 
 def open_pair(config: Config) -> OpenedPair:
-  """Opens config.base and config.instruct and says what the check of the pair finds.
+  """Opens config.base and config.instruct, and prints the pair check.
 
   Raises:
-    InputError: a folder is missing or malformed, the family cannot be trained, the two are no
-      pair, or they are one model that is to be trained as the Base.
+    InputError: a folder is missing or malformed, the family cannot be trained, the two models do
+      not form a pair, or they are the same model and config.learn_on is "base".
   """
   folders = {name: hub.locate(config[name]) for name in ("base", "instruct")}
   registry.check_trainable(folders[config.learn_on])
   sides = {name: open_model(folder) for name, folder in folders.items()}
   if config.learn_on == "base" and check.are_equal(sides["base"], sides["instruct"]):
     raise InputError(
-      f"config.base {config.base} and config.instruct {config.instruct} are the same model: there "
-      "is nothing to graft onto; name the Base that the Instruct was made from, or fine-tune this "
-      "one model with --config.learn_on=instruct"
+      f"config.base {config.base} and config.instruct {config.instruct} are the same model, so "
+      "there is nothing to graft onto; give the Base from which the Instruct was made, or "
+      "fine-tune this model directly with --config.learn_on=instruct"
     )
   found = check.check(sides["base"], sides["instruct"])
   findings.raise_errors(found)

@@ -1,8 +1,8 @@
-"""PAIRS: name -> Base, Instruct, chat framing and what differs.
+"""PAIRS: name -> Base, Instruct, chat template of the authors' code and known differences.
 
-The pairs of the paper's tables and of the authors' list, with the ids the hub has.
-Source: arXiv 2505.12716, tables 1 to 6; wutaiqiang/Shadow-FT, examples/model_pair.json (some of
-whose ids do not exist) and run.sh (the template each Base is given).
+The pairs of the paper's tables and of the authors' list, with their actual Hub ids.
+Source: arXiv 2505.12716, tables 1 to 6; wutaiqiang/Shadow-FT, examples/model_pair.json (some of its
+ids do not exist) and run.sh (the template of each Base).
 """
 
 import dataclasses
@@ -14,12 +14,11 @@ from shadowft_jax import files
 from shadowft_jax.errors import InputError
 from shadowft_jax.presets import Config
 
-# config.json's model_type -> why it cannot be trained here.  It can be grafted and compared.
+# model_type -> why it cannot be trained here.  Such models can still be grafted and compared.
 WHY_NOT_TRAIN = {
   kind: (
-    f"{kind} models bring their own code (remote code), which is not run "
-    "here, and are not ported: tune the Base elsewhere, then graft the two "
-    "folders"
+    f"{kind} models need remote code, which is never run, and are not implemented in JAX here: "
+    "train the Base elsewhere, then graft with --base and --tuned"
   )
   for kind in ("internlm2", "baichuan")
 }
@@ -27,13 +26,13 @@ WHY_NOT_TRAIN = {
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-  """Two models of the hub.
+  """A Base and its Instruct on the Hub.
 
   Attributes:
-    base: id of the Base.
-    instruct: id of the Instruct.
-    model_type: as in config.json.
-    template: the authors' chat framing; None where their script stops for lack of one, and the
+    base: Hub id of the Base.
+    instruct: Hub id of the Instruct.
+    model_type: the model_type in config.json.
+    template: the template in the authors' code; None if they have none for it, in which case the
       Instruct's own template is used.
     note: known differences and particulars.
   """
@@ -46,7 +45,7 @@ class Pair:
 
   @property
   def why_not_train(self) -> str | None:
-    """Why the pair can be grafted only; None where it can be trained."""
+    """Why the pair can only be grafted; None if it can be trained."""
     return WHY_NOT_TRAIN.get(self.model_type)
 
 
@@ -228,31 +227,31 @@ PAIRS = {
 
 
 def get(name: str, flags: str = "config.") -> Pair:
-  """The Pair of that name; `flags` is the beginning of the flags that name a pair.
+  """The Pair of that name; `flags` is the prefix of the flags in errors.
 
   Raises:
-    InputError: there is none; names the nearest.
+    InputError: the name is unknown; suggests the nearest.
   """
   if name not in PAIRS:
     close = difflib.get_close_matches(name.lower(), PAIRS, n=1, cutoff=0.0)[0]
     raise InputError(
-      f"{flags}pair {name!r} is none of the {len(PAIRS)} known; did you mean "
-      f"{close}? (any other pair: --{flags}base=DIR --{flags}instruct=DIR)"
+      f"{flags}pair {name!r} is not one of the {len(PAIRS)} known pairs; did you mean {close}? "
+      f"(for any other pair: --{flags}base=DIR --{flags}instruct=DIR)"
     )
   return PAIRS[name]
 
 
 def ids(name: str = "") -> dict[str, list[str]]:
-  """{"base", "instruct": the ids that the models of a pair, or of all pairs, have on the hub}."""
+  """{"base", "instruct": Hub ids of the models of one pair, or of all pairs}."""
   chosen = [PAIRS[name]] if name else PAIRS.values()
   return {"base": [p.base for p in chosen], "instruct": [p.instruct for p in chosen]}
 
 
 def resolve(config: Config) -> None:
-  """Fills empty config.base, instruct and data.template from the pair that config.pair names.
+  """Fills empty config.base, config.instruct and data.template from the pair config.pair.
 
   Raises:
-    InputError: there is no such pair, or it can be grafted only; says why.
+    InputError: there is no such pair, or it can only be grafted; says why.
   """
   if config.pair:
     pair = get(config.pair)
@@ -264,10 +263,10 @@ def resolve(config: Config) -> None:
 
 
 def check_trainable(directory: str | os.PathLike) -> None:
-  """Checks that the model in a folder is not of a family that can be grafted only.
+  """Checks that the model in a folder is of a family that can be trained.
 
   Raises:
-    InputError: it is; says why.
+    InputError: it can only be grafted; says why.
   """
   kind = files.read_json(pathlib.Path(directory) / "config.json").get("model_type")
   if kind in WHY_NOT_TRAIN:

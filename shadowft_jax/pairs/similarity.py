@@ -1,4 +1,4 @@
-"""Reports of the gap ratio: tables, records, pictures, and the ranking of candidates for a Base."""
+"""Reports of the gap ratio (tables, records, pictures), and the ranking of candidate Bases."""
 
 import collections
 import csv
@@ -23,8 +23,8 @@ from shadowft_jax.pairs import check, findings, gap
 from shadowft_jax.progress import say
 from shadowft_jax.runs import pictures
 
-REASON = 240  # characters on why a candidate cannot be compared
-VIEWED = 64  # rows and columns that weights.png shows
+REASON = 240  # maximum characters of the reason why a candidate cannot be compared
+VIEWED = 64  # rows and columns shown in weights.png
 COLUMNS = (
   "name",
   "layer",
@@ -39,7 +39,7 @@ COLUMNS = (
 
 
 def measure(base: ModelFolder, instruct: ModelFolder) -> tuple[list[gap.Row], dict[str, str]]:
-  """`gap.compare` with a progress bar on a terminal."""
+  """Calls `gap.compare` with a progress bar if the output is a terminal."""
   names, _ = gap.comparable(base, instruct)
   size = sum(math.prod(base.tensors[n].shape) for n in names)
   with tqdm(total=size, unit="el", unit_scale=True, leave=False, disable=None) as bar:
@@ -47,7 +47,7 @@ def measure(base: ModelFolder, instruct: ModelFolder) -> tuple[list[gap.Row], di
 
 
 def table(rows: Sequence[gap.Row]) -> str:
-  """The ratio of each module type, as text for a terminal."""
+  """A text table of the gap ratio by module type."""
   lines = [f"{'module':<16}{'tensors':>8}{'parameters':>18}  gap ratio  unchanged"]
   for module, part in {**gap.by_module(rows), "all": rows}.items():
     sums = gap.total(r.sums for r in part)
@@ -58,7 +58,7 @@ def table(rows: Sequence[gap.Row]) -> str:
 
 
 def summary(rows: Sequence[gap.Row], left_out: Mapping[str, str], pair: str | None = None) -> str:
-  """The table, what was left out, the three readings, and the known value of a released pair."""
+  """The table, the tensors left out, the three readings, and the published value, if any."""
   lines = [table(rows), f"unchanged: |difference| < {gap.CLOSE:g}"]
   alike = collections.Counter((names.any_layer(n), why) for n, why in left_out.items())
   for (name, why), count in sorted(alike.items()):
@@ -70,7 +70,7 @@ def summary(rows: Sequence[gap.Row], left_out: Mapping[str, str], pair: str | No
     lines.append(f"  {number}  {gap.READINGS[key]}")
   if pair in gap.REFERENCES:
     value, source = gap.REFERENCES[pair]
-    lines.append(f"  {value:<8}  known for {pair} ({source})")
+    lines.append(f"  {value:<8}  published for {pair} ({source})")
   return "\n".join(lines)
 
 
@@ -82,7 +82,7 @@ def record(
   found_by_check: Iterable[findings.Finding],
   pair: str | None = None,
 ) -> dict[str, Any]:
-  """similarity.json: every number, the settings, and what the inputs were."""
+  """The contents of similarity.json: all numbers, settings and inputs."""
   numbers = lambda sums: {**sums._asdict(), "ratio": sums.ratio, "unchanged": sums.unchanged}
   of_parts = lambda parts: {k: numbers(gap.total(r.sums for r in v)) for k, v in parts.items()}
   return {
@@ -110,14 +110,14 @@ def record(
 
 
 def _header_sha256(path):
-  """Digest of a safetensors file's header: names, shapes and places, not the weights."""
+  """The digest of a safetensors file's header (names, shapes and offsets), not of its weights."""
   with open(path, "rb") as file:
     length = file.read(8)
     return hashlib.sha256(length + file.read(int.from_bytes(length, "little"))).hexdigest()
 
 
 def write(out: pathlib.Path, rows: Sequence[gap.Row], found: Mapping[str, Any], title: str) -> None:
-  """Writes similarity.json, .csv and .png to the folder `out`; `found` is that of `record`."""
+  """Writes similarity.json, .csv and .png to the folder `out`; `found` comes from `record`."""
   files.write_json(out / "similarity.json", found)
   with open(out / "similarity.csv", "w", newline="") as file:
     writer = csv.writer(file)
@@ -141,14 +141,14 @@ def write(out: pathlib.Path, rows: Sequence[gap.Row], found: Mapping[str, Any], 
 
 
 def pick(base: ModelFolder, instruct: ModelFolder, pattern: str | None = None) -> str | None:
-  """The name of the matrix that weights.png shows; None where none can be compared.
+  """The name of the matrix to show in weights.png; None if there is no shared matrix.
 
   Args:
     base, instruct: the two models.
-    pattern: a regex over names; by default a q_proj, else any matrix, of the first layer.
+    pattern: a regex on names; by default q_proj, or else any matrix, of the first layer.
 
   Raises:
-    InputError: `pattern` is no regex, or finds no matrix that both have.
+    InputError: `pattern` is not a valid regex, or matches no shared matrix.
   """
   shared, left_out = gap.comparable(base, instruct)
   matrices = [n for n in shared if len(base.tensors[n].shape) == 2 and all(base.tensors[n].shape)]
@@ -160,15 +160,17 @@ def pick(base: ModelFolder, instruct: ModelFolder, pattern: str | None = None) -
   try:
     found = next((n for n in matrices if re.search(pattern, n)), None)
   except re.error as error:
-    raise InputError(f"--view {pattern!r} is no regular expression: {error}") from error
+    raise InputError(f"--view {pattern!r} is not a valid regular expression: {error}") from error
   if found is None:
     why = [
-      f"{n}: {left_out.get(n, 'no matrix')}" for n in {*shared, *left_out} if re.search(pattern, n)
+      f"{n}: {left_out.get(n, 'not a matrix')}"
+      for n in {*shared, *left_out}
+      if re.search(pattern, n)
     ]
     near = difflib.get_close_matches(pattern, matrices, n=5, cutoff=0) or matrices
     raise InputError(
-      f"--view {pattern!r} finds no matrix that both models have; "
-      + (f"it finds{listing(why)}" if why else f"the nearest names are{listing(near)}")
+      f"--view {pattern!r} matches no matrix that both models have; "
+      + (f"it matches{listing(why)}" if why else f"the nearest names are{listing(near)}")
     )
   return found
 
@@ -192,7 +194,7 @@ def draw(base: ModelFolder, instruct: ModelFolder, name: str, path: pathlib.Path
 
 
 def rank(candidates: Sequence[str | os.PathLike], instruct_dir: pathlib.Path) -> dict[str, Any]:
-  """The candidates for an Instruct's Base by their gap to it, nearest first.
+  """Ranks candidate Bases by their gap to an Instruct, nearest first.
 
   Returns:
     {"instruct", "ranking": the candidates with their numbers, "refused": {candidate: why}}.
@@ -224,7 +226,7 @@ def rank(candidates: Sequence[str | os.PathLike], instruct_dir: pathlib.Path) ->
 
 
 def ranking_text(found: Mapping[str, Any]) -> str:
-  """The lines of what `rank` returns."""
+  """The result of `rank` as text."""
   lines = [
     f"gap ratio to {found['instruct']}, nearest first (mean over tensors, over layers, ratio of "
     "sums):"

@@ -1,4 +1,4 @@
-"""The cost of a training step, by arithmetic: bytes a device, products, bytes moved, seconds.
+"""The analytic cost of a training step: bytes per device, FLOPs, bytes moved, seconds.
 
 The bytes of Base, delta, optimizer and gradients are exact; the rest is an estimate.
 """
@@ -14,22 +14,22 @@ from shadowft_jax import sharding, tree
 from shadowft_jax.models.config import DecoderConfig
 from shadowft_jax.planning.topologies import Accelerator
 
-Run = Any  # a `shapes.Run`, which needs the training step, as nothing here does
-TABLE = "model/embed_tokens/embedding"  # a tied model's head, too
-# The share of an accelerator's peak that good kernels reach: products, memory, links.
+Run = Any  # a `shapes.Run`; its module imports the training step, which is not needed here
+TABLE = "model/embed_tokens/embedding"  # also the head of a tied model
+# The share of an accelerator's peak that good kernels reach.
 EFFICIENCY = {"products": 0.55, "memory": 0.8, "links": 0.7}
-HOST_LINK = 50e9  # bytes a second and device between hosts: 400 Gb/s each
-# Bytes that are not the program's: a driver's context, buffers of collectives, fragments.
+HOST_LINK = 50e9  # bytes per second and device between hosts: 400 Gb/s each
+# Bytes outside the program: driver context, collective buffers, fragmentation.
 RESERVED = {"cuda": 2 * 2**30, "tpu": 2**29}
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """Floating-point operations of a token, a multiply-add counted as two.
+  """FLOPs per token, with a multiply-add counted as two.
 
   Attributes:
-    useful: those of the forward pass and of the gradients that are needed.
-    executed: those and the ones that the backward pass computes again.
+    useful: FLOPs of the forward pass and of the required gradients.
+    executed: useful FLOPs plus those recomputed in the backward pass.
   """
 
   useful: float
@@ -37,9 +37,9 @@ class Work:
 
 
 def multiplied(run: Run) -> dict[str, float]:
-  """{leaf name: weights that a token is multiplied with}, of the frozen model and the adapter.
+  """{leaf name: number of weights that multiply each token}, for the frozen model and the adapter.
 
-  Only the experts that a token is given to count.
+  Only the experts to which a token is routed count.
   """
   cfg = run.loss.model.cfg
 
@@ -55,7 +55,7 @@ def multiplied(run: Run) -> dict[str, float]:
 
 
 def attention_flops(cfg: DecoderConfig, length: int) -> float:
-  """Operations of a token's attention, forward: every example as long as its row."""
+  """FLOPs per token of attention in the forward pass, for examples as long as their rows."""
   seen = [
     length / 2 if w is None or w >= length else w * (1 - w / (2 * length)) for w in cfg.windows
   ]
@@ -63,17 +63,17 @@ def attention_flops(cfg: DecoderConfig, length: int) -> float:
 
 
 def work(run: Run, length: int | None = None) -> Work:
-  """The Work of a token of an example of `length` tokens; None: as long as a row."""
+  """The Work per token in an example of `length` tokens; None: as long as a row."""
   model, trained = run.loss.model, run.trained_names
   again = model.remat == "full"
   useful = executed = 0.0
   for name, weights in multiplied(run).items():
     passes = 2 + (name in trained or not name.endswith("kernel") and name != TABLE)
     useful += 2 * weights * passes
-    # The gradient of the head needs the logits again, whatever is kept of the blocks.
+    # The gradient of the head always recomputes the logits, whatever `remat` is.
     executed += 2 * weights * (passes + (again if "/layers/" in name else name in trained))
   attention = attention_flops(model.cfg, length or run.batch["token"].shape[1])
-  # Backward: five products to the forward pass's two, one of them made again.
+  # The backward pass has five products to the forward pass's two, one of them a recomputation.
   return Work(useful + 3 * attention, executed + (3.5 + (model.remat != "none")) * attention)
 
 
@@ -82,8 +82,7 @@ def _ways(run, *axes):
 
 
 def _widths(run):
-  """Features of a token: (those that every block's products give, of which a device has a share,
-  and the head's)."""
+  """(outputs of all matrix products of a block, vocabulary size), per token and device."""
   names = {
     n: x
     for n, x in {**tree.names(run.base), **tree.names(run.state.delta.get("lora", {}))}.items()
@@ -101,7 +100,7 @@ def _head_is_trained(run):
 
 
 def activations(run: Run) -> float:
-  """Bytes a device that the forward pass keeps for the backward pass."""
+  """Bytes per device that the forward pass keeps for the backward pass."""
   model = run.loss.model
   tokens = math.prod(run.batch["token"].sharding.shard_shape(run.batch["token"].shape))
   inner, _ = _widths(run)
@@ -114,7 +113,7 @@ def activations(run: Run) -> float:
 
 
 def temporaries(run: Run) -> float:
-  """Bytes a device beside the `activations`: the larger of a chunk of the loss and a block."""
+  """Temporary bytes per device besides `activations`: the larger of a loss chunk and a block."""
   model, chunk, trained = run.loss.model, run.loss.chunk, run.trained_names
   cfg, size = model.cfg, model.dtype.itemsize
   rows, length = run.batch["token"].sharding.shard_shape(run.batch["token"].shape)
@@ -133,7 +132,7 @@ def temporaries(run: Run) -> float:
 
 
 def memory(run: Run, compiled: Any = None) -> dict[str, float]:
-  """{part: bytes a device}; all but the arrays by a `shapes.Compiled`, or estimated."""
+  """{part: bytes per device}; activations and temporaries are from `compiled`, or estimated."""
   parts = {
     "Base": run.base,
     "delta": run.state.delta,
@@ -150,11 +149,14 @@ def memory(run: Run, compiled: Any = None) -> dict[str, float]:
 
 @dataclasses.dataclass(frozen=True)
 class Seconds:
-  """The time of one micro-batch by its bound, and of the update.
+  """The time of one micro-batch by resource, and of the optimizer update, in seconds.
 
   Attributes:
-    links: to send weights and gradients while something else is computed.
-    waits: for sums over the mesh axis tensor and keys over context, which the next product needs.
+    products: matrix products.
+    memory: transfers between device and memory.
+    links: communication of weights and gradients, which overlaps with computation.
+    waits: communication over the mesh axes tensor and context, on which the next product waits.
+    update: the optimizer update.
   """
 
   products: float
@@ -165,17 +167,17 @@ class Seconds:
 
   @property
   def microbatch(self) -> float:
-    """Seconds a micro-batch."""
+    """Seconds per micro-batch."""
     return max(self.products, self.memory, self.links) + self.waits
 
   @property
   def bound(self) -> str:
-    """The name of the part that takes longest."""
+    """The name of the bottleneck."""
     return max(("products", "memory", "links"), key=lambda n: getattr(self, n))
 
 
 def seconds(run: Run, accelerator: Accelerator, link: float) -> Seconds:
-  """The roofline of a step on `accelerator`; `link`: bytes a second to others, in one direction."""
+  """The roofline estimate of a step; `link` is in bytes per second to others, in one direction."""
   tokens = run.batch["token"].size
   products = work(run).executed * tokens / run.mesh.size / accelerator.flops
   state = 2 * sharding.bytes_per_device(run.state) + sharding.bytes_per_device(run.grads)
@@ -190,14 +192,14 @@ def seconds(run: Run, accelerator: Accelerator, link: float) -> Seconds:
 
 
 def _block_weights(run):
-  """Weights of all blocks that a device multiplies with."""
+  """The number of weights of all blocks that a device uses."""
   return sum(x.size for n, x in tree.names(run.base).items() if "/layers/" in n) / _ways(
     run, "tensor"
   )
 
 
 def _read(run):
-  """Bytes that a micro-batch moves between a device and its memory."""
+  """Bytes moved between a device and its memory per micro-batch."""
   model = run.loss.model
   tokens = math.prod(run.batch["token"].sharding.shard_shape(run.batch["token"].shape))
   passes = 2 + (model.remat == "full")
@@ -209,7 +211,7 @@ def _read(run):
 
 
 def _sent(run):
-  """Bytes that a device sends for a micro-batch: (weights and gradients, partial sums and keys)."""
+  """Bytes sent per device and micro-batch: (weights and gradients, partial sums and keys)."""
   model, trained, size = run.loss.model, run.trained_names, run.loss.model.dtype.itemsize
   cfg, mesh = model.cfg, run.mesh.shape
   rows, length = run.batch["token"].sharding.shard_shape(run.batch["token"].shape)
@@ -225,15 +227,15 @@ def _sent(run):
     + chunks * head * (2 * size + 4 * _head_is_trained(run))
   )
   sent += apart("data") * 2 * sharding.bytes_per_device(run.grads)
-  token = size * rows * length * cfg.num_hidden_layers  # one number a token and layer
+  token = size * rows * length * cfg.num_hidden_layers  # one number per token and layer
   sums = 2 * cfg.hidden_size * (4 + 2 * (model.remat == "full"))
   keys = 2 * cfg.num_key_value_heads * cfg.head_dim * mesh["context"] * 3
   return sent, token * (apart("tensor") * sums + apart("context") * keys)
 
 
 def disk(run: Run) -> dict[str, int]:
-  """{part: bytes} that a run needs on disk; released weights have two bytes each."""
-  from shadowft_jax.learning import checkpoints  # A bare machine, which benchmarks, has no orbax.
+  """{part: bytes} on disk of a run, with two bytes per released weight."""
+  from shadowft_jax.learning import checkpoints  # needs orbax, which benchmarks do without
 
   weights = 2 * tree.size(run.base)
   state, delta = (

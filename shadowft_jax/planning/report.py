@@ -1,4 +1,4 @@
-"""Plans as text: memory, time and disk of a run, and the remedies where it does not fit."""
+"""Plans as text: memory, time and disk of a run, and remedies if it does not fit."""
 
 from collections.abc import Sequence
 import math
@@ -16,15 +16,15 @@ NAMED = {"products": "matrix products", "memory": "device memory", "links": "lin
 
 
 class Rows(NamedTuple):
-  """How much data a run passes."""
+  """The amount of data of a run."""
 
   per_step: float
   per_epoch: float
-  source: str  # how that is known
+  source: str  # where the numbers are from
 
 
 def rows_of(config: Config, tokens: int) -> Rows:
-  """The rows of a config's data, or of an epoch of so many tokens where they are not 0."""
+  """The Rows of a config's data, or for epochs of `tokens` tokens if that is not 0."""
   length = config.data.max_length
   if tokens:
     return Rows(config.batch_size, math.ceil(tokens / length), f"--tokens={tokens}, in full rows")
@@ -35,12 +35,14 @@ def rows_of(config: Config, tokens: int) -> Rows:
   return Rows(
     config.batch_size,
     1000,
-    f"1,000 rows of {length} tokens: config.data.train is not here, and --tokens not given",
+    f"assuming 1,000 rows of {length} tokens: config.data.train is not a local file, and --tokens "
+    "is "
+    "not set",
   )
 
 
 def describe(plan: search.Plan, hf: dict[str, Any], rows: Rows) -> list[str]:
-  """The lines of a plan for the model of config.json `hf`, but for its memory and verdict."""
+  """The lines of a plan without its memory and verdict; `hf` is the model's config.json."""
   config, run, time = plan.config, plan.run, plan.seconds
   per_step, per_epoch, known = rows
   micro = math.ceil(per_step / config.rows)
@@ -55,21 +57,22 @@ def describe(plan: search.Plan, hf: dict[str, Any], rows: Rows) -> list[str]:
     f"{hf['model_type']} of {tree.size(run.base):,} parameters, {tree.size(run.state.delta):,} "
     f"trained ({config.delta.kind}, {config.delta.match})",
     f"{run.mesh.size} x {plan.accelerator.kind}, mesh {mesh}; {config.rows} rows of "
-    f"{config.data.max_length} tokens a micro-batch, {micro} micro-batches a step",
+    f"{config.data.max_length} tokens per micro-batch; micro-batches per step: {micro}",
     f"dtype {config.dtype}, gradients {config.gradient_dtype}, first moment "
     f"{config.moment_dtype}, remat {config.remat}, attention {config.attention}",
-    f"FLOPs a step: {work.useful * tokens:.3e} useful, {work.executed * tokens:.3e} executed",
-    f"time a step: {step:.1f} s; {NAMED[time.bound]} take longest (a micro-batch: products "
+    f"FLOPs per step: {work.useful * tokens:.3e} useful, {work.executed * tokens:.3e} executed",
+    f"time per step: {step:.1f} s; bottleneck: {NAMED[time.bound]} (per micro-batch: products "
     f"{time.products:.2f} s, device memory {time.memory:.2f} s, links {time.links:.2f} s, "
     f"waits {time.waits:.2f} s; update {time.update:.2f} s)",
-    f"an epoch: {epoch / 3600:.2f} h ({known})",
-    f"  assumed: {e['products']:.0%} of {plan.accelerator.flops / 1e12:.0f} TFLOP/s, "
+    f"time per epoch: {epoch / 3600:.2f} h ({known})",
+    f"  assumptions: {e['products']:.0%} of {plan.accelerator.flops / 1e12:.0f} TFLOP/s, "
     f"{e['memory']:.0%} of {plan.accelerator.bandwidth / 1e12:.2f} TB/s, {e['links']:.0%} of "
-    f"{plan.link / 1e9:.0f} GB/s a direction; the slowest of the three, the others beside it; "
-    "waits are sums over tensor; every example as long as its row",
-    "disk: "
+    f"{plan.link / 1e9:.0f} GB/s per direction, the three overlapping; waits are sums over the "
+    "mesh "
+    "axis tensor; examples as long as their rows",
+    "disk, in GB: "
     + ", ".join(f"{name} {size / 1e9:.1f}" for name, size in disk.items())
-    + f": {sum(disk.values()) / 1e9:.1f} GB (three checkpoints while one is written)",
+    + f"; total {sum(disk.values()) / 1e9:.1f} (up to three checkpoints)",
   ]
 
 
@@ -78,35 +81,34 @@ def memory_table(plan: search.Plan) -> list[str]:
   by = (
     f"compiled by XLA for {plan.accelerator.kind}"
     if plan.compiled
-    else "ESTIMATED: this environment has no compiler for it; `make plan-env` makes .venv-aot, "
-    "which has: run the plan by .venv-aot/bin/python"
+    else "ESTIMATED: this environment has no compiler for it; run `make plan-env`, then plan with "
+    ".venv-aot/bin/python"
   )
-  lines = [f"memory a device, in GiB ({by})"]
+  lines = [f"memory per device, in GiB ({by})"]
   lines += [f"  {name:<14}{size / GIB:8.2f}" for name, size in plan.memory.items()]
   spare = plan.accelerator.memory - plan.capacity
   lines.append(
     f"  {'total':<14}{plan.total / GIB:8.2f} of {plan.capacity / GIB:.2f}: the device "
-    f"has {plan.accelerator.memory / GIB:.2f}, {spare / GIB:.2f} are left to driver and "
-    "collectives"
+    f"has {plan.accelerator.memory / GIB:.2f}, of which {spare / GIB:.2f} are reserved for driver "
+    "and collectives"
   )
   return lines
 
 
 def too_big(plan: search.Plan, hf: dict[str, Any], topology: str) -> InputError:
-  """The InputError of a plan that does not fit: by how much, and what would."""
+  """The InputError for a plan that does not fit, with the excess and remedies."""
   over = max(0.0, plan.total - plan.capacity) / GIB
   what = "; or ".join(search.remedies(plan, hf, topology))
   said = f" (the compiler: {plan.refused[:200]})" if plan.refused else ""
   return InputError(
-    f"the plan does not fit {topology}: {plan.total / GIB:.2f} of "
-    f"{plan.capacity / GIB:.2f} GiB a device, {over:.2f} too many{said}; by "
-    f"estimate this would fit: {what}"
+    f"the plan does not fit {topology}: it needs {plan.total / GIB:.2f} of "
+    f"{plan.capacity / GIB:.2f} GiB per device, {over:.2f} too many{said}; estimated to fit: {what}"
   )
 
 
 def search_table(tried: Sequence[search.Plan]) -> list[str]:
-  """The lines of a search: one configuration each."""
-  lines = [f"{'mesh':<28}{'rows':>5} {'remat':<6}{'GiB':>8}  {'ms a row':>9}"]
+  """The table of a search, with one configuration per line."""
+  lines = [f"{'mesh':<28}{'rows':>5} {'remat':<6}{'GiB':>8}  {'ms/row':>9}"]
   for plan in tried:
     mesh = " x ".join(f"{n} {s}" for n, s in plan.run.mesh.shape.items() if s > 1) or "1 device"
     by = ("" if plan.compiled else ", estimated") + ("" if plan.fits else ", does not fit")

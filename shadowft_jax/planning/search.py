@@ -1,4 +1,4 @@
-"""Plans: a configuration on a topology, changes that make one fit, and the fastest that does."""
+"""Plans: a config on a topology, changes that make it fit, and the search for the fastest."""
 
 from collections.abc import Iterator, Mapping
 import dataclasses
@@ -13,19 +13,19 @@ from shadowft_jax.errors import InputError
 from shadowft_jax.models.decoder import REMAT
 from shadowft_jax.presets import Config
 
-COMPILED_AT_MOST = 6  # configurations of a search
-NEAR = 1.15  # of the capacity: an estimate within it is worth compiling
+COMPILED_AT_MOST = 6  # configs per search
+NEAR = 1.15  # compile if the estimate is within this factor of the capacity
 FIELDS = ("rows", "remat", "mesh.data", "mesh.fsdp", "mesh.tensor")
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """One configuration on one topology.
+  """A config on a topology.
 
   Attributes:
-    memory: {part: bytes a device}.
-    compiled: whether `memory` is by a compiler.
-    refused: the message of a compiler that found too little memory, or "".
+    memory: {part: bytes per device}.
+    compiled: whether `memory` is from the compiler.
+    refused: the message of a compiler that ran out of memory, or "".
   """
 
   config: Config
@@ -38,22 +38,22 @@ class Plan:
 
   @property
   def total(self) -> float:
-    """Bytes a device."""
+    """Bytes per device."""
     return sum(self.memory.values())
 
   @property
   def capacity(self) -> int:
-    """Bytes a device that a run may take."""
+    """Bytes per device that are available to a run."""
     return self.accelerator.memory - estimate.RESERVED[self.accelerator.platform]
 
   @property
   def fits(self) -> bool:
-    """Whether the devices have the memory, by the compiler or the estimate."""
+    """Whether the memory suffices, according to the compiler or the estimate."""
     return not self.refused and self.total <= self.capacity
 
   @property
   def link(self) -> float:
-    """Bytes a second to other devices, in one direction."""
+    """Bytes per second to other devices, in one direction."""
     return estimate.HOST_LINK if self.hosts > 1 else self.accelerator.link / 2
 
   @property
@@ -63,7 +63,7 @@ class Plan:
 
   @property
   def seconds_a_row(self) -> float:
-    """Seconds of a micro-batch, divided by its rows."""
+    """Seconds per row of a micro-batch."""
     return self.seconds.microbatch / self.config.rows
 
 
@@ -75,14 +75,17 @@ def make(
   compile: bool = True,
   shapes: ahead.Shapes | None = None,
 ) -> Plan:
-  """The Plan of a config for the model of config.json `hf`.
+  """The Plan of a config.
 
   Args:
-    compile: compiles the step, where this environment has the compiler.
-    shapes: `shapes.shapes_of` the config, where they are known.
+    config: see presets.py.
+    hf: config.json of the model.
+    topology: see `topologies.parse`.
+    compile: whether to compile the step, if this environment has the compiler.
+    shapes: `shapes.shapes_of` the config, if already computed.
 
   Raises:
-    InputError: the topology or mesh is invalid, or the model not ported.
+    InputError: the topology or mesh is invalid, or the model family is not supported.
   """
   accelerator, shape = topologies.parse(topology)
   hosts = shape[0] if accelerator.platform == "cuda" and len(shape) == 2 else 1
@@ -107,7 +110,7 @@ def make(
     return dataclasses.replace(plan, memory=memory, compiled=True)
   except ahead.DoesNotFit as error:
     memory = dict(plan.memory)
-    if error.bytes:  # the program's own arrays included, which are all but the optimizer's
+    if error.bytes:  # includes the program's own arrays: all parts except the optimizer
       memory["temporaries"] = max(
         0, error.bytes - sum(memory.values()) + memory["temporaries"] + memory["optimizer"]
       )
@@ -115,14 +118,14 @@ def make(
 
 
 def changed(config: Config, **fields: Any) -> Config:
-  """A copy of a config with `fields`, by their dotted names, set."""
+  """A copy of a config with `fields`, given by dotted names, changed."""
   config = config.copy_and_resolve_references()
   config.update_from_flattened_dict(fields)
   return config
 
 
 def remedies(plan: Plan, hf: Mapping[str, Any], topology: str) -> list[str]:
-  """The fewest changes of the config that make a plan fit, by estimate; or more devices."""
+  """The smallest sets of config changes estimated to make a plan fit; or more devices."""
   mesh, now = plan.run.mesh.shape, presets.flat(plan.config.to_dict())
   ways = mesh["data"] * mesh["fsdp"]
   changes: list[dict[str, Any]] = [
@@ -138,7 +141,7 @@ def remedies(plan: Plan, hf: Mapping[str, Any], topology: str) -> list[str]:
   def estimated(config):
     return make(config, hf, topology, compile=False).total
 
-  unseen = plan.total - estimated(plan.config)  # bytes that the estimate does not count
+  unseen = plan.total - estimated(plan.config)  # bytes that the estimate misses
   for count in range(1, len(changes) + 1):
     found = []
     for chosen in itertools.combinations(changes, count):
@@ -153,11 +156,11 @@ def remedies(plan: Plan, hf: Mapping[str, Any], topology: str) -> list[str]:
   room = plan.capacity - plan.total + arrays
   if room <= 0:
     return ["shorter rows (config.data.max_length), or devices with more memory"]
-  return [f"{math.ceil(plan.run.mesh.size * arrays / room)} such devices or more"]
+  return [f"at least {math.ceil(plan.run.mesh.size * arrays / room)} such devices"]
 
 
 def candidates(config: Config, count: int) -> Iterator[Config]:
-  """Configs of other micro-batches, remat policies and mesh shapes for `count` devices."""
+  """Yields configs with other micro-batches, remat policies and meshes for `count` devices."""
   context = config.mesh.get("context", 1)
   for tensor, data in itertools.product((1, 2, 4, 8), (1, 2, 4, 8)):
     if count % (tensor * data * context):
@@ -177,9 +180,9 @@ def candidates(config: Config, count: int) -> Iterator[Config]:
 
 
 def search(config: Config, hf: Mapping[str, Any], topology: str) -> list[Plan]:
-  """Plans tried, the last of them the fastest that fits, if any does.
+  """The plans that were compiled; the last is the fastest that fits, if any does.
 
-  All candidates are estimated, and those that may fit compiled in the order of their speed.
+  All candidates are estimated, and those that may fit are compiled, fastest first.
   """
   accelerator, shape = topologies.parse(topology)
   plans: list[Plan] = []
@@ -191,7 +194,7 @@ def search(config: Config, hf: Mapping[str, Any], topology: str) -> list[Plan]:
       continue
   if not plans:
     raise InputError(
-      f"no mesh of {math.prod(shape)} devices divides the model; choose another --topology"
+      f"the model cannot be sharded over {math.prod(shape)} devices; choose another --topology"
     )
   can = topologies.has_compiler(accelerator)
   likely = [p for p in plans if p.total <= p.capacity * (NEAR if can else 1)]
@@ -207,6 +210,6 @@ def search(config: Config, hf: Mapping[str, Any], topology: str) -> list[Plan]:
 
 
 def flags_of(plan: Plan) -> list[str]:
-  """The flags that set the fields of a search as in this plan."""
+  """The flags that set the searched fields as in this plan."""
   now = presets.flat(plan.config.to_dict())
   return [f"--config.{name}={now[name]}" for name in FIELDS]

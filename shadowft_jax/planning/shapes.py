@@ -1,4 +1,4 @@
-"""A run as shapes: a step's arguments and their shardings, and the memory its programs take.
+"""A run as shapes: the arguments of a step with shardings, and the memory of its programs.
 
 Nothing is allocated, and no accelerator is needed.
 """
@@ -33,18 +33,18 @@ class Run:
 
   @property
   def mesh(self) -> AnyMesh:
-    """The mesh that everything lies on."""
+    """The mesh of all arrays."""
     return self.batch["token"].sharding.mesh
 
   @property
   def trained_names(self) -> set[str]:
-    """Names of the base's leaves that a dense delta lies on; empty for an adapter."""
+    """Names of the leaves with a dense delta; empty for an adapter."""
     return set(tree.names(self.state.delta.get("delta", {})))
 
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-  """The shapes of a run's arrays, which no mesh or micro-batch changes."""
+  """The shapes of a run's arrays, which do not depend on mesh or micro-batch."""
 
   tx: Any  # an optax.GradientTransformation
   base: Params
@@ -52,10 +52,10 @@ class Shapes:
 
 
 def shapes_of(config: Config, hf: Mapping[str, Any]) -> Shapes:
-  """The Shapes of a config; `hf` is config.json of the model that is trained.
+  """The Shapes of a config; `hf` is the config.json of the trained model.
 
   Raises:
-    InputError: the model is not ported.
+    InputError: the model family is not supported.
   """
   base = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(config.dtype)),
@@ -68,15 +68,16 @@ def shapes_of(config: Config, hf: Mapping[str, Any]) -> Shapes:
 def abstract_run(
   config: Config, hf: Mapping[str, Any], mesh: AnyMesh, shapes: Shapes | None = None
 ) -> Run:
-  """The run of a config.
+  """The Run of a config.
 
   Args:
-    config: see presets.py; `attention` names a backend.
-    hf: config.json of the model that is trained.
-    shapes: `shapes_of` the config, where they are known.
+    config: see presets.py; `attention` must name a backend.
+    hf: config.json of the trained model.
+    mesh: the mesh.
+    shapes: `shapes_of` the config, if already computed.
 
   Raises:
-    InputError: the model is not ported, or the mesh does not divide it.
+    InputError: the model family is not supported, or the model cannot be sharded over the mesh.
   """
   shapes = shapes or shapes_of(config, hf)
   model = models.from_config(
@@ -116,12 +117,12 @@ def abstract_run(
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-  """The memory of a step's two programs by a compiler, in bytes a device.
+  """The memory of a step's two programs according to the compiler, in bytes per device.
 
   Attributes:
     gradients: temporaries of `step.accumulate`.
     update: temporaries of `step.update`.
-    unshared: outputs of either that took memory of their own; 0 where all is updated in place.
+    unshared: outputs that are not written in place; 0 if all are.
   """
 
   gradients: int
@@ -130,7 +131,7 @@ class Compiled:
 
 
 class DoesNotFit(Exception):
-  """The compiler itself found too little memory; has its message, and the bytes it needed."""
+  """The compiler ran out of device memory; has its message and the bytes that it needed."""
 
   def __init__(self, words: str) -> None:
     super().__init__(words)
@@ -142,7 +143,7 @@ def compiled(run: Run) -> Compiled:
   """Compiles both programs of a step for the devices of the run's mesh.
 
   Raises:
-    DoesNotFit: the compiler refused for lack of memory, as that of TPUs does.
+    DoesNotFit: the compiler reported too little memory, as the TPU compiler does.
   """
   sums = jax.eval_shape(run.loss.sums, run.state.delta, run.base, run.batch)
   sums = jax.tree.map(

@@ -1,4 +1,4 @@
-"""Accelerators by name, and their devices as a compiler sees them where there are none."""
+"""Accelerators by name, and abstract devices for compiling without the hardware."""
 
 import dataclasses
 import importlib.util
@@ -9,7 +9,7 @@ from etils import epy
 
 from shadowft_jax.errors import InputError, listing
 
-with epy.lazy_imports():  # a name is checked without them
+with epy.lazy_imports():  # not needed to check a name
   import jax
   from jax.experimental import topologies
 
@@ -41,16 +41,16 @@ HOPPER = dict(
 
 @dataclasses.dataclass(frozen=True)
 class Accelerator:
-  """One device of a kind, without the values that differ from chip to chip.
+  """A type of accelerator device.
 
   Attributes:
-    kind: jax's `device_kind`.
+    kind: JAX's `device_kind`.
     platform: "cuda" or "tpu".
     memory: bytes of device memory.
-    flops: multiply-adds in bfloat16 with a dense operand, counted as two each, a second.
-    bandwidth: bytes a second from device memory.
-    link: bytes a second to the other devices of a host (NVLink) or slice (ICI), both
-      directions added.
+    flops: dense bfloat16 FLOPs per second.
+    bandwidth: device memory bandwidth in bytes per second.
+    link: bytes per second to the other devices of a host (NVLink) or slice (ICI), the sum of both
+      directions.
     target: the other fields of `GPU_TARGET`; empty for a TPU.
   """
 
@@ -90,28 +90,28 @@ TPU_ABSENT = {
   "TPU_ACCELERATOR_TYPE": "v5e-4",
   "TPU_WORKER_HOSTNAMES": "localhost",
 }
-# The module that has a platform's compiler.
+# The modules that contain a platform's compiler.
 COMPILER = {"cuda": ("jax_cuda13_plugin", "jax_cuda12_plugin"), "tpu": ("libtpu",)}
 
 
 def parse(topology: str) -> tuple[Accelerator, tuple[int, ...]]:
-  """ "a100-80gb:2x8" -> (Accelerator, (2, 8)): hosts by GPUs a host, or a TPU slice's chips.
+  """ "a100-80gb:2x8" -> (Accelerator, (2, 8)): hosts x GPUs per host, or the shape of a TPU slice.
 
   Raises:
-    InputError: an unknown name, or an invalid shape.
+    InputError: the name is unknown, or the shape invalid.
   """
   name, _, shape = topology.partition(":")
   if name not in KNOWN:
     raise InputError(
-      f"topology {topology!r} names no known accelerator; known are" + listing(KNOWN)
+      f"topology {topology!r}: unknown accelerator; expected one of:" + listing(KNOWN)
     )
   found = KNOWN[name]
   axes = ("GPUs", "HOSTSxGPUs") if found.platform == "cuda" else ("XxY", "XxYxZ")
   sizes = tuple(map(int, shape.split("x"))) if re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) else ()
   if len(sizes) not in [a.count("x") + 1 for a in axes]:
     raise InputError(
-      f"topology {topology!r} has no shape {name}:{f' or {name}:'.join(axes)}; "
-      f"write {name}:{'8' if found.platform == 'cuda' else '2x2'}"
+      f"topology {topology!r} has no valid shape; expected {name}:{f' or {name}:'.join(axes)}, "
+      f"such as {name}:{'8' if found.platform == 'cuda' else '2x2'}"
     )
   return found, sizes
 
@@ -122,22 +122,22 @@ def has_compiler(accelerator: Accelerator) -> bool:
 
 
 def mesh_devices(topology: str) -> "list[jax.Device]":
-  """The abstract devices of a topology, such as "a100-80gb:8", "v5p:2x2x1", in a list.
+  """The abstract devices of a topology, such as "a100-80gb:8" or "v5p:2x2x1".
 
-  A mesh of them is for lowering and compiling only; nothing runs on them.
+  A mesh of them is only for lowering and compiling; nothing can run on them.
 
   Raises:
-    InputError: a topology that `parse` refuses or the compiler does not know; or the compiler
-      is not installed.
+    InputError: the topology is invalid or unknown to the compiler, or the compiler is not
+      installed.
   """
   found, sizes = parse(topology)
   if not has_compiler(found):
     raise InputError(
       f"topology {topology!r} needs the compiler in "
-      f"{' or '.join(COMPILER[found.platform])}, which is not installed; "
-      "`make plan-env` makes .venv-aot, an environment that has it"
+      f"{' or '.join(COMPILER[found.platform])}, which is not installed; `make plan-env` creates "
+      "an environment with it, .venv-aot"
     )
-  # There is no device to ask for its limits, nor a server that knows the TPU.
+  # There is no device to query for limits, and no TPU metadata server.
   os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
   for name, value in TPU_ABSENT.items():
     os.environ.setdefault(name, value)
@@ -157,5 +157,5 @@ def mesh_devices(topology: str) -> "list[jax.Device]":
       )
   except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
     reason = str(error).splitlines()[0]
-    raise InputError(f"topology {topology!r} is refused by the compiler: {reason}") from error
+    raise InputError(f"topology {topology!r} is rejected by the compiler: {reason}") from error
   return list(made.devices)
