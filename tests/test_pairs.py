@@ -79,7 +79,7 @@ def test_a_pair_is_found_by_name_and_a_misspelt_one_names_the_nearest():
     ("Llama-3.1-8B", "llama-3.1-8b"),
     ("gemma3-12b", "gemma-3-12b"),
   ):
-    with pytest.raises(InputError, match=f"{wrong!r} is none of.*did you mean {nearest}[?] "):
+    with pytest.raises(InputError, match=f"{wrong!r} is not one of.*did you mean {nearest}[?] "):
       registry.get(wrong)
 
 
