@@ -604,7 +604,7 @@ def test_a_config_that_cannot_be_is_refused(folder, fields, said):
 def test_the_command_says_in_one_line_what_is_wrong(tmp_path):
   ok = {"prompt": "q", "chosen": "a", "rejected": "b"}
   cases = {
-    "half": ({"prompt": "q", "chosen": "a"}, "dpo", "row 1 has chosen and no rejected"),
+    "half": ({"prompt": "q", "chosen": "a"}, "dpo", "row 1 has chosen but no rejected"),
     "beta": (ok, "dpo", "config.dpo.beta must be above 0; got 0.0"),
     "sft_data": (
       {"instruction": "q", "output": "a"},

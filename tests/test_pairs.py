@@ -79,7 +79,7 @@ def test_a_pair_is_found_by_name_and_a_misspelt_one_names_the_nearest():
     ("Llama-3.1-8B", "llama-3.1-8b"),
     ("gemma3-12b", "gemma-3-12b"),
   ):
-    with pytest.raises(InputError, match=f"{wrong!r} is none of.*did you mean {nearest}[?] "):
+    with pytest.raises(InputError, match=f"{wrong!r} is not one of.*did you mean {nearest}[?] "):
       registry.get(wrong)
 
 
@@ -379,7 +379,7 @@ def test_names_of_wrappers_are_refused_and_the_command_takes_them_out(tmp_path, 
   (tmp_path / "config.json").write_text("{}")
   index = {"metadata": {}, "weight_map": dict.fromkeys(state, "model-1.safetensors")}
   (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-  with pytest.raises(InputError, match=f"'{wrapper}' in them.*rename them: ") as error:
+  with pytest.raises(InputError, match=f"'{wrapper}', added.*rename them: ") as error:
     open_model(tmp_path)
   option, module, folder = commands.words(str(error.value)[str(error.value).index("python -m") :])
   assert (option, module) == ("-m", unwrap.__name__)
