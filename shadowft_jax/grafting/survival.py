@@ -58,8 +58,8 @@ LEGEND = (
 NO_BASE = "{} of {} tensors are not in the Base, and are left out of cos(I-B) and gap ratio"
 ADVICE = (
   "warning: rounding to the stored dtype changed the direction of the delta; to avoid this, use "
-  "the delta by itself (a run's delta/, or --output=adapter or --output=delta of `shadowft graft`), "
-  "or let `shadowft graft` store float32 with --dtype=float32"
+  "the delta by itself (a run's delta/, or `shadowft graft` with --output=adapter or delta), or let "
+  "`shadowft graft` store float32 with --dtype=float32"
 )
 ADVICE_OF_NEAREST = "; --rounding=stochastic is unbiased, but adds noise"
 Numbers = dict[str, float | None]  # {key of MEANING: value}
