@@ -1,15 +1,15 @@
 """Tunes the tiny pair both ways and compares: python -m lab.quickstart --workdir runs/quickstart
 
 FT tunes the Instruct itself; Shadow-FT tunes the Base and grafts the delta onto the Instruct.
-Both arms get the same examples, steps and learning rates; each arm's rate is the one with the
-lowest loss on the validation split, which shares no question with those reported here.
+Both get the same three data sets, examples, steps and learning rates.  All of it is shown: no rate
+is chosen.
 """
 
 import argparse
-import importlib.util
 import json
 import os
 import pathlib
+import time
 
 # Elementwise work on a CPU runs on one thread a device; two of them everywhere, so
 # that the result does not depend on the machine's number of cores.
@@ -17,103 +17,63 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
-import jax.numpy as jnp
 
-from shadowft_jax import train
-from shadowft_jax.generation import decode
-from shadowft_jax.hf import weights
-from shadowft_jax.data.tokenizer import ChatTemplate, load_tokenizer, stop_tokens
+from lab import asking, findings
+from lab.findings import ARMS, Model, TUNING, Tuning
+from shadowft_jax import config_file, progress, train
+from shadowft_jax.presets import Config
 
 ROOT = pathlib.Path(__file__).parents[1]
-CONFIG = ROOT / "configs" / "quickstart.py"
-ARMS = {"FT": "instruct", "Shadow-FT": "base"}
-RATES = (5e-4, 1e-3, 2e-3)
-MAX_NEW = 24  # tokens of an answer; the longest right one has fewer
+RATES = (3e-3, 1e-2)
 
 
-def load_config():
+def load_config() -> Config:
   """configs/quickstart.py, as train.py would read it."""
-  spec = importlib.util.spec_from_file_location("quickstart", CONFIG)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config()
+  return config_file.load(str(ROOT / "configs" / "quickstart.py"))
 
 
-def read_questions(path):
-  """[{"skill", "kind", "question", "answer"}]; kind is "new" for the skill being taught."""
-  return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def right_answers(folder, questions):
-  """Whether a model answers each question exactly, asked in its chat template, greedily."""
-  tokenizer = load_tokenizer(folder)
-  stop = stop_tokens(tokenizer, folder)
-  model, params = weights.load_model(folder, dtype=jnp.float32)
-  prompts = [
-    ChatTemplate(tokenizer).prompt([{"role": "user", "content": q["question"]}]) for q in questions
-  ]
-  answers = decode.generate(
-    model, {"params": params}, prompts, max_new=MAX_NEW, stop=stop, batch_size=128
-  )
-  texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
-  return [text.strip() == q["answer"] for text, q in zip(texts, questions, strict=True)]
-
-
-def tune(arm, workdir, seed):
-  """Runs every rate of an arm; returns (chosen rate, its run's folder, {rate: loss})."""
-  losses, folders = {}, {}
-  for rate in RATES:
-    config = load_config()
-    config.learn_on, config.lr, config.seed = ARMS[arm], rate, seed
-    folders[rate] = workdir / f"{arm.lower()}-lr{rate:g}"
-    print(f"\n{arm}, learning rate {rate:g}", flush=True)
-    losses[rate] = train.train(config, folders[rate])[-1]["shadow_valid_loss"]
-  best = min(losses, key=losses.get)
-  return best, folders[best], losses
-
-
-def counts(right, questions, of):
-  """(right, all) among the questions whose kind is `of`; old: every kind but new."""
-  chosen = [
-    ok
-    for ok, q in zip(right, questions, strict=True)
-    if q["kind"] == of or of == "old" and q["kind"] != "new"
-  ]
-  return sum(chosen), len(chosen)
-
-
-def table(rows, questions):
-  """The comparison as Markdown; a cell is right/all and the percentage."""
-  columns = ("new", "old", "math", "code", "reasoning")
-  head = ["model", "learning rate", "new skill", "old skills", *(f"– {c}" for c in columns[2:])]
-  lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-  for name, rate, right in rows:
-    cells = [f"{n}/{m} ({n / m:.1%})" for n, m in (counts(right, questions, c) for c in columns)]
-    lines.append("| " + " | ".join([name, rate, *cells]) + " |")
-  return "\n".join(lines)
-
-
-def compare(workdir, seed):
-  """One seed of both arms; writes table.md and result.json, and returns the table."""
+def config_of(tuning: Tuning, arm: str, rate: float, seed: int) -> Config:
+  """The config of one run: every example once."""
   config = load_config()
-  questions = read_questions(pathlib.Path(config.instruct).parent / "questions.jsonl")
-  rows = [("Instruct", "–", right_answers(config.instruct, questions))]
-  grid = {}
-  for arm in ARMS:
-    rate, folder, grid[arm] = tune(arm, workdir, seed)
-    rows.append((arm, f"{rate:g}", right_answers(folder / "shadow", questions)))
-  text = table(rows, questions)
-  (workdir / "table.md").write_text(text + "\n")
-  result = {
-    "seed": seed,
-    "valid_loss": grid,
-    "rows": [
-      {"model": name, "lr": rate, **{c: counts(right, questions, c) for c in ("new", "old")}}
-      for name, rate, right in rows
-    ],
-  }
-  (workdir / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-  return text
+  tiny = pathlib.Path(config.instruct).parent
+  config.data.train = str(tiny / f"{tuning.file}.jsonl")
+  config.data.validation = str(tiny / f"{tuning.file}_valid.jsonl")
+  config.epochs, config.batch_size, config.eval_every = 1, tuning.batch_size, 0
+  config.learn_on, config.lr, config.seed = ARMS[arm], rate, seed
+  return config
+
+
+def tune(
+  tuning: Tuning, arm: str, rate: float, workdir: pathlib.Path, seed: int
+) -> tuple[pathlib.Path, dict[str, float]]:
+  """Trains and grafts; returns the grafted model and the last metrics."""
+  start = time.time()
+  run = workdir / f"{tuning.file}-{arm.lower()}-lr{rate:g}"
+  with progress.silenced():
+    last = train.train(config_of(tuning, arm, rate, seed), run)[-1]
+  before, after = last["instruct_valid_loss"], last["shadow_valid_loss"]
+  progress.say(
+    f"{tuning.name}, {arm}, rate {rate:g}: loss {before:.2f} -> {after:.2f}, "
+    f"{time.time() - start:.0f} s"
+  )
+  return run / "shadow", last
+
+
+def compare(workdir: pathlib.Path, seed: int) -> list[Model]:
+  """Tunes and asks every model; the Instruct comes first for each data set."""
+  instruct = load_config().instruct
+  asked = asking.read(pathlib.Path(instruct).parent / "questions.jsonl")
+  progress.say(f"asking {len(asked)} questions of every model")
+  untuned, found = asking.ask(instruct, asked), []
+  for tuning in TUNING:
+    tuned = []
+    for rate in RATES:
+      for arm in ARMS:
+        folder, last = tune(tuning, arm, rate, workdir, seed)
+        answers = asking.ask(folder, asked)
+        tuned.append(Model(tuning, arm, rate, answers, last["shadow_valid_loss"]))
+    found += [Model(tuning, "Instruct", None, untuned, last["instruct_valid_loss"]), *tuned]
+  return found
 
 
 def main():
@@ -126,9 +86,16 @@ def main():
   jax.config.update("jax_cpu_enable_async_dispatch", False)
   # The runs share their programs, and a second quickstart finds them compiled.
   jax.config.update("jax_compilation_cache_dir", str(options.workdir / "compiled"))
+  models = compare(options.workdir, options.seed)
+  report = findings.report(models)
+  (options.workdir / "report.md").write_text(report)
+  (options.workdir / "result.json").write_text(
+    json.dumps({"seed": options.seed, "models": [m.record() for m in models]}, indent=2) + "\n"
+  )
+  findings.draw(models, options.workdir / "skills.png")
   print(
-    f"\n{compare(options.workdir, options.seed)}\n\n"
-    f"Everything is in {options.workdir}; the grafted models are its folders */shadow."
+    f"\n{report}\nWritten: {options.workdir}/report.md, result.json and skills.png (a picture of "
+    "the table); the tuned models are its folders */shadow."
   )
 
 
