@@ -187,9 +187,14 @@ def draw(models: Sequence[Model], path: pathlib.Path) -> None:
 
   tunings = list(dict.fromkeys(m.tuning for m in models))
   figure, panels = plt.subplots(
-    1, len(tunings), sharey=True, figsize=(3.6 * len(tunings), 3.6), layout="constrained"
+    1,
+    len(tunings),
+    sharey=True,
+    squeeze=False,
+    figsize=(3.6 * len(tunings), 3.6),
+    layout="constrained",
   )
-  for axes, tuning in zip(panels, tunings, strict=True):
+  for axes, tuning in zip(panels[0], tunings, strict=True):
     found = [m for m in models if m.tuning == tuning]
     start = found[0]
     axes.plot(100 * start.new, 100 * start.old, "k*", markersize=12, label="Instruct")
@@ -203,7 +208,7 @@ def draw(models: Sequence[Model], path: pathlib.Path) -> None:
         )
     axes.set(title=tuning.name, xlabel="new skill (% right)", xlim=(-5, 108), ylim=(-5, 108))
     axes.grid(color="0.9")
-  panels[0].set_ylabel("old skills (% right)")
-  panels[-1].legend(loc="lower left", frameon=False)
+  panels[0, 0].set_ylabel("old skills (% right)")
+  panels[0, -1].legend(loc="lower left", frameon=False)
   figure.savefig(path, dpi=150)
   plt.close(figure)

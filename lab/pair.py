@@ -47,8 +47,8 @@ SHAPE = {
 }
 LENGTH, ROWS = 64, 32  # tokens a packed row, rows a step
 PER_ROW = 3  # documents that fill a row, at least
-PLAIN_STEPS, MIXED_STEPS, BASE_LR = 900, 250, 4e-3  # plain text alone, then with chats
-INSTRUCT_STEPS, INSTRUCT_LR = 250, 3e-4
+PLAIN_STEPS, MIXED_STEPS, BASE_LR = 1100, 500, 4e-3  # plain text alone, then with chats
+INSTRUCT_STEPS, INSTRUCT_LR = 600, 3e-4
 PROMPT_WEIGHT = 0.1  # of a prompt's tokens in the pretraining's loss; an answer's have 1
 MEASURED = 300  # test questions a skill for pair.json
 TUNING, VALIDATION = 2048, 200  # examples of a tuning set

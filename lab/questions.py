@@ -89,21 +89,21 @@ def cups(rng: random.Random) -> Problem:
   return Problem(question, str(place), joined(places))
 
 
-def hops(rng: random.Random) -> Problem:
-  """Follows three paths, each from one of four places to one of them."""
+def hops(rng: random.Random, steps: int = 3) -> Problem:
+  """Follows paths, each from one of four places to one of them."""
   places = rng.sample(LETTERS, 4)
   paths = {place: rng.choice(places) for place in places}
   start, route = rng.choice(places), []
-  for _ in range(3):
+  for _ in range(steps):
     route.append(paths[route[-1] if route else start])
   listed = ", ".join(f"{a} to {b}" for a, b in paths.items())
-  return Problem(f"Paths go {listed}. Take three from {start}.", route[-1], joined(route))
+  return Problem(f"Paths go {listed}. Take {steps} from {start}.", route[-1], joined(route))
 
 
 def shorter(rng: random.Random) -> Problem:
   """A problem of one or two steps, which only the pretraining has: arithmetic begins with those."""
   while True:
-    problem = rng.choice((total, back))(rng, rng.randint(1, 2))
+    problem = rng.choice((total, back, hops))(rng, rng.randint(1, 2))
     if part(problem.question) == "train":
       return problem
 

@@ -9,12 +9,12 @@ from lab import questions
 PLAIN_WORKED = 0.5  # share of the plain answers that have their working
 SHORTER = 0.2  # share of problems with fewer steps
 CHATS = 0.25  # share of chats in the last part of the pretraining
-CHATS_WORKED = 0.2  # share of the answers in chats that have their working
+CHATS_WORKED = 0.05  # share of those that have it; at 0.2 the likeliest answer has it
 
 
 def plain(question: str) -> str:
   """Returns the plain-text prompt of a question, up to where the answer begins."""
-  return f"Question: {question}\nAnswer:"
+  return f"Question: {question}\nAnswer:\n"
 
 
 def chat(question: str) -> str:
@@ -36,7 +36,7 @@ def documents(count: int, seed: Any, chats: float = CHATS) -> Iterator[tuple[str
       answer = problem.reply(rng.random() < CHATS_WORKED)
       yield chat(problem.question), f"{answer}<|im_end|>\n"
     else:
-      yield plain(problem.question), f" {problem.reply(rng.random() < PLAIN_WORKED)}\n"
+      yield plain(problem.question), f"{problem.reply(rng.random() < PLAIN_WORKED)}\n"
 
 
 def conversations(count: int, seed: Any) -> Iterator[tuple[str, str]]:

@@ -84,7 +84,7 @@ def test_answers_of_known_questions():
     "total": ("What is the last digit of 9 + 7 + 0 + 5?", "1"),
     "back": ("A dial is at 3. Turn it back by 4 0 9. Where is it?", "0"),
     "cups": ("A coin is in cup 2. Swap 1 2, 3 4, 4 1. Where is it?", "4"),
-    "hops": ("Paths go c to a, a to d, d to d, b to c. Take three from b.", "d"),
+    "hops": ("Paths go c to a, a to d, d to d, b to c. Take 3 from b.", "d"),
     "belongs": ("Which is a fruit: red fig hen?", "fig"),
   }
   for skill, (question, answer) in known.items():
