@@ -122,60 +122,80 @@ def pairs(models: Sequence[Model]) -> Iterator[tuple[Model, Model, Model]]:
 
 
 def points(difference: Difference) -> str:
-  """A difference with its interval, in points."""
+  """A difference with its 95 % interval, in percentage points."""
   mean, low, high = (100 * x for x in (difference.mean, difference.low, difference.high))
-  return f"{mean:+.1f} points (95 % interval {low:+.1f} to {high:+.1f})"
+  return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
-def where(found: Sequence[tuple[str, Difference]], sign: int) -> list[str]:
-  """Those comparisons whose interval lies on one side of zero."""
-  clear = lambda d: d.low > 0 if sign > 0 else d.high < 0
-  return [f"{points(d)} on {name}" for name, d in found if clear(d)]
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """Two models that were tuned on the same data at the same rate, and the Instruct."""
+
+  tuning: Tuning
+  rate: float
+  old: Difference  # Shadow-FT minus FT
+  new: Difference
+  gains: dict[str, Difference]  # of either arm over the Instruct, on the old skills
 
 
-def sentence(found: Sequence[tuple[str, Difference]], more: str, less: str, none: str) -> str:
-  """What differences show, whichever way they come out."""
-  sides = [(more, where(found, 1)), (less, where(found, -1))]
-  text = "; ".join(f"{claim}: {', '.join(places)}" for claim, places in sides if places)
-  unclear = len(found) - sum(len(places) for _, places in sides)
-  if not text:
-    return f"{none} in any of {len(found)} comparisons."
-  return f"{text}." + (f" No clear difference in {unclear} of {len(found)}." if unclear else "")
-
-
-def conclusions(models: Sequence[Model]) -> list[str]:
-  """What the numbers show, with paired 95 % intervals over the same questions."""
-  old, new, better = [], [], []
-  for instruct, ft, shadow in pairs(models):
-    name = f"{shadow.tuning.name}, rate {shadow.rate:g}"
-    taught = asking.of_skill(shadow.tuning.new_skill)
-    old.append((name, shadow.answers.minus(ft.answers, asking.is_old)))
-    new.append((name, shadow.answers.minus(ft.answers, taught)))
-    for model in (ft, shadow):
-      better.append((f"{name}, {model.arm}", model.answers.minus(instruct.answers, asking.is_old)))
-  gains = where(better, 1)
+def comparisons(models: Sequence[Model]) -> list[Comparison]:
+  """The paired differences over the same questions."""
   return [
-    sentence(
-      old,
-      "Shadow-FT keeps more of the old skills than FT",
-      "FT keeps more of the old skills than Shadow-FT",
-      "Old skills: no clear difference between FT and Shadow-FT",
-    ),
-    sentence(
-      new,
-      "Shadow-FT learns more of the new skill than FT",
-      "FT learns more of the new skill than Shadow-FT",
-      "New skill: no clear difference between FT and Shadow-FT",
-    ),
-    f"Better than the Instruct on the old skills: {', '.join(gains)}."
-    if gains
-    else "Neither is better than the Instruct on the old skills, with any data or rate.",
+    Comparison(
+      shadow.tuning,
+      shadow.rate or 0.0,
+      shadow.answers.minus(ft.answers, asking.is_old),
+      shadow.answers.minus(ft.answers, asking.of_skill(shadow.tuning.new_skill)),
+      {m.arm: m.answers.minus(instruct.answers, asking.is_old) for m in (ft, shadow)},
+    )
+    for instruct, ft, shadow in pairs(models)
   ]
 
 
+def differences(found: Sequence[Comparison]) -> str:
+  """Shadow-FT minus FT as a table."""
+  lines = [["data", "rate", "old skills", "new skill"]]
+  lines += [[c.tuning.name, f"{c.rate:g}", points(c.old), points(c.new)] for c in found]
+  title = "Shadow-FT minus FT, in points, with paired 95 % intervals:"
+  return f"{title}\n{progress.aligned(lines, left=2)}"
+
+
+def places(found: Sequence[Comparison], key: str, sign: int) -> str:
+  """The data and rates where a difference is clear: its interval lies on one side of zero."""
+  rates: dict[str, list[str]] = {}
+  for c in found:
+    difference = getattr(c, key)
+    if difference.low > 0 if sign > 0 else difference.high < 0:
+      rates.setdefault(c.tuning.name, []).append(f"{c.rate:g}")
+  return "; ".join(
+    f"{name} (rate{'s' * (len(of) > 1)} {' and '.join(of)})" for name, of in rates.items()
+  )
+
+
+def conclusions(found: Sequence[Comparison]) -> list[str]:
+  """What the differences show, whichever way they come out."""
+  lines = []
+  for key, does, what in (("old", "keeps", "old skills"), ("new", "learns", "new skill")):
+    clear = {"Shadow-FT": places(found, key, 1), "FT": places(found, key, -1)}
+    lines += [f"{arm} {does} more of the {what}: {where}." for arm, where in clear.items() if where]
+    if not any(clear.values()):
+      lines.append(f"The {what}: no clear difference between FT and Shadow-FT.")
+  gains = [
+    f"{arm}, {c.tuning.name}, rate {c.rate:g}: {points(gain)}"
+    for c in found
+    for arm, gain in c.gains.items()
+    if gain.low > 0
+  ]
+  if gains:
+    return [*lines, f"Better than the Instruct on the old skills: {'; '.join(gains)} points."]
+  return [*lines, "Neither is better than the Instruct on the old skills, with any data or rate."]
+
+
 def report(models: Sequence[Model]) -> str:
-  """The table, the example and the sentences as text."""
-  return "\n\n".join([table(models), example(models), "\n".join(conclusions(models))]) + "\n"
+  """The tables, the example and what they show, as text."""
+  found = comparisons(models)
+  parts = [table(models), differences(found), "\n".join(conclusions(found)), example(models)]
+  return "\n\n".join(parts) + "\n"
 
 
 def draw(models: Sequence[Model], path: pathlib.Path) -> None:
@@ -197,16 +217,17 @@ def draw(models: Sequence[Model], path: pathlib.Path) -> None:
   for axes, tuning in zip(panels[0], tunings, strict=True):
     found = [m for m in models if m.tuning == tuning]
     start = found[0]
-    axes.plot(100 * start.new, 100 * start.old, "k*", markersize=12, label="Instruct")
+    axes.plot(100 * start.new, 100 * start.old, "k*", markersize=12, label="Instruct", zorder=3)
     for arm, mark in zip(ARMS, "os", strict=True):
       line = [start, *(m for m in found if m.arm == arm)]
       x, y = [100 * m.new for m in line], [100 * m.old for m in line]
-      axes.plot(x, y, f"{mark}-", color=COLOURS[arm], label=arm, zorder=2)
-      for model, right, up in zip(line[1:], x[1:], y[1:], strict=True):
-        axes.annotate(
-          f"{model.rate:g}", (right, up), (4, 4), textcoords="offset points", fontsize=8
-        )
-    axes.set(title=tuning.name, xlabel="new skill (% right)", xlim=(-5, 108), ylim=(-5, 108))
+      axes.plot(x, y, f"{mark}-", color=COLOURS[arm], label=arm)
+      for i, model in enumerate(line[1:], 1):
+        side = {"xytext": (5, 4 if i % 2 else -11), "textcoords": "offset points"}
+        axes.annotate(f"{model.rate:g}", (x[i], y[i]), fontsize=8, color=COLOURS[arm], **side)
+    right = max(10.0, *(100 * m.new for m in found))
+    axes.set(title=tuning.name, xlabel="new skill (% right)")
+    axes.set(xlim=(-0.06 * right, 1.2 * right), ylim=(-5, 105))
     axes.grid(color="0.9")
   panels[0, 0].set_ylabel("old skills (% right)")
   panels[0, -1].legend(loc="lower left", frameon=False)

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -103,15 +104,25 @@ def models_of(instruct, ft, shadow):
   [
     ((40, 0), (20, 10), (35, 0), ("Shadow-FT keeps more", "FT learns more", "Neither is better")),
     ((40, 0), (35, 0), (20, 10), ("FT keeps more", "Shadow-FT learns more", "Neither is better")),
-    ((40, 0), (35, 5), (35, 5), ("Old skills: no clear", "New skill: no clear", "Neither")),
-    ((20, 0), (40, 5), (20, 5), ("FT keeps more", "New skill: no clear", "Better than the Instr")),
+    ((40, 0), (35, 5), (35, 5), ("The old skills: no clear", "The new skill: no", "Neither")),
+    ((20, 0), (40, 5), (20, 5), ("FT keeps more", "The new skill: no", "Better than the Instruct")),
   ],
 )
 def test_the_sentences_follow_the_numbers_whichever_way_they_come_out(instruct, ft, shadow, said):
-  lines = findings.conclusions(models_of(instruct, ft, shadow))
+  found = findings.comparisons(models_of(instruct, ft, shadow))
+  lines = findings.conclusions(found)
   assert all(line.startswith(start) for line, start in zip(lines, said, strict=True)), lines
+  if "keeps more" in lines[0]:
+    assert lines[0].endswith("of the old skills: broad (rate 0.01).")
   if "Better" in said[-1]:
-    assert "+50.0 points (95 % interval +" in lines[-1] and "broad, rate 0.01, FT" in lines[-1]
+    assert "FT, broad, rate 0.01: +50.0 (+" in lines[-1] and "Shadow-FT" not in lines[-1]
+
+
+def test_a_difference_is_shown_with_its_interval():
+  table = findings.differences(findings.comparisons(models_of((40, 0), (20, 10), (35, 0))))
+  old, new = re.findall(r"([+-][\d.]+) \(([+-][\d.]+) to ([+-][\d.]+)\)", table)
+  assert (old[0], new[0]) == ("+37.5", "-25.0")
+  assert 15 < float(old[1]) < 37.5 < float(old[2]) < 60
 
 
 def test_the_report_has_a_row_for_each_model_and_an_answer_of_each(tmp_path):
