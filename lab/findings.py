@@ -123,7 +123,9 @@ def pairs(models: Sequence[Model]) -> Iterator[tuple[Model, Model, Model]]:
 
 def points(difference: Difference) -> str:
   """A difference with its 95 % interval, in percentage points."""
-  mean, low, high = (100 * x for x in (difference.mean, difference.low, difference.high))
+  mean, low, high = (
+    round(100 * x, 1) + 0.0 for x in (difference.mean, difference.low, difference.high)
+  )
   return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
