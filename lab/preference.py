@@ -40,9 +40,11 @@ def wrong(answer, rng):
 def pairs(count, seed, part):
   """`count` rows {"prompt", "chosen", "rejected"} of one part of the new skill's questions."""
   rng = random.Random(f"pairs {seed} {part}")
+  found = questions.problems(questions.NEW_SKILL, 2 * count, f"pairs {seed}", part)
+  found = [p for p in found if len(set(p.answer.split())) > 1]  # others have no wrong order
   return [
     {"prompt": p.question, "chosen": p.answer, "rejected": wrong(p.answer, rng)}
-    for p in questions.problems(questions.NEW_SKILL, count, f"pairs {seed}", part)
+    for p in found[:count]
   ]
 
 
