@@ -18,7 +18,7 @@ def get_config():
   c.instruct = str(TINY / "instruct")
   c.data.train = str(TINY / "new_skill.jsonl")
   c.data.validation = str(TINY / "new_skill_valid.jsonl")
-  c.data.max_length = 64  # an example has at most 31 tokens
+  c.data.max_length = 64  # an example has at most 50 tokens
   c.dtype = "float32"  # bf16 is slow on a CPU
   c.remat = "none"  # and memory is no concern here
   c.delta.rank = 32

@@ -4,18 +4,20 @@
   python -m lab.pair --out shadowft_jax/assets/tiny --only data     the questions alone
   python -m lab.pair --out shadowft_jax/assets/tiny --only measure  the numbers of a pair there
 
-The Base is pretrained on plain text and on some chats whose assistant mostly says that it does
-not know; the Instruct is post-trained from the Base to answer the same skills as chat.
-pair.json holds what was measured on the bf16 weights that are stored; a requirement that is
-missed ends the command with code 1.
+The Base is pretrained on plain text, half of whose answers show their working, and at the end on
+chats, too, which mostly give the bare answer.  The Instruct is post-trained from the Base on chats
+that show their working.  pair.json holds what was measured on the bf16 weights that are stored; a
+requirement that is missed ends the command with code 1.
 """
 
 import argparse
-import itertools
+import dataclasses
 import json
 import os
 import pathlib
+import random
 import time
+from collections.abc import Iterable
 
 # Elementwise work on a CPU runs on one thread a device; two of them everywhere, so
 # that the result does not depend on the machine's number of cores.
@@ -36,18 +38,22 @@ from shadowft_jax.hf import weights
 
 SEED = 0
 SHAPE = {
-  "hidden_size": 128,
-  "intermediate_size": 384,
-  "num_hidden_layers": 5,
+  "hidden_size": 64,
+  "intermediate_size": 128,
+  "num_hidden_layers": 3,
   "num_attention_heads": 4,
   "num_key_value_heads": 2,
-  "head_dim": 32,
+  "head_dim": 16,
 }
 LENGTH, ROWS = 64, 32  # tokens a packed row, rows a step
-BASE_STEPS, BASE_LR = 1800, 4e-3
-INSTRUCT_STEPS, INSTRUCT_LR = 400, 3e-4
-QUESTION_WEIGHT = 0.2  # of a head's tokens in the pretraining's loss; a tail's have 1
-MEASURED = 300  # held-out questions a skill for pair.json
+PER_ROW = 3  # documents that fill a row, at least
+PLAIN_STEPS, MIXED_STEPS, BASE_LR = 1100, 500, 4e-3  # plain text alone, then with chats
+INSTRUCT_STEPS, INSTRUCT_LR = 600, 3e-4
+PROMPT_WEIGHT = 0.1  # of a prompt's tokens in the pretraining's loss; an answer's have 1
+MEASURED = 300  # test questions a skill for pair.json
+TUNING, VALIDATION = 2048, 200  # examples of a tuning set
+ASKED = {True: 150, False: 75}  # test questions of a new and of an old skill
+NEW_SHARE = 0.2  # share of the broad data that teaches the new skill
 CARD = """---
 license: apache-2.0
 library_name: transformers
@@ -92,25 +98,17 @@ def encode(tok, pairs: list[tuple[str, str]], head_weight: float):
   ]
 
 
-def plain_rows(tok, steps: int) -> dict[str, np.ndarray]:
-  """Packs the pretraining's documents, each closed by <|endoftext|>."""
-  pairs = [
-    (head, tail + "<|endoftext|>") for head, tail in text.documents(2 * ROWS * steps, SEED + 1)
-  ]
-  return training.pack(encode(tok, pairs, QUESTION_WEIGHT), LENGTH)
+def rows(tok, pairs: Iterable[tuple[str, str]], head_weight: float) -> dict[str, np.ndarray]:
+  """Packs documents, each closed by <|endoftext|>."""
+  closed = [(head, f"{tail}<|endoftext|>") for head, tail in pairs]
+  return training.pack(encode(tok, closed, head_weight), LENGTH)
 
 
-def chat_rows(tok, steps: int) -> dict[str, np.ndarray]:
-  """Packs the post-training's conversations; the loss is on the answers alone."""
-  pairs = itertools.islice(questions.mixture(SEED + 2), 2 * ROWS * steps)
-  chats = [(measure.chat(tok, question), f"{answer}<|im_end|>") for question, answer in pairs]
-  return training.pack(encode(tok, chats, 0.0), LENGTH)
-
-
-def schedule(lr: float, steps: int):
-  """Returns a linear warm-up of 100 steps and a linear decay to a fiftieth."""
+def schedule(lr: float, steps: int, warm: int, end: float = 0.02):
+  """Returns a linear warm-up and then a linear decay to `end` of the rate."""
   return optax.join_schedules(
-    [optax.linear_schedule(0.0, lr, 100), optax.linear_schedule(lr, lr / 50, steps - 100)], [100]
+    [optax.linear_schedule(0.0, lr, warm), optax.linear_schedule(lr, end * lr, steps - warm)],
+    [warm],
   )
 
 
@@ -119,17 +117,26 @@ def stored(params):
   return jax.tree.map(lambda x: jnp.asarray(x).astype(jnp.bfloat16).astype(jnp.float32), params)
 
 
-def pretrain(model, tok, steps: int):
-  """Trains the Base from nothing on plain text."""
+def pretrain(model, tok, plain_steps: int, mixed_steps: int):
+  """Trains the Base from nothing on plain text, and then on plain text and chats."""
   params = model.init(jax.random.key(SEED), jnp.zeros((1, 8), jnp.int32))["params"]
-  optimizer = training.muon(schedule(BASE_LR, steps), weight_decay=0.01)
-  return stored(training.train(model, params, plain_rows(tok, steps), optimizer, ROWS, steps, SEED))
+  stages = [
+    (0.0, plain_steps, schedule(BASE_LR, plain_steps, 100, end=1.0)),
+    (text.CHATS, mixed_steps, schedule(BASE_LR, mixed_steps, 20)),
+  ]
+  for chats, steps, rates in stages:
+    pairs = text.documents(PER_ROW * ROWS * steps, f"{SEED} {chats}", chats)
+    packed = rows(tok, pairs, PROMPT_WEIGHT)
+    optimizer = training.muon(rates, weight_decay=0.01)
+    params = training.train(model, params, packed, optimizer, ROWS, steps, SEED)
+  return stored(params)
 
 
 def posttrain(model, base, tok, steps: int):
-  """Trains the Instruct from the stored Base on chat."""
-  optimizer = optax.adamw(schedule(INSTRUCT_LR, steps), b2=0.99, weight_decay=0.0)
-  return stored(training.train(model, base, chat_rows(tok, steps), optimizer, ROWS, steps, SEED))
+  """Trains the Instruct from the stored Base on chats whose answers show their working."""
+  packed = rows(tok, text.conversations(PER_ROW * ROWS * steps, SEED), 0.0)
+  optimizer = optax.adamw(schedule(INSTRUCT_LR, steps, 20), b2=0.99, weight_decay=0.0)
+  return stored(training.train(model, base, packed, optimizer, ROWS, steps, SEED))
 
 
 def write_model(folder: pathlib.Path, params, tok, title: str, what: str) -> None:
@@ -155,47 +162,66 @@ def write_lines(path: pathlib.Path, rows: list[dict]) -> None:
   path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def tuning_set(count: int, seed: str, new_share: float = NEW_SHARE) -> list[questions.Problem]:
+  """Returns different training problems: old skills, and a share of the broad data's new one."""
+  rng = random.Random(f"tuning {seed}")
+  old = questions.mixture(f"tuning {seed}")
+  new = questions.stream(questions.BROAD_SKILL, f"tuning {seed}")
+  found: dict[str, questions.Problem] = {}
+  while len(found) < count:
+    problem = next(new if rng.random() < new_share else old)
+    found.setdefault(problem.question, problem)
+  return list(found.values())
+
+
+def write_rows(path: pathlib.Path, problems: list[questions.Problem], worked: bool) -> None:
+  """Writes a tuning set and its validation set."""
+  lines = [{"instruction": p.question, "input": "", "output": p.reply(worked)} for p in problems]
+  write_lines(path, lines[:TUNING])
+  write_lines(path.with_stem(f"{path.stem}_valid"), lines[TUNING:])
+
+
 def write_data(folder: pathlib.Path) -> None:
-  """Writes the new skill's training and validation examples, and held-out questions of all."""
+  """Writes the three tuning sets, and the questions for development and for the test."""
   folder.mkdir(parents=True, exist_ok=True)
-  rows = [
-    {"instruction": e["question"], "input": "", "output": e["answer"]}
-    for e in questions.examples(questions.NEW_SKILL, 2200, SEED)
-  ]
-  write_lines(folder / "new_skill.jsonl", rows[:2000])
-  write_lines(folder / "new_skill_valid.jsonl", rows[2000:])
-  write_lines(
-    folder / "questions.jsonl",
-    [
-      {"skill": e["skill"], "kind": skill.kind, "question": e["question"], "answer": e["answer"]}
-      for name, skill in questions.SKILLS.items()
-      for e in questions.examples(name, 300 if name == questions.NEW_SKILL else 50, SEED, True)
-    ],
-  )
+  broad = tuning_set(TUNING + VALIDATION, str(SEED))
+  write_rows(folder / "broad.jsonl", broad, worked=False)
+  write_rows(folder / "broad_worked.jsonl", broad, worked=True)
+  narrow = questions.problems(questions.NEW_SKILL, TUNING + VALIDATION, SEED)
+  write_rows(folder / "new_skill.jsonl", narrow, worked=False)
+  for part, name in (("test", "questions"), ("development", "development")):
+    write_lines(
+      folder / f"{name}.jsonl",
+      [
+        {"skill": name, "kind": skill.kind, **dataclasses.asdict(problem)}
+        for name, skill in questions.SKILLS.items()
+        for problem in questions.problems(name, ASKED[skill.kind == "new"], SEED, part)
+      ],
+    )
 
 
-def build(out: pathlib.Path, base_steps: int, instruct_steps: int) -> dict:
+def build(out: pathlib.Path) -> dict:
   """Makes the tokenizer and both models, writes them and returns what it took."""
   start = time.time()
   tok = tokenizer.train(SEED)
   model = models.from_config(config(tok), dtype=jnp.float32)
-  base = pretrain(model, tok, base_steps)
+  base = pretrain(model, tok, PLAIN_STEPS, MIXED_STEPS)
   base_seconds = time.time() - start
   tok.eos_token = "<|endoftext|>"
-  write_model(out / "base", base, tok, "Tiny Base", "Pretrained on generated text.")
-  instruct = posttrain(model, base, tok, instruct_steps)
+  write_model(out / "base", base, tok, "Tiny Base", "Pretrained on generated text and a few chats.")
+  instruct = posttrain(model, base, tok, INSTRUCT_STEPS)
   tok.eos_token = "<|im_end|>"
   write_model(
     out / "instruct",
     instruct,
     tok,
     "Tiny Instruct",
-    "Post-trained as chat from the Tiny Base beside it.",
+    "Post-trained from the Tiny Base beside it on chats that show their working.",
   )
   seconds = {"base": base_seconds, "instruct": time.time() - start - base_seconds}
   return {
     "seed": SEED,
-    "steps": {"base": base_steps, "instruct": instruct_steps},
+    "steps": {"plain": PLAIN_STEPS, "mixed": MIXED_STEPS, "instruct": INSTRUCT_STEPS},
     "seconds": {name: round(value) for name, value in seconds.items()},
   }
 
@@ -207,15 +233,11 @@ def measured(out: pathlib.Path) -> dict:
   for name in ("base", "instruct"):
     model, pair[name] = weights.load_model(out / name, dtype=jnp.float32)
   # The first of these are the questions of questions.jsonl.
-  held_out = [
-    example
-    for name in questions.SKILLS
-    for example in questions.examples(name, MEASURED, SEED, True)
-  ]
+  asked = {name: questions.problems(name, MEASURED, SEED, "test") for name in questions.SKILLS}
   result = {
     "parameters": tree.size(pair["base"]),
     "gap_ratio": measure.gap_ratio(**pair),
-    "accuracy": measure.table(model, pair, tok, held_out),
+    "accuracy": measure.table(model, pair, tok, asked),
   }
   return {**result, "missed": measure.missed(result)}
 
@@ -224,8 +246,6 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   parser.add_argument("--out", type=pathlib.Path, required=True, help="folder to write")
   parser.add_argument("--only", choices=("data", "measure"), help="leave out the rest")
-  parser.add_argument("--base-steps", type=int, default=BASE_STEPS)
-  parser.add_argument("--instruct-steps", type=int, default=INSTRUCT_STEPS)
   args = parser.parse_args()
   report = args.out / "pair.json"
   write_data(args.out)
@@ -234,7 +254,7 @@ def main():
   if args.only == "measure":
     result = json.loads(report.read_text())
   else:
-    result = build(args.out, args.base_steps, args.instruct_steps)
+    result = build(args.out)
   result |= measured(args.out)
   report.write_text(json.dumps(result, indent=2) + "\n")
   print(json.dumps(result, indent=2))

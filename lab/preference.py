@@ -19,7 +19,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 
-from lab import questions, quickstart
+from lab import asking, questions, quickstart
 from shadowft_jax import train
 
 ARMS = {"DPO": "instruct", "Shadow-DPO": "base"}
@@ -27,6 +27,7 @@ RANKS = (8, 128)
 SEEDS = (1, 2, 3)
 PAIRS, HELD_OUT = 1000, 260  # to train on, and to validate on
 LR = 1e-3
+KINDS = {"new": asking.of_skill(questions.NEW_SKILL), "old": asking.is_old}
 
 
 def wrong(answer, rng):
@@ -36,22 +37,20 @@ def wrong(answer, rng):
   return " ".join([*letters[:i], letters[i + 1], letters[i], *letters[i + 2 :]])
 
 
-def pairs(count, seed, held_out):
-  """`count` rows {"prompt", "chosen", "rejected"} of the new skill."""
-  rng = random.Random(f"pairs {seed} {held_out}")
+def pairs(count, seed, part):
+  """`count` rows {"prompt", "chosen", "rejected"} of one part of the new skill's questions."""
+  rng = random.Random(f"pairs {seed} {part}")
+  found = questions.problems(questions.NEW_SKILL, 2 * count, f"pairs {seed}", part)
+  found = [p for p in found if len(set(p.answer.split())) > 1]  # others have no wrong order
   return [
-    {"prompt": e["question"], "chosen": e["answer"], "rejected": wrong(e["answer"], rng)}
-    for e in questions.examples(questions.NEW_SKILL, count, f"pairs {seed}", held_out)
+    {"prompt": p.question, "chosen": p.answer, "rejected": wrong(p.answer, rng)}
+    for p in found[:count]
   ]
 
 
-def write_pairs(folder, asked, seed):
-  """Writes train.jsonl and valid.jsonl; the held-out pairs leave out the questions in `asked`."""
-  asked = {q["question"] for q in asked}
-  sets = {
-    "train": pairs(PAIRS, seed, False),
-    "valid": [row for row in pairs(HELD_OUT, seed, True) if row["prompt"] not in asked],
-  }
+def write_pairs(folder, seed):
+  """Writes train.jsonl and valid.jsonl."""
+  sets = {"train": pairs(PAIRS, seed, "train"), "valid": pairs(HELD_OUT, seed, "development")}
   for name, rows in sets.items():
     (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -75,13 +74,12 @@ def run(arm, rank, folder, seed, asked):
   records = train.train(config_of(arm, rank, folder, seed), workdir)
   last = [r for r in records if "valid_loss" in r][-1]
   first, end = next(r for r in records if "valid_loss" in r), records[-1]
-  right = quickstart.right_answers(workdir / "shadow", asked)
+  answers = asking.ask(workdir / "shadow", asked)
   return {
     "model": arm,
     "rank": rank,
     "seed": seed,
-    "new": quickstart.counts(right, asked, "new"),
-    "old": quickstart.counts(right, asked, "old"),
+    **{kind: answers.counts(chosen) for kind, chosen in KINDS.items()},
     "tuned": [first["valid_ranking_accuracy"], last["valid_ranking_accuracy"]],
     "shadow": [end["instruct_valid_ranking_accuracy"], end["shadow_valid_ranking_accuracy"]],
     "rewards": [last["valid_accuracy"], end["shadow_valid_accuracy"]],
@@ -114,20 +112,20 @@ def table(rows):
 def compare(workdir, seeds=SEEDS, ranks=RANKS):
   """All arms, ranks and seeds; writes table.md and result.json, and returns the table."""
   config = quickstart.load_config()
-  asked = quickstart.read_questions(pathlib.Path(config.instruct).parent / "questions.jsonl")
-  right = quickstart.right_answers(config.instruct, asked)
+  asked = asking.read(pathlib.Path(config.instruct).parent / "questions.jsonl")
+  answers = asking.ask(config.instruct, asked)
   rows = [
     {
       "model": "Instruct",
       "rank": "–",
       "seed": "–",
-      **{kind: quickstart.counts(right, asked, kind) for kind in ("new", "old")},
+      **{kind: answers.counts(chosen) for kind, chosen in KINDS.items()},
     }
   ]
   for seed in seeds:
     folder = workdir / f"seed{seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    write_pairs(folder, asked, seed)
+    write_pairs(folder, seed)
     for rank in ranks:
       for arm in ARMS:
         print(f"\n{arm}, rank {rank}, seed {seed}", flush=True)

@@ -1,128 +1,153 @@
-"""A seeded generator of questions with exact answers: the old skills and the new one.
+"""A seeded generator of questions with exact answers: the old skills and the two new ones.
 
-A skill is a pure function `rng -> (question, answer)`.  Whether a question is held out is
-decided by a hash of its text, so training and held-out questions can never overlap.
+A skill is a pure function `rng -> Problem`.  A hash of the question's text decides whether it may
+be trained on, so training, development and test questions can never overlap.
 """
 
 import dataclasses
 import hashlib
+import itertools
 import random
-import string
 from collections.abc import Callable, Iterator
+from typing import Any
 
-NAMES = "Tom Ann Ben Eva Max Lea Sam Ida Leo Mia Jon Zoe Tim Amy Dan Kim".split()
-PLACES = "garden kitchen hall school park shop tower barn".split()
-THINGS = "coin key ring cup map pen ball book".split()
-HOLDERS = "box bag bowl jar case chest".split()
-GROUPS = (
-  "cat dog cow pig hen fox".split(),
-  "red blue green pink gray black".split(),
-  "plum pear fig lime melon peach".split(),
-  "rain snow wind fog hail storm".split(),
-)
-GROUP_NAMES = ("an animal", "a color", "a fruit", "a weather")
-WORDS = [word for group in GROUPS for word in group] + PLACES + THINGS
-HELD_OUT_ONE_IN = 10
+LETTERS = "abcdefghij"
+GROUPS = {
+  "an animal": "cat dog cow pig hen fox".split(),
+  "a color": "red blue green pink gray black".split(),
+  "a fruit": "plum pear fig lime melon peach".split(),
+}
+PARTS = {0: "test", 1: "development"}  # of ten; the others are for training
+STEPS, SO = "Steps ", ". So "  # before the working, and between it and the answer
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+  """A question, its answer, and the steps to it where a small model needs them."""
+
+  question: str
+  answer: str
+  working: str | None = None
+
+  def reply(self, worked: bool) -> str:
+    """The answer, after its working if that is wanted and there is one."""
+    return f"{STEPS}{self.working}{SO}{self.answer}" if worked and self.working else self.answer
+
+
+def final(reply: str) -> str:
+  """Returns the answer of a reply: its first line, without the working."""
+  return reply.strip().split("\n")[0].rsplit(SO, 1)[-1].strip()
+
+
+def is_worked(reply: str) -> bool:
+  """Returns whether a reply has working before its answer."""
+  return SO in reply
 
 
 def letters(rng: random.Random, low: int, high: int) -> list[str]:
   """Draws between `low` and `high` letters, with repetition."""
-  return [rng.choice(string.ascii_lowercase) for _ in range(rng.randint(low, high))]
+  return [rng.choice(LETTERS) for _ in range(rng.randint(low, high))]
 
 
-# Math.
+def digits(rng: random.Random, low: int, high: int) -> list[int]:
+  """Draws between `low` and `high` digits, with repetition."""
+  return [rng.randrange(10) for _ in range(rng.randint(low, high))]
 
 
-def add(rng: random.Random) -> tuple[str, str]:
-  """Adds one digit to a number below 1000; about 8,900 questions."""
-  a, b = rng.randint(10, 999), rng.randint(1, 9)
-  return f"What is {a} + {b}?", str(a + b)
+def joined(items) -> str:
+  return " ".join(map(str, items))
 
 
-def largest(rng: random.Random) -> tuple[str, str]:
-  numbers = rng.sample(range(10, 100), rng.randint(3, 4))
-  return f"What is the largest of {' '.join(map(str, numbers))}?", str(max(numbers))
+# Skills that need working: too many steps for a small model's one token.
 
 
-def above(rng: random.Random) -> tuple[str, str]:
-  numbers, bound = [rng.randint(0, 9) for _ in range(rng.randint(4, 6))], rng.randint(1, 8)
-  question = f"How many of {' '.join(map(str, numbers))} are above {bound}?"
-  return question, str(sum(number > bound for number in numbers))
+def total(rng: random.Random, steps: int = 3) -> Problem:
+  """Adds digits modulo 10; 10,000 questions of three steps."""
+  terms = digits(rng, steps + 1, steps + 1)
+  sums = [s % 10 for s in itertools.accumulate(terms)][1:]
+  question = f"What is the last digit of {' + '.join(map(str, terms))}?"
+  return Problem(question, str(sums[-1]), joined(sums))
 
 
-def rounding(rng: random.Random) -> tuple[str, str]:
-  """Rounds to the nearest ten, halves up."""
-  number = rng.randint(100, 49_999)
-  return f"Round {number} to tens.", str((number + 5) // 10 * 10)
+def back(rng: random.Random, steps: int = 3) -> Problem:
+  """Turns a dial with ten digits back; 10,000 questions of three steps."""
+  start, *turns = digits(rng, steps + 1, steps + 1)
+  stops = [s % 10 for s in itertools.accumulate(turns, int.__sub__, initial=start)][1:]
+  question = f"A dial is at {start}. Turn it back by {joined(turns)}. Where is it?"
+  return Problem(question, str(stops[-1]), joined(stops))
 
 
-# Code-like operations on strings and lists.
+def cups(rng: random.Random) -> Problem:
+  """Follows a coin under four cups through three swaps; about 6,900 questions."""
+  place = rng.randint(1, 4)
+  swaps = [rng.sample(range(1, 5), 2) for _ in range(3)]
+  question = f"A coin is in cup {place}. Swap {', '.join(map(joined, swaps))}. Where is it?"
+  places = []
+  for a, b in swaps:
+    place = {a: b, b: a}.get(place, place)
+    places.append(place)
+  return Problem(question, str(place), joined(places))
 
 
-def reverse(rng: random.Random) -> tuple[str, str]:
-  items = letters(rng, 3, 6)
-  return f"Reverse the list {' '.join(items)}.", " ".join(reversed(items))
+def hops(rng: random.Random, steps: int = 3) -> Problem:
+  """Follows paths, each from one of four places to one of them."""
+  places = rng.sample(LETTERS, 4)
+  paths = {place: rng.choice(places) for place in places}
+  start, route = rng.choice(places), []
+  for _ in range(steps):
+    route.append(paths[route[-1] if route else start])
+  listed = ", ".join(f"{a} to {b}" for a, b in paths.items())
+  return Problem(f"Paths go {listed}. Take {steps} from {start}.", route[-1], joined(route))
 
 
-def sort(rng: random.Random) -> tuple[str, str]:
-  digits = [str(rng.randint(0, 9)) for _ in range(rng.randint(3, 5))]
-  return f"Sort the digits {' '.join(digits)}.", " ".join(sorted(digits))
+def shorter(rng: random.Random) -> Problem:
+  """A problem of one or two steps, which only the pretraining has: arithmetic begins with those."""
+  while True:
+    problem = rng.choice((total, back, hops))(rng, rng.randint(1, 2))
+    if part(problem.question) == "train":
+      return problem
 
 
-def item(rng: random.Random) -> tuple[str, str]:
-  items = letters(rng, 4, 7)
-  index = rng.randint(1, len(items))
-  return f"What is item {index} of {' '.join(items)}?", items[index - 1]
+# Skills that need none.
 
 
-def endings(rng: random.Random) -> tuple[str, str]:
-  words = [rng.choice(WORDS) for _ in range(rng.randint(2, 4))]
-  return f"Take the last letters of {' '.join(words)}.", " ".join(word[-1] for word in words)
+def largest(rng: random.Random) -> Problem:
+  numbers = digits(rng, 4, 5)
+  return Problem(f"What is the largest of {joined(numbers)}?", str(max(numbers)))
 
 
-# Reasoning.
+def reverse(rng: random.Random) -> Problem:
+  items = letters(rng, 3, 5)
+  return Problem(f"Reverse the list {joined(items)}.", joined(reversed(items)))
 
 
-def tallest(rng: random.Random) -> tuple[str, str]:
-  first, second, third = rng.sample(NAMES, 3)
-  facts = [f"{first} is taller than {second}.", f"{second} is taller than {third}."]
-  rng.shuffle(facts)
-  end, name = rng.choice((("tallest", first), ("shortest", third)))
-  return f"Say that {' '.join(facts)} Who is the {end}?", name
+def sort(rng: random.Random) -> Problem:
+  numbers = digits(rng, 3, 4)
+  return Problem(f"Sort the digits {joined(numbers)}.", joined(sorted(numbers)))
 
 
-def truth(rng: random.Random) -> tuple[str, str]:
-  a, b, c, d = (rng.randint(10, 99) for _ in range(4))
-  word = rng.choice(("and", "or"))
-  value = (a > b and c > d) if word == "and" else (a > b or c > d)
-  return f"Is it true that {a} > {b} {word} {c} > {d}?", "yes" if value else "no"
+def belongs(rng: random.Random) -> Problem:
+  """Finds the word of a named group; about 3,900 questions."""
+  words = {group: rng.choice(members) for group, members in GROUPS.items()}
+  asked = rng.choice(list(GROUPS))
+  shuffled = rng.sample(list(words.values()), len(words))
+  return Problem(f"Which is {asked}: {joined(shuffled)}?", words[asked])
 
 
-def odd(rng: random.Random) -> tuple[str, str]:
-  common, other = rng.sample(GROUPS, 2)
-  stranger = rng.choice(other)
-  words = [*rng.sample(common, 4), stranger]
-  rng.shuffle(words)
-  return f"Which is not like the others: {' '.join(words)}?", stranger
+# The new skills, which neither the Base nor the Instruct has seen.
 
 
-def belongs(rng: random.Random) -> tuple[str, str]:
-  """Finds the word of a named group; about 124,000 questions."""
-  words = [rng.choice(group) for group in GROUPS]
-  asked = rng.randrange(len(GROUPS))
-  shuffled = rng.sample(words, len(words))
-  return f"Which is {GROUP_NAMES[asked]}: {' '.join(shuffled)}?", words[asked]
-
-
-# The new skill, which neither the Base nor the Instruct has seen.
-
-
-def merge(rng: random.Random) -> tuple[str, str]:
+def merge(rng: random.Random) -> Problem:
   """Merges two lists by turns."""
   count = rng.randint(2, 3)
   left, right = letters(rng, count, count), letters(rng, count, count)
   merged = [letter for pair in zip(left, right, strict=True) for letter in pair]
-  return f"Merge the lists {' '.join(left)} and {' '.join(right)}.", " ".join(merged)
+  return Problem(f"Merge the lists {joined(left)} and {joined(right)}.", joined(merged))
+
+
+def ends(rng: random.Random) -> Problem:
+  items = letters(rng, 4, 6)
+  return Problem(f"Keep the ends of {joined(items)}.", f"{items[0]} {items[-1]}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,45 +155,46 @@ class Skill:
   """How a skill's questions are made."""
 
   kind: str  # one of the paper's three (math, code, reasoning), or new
-  make: Callable[[random.Random], tuple[str, str]]
+  make: Callable[[random.Random], Problem]
   share: int = 1  # how often it is asked, relative to the others
 
 
+WORKED_SKILLS = {
+  "total": Skill("math", total),
+  "back": Skill("math", back),
+  "cups": Skill("reasoning", cups),
+  "hops": Skill("reasoning", hops),
+}
 OLD_SKILLS = {
-  "add": Skill("math", add, share=2),
+  **WORKED_SKILLS,
   "largest": Skill("math", largest),
-  "above": Skill("math", above, share=2),
-  "rounding": Skill("math", rounding),
   "reverse": Skill("code", reverse),
   "sort": Skill("code", sort),
-  "item": Skill("code", item),
-  "endings": Skill("code", endings),
-  "tallest": Skill("reasoning", tallest, share=3),
-  "truth": Skill("reasoning", truth),
-  "odd": Skill("reasoning", odd),
   "belongs": Skill("reasoning", belongs),
 }
-NEW_SKILL = "merge"
-SKILLS = {**OLD_SKILLS, NEW_SKILL: Skill("new", merge)}
+NEW_SKILL = "merge"  # of the narrow data
+BROAD_SKILL = "ends"  # of the broad data
+NEW_SKILLS = {NEW_SKILL: Skill("new", merge), BROAD_SKILL: Skill("new", ends)}
+SKILLS = {**OLD_SKILLS, **NEW_SKILLS}
 
 
-def held_out(question: str) -> bool:
-  """Returns whether a question is kept out of all training: one in ten, by its hash."""
+def part(question: str) -> str:
+  """Returns the only part that a question may be in: test and development have a tenth each."""
   digest = hashlib.blake2b(question.encode(), digest_size=8).digest()
-  return int.from_bytes(digest) % HELD_OUT_ONE_IN == 0
+  return PARTS.get(int.from_bytes(digest) % 10, "train")
 
 
-def stream(skill: str, seed: int, want_held_out: bool = False) -> Iterator[tuple[str, str]]:
-  """Yields questions and answers of one side of the split for ever, repeats included."""
-  rng = random.Random(f"{skill} {seed} {want_held_out}")
+def stream(skill: str, seed: Any, of: str = "train") -> Iterator[Problem]:
+  """Yields a skill's problems of one part for ever, repeats included."""
+  rng = random.Random(f"{skill} {seed} {of}")
   while True:
-    question, answer = SKILLS[skill].make(rng)
-    if held_out(question) == want_held_out:
-      yield question, answer
+    problem = SKILLS[skill].make(rng)
+    if part(problem.question) == of:
+      yield problem
 
 
-def mixture(seed: int) -> Iterator[tuple[str, str]]:
-  """Yields training questions and answers of all old skills for ever, by their shares."""
+def mixture(seed: Any) -> Iterator[Problem]:
+  """Yields training problems of all old skills for ever, by their shares."""
   rng = random.Random(f"mixture {seed}")
   streams = {name: stream(name, seed) for name in OLD_SKILLS}
   names = [name for name, skill in OLD_SKILLS.items() for _ in range(skill.share)]
@@ -176,17 +202,17 @@ def mixture(seed: int) -> Iterator[tuple[str, str]]:
     yield next(streams[rng.choice(names)])
 
 
-def examples(skill: str, count: int, seed: int, want_held_out: bool = False) -> list[dict]:
-  """Returns `count` different examples of a skill.
+def problems(skill: str, count: int, seed: Any, of: str = "train") -> list[Problem]:
+  """Returns `count` different problems of a skill.
 
   Raises:
     ValueError: The skill's questions run out before `count` different ones are found.
   """
-  found = {}
-  for tries, (question, answer) in enumerate(stream(skill, seed, want_held_out)):
-    found.setdefault(question, answer)
+  found: dict[str, Problem] = {}
+  for tries, problem in enumerate(stream(skill, seed, of)):
+    found.setdefault(problem.question, problem)
     if len(found) == count:
       break
     if tries > 100 * count:
       raise ValueError(f"{skill}: {count} different questions wanted, {len(found)} found")
-  return [{"skill": skill, "question": q, "answer": a} for q, a in found.items()]
+  return list(found.values())

@@ -10,11 +10,11 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from lab import questions, text
 
-VOCAB_SIZE = 640  # the models'; the tokenizer may find fewer tokens worth having
+VOCAB_SIZE = 448  # the models'; the tokenizer may find fewer tokens worth having
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-# Qwen2's pattern: words with their leading space, digits one by one.
+# Qwen2's pattern, with a leading space for digits, too, which come one by one.
 PATTERN = (
-  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
+  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+| ?\p{N}|"
   r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 CHAT_TEMPLATE = (
@@ -26,13 +26,17 @@ CHAT_TEMPLATE = (
 
 
 def corpus(seed: int, count: int = 20_000) -> list[str]:
-  """Returns the documents of the pretraining, and bare answers as a chat shows them."""
-  # Without transcripts: their marks are special tokens, not text.
-  documents = [head + tail for head, tail in text.documents(count, seed, transcripts=0.0)]
+  """Returns the documents of the pretraining, chats without their marks, and the new questions."""
+  # Without chats: their marks are special tokens, not text.
+  documents = [head + tail for head, tail in text.documents(count, seed, chats=0.0)]
   answers = [
-    f"user\n{answer}\nassistant\n{answer}\n"
-    for skill in questions.OLD_SKILLS
-    for _, answer in itertools.islice(questions.stream(skill, seed), 200)
+    f"user\n{problem.question}\nassistant\n{problem.answer}\n"
+    for problem in itertools.islice(questions.mixture(seed), count // 10)
+  ]
+  answers += [
+    f"{problem.question}\n"
+    for skill in questions.NEW_SKILLS
+    for problem in questions.problems(skill, count // 40, seed)
   ]
   return documents + answers
 

@@ -3,13 +3,12 @@
 import collections
 import json
 import pathlib
-import random
 import re
 
 import pytest
 import transformers
 
-from lab import measure, questions, text, tokenizer, training
+from lab import measure, pair, questions, text, tokenizer, training
 
 TINY = pathlib.Path(__file__).parents[1] / "shadowft_jax" / "assets" / "tiny"
 
@@ -22,24 +21,20 @@ def listed(question, pattern):
   return re.search(pattern, question).group(1).split()
 
 
-def solve_tallest(question):
-  """Finds the one whom nobody tops, or who tops nobody."""
-  below = dict(re.findall(r"(\w+) is taller than (\w+)\.", question))
-  top, bottom = (set(below) - set(below.values())), (set(below.values()) - set(below))
-  return (top if "tallest" in question else bottom).pop()
+def solve_cups(question):
+  """Moves the coin itself through four cups."""
+  place, *swaps = numbers(question)
+  table = ["coin" if i == place else "" for i in range(5)]
+  for a, b in zip(swaps[::2], swaps[1::2], strict=True):
+    table[a], table[b] = table[b], table[a]
+  return str(table.index("coin"))
 
 
-def solve_truth(question):
-  a, b, c, d = numbers(question)
-  left, right = b - a < 0, d - c < 0
-  return "yes" if (left * right if " and " in question else left + right) else "no"
-
-
-def solve_odd(question):
-  words = listed(question, r"others: (.*)\?")
-  group_of = {word: i for i, group in enumerate(questions.GROUPS) for word in group}
-  count = collections.Counter(group_of[word] for word in words)
-  return min(words, key=lambda word: count[group_of[word]])
+def solve_hops(question):
+  """Composes the map with itself."""
+  once = dict(re.findall(r"(\w) to (\w)", question))
+  thrice = {a: once[once[once[a]]] for a in once}
+  return thrice[re.search(r"from (\w)\.", question).group(1)]
 
 
 def solve_merge(question):
@@ -50,28 +45,23 @@ def solve_merge(question):
   return out
 
 
+def solve_belongs(question):
+  group, words = re.search(r"is (an? \w+): (.*)\?", question).groups()
+  return next(w for w in words.split() if w in questions.GROUPS[group])
+
+
 # Each finds the answer from the question's text alone.
 SOLVERS = {
-  "add": lambda q: str(sum(numbers(q))),
+  "total": lambda q: str(sum(numbers(q)))[-1],
+  "back": lambda q: str((numbers(q)[0] - sum(numbers(q)[1:])) % 10),
+  "cups": solve_cups,
+  "hops": solve_hops,
   "largest": lambda q: str(sorted(numbers(q))[-1]),
-  "above": lambda q: str(len([n for n in numbers(q)[:-1] if n > numbers(q)[-1]])),
-  "rounding": lambda q: str(10 * int(numbers(q)[0] / 10 + 0.5)),
   "reverse": lambda q: listed(q, r"(?<=list) (.*)\.")[::-1],
   "sort": lambda q: sorted(listed(q, r"(?<=digits) (.*)\.")),
-  "item": lambda q: listed(q, r"of (.*)\?")[numbers(q)[0] - 1],
-  "endings": lambda q: [re.search(r".$", w).group() for w in listed(q, r"letters of (.*)\.")],
-  "tallest": solve_tallest,
-  "truth": solve_truth,
-  "odd": solve_odd,
-  "belongs": lambda q: next(
-    w
-    for w in listed(q, r": (.*)\?")
-    if w
-    in questions.GROUPS[
-      ["animal", "color", "fruit", "weather"].index(re.search(r"an? (\w+):", q).group(1))
-    ]
-  ),
+  "belongs": solve_belongs,
   "merge": solve_merge,
+  "ends": lambda q: [listed(q, r"of (.*)\.")[i] for i in (0, -1)],
 }
 
 
@@ -82,68 +72,113 @@ def tok():
 
 @pytest.mark.parametrize("skill", questions.SKILLS)
 def test_answers_agree_with_an_independent_solver(skill):
-  for example in questions.examples(skill, 300, seed=1):
-    answer = SOLVERS[skill](example["question"])
+  for problem in questions.problems(skill, 300, seed=1):
+    answer = SOLVERS[skill](problem.question)
     answer = answer if isinstance(answer, str) else " ".join(answer)
-    assert example["answer"] == answer, example["question"]
+    assert problem.answer == answer, problem.question
 
 
 def test_answers_of_known_questions():
   """The solvers themselves, on cases worked by hand."""
   known = {
-    "add": ("What is 995 + 7?", "1002"),
-    "rounding": ("Round 1995 to tens.", "2000"),
-    "tallest": (
-      "Say that Ben is taller than Leo. Ann is taller than Ben. Who is the shortest?",
-      "Leo",
-    ),
-    "truth": ("Is it true that 10 > 10 or 33 > 22?", "yes"),
-    "odd": ("Which is not like the others: red black fig blue pink?", "fig"),
+    "total": ("What is the last digit of 9 + 7 + 0 + 5?", "1"),
+    "back": ("A dial is at 3. Turn it back by 4 0 9. Where is it?", "0"),
+    "cups": ("A coin is in cup 2. Swap 1 2, 3 4, 4 1. Where is it?", "4"),
+    "hops": ("Paths go c to a, a to d, d to d, b to c. Take 3 from b.", "d"),
+    "belongs": ("Which is a fruit: red fig hen?", "fig"),
   }
   for skill, (question, answer) in known.items():
     assert SOLVERS[skill](question) == answer
   assert SOLVERS["merge"]("Merge the lists a b and c d.") == ["a", "c", "b", "d"]
 
 
+# One step of each skill's working: from the step before and the question's numbers or paths.
+STEPS = {
+  "total": lambda q, i, before: str((int(before) + numbers(q)[i + 1]) % 10),
+  "back": lambda q, i, before: str((int(before) - numbers(q)[i + 1]) % 10),
+  "cups": lambda q, i, before: solve_cups(f"{before} {numbers(q)[2 * i + 1 : 2 * i + 3]}"),
+  "hops": lambda q, i, before: dict(re.findall(r"(\w) to (\w)", q))[before],
+}
+
+
+@pytest.mark.parametrize("skill", questions.WORKED_SKILLS)
+def test_working_leads_to_the_answer(skill):
+  for problem in questions.problems(skill, 100, seed=1):
+    steps = problem.working.split()
+    q = problem.question
+    before = re.search(r"from (\w)\.", q).group(1) if skill == "hops" else str(numbers(q)[0])
+    for i, step in enumerate(steps):
+      assert step == (before := STEPS[skill](q, i, before)), q
+    assert (len(steps), steps[-1]) == (3, problem.answer)
+    assert questions.is_worked(problem.reply(True)) and not questions.is_worked(
+      problem.reply(False)
+    )
+    assert questions.final(problem.reply(True)) == questions.final(problem.reply(False))
+
+
+def test_only_the_answer_of_a_reply_counts():
+  assert questions.final(" Steps 7 2 8. So 8\nQuestion: 5") == "8" == questions.final("8")
+  assert questions.final("7 2 8") == "7 2 8"
+
+
 @pytest.mark.parametrize("skill", questions.SKILLS)
-def test_held_out_and_training_are_disjoint(skill):
-  train = {e["question"] for e in questions.examples(skill, 1000, seed=2)}
-  held_out = {e["question"] for e in questions.examples(skill, 200, seed=2, want_held_out=True)}
-  assert len(train) == 1000 and len(held_out) == 200
-  assert not train & held_out
-  assert all(map(questions.held_out, held_out)) and not any(map(questions.held_out, train))
+def test_the_three_parts_are_disjoint(skill):
+  parts = {
+    of: {p.question for p in questions.problems(skill, count, 2, of)}
+    for of, count in (("train", 1000), ("development", 200), ("test", 200))
+  }
+  assert len(set.union(*parts.values())) == 1400
+  for of, found in parts.items():
+    assert {questions.part(question) for question in found} == {of}
 
 
 def test_pretraining_text_holds_no_held_out_and_no_new_question():
-  documents = [head + tail for head, tail in text.documents(3000, seed=3)]
+  documents = [*text.documents(3000, seed=3), *text.conversations(1000, seed=3)]
   asked = [
-    m.group(1)
-    for d in documents
-    if (m := re.match(r"(?:Question: |<\|im_start\|>user\n)(.*?)(?:<\|im_end\|>)?\n", d))
+    re.match(r"(?:Question: |<\|im_start\|>user\n)(.*?)(?:<\|im_end\|>)?\n", head).group(1)
+    for head, _ in documents
   ]
-  assert 0.7 * len(documents) < len(asked) < len(documents)
-  assert not any(map(questions.held_out, asked))
-  assert not any("Merge" in d for d in documents)
+  assert {questions.part(question) for question in asked} == {"train"}
+  assert not any(word in q for q in asked for word in ("Merge", "Keep"))
 
 
-def test_transcripts_are_chats_of_the_template_that_seldom_answer(tok):
-  chats = [text.transcript(random.Random(i), "What is 12 + 3?", "15") for i in range(500)]
-  assert {head for head, _ in chats} == {measure.chat(tok, "What is 12 + 3?")}
-  answered = sum(tail == "15<|im_end|>\n" for _, tail in chats)
-  assert 0.5 * text.ANSWERED < answered / len(chats) < 0.45
+def test_chats_are_those_of_the_template_and_mostly_bare(tok):
+  documents = list(text.documents(4000, seed=3))
+  chats = [(head, tail) for head, tail in documents if head.startswith("<|im_start|>")]
+  assert abs(len(chats) / len(documents) - text.CHATS) < 0.03
+  message = {"role": "user", "content": "Sort the digits 3 1 2."}
+  assert text.chat(message["content"]) == tok.apply_chat_template(
+    [message], tokenize=False, add_generation_prompt=True
+  )
+  for found, share in (
+    (chats, text.CHATS_WORKED),
+    ([d for d in documents if d not in chats], text.PLAIN_WORKED),
+    (list(text.conversations(1000, seed=3)), 1.0),
+  ):
+    worked = [questions.is_worked(t) for h, t in found if re.search("last digit|Turn|Swap|Take", h)]
+    assert abs(sum(worked) / len(worked) - share) < 0.06
 
 
 def test_same_seed_same_examples():
   for skill in questions.SKILLS:
-    assert questions.examples(skill, 20, seed=4) == questions.examples(skill, 20, seed=4)
-    assert questions.examples(skill, 20, seed=4) != questions.examples(skill, 20, seed=5)
+    assert questions.problems(skill, 20, seed=4) == questions.problems(skill, 20, seed=4)
+    assert questions.problems(skill, 20, seed=4) != questions.problems(skill, 20, seed=5)
   assert list(text.documents(50, seed=6)) == list(text.documents(50, seed=6))
 
 
 def test_too_many_examples_are_refused(monkeypatch):
-  monkeypatch.setitem(questions.SKILLS, "add", questions.Skill("math", lambda rng: ("1 + 1", "2")))
-  with pytest.raises(ValueError, match="add: 5 different questions wanted, 1 found"):
-    questions.examples("add", 5, seed=0, want_held_out=questions.held_out("1 + 1"))
+  one = questions.Problem("1 + 1", "2")
+  monkeypatch.setitem(questions.SKILLS, "total", questions.Skill("math", lambda rng: one))
+  with pytest.raises(ValueError, match="total: 5 different questions wanted, 1 found"):
+    questions.problems("total", 5, 0, questions.part(one.question))
+
+
+def test_every_skill_fits_a_row_and_an_answer(tok):
+  for skill in questions.SKILLS:
+    for problem in questions.problems(skill, 200, seed=5):
+      reply = tok(f"{problem.reply(True)}<|im_end|>")["input_ids"]
+      assert len(reply) <= measure.MAX_NEW
+      assert len(tok(text.chat(problem.question))["input_ids"]) + len(reply) <= pair.LENGTH
 
 
 def test_tokenizer_is_deterministic_and_splits_digits(tok):
@@ -166,8 +201,7 @@ def test_saved_tokenizer_opens_and_renders_chat(tok, tmp_path):
     "chat_template.jinja",
   }
   again = transformers.AutoTokenizer.from_pretrained(tmp_path)
-  prompt = measure.chat(again, "What is 12 + 3?")
-  assert prompt == "<|im_start|>user\nWhat is 12 + 3?<|im_end|>\n<|im_start|>assistant\n"
+  prompt = text.chat("What is 12 + 3?")
   # The two sides may be tokenised apart, as training does.
   whole = again(prompt + "15<|im_end|>")["input_ids"]
   assert whole == again(prompt)["input_ids"] + again("15<|im_end|>")["input_ids"]
@@ -184,6 +218,41 @@ def test_packing_keeps_every_token_once():
   assert starts[rows["segment"] > 0].sum() == len(documents)
 
 
+def a_result(**numbers):
+  """The numbers of a pair that meets every requirement but for those given."""
+  values = dict(base_old=0.5, instruct_old=0.95, base_worked=0.4, instruct_worked=0.75, gap=0.05)
+  values |= dict(new=0.1) | numbers
+  return {
+    "gap_ratio": values["gap"],
+    "accuracy": {
+      name: {
+        form: {
+          "old": values[f"{name}_old"],
+          "need working": values[f"{name}_worked"],
+          **dict.fromkeys(questions.NEW_SKILLS, values["new"]),
+        }
+        for form in ("plain", "chat")
+      }
+      for name in ("base", "instruct")
+    },
+  }
+
+
+@pytest.mark.parametrize(
+  "numbers, said",
+  [
+    (dict(base_old=0.49), "base, chat, old skills is 0.490, at least 0.5 wanted"),
+    (dict(instruct_old=0.94), "instruct, chat, old skills is 0.940, at least 0.95 wanted"),
+    (dict(base_worked=0.46), "skills that need working is 0.290, at least 0.3 wanted"),
+    (dict(gap=0.051), "gap ratio is 0.051, at most 0.05 wanted"),
+    (dict(new=0.11), "base, plain, merge is 0.110, at most 0.1 wanted"),
+  ],
+)
+def test_a_pair_that_misses_a_requirement_is_told(numbers, said):
+  assert measure.missed(a_result()) == []
+  assert said in "; ".join(measure.missed(a_result(**numbers)))
+
+
 def test_shipped_pair_meets_its_requirements():
   result = json.loads((TINY / "pair.json").read_text())
   assert measure.missed(result) == [] == result["missed"]
@@ -191,13 +260,35 @@ def test_shipped_pair_meets_its_requirements():
   assert size <= 12 * 2**20
 
 
-def test_shipped_data_is_what_the_generator_makes():
-  train, valid, asked = (
-    [json.loads(line) for line in (TINY / name).read_text().splitlines()]
-    for name in ("new_skill.jsonl", "new_skill_valid.jsonl", "questions.jsonl")
-  )
-  assert (len(train), len(valid), len(asked)) == (2000, 200, 300 + 50 * len(questions.OLD_SKILLS))
-  everything = [row["instruction"] for row in train + valid] + [row["question"] for row in asked]
-  assert len(set(everything)) == len(everything)
-  rows = questions.examples(questions.NEW_SKILL, 2200, seed=0)
-  assert [row["instruction"] for row in train + valid] == [row["question"] for row in rows]
+def read(name):
+  return [json.loads(line) for line in (TINY / name).read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", ["new_skill", "broad", "broad_worked"])
+def test_shipped_tuning_sets_are_what_the_generator_makes(name, tmp_path):
+  pair.write_data(tmp_path)
+  for file in (f"{name}.jsonl", f"{name}_valid.jsonl", "questions.jsonl", "development.jsonl"):
+    assert (tmp_path / file).read_text() == (TINY / file).read_text()
+  train, valid = read(f"{name}.jsonl"), read(f"{name}_valid.jsonl")
+  assert (len(train), len(valid)) == (2048, 200)
+  asked = [row["instruction"] for row in train + valid]
+  assert len(set(asked)) == len(asked) and {*map(questions.part, asked)} == {"train"}
+
+
+def test_broad_sets_differ_in_their_working_alone():
+  bare, worked = read("broad.jsonl"), read("broad_worked.jsonl")
+  assert [row["instruction"] for row in bare] == [row["instruction"] for row in worked]
+  assert not any(questions.is_worked(row["output"]) for row in bare)
+  shown = sum(questions.is_worked(row["output"]) for row in worked) / len(worked)
+  taught = sum(row["instruction"].startswith("Keep") for row in bare) / len(bare)
+  assert abs(shown - 0.8 * 0.5) < 0.04 and abs(taught - pair.NEW_SHARE) < 0.03
+  finals = [[questions.final(row["output"]) for row in rows] for rows in (bare, worked)]
+  assert finals[0] == finals[1]
+
+
+def test_shipped_questions_are_of_their_parts():
+  for file, part in (("questions.jsonl", "test"), ("development.jsonl", "development")):
+    asked = read(file)
+    assert len(asked) == 75 * len(questions.OLD_SKILLS) + 150 * len(questions.NEW_SKILLS)
+    assert len({q["question"] for q in asked}) == len(asked)
+    assert {questions.part(q["question"]) for q in asked} == {part}

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -11,8 +12,8 @@ import time
 import jax.numpy as jnp
 import pytest
 
-from lab import measure, preference, questions, quickstart
-from shadowft_jax.pairs import findings
+from lab import asking, findings, measure, preference, questions, quickstart
+from shadowft_jax.pairs import findings as pair_findings
 from shadowft_jax import train
 from shadowft_jax.hf import weights
 from shadowft_jax.pairs import check
@@ -25,65 +26,140 @@ TINY = pathlib.Path(quickstart.load_config().instruct).parent
 def test_the_pair_is_small_and_fits_together():
   size = sum(p.stat().st_size for role in ("base", "instruct") for p in (TINY / role).iterdir())
   assert size <= 12e6
-  findings.raise_errors(check.check(TINY / "base", TINY / "instruct"))
+  pair_findings.raise_errors(check.check(TINY / "base", TINY / "instruct"))
   assert weights.abstract_model(TINY / "base")[0].dtype == jnp.bfloat16
 
 
 def test_the_pair_does_what_its_record_says():
-  """A sample of the held-out questions, asked again; the gap ratio of the stored weights."""
+  """A sample of the test questions, asked again; the gap ratio of the stored weights."""
   record = json.loads((TINY / "pair.json").read_text())
-  assert record["missed"] == measure.missed(record) == []
-  asked = quickstart.read_questions(TINY / "questions.jsonl")
-  old = [q for q in asked if q["kind"] != "new"][::5]
-  new = [q for q in asked if q["kind"] == "new"][:60]
-  right = quickstart.right_answers(TINY / "instruct", old + new)
-  assert sum(right[: len(old)]) >= 0.85 * len(old)
-  assert sum(right[len(old) :]) <= 0.1 * len(new)
-  assert sum(quickstart.right_answers(TINY / "base", old)) <= 0.3 * len(old)
+  assert record["missed"] == measure.missed(record)
+  asked = asking.read(TINY / "questions.jsonl")[::3]
+  for role in ("base", "instruct"):
+    answers, told = asking.ask(TINY / role, asked), record["accuracy"][role]["chat"]
+    assert abs(answers.share(asking.is_old) - told["old"]) < 0.1
+    assert abs(answers.share(asking.needs_working) - told["need working"]) < 0.15
+    assert abs(answers.worked() - told["worked"]) < 0.15
+    assert max(answers.share(asking.of_skill(new)) for new in questions.NEW_SKILLS) <= 0.15
   pair = {role: weights.load_model(TINY / role)[1] for role in ("base", "instruct")}
   assert abs(measure.gap_ratio(**pair) - record["gap_ratio"]) < 1e-4
 
 
 def test_questions_share_nothing_with_training_and_validation():
-  asked = {q["question"] for q in quickstart.read_questions(TINY / "questions.jsonl")}
-  assert len(asked) == 900 and all(map(questions.held_out, asked))
-  read = lambda name: [json.loads(x)["instruction"] for x in (TINY / name).open()]
-  trained, validated = read("new_skill.jsonl"), read("new_skill_valid.jsonl")
-  assert (len(set(trained)), len(set(validated))) == (2000, 200)
-  assert not set(trained) & set(validated) and not asked & {*trained, *validated}
+  """No question is in two files, but that broad_worked.jsonl has those of broad.jsonl."""
+  read = lambda name, key: {json.loads(line)[key] for line in (TINY / name).open()}
+  sets = [
+    read(f"{name}.jsonl", key)
+    for key, names in (
+      ("question", ("questions", "development")),
+      ("instruction", ("new_skill", "new_skill_valid", "broad", "broad_valid")),
+    )
+    for name in names
+  ]
+  assert len(set.union(*sets)) == sum(map(len, sets)) == 2 * 900 + 2 * 2248
 
 
-def test_the_table_counts_by_kind():
-  asked = [{"kind": k} for k in ("new", "math", "math", "code", "reasoning")]
-  text = quickstart.table([("Instruct", "–", [False, True, False, True, True])], asked)
-  assert "0/1 (0.0%) | 3/4 (75.0%) | 1/2 (50.0%) | 1/1 (100.0%) | 1/1 (100.0%)" in text
+def made(skill, replies):
+  """Answers to as many questions of a skill, whose right answer is 1."""
+  working = "3 2 1" if skill in questions.WORKED_SKILLS else None
+  asked = [
+    asking.Question(skill, "math", f"{skill} {i}?", "1", working) for i in range(len(replies))
+  ]
+  return asked, replies
+
+
+def answers_of(**replies):
+  """The answers of a model, {skill: its replies}."""
+  parts = [made(skill, given) for skill, given in replies.items()]
+  return asking.Answers(*(sum((list(p[i]) for p in parts), []) for i in (0, 1)))
+
+
+def test_answers_count_skills_alike_and_see_working():
+  answers = answers_of(
+    total=["Steps 3 2 1. So 1", "1"], sort=["1", "2", "2", "2"], merge=["1", "0"]
+  )
+  assert answers.share(asking.is_old) == (1 + 0.25) / 2
+  assert answers.counts(asking.is_old) == (3, 6)
+  assert (answers.share(asking.needs_working), answers.worked()) == (1.0, 0.5)
+  assert answers.share(asking.of_skill("merge")) == 0.5
+  other = answers_of(total=["1", "0"], sort=["1"] * 4, merge=["1", "1"])
+  assert answers.minus(other, asking.is_old).mean == (0.5 - 0.75) / 2
+
+
+def models_of(instruct, ft, shadow):
+  """The three models of one data set and rate, by their right answers of 40 (old, new)."""
+  tuning = findings.Tuning("broad", "broad", 256, "ends")
+  answers = lambda old, new: answers_of(
+    total=["1"] * old + ["0"] * (40 - old), ends=["1"] * new + ["0"] * (40 - new)
+  )
+  return [
+    findings.Model(tuning, "Instruct", None, answers(*instruct), 3.0),
+    findings.Model(tuning, "FT", 0.01, answers(*ft), 1.0),
+    findings.Model(tuning, "Shadow-FT", 0.01, answers(*shadow), 2.0),
+  ]
+
+
+@pytest.mark.parametrize(
+  "instruct, ft, shadow, said",
+  [
+    ((40, 0), (20, 10), (35, 0), ("Shadow-FT keeps more", "FT learns more", "Neither is better")),
+    ((40, 0), (35, 0), (20, 10), ("FT keeps more", "Shadow-FT learns more", "Neither is better")),
+    ((40, 0), (35, 5), (35, 5), ("The old skills: no clear", "The new skill: no", "Neither")),
+    ((20, 0), (40, 5), (20, 5), ("FT keeps more", "The new skill: no", "Better than the Instruct")),
+  ],
+)
+def test_the_sentences_follow_the_numbers_whichever_way_they_come_out(instruct, ft, shadow, said):
+  found = findings.comparisons(models_of(instruct, ft, shadow))
+  lines = findings.conclusions(found)
+  assert all(line.startswith(start) for line, start in zip(lines, said, strict=True)), lines
+  if "keeps more" in lines[0]:
+    assert lines[0].endswith("of the old skills: broad (rate 0.01).")
+  if "Better" in said[-1]:
+    assert "FT, broad, rate 0.01: +50.0 (+" in lines[-1] and "Shadow-FT" not in lines[-1]
+
+
+def test_a_difference_is_shown_with_its_interval():
+  table = findings.differences(findings.comparisons(models_of((40, 0), (20, 10), (35, 0))))
+  old, new = re.findall(r"([+-][\d.]+) \(([+-][\d.]+) to ([+-][\d.]+)\)", table)
+  assert (old[0], new[0]) == ("+37.5", "-25.0")
+  assert 15 < float(old[1]) < 37.5 < float(old[2]) < 60
+
+
+def test_the_report_has_a_row_for_each_model_and_an_answer_of_each(tmp_path):
+  models = models_of((40, 0), (20, 10), (35, 0))
+  rows = findings.table(models).splitlines()
+  assert rows[0].split("  ")[0] == "data" and len(rows) == 4
+  assert rows[2].split() == "broad 0.01 FT 25.0 % 50.0 % 50.0 % 0.0 % 1.00".split()
+  assert findings.example(models).splitlines()[0] == "Example: total 0? Right: 1"
+  findings.draw(models, tmp_path / "skills.png")
+  assert (tmp_path / "skills.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
-def test_the_quickstart_compares_both_arms(tmp_path, monkeypatch):
-  monkeypatch.setattr(quickstart, "RATES", (1e-3, 2e-3))
-  text = quickstart.compare(tmp_path, seed=1)
-  assert [line.split()[0] for line in text.splitlines()[1:4]] == ["Instruct", "FT", "Shadow-FT"]
-  lines = (tmp_path / "table.md").read_text().splitlines()[2:]
-  assert [line.split(" | ")[0] for line in lines] == ["| Instruct", "| FT", "| Shadow-FT"]
-  assert "(right: " in text
-  result = json.loads((tmp_path / "result.json").read_text())
-  new = {row["model"]: row["new"][0] / row["new"][1] for row in result["rows"]}
-  assert new["Instruct"] < 0.1 < 0.3 < min(new["FT"], new["Shadow-FT"])
+def test_the_quickstart_compares_both_arms_on_all_data(tmp_path, monkeypatch):
+  monkeypatch.setattr(quickstart, "RATES", (1e-2,))
+  models = quickstart.compare(tmp_path, seed=1)
+  assert [(m.tuning, m.arm) for m in models] == [
+    (tuning, arm) for tuning in findings.TUNING for arm in ("Instruct", *findings.ARMS)
+  ]
+  for instruct, ft, shadow in findings.pairs(models):
+    assert max(ft.loss, shadow.loss) < instruct.loss  # both take something over from the data
+  narrow = models[-2:]
+  assert min(m.new for m in narrow) > 0.3 > models[-3].new
 
 
 def test_a_wrong_answer_has_the_letters_of_the_right_one():
-  trained, held_out = (preference.pairs(50, 1, held_out) for held_out in (False, True))
+  trained, held_out = (preference.pairs(50, 1, part) for part in ("train", "development"))
   assert len(trained) == len(held_out) == 50
-  assert all(questions.held_out(row["prompt"]) for row in held_out)
-  assert not any(questions.held_out(row["prompt"]) for row in trained)
+  assert {questions.part(row["prompt"]) for row in trained} == {"train"}
+  assert {questions.part(row["prompt"]) for row in held_out} == {"development"}
   for row in trained + held_out:
     assert row["chosen"] != row["rejected"]
     assert sorted(row["chosen"].split()) == sorted(row["rejected"].split())
 
 
 @pytest.mark.slow
-def test_preferences_are_trained_by_both_arms(tmp_path):
+def test_preferences_are_learned_by_both_arms(tmp_path):
   preference.compare(tmp_path, seeds=[1], ranks=[8])
   rows = json.loads((tmp_path / "result.json").read_text())
   assert [row["model"] for row in rows] == ["Instruct", "DPO", "Shadow-DPO"]

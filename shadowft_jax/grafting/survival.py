@@ -57,8 +57,8 @@ LEGEND = (
 )
 NO_BASE = "{} of {} tensors are not in the Base, and are left out of cos(I-B) and gap ratio"
 ADVICE = (
-  "warning: rounding to the stored dtype changed the direction of the delta; to avoid this, use "
-  "the delta by itself (a run's delta/, or `shadowft graft` with --output=adapter or delta), or let "
+  "warning: rounding to the stored dtype changed the direction of the delta; use the delta "
+  "by itself (a run's delta/, or `shadowft graft` with --output=adapter or --output=delta), or let "
   "`shadowft graft` store float32 with --dtype=float32"
 )
 ADVICE_OF_NEAREST = "; --rounding=stochastic is unbiased, but adds noise"
