@@ -23,6 +23,7 @@ from shadowft_jax.errors import InputError
 from shadowft_jax.progress import say
 
 with epy.lazy_imports():  # help and errors of flags and paths come before these
+  from shadowft_jax import sharding
   from shadowft_jax.generation import columns, dialogue, engine, local, server, serving
   from shadowft_jax.hf import hub
 
@@ -70,6 +71,9 @@ class Options(command.Options):
   )
   seed: int = command.option(0, help="Seed of the samples.")
   max_new_tokens: int = command.option(1024, help="Cut answers at so many tokens.", least=1)
+  mesh: str = command.option(
+    "", help="Devices that share a model, such as data=2,tensor=4. Default: one device."
+  )
   serve: bool = command.option(False, help="Serve OpenAI's chat API in the place of a terminal.")
   host: str = command.option("127.0.0.1", help="Address that --serve listens on.")
   port: int = command.option(
@@ -209,7 +213,10 @@ def _first(options):
 
 def _local(options):
   """The engine of --model, with --delta."""
-  more: dict[str, Any] = {"template_args": config_file.template_args(options.template_arg)}
+  more: dict[str, Any] = {
+    "template_args": config_file.template_args(options.template_arg),
+    "mesh": sharding.mesh_of(options.mesh),
+  }
   if options.delta:
     more |= {"delta": options.delta, "alpha": options.alpha}
   return local.load(hub.locate_model(options.model), **more)

@@ -25,7 +25,7 @@ LONG = 600  # seconds of answering, above which a server is suggested
 with epy.lazy_imports():  # help and errors of flags and paths come before these
   import jax
 
-  from shadowft_jax import tasks
+  from shadowft_jax import sharding, tasks
   from shadowft_jax.data import tokenizer
   from shadowft_jax.evaluation import answering, arms, harness, report, suite
   from shadowft_jax.generation import engine, local, server, vllm
@@ -86,6 +86,9 @@ class Options(command.Options):
     None, help="Cut answers at so many tokens; by default at each task's own limit.", least=1
   )
   batch_size: int = command.option(16, help="Answers generated at a time.", least=1)
+  mesh: str = command.option(
+    "", help="Devices that share a model, such as data=2,tensor=4. Default: one device."
+  )
   cut: str = command.option(
     "wrong",
     help="Count a cut answer as wrong, or grade what is there, as the paper's authors do.",
@@ -194,7 +197,8 @@ def _engine(arm, options, before, questions):
     known = tokenizer.ChatTemplate(tokenizer.load_tokenizer(directory)).arguments
     args = {"enable_thinking": False} | args if "enable_thinking" in known else args
   _suggest_server(directory, arm, options, questions)
-  kept = {"template_args": args, "batch_size": options.batch_size}
+  mesh = sharding.mesh_of(options.mesh)
+  kept = {"template_args": args, "batch_size": options.batch_size, "mesh": mesh}
   delta = {"delta": arm.delta, "alpha": arm.alpha} if arm.delta else {}
   return local.load(directory, **delta, **kept)
 

@@ -57,6 +57,22 @@ def make_mesh(
   return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
+def mesh_of(text: str) -> Mesh | None:
+  """The mesh for generation that a flag gives as data=2,tensor=4; None for one device, "".
+
+  Raises:
+    InputError: the text has another form, or see `make_mesh`.
+  """
+  if not text:
+    return None
+  parts = [part.partition("=") for part in text.split(",")]
+  if any(name not in AXES[:3] or not re.fullmatch(r"-1|\d+", size) for name, _, size in parts):
+    raise InputError(
+      f"--mesh {text} is not of the form data=2,tensor=4; axes are {', '.join(AXES[:3])}"
+    )
+  return make_mesh({name: int(size) for name, _, size in parts})
+
+
 def abstract_mesh(shape: Mapping[str, int] | None, count: int) -> AbstractMesh:
   """`make_mesh` for `count` absent devices."""
   return AbstractMesh(mesh_sizes(shape, count), AXES, axis_types=(AxisType.Auto,) * len(AXES))

@@ -250,3 +250,14 @@ def test_placed_rows_are_the_rows():
   np.testing.assert_array_equal(placed, rows)
   assert {s.data.shape for s in placed.addressable_shards} == {(2, 3)}
   assert sharding.my_share(mesh) == (0, 4, 4)
+
+
+def test_a_mesh_is_given_as_a_flag():
+  assert sharding.mesh_of("") is None
+  mesh = sharding.mesh_of("data=2,tensor=-1")
+  assert dict(mesh.shape) == {"data": 2, "fsdp": 1, "tensor": 4, "context": 1}
+  for bad in ("context=8", "data", "data=x", "data=2;tensor=4"):
+    with pytest.raises(InputError, match="is not of the form data=2,tensor=4"):
+      sharding.mesh_of(bad)
+  with pytest.raises(InputError, match="does not match the number of devices, 8"):
+    sharding.mesh_of("data=3")

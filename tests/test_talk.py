@@ -51,7 +51,7 @@ def talk(monkeypatch, lines, *flags, engines=None, columns="60"):
   made = {} if engines is None else engines
   make = lambda directory, **more: made.setdefault(str(directory), Echo(directory.name, **more))
 
-  def load(directory, delta=None, template_args=None, **more):
+  def load(directory, delta=None, template_args=None, mesh=None, **more):
     return make(directory, **more)
 
   monkeypatch.setattr(local, "load", load)
