@@ -86,6 +86,7 @@ def test_a_run_learns_and_leaves_a_whole_folder(pair, lora_run):
     "checkpoints",
     "delta",
     "shadow",
+    "log.txt",
     "loss.png",
     "provenance.json",
     "README.md",
@@ -297,16 +298,16 @@ def test_the_next_item_is_made_while_one_is_in_use():
       event.set()
       yield number
 
-  for number in (found := loop.ahead(items())):
+  for number in (found := loop.prefetch(items())):
     assert number == 3 or made[number + 1].wait(10)
     assert number > 1 or not made[number + 2].is_set()
-  assert list(loop.ahead(iter([]))) == [] and list(found) == []
+  assert list(loop.prefetch(iter([]))) == [] and list(found) == []
 
   def failing():
     yield 1
     raise Stop
 
-  got = loop.ahead(failing())
+  got = loop.prefetch(failing())
   assert next(got) == 1
   with pytest.raises(Stop):
     next(got)

@@ -121,7 +121,7 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(kind):
     (
       "glm4",
       dict(quantization_config=dict(quant_method="fp8")),
-      r"quantization_config \(fp8\): .* use the checkpoint of this model in BF16",
+      r"quantization_config \(fp8\), and .* use the checkpoint of this model in BF16",
     ),
     ("gemma3", dict(text_config=dict(quantization_config={})), "quantization_config"),
   ],

@@ -432,5 +432,5 @@ def test_a_call_that_cannot_be_placed_is_refused(fitting, templates):
     '[TOOL_CALLS][{"name": "weather", "arguments": {"city": "Oslo"}, "id": "abcdefghi"}]</s>',
     "Yes.</s>",
   ]
-  with pytest.raises(InputError, match="^row 1: turn 3: the answer '' is not found"):
+  with pytest.raises(InputError, match="^row 1: turn 3: cannot find the answer ''"):
     encode([*talk(system="Be brief."), *asked], tokenizer, TOOLS)

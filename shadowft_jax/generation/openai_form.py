@@ -7,7 +7,6 @@ import dataclasses
 import math
 import secrets
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -210,7 +209,11 @@ class Answer:
   """The bodies that answer one request."""
 
   def __init__(self, name: str) -> None:
-    self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": name}
+    self._head = {
+      "id": f"chatcmpl-{secrets.token_hex(16)}",
+      "created": int(time.time()),
+      "model": name,
+    }
 
   def whole(
     self, answers: Sequence[Completion], prompt: int, probabilities: Sequence[Any]
