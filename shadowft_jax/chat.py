@@ -42,7 +42,7 @@ class Options(command.Options):
   """Flags of `chat`."""
 
   model: str | None = command.option(
-    None, help="The model that answers: a folder, a run's folder, or an id of the hub."
+    None, help="The model that answers: a folder, a run's folder, or an id of the Hub."
   )
   delta: str | None = command.option(
     None, help="A delta to add to the model: a run's folder, its delta/, or an adapter of PEFT."

@@ -39,11 +39,11 @@ class Options(command.Options):
 
   task: tuple[str, ...] = command.option((), help="A task or a suite of tasks.")
   data: str | None = command.option(
-    None, help="Folder of the benchmarks' original files; without it they come from the hub."
+    None, help="Folder of the benchmarks' original files; without it they come from the Hub."
   )
   model: tuple[str, ...] = command.option(
     (),
-    help="A model that answers: a folder, a run's folder, or an id of the hub, with a delta if "
+    help="A model that answers: a folder, a run's folder, or an id of the Hub, with a delta if "
     "wanted, as [LABEL=]MODEL[+DELTA[@ALPHA,ALPHA...]].",
   )
   delta: str | None = command.option(

@@ -36,19 +36,19 @@ class Options(command.Options):
 
   base: str | None = command.option(
     None,
-    help="The Base model, a folder or an id of the hub: with --tuned, the delta is their "
+    help="The Base model, a folder or an id of the Hub: with --tuned, the delta is their "
     "difference; the result is measured against it.",
   )
   tuned: str | None = command.option(
-    None, help="The tuned Base model, a folder or an id of the hub."
+    None, help="The tuned Base model, a folder or an id of the Hub."
   )
   delta: tuple[str, ...] = command.option(
     (), help="A delta: a run of `train`, its delta/, or FOLDER:WEIGHT."
   )
   adapter: tuple[str, ...] = command.option(
-    (), help="A LoRA adapter of PEFT, a folder or an id of the hub, or either:WEIGHT."
+    (), help="A LoRA adapter of PEFT, a folder or an id of the Hub, or either:WEIGHT."
   )
-  instruct: str = command.option(help="The Instruct model, a folder or an id of the hub.")
+  instruct: str = command.option(help="The Instruct model, a folder or an id of the Hub.")
   out: str = command.option(help="Folder to write.")
   output: str = command.option(
     "shadow",
@@ -130,7 +130,7 @@ class Options(command.Options):
   )
   overwrite: bool = command.option(False, help="Replace --out if it exists.")
   push_to: str | None = command.option(
-    None, help="Upload --out to the hub as ORG/NAME; a new repository is private."
+    None, help="Upload --out to the Hub as ORG/NAME; a new repository is private."
   )
 
 

@@ -133,7 +133,7 @@ class Options(command.Options):
   preview_ids: bool = command.option(False, help="Print each token's id, too.")
   push_to: str | None = command.option(
     None,
-    help="Upload the grafted model to the hub as ORG/NAME, and the delta as ORG/NAME-delta; new "
+    help="Upload the grafted model to the Hub as ORG/NAME, and the delta as ORG/NAME-delta; new "
     "repositories are private.",
   )
 

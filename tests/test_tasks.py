@@ -136,7 +136,7 @@ def test_data_that_are_missing_or_damaged_are_named(tmp_path, monkeypatch):
     TASKS["lcb_generation"].examples(Data(tmp_path))
   with pytest.raises(InputError, match="is read from a folder only.*--data"):
     TASKS["bbh_3shot"].examples(Data())
-  with pytest.raises(InputError, match="could not be loaded from the hub.*gsm8k/test.jsonl"):
+  with pytest.raises(InputError, match="could not be loaded from the Hub.*gsm8k/test.jsonl"):
     TASKS["gsm8k"].examples(Data())
   (tmp_path / "gsm8k").mkdir()
   (tmp_path / "gsm8k" / "test.jsonl").write_text('{"question"')

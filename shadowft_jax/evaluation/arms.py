@@ -1,6 +1,6 @@
 """What is compared: models, with and without deltas, a server's models, or saved answers.
 
-Qwen/Qwen3-0.6B                         a folder, a run's folder, or an id of the hub
+Qwen/Qwen3-0.6B                         a folder, a run's folder, or a Hub id
 Shadow-FT=runs/a                        the same with a label
 Qwen/Qwen3-0.6B+runs/a@0.25,0.5,1       a model and a delta at three strengths: three arms
 """

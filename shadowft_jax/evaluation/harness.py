@@ -107,7 +107,7 @@ def _loaded(manager, names):
     reason = str(error).strip().split("\n")[0]
     raise InputError(
       f"lm_eval cannot load {', '.join(names)}: {type(error).__name__}: {reason}; its data comes "
-      "from the hub, once with a network"
+      "from the Hub, once with a network"
     ) from error
   for name, task in loaded["tasks"].items():
     if getattr(task, "UNSAFE_CODE", False):

@@ -1,4 +1,4 @@
-"""README.md of a result, as the hub reads it, and of a run's folder."""
+"""README.md of a result, as the Hub reads it, and of a run's folder."""
 
 import dataclasses
 import pathlib

@@ -22,7 +22,7 @@ SPLITS = {
 
 
 def _options(row):
-  """(question, option texts, option labels) of a row of the hub's form, or AI2's own."""
+  """(question, option texts, option labels) of a row of the Hub's form, or AI2's own."""
   question = row["question"]
   if isinstance(question, dict):
     found = question["choices"]

@@ -1,4 +1,4 @@
-"""Rows of benchmarks: from a folder of their original files, or from the hub."""
+"""Rows of benchmarks: from a folder of their original files, or from the Hub."""
 
 import csv
 import dataclasses
@@ -22,10 +22,10 @@ class Original:
   Attributes:
     files: names below the folder of data, the first that is there is read; `.gz` may follow.
     form: one row, or what a file holds, as an error shows it.
-    hub: id of the data set on the hub, "" where its rows have another form there.
+    hub: id of the data set on the Hub, "" where its rows have another form there.
     subset: its configuration there.
     split: its split there.
-    origin: where to download the file, for an error; the hub's page if "".
+    origin: where to download the file, for an error; the Hub's page if "".
   """
 
   files: tuple[str, ...]
@@ -38,7 +38,7 @@ class Original:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-  """A folder of original files; None stands for the hub."""
+  """A folder of original files; None stands for the Hub."""
 
   folder: pathlib.Path | None = None
 
@@ -57,7 +57,7 @@ class Data:
     """The files inside one zip file, by name.
 
     Raises:
-      InputError: as `rows`; the hub has no zip files.
+      InputError: as `rows`; the Hub has no zip files.
     """
     if self.folder is None:
       raise InputError(
@@ -155,6 +155,6 @@ def _from_hub(original):
   except Exception as error:  # Many types: no network, no such name, subset, split.
     reason = str(error).strip().split("\n")[0].rstrip(".")
     raise InputError(
-      f"{original.hub} could not be loaded from the hub: {reason}; or put "
+      f"{original.hub} could not be loaded from the Hub: {reason}; or put "
       f"{' or '.join(original.files)} into a folder and name that with --data"
     ) from error

@@ -47,7 +47,7 @@ class Task:
 
   Attributes:
     name: as it is chosen on the command line.
-    read: the examples in a folder of original files, or from the hub.
+    read: the examples in a folder of original files, or from the Hub.
     grade: (text, gold) -> Grade.
     max_new_tokens: the authors' limit.
     stop: strings at which generation ends.

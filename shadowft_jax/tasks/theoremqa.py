@@ -56,7 +56,7 @@ def _read(data: Data) -> list[Example]:
   out = []
   for row in data.rows(QUESTIONS):
     gold = row["Answer"]
-    if isinstance(gold, str) and row["Answer_type"] != "option":  # as the hub has it
+    if isinstance(gold, str) and row["Answer_type"] != "option":  # as the Hub has it
       gold = json.loads(gold.replace("True", "true").replace("False", "false"))
     gold = {"type": row["Answer_type"], "answer": gold}
     out.append(example(ASKED.format(question=row["Question"]), gold, row.get("field") or ""))
