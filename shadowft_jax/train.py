@@ -21,7 +21,7 @@ with epy.lazy_imports():  # help and errors of flags, config and paths come befo
   import jax
 
   from shadowft_jax import hosts, sharding
-  from shadowft_jax.data import dataset, preview, sets
+  from shadowft_jax.data import dataset, first_rows, preview, sets
   from shadowft_jax.grafting import write
   from shadowft_jax.hf import deltas, hub, weights
   from shadowft_jax.learning import kernels, loop, preflight, step
@@ -100,6 +100,7 @@ def _resolve(config):
     config.delta.init = str(hub.locate_delta(config.delta.init))
   command.check(config)
   opened.check_paths(config)
+  first_rows.check(config)
 
 
 def show(config: Config, count: int, *, ids: bool = False) -> None:

@@ -467,6 +467,7 @@ WRONG = {
     ["--config=configs/quickstart.py", "--config.base=/nowhere", "--workdir=x"],
     ["--config=configs/quickstart.py", "--config.data.train=/nowhere.jsonl", "--workdir=x"],
     ["--config=configs/quickstart.py"],
+    ["--config=configs/quickstart.py", "--config.data.columns.prompt=question", "--workdir=x"],
   ],
   "graft": [
     ["--instruct=/nowhere", "--delta=x", "--out=x"],

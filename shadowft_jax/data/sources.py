@@ -51,6 +51,16 @@ def read(
   return sources
 
 
+def local(spec: str, split: str, flag: str) -> list[Source]:
+  """The local files and folders that `spec` names, without their rows; see `read`."""
+  found = []
+  for part in filter(None, str(spec).split(",")):
+    name, weight = _weighted(part.strip(), spec)
+    if files := _files_of(name, split, flag):
+      found.append(Source(name, weight, [], tuple(files)))
+  return found
+
+
 def check_named(spec: str | os.PathLike, split: str, flag: str) -> None:
   """Checks that each name in `spec` is a file, a folder or a Hub id, without reading any data.
 
