@@ -5,8 +5,8 @@
   shadowft evaluate --task gsm8k --data DIR --server http://localhost:8000/v1 --name a --out scores
   shadowft evaluate --task gsm8k --data DIR --outputs scores/a --outputs scores/b
 
-Every model answers the same prompts in its own chat template.  What is answered is on disk; the
-same command goes on after a kill.  The first model is the one that the others are compared with.
+Every model answers the same prompts in its own chat template.  Answers are written as they come, and
+the same command resumes after a kill.  The first model is the one that the others are compared with.
 """
 
 import dataclasses
@@ -43,8 +43,8 @@ class Options(command.Options):
   )
   model: tuple[str, ...] = command.option(
     (),
-    help="A model that answers: a folder, a run's folder, or an id of the Hub, with a delta if "
-    "wanted, as [LABEL=]MODEL[+DELTA[@ALPHA,ALPHA...]].",
+    help="A model that answers: a folder, a run's folder, or a Hub id, optionally with a delta: "
+    "[LABEL=]MODEL[+DELTA[@ALPHA,ALPHA...]].",
   )
   delta: str | None = command.option(
     None, help="Delta to graft in memory onto each --model that names none."
@@ -65,25 +65,30 @@ class Options(command.Options):
     None, help="Folder of the answers, a folder for each model, and of the scores."
   )
   limit: int | None = command.option(
-    None, help="Ask only so many questions of each group of a task.", least=1
+    None, help="Questions of each group of a task at most.", least=1
   )
   protocol: str = command.option(
     "greedy",
-    help="greedy: the likeliest token every time, thoughts as the template has them by default; "
-    "paper: as the paper's authors, the same with thinking off where the template knows it; "
-    "sample: by --temperature and its like.",
+    help="greedy: the likeliest token every time, thinking as the template has it by default; "
+    "paper: the authors' protocol, greedy with thinking off; sample: see --temperature.",
     choices=("greedy", "paper", "sample"),
   )
   samples: int = command.option(1, help="Answers to each question; their mean counts.", least=1)
-  temperature: float = command.option(0.6, help="Of --protocol=sample.", above=0)
-  top_p: float = command.option(0.95, help="Of --protocol=sample.", above=0, most=1)
-  top_k: int = command.option(20, help="Of --protocol=sample; 0: all tokens.", least=0)
-  seed: int = command.option(0, help="Of --protocol=sample.", least=0)
+  temperature: float = command.option(
+    0.6, help="Sampling temperature, for --protocol=sample.", above=0
+  )
+  top_p: float = command.option(
+    0.95, help="Nucleus of the samples, for --protocol=sample.", above=0, most=1
+  )
+  top_k: int = command.option(
+    20, help="Likeliest tokens to draw from, for --protocol=sample; 0: all.", least=0
+  )
+  seed: int = command.option(0, help="Seed of the samples, for --protocol=sample.", least=0)
   template_arg: tuple[str, ...] = command.option(
     (), help="Argument of the chat template, such as enable_thinking=false."
   )
   max_new_tokens: int | None = command.option(
-    None, help="Cut answers at so many tokens; by default at each task's own limit.", least=1
+    None, help="Tokens of an answer at most; default: each task's own limit.", least=1
   )
   batch_size: int = command.option(16, help="Answers generated at a time.", least=1)
   mesh: str = command.option(

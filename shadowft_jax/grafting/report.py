@@ -57,9 +57,9 @@ def done(plan: Plan, out: str | os.PathLike, verb: str = "grafted onto") -> str:
   """What was done, in a line."""
   did, onto = verb.split()
   tensors = count(len(plan.targets), "tensor")
-  return f"{did} {tensors} of {summed(plan)} {onto} {plan.instruct.directory}: {out}"
+  return f"{did} {tensors} of {sum_in_words(plan)} {onto} {plan.instruct.directory}: {out}"
 
 
-def summed(plan: Plan) -> str:
+def sum_in_words(plan: Plan) -> str:
   """The deltas that are added, in words."""
   return " and ".join(d.what for d in plan.deltas)

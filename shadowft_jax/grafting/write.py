@@ -284,7 +284,7 @@ def run_and_report(
 ) -> list[str]:
   """Calls `run` with `options`, prints the outcome, and returns the warnings."""
   outcome = run(
-    plan, out, title=f"{report.summed(plan)}, {verb} {plan.instruct.directory}", **options
+    plan, out, title=f"{report.sum_in_words(plan)}, {verb} {plan.instruct.directory}", **options
   )
   detail(survival.table(outcome.survival))
   say(*report.after(plan, outcome.survival, outcome.left_out))

@@ -8,7 +8,7 @@ from typing import Any
 
 from shadowft_jax import models, presets, sharding
 from shadowft_jax.learning import kernels
-from shadowft_jax.planning import estimate, shapes as ahead, topologies
+from shadowft_jax.planning import estimate, shapes as abstract, topologies
 from shadowft_jax.errors import InputError
 from shadowft_jax.models.decoder import REMAT
 from shadowft_jax.presets import Config
@@ -31,7 +31,7 @@ class Plan:
   config: Config
   accelerator: topologies.Accelerator
   hosts: int
-  run: ahead.Run
+  run: abstract.Run
   memory: dict[str, float]
   compiled: bool = False
   refused: str = ""
@@ -73,7 +73,7 @@ def make(
   topology: str,
   *,
   compile: bool = True,
-  shapes: ahead.Shapes | None = None,
+  shapes: abstract.Shapes | None = None,
 ) -> Plan:
   """The Plan of a config.
 
@@ -101,14 +101,14 @@ def make(
     else sharding.abstract_mesh(config.mesh, math.prod(shape))
   )
   sharding.check_batch(config.rows, config.data.max_length, mesh)
-  run = ahead.abstract_run(config, hf, mesh, shapes)
+  run = abstract.abstract_run(config, hf, mesh, shapes)
   plan = Plan(config, accelerator, hosts, run, estimate.memory(run))
   if not compile:
     return plan
   try:
-    memory = estimate.memory(run, ahead.compiled(run))
+    memory = estimate.memory(run, abstract.compiled(run))
     return dataclasses.replace(plan, memory=memory, compiled=True)
-  except ahead.DoesNotFit as error:
+  except abstract.DoesNotFit as error:
     memory = dict(plan.memory)
     if error.bytes:  # includes the program's own arrays: all parts except the optimizer
       memory["temporaries"] = max(
@@ -186,7 +186,7 @@ def search(config: Config, hf: Mapping[str, Any], topology: str) -> list[Plan]:
   """
   accelerator, shape = topologies.parse(topology)
   plans: list[Plan] = []
-  shapes = ahead.shapes_of(config, hf)
+  shapes = abstract.shapes_of(config, hf)
   for candidate in candidates(config, math.prod(shape)):
     try:
       plans.append(make(candidate, hf, topology, compile=False, shapes=shapes))
