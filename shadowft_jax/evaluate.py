@@ -5,8 +5,8 @@
   shadowft evaluate --task gsm8k --data DIR --server http://localhost:8000/v1 --name a --out scores
   shadowft evaluate --task gsm8k --data DIR --outputs scores/a --outputs scores/b
 
-Every model answers the same prompts in its own chat template.  Answers are written as they come, and
-the same command resumes after a kill.  The first model is the one that the others are compared with.
+Every model answers the same prompts in its own chat template.  Answers are written as they come,
+and the same command resumes after a kill.  The others are compared with the first model.
 """
 
 import dataclasses
