@@ -10,11 +10,11 @@ from shadowft_jax import evaluate, example
 from shadowft_jax.errors import InputError
 from shadowft_jax.evaluate import Options, main
 from shadowft_jax.evaluation import arms
-from shadowft_jax.generation import decode, local
+from shadowft_jax.generation import client, decode, local
 from shadowft_jax.hf import hub
 from shadowft_jax.tasks import TASKS
 from shadowft_jax.tasks.originals import Data
-from tests import commands
+from tests import commands, servers
 
 GOLDS = ("18", "1,200", "3", "7", "70")
 TINY = str(example.TINY / "instruct")
@@ -145,6 +145,47 @@ def test_a_model_answers_and_goes_on_where_it_was(data, tmp_path, monkeypatch):
   again = {"data": str(data), "outputs": (str(path.parent),), "out": str(tmp_path / "again")}
   main(Options(task=("gsm8k_0shot",), limit=2, **again))
   assert scores(tmp_path / "again")["models"]["instruct"]["tasks"] == before
+
+
+def test_a_server_answers_and_what_it_said_before_an_error_is_kept(data, tmp_path, monkeypatch):
+  monkeypatch.setattr(client, "FIRST_WAIT", 0.001)
+  out, rights = tmp_path / "out", iter(GOLDS)
+  options = {"task": ("gsm8k_0shot",), "data": str(data), "out": str(out)}
+  with servers.running() as server:
+    options |= {"server": server.url, "name": ("S=tiny",)}
+
+    def respond(body):
+      right = next(rights, None)
+      if right is None:
+        return 400, servers.error("enough")
+      return 200, servers.answer(f"<think>9</think>The answer is {right}.", tokens=7)
+
+    server.respond = respond
+    main(Options(**options, limit=4, protocol="paper"))
+    first = server.asked[0][2]
+    assert first["temperature"] == 0 and first["max_tokens"] == 4096
+    assert first["chat_template_kwargs"] == {"enable_thinking": False}
+    found = scores(out)["models"]["S"]["tasks"]["gsm8k_0shot"]
+    assert (found["questions"], found["cut"], found["tokens"]) == (4, 0, 7)
+    assert found["accuracy"] > 0  # the order in which questions arrive is not fixed
+    rights = iter(())
+    with pytest.raises(InputError, match="enough"):
+      main(Options(**options, protocol="paper"))
+  path = out / "S" / "gsm8k_0shot.jsonl"
+  assert len(lines(path)) == 1 + 4
+  again = {"data": str(data), "outputs": (str(path),), "out": str(tmp_path / "again"), "limit": 4}
+  main(Options(task=("gsm8k_0shot",), **again))
+  again = scores(tmp_path / "again")["models"]["gsm8k_0shot"]["tasks"]["gsm8k_0shot"]
+  assert again["accuracy"] == found["accuracy"]
+  code, _, err = commands.run(
+    "evaluate",
+    "--task=gsm8k",
+    f"--data={data}",
+    "--server=http://127.0.0.1:9",
+    "--name=a",
+    "--out=x",
+  )
+  assert code == 2 and err.count("\n") == 1
 
 
 def test_a_server_is_suggested_where_answering_takes_long(data, tmp_path, monkeypatch, capsys):
