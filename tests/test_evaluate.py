@@ -147,6 +147,19 @@ def test_a_model_answers_and_goes_on_where_it_was(data, tmp_path, monkeypatch):
   assert scores(tmp_path / "again")["models"]["instruct"]["tasks"] == before
 
 
+def test_answers_are_cut_where_the_context_ends(data, tmp_path, capsys):
+  """GSM8K's worked examples are longer than the tiny pair's context; without them there is room."""
+  options = {"data": str(data), "model": (TINY,), "limit": 1}
+  main(Options(task=("gsm8k", "gsm8k_0shot"), out=str(tmp_path), **options))
+  told = capsys.readouterr().err
+  assert "warning: prompts that leave fewer than 512 of the model's 512 tokens" in told
+  [_, cut] = lines(tmp_path / "instruct" / "gsm8k.jsonl")
+  assert (cut["text"], cut["finish_reason"], cut["tokens"]) == ("", "length", 0)
+  [_, answer] = lines(tmp_path / "instruct" / "gsm8k_0shot.jsonl")
+  assert answer["tokens"] < 512 and answer["finish_reason"] == "stop"
+  assert scores(tmp_path)["models"]["instruct"]["tasks"]["gsm8k"]["cut"] == 1
+
+
 def test_a_server_answers_and_what_it_said_before_an_error_is_kept(data, tmp_path, monkeypatch):
   monkeypatch.setattr(client, "FIRST_WAIT", 0.001)
   out, rights = tmp_path / "out", iter(GOLDS)

@@ -1,6 +1,8 @@
 """The answers to a task: an engine's, kept on disk as they come, or those that are saved."""
 
 import dataclasses
+import functools
+import itertools
 import pathlib
 import time
 from collections.abc import Sequence
@@ -13,6 +15,8 @@ from shadowft_jax.generation.completion import Completion
 from shadowft_jax.generation.engine import Engine, Sampling
 from shadowft_jax.progress import count, say
 from shadowft_jax.tasks.task import Example, Task
+
+STEP = 64  # tokens to which shorter answers are rounded, so that many share a program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,21 +44,48 @@ def answer(
     start, tokens = time.monotonic(), 0
     with tqdm(total=len(left) * sampling.n, desc=task.name, disable=None) as bar:
 
-      def receive(index: int, sample: int, one: Completion) -> None:
+      def receive(group: Sequence[Example], index: int, sample: int, one: Completion) -> None:
         nonlocal tokens
         tokens += one.tokens or 0
-        key = (task.name, left[index].id, sample)
+        key = (task.name, group[index].id, sample)
         if key not in file.done:
           file.add([(key, one)])
         bar.update()
 
-      model.complete([one.messages for one in left], sampling, receive)
+      for max_new, group in _by_room(model, left, sampling.max_new).items():
+        done = functools.partial(receive, group)
+        if max_new:
+          fitting = dataclasses.replace(sampling, max_new=max_new)
+          model.complete([one.messages for one in group], fitting, done)
+        else:  # no answer fits
+          for index, n in itertools.product(range(len(group)), numbers):
+            done(index, n, Completion("", "length", 0))
     seconds = time.monotonic() - start
     kept = {
       key: file.done[key] for one in examples for n in numbers for key in [(task.name, one.id, n)]
     }
   marks = thoughts.marks(model.template) or thoughts.marks_in(x.text for x in kept.values())
   return Answered(kept, marks, seconds, tokens)
+
+
+def _by_room(model, examples, max_new):
+  """{tokens of an answer at most: questions}; fewer than `max_new` where the context ends before.
+
+  The number depends on the question alone, not on those that are answered beside it.
+  """
+  limit = getattr(model, "limit", None)
+  groups: dict[int, list[Example]] = {}
+  for one in examples:
+    room = max_new if limit is None else limit - len(model.prompt(one.messages))
+    fitting = max_new if room >= max_new else room if room < STEP else room // STEP * STEP
+    groups.setdefault(max(0, fitting), []).append(one)
+  if short := sum(len(group) for size, group in groups.items() if size < max_new):
+    say(
+      f"warning: prompts that leave fewer than {max_new:,} of the model's {limit:,} tokens "
+      "(max_position_embeddings) for the answer, which is cut there: "
+      f"{short:,} of {len(examples):,}"
+    )
+  return dict(sorted(groups.items(), reverse=True))
 
 
 def saved(place: str, task: str, is_only: bool) -> Answered:
