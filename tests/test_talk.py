@@ -182,7 +182,7 @@ def test_a_real_pair_in_a_process_with_piped_input(tmp_path):
   process = chatting(*flags, COLUMNS="100")
   out, err = process.communicate(f"hello\n/save {tmp_path}/a.jsonl\nagain\n", timeout=300)
   assert process.returncode == 0, err
-  assert out.count(" | ") >= 4 and "Traceback" not in err
+  assert out.count("|") >= 4 and "Traceback" not in err
   rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
   assert [len(row["messages"]) for row in rows] == [2, 2]
   alone = chatting("--max-new-tokens=8")
