@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 import pathlib
 import time
 from collections.abc import Sequence
@@ -15,8 +14,6 @@ from shadowft_jax.generation.completion import Completion
 from shadowft_jax.generation.engine import Engine, Sampling
 from shadowft_jax.progress import count, say
 from shadowft_jax.tasks.task import Example, Task
-
-STEP = 64  # tokens to which shorter answers are rounded, so that many share a program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,14 +49,11 @@ def answer(
           file.add([(key, one)])
         bar.update()
 
-      for max_new, group in _by_room(model, left, sampling.max_new).items():
-        done = functools.partial(receive, group)
-        if max_new:
-          fitting = dataclasses.replace(sampling, max_new=max_new)
-          model.complete([one.messages for one in group], fitting, done)
-        else:  # no answer fits
-          for index, n in itertools.product(range(len(group)), numbers):
-            done(index, n, Completion("", "length", 0))
+      if getattr(model, "limit", None) is None:
+        done = functools.partial(receive, left)
+        model.complete([one.messages for one in left], sampling, done)
+      else:
+        _within_context(model, left, sampling, receive)
     seconds = time.monotonic() - start
     kept = {
       key: file.done[key] for one in examples for n in numbers for key in [(task.name, one.id, n)]
@@ -68,24 +62,23 @@ def answer(
   return Answered(kept, marks, seconds, tokens)
 
 
-def _by_room(model, examples, max_new):
-  """{tokens of an answer at most: questions}; fewer than `max_new` where the context ends before.
-
-  The number depends on the question alone, not on those that are answered beside it.
-  """
-  limit = getattr(model, "limit", None)
-  groups: dict[int, list[Example]] = {}
-  for one in examples:
-    room = max_new if limit is None else limit - len(model.prompt(one.messages))
-    fitting = max_new if room >= max_new else room if room < STEP else room // STEP * STEP
-    groups.setdefault(max(0, fitting), []).append(one)
-  if short := sum(len(group) for size, group in groups.items() if size < max_new):
+def _within_context(model, examples, sampling, receive):
+  """Answers by a model in memory; answers are cut where its context ends, and counted here."""
+  prompts = [model.prompt(one.messages) for one in examples]
+  short = sum(len(prompt) + sampling.max_new > model.limit for prompt in prompts)
+  if short:
     say(
-      f"warning: prompts that leave fewer than {max_new:,} of the model's {limit:,} tokens "
-      "(max_position_embeddings) for the answer, which is cut there: "
+      f"warning: prompts that leave fewer than {sampling.max_new:,} of the model's {model.limit:,} "
+      "tokens (max_position_embeddings) for the answer, which is cut there: "
       f"{short:,} of {len(examples):,}"
     )
-  return dict(sorted(groups.items(), reverse=True))
+  fit = [i for i, prompt in enumerate(prompts) if len(prompt) < model.limit]
+  for i in set(range(len(prompts))) - set(fit):
+    for sample in range(sampling.n):
+      receive(examples, i, sample, Completion("", "length", 0))
+  sampling = dataclasses.replace(sampling, fit_context=True)
+  done = functools.partial(receive, [examples[i] for i in fit])
+  model.complete_tokens([prompts[i] for i in fit], sampling, done)
 
 
 def saved(place: str, task: str, is_only: bool) -> Answered:

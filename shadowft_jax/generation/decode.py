@@ -21,10 +21,17 @@ PREFILL = 16_384  # tokens of prompts at a time
 
 
 class Prompt(NamedTuple):
-  """What is to be continued, and the key of its sample, by `sampling.key`."""
+  """What is to be continued.
+
+  Attributes:
+    tokens: the prompt.
+    key: of its sample, by `sampling.key`.
+    most: tokens of its answer at most; None: `Sampling.max_new`.
+  """
 
   tokens: Sequence[int]
   key: np.ndarray
+  most: int | None = None
 
 
 class Progress(NamedTuple):
@@ -61,12 +68,13 @@ class Batch:
   ) -> None:
     """Makes the cache; arguments as of `answers`."""
     self.model, self.variables, self.prompts = model, variables, prompts
-    self.stop, self.max_new, self.size = np.array(stop, np.int32), sampling.max_new, size
+    self.stop, self.size = np.array(stop, np.int32), size
+    self.most = np.array([p.most or sampling.max_new for p in prompts])
     self.limits = sampling_lib.limits(sampling)
     lengths = [len(p.tokens) for p in prompts]
     self.waiting = collections.deque(sorted(range(len(prompts)), key=lengths.__getitem__))
     self.slots, self.clock = bucket(max(lengths)), 0
-    self.ring = bucket(min(self.max_new, FIRST_RING), size)
+    self.ring = bucket(min(int(self.most.max()), FIRST_RING), size)
     self.index = np.full(batch_size, -1)  # the prompt that a row answers; -1: none
     self.found: list[list[int]] = [[] for _ in range(batch_size)]
     zeros = lambda *shape: np.zeros((batch_size, *shape), np.int32)
@@ -93,7 +101,7 @@ class Batch:
     part = Rows(*(np.zeros((count, *x.shape[1:]), x.dtype) for x in self.rows))
     part.length[:] = 1
     for i, (row, prompt) in enumerate(chosen):
-      tokens, key = self.prompts[prompt]
+      tokens, key, _ = self.prompts[prompt]
       token_RT[i, : len(tokens)], row_R[i] = tokens, row
       part.length[i], part.key[i] = len(tokens), key
       self.index[row] = prompt
@@ -110,7 +118,7 @@ class Batch:
   def advance(self) -> None:
     """A chunk of steps for all rows."""
     live = self.index >= 0
-    left = int(np.max((self.max_new - self.rows.made)[live], initial=0))
+    left = int(np.max((self.most[self.index] - self.rows.made)[live], initial=0))
     count = min(self.size, left)
     if not count:
       return
@@ -139,9 +147,10 @@ class Batch:
 
   def _grow(self, needed):
     """Makes the ring long enough for answers of `needed` tokens."""
+    needed = min(needed, int(self.most.max()))  # what goes beyond is thrown away
     if needed <= self.ring:
       return
-    ring = min(bucket(self.max_new, self.size), 4 * bucket(needed, self.ring))
+    ring = min(bucket(int(self.most.max()), self.size), 4 * bucket(needed, self.ring))
     # The slot of step t moves from t % old to t % new.
     step = np.arange(self.clock - self.ring, self.clock)
     source = np.zeros(self.slots + ring, np.int32)
@@ -159,10 +168,11 @@ class Batch:
   def look(self, is_over: Callable[[int, list[int]], bool]) -> Iterator[Progress]:
     """Every row's answer so far; rows that have ended become free."""
     for row in np.flatnonzero(self.index >= 0):
-      index, found = int(self.index[row]), self.found[row][: self.max_new]
+      index = int(self.index[row])
+      found = self.found[row][: self.most[index]]
       ends = np.flatnonzero(np.isin(found, self.stop))
       tokens = found[: ends[0]] if len(ends) else found
-      reason = "length" if len(found) >= self.max_new else None
+      reason = "length" if len(found) >= self.most[index] else None
       if len(ends) or is_over(index, tokens):
         reason = "stop"
       if reason:

@@ -24,8 +24,8 @@ class Sampling:
     top_p: draws from the likeliest tokens whose probabilities sum to this.
     min_p: leaves out tokens less likely than this times the likeliest.
     seed: of the samples; sample i of a conversation depends on (seed, prompt, i) alone.
-    fit_context: a model in memory lowers max_new to what its context has left after the longest
-      prompt, where a prompt and max_new would otherwise be an error.
+    fit_context: a model in memory lowers max_new, prompt by prompt, to the tokens that its context
+      has left, where a prompt and max_new together would otherwise be an error.
   """
 
   max_new: int

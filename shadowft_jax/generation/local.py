@@ -95,10 +95,6 @@ class LocalEngine:
     """The tokens after which the answer to a conversation begins."""
     return self.chat_template.prompt(messages)
 
-  def text_prompt(self, text: str) -> list[int]:
-    """The tokens of a prompt that is text already, its special tokens spelt out."""
-    return list(self.tokenizer(text, add_special_tokens=False).input_ids)
-
   def complete(
     self, conversations: Sequence[Messages], sampling: Sampling, receive: Receive | None = None
   ) -> list[list[Completion]]:
@@ -113,7 +109,7 @@ class LocalEngine:
     self, prompts: Sequence[Sequence[int]], sampling: Sampling, receive: Receive | None = None
   ) -> list[list[Completion]]:
     """As `complete`, of prompts as tokens."""
-    sampling = self._fitting(prompts, sampling)
+    self._check(prompts, sampling)
     found: list[list[Any]] = [[None] * sampling.n for _ in prompts]
     for one in self._answers(prompts, sampling):
       if one.reason:
@@ -138,7 +134,7 @@ class LocalEngine:
     is_tokens = bool(messages) and isinstance(messages[0], int)
     prompt: Any = messages if is_tokens else self.prompt(messages)  # type: ignore[arg-type]
     sampling = dataclasses.replace(sampling, n=1)
-    sampling = self._fitting([prompt], sampling)
+    self._check([prompt], sampling)
     told = ""
     for one in self._answers([prompt], sampling, size=STREAMED):
       answer = self._completion(prompt, one, sampling)
@@ -167,7 +163,9 @@ class LocalEngine:
   def _answers(self, prompts, sampling, size=steps.CHUNK):
     """`decode.answers` of every sample; its `prompt` is index * n + sample."""
     keyed = [
-      decode.Prompt(prompt, sampling_lib.key(sampling.seed, prompt, sample))
+      decode.Prompt(
+        prompt, sampling_lib.key(sampling.seed, prompt, sample), self._most(prompt, sampling)
+      )
       for prompt in prompts
       for sample in range(sampling.n)
     ]
@@ -197,22 +195,21 @@ class LocalEngine:
     text = marks[0] + found.text if is_open else found.text
     return Completion(text, "stop" if found.is_stopped else one.reason, found.tokens)
 
-  def _fitting(self, prompts, sampling):
-    """`sampling` with a max_new that fits the model, if it may be lowered; checks the prompts."""
-    if sampling.fit_context and self.limit is not None:
-      room = self.limit - max(map(len, prompts), default=0)
-      sampling = dataclasses.replace(sampling, max_new=min(sampling.max_new, max(1, room)))
-    self._check(prompts, sampling.max_new)
-    return sampling
+  def _most(self, prompt, sampling):
+    """How many tokens the answer to a prompt may have."""
+    if not sampling.fit_context or self.limit is None:
+      return sampling.max_new
+    return min(sampling.max_new, self.limit - len(prompt))
 
-  def _check(self, prompts, max_new=0):
+  def _check(self, prompts, sampling=None):
     """Raises InputError for a prompt that is empty, or too long with its answer."""
     if not all(prompts):
       raise InputError("a prompt is empty; expected at least one token")
+    needed = 0 if sampling is None else 1 if sampling.fit_context else sampling.max_new
     longest = max(map(len, prompts), default=0)
-    if self.limit is not None and longest + max_new > self.limit:
-      many = sum(len(prompt) + max_new > self.limit for prompt in prompts)
-      more = f" and its answer up to {max_new:,}" if max_new > 1 else ""
+    if self.limit is not None and longest + needed > self.limit:
+      many = sum(len(prompt) + needed > self.limit for prompt in prompts)
+      more = f" and its answer up to {needed:,}" if needed > 1 else ""
       raise InputError(
         f"{many:,} of {count(len(prompts), 'prompt')} too long: the longest has {longest:,} tokens"
         f"{more}, and the model is made for {self.limit:,} in all (max_position_embeddings); "
