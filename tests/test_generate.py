@@ -185,6 +185,22 @@ def test_what_is_too_long_is_refused_before_anything_is_answered(engine):
     engine.logprobs([([], [1])])
 
 
+def test_the_room_of_an_answer_is_its_prompt_s_own(engine):
+  whole = engine.complete(ASKED, Sampling(40))
+  engine.limit = max(len(engine.prompt(asked)) for asked in ASKED) + 3
+  try:
+    fitted = engine.complete(ASKED, Sampling(40, fit_context=True))
+  finally:
+    limit, engine.limit = engine.limit, 512
+  rooms = [limit - len(engine.prompt(asked)) for asked in ASKED]
+  assert len(set(rooms)) > 1 and min(rooms) == 3
+  for [full], [one], room in zip(whole, fitted, rooms, strict=True):
+    assert one.tokens == min(full.tokens, room) and full.text.startswith(one.text.rstrip("\ufffd"))
+    assert (one.finish_reason == "length") == (
+      full.tokens >= room or full.finish_reason == "length"
+    )
+
+
 @pytest.mark.parametrize(
   "settings, message",
   [
