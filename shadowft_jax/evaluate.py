@@ -30,7 +30,7 @@ with epy.lazy_imports():  # help and errors of flags and paths come before these
   from shadowft_jax.evaluation import answering, arms, harness, report, suite
   from shadowft_jax.generation import engine, local, server, vllm
   from shadowft_jax.hf import hub
-  from shadowft_jax.tasks import originals, sandbox
+  from shadowft_jax.evaluation.tasks import originals, sandbox
 
 
 @dataclasses.dataclass(frozen=True)

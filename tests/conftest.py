@@ -117,7 +117,7 @@ def allowed_sandbox(monkeypatch):
 
   A test is left out where there can be none, or fails where SHADOWFT_SANDBOX is "required".
   """
-  from shadowft_jax.tasks import sandbox
+  from shadowft_jax.evaluation.tasks import sandbox
 
   if reason := sandbox.unavailable():
     is_required = os.environ.get("SHADOWFT_SANDBOX") == "required"

@@ -35,7 +35,11 @@ def test_the_page_runs(page):
   names, folder = page
   model = names["shadow"]
   tokens = jnp.array([[1, 324, 201]])
-  assert model.decoder.apply({"params": model.params}, tokens).shape == (1, 3, model.config.vocab_size)
+  assert model.decoder.apply({"params": model.params}, tokens).shape == (
+    1,
+    3,
+    model.config.vocab_size,
+  )
   run = folder / names["run"].directory
   assert [r["step"] for r in metrics.read_metrics(run) if "lr" in r] == [1, 2]
   for part in ("delta", "shadow"):

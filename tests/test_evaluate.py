@@ -12,8 +12,8 @@ from shadowft_jax.evaluate import Options, main
 from shadowft_jax.evaluation import arms
 from shadowft_jax.generation import client, decode, local
 from shadowft_jax.hf import hub
-from shadowft_jax.tasks import TASKS
-from shadowft_jax.tasks.originals import Data
+from shadowft_jax.evaluation.tasks import TASKS
+from shadowft_jax.evaluation.tasks.originals import Data
 from tests import commands, servers
 
 GOLDS = ("18", "1,200", "3", "7", "70")

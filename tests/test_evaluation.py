@@ -10,8 +10,8 @@ from shadowft_jax.errors import InputError
 from shadowft_jax.evaluation import answers, comparison, statistics, suite
 from shadowft_jax.evaluation.answers import Answers
 from shadowft_jax.generation.completion import Completion
-from shadowft_jax.tasks import SUITES, grading
-from shadowft_jax.tasks.task import Task, example
+from shadowft_jax.evaluation.tasks import SUITES, grading
+from shadowft_jax.evaluation.tasks.task import Task, example
 
 QUESTIONS = [example(f"{i} + {i}?", str(2 * i), "ab"[i % 2]) for i in range(6)]
 TASK = Task("sums", lambda data: QUESTIONS, grading.quantity)

@@ -1,6 +1,7 @@
 """Outputs of published systems score as they were published; every figure exact.
 
-How each task is read is told in shadowft_jax/tasks/.  The data do not come with the repository.
+shadowft_jax/evaluation/tasks/ tells how each task is read.  The data do not come with the
+repository.
 """
 
 import collections
@@ -12,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from shadowft_jax import machine
-from shadowft_jax.tasks import TASKS, grading
-from shadowft_jax.tasks.originals import Data
+from shadowft_jax.evaluation.tasks import TASKS, grading
+from shadowft_jax.evaluation.tasks.originals import Data
 
 GSM8K = {
   "6b_finetuning": 286,

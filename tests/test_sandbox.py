@@ -11,7 +11,7 @@ import time
 import pytest
 
 from shadowft_jax.errors import InputError
-from shadowft_jax.tasks import TASKS, sandbox
+from shadowft_jax.evaluation.tasks import TASKS, sandbox
 
 pytestmark = pytest.mark.usefixtures("allowed_sandbox")
 
@@ -111,7 +111,7 @@ def test_another_user_has_the_same_sandbox(readable):
   package = readable / "tests_of_sandbox"
   package.mkdir()
   for name in ("sandbox", "jail", "jailed"):
-    shutil.copy(ROOT / "shadowft_jax" / "tasks" / f"{name}.py", package)
+    shutil.copy(ROOT / "shadowft_jax" / "evaluation" / "tasks" / f"{name}.py", package)
   text = (package / "sandbox.py").read_text()
   wanted = "from shadowft_jax.errors import InputError"
   assert wanted in text

@@ -13,10 +13,10 @@ import pytest
 
 from shadowft_jax.errors import InputError
 from shadowft_jax.generation import thoughts
-from shadowft_jax.tasks import SUITES, TASKS, choices, chosen, code, grading, sandbox
-from shadowft_jax.tasks import livecodebench_generation as lcb
-from shadowft_jax.tasks import second_opinion as opinion
-from shadowft_jax.tasks.originals import Data
+from shadowft_jax.evaluation.tasks import SUITES, TASKS, choices, chosen, code, grading, sandbox
+from shadowft_jax.evaluation.tasks import livecodebench_generation as lcb
+from shadowft_jax.evaluation.tasks import second_opinion as opinion
+from shadowft_jax.evaluation.tasks.originals import Data
 
 ROW = {"question": "Two and two?", "answer": "2 + 2 = <<2+2=4>>4\n#### 4"}
 

@@ -13,7 +13,7 @@ from shadowft_jax.generation import thoughts
 from shadowft_jax.generation.completion import Completion
 from shadowft_jax.generation.engine import Engine, Sampling
 from shadowft_jax.progress import count, say
-from shadowft_jax.tasks.task import Example, Task
+from shadowft_jax.evaluation.tasks.task import Example, Task
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,8 +11,8 @@ from shadowft_jax.evaluation import comparison, picture, suite
 from shadowft_jax.evaluation.arms import Arm
 from shadowft_jax.evaluation.graded import Graded, Score
 from shadowft_jax.progress import count, duration
-from shadowft_jax.tasks import second_opinion
-from shadowft_jax.tasks.task import Task
+from shadowft_jax.evaluation.tasks import second_opinion
+from shadowft_jax.evaluation.tasks.task import Task
 
 
 @dataclasses.dataclass(frozen=True)

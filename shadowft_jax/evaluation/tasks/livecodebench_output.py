@@ -13,10 +13,10 @@ import ast
 import json
 import re
 
-from shadowft_jax.tasks import code
-from shadowft_jax.tasks.livecodebench_execution import UNREADABLE, value
-from shadowft_jax.tasks.originals import Data, Original
-from shadowft_jax.tasks.task import Example, Grade, Task, example
+from shadowft_jax.evaluation.tasks import code
+from shadowft_jax.evaluation.tasks.livecodebench_execution import UNREADABLE, value
+from shadowft_jax.evaluation.tasks.originals import Data, Original
+from shadowft_jax.evaluation.tasks.task import Example, Grade, Task, example
 
 SAMPLES = Original(
   files=("livecodebench/test_generation/test.jsonl", "livecodebench/test_generation.jsonl"),

@@ -8,11 +8,11 @@ Rule: the last number of the answer.  Prompt: OpenCompass svamp_gen_fb25e4 (whic
 where the paper says 0; `svamp_0shot` is what the paper says).
 """
 
-from shadowft_jax.tasks import grading
-from shadowft_jax.tasks.gsm8k import few_shot
-from shadowft_jax.tasks.grading import BOXED
-from shadowft_jax.tasks.originals import Data, Original
-from shadowft_jax.tasks.task import Example, Task, example
+from shadowft_jax.evaluation.tasks import grading
+from shadowft_jax.evaluation.tasks.gsm8k import few_shot
+from shadowft_jax.evaluation.tasks.grading import BOXED
+from shadowft_jax.evaluation.tasks.originals import Data, Original
+from shadowft_jax.evaluation.tasks.task import Example, Task, example
 
 PROBLEMS = Original(
   files=("svamp/SVAMP.json", "SVAMP/test.jsonl"),

@@ -8,9 +8,9 @@
 Rule: the option named.  Prompt: OpenCompass MedQA_gen_3bf756 (the paper gives none).
 """
 
-from shadowft_jax.tasks import choices
-from shadowft_jax.tasks.originals import Data, Original
-from shadowft_jax.tasks.task import Example, Task, example
+from shadowft_jax.evaluation.tasks import choices
+from shadowft_jax.evaluation.tasks.originals import Data, Original
+from shadowft_jax.evaluation.tasks.task import Example, Task, example
 
 QUESTIONS = Original(
   files=("medical/medqa_usmle_4options_test.jsonl", "medqa/test.jsonl"),

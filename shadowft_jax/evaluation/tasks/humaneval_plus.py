@@ -9,9 +9,9 @@ floats within atol, or 1e-6 where that is 0.  Source: EvalPlus (arXiv 2305.01210
 Prompt: OpenCompass humaneval_plus_openai_simple_evals_gen_159614.
 """
 
-from shadowft_jax.tasks import code
-from shadowft_jax.tasks.originals import Data, Original
-from shadowft_jax.tasks.task import Example, Grade, Task, example
+from shadowft_jax.evaluation.tasks import code
+from shadowft_jax.evaluation.tasks.originals import Data, Original
+from shadowft_jax.evaluation.tasks.task import Example, Grade, Task, example
 
 PROBLEMS = Original(
   files=("humaneval/HumanEvalPlus.jsonl",),

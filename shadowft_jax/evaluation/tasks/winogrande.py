@@ -13,9 +13,9 @@ import functools
 import re
 
 from shadowft_jax.errors import InputError
-from shadowft_jax.tasks import choices
-from shadowft_jax.tasks.originals import Data, Original
-from shadowft_jax.tasks.task import Example, Task, example
+from shadowft_jax.evaluation.tasks import choices
+from shadowft_jax.evaluation.tasks.originals import Data, Original
+from shadowft_jax.evaluation.tasks.task import Example, Task, example
 
 SENTENCES = Original(
   files=(

@@ -3,8 +3,8 @@
 import re
 from fractions import Fraction
 
-from shadowft_jax.tasks import second_opinion
-from shadowft_jax.tasks.task import Grade
+from shadowft_jax.evaluation.tasks import second_opinion
+from shadowft_jax.evaluation.tasks.task import Grade
 
 # Asks for an answer that `mathematics` reads.
 BOXED = "{problem}\nPlease reason step by step, and put your final answer within \\boxed{{}}."

@@ -8,9 +8,9 @@ Rule: the function passes its tests.  Source: openai/human-eval (arXiv 2107.0337
 Prompt: OpenCompass humaneval_gen_8e312c.
 """
 
-from shadowft_jax.tasks import code
-from shadowft_jax.tasks.originals import Data, Original
-from shadowft_jax.tasks.task import Example, Grade, Task, example
+from shadowft_jax.evaluation.tasks import code
+from shadowft_jax.evaluation.tasks.originals import Data, Original
+from shadowft_jax.evaluation.tasks.task import Example, Grade, Task, example
 
 PROBLEMS = Original(
   files=("humaneval/HumanEval.jsonl", "humaneval/human-eval-v2-20210705.jsonl"),

@@ -10,9 +10,9 @@ Prompt: OpenCompass ARC_c_cot_gen_926652.  `arc_challenge_test` is the test spli
 
 import functools
 
-from shadowft_jax.tasks import choices
-from shadowft_jax.tasks.originals import Data, Original
-from shadowft_jax.tasks.task import Example, Task, example
+from shadowft_jax.evaluation.tasks import choices
+from shadowft_jax.evaluation.tasks.originals import Data, Original
+from shadowft_jax.evaluation.tasks.task import Example, Task, example
 
 FORM = 'rows with "question", "choices" {"text": […], "label": […]} and "answerKey"'
 SPLITS = {

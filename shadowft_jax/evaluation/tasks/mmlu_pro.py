@@ -11,9 +11,9 @@ Prompt: OpenCompass mmlu_pro_0shot_cot_gen_08c1de.
 
 import functools
 
-from shadowft_jax.tasks import choices
-from shadowft_jax.tasks.originals import Data, Original
-from shadowft_jax.tasks.task import Example, Grade, Task, example
+from shadowft_jax.evaluation.tasks import choices
+from shadowft_jax.evaluation.tasks.originals import Data, Original
+from shadowft_jax.evaluation.tasks.task import Example, Grade, Task, example
 
 QUESTIONS = Original(
   files=(

@@ -12,9 +12,9 @@ the run trains on, has a set of that name: GPQA's Genetics and Molecular Biology
 
 import functools
 
-from shadowft_jax.tasks import choices
-from shadowft_jax.tasks.originals import Data, Original, table
-from shadowft_jax.tasks.task import Example, Task, example
+from shadowft_jax.evaluation.tasks import choices
+from shadowft_jax.evaluation.tasks.originals import Data, Original, table
+from shadowft_jax.evaluation.tasks.task import Example, Task, example
 
 FORM = "a CSV with the columns Question, Correct Answer, Incorrect Answer 1 to 3, Subdomain"
 ROTATIONS = ("ABCD", "BCDA", "CDAB", "DABC")

@@ -15,9 +15,9 @@ import math
 import re
 from typing import Any
 
-from shadowft_jax.tasks import grading
-from shadowft_jax.tasks.originals import Data, Original
-from shadowft_jax.tasks.task import Example, Grade, Task, example
+from shadowft_jax.evaluation.tasks import grading
+from shadowft_jax.evaluation.tasks.originals import Data, Original
+from shadowft_jax.evaluation.tasks.task import Example, Grade, Task, example
 
 QUESTIONS = Original(
   files=("theoremqa/theoremqa_test.json", "TheoremQA/theoremqa_test.json"),

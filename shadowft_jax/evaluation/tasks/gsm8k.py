@@ -8,10 +8,10 @@ Prompts: OpenCompass gsm8k_gen_1d7fe4 (which has 4 examples, where the paper say
 gsm8k_0shot_v2_gen_17d799; the 8 examples are those of Wei et al. 2022, arXiv 2201.11903, table 20.
 """
 
-from shadowft_jax.tasks import grading, gsm8k_shots
-from shadowft_jax.tasks.grading import BOXED
-from shadowft_jax.tasks.originals import Data, Original
-from shadowft_jax.tasks.task import Example, Task, dialogue, example
+from shadowft_jax.evaluation.tasks import grading, gsm8k_shots
+from shadowft_jax.evaluation.tasks.grading import BOXED
+from shadowft_jax.evaluation.tasks.originals import Data, Original
+from shadowft_jax.evaluation.tasks.task import Example, Task, dialogue, example
 
 PROBLEMS = Original(
   files=("gsm8k/test.jsonl",),

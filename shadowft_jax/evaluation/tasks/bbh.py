@@ -15,9 +15,9 @@ import json
 import re
 
 from shadowft_jax.errors import InputError
-from shadowft_jax.tasks import grading
-from shadowft_jax.tasks.originals import Data, Original
-from shadowft_jax.tasks.task import Example, Grade, Task, example
+from shadowft_jax.evaluation.tasks import grading
+from shadowft_jax.evaluation.tasks.originals import Data, Original
+from shadowft_jax.evaluation.tasks.task import Example, Grade, Task, example
 
 FILES = Original(
   files=("bbh/bbh_tasks_and_cot_prompts.zip", "bbh/bbh.zip"),

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from shadowft_jax.tasks.originals import Data
+from shadowft_jax.evaluation.tasks.originals import Data
 
 Messages = list[dict[str, str]]
 

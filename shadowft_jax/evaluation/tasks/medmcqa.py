@@ -7,9 +7,9 @@
 Rule: the option named.  Prompt: OpenCompass medmcqa_gen_60c8f5 (the paper gives none).
 """
 
-from shadowft_jax.tasks import choices
-from shadowft_jax.tasks.originals import Data, Original
-from shadowft_jax.tasks.task import Example, Task, example
+from shadowft_jax.evaluation.tasks import choices
+from shadowft_jax.evaluation.tasks.originals import Data, Original
+from shadowft_jax.evaluation.tasks.task import Example, Task, example
 
 QUESTIONS = Original(
   files=("medical/medmcqa_validation.jsonl", "medmcqa/dev.json", "medmcqa/validation.jsonl"),

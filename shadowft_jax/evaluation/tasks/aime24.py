@@ -6,10 +6,10 @@
 Rule: the boxed answer, compared by math-verify.  Prompt: OpenCompass aime2024_gen_17d799.
 """
 
-from shadowft_jax.tasks import grading
-from shadowft_jax.tasks.grading import BOXED
-from shadowft_jax.tasks.originals import Data, Original, field
-from shadowft_jax.tasks.task import Example, Task, example
+from shadowft_jax.evaluation.tasks import grading
+from shadowft_jax.evaluation.tasks.grading import BOXED
+from shadowft_jax.evaluation.tasks.originals import Data, Original, field
+from shadowft_jax.evaluation.tasks.task import Example, Task, example
 
 PROBLEMS = Original(
   files=(

@@ -17,10 +17,10 @@ import pickle
 import zlib
 
 from shadowft_jax.errors import InputError
-from shadowft_jax.tasks import code
-from shadowft_jax.tasks.livecodebench_harness import HARNESS
-from shadowft_jax.tasks.originals import Data, Original
-from shadowft_jax.tasks.task import Example, Grade, Task, example
+from shadowft_jax.evaluation.tasks import code
+from shadowft_jax.evaluation.tasks.livecodebench_harness import HARNESS
+from shadowft_jax.evaluation.tasks.originals import Data, Original
+from shadowft_jax.evaluation.tasks.task import Example, Grade, Task, example
 
 PROBLEMS = Original(
   files=("livecodebench/code_generation_lite/test.jsonl", "livecodebench/test.jsonl"),

@@ -3,8 +3,8 @@
 import re
 from collections.abc import Sequence
 
-from shadowft_jax.tasks import grading
-from shadowft_jax.tasks.task import Grade
+from shadowft_jax.evaluation.tasks import grading
+from shadowft_jax.evaluation.tasks.task import Grade
 
 # Prompts for a last line "ANSWER: X": OpenCompass's of MMLU-Pro, and of ARC and GPQA.
 ASKED_ANY = (

@@ -4,8 +4,8 @@ import json
 import re
 from typing import Any
 
-from shadowft_jax.tasks import sandbox
-from shadowft_jax.tasks.task import Grade
+from shadowft_jax.evaluation.tasks import sandbox
+from shadowft_jax.evaluation.tasks.task import Grade
 
 _BLOCK = re.compile(r"```[\w+-]*[ \t]*\n(.*?)(?:```|$)", re.DOTALL)
 # Compares as EvalPlus does, but needs no NumPy.

@@ -8,10 +8,10 @@ r"""MATH-500: the 500 test problems of PRM800K's split of MATH.
 Rule: the boxed answer, compared by math-verify.  Prompt: OpenCompass math_500_gen.
 """
 
-from shadowft_jax.tasks import grading
-from shadowft_jax.tasks.grading import BOXED
-from shadowft_jax.tasks.originals import Data, Original
-from shadowft_jax.tasks.task import Example, Task, example
+from shadowft_jax.evaluation.tasks import grading
+from shadowft_jax.evaluation.tasks.grading import BOXED
+from shadowft_jax.evaluation.tasks.originals import Data, Original
+from shadowft_jax.evaluation.tasks.task import Example, Task, example
 
 PROBLEMS = Original(
   files=("math/math500_test.jsonl", "math/test_prm800k_500.jsonl", "math500/test.jsonl"),

@@ -11,8 +11,8 @@ Source: LiveCodeBench (arXiv 2403.07974).  Prompt: OpenCompass livecodebench_gen
 import ast
 import re
 
-from shadowft_jax.tasks.originals import Data, Original
-from shadowft_jax.tasks.task import Example, Grade, Task, example
+from shadowft_jax.evaluation.tasks.originals import Data, Original
+from shadowft_jax.evaluation.tasks.task import Example, Grade, Task, example
 
 SAMPLES = Original(
   files=("livecodebench/execution-v2/test.jsonl", "livecodebench/execution-v2.jsonl"),

@@ -15,10 +15,10 @@ import functools
 import re
 import string
 
-from shadowft_jax.tasks import grading
-from shadowft_jax.tasks.drop_shots import SHOTS
-from shadowft_jax.tasks.originals import Data, Original
-from shadowft_jax.tasks.task import Example, Grade, Task, example
+from shadowft_jax.evaluation.tasks import grading
+from shadowft_jax.evaluation.tasks.drop_shots import SHOTS
+from shadowft_jax.evaluation.tasks.originals import Data, Original
+from shadowft_jax.evaluation.tasks.task import Example, Grade, Task, example
 
 PASSAGES = Original(
   files=("drop/drop_dataset_dev.json", "drop_simple_eval/dev.jsonl", "drop/drop_fixture.json"),

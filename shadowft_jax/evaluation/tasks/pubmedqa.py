@@ -11,9 +11,9 @@ model judge; this does not (the paper gives no prompt).  The hub's 1000 question
 
 import re
 
-from shadowft_jax.tasks import choices, grading
-from shadowft_jax.tasks.originals import Data, Original
-from shadowft_jax.tasks.task import Example, Grade, Task, example
+from shadowft_jax.evaluation.tasks import choices, grading
+from shadowft_jax.evaluation.tasks.originals import Data, Original
+from shadowft_jax.evaluation.tasks.task import Example, Grade, Task, example
 
 ORIGIN = "https://github.com/pubmedqa/pubmedqa (data)"
 QUESTIONS = Original(

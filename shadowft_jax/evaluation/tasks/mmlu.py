@@ -12,9 +12,9 @@ import functools
 from typing import Any
 
 from shadowft_jax.errors import InputError
-from shadowft_jax.tasks import choices
-from shadowft_jax.tasks.originals import Data, Original, parsed
-from shadowft_jax.tasks.task import Example, Task, dialogue, example
+from shadowft_jax.evaluation.tasks import choices
+from shadowft_jax.evaluation.tasks.originals import Data, Original, parsed
+from shadowft_jax.evaluation.tasks.task import Example, Task, dialogue, example
 
 SUBJECTS = Original(
   files=("mmlu/mmlu.zip", "mmlu/data.zip"),

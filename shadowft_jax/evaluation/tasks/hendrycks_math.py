@@ -12,9 +12,9 @@ writes the braces of the worked examples twice and never halves them, so the aut
 """
 
 from shadowft_jax.errors import InputError
-from shadowft_jax.tasks import grading
-from shadowft_jax.tasks.originals import Data, Original
-from shadowft_jax.tasks.task import Example, Task, dialogue, example
+from shadowft_jax.evaluation.tasks import grading
+from shadowft_jax.evaluation.tasks.originals import Data, Original
+from shadowft_jax.evaluation.tasks.task import Example, Task, dialogue, example
 
 PROBLEMS = Original(
   files=("math/math_test5000.jsonl", "math/test.jsonl"),
