@@ -6,7 +6,8 @@ A page has <!-- settings --> or <!-- flags of NAME --> in their places.
 import importlib
 import re
 
-from shadowft_jax import __main__, command, config_file, presets
+from shadowft_jax import __main__, command, presets
+from shadowft_jax.runs import config_file
 
 MARK = re.compile(r"<!-- (settings|flags of (\w+)) -->")
 

@@ -20,8 +20,9 @@ import jax
 
 from lab import asking, findings
 from lab.findings import ARMS, Model, TUNING, Tuning
-from shadowft_jax import config_file, machine, progress, train
+from shadowft_jax import machine, progress, train
 from shadowft_jax.presets import Config
+from shadowft_jax.runs import config_file
 
 ROOT = pathlib.Path(__file__).parents[1]
 RATES = (3e-3, 1e-2)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from jax.typing import DTypeLike
 
-from shadowft_jax import config_file, delta as delta_lib, hosts, train as train_lib
+from shadowft_jax import delta as delta_lib, hosts, train as train_lib
 from shadowft_jax.data import tokenizer as tokenizers
 from shadowft_jax.errors import InputError
 from shadowft_jax.generation.engine import Sampling
@@ -20,6 +20,7 @@ from shadowft_jax.generation.local import LocalEngine
 from shadowft_jax.hf import deltas, hub, weights
 from shadowft_jax.models.decoder import Decoder
 from shadowft_jax.presets import Config
+from shadowft_jax.runs import config_file
 from shadowft_jax.runs.run import Run
 from shadowft_jax.tree import Delta, Params
 

@@ -18,9 +18,10 @@ from typing import Any
 
 from etils import epy
 
-from shadowft_jax import command, config_file
+from shadowft_jax import command
 from shadowft_jax.errors import InputError
 from shadowft_jax.progress import say
+from shadowft_jax.runs import config_file
 
 with epy.lazy_imports():  # help and errors of flags and paths come before these
   from shadowft_jax import sharding

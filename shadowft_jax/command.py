@@ -23,9 +23,10 @@ from typing import Any, ClassVar, TypeVar
 from absl import app, flags, logging
 from ml_collections import ConfigDict as Config
 
-from shadowft_jax import config_file, machine, presets, progress
+from shadowft_jax import machine, presets, progress
 from shadowft_jax.errors import InputError
 from shadowft_jax.field import KINDS, Field
+from shadowft_jax.runs import config_file
 
 DEFINE: dict[Any, Callable[..., Any]] = {
   str: flags.DEFINE_string,
@@ -292,9 +293,3 @@ def execute(main: Callable[[T], None], options: type[T], argv: Sequence[str]) ->
     # Without this module, no other process has been joined.
     hosts = sys.modules.get("shadowft_jax.hosts")
     (hosts.leave if hosts else sys.exit)(2)
-
-
-def check(config: Config, *, complete: bool = True) -> None:
-  """Raises InputError for the first of `config_file.faults`."""
-  if faults := config_file.faults(config, complete=complete):
-    raise InputError(faults[0])

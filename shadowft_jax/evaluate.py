@@ -16,21 +16,22 @@ from typing import Any
 
 from etils import epy
 
-from shadowft_jax import command, config_file, files
+from shadowft_jax import command, files
 from shadowft_jax.errors import InputError
 from shadowft_jax.progress import duration, say
+from shadowft_jax.runs import config_file
 
 LONG = 600  # seconds of answering, above which a server is suggested
 
 with epy.lazy_imports():  # help and errors of flags and paths come before these
   import jax
 
-  from shadowft_jax import sharding, tasks
+  from shadowft_jax import sharding
   from shadowft_jax.data import tokenizer
-  from shadowft_jax.evaluation import answering, arms, harness, report, suite
+  from shadowft_jax.evaluation import answering, arms, harness, report, suite, tasks
+  from shadowft_jax.evaluation.tasks import originals, sandbox
   from shadowft_jax.generation import engine, local, server, vllm
   from shadowft_jax.hf import hub
-  from shadowft_jax.evaluation.tasks import originals, sandbox
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ from etils import epy
 
 from shadowft_jax import command, files
 from shadowft_jax.errors import InputError
+from shadowft_jax.runs import config_file
 
 with epy.lazy_imports():  # help and errors of flags, config and paths come before these
   from shadowft_jax.data import sets
@@ -75,7 +76,7 @@ def main(options: Options) -> None:
       "no model is given; set --model=FILE (a config.json or its folder), --config.base or "
       "--config.pair"
     )
-  command.check(config, complete=False)
+  config_file.check(config, complete=False)
   hf = read_model(model)
   if options.search:
     tried = search.search(config, hf, topology)

@@ -15,6 +15,7 @@ from etils import epy
 from shadowft_jax import command, progress
 from shadowft_jax.errors import InputError
 from shadowft_jax.presets import Config
+from shadowft_jax.runs import config_file
 
 with epy.lazy_imports():  # help and errors of flags, config and paths come before these
   import flax.linen as nn
@@ -98,7 +99,7 @@ def _resolve(config):
   sets.resolve(config)
   if config.delta.init:
     config.delta.init = str(hub.locate_delta(config.delta.init))
-  command.check(config)
+  config_file.check(config)
   opened.check_paths(config)
   first_rows.check(config)
 

@@ -19,7 +19,7 @@ FLOORS = {
   "edges": {"hf", "data", "runs", "generation"},
   "method": {"pairs", "learning", "grafting", "evaluation", "planning"},
   "commands": {
-    *("command", "config_file", "__main__", "api"),
+    *("command", "__main__", "api"),
     *("train", "graft", "similarity", "select", "plan", "known_pairs", "example", "evaluate"),
     "chat",
   },
@@ -38,10 +38,8 @@ SIDEWAYS = {
   "generation": {"data", "hf", "runs"},
   "grafting": {"pairs"},
   "planning": {"learning"},
-  "command": {"config_file"},
-  **{name: {"command"} for name in FLOORS["commands"] - {"command", "config_file"}},
-  "api": {"config_file", "train"},
-  **dict.fromkeys(("evaluate", "chat"), {"command", "config_file"}),
+  **{name: {"command"} for name in FLOORS["commands"] - {"command"}},
+  "api": {"train"},
 }
 # What a room, or a module, must not bring along, however indirectly.
 NEVER = {
@@ -61,7 +59,7 @@ ONLY = {
   "optax": {"learning"},
   "orbax": {"learning"},
   "transformers": {"data"},
-  "ml_collections": {"command", "config_file", "presets"},
+  "ml_collections": {"command", "runs", "presets"},
   "matplotlib": {"runs", "evaluation"},
   "absl": {"command"},
   "torch": set(),

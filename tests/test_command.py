@@ -10,8 +10,9 @@ import sys
 
 import pytest
 
-from shadowft_jax import __main__, command, config_file, plan, presets, train
+from shadowft_jax import __main__, command, plan, presets, train
 from shadowft_jax.errors import InputError
+from shadowft_jax.runs import config_file
 from tests import commands
 
 # A config file with one line of its own.
@@ -374,11 +375,11 @@ def test_what_an_error_advises_is_right(monkeypatch, wrong):
   monkeypatch.chdir(commands.ROOT)
   argv = ["--config=configs/lora.py", wrong]
   with pytest.raises(InputError) as error:
-    command.check(command.parse(WithConfig, argv).config, complete=False)
+    config_file.check(command.parse(WithConfig, argv).config, complete=False)
   advice = re.search(r"write (\S+)$|separate names by \|: '(.+)';", str(error.value))
   argv[1] = advice[1] or f"--config.delta.match={advice[2]}"
   config = command.parse(WithConfig, argv).config
-  command.check(config, complete=False)
+  config_file.check(config, complete=False)
   assert config.lr == 5 or re.search(config.delta.match, "model/layers/self_attn/q_proj/kernel")
 
 
@@ -432,7 +433,8 @@ def test_help_lists_every_flag_of_a_command(name):
 # Calls a command with each of several command lines, and tells what they left behind.
 PROGRAM = """
 import contextlib, importlib, io, json, sys
-from shadowft_jax import __main__, command, config_file, plan, presets, train
+from shadowft_jax import __main__, command, plan, presets, train
+from shadowft_jax.runs import config_file
 module = importlib.import_module(f"shadowft_jax.{sys.argv[1]}")
 ends = []
 for argv in json.loads(sys.argv[2]):

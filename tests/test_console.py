@@ -10,10 +10,11 @@ import sys
 import pytest
 import yaml
 
-from shadowft_jax import __main__, __version__, command, config_file, example, known_pairs
+from shadowft_jax import __main__, __version__, command, example, known_pairs
 from shadowft_jax.data import formats, sources
 from shadowft_jax.errors import InputError
 from shadowft_jax.pairs import registry
+from shadowft_jax.runs import config_file
 from tests import commands
 
 
@@ -124,7 +125,7 @@ def test_an_example_that_exists_is_left_alone(written):
 @pytest.mark.parametrize("name, objective", [("lora.yaml", "sft"), ("dpo.yaml", "dpo")])
 def test_the_configs_of_an_example_are_whole(written, name, objective):
   config = config_file.load(written / name)
-  command.check(config)
+  config_file.check(config)
   assert config.objective == objective
   for path in (config.base, config.instruct, config.data.train):
     assert (written / path).exists()

@@ -18,9 +18,10 @@ from transformers import AutoModelForCausalLM, get_cosine_schedule_with_warmup
 
 from shadowft_jax.learning import loop
 from shadowft_jax.hf import deltas
-from shadowft_jax import command, delta, lora, models, sharding, train
+from shadowft_jax import delta, lora, models, sharding, train
 from shadowft_jax.hf import weights
 from shadowft_jax.learning import objectives, reference, step
+from shadowft_jax.runs import config_file
 from shadowft_jax.runs import metrics
 from shadowft_jax.data import dataset, packing
 from shadowft_jax.data.chat import Example
@@ -598,7 +599,7 @@ def test_twenty_steps_agree_with_trl(folder, tmp_path, how):
 )
 def test_a_config_that_cannot_be_is_refused(folder, fields, said):
   with pytest.raises(InputError, match=said):
-    command.check(config_of(folder, **fields))
+    config_file.check(config_of(folder, **fields))
 
 
 def test_the_command_says_in_one_line_what_is_wrong(tmp_path):

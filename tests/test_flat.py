@@ -9,9 +9,10 @@ import pytest
 import safetensors.numpy
 from transformers import PreTrainedTokenizerFast
 
-from shadowft_jax import config_file, delta, train, tree
+from shadowft_jax import delta, train, tree
 from shadowft_jax.data import dataset
 from shadowft_jax.hf import deltas
+from shadowft_jax.runs import config_file
 
 FLAT = pathlib.Path(__file__).parents[1] / "docs" / "flat.py"
 

@@ -4,10 +4,11 @@ import math
 
 import pytest
 
-from shadowft_jax import command, config_file, delta, presets
+from shadowft_jax import delta, presets
 from shadowft_jax.learning import objectives
 from shadowft_jax.errors import InputError
 from shadowft_jax.models import attention, decoder
+from shadowft_jax.runs import config_file
 
 
 def test_choices_are_those_of_the_registries():
@@ -74,7 +75,7 @@ def test_a_value_that_cannot_be_right_is_refused(name, bad, message):
   [fault] = config_file.faults(config, complete=False)
   assert fault.startswith(f"config.{name} ") and message in fault
   with pytest.raises(InputError, match=f"config.{name} "):
-    command.check(config, complete=False)
+    config_file.check(config, complete=False)
 
 
 def test_a_field_that_no_config_has_is_refused():

@@ -7,9 +7,10 @@ import re
 
 import pytest
 
-from shadowft_jax import command, presets
+from shadowft_jax import presets
 from shadowft_jax.data import dataset, formats, sets
 from shadowft_jax.data.sets import SETS
+from shadowft_jax.runs import config_file
 from shadowft_jax.data.sources import Source
 from shadowft_jax.errors import InputError
 from tests import pico
@@ -214,7 +215,7 @@ def test_the_papers_configs_are_whole_but_for_paths(name, kind, lr):
     assert (c.delta.match, c.graft.match) == ("all", "projections")
   c.base, c.instruct, c.data.train = "base", "instruct", "rows"
   sets.resolve(c)
-  command.check(c)
+  config_file.check(c)
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,12 @@ import numpy as np
 import optax
 import pytest
 
-from shadowft_jax import command, delta as delta_lib, lora, models, presets
+from shadowft_jax import delta as delta_lib, lora, models, presets
 from shadowft_jax.learning import objectives, optim
 from shadowft_jax import sharding, tree
 from shadowft_jax.learning import step
 from shadowft_jax.errors import InputError
+from shadowft_jax.runs import config_file
 from tests import pico
 
 
@@ -135,4 +136,4 @@ def test_gradients_in_bfloat16_are_refused_where_they_are_not_made(fields):
   config.base = config.instruct = config.data.train = "somewhere"
   config.update_from_flattened_dict({"gradient_dtype": "bfloat16", **fields})
   with pytest.raises(InputError, match="gradient_dtype=bfloat16 needs config.delta.kind=full"):
-    command.check(config)
+    config_file.check(config)

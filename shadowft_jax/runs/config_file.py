@@ -24,7 +24,7 @@ from shadowft_jax import files, presets
 from shadowft_jax.errors import InputError, nearest
 
 EXPECTED = "expected a name such as lora, or a file: .py with get_config(), .yaml or .json"
-HERE = pathlib.Path(__file__).parent
+PACKAGE = pathlib.Path(__file__).parents[1]
 # The first field of each section of --help-config -> its heading.
 HEADINGS = {
   "pair": "Models",
@@ -41,7 +41,7 @@ HEADINGS = {
 
 def builtin() -> dict[str, pathlib.Path]:
   """{name: file} of the built-in configs."""
-  places = (HERE / "configs", HERE.parent / "configs")  # in a wheel, and in the repository
+  places = (PACKAGE / "configs", PACKAGE.parent / "configs")  # in a wheel, and in the repository
   folder = next((p for p in places if p.is_dir()), places[0])
   return {p.stem: p for p in sorted(folder.glob("*.py"))}
 
@@ -289,3 +289,9 @@ def parse_value(text: str) -> Any:
     return yaml.safe_load(text)
   except yaml.YAMLError:
     return text
+
+
+def check(config: Config, *, complete: bool = True) -> None:
+  """Raises InputError for the first of `faults`."""
+  if found := faults(config, complete=complete):
+    raise InputError(found[0])
