@@ -14,14 +14,18 @@ setuptools.setup(
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   python_requires=">=3.11",
-  # configs/ lies at the top of the repository, and in the package of a wheel.
+  # configs/ and launch/ lie at the top of the repository, and in the package of a wheel.
   packages=[
     *setuptools.find_packages(include=["shadowft_jax", "shadowft_jax.*"]),
     "shadowft_jax.configs",
+    "shadowft_jax.launch",
   ],
-  package_dir={"shadowft_jax.configs": "configs"},
+  package_dir={"shadowft_jax.configs": "configs", "shadowft_jax.launch": "launch"},
   entry_points={"console_scripts": ["shadowft = shadowft_jax.__main__:main"]},
-  package_data={"shadowft_jax": ["assets/**/*", "py.typed"]},
+  package_data={
+    "shadowft_jax": ["assets/**/*", "py.typed"],
+    "shadowft_jax.launch": ["slurm.sh", "sky.yaml"],
+  },
   install_requires=[
     "absl-py",
     "datasets",

@@ -16,6 +16,7 @@ from shadowft_jax import __version__, command
 # The commands and their modules, in the order in which they are listed.
 COMMANDS = {
   "train": "train",
+  "sweep": "sweep",
   "graft": "graft",
   "similarity": "similarity",
   "plan": "plan",

@@ -24,7 +24,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict as Config
 
 from shadowft_jax import machine, presets, progress
-from shadowft_jax.errors import InputError
+from shadowft_jax.errors import InputError, RunsFailed
 from shadowft_jax.field import KINDS, Field
 from shadowft_jax.runs import config_file
 
@@ -264,7 +264,9 @@ def help_text(options: type[Options], about: str) -> str:
 
 
 def run(main: Callable[[T], None], options: type[T]) -> None:
-  """Runs a command by the flags of the process, which it ends: code 0, or 2 for bad input.
+  """Runs a command by the flags of the process, which it ends.
+
+  The exit code is 0, 2 for bad input, or 3 where some of several runs failed.
 
   Args:
     main: the command.
@@ -276,7 +278,7 @@ def run(main: Callable[[T], None], options: type[T]) -> None:
 
 
 def execute(main: Callable[[T], None], options: type[T], argv: Sequence[str]) -> None:
-  """Calls `main` with the options of a command line; bad input: one line, and exit code 2."""
+  """Calls `main` with the options of a command line; its errors are one line each, see `run`."""
   if f"--{HELP_CONFIG}" in argv and Config in kinds(options).values():
     print(config_file.help_text())
     return
@@ -286,10 +288,10 @@ def execute(main: Callable[[T], None], options: type[T], argv: Sequence[str]) ->
   progress.set_verbose("--verbose" in argv)
   try:
     main(parse(options, argv))
-  except (InputError, FloatingPointError) as error:
+  except (InputError, FloatingPointError, RunsFailed) as error:
     if "--debug" in argv:
       raise
     print(f"error: {error}", file=sys.stderr)
     # Without this module, no other process has been joined.
     hosts = sys.modules.get("shadowft_jax.hosts")
-    (hosts.leave if hosts else sys.exit)(2)
+    (hosts.leave if hosts else sys.exit)(3 if isinstance(error, RunsFailed) else 2)

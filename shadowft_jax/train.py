@@ -44,7 +44,7 @@ def train(config: Config, workdir: str | os.PathLike) -> list[dict[str, Any]]:
     FloatingPointError: the loss is not finite.
   """
   with progress.recording() as log_to:
-    _resolve(config)
+    resolve(config)
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(config.rows, config.data.max_length, mesh)
     with runs.open_run(config, workdir) as run:
@@ -93,8 +93,12 @@ def _tune(config, run, mesh):
   return run.finish(losses, inputs, config, origin, warnings=[*pair.warnings, *warned])
 
 
-def _resolve(config):
-  """Fills in what names stand for, and checks every value and path."""
+def resolve(config: Config) -> None:
+  """Fills in what names stand for, and checks every value and path.
+
+  Raises:
+    InputError: a value, a combination of values or a path is bad.
+  """
   registry.resolve(config)
   sets.resolve(config)
   if config.delta.init:
@@ -114,7 +118,7 @@ def show(config: Config, count: int, *, ids: bool = False) -> None:
   Raises:
     InputError: see `dataset.read`.
   """
-  _resolve(config)
+  resolve(config)
   folder = hub.locate(config.instruct, weights=False)
   data = dataset.read(config, folder, max(1, config.mesh.context))
   preview.show(data, folder, count, ids=ids)
@@ -158,7 +162,7 @@ def main(options: Options) -> None:
     )
   else:
     with progress.silenced():  # `train` says it again, once for all processes
-      _resolve(options.config)
+      resolve(options.config)
     hosts.start()
     train(options.config, options.workdir)
     if options.push_to and hosts.is_first():

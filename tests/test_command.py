@@ -471,6 +471,13 @@ WRONG = {
     ["--config=configs/quickstart.py"],
     ["--config=configs/quickstart.py", "--config.data.columns.prompt=question", "--workdir=x"],
   ],
+  "sweep": [
+    ["--config=configs/quickstart.py"],
+    ["--config=configs/quickstart.py", "--workdir=x", "--grid=config.lrr=1"],
+    ["--config=configs/quickstart.py", "--workdir=x", "--grid=config.lr=1,1"],
+    ["--config=configs/quickstart.py", "--workdir=x", "--arms=both"],
+    ["--config=configs/quickstart.py", "--workdir=x", "--config.base=/nowhere"],
+  ],
   "graft": [
     ["--instruct=/nowhere", "--delta=x", "--out=x"],
     ["--instruct=x", "--delta=x", "--out=configs"],

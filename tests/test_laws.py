@@ -437,7 +437,7 @@ def test_training_the_delta_is_training_the_model(weight_decay):
   for seed in range(8):
     [batch] = padded(examples(seed=seed))
     grads, sums = step.gradients(state.delta, base, [batch], loss=method)
-    state, _ = step.update(state, grads, sums, tx=tx)
+    state, _ = step.update(state, grads, sums, config.lr, tx=tx)
     params, opt = trained(params, opt, batch)
   norm = lambda t: np.linalg.norm([np.linalg.norm(x) for x in jax.tree.leaves(t)])
   trained, want = state.delta, minus(params, base)

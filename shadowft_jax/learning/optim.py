@@ -1,6 +1,7 @@
 """The optimizer and learning rate schedule of a config."""
 
 from collections.abc import Callable
+import functools
 import math
 
 import optax
@@ -24,22 +25,29 @@ def make(config: Config, steps: int) -> tuple[optax.GradientTransformation, Call
     steps: total optimizer steps.
 
   Returns:
-    (optax.GradientTransformation, schedule: step -> learning rate).  The schedule is that of the
-    Hugging Face Trainer, whose first warm-up step has rate 0; see `warmup_steps`.
+    (optax.GradientTransformation, schedule: step -> learning rate).  The transformation is for a
+    peak rate of 1: `step.update` multiplies by config.lr, so that runs at other rates share its
+    program; equal settings give the same object.  The schedule is that of the Hugging Face
+    Trainer, whose first warm-up step has rate 0; see `warmup_steps`.
 
   Source: transformers 5.23 optimization.py, `get_cosine_schedule_with_warmup`.
   """
-  warmup = warmup_steps(config, steps)
-  schedule = optax.warmup_cosine_decay_schedule(
-    0.0 if warmup else config.lr, config.lr, warmup, steps
-  )
-  clip = (
-    optax.clip_by_global_norm(config.grad_clip_norm) if config.grad_clip_norm else optax.identity()
-  )
+  c, warmup = config, warmup_steps(config, steps)
+  tx = _adamw(c.b1, c.b2, c.eps, c.moment_dtype, c.weight_decay, c.grad_clip_norm, warmup, steps)
+  return tx, _schedule(c.lr, warmup, steps)
+
+
+def _schedule(peak, warmup, steps):
+  return optax.warmup_cosine_decay_schedule(0.0 if warmup else peak, peak, warmup, steps)
+
+
+@functools.cache
+def _adamw(b1, b2, eps, moment_dtype, weight_decay, clip_norm, warmup, steps):
+  """See `make`."""
   return optax.chain(
-    clip,
+    optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
     # The second moment stays in float32: with b2 = 0.999, bfloat16 would lose the updates.
-    optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps, mu_dtype=config.moment_dtype),
-    optax.add_decayed_weights(config.weight_decay),
-    optax.scale_by_learning_rate(schedule),
-  ), schedule
+    optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=moment_dtype),
+    optax.add_decayed_weights(weight_decay),
+    optax.scale_by_learning_rate(_schedule(1.0, warmup, steps)),
+  )

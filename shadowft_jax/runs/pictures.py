@@ -52,7 +52,7 @@ WRITTEN = 12  # layers, up to which the cells have room for their numbers
 DARK = 0.55  # luminance of a cell, below which its number is white
 
 
-def _pyplot():
+def pyplot() -> Any:
   """matplotlib.pyplot for files only; imported late, since a graft need not wait for it."""
   import matplotlib
 
@@ -78,7 +78,7 @@ def plot_loss(
     trained: the model that is trained, "Base" or "Instruct".
     result: the name of the last point.
   """
-  plt = _pyplot()
+  plt = pyplot()
   figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
   model, before = f"{trained} + $\\Delta$", "Instruct before"
   drawn: list[float] = []
@@ -131,7 +131,7 @@ def plot_gap(
     title: of the picture.
     path: the file to write.
   """
-  plt = _pyplot()
+  plt = pyplot()
   modules, numbers = list(dict.fromkeys(m for m, _ in cells)), list(layers)
   grid = np.array([[cells.get((m, n), np.nan) for n in numbers] for m in modules])
   figure, (above, below) = plt.subplots(
@@ -178,7 +178,7 @@ def plot_survival(
     path: the file to write.
     warn_below: lower survival cosines are marked.
   """
-  plt = _pyplot()
+  plt = pyplot()
   modules, layers = list(dict.fromkeys(m for m, _ in cells)), sorted({n for _, n in cells})
   panels = [p for p in PANELS if any(p[0] in found for found in cells.values())]
   # In inches; layout="constrained" would take as long to find the margins as all the rest does.
@@ -252,7 +252,7 @@ def plot_weights(
     title: of the picture.
     path: the file to write.
   """
-  plt = _pyplot()
+  plt = pyplot()
   drawn = {
     "$|W_B|$": base,
     "$|W_I|$": instruct,

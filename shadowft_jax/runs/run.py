@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from shadowft_jax import files, hosts
@@ -152,23 +152,42 @@ def open_run(config: Config, workdir: str | os.PathLike) -> Iterator[Run]:
 
 
 def _claim(workdir: pathlib.Path, config: Config) -> None:
-  """Makes `workdir` the folder of a run of `config`, or finds that it is."""
   mine = json.loads(config.to_json_best_effort())
-  path = workdir / "config.json"
+  claim(workdir, "config.json", mine, ("run", "config", "fields"), not_begun=(DATA, LOG))
+
+
+def claim(
+  workdir: pathlib.Path,
+  name: str,
+  mine: Mapping[str, Any],
+  words: tuple[str, str, str],
+  not_begun: Sequence[str] = (),
+) -> None:
+  """Makes `workdir` the folder of what `mine` describes, or finds that it is.
+
+  Args:
+    name: the file in the folder that holds the description, as JSON.
+    words: for errors: what the folder is of, what describes it, and what that consists of.
+    not_begun: names of files that a folder may have before its work has begun.
+
+  Raises:
+    InputError: the folder has something else.
+  """
+  path, (noun, by, parts) = workdir / name, words
   there = [p.name for p in workdir.iterdir()] if workdir.is_dir() else []
   # The rest of an interrupted write is not the user's.
-  there = [name for name in there if not name.endswith(".part")]
-  if not set(there) - {path.name, DATA, LOG}:
+  there = [entry for entry in there if not entry.endswith(".part")]
+  if not set(there) - {name, *not_begun}:
     if hosts.is_first():
       workdir.mkdir(parents=True, exist_ok=True)
       files.write_json(path, mine)
     return
-  if path.name not in there:
+  if name not in there:
     raise InputError(
-      f"--workdir {workdir} is not empty and not a run's folder (it has no "
-      "config.json); choose another"
+      f"--workdir {workdir} is not empty and not a {noun}'s folder (it has no {name}); choose "
+      "another"
     )
-  theirs, ours = current(flat(files.read_json(path))), flat(mine)
+  theirs, ours = current(flat(files.read_json(path))), flat(dict(mine))
   differ = [
     f"{k}: {theirs.get(k)!r} there, {ours.get(k)!r} now"
     for k in theirs.keys() | ours.keys()
@@ -176,6 +195,6 @@ def _claim(workdir: pathlib.Path, config: Config) -> None:
   ]
   if differ:
     raise InputError(
-      f"--workdir {workdir} belongs to a run of another config; choose another "
-      f"folder, or the same fields:{listing(differ)}"
+      f"--workdir {workdir} belongs to a {noun} of another {by}; choose another folder, or the "
+      f"same {parts}:{listing(differ)}"
     )

@@ -1,0 +1,217 @@
+"""What became of the runs of a grid: a table, a choice by validation loss, a figure."""
+
+import csv
+import dataclasses
+import io
+import math
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from shadowft_jax.progress import aligned
+from shadowft_jax.runs import metrics, pictures
+from shadowft_jax.runs.grid import ARM, ARMS, SEED, Axis, Cell, shown
+from shadowft_jax.runs.run import Run
+
+BEFORE, AFTER = "instruct_valid_loss", "shadow_valid_loss"
+# Runs that differ in one of these have losses of other data, models or kinds.
+APART = ("pair", "base", "instruct", "objective", "data.", "dpo.")
+COLOURS = {"base": pictures.BLUE, "instruct": pictures.ORANGE}
+MARKS, STYLES = "osD^v*", ("-", "--", "-.", ":")
+Fields = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """What became of a cell of the grid.
+
+  Attributes:
+    cell: its name and fields.
+    arm: "base" or "instruct", the model that was trained.
+    state: "done", "not run", "not complete", or why it failed.
+    losses: the validation losses of the Instruct before and of the result; {} until it is done.
+  """
+
+  cell: Cell
+  arm: str
+  state: str
+  losses: dict[str, float]
+
+  @property
+  def is_done(self) -> bool:
+    """Whether the run is complete."""
+    return self.state == "done"
+
+
+def outcome(cell: Cell, arm: str, workdir: pathlib.Path, error: str = "") -> Outcome:
+  """The Outcome of a cell, as its folder in `workdir` tells, and its error if it has just failed.
+
+  Args:
+    arm: the learn_on of the grid's config, for a cell that does not set it.
+  """
+  run = Run(workdir / cell.name)
+  arm = cell.fields.get(ARM, arm)
+  if not run.is_complete:
+    state = f"failed: {error}" if error else "not complete" if run.directory.exists() else "not run"
+    return Outcome(cell, arm, state, {})
+  last = metrics.read_metrics(run.directory)[-1]
+  return Outcome(cell, arm, "done", {k: last[k] for k in (BEFORE, AFTER) if k in last})
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """The runs of a grid that differ in their seeds alone.
+
+  Attributes:
+    fields: what the grid sets, without the arm and the seed.
+  """
+
+  fields: Fields
+  arm: str
+  outcomes: tuple[Outcome, ...]
+
+  @property
+  def is_done(self) -> bool:
+    """Whether all of its runs are complete."""
+    return all(one.is_done for one in self.outcomes)
+
+  def losses(self, key: str = AFTER) -> list[float]:
+    """The validation losses of the runs that have one."""
+    return [one.losses[key] for one in self.outcomes if key in one.losses]
+
+  @property
+  def rivals(self) -> tuple[Any, ...]:
+    """What it shares with the settings whose validation losses can be compared with its own."""
+    return (self.arm, *((k, v) for k, v in self.fields.items() if k.startswith(APART)))
+
+
+def settings(outcomes: Iterable[Outcome]) -> list[Setting]:
+  """The settings of a grid, in the order of its cells."""
+  found: dict[str, list[Outcome]] = {}
+  fields: dict[str, Fields] = {}
+  for one in outcomes:
+    own = {k: v for k, v in one.cell.fields.items() if k not in (ARM, SEED)}
+    key = repr((own, one.arm))
+    fields[key] = own
+    found.setdefault(key, []).append(one)
+  return [Setting(fields[key], runs[0].arm, tuple(runs)) for key, runs in found.items()]
+
+
+def chosen(found: Sequence[Setting]) -> list[Setting]:
+  """The setting of the lowest mean validation loss of each arm, where the losses can be compared.
+
+  Settings without a loss, or with runs that are not complete, are not chosen.
+  """
+  best: dict[str, Setting] = {}
+  for one in found:
+    key, losses = repr(one.rivals), one.losses()
+    if not (one.is_done and losses and math.isfinite(np.mean(losses))):
+      continue
+    if key not in best or np.mean(losses) < np.mean(best[key].losses()):
+      best[key] = one
+  return list(best.values())
+
+
+def table(found: Sequence[Setting]) -> str:
+  """A row for each setting; the chosen have a star."""
+  best, names = chosen(found), list(found[0].fields)
+  rows = [[*names, "model", "runs", "loss of the Instruct", "loss of the result", "chosen"]]
+  for one in found:
+    done = sum(x.is_done for x in one.outcomes)
+    runs = f"{done}" if one.is_done else f"{done} of {len(one.outcomes)}"
+    values = [shown(one.fields[name]) for name in names]
+    star = "*" if one in best else ""
+    losses = [_spread(one.losses(key)) for key in (BEFORE, AFTER)]
+    rows.append([*values, ARMS[one.arm], runs, *losses, star])
+  return aligned(rows, left=len(names) + 1)
+
+
+def _spread(values):
+  """The mean of values, and their standard deviation where there are several."""
+  if not values:
+    return "-"
+  spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
+  return f"{np.mean(values):.4f}{spread}"
+
+
+def as_csv(outcomes: Sequence[Outcome]) -> str:
+  """A row for each run, as CSV."""
+  names = list(outcomes[0].cell.fields)
+  file = io.StringIO()
+  writer = csv.writer(file, lineterminator="\n")
+  arm = [] if ARM in names else [ARM]
+  writer.writerow(["run", *names, *arm, "state", BEFORE, AFTER])
+  for one in outcomes:
+    values = [one.cell.fields[name] for name in names]
+    losses = [one.losses.get(key, "") for key in (BEFORE, AFTER)]
+    writer.writerow([one.cell.name, *values, *([one.arm] if arm else []), one.state, *losses])
+  return file.getvalue()
+
+
+def draw(found: Sequence[Setting], first: Axis | None, path: pathlib.Path) -> bool:
+  """Draws the validation loss of the results against the first axis as PNG.
+
+  A line for each arm and each combination of the other axes; with several seeds, means and
+  standard deviations.
+
+  Returns:
+    Whether there was anything to draw.
+  """
+  lines = _lines([one for one in found if one.losses()], first)
+  if not lines or first is None:
+    return False
+  plt = pictures.pyplot()
+  figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
+  places = [place[0] for place in first.places]
+  is_number = all(isinstance(x, int | float) and not isinstance(x, bool) for x in places)
+  others = list(dict.fromkeys(rest for _, rest in lines))
+  for (arm, rest), line in lines.items():
+    number = others.index(rest)
+    x = [one.fields[first.fields[0]] for one in line]
+    at = x if is_number else [places.index(value) for value in x]
+    losses = [one.losses() for one in line]
+    spread = [np.std(ys, ddof=1) if len(ys) > 1 else 0.0 for ys in losses]
+    axes.errorbar(
+      at,
+      [np.mean(ys) for ys in losses],
+      yerr=spread if any(spread) else None,
+      color=COLOURS[arm],
+      marker=MARKS[number % len(MARKS)],
+      linestyle=STYLES[number % len(STYLES)],
+      capsize=3,
+      label=f"{ARMS[arm]}{rest and f', {rest}'}",
+    )
+  _scale(axes, first, places, is_number)
+  before = {round(x, 6) for one in found for x in one.losses(BEFORE)}
+  if len(before) == 1:
+    axes.axhline(*before, linestyle=":", color=pictures.GREY, label="Instruct, untuned")
+  axes.set(xlabel=", ".join(first.fields), ylabel="validation loss of the result (nats)")
+  axes.grid(alpha=0.3)
+  figure.legend(loc="outside lower center", ncols=2, frameon=False)
+  figure.savefig(path, dpi=150)
+  plt.close(figure)
+  return True
+
+
+def _lines(found, first):
+  """{(arm, the other fields as text): settings}, from which a line is drawn each."""
+  lines: Mapping[tuple[str, str], list[Setting]] = {}
+  for one in found:
+    x = first.fields if first else ()
+    rest = ", ".join(f"{k} {shown(v)}" for k, v in one.fields.items() if k not in x)
+    lines.setdefault((one.arm, rest), []).append(one)
+  return lines
+
+
+def _scale(axes, first, places, is_number):
+  """The scale and the ticks of the x axis: numbers that span more than fourfold are logarithmic."""
+  if not is_number:
+    labels = [", ".join(map(shown, place)) for place in first.places]
+    axes.set_xticks(range(len(places)), labels)
+    return
+  if min(places) > 0 and max(places) / min(places) > 4:
+    axes.set_xscale("log")
+  axes.set_xticks(places, [shown(x) for x in places])
+  axes.set_xticks([], minor=True)
