@@ -22,6 +22,7 @@ COMMANDS = {
   "plan": "plan",
   "select": "select",
   "evaluate": "evaluate",
+  "compare": "compare",
   "chat": "chat",
   "pairs": "known_pairs",
   "example": "example",

@@ -145,7 +145,9 @@ def report(
   print(text)
   files.write(workdir / "sweep.md", f"```\n{text}\n```\n")
   files.write(workdir / "sweep.csv", outcomes.as_csv(found))
-  is_drawn = outcomes.draw(settings, axes[0] if axes else None, workdir / "sweep.png")
+  first, label = axes[0] if axes else None, "validation loss of the result (nats)"
+  drawn = outcomes.points(settings), first, workdir / "sweep.png", label, outcomes.before(settings)
+  is_drawn = outcomes.draw(*drawn)
   progress.say(f"written: {workdir}/sweep.md, sweep.csv{' and sweep.png' if is_drawn else ''}")
 
 

@@ -219,13 +219,17 @@ def test_the_figure_has_a_line_for_each_arm_and_combination(tmp_path):
     for rank in (8, 128)
     for lr in (1e-4, 1e-3)
   ]
-  lines = outcomes._lines(found, axis)
+  points = outcomes.points(found)
+  assert (points[0].value, round(points[0].high, 4)) == (1.1, 1.2414)
+  lines = outcomes._lines(points, axis)
   assert list(lines)[:2] == [("base", "lr 1e-4"), ("base", "lr 1e-3")] and len(lines) == 4
   assert all(len(line) == 2 for line in lines.values())
-  assert outcomes.draw(found, axis, tmp_path / "a.png")
+  assert outcomes.draw(points, axis, tmp_path / "a.png", "loss", outcomes.before(found))
   names = grid.Axis(("base",), (("x/A",), ("y/B",)))
-  assert outcomes.draw([setting(base="x/A"), setting(base="y/B")], names, tmp_path / "b.png")
-  assert not outcomes.draw([setting(losses=[])], axis, tmp_path / "c.png")
+  pairs = outcomes.points([setting(base="x/A"), setting(base="y/B")])
+  assert outcomes.draw(pairs, names, tmp_path / "b.png", "loss", None)
+  empty = outcomes.points([setting(losses=[])])
+  assert not outcomes.draw(empty, axis, tmp_path / "c.png", "loss", None)
   assert (tmp_path / "b.png").exists() and not (tmp_path / "c.png").exists()
 
 

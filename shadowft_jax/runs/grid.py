@@ -21,6 +21,8 @@ from shadowft_jax.runs import config_file
 
 ARM, SEED = "learn_on", "seed"
 ARMS = {"base": "Shadow-FT", "instruct": "FT"}
+# Runs that differ in one of these have losses of other data, models or kinds.
+APART = ("pair", "base", "instruct", "objective", "data.", "dpo.")
 LONGEST = 120  # characters in the name of a cell
 
 

@@ -5,19 +5,17 @@ import dataclasses
 import io
 import math
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from shadowft_jax.progress import aligned
 from shadowft_jax.runs import metrics, pictures
-from shadowft_jax.runs.grid import ARM, ARMS, SEED, Axis, Cell, shown
+from shadowft_jax.runs.grid import APART, ARM, ARMS, SEED, Axis, Cell, shown
 from shadowft_jax.runs.run import Run
 
 BEFORE, AFTER = "instruct_valid_loss", "shadow_valid_loss"
-# Runs that differ in one of these have losses of other data, models or kinds.
-APART = ("pair", "base", "instruct", "objective", "data.", "dpo.")
 COLOURS = {"base": pictures.BLUE, "instruct": pictures.ORANGE}
 MARKS, STYLES = "osD^v*", ("-", "--", "-.", ":")
 Fields = dict[str, Any]
@@ -99,6 +97,12 @@ def settings(outcomes: Iterable[Outcome]) -> list[Setting]:
   return [Setting(fields[key], runs[0].arm, tuple(runs)) for key, runs in found.items()]
 
 
+def before(found: Iterable[Setting]) -> float | None:
+  """The validation loss of the Instruct as it is, where all runs have the same."""
+  values = {round(x, 6) for one in found for x in one.losses(BEFORE)}
+  return values.pop() if len(values) == 1 else None
+
+
 def chosen(found: Sequence[Setting]) -> list[Setting]:
   """The setting of the lowest mean validation loss of each arm, where the losses can be compared.
 
@@ -150,33 +154,58 @@ def as_csv(outcomes: Sequence[Outcome]) -> str:
   return file.getvalue()
 
 
-def draw(found: Sequence[Setting], first: Axis | None, path: pathlib.Path) -> bool:
-  """Draws the validation loss of the results against the first axis as PNG.
+@dataclasses.dataclass(frozen=True)
+class Point:
+  """A point of a figure: the fields of a setting, its arm, a value and its range."""
 
-  A line for each arm and each combination of the other axes; with several seeds, means and
-  standard deviations.
+  fields: Fields
+  arm: str
+  value: float
+  low: float
+  high: float
+
+
+def points(found: Iterable[Setting]) -> list[Point]:
+  """The mean validation losses of settings; with several seeds, with their standard deviations."""
+  out = []
+  for one in found:
+    if losses := one.losses():
+      mean = float(np.mean(losses))
+      spread = float(np.std(losses, ddof=1)) if len(losses) > 1 else 0.0
+      out.append(Point(one.fields, one.arm, mean, mean - spread, mean + spread))
+  return out
+
+
+def draw(
+  found: Sequence[Point], first: Axis | None, path: pathlib.Path, label: str, level: float | None
+) -> bool:
+  """Draws values against the first axis of a grid as PNG.
+
+  A line for each arm and each combination of the other axes.
+
+  Args:
+    label: of the values.
+    level: the value of the Instruct as it is, if known.
 
   Returns:
     Whether there was anything to draw.
   """
-  lines = _lines([one for one in found if one.losses()], first)
-  if not lines or first is None:
+  if not found or first is None:
     return False
   plt = pictures.pyplot()
   figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
   places = [place[0] for place in first.places]
   is_number = all(isinstance(x, int | float) and not isinstance(x, bool) for x in places)
+  lines = _lines(found, first)
   others = list(dict.fromkeys(rest for _, rest in lines))
   for (arm, rest), line in lines.items():
     number = others.index(rest)
     x = [one.fields[first.fields[0]] for one in line]
-    at = x if is_number else [places.index(value) for value in x]
-    losses = [one.losses() for one in line]
-    spread = [np.std(ys, ddof=1) if len(ys) > 1 else 0.0 for ys in losses]
+    reach = [[one.value - one.low for one in line], [one.high - one.value for one in line]]
     axes.errorbar(
-      at,
-      [np.mean(ys) for ys in losses],
-      yerr=spread if any(spread) else None,
+      x if is_number else [places.index(value) for value in x],
+      [one.value for one in line],
+      yerr=reach if np.any(reach) else None,
       color=COLOURS[arm],
       marker=MARKS[number % len(MARKS)],
       linestyle=STYLES[number % len(STYLES)],
@@ -184,10 +213,9 @@ def draw(found: Sequence[Setting], first: Axis | None, path: pathlib.Path) -> bo
       label=f"{ARMS[arm]}{rest and f', {rest}'}",
     )
   _scale(axes, first, places, is_number)
-  before = {round(x, 6) for one in found for x in one.losses(BEFORE)}
-  if len(before) == 1:
-    axes.axhline(*before, linestyle=":", color=pictures.GREY, label="Instruct, untuned")
-  axes.set(xlabel=", ".join(first.fields), ylabel="validation loss of the result (nats)")
+  if level is not None:
+    axes.axhline(level, linestyle=":", color=pictures.GREY, label="Instruct, untuned")
+  axes.set(xlabel=", ".join(first.fields), ylabel=label)
   axes.grid(alpha=0.3)
   figure.legend(loc="outside lower center", ncols=2, frameon=False)
   figure.savefig(path, dpi=150)
@@ -196,11 +224,10 @@ def draw(found: Sequence[Setting], first: Axis | None, path: pathlib.Path) -> bo
 
 
 def _lines(found, first):
-  """{(arm, the other fields as text): settings}, from which a line is drawn each."""
-  lines: Mapping[tuple[str, str], list[Setting]] = {}
+  """{(arm, the other fields as text): points}, from which a line is drawn each."""
+  lines: dict[tuple[str, str], list[Point]] = {}
   for one in found:
-    x = first.fields if first else ()
-    rest = ", ".join(f"{k} {shown(v)}" for k, v in one.fields.items() if k not in x)
+    rest = ", ".join(f"{k} {shown(v)}" for k, v in one.fields.items() if k not in first.fields)
     lines.setdefault((one.arm, rest), []).append(one)
   return lines
 
