@@ -15,7 +15,7 @@ import pathlib
 from etils import epy
 
 from shadowft_jax import command, evaluate, files, sweep
-from shadowft_jax.errors import InputError, RunsFailed
+from shadowft_jax.errors import InputError
 from shadowft_jax.progress import say, silenced
 from shadowft_jax.runs import grid
 from shadowft_jax.runs.grid import Axis
@@ -112,11 +112,11 @@ def questions_of(options: Options) -> tuple[list, set[str]]:
   return asked, set().union(*held)
 
 
-def compare(options: Options) -> str:
+def compare(options: Options) -> "tuple[str, list[outcomes.Outcome]]":
   """Trains what is missing, asks every model, and writes the report, a figure and compare.json.
 
   Returns:
-    The report.
+    The report, and what became of each run.
 
   Raises:
     InputError: bad input of any kind, before the first run.
@@ -138,7 +138,7 @@ def compare(options: Options) -> str:
   if {one.arm for one in tuned} != set(grid.ARMS):
     sweep.check_failed(found)
   if text := _finished(workdir, settings, found):
-    return text
+    return text, found
   given = entrants.Entrants(
     asked, development, lambda arms: _answered(options, arms, asked), config.instruct, config.base
   )
@@ -149,8 +149,7 @@ def compare(options: Options) -> str:
   files.write_json(workdir / NAME, {**record, "questions": list(given.questions())})
   _draw(workdir, axes[0], models, tuned)
   files.write(workdir / PAGE, text)
-  sweep.check_failed(found)
-  return text
+  return text, found
 
 
 def _settings(options, asked, development):
@@ -200,15 +199,13 @@ def main(options: Options) -> None:
   """Prints the report of a comparison.
 
   Raises:
-    InputError, RunsFailed: see `compare`.
+    InputError: see `compare`.
+    RunsFailed: runs failed.
   """
-  try:
-    print(compare(options), end="")
-  except RunsFailed:
-    if (path := pathlib.Path(options.workdir, PAGE)).exists():
-      print(path.read_text(), end="")
-    raise
+  text, found = compare(options)
+  print(text, end="")
   say(f"written: {options.workdir}/{PAGE}, {NAME} and compare.png")
+  sweep.check_failed(found)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ FLOORS = {
   "commands": {
     *("command", "__main__", "api"),
     *("train", "graft", "similarity", "select", "plan", "known_pairs", "example", "evaluate"),
-    *("chat", "sweep"),
+    *("chat", "sweep", "compare"),
   },
 }
 HEIGHT = {room: i for i, rooms in enumerate(FLOORS.values()) for room in rooms}
@@ -41,6 +41,7 @@ SIDEWAYS = {
   **{name: {"command"} for name in FLOORS["commands"] - {"command"}},
   "api": {"train"},
   "sweep": {"command", "train"},
+  "compare": {"command", "evaluate", "sweep", "train"},
 }
 # What a room, or a module, must not bring along, however indirectly.
 NEVER = {

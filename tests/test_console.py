@@ -98,7 +98,15 @@ def written(tmp_path_factory):
 
 def test_the_example_has_a_pair_examples_and_preference_pairs(written):
   assert sorted(p.name for p in written.iterdir()) == sorted(
-    ["base", "instruct", "examples.jsonl", "pairs.jsonl", "lora.yaml", "dpo.yaml"]
+    [
+      "base",
+      "instruct",
+      "examples.jsonl",
+      "pairs.jsonl",
+      "questions.jsonl",
+      "lora.yaml",
+      "dpo.yaml",
+    ]
   )
   for side in ("base", "instruct"):
     for path in (example.TINY / side).iterdir():

@@ -90,19 +90,11 @@ class Choice:
 
 
 def held_out(examples: Iterable[Example], share: float, seed: int) -> set[str]:
-  """The ids of a share of the questions, drawn by a seed in each group; rounded down.
-
-  A question's place in the draw depends on the seed and its id alone.
-  """
-  groups: dict[str, list[str]] = {}
-  for one in examples:
-    groups.setdefault(one.group, []).append(one.id)
-  drawn = lambda name: hashlib.sha256(f"{seed} {name}".encode()).hexdigest()
-  return {
-    name
-    for names in groups.values()
-    for name in sorted(names, key=drawn)[: math.floor(share * len(names))]
-  }
+  """The ids of a share of the questions, drawn by a seed, and evenly from the groups."""
+  drawn = lambda one: hashlib.sha256(f"{seed} {one.id}".encode()).hexdigest()
+  ordered = sorted(examples, key=lambda one: (one.group, drawn(one)))
+  is_drawn = lambda i: math.floor((i + 1) * share) > math.floor(i * share)
+  return {one.id for i, one in enumerate(ordered) if is_drawn(i)}
 
 
 def pooled(runs: Sequence[Sequence[Graded]]) -> list[Graded]:

@@ -152,12 +152,12 @@ class Entrants:
     """A further Model, made from the runs of a chosen one."""
     arms = []
     for folder in map(pathlib.Path, model.folders):
-      label = f"{folder.name}-{one.kind}{one.alpha:g}"
+      label = f"{folder.name}-{one.kind}"
       if one.kind == "base-tuned":
         template = str(hub.locate(self.instruct))
         arms.append(Arm(label, "model", self.base, str(folder), 1.0, template))
       else:
-        arms.append(Arm(label, "model", self.instruct, str(folder), one.alpha))
+        arms.append(Arm(f"{label}{one.alpha:g}", "model", self.instruct, str(folder), one.alpha))
     self._ask(arms)
     return self._model(one.name, [arm.label for arm in arms], model.fields, model.folders)
 

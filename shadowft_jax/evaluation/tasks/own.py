@@ -130,7 +130,8 @@ def _grade(how: str, after: str, text: str, golds: list[str]) -> Grade:
     return next((one for one in found if one.correct), found[0])
   words = _words(answer)
   if how == "contains":
-    hit = next((x for x in golds if f" {_words(x)} " in f" {words} "), None)
+    whole = lambda gold: rf"(?<!\w){re.escape(_words(gold))}(?!\w)"
+    hit = next((x for x in golds if re.search(whole(x), words)), None)
     return Grade(hit is not None, hit or words or None)
   return Grade(any(words == _words(gold) for gold in golds), words or None)
 
