@@ -43,7 +43,7 @@ def test_an_unknown_command_names_the_nearest(monkeypatch, capsys, word, near):
   code, out, err = shadowft(monkeypatch, capsys, word, "--help")
   assert (code, out) == (2, "") and err.count("\n") == 1
   assert (
-    f"{word!r} is none of the commands train, graft, " in err and f"did you mean {near}?" in err
+    f"{word!r} is none of the commands train, sweep, " in err and f"did you mean {near}?" in err
   )
   assert "did you mean" not in shadowft(monkeypatch, capsys, "xyzzy")[2]
 
