@@ -11,6 +11,7 @@ every rate is shown.  The same command goes on where it was stopped.
 import dataclasses
 import json
 import pathlib
+import statistics
 
 from etils import epy
 
@@ -187,12 +188,17 @@ def _entry(setting, workdir):
 
 def _draw(workdir, first, models, tuned):
   """Draws the accuracy on the test questions against the first axis."""
-  points = []
+  points, is_seeds = [], len(models[1].folders) > 1
   for model, setting in zip(models[1:], tuned, strict=True):
     low, high = verdict.interval(model)
-    points.append(outcomes.Point(setting.fields, setting.arm, model.accuracy, low, high))
-  label = "right answers to the test questions, with 95 % intervals"
-  outcomes.draw(points, first, workdir / "compare.png", label, models[0].accuracy)
+    if is_seeds:
+      spread = statistics.stdev(model.by_seed)
+      low, high = model.accuracy - spread, model.accuracy + spread
+    values = (100 * x for x in (model.accuracy, low, high))
+    points.append(outcomes.Point(setting.fields, setting.arm, *values))
+  reach = "standard deviations over seeds" if is_seeds else "95 % intervals"
+  label = f"right answers (%), with {reach}"
+  outcomes.draw(points, first, workdir / "compare.png", label, 100 * models[0].accuracy)
 
 
 def main(options: Options) -> None:

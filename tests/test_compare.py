@@ -57,6 +57,8 @@ def test_the_rules_of_choosing_differ():
 def test_seeds_are_samples_of_one_model():
   both = choice.pooled([graded([1, 0]), graded([1, 1])])
   assert [(x.id, x.sample) for x in both] == [("0", 0), ("1", 0), ("0", 1), ("1", 1)]
+  made = choice.Model("FT", {}, ("a", "b"), None, {TASK: both}, {})
+  assert made.by_seed == [0.5, 1.0]
   assert suite.score(TASK, both).accuracy == 0.75 and suite.score(TASK, both).questions == 2
 
 

@@ -46,6 +46,16 @@ class Model:
     """The share of right answers to the test questions, the mean over tasks."""
     return _mean(self.scores)
 
+  @property
+  def by_seed(self) -> list[float]:
+    """The accuracy with each seed; greedy answers have one sample each."""
+    samples = range(len(self.folders) or 1)
+    parts = [
+      {task: [x for x in given if x.sample == n] for task, given in self.test.items()}
+      for n in samples
+    ]
+    return [_mean(_scores(part)) for part in parts]
+
   @functools.cached_property
   def on_development(self) -> float | None:
     """The share of right answers to the development questions; None where there are none."""
