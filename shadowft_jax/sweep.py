@@ -100,6 +100,9 @@ def run(config: Config, cells: Sequence[Cell], workdir: pathlib.Path) -> "list[o
     What became of each.
   """
   found = []
+  ready = sum(outcomes.outcome(x, config.learn_on, workdir).is_done for x in cells)
+  if ready:
+    progress.say(f"{ready} of {progress.count(len(cells), 'run')} finished before")
   for number, cell in enumerate(cells, 1):
     one = outcomes.outcome(cell, config.learn_on, workdir)
     title = f"run {number} of {len(cells)}: {cell.name}"

@@ -244,7 +244,7 @@ def real(pair, tmp_path_factory):
 
   jax.monitoring.register_event_duration_secs_listener(count)
   config = runs.config_of(pair, epochs=1)
-  axes = grid.axes(["config.lr=1e-3,1e-2,2e-2"])
+  axes = grid.axes(["config.lr=1e-3,2e-2"])
   cells = sweep.claim(config, axes, folder / "s")
   found = []
   for cell in cells:
@@ -256,16 +256,16 @@ def real(pair, tmp_path_factory):
 
 def test_the_second_rate_compiles_nothing(real):
   _, counts, found = real
-  assert [one.state for one in found] == ["done"] * 3, found
-  assert counts[0] > 5 and counts[1:] == [0, 0]
+  assert [one.state for one in found] == ["done"] * 2, found
+  assert counts[0] > 5 and counts[1] == 0
 
 
 def test_the_rate_of_a_run_counts(real):
   """Runs that share a program end at different losses, and the metrics have their own rates."""
   folder, _, found = real
   losses = [one.losses["shadow_valid_loss"] for one in found]
-  assert len(set(losses)) == 3
-  for rate in ("1e-3", "0.01", "0.02"):
+  assert len(set(losses)) == 2
+  for rate in ("1e-3", "0.02"):
     lines = [
       json.loads(x) for x in (folder / f"lr{rate}" / "metrics.jsonl").read_text().splitlines()
     ]
