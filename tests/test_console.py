@@ -10,7 +10,7 @@ import sys
 import pytest
 import yaml
 
-from shadowft_jax import __main__, __version__, command, example, known_pairs
+from shadowft_jax import __main__, __version__, command, example, known_pairs, progress
 from shadowft_jax.data import formats, sources
 from shadowft_jax.errors import InputError
 from shadowft_jax.pairs import registry
@@ -60,6 +60,32 @@ def test_a_command_gets_the_words_after_its_name():
   )
   assert (done.returncode, done.stderr) == (0, "")
   assert done.stdout.splitlines()[1].split()[:2] == ["gemma-3-1b", "google/gemma-3-1b-pt"]
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["train", "--help"], ["example"], ["graft", "--x"]])
+def test_a_reader_that_leaves_ends_a_command_quietly(argv, tmp_path):
+  """`shadowft … 2>&1 | head`: no traceback, the code of SIGPIPE, and files are whole."""
+  read, write = os.pipe()
+  os.close(read)
+  argv = [*argv, tmp_path / "e"] if argv == ["example"] else argv
+  program = [sys.executable, "-m", "shadowft_jax", *argv]
+  options = {"cwd": commands.ROOT, "env": {**os.environ, "PYTHONPATH": str(commands.ROOT)}}
+  try:
+    done = subprocess.run(program, **options, stdout=write, stderr=subprocess.PIPE, timeout=120)
+    if argv != ["graft", "--x"]:  # its only line is on stderr
+      assert (done.returncode, done.stderr) == (progress.SIGPIPE_CODE, b"")
+    if argv[0] == "example":
+      assert len(list((tmp_path / "e").iterdir())) == 6
+    else:
+      done = subprocess.run(program, **options, stdout=write, stderr=write, timeout=120)
+      assert done.returncode == progress.SIGPIPE_CODE
+  finally:
+    os.close(write)
+
+
+def test_another_broken_pipe_is_an_error(capfd):
+  with pytest.raises(BrokenPipeError), progress.reader_may_leave(sys.exit):
+    raise BrokenPipeError
 
 
 def test_all_pairs_are_listed_and_can_be_filtered():
