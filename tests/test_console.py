@@ -1,5 +1,6 @@
 """`shadowft COMMAND`: the commands, the list of pairs, the example that can be pasted."""
 
+import io
 import json
 import os
 import re
@@ -174,7 +175,8 @@ def test_the_printed_commands_can_be_pasted(written, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", ["lora.yaml", "dpo.yaml"])
-def test_the_printed_commands_do_what_they_say(tmp_path, config):
+def test_the_printed_commands_do_what_they_say(tmp_path, config, monkeypatch):
+  monkeypatch.setattr(sys, "stdin", io.StringIO(f"{example.QUESTION}\n"))  # for chat
   example.main(example.Options(out=str(tmp_path / "e")))
   for _, line in example.commands(tmp_path / "e"):
     line = line.replace("lora.yaml", config).replace(
@@ -183,6 +185,8 @@ def test_the_printed_commands_do_what_they_say(tmp_path, config):
     _, name, *argv = shlex.split(line)
     result = commands.run(name, *argv)
     assert result.returncode == 0, result.stderr
+    if name == "chat":
+      assert len(result.stdout.split()) > 2  # both have answered
   records = [
     json.loads(line) for line in (tmp_path / "e" / "run" / "metrics.jsonl").read_text().splitlines()
   ]
