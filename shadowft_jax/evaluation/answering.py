@@ -33,11 +33,11 @@ def answer(
   settings = {**model.identity, "sampling": dataclasses.asdict(sampling)}
   numbers = range(sampling.n)
   with Answers(out / f"{task.name}.jsonl", settings) as file:
-    have = lambda one: all((task.name, one.id, n) in file.done for n in numbers)
-    left = [one for one in examples if not have(one)]
+    is_answered = lambda one: all((task.name, one.id, n) in file.done for n in numbers)
+    left = [one for one in examples if not is_answered(one)]
     before = len(examples) - len(left)
-    known = f", {before:,} of them answered before" if before else ""
-    say(f"{out.name}: {task.name}: {count(len(examples), 'question')}{known}")
+    note = f", {before:,} of them answered before" if before else ""
+    say(f"{out.name}: {task.name}: {count(len(examples), 'question')}{note}")
     start, tokens = time.monotonic(), 0
     with tqdm(total=len(left) * sampling.n, desc=task.name, disable=None) as bar:
 
@@ -55,11 +55,11 @@ def answer(
       else:
         _within_context(model, left, sampling, receive)
     seconds = time.monotonic() - start
-    kept = {
+    answers = {
       key: file.done[key] for one in examples for n in numbers for key in [(task.name, one.id, n)]
     }
-  marks = thoughts.marks(model.template) or thoughts.marks_in(x.text for x in kept.values())
-  return Answered(kept, marks, seconds, tokens)
+  marks = thoughts.marks(model.template) or thoughts.marks_in(x.text for x in answers.values())
+  return Answered(answers, marks, seconds, tokens)
 
 
 def _within_context(model, examples, sampling, receive):
@@ -94,5 +94,5 @@ def saved(place: str, task: str, is_only: bool) -> Answered:
   """
   path = pathlib.Path(place)
   path = path / f"{task}.jsonl" if path.is_dir() else path
-  found = {k: x for k, x in read(path, task if is_only else "").items() if k[0] == task}
-  return Answered(found, thoughts.marks_in(x.text for x in found.values()))
+  answers = {k: x for k, x in read(path, task if is_only else "").items() if k[0] == task}
+  return Answered(answers, thoughts.marks_in(x.text for x in answers.values()))

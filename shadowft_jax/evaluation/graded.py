@@ -65,7 +65,7 @@ class Score:
 
 def means(graded: Sequence[Graded]) -> dict[str, float]:
   """The share of right samples by question id."""
-  found: dict[str, list[bool]] = {}
+  grades: dict[str, list[bool]] = {}
   for one in graded:
-    found.setdefault(one.id, []).append(one.is_right)
-  return {name: sum(rights) / len(rights) for name, rights in found.items()}
+    grades.setdefault(one.id, []).append(one.is_right)
+  return {name: sum(rights) / len(rights) for name, rights in grades.items()}

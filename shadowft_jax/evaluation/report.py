@@ -57,8 +57,8 @@ def report(
   for label, x in scores.items():
     for note in suite.notes(x):
       print(f"{label}: {note}")
-  for label, found in results.items():
-    if speed := _speed(found.values()):
+  for label, of_model in results.items():
+    if speed := _speed(of_model.values()):
       print(f"{label}: {speed}")
   if out is None:
     return
