@@ -231,13 +231,13 @@ def test_a_cut_keeps_the_answer_where_it_can():
     (9, 9, 0): (0, 0),
     (710, 290, 100): (72, 28),  # 100 * (290 / 1000) is 28.999... in floats
   }
-  assert {case: paper.kept(*case) for case in golden} == golden
+  assert {case: paper.fitting_sizes(*case) for case in golden} == golden
 
 
 def test_what_is_kept_never_exceeds_the_room():
   random = np.random.default_rng(0)
   for source, target, room in random.integers(1, 60, (3000, 3)).tolist():
-    asked, said = paper.kept(source, target, room)
+    asked, said = paper.fitting_sizes(source, target, room)
     assert 0 <= said <= target and 1 <= asked <= source
     # Nothing is cut that fits, and no room is left where something is cut.
     assert asked + said == min(room, source + target)
@@ -266,7 +266,7 @@ def test_any_length_cuts_the_same_conversation(tokenizer_of, name):
     assert len(example.token) == min(max_length, len(whole.token))
     want, trained, room = [], 0, max_length - eos
     for source, target in zip(parts[::2], parts[1::2], strict=True):
-      asked, said = paper.kept(len(source), len(target), room)
+      asked, said = paper.fitting_sizes(len(source), len(target), room)
       room -= asked + said
       trained += said
       want += [*source[:asked], *target[:said]]

@@ -166,8 +166,8 @@ def _message(text):
   except ValueError:
     return short(text)
   error = data.get("error", data) if isinstance(data, dict) else data
-  said = error.get("message") or error.get("detail") if isinstance(error, dict) else error
-  return short(said if isinstance(said, str) else json.dumps(data))
+  message = error.get("message") or error.get("detail") if isinstance(error, dict) else error
+  return short(message if isinstance(message, str) else json.dumps(data))
 
 
 def short(text: str) -> str:

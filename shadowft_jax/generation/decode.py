@@ -76,7 +76,7 @@ class Batch:
     self.slots, self.clock = bucket(max(lengths)), 0
     self.ring = bucket(min(int(self.most.max()), FIRST_RING), size)
     self.index = np.full(batch_size, -1)  # the prompt that a row answers; -1: none
-    self.found: list[list[int]] = [[] for _ in range(batch_size)]
+    self.answer_tokens: list[list[int]] = [[] for _ in range(batch_size)]
     zeros = lambda *shape: np.zeros((batch_size, *shape), np.int32)
     self.rows = Rows(zeros(), zeros() + 1, zeros(), zeros(), zeros() > 0, zeros(2).view(np.uint32))
     self.cache = steps.empty_cache(model, batch_size, self.slots + self.ring)
@@ -113,7 +113,7 @@ class Batch:
     )
     first_R = np.asarray(first_R)
     for i, (row, _) in enumerate(chosen):
-      self.rows.token[row], self.found[row] = first_R[i], [int(first_R[i])]
+      self.rows.token[row], self.answer_tokens[row] = first_R[i], [int(first_R[i])]
 
   def advance(self) -> None:
     """A chunk of steps for all rows."""
@@ -141,7 +141,7 @@ class Batch:
     out_BC, done = np.asarray(out_BC), int(done)
     self.clock += done
     for row in np.flatnonzero(live):
-      self.found[row] += out_BC[row, :done].tolist()
+      self.answer_tokens[row] += out_BC[row, :done].tolist()
     self.rows.made[live] += done
     self.rows.token[:] = out_BC[:, done - 1]
 
@@ -169,10 +169,10 @@ class Batch:
     """Every row's answer so far; rows that have ended become free."""
     for row in np.flatnonzero(self.index >= 0):
       index = int(self.index[row])
-      found = self.found[row][: self.most[index]]
-      ends = np.flatnonzero(np.isin(found, self.stop))
-      tokens = found[: ends[0]] if len(ends) else found
-      reason = "length" if len(found) >= self.most[index] else None
+      so_far = self.answer_tokens[row][: self.most[index]]
+      ends = np.flatnonzero(np.isin(so_far, self.stop))
+      tokens = so_far[: ends[0]] if len(ends) else so_far
+      reason = "length" if len(so_far) >= self.most[index] else None
       if len(ends) or is_over(index, tokens):
         reason = "stop"
       if reason:
@@ -263,7 +263,7 @@ def generate(
   for prompt in map(tuple, prompts):
     keyed.append(Prompt(prompt, sampling_lib.key(seed, prompt, before[prompt])))
     before[prompt] += 1
-  found: list[list[int]] = [[] for _ in prompts]
+  token_lists: list[list[int]] = [[] for _ in prompts]
   for one in answers(
     model.clone(unrolled=True),
     steps.unrolled(variables),
@@ -272,5 +272,5 @@ def generate(
     sampling=Sampling(max_new, temperature=temperature, seed=seed),
     batch_size=batch_size,
   ):
-    found[one.prompt] = one.tokens
-  return found
+    token_lists[one.prompt] = one.tokens
+  return token_lists

@@ -67,9 +67,9 @@ class Speaker:
           yield piece
     finally:
       if pieces or self.last:
-        self.history += [turn, {"role": "assistant", "content": self._kept("".join(pieces))}]
+        self.history += [turn, {"role": "assistant", "content": self._for_history("".join(pieces))}]
 
-  def _kept(self, text):
+  def _for_history(self, text):
     """An answer as later turns see it: without thoughts, unless it is nothing else."""
     marks = thoughts.marks(self.engine.template) or thoughts.MARKS[0]
     return thoughts.answer(text, marks) or text

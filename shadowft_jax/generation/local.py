@@ -110,14 +110,14 @@ class LocalEngine:
   ) -> list[list[Completion]]:
     """As `complete`, of prompts as tokens."""
     self._check(prompts, sampling)
-    found: list[list[Any]] = [[None] * sampling.n for _ in prompts]
+    completions: list[list[Any]] = [[None] * sampling.n for _ in prompts]
     for one in self._answers(prompts, sampling):
       if one.reason:
         i, sample = divmod(one.prompt, sampling.n)
-        found[i][sample] = answer = self._completion(prompts[i], one, sampling)
+        completions[i][sample] = answer = self._completion(prompts[i], one, sampling)
         if receive:
           receive(i, sample, answer)
-    return found
+    return completions
 
   def stream(
     self, messages: Messages | Sequence[int], sampling: Sampling
@@ -135,13 +135,13 @@ class LocalEngine:
     prompt: Any = messages if is_tokens else self.prompt(messages)  # type: ignore[arg-type]
     sampling = dataclasses.replace(sampling, n=1)
     self._check([prompt], sampling)
-    told = ""
+    sent = ""
     for one in self._answers([prompt], sampling, size=STREAMED):
       answer = self._completion(prompt, one, sampling)
       text = answer.text if one.reason else texts.settled(answer.text, sampling.stop)
-      if text.startswith(told) and text != told:
-        yield text[len(told) :]
-        told = text
+      if text.startswith(sent) and text != sent:
+        yield text[len(sent) :]
+        sent = text
       if one.reason:
         yield answer
 
@@ -189,11 +189,11 @@ class LocalEngine:
     return str(self.tokenizer.decode(tokens, skip_special_tokens=not is_marked))
 
   def _completion(self, prompt, one, sampling):
-    found = texts.ended(one.tokens, sampling.stop, self._decode)
+    end = texts.ended(one.tokens, sampling.stop, self._decode)
     marks = thoughts.marks(self.template)
     is_open = thoughts.is_open(str(self.tokenizer.decode(prompt)), marks)
-    text = marks[0] + found.text if is_open else found.text
-    return Completion(text, "stop" if found.is_stopped else one.reason, found.tokens)
+    text = marks[0] + end.text if is_open else end.text
+    return Completion(text, "stop" if end.is_stopped else one.reason, end.tokens)
 
   def _most(self, prompt, sampling):
     """How many tokens the answer to a prompt may have."""

@@ -142,10 +142,10 @@ class _Fields:
 
 
 def _max_new(get):
-  found = [
+  limits = [
     get.number(x, None, least=1, whole=True) for x in ("max_completion_tokens", "max_tokens")
   ]
-  given = {x for x in found if x is not None}
+  given = {x for x in limits if x is not None}
   if len(given) > 1:
     raise Refusal("max_tokens and max_completion_tokens differ; give one of them", "max_tokens")
   return given.pop() if given else None

@@ -41,7 +41,7 @@ def key(seed: int, prompt: Sequence[int], sample: int) -> np.ndarray:
   return np.frombuffer(digest.digest()[:8], "<u4")
 
 
-def kept(logit_BV: jax.Array, limits: Limits) -> jax.Array:
+def truncated(logit_BV: jax.Array, limits: Limits) -> jax.Array:
   """The logits over the temperature; -inf for tokens that are not drawn from.
 
   Source: the order of transformers 5.23, generation/utils.py: temperature, the k likeliest, of
@@ -79,6 +79,6 @@ def pick(logit_BV: jax.Array, limits: Limits | None, key_B2: Array, index_B: Arr
 
   is_plain = (limits.top_k <= 0) & (limits.top_p >= 1) & (limits.min_p <= 0)
   logit_BV = jax.lax.cond(
-    is_plain, lambda x: x / limits.temperature, lambda x: kept(x, limits), logit_BV
+    is_plain, lambda x: x / limits.temperature, lambda x: truncated(x, limits), logit_BV
   )
   return jax.vmap(draw)(key_B2, index_B, logit_BV).astype(jnp.int32)

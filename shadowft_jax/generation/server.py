@@ -68,7 +68,7 @@ class ServerEngine:
     Raises:
       InputError: the server stopped answering, or answered an error.
     """
-    found: list[list[Any]] = [[None] * sampling.n for _ in conversations]
+    completions: list[list[Any]] = [[None] * sampling.n for _ in conversations]
     failed: BaseException | None = None
     with ThreadPoolExecutor(self.parallel) as pool:
       work: dict[Future, tuple[int, int]] = {
@@ -85,14 +85,14 @@ class ServerEngine:
             _cancel(work)
             continue
           i, sample = work[future]
-          found[i][sample] = one = future.result()
+          completions[i][sample] = one = future.result()
           if receive:
             receive(i, sample, one)
       finally:
         _cancel(work)  # Without effect on what is done; otherwise Ctrl-C would wait for all.
     if failed:
       raise failed
-    return found
+    return completions
 
   def stream(self, messages: Messages, sampling: Sampling) -> Iterator[str | Completion]:
     """Yields the pieces of one answer as they come, then its Completion.

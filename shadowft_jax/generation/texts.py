@@ -21,11 +21,11 @@ def ended(tokens: Sequence[int], stop: Sequence[str], decode: Decode) -> Ended:
   places = [(text.index(one), one) for one in stop if one in text]
   if not places:
     return Ended(text, False, len(tokens))
-  place, found = min(places)
+  place, string = min(places)
   low, high = 0, len(tokens)  # the string is not in the first `low` tokens, and in the first `high`
   while high - low > 1:
     middle = (low + high) // 2
-    low, high = (low, middle) if found in decode(tokens[:middle]) else (middle, high)
+    low, high = (low, middle) if string in decode(tokens[:middle]) else (middle, high)
   return Ended(text[:place], True, high)
 
 
