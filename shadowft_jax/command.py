@@ -190,8 +190,8 @@ def _spelt(options, argv) -> Iterator[str]:
 
 def _open_fields(flag, argv):
   """The names of template arguments that a command line sets."""
-  found = (re.match(rf"--?{flag}\.({re.escape(presets.OPEN)}\.\w+)(=|$)", word) for word in argv)
-  return list(dict.fromkeys(match[1] for match in found if match))
+  matches = (re.match(rf"--?{flag}\.({re.escape(presets.OPEN)}\.\w+)(=|$)", word) for word in argv)
+  return list(dict.fromkeys(match[1] for match in matches if match))
 
 
 def _define(types) -> flags.FlagValues:

@@ -372,7 +372,9 @@ def test_the_reference_is_computed_once_and_again_when_its_inputs_change(
   def kept(data, folders):
     before = len(calls)
     with jax.set_mesh(mesh):
-      got = reference.kept(None, base, data, folders, loss=method, mesh=mesh, workdir=tmp_path)
+      got = reference.loaded_or_computed(
+        None, base, data, folders, loss=method, mesh=mesh, workdir=tmp_path
+      )
     return [e.reference for e in got.train], len(calls) > before
 
   like = tmp_path / "model"

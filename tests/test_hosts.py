@@ -63,11 +63,11 @@ EXPLICIT = {"JAX_COORDINATOR_ADDRESS": "h:1", "JAX_NUM_PROCESSES": "2", "JAX_PRO
   ids=["plain", "one task", "no step", "one process", "one TPU host", "a pod"],
 )
 def test_one_process_starts_nothing(env):
-  assert hosts._found(env) is None
+  assert hosts._arguments(env) is None
 
 
 def test_explicit_variables_come_before_a_scheduler():
-  assert hosts._found({**SLURM, **EXPLICIT}) == {
+  assert hosts._arguments({**SLURM, **EXPLICIT}) == {
     "coordinator_address": "h:1",
     "num_processes": 2,
     "process_id": 1,
@@ -85,15 +85,15 @@ def test_explicit_variables_come_before_a_scheduler():
   ],
 )
 def test_a_slurm_task_gets_the_devices_of_its_node_or_its_own(more, devices):
-  assert hosts._found({**SLURM, **more}) == {
+  assert hosts._arguments({**SLURM, **more}) == {
     "cluster_detection_method": "slurm",
     "local_device_ids": devices,
   }
 
 
 def test_a_tpu_of_several_hosts_is_left_to_jax():
-  assert hosts._found({"TPU_WORKER_HOSTNAMES": "a,b"}) == {}
-  assert hosts._found({"SHADOWFT_CLUSTER": "gcetpu"}) == {"cluster_detection_method": "gcetpu"}
+  assert hosts._arguments({"TPU_WORKER_HOSTNAMES": "a,b"}) == {}
+  assert hosts._arguments({"SHADOWFT_CLUSTER": "gcetpu"}) == {"cluster_detection_method": "gcetpu"}
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_a_tpu_of_several_hosts_is_left_to_jax():
 )
 def test_variables_that_make_no_sense_are_named(env):
   with pytest.raises(InputError, match="JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_"):
-    hosts._found(env)
+    hosts._arguments(env)
 
 
 def read(folder, n):

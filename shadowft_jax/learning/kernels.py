@@ -176,9 +176,9 @@ def disagreement(name: str, cfg: DecoderConfig, dtype: DTypeLike) -> dict[str, f
   ours, reference = (_outputs(n, rows, options) for n in (name, "xla"))
   for kind in range(len(windows)):
     with jax.default_matmul_precision("highest"):
-      want = reference(jnp.int32(kind), *(x.astype(jnp.float32) for x in arrays))
-    got = ours(jnp.int32(kind), *(x.astype(dtype) for x in arrays))
-    for what, x, y in zip(("output", "dq", "dk", "dv"), got, want, strict=True):
+      expected = reference(jnp.int32(kind), *(x.astype(jnp.float32) for x in arrays))
+    outputs = ours(jnp.int32(kind), *(x.astype(dtype) for x in arrays))
+    for what, x, y in zip(("output", "dq", "dk", "dv"), outputs, expected, strict=True):
       x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
       worst[what] = np.fmax(worst.get(what, 0.0), np.linalg.norm(x - y) / np.linalg.norm(y))
       if np.isnan(x).any():

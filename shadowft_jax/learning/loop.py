@@ -112,7 +112,9 @@ def learn(
   is_precomputed = presets.is_paired(config) and config.dpo.reference == "precomputed"
   if is_precomputed:
     folders = filter(None, [trained.directory, config.delta.init])
-    data = reference.kept(start, base, data, folders, loss=loss, mesh=mesh, workdir=run.directory)
+    data = reference.loaded_or_computed(
+      start, base, data, folders, loss=loss, mesh=mesh, workdir=run.directory
+    )
   say(*_size(base, state.delta, data, config))
   start = start if presets.is_paired(config) and not is_precomputed else None
   trainer = _Trainer(loss, base, data, start, tx, schedule, config, mesh)

@@ -60,12 +60,12 @@ def of_run(
     parents: {"base", "instruct"}.
     inputs: {"train": files or hub ids}.
   """
-  c, kept = config.delta, flat(config.to_dict())
+  c, fields = config.delta, flat(config.to_dict())
   how = f"LoRA of rank {c.rank}" if c.kind == "lora" else "full tuning"
   how += " on preference pairs (DPO)" if is_paired(config) else ""
   is_graft = config.learn_on == "base"
   settings = {
-    n if is_graft else n.removeprefix("graft."): kept[n] for n in SETTINGS if _matters(n, config)
+    n if is_graft else n.removeprefix("graft."): fields[n] for n in SETTINGS if _matters(n, config)
   }
   base = parents["base"] if is_graft else None
   return Origin(parents["instruct"], base, is_graft, how, _data(inputs["train"]), settings)
@@ -218,13 +218,13 @@ def _results(origin, losses):
 
 def _licence(origin):
   """Whose licences hold, in a line."""
-  told = []
+  names = []
   for p in filter(None, (origin.instruct, origin.base)):
     known = p.card.get("license_name") or p.card.get("license")
-    told.append(f"`{p.name}`" + (f" ({known})" if isinstance(known, str) else ""))
-  return (
-    f"The licence{'s' * (len(told) > 1)} of {' and '.join(told)} appl{'y' if told[1:] else 'ies'}."
-  )
+    names.append(f"`{p.name}`" + (f" ({known})" if isinstance(known, str) else ""))
+  if len(names) > 1:
+    return f"The licences of {' and '.join(names)} apply."
+  return f"The licence of {names[0]} applies."
 
 
 def guide(origin: Origin, losses: Mapping[str, float], kind: str) -> str:

@@ -180,7 +180,7 @@ def plot_survival(
   """
   plt = _pyplot()
   modules, layers = list(dict.fromkeys(m for m, _ in cells)), sorted({n for _, n in cells})
-  panels = [p for p in PANELS if any(p[0] in found for found in cells.values())]
+  panels = [p for p in PANELS if any(p[0] in values for values in cells.values())]
   # In inches; layout="constrained" would take as long to find the margins as all the rest does.
   width, panel, between = max(8.5, min(14, 3 + 0.2 * len(layers))), 0.4 + 0.22 * len(modules), 0.5
   heading = ["What the graft added, by layer and module type"]

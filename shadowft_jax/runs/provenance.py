@@ -49,7 +49,7 @@ def provenance(
       an id of the Hub, has the digest None.
     seed: of the run; None where there is none.
   """
-  found: dict[str, dict[str, pathlib.Path]] = {}
+  by_role: dict[str, dict[str, pathlib.Path]] = {}
   for role, group in inputs.items():
     paths = [
       p
@@ -57,15 +57,15 @@ def provenance(
       for p in (sorted(path.iterdir()) if path.is_dir() else [path])
       if not p.is_dir()
     ]
-    found[role] = {str(p): p for p in paths}
-  known = {p for group in found.values() for p in group.values() if p.is_file()}
+    by_role[role] = {str(p): p for p in paths}
+  known = {p for group in by_role.values() for p in group.values() if p.is_file()}
   # The longest first, so that no core is left with it at the end.
   paths = sorted(known, key=lambda p: (-p.stat().st_size, p))
   with concurrent.futures.ThreadPoolExecutor(machine.cores()) as pool:
     digests = dict(zip(paths, pool.map(sha256, paths), strict=True))
   return {
     "sha256": {
-      role: {name: digests.get(p) for name, p in group.items()} for role, group in found.items()
+      role: {name: digests.get(p) for name, p in group.items()} for role, group in by_role.items()
     },
     "versions": {package: _version(package) for package in PACKAGES},
     "seed": seed,
