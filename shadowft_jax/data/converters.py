@@ -31,18 +31,16 @@ def format_of(fields: Mapping[str, Any], where: str) -> str:
   Raises:
     InputError: the row has no known format, or several.
   """
-  matches = [name for name, form in FORMATS.items() if form.detect(fields)]
-  if len(matches) == 1:
-    return matches[0]
-  if not matches and ("chosen" in fields) != ("rejected" in fields):
+  kinds = [name for name, form in FORMATS.items() if form.detect(fields)]
+  if len(kinds) == 1:
+    return kinds[0]
+  if not kinds and ("chosen" in fields) != ("rejected" in fields):
     has, lacks = sorted(("chosen", "rejected"), key=lambda key: key not in fields)
     raise InputError(f"{where} has {has} but no {lacks}; a preference pair needs both")
   keys = " ".join(
     f"--config.data.columns.{name}={_guessed(fields, names)}" for name, names in USUAL.items()
   )
-  what = (
-    f"matches several formats, {' and '.join(matches)}" if matches else "matches no known format"
-  )
+  what = f"matches several formats, {' and '.join(kinds)}" if kinds else "matches no known format"
   raise InputError(
     f"{where} {what}; its keys:{listing(fields)}\n"
     f"expected exactly one of the formats:{listing(FORMATS)}\nor set the columns: {keys}"
@@ -94,10 +92,7 @@ def _one_of(row, names, where):
 def _alpaca_prompt(row, where):
   """instruction, input?, history?: [[question, answer], ...] -> messages."""
   more = _one_of(row, ("input", "context"), where) if row.keys() & {"input", "context"} else None
-  question_parts = [
-    turns.text(row, "instruction", where),
-    turns.text(row, more, where) if more else "",
-  ]
+  parts = [turns.text(row, "instruction", where), turns.text(row, more, where) if more else ""]
   messages = []
   history = row.get("history") or []
   if not isinstance(history, list):
@@ -110,7 +105,7 @@ def _alpaca_prompt(row, where):
         f"{where}: history contains {reprlib.repr(pair)}; expected [question, answer]"
       )
     messages += [_user(pair[0]), _assistant(pair[1])]
-  return [*messages, _user("\n".join(filter(None, question_parts)))]
+  return [*messages, _user("\n".join(filter(None, parts)))]
 
 
 def _alpaca(row, where):

@@ -53,5 +53,6 @@ def check_finite(metrics: dict[str, float], number: int, saved: checkpoints.Chec
       else "there is no earlier checkpoint"
     )
     raise FloatingPointError(
-      f"not finite at step {number}: {bad}; {checkpoint}; try a lower config.lr or config.dtype=float32"
+      f"not finite at step {number}: {bad}; {checkpoint}; try a lower config.lr or "
+      "config.dtype=float32"
     )
