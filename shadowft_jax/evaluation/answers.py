@@ -1,4 +1,4 @@
-"""Answers on disk: one JSON object a line, appended as they come, resumed after a kill."""
+"""Answers on disk: one JSON object per line, appended as they come; a killed run resumes."""
 
 import fcntl
 import json
@@ -18,7 +18,7 @@ FORM = (
 
 
 class Answers:
-  """The file of a run's answers, open for more of them.
+  """The file of a run's answers, open for appending.
 
   Attributes:
     done: what the file has, by (task, id, sample).
@@ -89,7 +89,7 @@ class Answers:
 
 
 def read(path: pathlib.Path, task: str = "") -> dict[Key, Completion]:
-  """Saved answers by (task, id, sample), of this program or another.
+  """Reads answers saved by this program or another, by (task, id, sample).
 
   Args:
     path: JSON objects, one a line; `finish_reason`, `tokens` and `sample` may be missing, and a

@@ -41,7 +41,7 @@ def parse(
   delta: str = "",
   alphas: Sequence[str] = (),
 ) -> list[Arm]:
-  """The arms that flags give, the first of them the one that the others are compared with.
+  """The arms that the flags describe; the others are compared with the first.
 
   Args:
     models: [LABEL=]MODEL[+DELTA[@ALPHA,...]].
@@ -99,7 +99,7 @@ def _number(text):
 
 
 def _named(labelled):
-  """The arms with their labels: those given, else as much of their places as tells them apart."""
+  """The arms with their labels: given ones, otherwise the end of a path that tells them apart."""
   places = [_parts(arm) for _, arm in labelled]
   labels = []
   for (label, _), parts in zip(labelled, places, strict=True):
@@ -117,7 +117,7 @@ def _named(labelled):
 
 
 def _parts(arm):
-  """The parts of an arm's place, of which the last tells most."""
+  """The parts of an arm's path."""
   parts = [p for p in re.split(r"[/\\]", arm.source) if p not in ("", ".", "..")]
   if arm.kind == "outputs" and parts:
     parts[-1] = parts[-1].removesuffix(".jsonl")

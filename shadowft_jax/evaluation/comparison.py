@@ -1,4 +1,4 @@
-"""Two models on the same questions: the difference, how sure it is, and which questions changed."""
+"""Compares two models on the same questions: difference, its interval, and changed questions."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -23,8 +23,8 @@ class Change:
   Attributes:
     difference: of accuracy, second minus first; its p-value is McNemar's exact one where each
       question has one answer and the score is over all, else the bootstrap's.
-    lost: ids of questions that the first answers right and the second wrong.
-    won: ids of those the other way round.
+    lost: ids of questions that the first model answers right and the second wrong.
+    won: ids of questions that the first model answers wrong and the second right.
     strata: the paired differences, for a suite.
   """
 

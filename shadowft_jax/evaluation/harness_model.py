@@ -1,4 +1,4 @@
-"""A model in memory as EleutherAI's lm-evaluation-harness asks it: TemplateLM without torch."""
+"""Adapts a model in memory to EleutherAI's lm-evaluation-harness: a TemplateLM without torch."""
 
 import collections
 import json

@@ -1,4 +1,4 @@
-"""How sure a score and a difference of scores are."""
+"""Confidence intervals and tests for scores and differences of scores."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

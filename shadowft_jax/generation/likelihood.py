@@ -1,4 +1,4 @@
-"""Log-probabilities of given answers; logits exist for a few of their tokens at a time."""
+"""Log-probabilities of given answers; logits exist for only a few tokens at a time."""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ Pair = tuple[Sequence[int], Sequence[int]]  # a prompt and an answer, as tokens
 
 
 class Likelihood(NamedTuple):
-  """How likely a model finds an answer, in natural logarithms."""
+  """The log-probability that a model gives to an answer, in nats."""
 
   total: float
   tokens: list[float]

@@ -1,4 +1,4 @@
-"""A Hugging Face folder in memory, with or without a delta, that answers in its chat template."""
+"""LocalEngine: a model loaded from a folder, with or without a delta, that answers prompts."""
 
 import dataclasses
 import hashlib
@@ -71,7 +71,7 @@ class LocalEngine:
     return str(self.tokenizer.chat_template)
 
   def with_alpha(self, alpha: float) -> "LocalEngine":
-    """The engine of the same Instruct and delta at another alpha; nothing is read again.
+    """An engine for the same Instruct and delta at another alpha; reads no file.
 
     Raises:
       InputError: the engine was loaded without a delta.
@@ -108,7 +108,7 @@ class LocalEngine:
   def complete_tokens(
     self, prompts: Sequence[Sequence[int]], sampling: Sampling, receive: Receive | None = None
   ) -> list[list[Completion]]:
-    """As `complete`, of prompts as tokens."""
+    """As `complete`, for prompts given as tokens."""
     self._check(prompts, sampling)
     completions: list[list[Any]] = [[None] * sampling.n for _ in prompts]
     for one in self._answers(prompts, sampling):
@@ -122,7 +122,7 @@ class LocalEngine:
   def stream(
     self, messages: Messages | Sequence[int], sampling: Sampling
   ) -> Iterator[str | Completion]:
-    """Yields the pieces of one answer's text as they are settled, and its Completion last.
+    """Yields the pieces of one answer's text as they become final, then its Completion.
 
     Args:
       messages: a conversation, or a prompt as tokens.
@@ -276,7 +276,7 @@ def _limit(directory):
 
 
 def identity(directory: pathlib.Path) -> dict[str, Any]:
-  """What tells a folder's model from others; reads all of its weights."""
+  """The identity of a folder's model, with a digest of all its weights."""
   kinds = (".safetensors", ".jinja")
   names = {p for p in directory.iterdir() if p.suffix in kinds}
   names |= {p for p in directory.glob("*.json") if p.stem.endswith(("config", "tokenizer"))}

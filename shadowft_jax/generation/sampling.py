@@ -1,4 +1,4 @@
-"""The next token: the likeliest, or one drawn from those that the settings leave."""
+"""Picks the next token: the likeliest, or a sample under temperature, top-k, top-p and min-p."""
 
 import hashlib
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ class Limits(NamedTuple):
 
 
 def limits(sampling: Sampling) -> Limits | None:
-  """The limits of samples; None where the likeliest token is taken."""
+  """The limits for sampling; None for greedy decoding."""
   if sampling.temperature == 0.0:
     return None
   return Limits(
@@ -42,7 +42,7 @@ def key(seed: int, prompt: Sequence[int], sample: int) -> np.ndarray:
 
 
 def truncated(logit_BV: jax.Array, limits: Limits) -> jax.Array:
-  """The logits over the temperature; -inf for tokens that are not drawn from.
+  """The logits divided by the temperature; -inf for tokens that the limits rule out.
 
   Source: the order of transformers 5.23, generation/utils.py: temperature, the k likeliest, of
   these the least number whose probabilities sum to top_p, of these all but the least likely.

@@ -1,4 +1,4 @@
-"""A model in memory as a server of OpenAI's chat API."""
+"""Serves a model in memory through OpenAI's chat API."""
 
 import asyncio
 import contextlib
@@ -33,10 +33,10 @@ def serve(engine: LocalEngine, name: str, host: str, port: int, defaults: Sampli
     name: its name for clients.
     host: address to listen on.
     port: to listen on; 0 takes a free one, which is printed.
-    defaults: what holds where a request says nothing.
+    defaults: values of options that a request leaves out.
 
   Raises:
-    InputError: the address cannot be had.
+    InputError: the address is in use or not available.
   """
   family = socket.AF_INET6 if ":" in host else socket.AF_INET
   try:

@@ -1,4 +1,4 @@
-"""The text of an answer's tokens: where a stop string ends it, and how much of it is settled."""
+"""The text of an answer's tokens: where a stop string ends it, and which part of it is final."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -30,9 +30,9 @@ def ended(tokens: Sequence[int], stop: Sequence[str], decode: Decode) -> Ended:
 
 
 def settled(text: str, stop: Sequence[str]) -> str:
-  """The part of a text that no further token changes.
+  """The part of a text that further tokens cannot change.
 
-  Left out are a character whose last bytes are missing and what may be the beginning of a stop
+  It ends before a character whose last bytes are missing, and before a possible start of a stop
   string.
   """
   text = text.rstrip(PARTIAL)

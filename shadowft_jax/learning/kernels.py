@@ -1,8 +1,8 @@
-"""Which attention backend a run uses: by name or "auto", and none that disagrees here.
+"""Chooses the attention backend of a run: a named one, or with "auto" the first that is correct.
 
-A backend is used after its output and gradients agreed with the reference on a small case with
-the model's own heads, windows and softcap, on the very device.  A file keeps the agreements, by
-device, versions and code.  For a device that is absent, `expected` reads VERIFIED instead.
+A backend is used only if its output and gradients agree with the reference on this device, in a
+small test case with the model's own heads, windows and softcap.  Results are cached in a file, by
+device, versions and code.  For a device that is absent, `expected` looks in VERIFIED instead.
 """
 
 import dataclasses

@@ -65,11 +65,11 @@ def loaded_or_computed(
   mesh: Mesh,
   workdir: str | os.PathLike,
 ) -> Dataset:
-  """As `measured`, but loaded from the run's folder if they were computed before.
+  """`data` with its reference log-probabilities, loaded from the run's folder or computed.
 
   Args:
-    folders: those of the model and of the delta.  They are computed again where a file there, or
-      any token of the data, has changed.
+    folders: the folders of the model and of the initial delta.  The log-probabilities are computed
+      again if a file there, or any token of the data, has changed.
   """
   path, key = pathlib.Path(workdir, NAME), _key(folders, data, str(loss.model.dtype))
   stored = _load(path, key)

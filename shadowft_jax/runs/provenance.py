@@ -25,9 +25,9 @@ PACKAGES = (
 
 
 def sha256(path: str | os.PathLike) -> str:
-  """The hex digest of a file; a file that has not changed is read once a process.
+  """The hex digest of a file; an unchanged file is read only once per process.
 
-  A run hashes the same weights for the graft's provenance and for its own.
+  A run needs the digests of the same weights for the graft's provenance and for its own.
   """
   stat = os.stat(path)
   return _sha256(os.path.realpath(path), stat.st_size, stat.st_mtime_ns)
@@ -73,7 +73,7 @@ def provenance(
 
 
 def replace(path: pathlib.Path, text: str) -> None:
-  """Writes a file of a folder; the digest that the folder's provenance.json has of it follows."""
+  """Writes a file of a folder, and updates its digest in the folder's provenance.json."""
   files.write(path, text)
   place = path.with_name("provenance.json")
   record = files.read_json(place)
