@@ -5,8 +5,8 @@
   shadowft evaluate --task gsm8k --data DIR --server http://localhost:8000/v1 --name a --out scores
   shadowft evaluate --task gsm8k --data DIR --outputs scores/a --outputs scores/b
 
-Every model answers the same prompts in its own chat template.  Answers are written as they come,
-and the same command resumes after a kill.  The others are compared with the first model.
+Every model answers the same prompts, in its own chat template, and the other models are compared
+with the first.  Answers are written as they come; the same command resumes a run that was stopped.
 """
 
 import dataclasses
@@ -70,26 +70,26 @@ class Options(command.Options):
   )
   protocol: str = command.option(
     "greedy",
-    help="greedy: the likeliest token every time, thinking as the template has it by default; "
-    "paper: the authors' protocol, greedy with thinking off; sample: see --temperature.",
+    help="greedy: greedy decoding, with the template's default for thinking; paper: the authors' "
+    "protocol, greedy decoding without thinking; sample: see --temperature.",
     choices=("greedy", "paper", "sample"),
   )
-  samples: int = command.option(1, help="Answers to each question; their mean counts.", least=1)
+  samples: int = command.option(1, help="Answers per question, whose scores are averaged.", least=1)
   temperature: float = command.option(
     0.6, help="Sampling temperature, for --protocol=sample.", above=0
   )
   top_p: float = command.option(
-    0.95, help="Nucleus of the samples, for --protocol=sample.", above=0, most=1
+    0.95, help="Nucleus sampling, for --protocol=sample.", above=0, most=1
   )
   top_k: int = command.option(
-    20, help="Likeliest tokens to draw from, for --protocol=sample; 0: all.", least=0
+    20, help="For --protocol=sample: sample from the K most likely tokens; 0: all.", least=0
   )
   seed: int = command.option(0, help="Seed of the samples, for --protocol=sample.", least=0)
   template_arg: tuple[str, ...] = command.option(
     (), help="Argument of the chat template, such as enable_thinking=false."
   )
   max_new_tokens: int | None = command.option(
-    None, help="Tokens of an answer at most; default: each task's own limit.", least=1
+    None, help="Maximum tokens per answer. Default: each task's own limit.", least=1
   )
   batch_size: int = command.option(16, help="Answers generated at a time.", least=1)
   mesh: str = command.option(

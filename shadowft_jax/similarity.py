@@ -1,4 +1,4 @@
-"""How far an Instruct model is from its Base: the pair check, then the paper's gap ratio.
+"""Checks a pair of Base and Instruct, and measures how far apart they are (the paper's gap ratio).
 
   shadowft similarity --base DIR --instruct DIR [--out DIR]
   shadowft similarity --pair qwen3-8b --check-only

@@ -5,6 +5,7 @@ import functools
 import importlib.util
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -229,7 +230,8 @@ def test_public_functions_have_types(module):
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)
 def test_every_config_imports_and_says_how_to_run_it(path):
   text = path.read_text()
-  assert "python -m shadowft_jax.train" in ast.get_docstring(ast.parse(text))
+  command = rf"shadowft[ _](jax\.)?train --config (configs/)?{path.stem}"
+  assert re.search(command, ast.get_docstring(ast.parse(text)))
   outside = {n.split(".")[0] for n in imported(path)}
   assert outside <= {"shadowft_jax", "ml_collections", "pathlib"}
   spec = importlib.util.spec_from_file_location(path.stem, path)
