@@ -63,7 +63,7 @@ def test_a_graft_in_memory_is_the_one_on_disk(page):
 
 
 @pytest.mark.slow
-def test_a_model_is_donated_where_that_is_asked_for(page):
+def test_a_model_is_donated_on_request(page):
   names, _ = page
   copied = jax.tree.map(jnp.copy, names["instruct"].params)
   model = api.Model(names["instruct"].decoder, copied, names["instruct"].directory)

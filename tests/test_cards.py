@@ -120,7 +120,7 @@ def test_a_card_of_folders_that_nobody_knows(tmp_path):
   assert "| delta.match | q_proj\\|v_proj |" in text
 
 
-def test_what_a_delta_was_trained_on(tmp_path):
+def test_the_model_that_a_delta_was_trained_on(tmp_path):
   made = origin(tmp_path)
   adapter_config = json.dumps({"base_model_name_or_path": "meta-llama/Llama-3.2-1B-Instruct"})
   for form in ("adapter", "delta"):

@@ -187,7 +187,9 @@ CONVERSATIONS = [
 
 @pytest.mark.parametrize("name", TEMPLATES)
 @pytest.mark.parametrize("conversation", CONVERSATIONS, ids=range(len(CONVERSATIONS)))
-def test_exactly_the_answers_and_what_ends_them_are_trained(any_tokenizer, name, conversation):
+def test_the_loss_covers_exactly_the_answers_and_their_end_tokens(
+  any_tokenizer, name, conversation
+):
   template, end, last_end, before = TEMPLATES[name]
   any_tokenizer.chat_template = template
   example = encode(conversation, any_tokenizer, 1000)
@@ -281,7 +283,7 @@ def test_turns_in_an_unusual_order(tokenizer):
   assert trained(left_open, tokenizer) == ["four<|im_end|>\n"]
 
 
-def test_what_is_beyond_max_length_is_cut_and_counted(tokenizer):
+def test_tokens_beyond_max_length_are_truncated_and_counted(tokenizer):
   conversation = talk("What is it?", "It is four.")
   whole = encode(conversation, tokenizer, 1000)
   for length in range(1, len(whole.token) + 3):
@@ -476,7 +478,7 @@ CALLS = {
 
 @pytest.mark.parametrize("said", ["", "the lazy dog"])
 @pytest.mark.parametrize("name", CALLS)
-def test_calls_are_trained_and_what_the_tool_says_is_not(tokenizer, name, said):
+def test_the_loss_covers_tool_calls_but_not_tool_results(tokenizer, name, said):
   tokenizer.chat_template = CALLS[name]
   call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
   conversation = [
@@ -567,7 +569,7 @@ LENGTH = "{{ messages | map(attribute='content') | join | length }}"
     (CHATML, talk("a"), r"no assistant turn"),
   ],
 )
-def test_what_cannot_be_rendered_is_refused(tokenizer, template, conversation, match):
+def test_rows_that_cannot_be_rendered_are_refused(tokenizer, template, conversation, match):
   tokenizer.chat_template = template
   with pytest.raises(InputError, match=match):
     encode(conversation, tokenizer, 100)

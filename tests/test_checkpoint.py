@@ -306,14 +306,14 @@ def test_two_kinds_of_weights_are_refused(copy, made):
 
 
 @pytest.mark.parametrize("keep, missing", [(-100, "100"), (4, "4"), (0, "8")])
-def test_a_truncated_file_tells_what_is_missing(copy, keep, missing):
+def test_a_truncated_file_reports_the_missing_bytes(copy, keep, missing):
   path = copy()
   os.truncate(path / MODEL, keep % (path / MODEL).stat().st_size)
   with pytest.raises(InputError, match=f"is truncated: {missing} bytes are missing"):
     weights.load_model(path)
 
 
-def test_a_truncated_header_tells_what_is_missing(copy):
+def test_a_truncated_header_reports_the_missing_bytes(copy):
   path = copy()
   os.truncate(path / MODEL, 200)
   with pytest.raises(InputError, match="is truncated: [0-9,]+ bytes are missing"):
@@ -328,7 +328,7 @@ def test_bytes_after_the_end_are_refused(copy):
     weights.load_model(path)
 
 
-def test_a_pointer_of_git_lfs_is_told(copy):
+def test_a_git_lfs_pointer_is_reported(copy):
   path = copy()
   (path / MODEL).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
   with pytest.raises(InputError, match="is a Git LFS pointer.*git lfs pull"):
@@ -561,7 +561,7 @@ def copied(source, out, card=None):
   return hub.copy_with_card(source, out, {p.name for p in open_model(source).shards}, card)
 
 
-def test_side_files_are_copied_and_twins_of_the_weights_are_left_out(littered, tmp_path):
+def test_side_files_are_copied_without_other_copies_of_the_weights(littered, tmp_path):
   left_out = copied(littered, tmp_path / "out", card="mine\n")
   [shard] = (path.name for path in (littered / "sub").glob("*.safetensors"))
   assert left_out == sorted(
@@ -838,7 +838,7 @@ def test_a_dense_delta_lacks_no_layer(made, tmp_path):
     deltas.load(tmp_path / "delta")
 
 
-def test_deltas_do_not_replace_a_folder_unasked(adapter, tmp_path):
+def test_deltas_do_not_replace_a_folder_without_the_flag(adapter, tmp_path):
   _, directory, lora_tree = adapter
   before = contents(directory)
   with pytest.raises(InputError, match="exists; name another folder"):

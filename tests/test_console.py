@@ -175,7 +175,7 @@ def test_the_printed_commands_can_be_pasted(written, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", ["lora.yaml", "dpo.yaml"])
-def test_the_printed_commands_do_what_they_say(tmp_path, config, monkeypatch):
+def test_the_printed_commands_run(tmp_path, config, monkeypatch):
   monkeypatch.setattr(sys, "stdin", io.StringIO(f"{example.QUESTION}\n"))  # for chat
   example.main(example.Options(out=str(tmp_path / "e")))
   for _, line in example.commands(tmp_path / "e"):

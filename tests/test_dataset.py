@@ -123,7 +123,7 @@ def test_rows_with_images_are_refused_or_trained_as_text(config, tmp_path):
   assert answers(dataset.read(config, config.instruct).train, config.instruct) == ["two", "one"]
 
 
-def test_what_is_cut_and_dropped_is_said(config, tmp_path, capsys):
+def test_truncated_and_dropped_examples_are_reported(config, tmp_path, capsys):
   write(tmp_path / "a.jsonl", ["x" * 10, "x" * 200, "y"])
   dataset.read(config, config.instruct)
   assert "alpaca" in capsys.readouterr().err
@@ -138,7 +138,7 @@ def test_what_is_cut_and_dropped_is_said(config, tmp_path, capsys):
     dataset.read(config, config.instruct)
 
 
-def test_answers_that_end_in_no_stop_are_said_with_what_helps(config, tmp_path, capsys):
+def test_answers_without_a_stop_token_are_reported_with_a_remedy(config, tmp_path, capsys):
   pico.save_tokenizer(tmp_path)
   dataset.read(config, tmp_path)
   assert "warning" not in capsys.readouterr().err
@@ -156,7 +156,7 @@ def test_answers_that_end_in_no_stop_are_said_with_what_helps(config, tmp_path, 
   assert "warning" not in capsys.readouterr().err
 
 
-def test_control_tokens_in_answers_and_dates_in_the_template_are_said(config, tmp_path, capsys):
+def test_control_tokens_in_answers_and_dates_in_templates_are_reported(config, tmp_path, capsys):
   write(tmp_path / "a.jsonl", ["it ends with <|im_end|>", "so", "<|im_start|>"])
   dataset.read(config, config.instruct)
   assert (
@@ -189,7 +189,7 @@ def test_rows_are_a_multiple_of_the_devices_that_share_them(config):
     assert {b["token"].shape[1] for b, _ in data.once(data.train)} == widths
 
 
-def test_the_digest_is_of_tokens_their_order_and_what_counts(config, tmp_path):
+def test_the_digest_depends_on_tokens_their_order_and_the_loss_mask(config, tmp_path):
   digest = lambda: dataset.read(config, config.instruct).digest
   first = digest()
   assert digest() == first

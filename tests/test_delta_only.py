@@ -509,7 +509,9 @@ def fails(match, out, *args, **options):
   return str(error.value)
 
 
-def test_what_no_adapter_can_hold_is_listed_with_the_flag_that_leaves_it_out(float32, tmp_path):
+def test_tensors_that_no_adapter_can_hold_are_listed_with_the_flag_to_exclude_them(
+  float32, tmp_path
+):
   base, tuned, instruct = sides(float32)
   trained, form = [sources.difference(base, tuned)], ADAPTER._replace(rank=2)
   for scope, lost in (
@@ -557,7 +559,7 @@ def test_a_dense_delta_needs_a_rank_for_an_adapter(bf16, tmp_path):
 @pytest.mark.parametrize(
   "form", [DELTA, ADAPTER, ADAPTER._replace(rank=2)], ids=["delta", "joined", "cut"]
 )
-def test_a_number_that_is_none_is_named(bf16, tmp_path, form):
+def test_an_invalid_number_is_named(bf16, tmp_path, form):
   folder = random_adapter(tmp_path / "low", bf16 / "instruct", "q_proj", lora_alpha=1)
   path = folder / "adapter_model.safetensors"
   tensors = safetensors.torch.load_file(path)
@@ -587,7 +589,7 @@ def test_an_input_is_not_overwritten(bf16):
 
 
 @pytest.mark.parametrize("form", [DELTA, ADAPTER._replace(rank=2)], ids=["delta", "adapter"])
-def test_a_byte_that_reads_back_wrong(bf16, tmp_path, monkeypatch, form):
+def test_a_byte_that_is_read_back_wrong_is_an_error(bf16, tmp_path, monkeypatch, form):
   trained = [sources.difference(bf16 / "base", bf16 / "tuned")]
   real = safetensors_file.write_at
 
@@ -601,7 +603,7 @@ def test_a_byte_that_reads_back_wrong(bf16, tmp_path, monkeypatch, form):
   write(tmp_path / "unseen", bf16 / "instruct", trained, form, verify=False)
 
 
-def test_a_plan_knows_what_it_will_write(bf16, tmp_path):
+def test_a_plan_knows_the_size_of_its_output(bf16, tmp_path):
   instruct = open_model(bf16 / "instruct")
   trained = [sources.difference(bf16 / "base", bf16 / "tuned")]
   plan = matching.plan(instruct, trained, scope=selection.Scope())

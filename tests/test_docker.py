@@ -35,7 +35,7 @@ def setup_arguments(monkeypatch):
   return told
 
 
-def test_the_dockerfile_copies_and_installs_what_there_is(monkeypatch):
+def test_the_dockerfile_copies_and_installs_existing_files(monkeypatch):
   kinds = [kind for kind, _ in steps()]
   assert kinds[0] == "FROM" and set(kinds) == {
     "FROM",
@@ -135,7 +135,7 @@ def test_a_wheel_has_every_config(installed, name):
 
 
 @pytest.mark.slow
-def test_what_is_installed_reads_its_examples(installed):
+def test_the_installed_commands_preview_examples(installed):
   done = run(installed, "shadowft", "train", "--config", "quickstart", "--preview=1")
   assert done.returncode == 0 and "Merge the lists" in done.stdout, done.stderr
   assert run(installed, "shadowft", "example", "demo").returncode == 0

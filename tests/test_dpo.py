@@ -209,7 +209,7 @@ def test_each_loss_is_its_equation(options, want):
 @pytest.mark.parametrize(
   "length_normalised, rewards", [(False, (0.6, -0.4, 1.0)), (True, (0.3, -0.4, 0.7))]
 )
-def test_the_metrics_are_what_they_say(length_normalised, rewards):
+def test_the_metrics_agree_with_their_definitions(length_normalised, rewards):
   want = {
     **dict(zip(("reward_chosen", "reward_rejected", "margin"), rewards, strict=True)),
     "accuracy": 1.0,
@@ -310,7 +310,7 @@ def run(folder, tmp_path_factory):
   return workdir, train.train(config_of(folder), workdir)
 
 
-def test_a_run_learns_to_prefer_and_grafts_it(run):
+def test_a_dpo_run_learns_the_preferences_and_grafts_them(run):
   workdir, records = run
   first, *_, last = steps_of(records)
   np.testing.assert_allclose(first["loss"], math.log(2), rtol=1e-4)
@@ -599,12 +599,12 @@ def test_twenty_steps_agree_with_trl(folder, tmp_path, how):
     ({"dpo.reference": "later"}, "dpo.reference is one of precomputed, on_the_fly"),
   ],
 )
-def test_a_config_that_cannot_be_is_refused(folder, fields, said):
+def test_an_invalid_config_is_refused(folder, fields, said):
   with pytest.raises(InputError, match=said):
     config_file.check(config_of(folder, **fields))
 
 
-def test_the_command_says_in_one_line_what_is_wrong(tmp_path):
+def test_the_command_reports_errors_in_one_line(tmp_path):
   ok = {"prompt": "q", "chosen": "a", "rejected": "b"}
   cases = {
     "half": ({"prompt": "q", "chosen": "a"}, "dpo", "row 1 has chosen but no rejected"),

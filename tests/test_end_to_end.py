@@ -69,7 +69,7 @@ def lora_run(pair, tmp_path_factory):
   return workdir, records
 
 
-def test_a_run_learns_and_leaves_a_whole_folder(pair, lora_run):
+def test_a_run_lowers_the_loss_and_writes_a_whole_folder(pair, lora_run):
   workdir, records = lora_run
   losses = [r["loss"] for r in records if "loss" in r]
   assert len(losses) == 10
@@ -243,7 +243,7 @@ def stop_after(monkeypatch, step):
 @pytest.mark.parametrize(
   "stops", [*(pytest.param(s, marks=pytest.mark.slow) for s in ((5,), (3,))), (4, 9)]
 )
-def test_a_run_taken_up_again_gives_the_same_delta_bit_for_bit(
+def test_a_resumed_run_gives_the_same_delta_bit_for_bit(
   pair, lora_run, tmp_path, monkeypatch, stops
 ):
   for stop in stops:
@@ -321,7 +321,7 @@ def test_a_finished_run_is_left_alone(pair, lora_run):
 
 
 @pytest.mark.slow
-def test_a_killed_process_is_taken_up(pair, lora_run, tmp_path):
+def test_a_killed_run_resumes(pair, lora_run, tmp_path):
   """kill -9 in the middle of a real command, then the same command again."""
   config = pathlib.Path(tmp_path / "config.py")
   config.write_text(
@@ -361,7 +361,7 @@ def test_a_killed_process_is_taken_up(pair, lora_run, tmp_path):
     ([], None, set()),
   ],
 )
-def test_the_newest_checkpoint_and_that_of_the_lowest_loss_are_kept(tmp_path, losses, best, kept):
+def test_the_newest_checkpoint_and_the_one_of_lowest_loss_stay(tmp_path, losses, best, kept):
   state = {"x": jnp.zeros(2)}
   with checkpoints.open_checkpoints(tmp_path / "checkpoints") as saved:
     for number, loss in enumerate(losses, 1):

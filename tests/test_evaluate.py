@@ -160,7 +160,7 @@ def test_answers_are_cut_where_the_context_ends(data, tmp_path, capsys):
   assert scores(tmp_path)["models"]["instruct"]["tasks"]["gsm8k"]["cut"] == 1
 
 
-def test_a_server_answers_and_what_it_said_before_an_error_is_kept(data, tmp_path, monkeypatch):
+def test_answers_of_a_server_before_an_error_are_saved(data, tmp_path, monkeypatch):
   monkeypatch.setattr(client, "FIRST_WAIT", 0.001)
   out, rights = tmp_path / "out", iter(GOLDS)
   options = {"task": ("gsm8k_0shot",), "data": str(data), "out": str(out)}
@@ -215,7 +215,7 @@ def test_a_server_is_suggested_where_answering_takes_long(data, tmp_path, monkey
   assert "evaluate with --server http://localhost:8000/v1 --name instruct" in said
 
 
-def test_a_runs_folder_stands_for_its_grafted_model(tmp_path):
+def test_a_runs_folder_is_accepted_as_its_grafted_model(tmp_path):
   (tmp_path / "run").mkdir()
   (tmp_path / "run" / "shadow").symlink_to(TINY)
   assert hub.locate_model(str(tmp_path / "run")) == tmp_path / "run" / "shadow"
@@ -254,13 +254,13 @@ def test_generated_answers_are_not_graded_if_not_wanted(data, tmp_path, capsys, 
     (["--task=gsm8k", "--outputs=b", "--cut=no"], "--cut is one of wrong, grade"),
   ],
 )
-def test_bad_input_is_told_in_one_line(argv, message):
+def test_bad_input_is_a_one_line_error(argv, message):
   code, out, err = commands.run("evaluate", *argv)
   assert (code, out) == (2, "")
   assert message in err and err.startswith("error: ") and err.count("\n") == 1
 
 
-def test_missing_answers_are_told(data, tmp_path):
+def test_missing_answers_are_reported(data, tmp_path):
   options = {"task": ("gsm8k",), "data": str(data)}
   with pytest.raises(InputError, match=r"gsm8k\.jsonl cannot be read"):
     main(Options(**options, outputs=(str(tmp_path),)))

@@ -45,7 +45,7 @@ def test_a_cut_answer_is_counted_and_not_graded():
     scored("0", "2", "4", "6", "8", "10", cut="no")
 
 
-def test_many_cut_answers_are_told():
+def test_many_cut_answers_are_reported():
   assert suite.warning(scored("0", "2", "4", "6", "8", "10")) == ""
   text = suite.warning(scored("0", "2", "4", "6", "9", "10…"))
   assert text.startswith("cut answers, which count as wrong: 1 of 6 (17%); 66.7% of all are right")
@@ -119,7 +119,7 @@ def test_the_bootstrap_draws_questions_within_tasks_and_groups():
   assert (same.mean, same.low, same.high, same.p) == (0, 0, 0, 1)
 
 
-def test_a_comparison_counts_what_changed_both_ways():
+def test_a_comparison_counts_changes_in_both_directions():
   first = suite.grade(TASK, QUESTIONS, given("0", "2", "4", "7", "7", "7"))
   second = suite.grade(TASK, QUESTIONS, given("0", "2", "5", "6", "8", "10"))
   found = comparison.compare(TASK, first, second)

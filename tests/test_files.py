@@ -147,7 +147,7 @@ def test_a_file_system_without_locks_will_do(tmp_path, monkeypatch, code):
     ("[" * 100_000, "a.json is not valid JSON"),
   ],
 )
-def test_what_is_no_json_object_is_refused(tmp_path, text, told):
+def test_json_that_is_not_an_object_is_refused(tmp_path, text, told):
   (tmp_path / "a.json").write_text(text)
   with pytest.raises(InputError, match=told):
     files.read_json(tmp_path / "a.json")
@@ -192,7 +192,7 @@ def test_a_folder_appears_when_it_is_complete(tmp_path, key, overwrite):
 
 @pytest.mark.parametrize("key", [None, "key"])
 @pytest.mark.parametrize("error", [OSError("no"), KeyboardInterrupt()])
-def test_only_an_interrupted_folder_with_a_key_is_kept(tmp_path, capsys, key, error):
+def test_only_an_interrupted_folder_with_a_key_is_left_for_resuming(tmp_path, capsys, key, error):
   with pytest.raises(type(error)):
     with files.folder(tmp_path / "out", key=key) as making:
       making.add([1, 2], [])
@@ -210,7 +210,7 @@ KILLED = """with files.folder(sys.argv[1], overwrite=True, key=sys.argv[2] or No
   os.kill(os.getpid(), signal.SIGKILL)"""
 
 
-def test_what_a_killed_process_left_without_a_key_is_removed_silently(tmp_path, capsys):
+def test_leftovers_of_a_killed_process_without_a_key_are_removed_silently(tmp_path, capsys):
   killed(KILLED, tmp_path / "out", "")
   assert names(tmp_path) == ["out.part"]
   with files.folder(tmp_path / "out") as making:
@@ -219,7 +219,7 @@ def test_what_a_killed_process_left_without_a_key_is_removed_silently(tmp_path, 
   assert not capsys.readouterr().err
 
 
-def test_what_a_killed_process_left_with_a_key_is_resumed(tmp_path, capsys):
+def test_leftovers_of_a_killed_process_with_a_key_are_resumed(tmp_path, capsys):
   for _ in range(2):
     killed(KILLED, tmp_path / "out", "key")
   with files.folder(tmp_path / "out", key="key") as making:
@@ -385,7 +385,7 @@ def test_an_interrupted_graft_goes_on(many, tmp_path, monkeypatch, capsys, verif
   assert f"from an earlier run of the same command; steps done: {done}" in capsys.readouterr().err
 
 
-def test_what_was_left_by_other_settings_or_inputs_is_told_and_not_used(
+def test_leftovers_of_other_settings_or_inputs_are_reported_and_not_used(
   many, tmp_path, monkeypatch, capsys
 ):
   folder = shutil.copytree(many, tmp_path / "models")
@@ -419,7 +419,7 @@ def test_a_line_that_was_torn_is_done_again(many, tmp_path, monkeypatch):
   assert contents(tmp_path / "out")[WEIGHTS] == contents(many / "whole")[WEIGHTS]
 
 
-def test_what_the_disk_lost_after_a_kill_is_found(many, tmp_path, monkeypatch):
+def test_data_that_the_disk_lost_after_a_kill_is_detected(many, tmp_path, monkeypatch):
   assert leave(tmp_path / "out", many, monkeypatch, verify=True)
   with open(files.part(tmp_path / "out") / WEIGHTS, "r+b") as file:
     file.seek(-COUNT * 2048, os.SEEK_END)

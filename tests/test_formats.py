@@ -423,7 +423,7 @@ QUESTION = {"Question": "q", "Response": "a", "Complex_CoT": "c", "answer": "x"}
     ),
   ],
 )
-def test_columns_say_what_the_rows_call_a_key(row, columns, name, expected):
+def test_columns_name_the_keys_of_the_rows(row, columns, name, expected):
   description, rows, _ = convert(row, columns=columns)
   assert (description, rows[0].messages) == (name, expected)
 
@@ -638,7 +638,7 @@ GOOD = {
 
 
 @pytest.mark.parametrize("row, match", BAD_ROWS)
-def test_what_is_wrong_with_a_row_is_said_or_the_row_is_left_out(row, match):
+def test_a_bad_row_is_reported_or_left_out(row, match):
   with pytest.raises(InputError, match=match) as caught:
     convert(row)
   assert str(caught.value).startswith("rows.json row 1")

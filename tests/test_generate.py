@@ -91,7 +91,7 @@ def test_a_stream_is_the_answer_in_pieces(engine):
       assert len(pieces) > 1 or stop or asked != ASKED[1]
 
 
-def test_what_a_later_token_may_change_is_held_back():
+def test_text_that_a_later_token_may_change_is_held_back():
   assert texts.settled("caf\ufffd", ()) == "caf"
   assert texts.settled("one\nQ", ("\nQuestion:",)) == "one"
   assert texts.settled("one\nQ: ", ("\nQuestion:",)) == "one\nQ: "
@@ -169,7 +169,7 @@ def test_a_mesh_gives_the_tokens_of_one_device():
     assert answers(shared, mesh, sampling) == answers(alone, None, sampling)
 
 
-def test_what_is_too_long_is_refused_before_anything_is_answered(engine):
+def test_too_long_prompts_are_refused_before_any_answer(engine):
   engine.limit = 60
   try:
     longest = max(len(engine.prompt(asked)) for asked in ASKED)

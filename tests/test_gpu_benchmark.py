@@ -51,7 +51,7 @@ def test_every_section_runs(tmp_path):
   assert len({len(x["losses"]) for x in lines[1:]}) == 1
 
 
-def test_a_backend_that_disagrees_or_fails_is_told_of():
+def test_a_backend_that_disagrees_or_fails_is_reported():
   sys.path.insert(0, str(ROOT / "benchmarks"))
   import gpu
 

@@ -106,7 +106,7 @@ def test_a_delta_is_zero_where_it_adds_nothing(kind):
     guards.check_changed(start, None, presets.sft(), 3, best=1)
 
 
-def test_room_is_asked_for_before_anything_is_trained(pair, tmp_path, monkeypatch):
+def test_disk_space_is_checked_before_training(pair, tmp_path, monkeypatch):
   config = runs.config_of(pair, **{"delta.kind": "full", "delta.match": "all"})
   monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9e9, 0, 1e5))
   monkeypatch.setattr(weights, "load_model", lambda *args, **more: pytest.fail("weights are read"))

@@ -150,7 +150,7 @@ def test_repeats_are_samples_of_one_prompt():
   assert engine.asked[0] == ("a", wanted) and engine.asked[1][1].n == 1
 
 
-def test_sampling_that_is_not_asked_for_is_greedy():
+def test_the_default_is_greedy_decoding():
   engine = Oracle()
   HarnessModel(engine).generate_until([request("a", do_sample=False, temperature=0.7, num_beams=1)])
   assert engine.asked == [("a", Sampling(256))]
@@ -194,7 +194,7 @@ def test_thoughts_are_no_part_of_an_answer(folder, capsys):
   assert "4 of 4 answers were cut" in capsys.readouterr().err
 
 
-def test_bad_input_is_told(folder, monkeypatch):
+def test_bad_input_is_reported(folder, monkeypatch):
   manager = types.SimpleNamespace(all_tasks=["gsm8k", "arc_easy"])
   with pytest.raises(InputError, match="no task named 'gsm9k'; did you mean gsm8k"):
     harness._loaded(manager, ["arc_easy", "gsm9k"])

@@ -166,7 +166,7 @@ def test_one_that_dies_ends_others_that_are_not_waiting_for_it(tmp_path, dies):
 
 
 @pytest.mark.slow
-def test_processes_that_fail_alike_say_so_and_no_more(tmp_path):
+def test_processes_with_the_same_error_print_only_that_error(tmp_path):
   codes = several.wait(several.start(FAIL, 2, tmp_path, FAILS="leaves", DIES="all"), 60)
   assert codes == [2, 2]
   assert "Check failure" not in read(tmp_path, 0) + read(tmp_path, 1)

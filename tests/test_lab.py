@@ -248,7 +248,7 @@ def a_result(**numbers):
     (dict(new=0.11), "base, plain, merge is 0.110, at most 0.1 wanted"),
   ],
 )
-def test_a_pair_that_misses_a_requirement_is_told(numbers, said):
+def test_a_pair_that_misses_a_requirement_is_reported(numbers, said):
   assert measure.missed(a_result()) == []
   assert said in "; ".join(measure.missed(a_result(**numbers)))
 
@@ -265,7 +265,7 @@ def read(name):
 
 
 @pytest.mark.parametrize("name", ["new_skill", "broad", "broad_worked"])
-def test_shipped_tuning_sets_are_what_the_generator_makes(name, tmp_path):
+def test_the_shipped_tuning_sets_are_those_of_the_generator(name, tmp_path):
   pair.write_data(tmp_path)
   for file in (f"{name}.jsonl", f"{name}_valid.jsonl", "questions.jsonl", "development.jsonl"):
     assert (tmp_path / file).read_text() == (TINY / file).read_text()

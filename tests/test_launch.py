@@ -148,7 +148,7 @@ def test_tpu_vm_starts_the_command_on_every_worker(fakes, tmp_path, args):
   assert len(told(tmp_path)) == 2
 
 
-def test_tpu_vm_gives_back_the_exit_code_and_names_what_is_not_set(fakes, tmp_path):
+def test_tpu_vm_returns_the_exit_code_and_names_missing_variables(fakes, tmp_path):
   fakes("gcloud", "#!/bin/bash\nexit 3")
   env = {**os.environ, "TPU": "t", "ZONE": "z"}
   assert subprocess.run(["bash", LAUNCH / "tpu_vm.sh"], env=env).returncode == 3

@@ -204,7 +204,7 @@ def test_labels_and_weights_stand_where_their_tokens_do():
       np.testing.assert_array_equal(batch[key], value)
 
 
-def test_a_reference_stands_where_the_first_token_of_its_answer_is_predicted():
+def test_a_reference_is_stored_at_the_position_that_predicts_its_first_token():
   alone = Example(np.arange(1, 5, dtype=np.int32), np.array([0, 1, 1, 1], np.int32))
   pair = Example(
     np.arange(1, 9, dtype=np.int32), np.array([0, 0, 1, 1, 0, 1, 1, 1], np.int32), second=4
@@ -225,7 +225,7 @@ def test_a_reference_stands_where_the_first_token_of_its_answer_is_predicted():
 
 
 @pytest.mark.parametrize("rows", [1, 3, 100])
-def test_microbatches_cover_a_step_whatever_their_size(rows):
+def test_microbatches_of_any_size_cover_a_step(rows):
   examples, (step, *_) = make_examples(), make_plan()
   batches = list(packing.microbatches(step, examples, row_length=64, rows=rows))
   assert len(batches) == math.ceil(len(step.rows) / rows)
@@ -341,7 +341,7 @@ def test_weights_make_the_mean_one_over_the_means_of_ranks(count, ranks, at_a_ti
   np.testing.assert_allclose(got, want, rtol=1e-12)
 
 
-def test_a_rank_that_learns_nothing_has_no_part_in_the_mean():
+def test_a_rank_without_trained_tokens_is_not_in_the_mean():
   examples = make_examples([4, 4])
   nothing, all_ = np.array([1, 0, 0, 0]), np.ones(4, int)
   examples = [
@@ -403,7 +403,7 @@ def test_split_depends_on_its_seed_alone():
     ),
   ],
 )
-def test_what_does_not_fit_is_refused(call, match):
+def test_a_delta_that_does_not_fit_is_refused(call, match):
   with pytest.raises(InputError, match=match):
     call()
 

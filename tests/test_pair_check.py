@@ -138,7 +138,7 @@ def test_one_model_is_not_trained_as_its_own_base(pair, made):
   assert not [w for w in open_pair(config).warnings if "same" in w]
 
 
-def test_all_sizes_that_differ_are_told_at_once(pair):
+def test_all_differing_sizes_are_reported_at_once(pair):
   base, instruct = pair()
   before = check.check(base, instruct)
   edit_config(
@@ -354,7 +354,7 @@ def test_vision_that_differs_is_a_warning(pair):
     ),
   ],
 )
-def test_fields_that_change_what_is_computed(pair, side, fields, want):
+def test_fields_that_change_the_computation(pair, side, fields, want):
   base, instruct = pair()
   before = check.check(base, instruct)
   edit_config({"base": base, "instruct": instruct}[side], **fields)
@@ -562,7 +562,7 @@ def test_a_base_that_stops_at_the_end_of_a_turn_looks_swapped(pair, file, field,
 
 
 @pytest.mark.parametrize("place", ["tokenizer_config.json", "chat_template.json"])
-def test_a_template_is_found_wherever_it_is_kept(pair, place):
+def test_a_template_is_found_in_every_file_that_may_hold_it(pair, place):
   base, instruct = pair()
   before = check.check(base, instruct)
   template = (instruct / "chat_template.jinja").read_text()
@@ -580,7 +580,7 @@ def test_a_template_is_found_wherever_it_is_kept(pair, place):
 @pytest.mark.parametrize(
   "table, kind", [("model.embed_tokens.weight", "embedding"), ("lm_head.weight", "head")]
 )
-def test_rows_that_were_never_trained_are_warned_of(pair, table, kind):
+def test_untrained_embedding_rows_give_a_warning(pair, table, kind):
   base, instruct = pair()
   before = check.check(base, instruct)
 
@@ -656,7 +656,7 @@ def test_of_long_tables_only_some_rows_are_read(pair, monkeypatch):
 # The report, and checkpoints that no model is built from.
 
 
-def test_the_report_counts_and_orders_by_gravity(pair):
+def test_the_report_counts_findings_and_lists_errors_first(pair):
   base, instruct = pair()
   edit_config(base, rms_norm_eps=1e-5, head_dim=8)
   lines = findings.report(check.check(base, instruct)).split("\n")
@@ -724,7 +724,7 @@ KNOWN = {
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_released_pairs_differ_in_what_is_known(name, tmp_path, monkeypatch):
+def test_released_pairs_differ_in_their_known_findings(name, tmp_path, monkeypatch):
   tensors = {}
   for i, side in enumerate(("base", "instruct")):
     folder = tmp_path / side

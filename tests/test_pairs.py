@@ -177,7 +177,7 @@ def test_a_folder_is_itself_and_an_id_its_snapshot(cache, tmp_path):
   assert hub.locate(tmp_path) == tmp_path
 
 
-def test_what_is_not_on_disk_says_how_to_download_it(cache, tmp_path):
+def test_a_model_that_is_not_on_disk_comes_with_a_download_command(cache, tmp_path):
   with pytest.raises(InputError, match=r"run `hf download Qwen/Qwen3-8B` .*hf auth login"):
     hub.locate("Qwen/Qwen3-8B")
   (tmp_path / "runs" / "base").mkdir(parents=True)
@@ -200,7 +200,7 @@ def test_an_id_with_pickles_only_is_refused_with_both_commands(cache):
     hub.locate("baichuan-inc/Baichuan2-7B-Base")
 
 
-def test_a_download_leaves_out_twins_of_the_weights(tmp_path, monkeypatch):
+def test_a_download_leaves_out_other_copies_of_the_weights(tmp_path, monkeypatch):
   files = [
     "config.json",
     "model-00001-of-00002.safetensors",
@@ -400,7 +400,7 @@ def test_names_that_would_come_twice_stay(tmp_path):
   assert safetensors.torch.load_file(tmp_path / "model.safetensors").keys() == state.keys()
 
 
-def test_a_config_is_filled_from_its_pair_and_keeps_what_is_set():
+def test_a_pair_fills_only_the_empty_fields_of_a_config():
   config = presets.sft()
   registry.resolve(config)
   assert (config.base, config.instruct, config.data.template) == ("", "", "")

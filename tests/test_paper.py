@@ -135,7 +135,7 @@ def test_text_and_borders_are_the_papers(tokenizer_of, name, turns, system):
 
 @pytest.mark.parametrize("turns", TALKS, ids=["one", "three"])
 @pytest.mark.parametrize("system", [None, "Be {brief}."])
-def test_falcon_learns_its_end_token_in_place_of_the_next_question(tokenizer_of, turns, system):
+def test_falcon_is_trained_on_its_end_token_instead_of_the_next_turn(tokenizer_of, turns, system):
   tokenizer = tokenizer_of("falcon")
   example = encode(turns, "falcon", tokenizer, system=system)
   eos, first = tokenizer.eos_token_id, tokenizer("User", add_special_tokens=False).input_ids[0]
@@ -234,7 +234,7 @@ def test_a_cut_keeps_the_answer_where_it_can():
   assert {case: paper.fitting_sizes(*case) for case in golden} == golden
 
 
-def test_what_is_kept_never_exceeds_the_room():
+def test_truncated_turns_fit_the_room():
   random = np.random.default_rng(0)
   for source, target, room in random.integers(1, 60, (3000, 3)).tolist():
     asked, said = paper.fitting_sizes(source, target, room)
@@ -350,7 +350,7 @@ TURN = row_of(TALKS[0]).messages
     ),
   ],
 )
-def test_what_it_does_not_frame_is_refused_by_row(tokenizer_of, row, what):
+def test_unsupported_rows_are_refused_by_row(tokenizer_of, row, what):
   [entry] = paper.encode_rows([row], tokenizer_of("qwen"), formats.Settings(99, "paper", "qwen"))
   assert isinstance(entry, InputError)
   message = str(entry)

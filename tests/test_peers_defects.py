@@ -113,7 +113,7 @@ def test_without_a_delta_no_bit_changes_however_far_the_instruct_is(tmp_path):
   assert torch.equal(got[UP], instruct)
 
 
-def test_the_result_has_the_instructs_dtype_whatever_that_of_the_tuned_model(bf16, tmp_path):
+def test_the_result_has_the_dtype_of_the_instruct_not_of_the_tuned_model(bf16, tmp_path):
   base, tuned, instruct = copied(bf16, tmp_path, "tuned")
   tensors = {n: t.float() + 1e-4 for n, t in load(tuned).items()}
   safetensors.torch.save_file(tensors, tuned / WEIGHTS, {"format": "pt"})
@@ -175,7 +175,7 @@ OTHERS = ["self_attn.q_norm.weight", "input_layernorm.weight", "mlp.gate.weight"
 
 
 @pytest.mark.parametrize("kind", SCOPES)
-def test_a_familys_projections_are_grafted_and_what_is_not_is_told(tmp_path, kind):
+def test_a_familys_projections_are_grafted_and_other_tensors_are_reported(tmp_path, kind):
   inside = [f"model.layers.0.{n}" for n in SCOPES[kind]]
   beyond = [f"model.layers.0.{n}" for n in OTHERS]
   beyond += ["model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"]
@@ -235,7 +235,7 @@ def test_an_adapter_is_grafted_whole_or_the_error_says_how(tmp_path):
   assert changed(tmp_path / "some", instruct) == set(INSIDE)
 
 
-def test_a_matrix_of_layers_that_may_be_a_projection_is_not_left_out_in_silence(tmp_path):
+def test_a_matrix_that_may_be_a_projection_is_not_silently_left_out(tmp_path):
   odd = [f"model.layers.{i}.mlp.w_new.weight" for i in range(2)]
   folders = randoms(tmp_path, [*INSIDE, *odd, "lm_head.weight"])
   with pytest.raises(InputError, match="in part: 2 of its tensors .*--scope=all") as error:
@@ -274,7 +274,7 @@ def test_patterns_find_their_names_and_no_other():
   assert hf_names.patterns(among, among) == [rf"^a\.\d+\.b\.\d+\.{x}$" for x in "kv"]
 
 
-def test_another_family_is_told_in_a_few_lines_without_advice(bf16, tmp_path):
+def test_another_family_is_reported_in_a_few_lines_without_advice(bf16, tmp_path):
   names = [f"model.layers.{i}.attention.{x}.weight" for i in range(30) for x in ("wqkv", "wo")]
   _, _, instruct = randoms(tmp_path, names, "internlm2")
   with pytest.raises(InputError, match="90 of 90 tensors in the scope .* belong together") as error:
@@ -433,7 +433,7 @@ SIDE_FILES = (
 )
 
 
-def test_the_command_keeps_every_side_file_and_says_what_it_leaves_out(bf16, tmp_path):
+def test_the_command_copies_every_side_file_and_reports_what_it_leaves_out(bf16, tmp_path):
   base, tuned, instruct = copied(bf16, tmp_path, "instruct")
   config = json.loads((instruct / "config.json").read_text())
   # As older versions spell it, with what no version knows.
@@ -475,7 +475,7 @@ def test_a_table_longer_than_the_vocabulary_keeps_its_rows(bf16, tmp_path, scope
   assert (config["vocab_size"], len(tokenizer)) == (264, 259)
 
 
-def test_an_adapter_trained_again_in_its_place_is_read_again(bf16, tmp_path):
+def test_an_adapter_that_is_overwritten_is_read_again(bf16, tmp_path):
   results = []
   for size in (1.0, 2.0):
     tensors = {n: size * t for n, t in factors().items()}
@@ -626,7 +626,7 @@ def test_a_pair_and_a_chat_vector_are_not_warned_of(tmp_path):
 # What the flags may name.
 
 
-def test_a_run_stands_for_its_delta_and_a_typo_is_corrected(bf16, tmp_path):
+def test_a_runs_folder_is_accepted_as_its_delta_and_a_typo_is_corrected(bf16, tmp_path):
   adapter(tmp_path / "mine", factors()).rename(tmp_path / "delta")
   (tmp_path / "mine").mkdir()
   (tmp_path / "delta").rename(tmp_path / "mine" / "delta")
@@ -732,7 +732,7 @@ def assert_told(told, message, out):
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_broken_folder_is_told_in_one_line(bf16, tmp_path, case):
+def test_a_broken_folder_is_a_one_line_error(bf16, tmp_path, case):
   spoil, message = BAD[case]
   base, tuned, instruct = copied(bf16, tmp_path, "tuned")
   spoil(tuned)
@@ -741,7 +741,7 @@ def test_a_broken_folder_is_told_in_one_line(bf16, tmp_path, case):
   )
 
 
-def test_an_adapter_for_another_model_is_told_in_one_line(bf16, tmp_path):
+def test_an_adapter_for_another_model_is_a_one_line_error(bf16, tmp_path):
   folder = adapter(tmp_path / "adapter", factors(d_in=48))
   told = command(
     f"--adapter={folder}", f"--instruct={bf16 / 'instruct'}", f"--out={tmp_path / 'out'}"
@@ -750,13 +750,13 @@ def test_an_adapter_for_another_model_is_told_in_one_line(bf16, tmp_path):
   assert "q_proj.weight: adapter (32, 48), Instruct (32, 32)" in told.stderr
 
 
-def test_a_disk_that_is_too_small_is_told_before_anything_is_written(bf16, tmp_path, monkeypatch):
+def test_a_disk_that_is_too_small_is_reported_before_writing(bf16, tmp_path, monkeypatch):
   monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 1000))
   told = command(*flags_of(*sides(bf16), tmp_path / "out"))
   assert_told(told, "MB, but its disk has 1.0 kB free", tmp_path / "out")
 
 
-def test_a_folder_that_exists_is_told_in_one_line_and_stays(bf16, tmp_path):
+def test_an_existing_folder_is_a_one_line_error_and_stays(bf16, tmp_path):
   (tmp_path / "out").mkdir()
   (tmp_path / "out" / "mine").write_text("x")
   told = command(*flags_of(*sides(bf16), tmp_path / "out"))

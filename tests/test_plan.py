@@ -152,7 +152,7 @@ def test_one_device_sends_nothing_and_more_share_the_products():
     ),
   ],
 )
-def test_a_plan_that_does_not_fit_says_by_how_much_and_what_would(fields, remedy):
+def test_a_plan_that_does_not_fit_reports_the_excess_and_remedies(fields, remedy):
   made = search.make(config_of(**fields), LLAMA, "a100-80gb:8")
   assert not made.fits
   message = str(report.too_big(made, LLAMA, "a100-80gb:8"))

@@ -82,7 +82,7 @@ def test_every_form_gives_the_same_pair(form, folder):
   assert example.where == "f row 1" and example.cut == example.prompt_cut == 0
 
 
-def test_of_several_turns_only_what_follows_the_shared_ones_counts(folder):
+def test_the_loss_covers_only_turns_after_the_shared_ones(folder):
   turns = [user("p"), said("x"), user("q")]
   whole = {"chosen": [*turns, said("a")], "rejected": [*turns, said("bb")]}
   beside = {"prompt": turns, "chosen": "a", "rejected": "bb"}
@@ -92,7 +92,7 @@ def test_of_several_turns_only_what_follows_the_shared_ones_counts(folder):
     assert "x<|im_end|>" in text_of(example, folder, trained=False)[0]
 
 
-def test_conversations_that_part_early_learn_each_answer_from_there_on(folder):
+def test_the_loss_covers_both_answers_from_where_conversations_differ(folder):
   row = {
     "chosen": [user("p"), said("x"), user("q"), said("y")],
     "rejected": [user("p"), said("z"), user("r"), said("y")],
@@ -155,7 +155,7 @@ def test_answers_that_are_equal_once_cut_are_refused(folder):
     encode(row, folder, 100)
 
 
-def test_tokens_are_kept_whatever_max_length_is(folder, tmp_path, monkeypatch):
+def test_cached_tokens_are_reused_with_another_max_length(folder, tmp_path, monkeypatch):
   row = formats.Row("r", [user("q"), said("a" * 30)], [user("q"), said("b")])
   encoded = lambda n: preference.encode([row], folder, formats.Settings(n), tmp_path)[0][0]
   long = encoded(400)
@@ -189,7 +189,7 @@ def pairs(count):
 
 
 @pytest.mark.parametrize("layout", ["packed", "bucketed"])
-def test_both_sides_of_a_pair_lie_in_one_row_with_segments_of_their_own(config, layout):
+def test_both_sides_of_a_pair_share_a_row_in_separate_segments(config, layout):
   config.data.layout = layout
   write(config, pairs(10))
   data = dataset.read(config, config.instruct)
@@ -234,7 +234,7 @@ def test_a_pass_over_all_says_which_pair_is_where(config, layout, share):
   assert sorted(seen) == list(range(9))
 
 
-def test_what_is_cut_refused_and_dropped_is_said(config, capsys):
+def test_truncated_refused_and_dropped_rows_are_reported(config, capsys):
   config.data.max_length = 100
   write(
     config,

@@ -85,7 +85,7 @@ def test_the_numbers_are_those_of_the_run(folder):
   assert f"{used / computed:.1%} of the computed tokens" in text
 
 
-def test_what_is_truncated_is_counted(folder):
+def test_truncated_tokens_are_counted(folder):
   data, _, text = shown(folder, count=0, **{"data.max_length": 60})
   cut = [e.cut for e in data.train if e.cut]
   assert cut and f"truncated:       {len(cut)} examples, {sum(cut)} answer token" in text

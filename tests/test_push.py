@@ -85,7 +85,7 @@ def test_a_folder_is_uploaded_into_a_private_repository(stand_in, tmp_path):
   }
 
 
-def test_what_is_not_uploaded_stays_and_the_command_to_repeat_it_is_said(stand_in, tmp_path):
+def test_a_failed_upload_leaves_the_files_and_prints_the_command_to_repeat_it(stand_in, tmp_path):
   (tmp_path / "config.json").write_text("{}")
   with pytest.raises(InputError) as error:
     hub.push(tmp_path, "other/model")
@@ -120,7 +120,7 @@ def test_the_hub_must_be_in_reach(stand_in, monkeypatch):
     hub.check_push(REPO)
 
 
-def test_commands_check_first_and_upload_what_they_wrote(stand_in, monkeypatch, tmp_path):
+def test_commands_check_the_name_first_and_upload_their_output(stand_in, monkeypatch, tmp_path):
   told = []
   monkeypatch.setattr(hub, "push", lambda folder, repo: told.append((str(folder), repo)) or repo)
   monkeypatch.setattr(train, "train", lambda config, workdir: told.append("trained"))

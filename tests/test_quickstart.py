@@ -30,7 +30,7 @@ def test_the_pair_is_small_and_fits_together():
   assert weights.abstract_model(TINY / "base")[0].dtype == jnp.bfloat16
 
 
-def test_the_pair_does_what_its_record_says():
+def test_the_pair_has_the_accuracies_of_its_record():
   """A sample of the test questions, asked again; the gap ratio of the stored weights."""
   record = json.loads((TINY / "pair.json").read_text())
   assert record["missed"] == measure.missed(record)
@@ -159,7 +159,7 @@ def test_a_wrong_answer_has_the_letters_of_the_right_one():
 
 
 @pytest.mark.slow
-def test_preferences_are_learned_by_both_arms(tmp_path):
+def test_both_arms_learn_the_preferences(tmp_path):
   preference.compare(tmp_path, seeds=[1], ranks=[8])
   rows = json.loads((tmp_path / "result.json").read_text())
   assert [row["model"] for row in rows] == ["Instruct", "DPO", "Shadow-DPO"]

@@ -73,7 +73,7 @@ def test_our_adapter_has_the_published_count_per_rank(name):
   assert tree.size(adapter) == 3 * LORA[name]
 
 
-def test_what_is_not_ported_is_known():
+def test_unported_families_are_known():
   trained = {p.model_type for p in registry.PAIRS.values() if not p.why_not_train}
   assert trained - models.FAMILIES.keys() == UNPORTED
 

@@ -324,7 +324,7 @@ def test_rounding_by_chance_is_to_a_neighbour_and_right_on_average(dtype):
   assert (low < high).any() == (dtype != "float32")
 
 
-def test_rounding_by_chance_keeps_what_has_no_delta(tmp_path):
+def test_stochastic_rounding_changes_no_weight_without_a_delta(tmp_path):
   w = torch.tensor([1.0, -0.0, 1e-40, -1e-40, 3.14, 0.0]).bfloat16().reshape(3, 2)
   d = torch.tensor([0.0, 0, 0, -0.0, 6e-3, 6e-3]).reshape(3, 2)
   instruct = raw(tmp_path / "i", {NAME: w}, "llama")
@@ -392,7 +392,7 @@ def test_a_result_in_float32_holds_the_sum_itself(tmp_path):
     assert torch.equal(x, want[n]), n
 
 
-def test_float32_leaves_what_is_no_weight_and_what_is_not_grafted_as_it_is(tmp_path, monkeypatch):
+def test_float32_output_keeps_other_dtypes_and_the_values_of_other_tensors(tmp_path, monkeypatch):
   monkeypatch.setattr(chunks, "CHUNK", 1024)
   monkeypatch.setattr(chunks, "BUFFER", 4096)
   tensors = {
@@ -475,7 +475,7 @@ def test_the_flags_reach_the_plan_and_the_record(made, tmp_path):
   ],
   ids=str,
 )
-def test_recipes_that_are_none(recipe, message):
+def test_invalid_recipes(recipe, message):
   with pytest.raises(InputError, match=message):
     check(Recipe(**recipe))
 
@@ -495,7 +495,7 @@ def test_recipes_that_are_none(recipe, message):
   ],
   ids=str,
 )
-def test_flags_that_cannot_be(fields, message):
+def test_invalid_flags(fields, message):
   with pytest.raises(InputError, match=message.replace("|", r"\|")):
     graft.Options(instruct="i", out="o", **fields)
 

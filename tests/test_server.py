@@ -103,7 +103,7 @@ def test_seeds_of_samples_differ_from_those_of_neighbouring_seeds():
     (servers.answer(None, "length", reasoning="why"), Completion("<think>why", "length", 3)),
   ],
 )
-def test_what_is_read_of_an_answer(server, body, completion):
+def test_a_response_becomes_a_completion(server, body, completion):
   server.respond = lambda _: (200, body)
   assert ServerEngine(server.url, "tiny").complete([asked("a")], GREEDY) == [[completion]]
 
@@ -186,7 +186,7 @@ def test_errors_of_a_server_are_quoted(server, response, message):
 
 
 @pytest.mark.parametrize("trouble", [(503, b"busy"), (429, b"slow", {"Retry-After": "0"}), None])
-def test_a_busy_server_is_asked_again(server, trouble, capsys):
+def test_requests_to_a_busy_server_are_retried(server, trouble, capsys):
   count = 0
 
   def respond(_):
@@ -215,7 +215,7 @@ def test_a_server_that_takes_too_long(server):
   fails(engine, "has not answered within 0.1 seconds; ask for fewer")
 
 
-def test_answers_before_an_error_are_kept_and_no_more_are_asked_for(server):
+def test_answers_before_an_error_are_received_and_no_more_requests_are_sent(server):
   bad = threading.Event()
 
   def respond(body):

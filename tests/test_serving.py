@@ -165,7 +165,7 @@ def test_log_probabilities_of_the_answers_tokens(client):
   assert {x.logprob for x in entries} == {-0.5} and entries[0].bytes == [32]
 
 
-def test_what_a_request_leaves_open_is_as_the_server_was_started():
+def test_options_missing_in_a_request_have_the_servers_defaults():
   defaults = Sampling(9, temperature=0.25, top_k=4)
   engine = Echo()
   with serving_of(engine, defaults) as url:
@@ -267,7 +267,7 @@ def test_a_client_that_goes_away_ends_its_stream(served, client):
   assert engine.closed == 2 and time.monotonic() - started < 0.4
 
 
-def test_a_port_that_is_taken_is_told(monkeypatch):
+def test_a_port_in_use_is_reported(monkeypatch):
   monkeypatch.setattr(local, "load", lambda directory, **more: Echo())
   with serving_of(Echo()) as url:
     port = httpx2.URL(url).port
@@ -276,7 +276,7 @@ def test_a_port_that_is_taken_is_told(monkeypatch):
   assert code == 2 and f"error: cannot listen on 127.0.0.1:{port}: " in err
 
 
-def test_serving_without_its_packages_is_told(monkeypatch):
+def test_serving_without_its_packages_is_an_error(monkeypatch):
   monkeypatch.setattr(chat.importlib.util, "find_spec", lambda name: None)
   code, _, err = commands.run("chat", "--model=x", "--serve")
   assert code == 2 and "--serve needs starlette and uvicorn" in err and "shadowft_jax[serve]" in err

@@ -125,7 +125,7 @@ def test_no_set_changes_nothing():
   assert sets.resolve(c) is c and c.to_dict() == before
 
 
-def test_what_the_user_sets_wins(capsys):
+def test_settings_of_the_user_take_precedence(capsys):
   c = config_of(set="limo", max_examples=50, select="uniform")
   c.data.columns.prompt = "ask"
   sets.resolve(c)
@@ -179,7 +179,7 @@ def test_a_set_that_is_on_no_hub_says_where_it_is():
     sets.resolve(config_of(set="baai-2k"))
 
 
-def test_what_is_not_known_of_a_set_is_said(capsys):
+def test_unknown_facts_about_a_dataset_are_stated(capsys):
   sets.resolve(config_of(set="code-z1"))
   told = capsys.readouterr().err
   assert "authors' repository has no entry" in told and "the paper uses" not in told
@@ -192,7 +192,7 @@ def test_an_unknown_set_names_the_nearest():
     sets.resolve(config_of(set="medical_o1"))
 
 
-def test_the_papers_preset_is_what_the_authors_scripts_set():
+def test_the_papers_preset_has_the_settings_of_the_authors_scripts():
   c = presets.paper()
   assert (c.data.recipe, c.data.max_examples, c.data.select) == ("paper", 0, "first")
   assert (c.data.val_ratio, c.data.max_length, c.data.layout) == (0.01, 4096, "packed")

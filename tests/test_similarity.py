@@ -207,13 +207,13 @@ def test_any_dtypes_in_pieces_of_any_size(tmp_path, monkeypatch, base_dtype, ins
     assert got == pytest.approx(want, rel=1e-6)
 
 
-def test_close_is_what_is_called_unchanged():
+def test_unchanged_means_close():
   b = np.array([0, 1e-3, 1e-3, 5], np.float32)
   i = np.array([0, 1e-3 + 9e-6, 1e-3 - 1.1e-5, -5], np.float32)
   assert gap.sums(b, i).unchanged == 0.5
 
 
-def test_sums_do_not_lose_what_is_small():
+def test_sums_do_not_lose_small_numbers():
   """2^24 + 1001 is no float32, and neither is a product that float16 would overflow."""
   b = np.array([2.0**24] + [1.0] * 1001, np.float32)
   assert gap.sums(b, np.zeros_like(b))[:3] == (2**24 + 1001, 0, 2**24 + 1001)
@@ -292,7 +292,7 @@ def test_families_that_are_not_ported(tmp_path, kind, names):
 # What cannot be compared.
 
 
-def test_what_is_left_out_is_said(tmp_path):
+def test_left_out_tensors_are_reported(tmp_path):
   x = np.ones((2, 2), np.float32)
   base = write(
     tmp_path / "b",
@@ -425,7 +425,7 @@ def test_check_only_reads_no_weights(pair, tmp_path):
   assert result.stdout.startswith("pair check: 0 errors") and "gap ratio" not in result.stdout
 
 
-def test_what_is_compared():
+def test_the_arms_of_a_comparison():
   assert similarity.choose("a", "b", None) == ("a", "b")
   known = registry.get("qwen3-4b-2507")
   assert similarity.choose(None, None, "qwen3-4b-2507") == (known.base, known.instruct)
@@ -501,13 +501,13 @@ def test_without_queries_the_first_layer_is_drawn_and_without_matrices_nothing(t
     ("layers.3.self_atn.q_proj", "matches no matrix.*nearest names are(\n  layers.*){5}$"),
   ],
 )
-def test_what_cannot_be_drawn_is_said(matrices, pattern, message):
+def test_a_matrix_that_cannot_be_drawn_is_reported(matrices, pattern, message):
   with pytest.raises(InputError, match=message) as error:
     report.pick(*matrices, pattern)
   assert "self_atn" not in pattern or "\n  layers.3.self_attn.q_proj" in str(error.value)
 
 
-def test_what_is_drawn(matrices, tmp_path, monkeypatch):
+def test_the_weights_picture_draws_corners_and_their_difference(matrices, tmp_path, monkeypatch):
   """The first 64 rows and columns, and a difference of 1 ten times as high, on one axis."""
   drawn, read = [], []
   monkeypatch.setattr(Axes3D, "plot_surface", lambda self, x, y, z, **_: drawn.append((self, z)))

@@ -263,7 +263,7 @@ def test_the_table(rows):
   ]
 
 
-def test_the_warning_says_where_and_what_to_do(rows):
+def test_the_warning_names_the_place_and_a_remedy(rows):
   told, advice = survival.warnings(rows)
   assert told == (
     "warning: attention q: survival cosine 0.0000, below 0.95 in 1 of 3 layers, lowest in layer 2"

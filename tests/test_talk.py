@@ -77,7 +77,7 @@ def test_turns_have_their_history_and_the_system_prompt(monkeypatch):
   assert "the conversation is forgotten" in err
 
 
-def test_commands_that_cannot_be_are_told_and_the_chat_goes_on(monkeypatch, tmp_path):
+def test_invalid_commands_are_reported_and_the_chat_continues(monkeypatch, tmp_path):
   (tmp_path / "old").write_text("mine")
   lines = ["/nope", "/alpha 2", "/save", f"/save {tmp_path}/old", f"/save {tmp_path}/no/file"]
   out, err, _ = talk(monkeypatch, [*lines, "/help", "//path", "a FAIL", "after", "/exit", "never"])
@@ -127,7 +127,7 @@ def test_two_models_answer_side_by_side_where_there_is_room(monkeypatch, tmp_pat
   ]
 
 
-def test_ctrl_c_stops_an_answer_and_keeps_what_came(monkeypatch):
+def test_ctrl_c_stops_an_answer_and_keeps_its_text_so_far(monkeypatch):
   out, err, made = talk(monkeypatch, ["a STOP b", "c"])
   assert out.splitlines() == ["instruct 1 heard a", "instruct 1 heard c"] and "stopped" in err
   (engine,) = made.values()

@@ -299,7 +299,7 @@ TAGGED = {
 
 
 @pytest.mark.parametrize("name", TAGGED)
-def test_generation_tags_mark_what_is_found_without_them(real, templates, name):
+def test_generation_tags_give_the_same_mask_as_without_them(real, templates, name):
   kind, plain, tagged = TAGGED[name]
   assert templates[name].count(plain) == 1
   with_tags = dressed(real(kind), templates[name].replace(plain, tagged))

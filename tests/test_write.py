@@ -398,7 +398,7 @@ def same_numbers(got, want):
   np.testing.assert_allclose(*np.array(known).T, rtol=1e-5, atol=1e-9)
 
 
-def test_what_survives_is_summed_per_tensor(bf16, tmp_path, monkeypatch):
+def test_survival_is_summed_per_tensor(bf16, tmp_path, monkeypatch):
   monkeypatch.setattr(chunks, "CHUNK", 1024)
   base, tuned, instruct = sides(bf16)
   plan, done = full(tmp_path / "out", base, tuned, instruct, verify=False)
@@ -434,7 +434,7 @@ def test_without_a_base_the_gap_is_unknown_and_with_one_it_is_measured(bf16, tmp
     )
 
 
-def test_shards_and_files_stay_but_for_what_was_grafted(tmp_path):
+def test_shards_and_files_are_unchanged_except_grafted_tensors(tmp_path):
   folder = trio(tmp_path, "qwen3_tied", max_shard_size="20KB")
   instruct = folder / "instruct"
   for name in ("LICENSE", "merges.txt", "pytorch_model.bin.index.json", "README.md"):
@@ -516,7 +516,7 @@ def test_include_and_exclude_narrow_the_scope(bf16, tmp_path):
   assert "model.layers.0.self_attn.q_proj.weight" in plan.out_of_scope
 
 
-def test_what_exists_stays_unless_told(bf16, tmp_path):
+def test_existing_files_stay_without_the_flag(bf16, tmp_path):
   (tmp_path / "out").mkdir()
   (tmp_path / "out" / "mine").write_text("x")
   with pytest.raises(InputError, match="out exists; name another folder, or pass --overwrite"):
@@ -566,7 +566,7 @@ def test_nothing_that_matches_is_an_error(bf16, tmp_path):
 
 @pytest.mark.parametrize("side", ["base", "tuned", "instruct"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_number_that_is_none_is_named(tmp_path, side, value):
+def test_an_invalid_number_is_named(tmp_path, side, value):
   for name in ("base", "tuned", "instruct"):
     w = torch.ones(6, 4)
     if name == side:
@@ -593,7 +593,7 @@ def test_a_disk_that_is_too_small(bf16, tmp_path, monkeypatch):
   fails("needs .* MB, but its disk has .* kB free", tmp_path / "out", *sides(bf16))
 
 
-def test_a_byte_that_reads_back_wrong(bf16, tmp_path, monkeypatch):
+def test_a_byte_that_is_read_back_wrong_is_an_error(bf16, tmp_path, monkeypatch):
   real = write.safetensors.write_at
 
   def spoilt(path, offset, data):
