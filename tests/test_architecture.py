@@ -94,10 +94,10 @@ def arrows(module):
       continue
     # The name may be of something in a module, of a module, or of a package.
     names = ["/".join(rest[:n]) for n in range(len(rest), 0, -1)]
-    found = next((x for n in names for x in (n, f"{n}/__init__") if x in MODULES), "__init__")
+    target = next((x for n in names for x in (n, f"{n}/__init__") if x in MODULES), "__init__")
     # What leads to a module runs first.
     parents = {f"{'/'.join(rest[:n])}/__init__" for n in range(1, len(rest))}
-    ours |= {found} | {p for p in parents & MODULES.keys() if room(p) != room(module)}
+    ours |= {target} | {p for p in parents & MODULES.keys() if room(p) != room(module)}
   return ours, outside
 
 
@@ -222,8 +222,8 @@ def unannotated(name, function):
 
 @pytest.mark.parametrize("module", MODULES)
 def test_public_functions_have_types(module):
-  found = public_functions(ast.parse(MODULES[module].read_text()).body)
-  bad = {name: missing for name, node in found if (missing := unannotated(name, node))}
+  functions = public_functions(ast.parse(MODULES[module].read_text()).body)
+  bad = {name: missing for name, node in functions if (missing := unannotated(name, node))}
   assert not bad, bad
 
 

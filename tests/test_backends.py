@@ -176,14 +176,14 @@ def test_short_rows_on_a_cpu_take_the_reference_unchecked(monkeypatch, cache):
 
 
 @pytest.mark.parametrize(
-  "kind, platform, backend, said",
+  "kind, platform, backend, words",
   [
     ("NVIDIA A100-SXM4-80GB", "gpu", "flash", "compiles for it, and was never run there"),
     ("TPU v5", "tpu", "splash", "compiles for it, and was never run there"),
     ("TPU v9", "tpu", "chunked", "no backend was verified"),
   ],
 )
-def test_for_an_absent_device_the_table_speaks(kind, platform, backend, said):
+def test_for_an_absent_device_the_table_speaks(kind, platform, backend, words):
   got, sentence = kernels.expected(kind, platform, CFG, "bfloat16")
   assert got == backend
-  assert kind in sentence and said in sentence
+  assert kind in sentence and words in sentence

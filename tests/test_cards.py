@@ -54,8 +54,8 @@ def parent(path, given=None, known=()):
 )
 def test_the_id_of_a_model(tmp_path, monkeypatch, name, config, given, known, expected):
   monkeypatch.chdir(runs.__file__.rpartition("/tests/")[0])
-  found = parent(folder(tmp_path / name, config), given, known)
-  assert found.hub_id == expected and found.name == (expected or name.rpartition("/")[2])
+  model = parent(folder(tmp_path / name, config), given, known)
+  assert model.hub_id == expected and model.name == (expected or name.rpartition("/")[2])
 
 
 @pytest.mark.parametrize(

@@ -182,15 +182,15 @@ def test_chunks_of_any_size_read_the_same(made, monkeypatch):
 
 
 def test_a_process_reads_only_the_rows_it_needs(made, monkeypatch):
-  asked = []
+  ranges = []
   rows = safetensors_file.rows
   monkeypatch.setattr(
-    safetensors_file, "rows", lambda t, a, b: asked.append((t.shape, a, b)) or rows(t, a, b)
+    safetensors_file, "rows", lambda t, a, b: ranges.append((t.shape, a, b)) or rows(t, a, b)
   )
   tensor = safetensors_file.find(made("qwen2"))["model.embed_tokens.weight"]
   part = np.zeros((33, 16), np.float32)
   arrays._read_into([(((33, 66), (16, 32)), part)], tensor, part.dtype)
-  assert asked == [((264, 32), 33, 66)]
+  assert ranges == [((264, 32), 33, 66)]
   want = load_file(made("qwen2") / MODEL)["model.embed_tokens.weight"]
   np.testing.assert_array_equal(part, want[33:66, 16:])
 
@@ -464,9 +464,9 @@ def test_export_of_load_has_every_tensor_and_bit(made, dtype, shards, mesh):
 
 def assert_exports(params, path):
   """`arrays.export` gives the tensors of a folder: names, dtypes and bits."""
-  found, got = safetensors_file.find(path), dict(arrays.export(params))
-  assert got.keys() == found.keys()
-  for name, tensor in found.items():
+  tensors, got = safetensors_file.find(path), dict(arrays.export(params))
+  assert got.keys() == tensors.keys()
+  for name, tensor in tensors.items():
     raw = tensor.path.read_bytes()[tensor.offset :][: tensor.nbytes]
     assert (got[name].tobytes(), got[name].shape) == (raw, tensor.shape)
 
@@ -485,13 +485,13 @@ def test_every_bit_survives(copy):
   raw[start:] = np.random.default_rng(0).bytes(len(raw) - start)
   (path / MODEL).write_bytes(raw)
   named = tree.names(weights.load_model(path, mesh=mesh_of("2x2x2"))[1])
-  found = safetensors_file.find(path)
+  tensors = safetensors_file.find(path)
   for hf_name, name, index in names.tensors(named):
     part = np.asarray(jax.device_get(named[name]))[index]  # no program runs on the way
     part = part.T if names.is_transposed(name) else part
-    tensor = found.pop(hf_name)
+    tensor = tensors.pop(hf_name)
     assert part.tobytes() == bytes(raw[tensor.offset :][: tensor.nbytes])
-  assert not found
+  assert not tensors
 
 
 @pytest.fixture

@@ -177,8 +177,8 @@ def test_answers_cut_away_are_counted(own_pair, tmp_path, capsys):
   long = json.dumps({"instruction": "word " * 100, "output": "end"})
   (own_pair / "rows.jsonl").write_text("\n".join([*rows, long]))
   train.train(runs.config_of(own_pair, **{"epochs": 1, "data.val_ratio": 0.0}), tmp_path / "run")
-  told = capsys.readouterr().err
-  assert "1 dropped" in told
+  err = capsys.readouterr().err
+  assert "1 dropped" in err
 
 
 def test_a_workdir_of_another_config_is_refused(pair, tmp_path):
@@ -204,8 +204,8 @@ def test_another_process_finds_the_folder_that_the_first_has_claimed(pair, tmp_p
     (workdir / "config.json.part").touch()  # as while the first writes, or once it was killed
     before = sorted(workdir.iterdir())
     monkeypatch.setattr(hosts, "is_first", lambda: False)
-    with run.open_run(config, workdir) as found:
-      assert not found.is_complete and sorted(workdir.iterdir()) == before
+    with run.open_run(config, workdir) as opened:
+      assert not opened.is_complete and sorted(workdir.iterdir()) == before
 
 
 def test_a_workdir_that_is_no_run(pair, tmp_path):

@@ -28,11 +28,11 @@ def setup_arguments(monkeypatch):
   """The keyword arguments that setup.py calls setuptools with."""
   import setuptools
 
-  told = {}
-  monkeypatch.setattr(setuptools, "setup", lambda **arguments: told.update(arguments))
+  given = {}
+  monkeypatch.setattr(setuptools, "setup", lambda **arguments: given.update(arguments))
   monkeypatch.chdir(ROOT)
   exec(compile((ROOT / "setup.py").read_text(), "setup.py", "exec"), {"__file__": "setup.py"})
-  return told
+  return given
 
 
 def test_the_dockerfile_copies_and_installs_existing_files(monkeypatch):

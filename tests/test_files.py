@@ -37,8 +37,8 @@ def python(code, *args):
 def killed(code, *args):
   """Runs `code`, which kills itself."""
   process = python(code, *args)
-  _, told = process.communicate(timeout=60)
-  assert process.returncode == -signal.SIGKILL, told
+  _, err = process.communicate(timeout=60)
+  assert process.returncode == -signal.SIGKILL, err
 
 
 def contents(folder):
@@ -139,7 +139,7 @@ def test_a_file_system_without_locks_will_do(tmp_path, monkeypatch, code):
 
 
 @pytest.mark.parametrize(
-  "text, told",
+  "text, message",
   [
     ("{", "a.json is not valid JSON (.*); download it again"),
     ("[1]", "a.json contains a JSON list; expected an object; download it again"),
@@ -147,19 +147,19 @@ def test_a_file_system_without_locks_will_do(tmp_path, monkeypatch, code):
     ("[" * 100_000, "a.json is not valid JSON"),
   ],
 )
-def test_json_that_is_not_an_object_is_refused(tmp_path, text, told):
+def test_json_that_is_not_an_object_is_refused(tmp_path, text, message):
   (tmp_path / "a.json").write_text(text)
-  with pytest.raises(InputError, match=told):
+  with pytest.raises(InputError, match=message):
     files.read_json(tmp_path / "a.json")
 
 
 def test_one_module_renames_files_and_no_name_has_a_pid():
-  found = {
+  modules = {
     str(path.relative_to(ROOT / "shadowft_jax"))
     for path in (ROOT / "shadowft_jax").rglob("*.py")
     if re.search(r"os\.(replace|rename)\(|getpid|uuid|mkstemp|mkdtemp", path.read_text())
   }
-  assert found == {"files.py"}
+  assert modules == {"files.py"}
   assert not re.search("getpid|uuid|tempfile", (ROOT / "shadowft_jax" / "files.py").read_text())
 
 
@@ -197,11 +197,11 @@ def test_only_an_interrupted_folder_with_a_key_is_left_for_resuming(tmp_path, ca
     with files.folder(tmp_path / "out", key=key) as making:
       making.add([1, 2], [])
       raise error
-  kept = key is not None and isinstance(error, KeyboardInterrupt)
-  assert names(tmp_path) == ["out.part"] * kept
-  assert ("the same command resumes from" in capsys.readouterr().err) == kept
+  is_kept = key is not None and isinstance(error, KeyboardInterrupt)
+  assert names(tmp_path) == ["out.part"] * is_kept
+  assert ("the same command resumes from" in capsys.readouterr().err) == is_kept
   with files.folder(tmp_path / "out", key=key) as making:
-    assert making.done == ([1, 2] if kept else [])
+    assert making.done == ([1, 2] if is_kept else [])
 
 
 KILLED = """with files.folder(sys.argv[1], overwrite=True, key=sys.argv[2] or None) as making:
@@ -390,7 +390,7 @@ def test_leftovers_of_other_settings_or_inputs_are_reported_and_not_used(
 ):
   folder = shutil.copytree(many, tmp_path / "models")
   out, want = tmp_path / "out", contents(many / "whole")
-  told = "is from a run with other inputs or settings"
+  words = "is from a run with other inputs or settings"
   for change in ({"settings": {"alpha": 2}}, {"verify": True}, "input", "no journal"):
     assert leave(out, folder, monkeypatch)
     part = files.part(out)
@@ -402,7 +402,7 @@ def test_leftovers_of_other_settings_or_inputs_are_reported_and_not_used(
     elif change == "no journal":
       (part / files.JOURNAL).unlink()
     graft(out, folder, overwrite=True, **(change if isinstance(change, dict) else {}))
-    assert told in capsys.readouterr().err
+    assert words in capsys.readouterr().err
     got = contents(out)
     assert got[WEIGHTS] == want[WEIGHTS] and got.keys() == want.keys()
     shutil.rmtree(out)
@@ -471,12 +471,12 @@ def test_a_process_that_is_killed_twice_and_started_again_ends_like_one_that_was
     while lines_of(path) < count and process.poll() is None and time.time() < deadline:
       time.sleep(0.0005)
     process.send_signal(signal.SIGKILL)
-    told = process.communicate()[1]
-    assert process.returncode == -signal.SIGKILL and not out.exists(), told
+    err = process.communicate()[1]
+    assert process.returncode == -signal.SIGKILL and not out.exists(), err
     assert lines_of(path) >= count
   process = start(out, many)
-  told = process.communicate(timeout=60)[1]
-  assert process.returncode == 0 and "steps done: " in told
+  err = process.communicate(timeout=60)[1]
+  assert process.returncode == 0 and "steps done: " in err
   process = start(tmp_path / "calm", many)
   assert "steps done: " not in process.communicate(timeout=60)[1]
   got, want = contents(out), contents(tmp_path / "calm")

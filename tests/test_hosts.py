@@ -118,10 +118,10 @@ def read(folder, n):
 
 def check_sum(folder, count):
   codes = several.wait(several.start(SUM, count, folder), 120)
-  told = [read(folder, n) for n in range(count)]
-  assert codes == [0] * count, told
+  sums = [read(folder, n) for n in range(count)]
+  assert codes == [0] * count, sums
   total = int("1" * count)
-  for n, text in enumerate(told):
+  for n, text in enumerate(sums):
     assert f"process {n} of {count}" in text and f"1 of {count} cpu devices" in text
     assert f"sum {total} {n == 0}\n" in text
     assert "ended early" not in text

@@ -460,10 +460,10 @@ def test_peft_serves_the_adapter_that_we_wrote(made, match, tmp_path):
     tmp_path / "delta", adapter["lora"], rank=2, alpha=1.0, base_model=made["apart"]
   )
   with safe_open(tmp_path / "delta" / "adapter_model.safetensors", "np") as file:
-    found = file.get_slice(
+    shape = file.get_slice(
       "base_model.model.model.layers.0.mlp.experts.3.gate_proj.lora_A.weight"
     ).get_shape()
-  assert found == [2, 32]
+  assert shape == [2, 32]
   back, scale = deltas.load(tmp_path / "delta")
   assert scale == 0.5
   jax.tree.map(np.testing.assert_array_equal, back, adapter)

@@ -29,8 +29,8 @@ def shown(folder, count=2, ids=False, colour=False, **fields):
 def test_trained_tokens_are_marked(folder):
   data, tokenizer, text = shown(folder)
   for number, example in enumerate(data.train[:2], 1):
-    asked, answered = (tokenizer.decode(example.token[example.answer == k]) for k in (0, 1))
-    want = asked + "⟦" + answered.replace("\n", "⏎\n") + "⟧"
+    prompt, answer = (tokenizer.decode(example.token[example.answer == k]) for k in (0, 1))
+    want = prompt + "⟦" + answer.replace("\n", "⏎\n") + "⟧"
     assert f"--- example {number}: {example.where}: {len(example.token)} tokens, " in text
     assert want in text
   assert text.count("⟦") == 2 and "rows.jsonl row" in text

@@ -53,9 +53,9 @@ def train(pair, run, processes, *, devices=4, code=0, env=(), **fields):
     **dict(env),
   )
   codes = several.wait(started, 400)
-  told = [(logs / f"{n}.txt").read_text() for n in range(processes)]
-  assert codes == [code] * processes, "\n".join(told)
-  assert all("pair check" not in text for text in told[1:])
+  logs_ = [(logs / f"{n}.txt").read_text() for n in range(processes)]
+  assert codes == [code] * processes, "\n".join(logs_)
+  assert all("pair check" not in text for text in logs_[1:])
   if code:
     return None
   records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -60,8 +60,8 @@ def test_base_and_instruct_have_the_same_language_model(name):
 
 @pytest.mark.parametrize("name", LORA)
 def test_lora_counts_are_those_of_the_projections(name):
-  found = [s for n, s in of_text(theirs(name, 1)).items() if re.search(PROJECTION, n)]
-  assert sum(d_in + d_out for d_out, d_in in found) == LORA[name]
+  shapes = [s for n, s in of_text(theirs(name, 1)).items() if re.search(PROJECTION, n)]
+  assert sum(d_in + d_out for d_out, d_in in shapes) == LORA[name]
 
 
 @pytest.mark.parametrize("name", [n for n in LORA if n in PORTED])

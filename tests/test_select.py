@@ -62,11 +62,11 @@ def test_the_count_is_exact_and_categories_are_uniform_within_one(count):
 def test_a_category_gives_its_highest_rewards():
   rows = rows_of()
   chosen, report = select(rows, count=50, seed=0, pool=0.5)
-  for told in report.categories:
-    ranked = sorted((r["reward"] for r in rows if category(r) == told["name"]), reverse=True)
-    got = sorted((r["reward"] for r in chosen if category(r) == told["name"]), reverse=True)
+  for entry in report.categories:
+    ranked = sorted((r["reward"] for r in rows if category(r) == entry["name"]), reverse=True)
+    got = sorted((r["reward"] for r in chosen if category(r) == entry["name"]), reverse=True)
     assert got == ranked[:10]
-    assert (told["lowest"], told["highest"], told["rows"]) == (got[-1], got[0], 120)
+    assert (entry["lowest"], entry["highest"], entry["rows"]) == (got[-1], got[0], 120)
 
 
 def test_the_places_left_over_go_to_the_categories_of_the_best_rows():
@@ -251,9 +251,9 @@ def test_the_command(tmp_path):
   expected, report = select(rows, count=20, seed=42, pool=0.5)
   written = [json.loads(line) for line in out.read_text().splitlines()]
   assert written == expected and rows[0] in written
-  told = json.loads((tmp_path / "new" / "mine.report.json").read_text())
-  assert told["source"] == str(source) and told["settings"] == report.settings
-  assert told["chosen"] == 20 and len(told["categories"]) == len(NAMES)
+  record = json.loads((tmp_path / "new" / "mine.report.json").read_text())
+  assert record["source"] == str(source) and record["settings"] == report.settings
+  assert record["chosen"] == 20 and len(record["categories"]) == len(NAMES)
   assert result.stdout.strip() == report.table()
   assert "rows: 200; candidates: 200; pool: 100; chosen: 20" in result.stdout
 

@@ -165,9 +165,9 @@ def test_by_hand(tmp_path):
 def as_the_authors(base, instruct):
   """Mean over the tensors of layers, each on its own, in torch: their script's reading."""
   a, b = (load_torch(f / "model.safetensors") for f in (base, instruct))
-  found = [(a[n].float(), b[n].float()) for n in a if re.search(r"model\.layers\.\d+\.", n)]
+  pairs = [(a[n].float(), b[n].float()) for n in a if re.search(r"model\.layers\.\d+\.", n)]
   return float(
-    np.mean([float((x - y).abs().sum() / (x.abs().sum() + y.abs().sum())) for x, y in found])
+    np.mean([float((x - y).abs().sum() / (x.abs().sum() + y.abs().sum())) for x, y in pairs])
   )
 
 
@@ -386,16 +386,16 @@ def test_the_command(tmp_path):
   rows, _ = compare(TINY / "base", TINY / "instruct")
   for key, value in gap.readings(rows).items():
     assert f"  {value:.6f}  {gap.READINGS[key]}" in result.stdout
-  found = json.loads((out / "similarity.json").read_text())
-  assert found["readings"] == gap.readings(rows)
-  assert found["reference"] == [0.016, "the paper"]
-  assert found["modules"]["attention q"]["ratio"] == gap.ratio(gap.by_module(rows)["attention q"])
+  record = json.loads((out / "similarity.json").read_text())
+  assert record["readings"] == gap.readings(rows)
+  assert record["reference"] == [0.016, "the paper"]
+  assert record["modules"]["attention q"]["ratio"] == gap.ratio(gap.by_module(rows)["attention q"])
   layers = gap.by_layer(rows)
-  assert [found["layers"][str(k)]["ratio"] for k in range(len(layers))] == [
+  assert [record["layers"][str(k)]["ratio"] for k in range(len(layers))] == [
     gap.ratio(part) for part in layers.values()
   ]
-  assert len(found["header_sha256"]) == 2 == len(set(found["header_sha256"]))
-  assert [f["level"] for f in found["pair_check"]] == ["note"] * 4
+  assert len(record["header_sha256"]) == 2 == len(set(record["header_sha256"]))
+  assert [f["level"] for f in record["pair_check"]] == ["note"] * 4
   table = list(csv.DictReader((out / "similarity.csv").open()))
   assert [
     (t["name"], t["module"], t["shape"], float(t["ratio"]), float(t["sum_diff"])) for t in table
@@ -552,11 +552,11 @@ def test_candidates_are_ranked(pair, tmp_path):
     tmp_path / "nearer",
     lambda n, x: (n, (x + 3 * load_file(instruct / "model.safetensors")[n]) / 4),
   )
-  found = report.rank([base, TINY / "base", nearer, tmp_path / "none"], instruct)
-  assert [r["base"] for r in found["ranking"]] == [nearer, base]
-  assert found["ranking"][1]["mean_over_tensors"] == sigma(*pair)["mean_over_tensors"]
-  assert "different model families" in found["refused"][TINY / "base"]
-  text = report.ranking_text(found)
+  ranking = report.rank([base, TINY / "base", nearer, tmp_path / "none"], instruct)
+  assert [r["base"] for r in ranking["ranking"]] == [nearer, base]
+  assert ranking["ranking"][1]["mean_over_tensors"] == sigma(*pair)["mean_over_tensors"]
+  assert "different model families" in ranking["refused"][TINY / "base"]
+  text = report.ranking_text(ranking)
   assert re.search(rf"  1  0\.\d+  0\.\d+  0\.\d+  {nearer} \(\d+ tensors, 0 left out\)", text)
   assert f"{tmp_path / 'none'} cannot be compared" in text
   with pytest.raises(InputError, match="none of the candidates.*different model families"):
@@ -567,7 +567,7 @@ def test_the_command_ranks_candidates(pair, tmp_path):
   flags = [f"--candidates={pair[0]}", f"--candidates={pair[1]}"]
   result = run(*flags, f"--instruct={pair[1]}", f"--out={tmp_path / 'out'}")
   assert result.returncode == 0, result.stderr
-  found = json.loads((tmp_path / "out" / "candidates.json").read_text())
-  assert [r["base"] for r in found["ranking"]] == [str(pair[1]), str(pair[0])]
+  ranking = json.loads((tmp_path / "out" / "candidates.json").read_text())
+  assert [r["base"] for r in ranking["ranking"]] == [str(pair[1]), str(pair[0])]
   result = run(*flags, f"--base={pair[0]}", f"--instruct={pair[1]}")
   assert result.returncode == 2 and "--candidates needs --instruct" in result.stderr

@@ -568,7 +568,7 @@ print(json.dumps(out))
 
 
 def test_a_data_set_of_the_hub_is_read(tmp_path):
-  asked = [
+  requests = [
     ("org/set:en@v1", "train"),
     ("org/set:en@v1", "dev"),
     ("org/set:en@v1", "test"),
@@ -585,7 +585,7 @@ def test_a_data_set_of_the_hub_is_read(tmp_path):
     }
     # The library reads its settings once, when it is imported.
     out = subprocess.run(
-      [sys.executable, "-c", READ, json.dumps(asked)],
+      [sys.executable, "-c", READ, json.dumps(requests)],
       env=env,
       text=True,
       capture_output=True,
@@ -596,13 +596,13 @@ def test_a_data_set_of_the_hub_is_read(tmp_path):
   train, dev, no_split, no_subset, nothing = json.loads(out)
   assert train == [["org/set:en@v1 row 1", {"q": "1"}], ["org/set:en@v1 row 2", {"q": "2"}]]
   assert dev == [["org/set:en@v1 row 1", {"q": "3"}]]
-  for error, said in (
+  for error, words in (
     (no_split, 'Unknown split "test"'),
     (no_subset, "'zh' not found"),
     (nothing, "doesn't exist"),
   ):
     assert "is not a local file or folder, and could not be loaded from the Hub (split '" in error
-    assert said in error and "\n" not in error
+    assert words in error and "\n" not in error
   assert nothing.endswith(
     "(hf download --repo-type dataset org/nothing --local-dir FOLDER) and give FOLDER"
   )

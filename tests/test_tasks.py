@@ -89,9 +89,9 @@ def test_gpqa_rotates_its_options_and_takes_the_medical_ones_by_subdomain(tmp_pa
   for name in ("gpqa_diamond", "gpqa_main"):
     (tmp_path / "gpqa" / f"{name}.csv").write_text("\n".join([*lines, "1,Q,r,a,b,c,Optics"]))
   data = Data(tmp_path)
-  found = TASKS["gpqa_diamond"].examples(data)
-  assert [one.gold["letter"] for one in found] == ["D", "C", "B", "A", "D"]
-  assert "Choices:\n(A)a\n(B)b\n(C)c\n(D)r\n" in found[0].messages[0]["content"]
+  examples = TASKS["gpqa_diamond"].examples(data)
+  assert [one.gold["letter"] for one in examples] == ["D", "C", "B", "A", "D"]
+  assert "Choices:\n(A)a\n(B)b\n(C)c\n(D)r\n" in examples[0].messages[0]["content"]
   assert len(TASKS["gpqa_medical"].examples(data)) == 4
   [first, *_] = TASKS["gpqa_diamond_cot"].examples(data)
   assert "A. a\nB. b\nC. c\nD. r" in first.messages[0]["content"]

@@ -268,8 +268,8 @@ def test_a_read_only_folder_is_reported(folder, tmp_path, capsys):
   rows = make_rows()
   got = tokenise.tokenise(rows, folder, CHAT, tmp_path / "file" / "cache")
   assert_same(got, direct(rows, folder, CHAT))
-  said = capsys.readouterr().err
-  assert "cannot cache the tokens for the next run" in said and "--config.data.cache=FOLDER" in said
+  err = capsys.readouterr().err
+  assert "cannot cache the tokens for the next run" in err and "--config.data.cache=FOLDER" in err
 
 
 def test_a_file_is_written_whole_or_not_at_all(folder, tmp_path, monkeypatch, capsys):
@@ -292,20 +292,22 @@ def test_several_may_write_at_once(folder, tmp_path, monkeypatch):
     meet.wait(30)  # All have tokens to write before any is done.
     save(path, flat)
 
-  rows, found = make_rows(), []
+  rows, results = make_rows(), []
   with monkeypatch.context() as patch:
     patch.setattr(tokenise, "_save", together)
     threads = [
-      threading.Thread(target=lambda: found.append(tokenise.tokenise(rows, folder, CHAT, tmp_path)))
+      threading.Thread(
+        target=lambda: results.append(tokenise.tokenise(rows, folder, CHAT, tmp_path))
+      )
       for _ in range(3)
     ]
     for thread in threads:
       thread.start()
     for thread in threads:
       thread.join()
-  assert len(found) == 3 and len(list(tmp_path.iterdir())) == 1
+  assert len(results) == 3 and len(list(tmp_path.iterdir())) == 1
   monkeypatch.setattr(tokenise, "_encoded", never)
-  assert_same(tokenise.tokenise(rows, folder, CHAT, tmp_path), found[0])
+  assert_same(tokenise.tokenise(rows, folder, CHAT, tmp_path), results[0])
 
 
 def test_the_cache_is_in_the_folder_that_is_set(folder, tmp_path, monkeypatch):

@@ -57,13 +57,13 @@ def load(folder):
 
 def near(folder, model, seed, size=0.05, dtype=torch.bfloat16, **options):
   """Writes the model and a small difference; the model itself stays."""
-  random, kept = torch.Generator().manual_seed(seed), {}
+  random, copies = torch.Generator().manual_seed(seed), {}
   with torch.no_grad():
     for name, w in model.named_parameters():
-      kept[name] = w.clone()
+      copies[name] = w.clone()
       w += size * w.std() * torch.randn(w.shape, generator=random)
   pico.save(model, folder, dtype=dtype, **options)
-  model.load_state_dict(kept, strict=False)
+  model.load_state_dict(copies, strict=False)
   return folder
 
 
@@ -736,10 +736,10 @@ def test_the_command(float32, tmp_path):
     "--alpha=0.5",
     "--no-verify",
   ]
-  told = command(*flags, "--dry-run")
-  assert told.returncode == 0 and not (tmp_path / "out").exists(), told.stderr
-  assert f"{instruct} + 0.5 x {tuned} - {base} + 0.25 x the adapter" in told.stderr
-  assert "changes 30 of 39 tensors" in told.stderr and "lm_head.weight" in told.stderr
+  result = command(*flags, "--dry-run")
+  assert result.returncode == 0 and not (tmp_path / "out").exists(), result.stderr
+  assert f"{instruct} + 0.5 x {tuned} - {base} + 0.25 x the adapter" in result.stderr
+  assert "changes 30 of 39 tensors" in result.stderr and "lm_head.weight" in result.stderr
   assert command(*flags).returncode == 0
   a, b, i, got = (load(d) for d in [base, tuned, instruct, tmp_path / "out"])
   name = "model.layers.0.self_attn.q_proj.weight"
