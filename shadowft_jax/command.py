@@ -190,8 +190,8 @@ def _spelt(options, argv) -> Iterator[str]:
 
 def _open_fields(flag, argv):
   """The names of template arguments that a command line sets."""
-  found = (re.match(rf"--?{flag}\.({re.escape(presets.OPEN)}\.\w+)(=|$)", word) for word in argv)
-  return list(dict.fromkeys(match[1] for match in found if match))
+  matches = (re.match(rf"--?{flag}\.({re.escape(presets.OPEN)}\.\w+)(=|$)", word) for word in argv)
+  return list(dict.fromkeys(match[1] for match in matches if match))
 
 
 def _define(types) -> flags.FlagValues:
@@ -264,9 +264,7 @@ def help_text(options: type[Options], about: str) -> str:
 
 
 def run(main: Callable[[T], None], options: type[T]) -> None:
-  """Runs a command by the flags of the process, which it ends.
-
-  The exit code is 0, 2 for bad input, or 3 where some of several runs failed.
+  """Runs a command and ends the process: code 0, 2 (bad input) or 3 (some runs failed).
 
   Args:
     main: the command.
@@ -279,19 +277,24 @@ def run(main: Callable[[T], None], options: type[T]) -> None:
 
 def execute(main: Callable[[T], None], options: type[T], argv: Sequence[str]) -> None:
   """Calls `main` with the options of a command line; its errors are one line each, see `run`."""
-  if f"--{HELP_CONFIG}" in argv and Config in kinds(options).values():
-    print(config_file.help_text())
-    return
-  if HELP & set(argv):
-    print(help_text(options, sys.modules[main.__module__].__doc__ or ""))
-    return
   progress.set_verbose("--verbose" in argv)
-  try:
-    main(parse(options, argv))
-  except (InputError, FloatingPointError, RunsFailed) as error:
-    if "--debug" in argv:
-      raise
-    print(f"error: {error}", file=sys.stderr)
-    # Without this module, no other process has been joined.
-    hosts = sys.modules.get("shadowft_jax.hosts")
-    (hosts.leave if hosts else sys.exit)(3 if isinstance(error, RunsFailed) else 2)
+  with progress.reader_may_leave(_leave):
+    if f"--{HELP_CONFIG}" in argv and Config in kinds(options).values():
+      print(config_file.help_text())
+      return
+    if HELP & set(argv):
+      print(help_text(options, sys.modules[main.__module__].__doc__ or ""))
+      return
+    try:
+      main(parse(options, argv))
+    except (InputError, FloatingPointError, RunsFailed) as error:
+      if "--debug" in argv:
+        raise
+      print(f"error: {error}", file=sys.stderr)
+      _leave(3 if isinstance(error, RunsFailed) else 2)
+
+
+def _leave(code):
+  """Ends the process, and the others of its run."""
+  hosts = sys.modules.get("shadowft_jax.hosts")  # without it, no other process has been joined
+  (hosts.leave if hosts else sys.exit)(code)

@@ -174,7 +174,7 @@ def _answered(options, arms, asked):
   """The results of models that answer as the options say; their answers are in scores/."""
   shared = {f.name: getattr(options, f.name) for f in dataclasses.fields(evaluate.Asking)}
   out = str(pathlib.Path(options.workdir, "scores"))
-  return evaluate.answered(
+  return evaluate.answers(
     arms, evaluate.Options(**shared, protocol=options.protocol, out=out), asked
   )
 

@@ -163,7 +163,7 @@ def stood_in(monkeypatch):
     return out
 
   monkeypatch.setattr(train, "train", fake_train)
-  monkeypatch.setattr(evaluate, "answered", fake_answered)
+  monkeypatch.setattr(evaluate, "answers", fake_answered)
   return calls
 
 
