@@ -40,17 +40,17 @@ class Options(evaluate.Asking):
   workdir: str = command.option(help="Folder of the comparison, with a folder for each run.")
   grid: tuple[str, ...] = command.option(
     (),
-    help="A field and its values, as config.lr=1e-4,2e-4. Default: config.lr, a third and three "
-    "times of it.",
+    help="A field and its values, as config.lr=1e-4,2e-4. Default: config.lr, a third of it, "
+    "and three times it.",
   )
   seeds: int = command.option(1, help="Seeds of each run, from config.seed on.", least=1)
   development: str | None = command.option(
-    None, help="File of questions by which the rate is chosen, in the form of --questions."
+    None, help="File of questions for choosing the rate, in the form of --questions."
   )
   hold_out: float = command.option(
     0.2,
-    help="Share of the questions by which the rate is chosen, where no --development is given; 0: "
-    "it is chosen by validation loss alone.",
+    help="Share of the questions that is held out for choosing the rate, without --development; 0: "
+    "the rate is chosen by validation loss only.",
     least=0,
     below=1,
   )
@@ -93,8 +93,8 @@ def questions_of(options: Options) -> tuple[list, set[str]]:
   """
   if not options.task and not options.questions:
     raise InputError(
-      "nothing to compare by: give your own --questions FILE, or a benchmark, --task NAME "
-      "(`shadowft train` alone compares validation losses)"
+      "no questions to compare the models on; give your own with --questions FILE, or a benchmark "
+      "with --task NAME (for validation losses alone, use `shadowft sweep --arms instruct,base`)"
     )
   asked = evaluate.questions_of(options)
   if options.development:

@@ -140,15 +140,15 @@ def report(
   text = outcomes.table(settings)
   if outcomes.chosen(settings):
     text += (
-      "\n* the lowest mean validation loss of the result for each model that is trained; nothing "
-      "else was looked at"
+      "\nloss: on the validation split, of the Instruct before and of the tuned or grafted model "
+      "after\n*: the lowest mean loss for each trained model; selected on the validation split only"
     )
   else:
-    text += "\nno run is chosen: none has a validation loss yet"
+    text += "\nno run is selected: none has a validation loss yet"
   print(text)
   files.write(workdir / "sweep.md", f"```\n{text}\n```\n")
   files.write(workdir / "sweep.csv", outcomes.as_csv(found))
-  first, label = axes[0] if axes else None, "validation loss of the result (nats)"
+  first, label = axes[0] if axes else None, "validation loss after training (nats)"
   drawn = outcomes.points(settings), first, workdir / "sweep.png", label, outcomes.before(settings)
   is_drawn = outcomes.draw(*drawn)
   progress.say(f"written: {workdir}/sweep.md, sweep.csv{' and sweep.png' if is_drawn else ''}")

@@ -134,12 +134,13 @@ def _agreement(choices):
   """Whether the rules of choosing lead to the same answer, in a sentence."""
   if len(choices) < 2:
     return (
-      "Chosen by one rule alone; another may change the table: see every rate in the first one."
+      "The rate was chosen by one rule only; another may choose differently: compare all rates "
+      "in the first table."
     )
   same = {clear(minus(one.shadow, one.ft)) for one in choices}
   if len(same) > 1:
-    return "The answer depends on how the rate is chosen; see every rate in the first table."
-  return "Both ways to choose the rate lead to the same answer."
+    return "The answer depends on how the rate is chosen: compare all rates in the first table."
+  return "Both ways of choosing the rate give the same answer."
 
 
 def record(models: Sequence[Model], choices: Sequence[Choice]) -> dict[str, Any]:

@@ -119,9 +119,9 @@ def chosen(found: Sequence[Setting]) -> list[Setting]:
 
 
 def table(found: Sequence[Setting]) -> str:
-  """A row for each setting; the chosen have a star."""
+  """A row for each setting; a star marks the selected ones."""
   best, names = chosen(found), list(found[0].fields)
-  rows = [[*names, "model", "runs", "loss of the Instruct", "loss of the result", "chosen"]]
+  rows = [[*names, "model", "runs", "loss before", "loss after", "selected"]]
   for one in found:
     done = sum(x.is_done for x in one.outcomes)
     runs = f"{done}" if one.is_done else f"{done} of {len(one.outcomes)}"
