@@ -21,7 +21,7 @@ FLOORS = {
   "commands": {
     *("command", "__main__", "api"),
     *("train", "graft", "similarity", "select", "plan", "known_pairs", "example", "evaluate"),
-    "chat",
+    *("chat", "report"),
   },
 }
 HEIGHT = {room: i for i, rooms in enumerate(FLOORS.values()) for room in rooms}
