@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from shadowft_jax import files
-from shadowft_jax.runs.pictures import BLUE, FRAME, ORANGE, WIDTH, png, styled
+from shadowft_jax.runs.pictures import BLUE, FRAME, MISSING, ORANGE, WIDTH, png, styled
 
 if TYPE_CHECKING:  # imported late, since a graft need not wait for it
   from matplotlib.axes import Axes
@@ -19,7 +19,6 @@ AMOUNT, SIGNED = "Purples", "PRGn"  # how much, which says nothing of good and b
 GOOD, BAD = BLUE, ORANGE  # everywhere: in heat maps, tables and marks
 WRITTEN = 12  # layers, up to which the cells have room for their numbers
 DARK = 0.179  # relative luminance of a cell, below which white has more contrast than black
-MISSING = "#d3d5d8"  # a cell without such a tensor, or without a delta
 ON_DARK, ON_LIGHT = "#fdfdfd", "#141414"  # numbers and marks in cells: of no scheme of a page
 
 

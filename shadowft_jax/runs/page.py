@@ -78,7 +78,8 @@ def of_run(directory: pathlib.Path, *, with_examples: bool = True) -> Page:
     facts=dict(_facts(records, result, bool(origin))),
     missing=[*_missing(records, graft, examples or not with_examples, bool(origin))],
     sections=[
-      Section("Result", [*_result(records, result, unit), *_warnings(directory, graft)]),
+      Section("Result", [*_result(records, result, unit)]),
+      Section("Warnings", [*_warnings(directory, graft)]),
       Section("Training", [*_training(records, unit, trained, result)]),
       Section("Training examples", [note, *samples] if samples else []),
       Section("The delta and the gap", [*_heat(graft, DELTA)]),
@@ -258,7 +259,7 @@ def _modules(graft) -> Iterator[Table]:
 
 def _made(directory, config, origin) -> Iterator[html.Part]:
   place = shlex.quote(str(directory / "config.json"))
-  yield Code(f"shadowft train --config {place} --workdir NEW", "The same run again:")
+  yield Code(f"shadowft train \\\n  --config {place} \\\n  --workdir NEW", "The same run again:")
   changed = {
     name: value
     for name, value in config.items()

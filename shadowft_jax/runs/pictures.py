@@ -29,6 +29,7 @@ FACTOR = 10  # by which the difference of weights is enlarged in their picture
 # Colours of Okabe and Ito, which people with any colour vision can tell apart.
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#555555"
 INK, FRAME, GRID, PAPER = "#1b1e22", "#6b717a", "#d8dce1", "#ffffff"
+MISSING = "#d3d5d8"  # a cell of a heat map without a number
 WIDTH = 4.0  # inches: on a telephone and in a column of a page the text is as large as the page's
 LOG_FROM = 20  # largest over smallest value, from which on the axis is logarithmic
 MOST_POINTS = 2000  # of a curve
@@ -71,19 +72,21 @@ def styled(draw: Callable[P, T]) -> Callable[P, T]:
   return inside
 
 
-@styled
 def svg(figure: "Figure") -> str:
   """A figure as SVG, without the time and the program."""
-  out = io.StringIO()
-  figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-  return out.getvalue()
+  return _saved(figure, format="svg", metadata={"Date": None, "Creator": None}).decode()
+
+
+def png(figure: "Figure", dpi: int = 200) -> bytes:
+  """A figure as PNG."""
+  return _saved(figure, format="png", dpi=dpi)
 
 
 @styled
-def png(figure: "Figure", dpi: int = 200) -> bytes:
-  """A figure as PNG; the text that it has is in the page or the docs."""
+def _saved(figure, **options):
   out = io.BytesIO()
-  figure.savefig(out, format="png", dpi=dpi)
+  figure.savefig(out, **options)
+  figure.set_layout_engine("none")  # its layout is found once
   return out.getvalue()
 
 
@@ -125,7 +128,8 @@ def loss_figure(
       axes.plot(steps, losses, style, color=colour, label=label, markersize=3.5, linewidth=width)
   _finish(axes, f"loss per {unit} (nats)", drawn)
   axes.set_title(f"Loss while training the {trained}")
-  figure.legend(loc="outside lower center", ncols=1)
+  if drawn:
+    figure.legend(loc="outside lower center", ncols=1)
   return figure
 
 

@@ -7,7 +7,6 @@ from xml.etree import ElementTree
 from markupsafe import Markup
 
 from shadowft_jax.runs import pictures
-from shadowft_jax.runs.heatmaps import MISSING
 
 FONT = " font-family: 'DejaVu Sans', sans-serif;"  # the page has its own
 SVG, LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
@@ -21,7 +20,7 @@ VARIABLES = {
   pictures.ORANGE: "--orange",
   pictures.GREEN: "--green",
   pictures.GREY: "--muted",
-  MISSING: "--line",
+  pictures.MISSING: "--line",
 }
 
 
