@@ -56,9 +56,11 @@ def shown(folder, *argv):
 
 
 @pytest.fixture
-def no_png(monkeypatch):
-  """Figures are not drawn as PNG, which takes as long as all the rest."""
+def undrawn(monkeypatch):
+  """Figures are made and not drawn, which takes most of the time."""
+  empty = f'<svg xmlns="{svg.SVG}" viewBox="0 0 1 1"><g /></svg>'
   monkeypatch.setattr(pictures, "png", lambda figure, dpi=200: b"")
+  monkeypatch.setattr(pictures, "svg", lambda figure: empty)
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +142,7 @@ def test_tables_have_headers_with_their_scope(run_page, scores_shown):
 
 
 @pytest.mark.parametrize("kind", ["run", "scores"])
-def test_what_comes_from_data_stays_text(no_png, tmp_path, kind):
+def test_what_comes_from_data_stays_text(undrawn, tmp_path, kind):
   text = made.NASTY
   write = made.write_run if kind == "run" else made.write_scores
   found = shown(write(tmp_path / "it", text=text))
@@ -150,7 +152,7 @@ def test_what_comes_from_data_stays_text(no_png, tmp_path, kind):
   assert "\ufffd[31m" in found.said and "$x^" in found.said
 
 
-def test_names_of_models_do_no_harm_in_a_picture(no_png, tmp_path):
+def test_names_of_models_do_no_harm_in_a_picture():
   names = ("A $x^ & <b>", "B \x07\ud83d", "模型 \u202e")
   found = {name: {"gsm8k": suite_score()} for name in names}
   from shadowft_jax.evaluation import picture
@@ -166,14 +168,14 @@ def suite_score():
   return Score("gsm8k", 10, 1, 0.5, 0.2, 0.8, 0.5, 0, 0, 0, 0, None, {})
 
 
-def test_a_run_without_validation_says_so_and_shows_the_rest(no_png, tmp_path):
+def test_a_run_without_validation_says_so_and_shows_the_rest(undrawn, tmp_path):
   found = shown(made.write_run(tmp_path / "run", valid=False))
   assert "Validation: the run has no validation split. --config.data.val_ratio=0.05" in found.said
   assert "Result" not in found.within("h2") and "Training" in found.within("h2")
   assert len(found.all("svg")) == 9 and "validation loss not measured" in found.said
 
 
-def test_a_run_that_goes_on_shows_what_there_is(no_png, tmp_path):
+def test_a_run_that_goes_on_shows_what_there_is(undrawn, tmp_path):
   run = made.write_run(tmp_path / "run", steps=5, complete=False)
   found = shown(run)
   assert "not finished: 5 steps so far" in found.said
@@ -190,7 +192,7 @@ def test_a_run_that_goes_on_shows_what_there_is(no_png, tmp_path):
   assert "not finished: 1 step so far" in shown(run).said
 
 
-def test_the_report_of_an_older_graft_is_missing_and_named(no_png, tmp_path):
+def test_the_report_of_an_older_graft_is_missing_and_named(undrawn, tmp_path):
   run = made.write_run(tmp_path / "run")
   path = run / "shadow" / "graft_report.json"
   graft = json.loads(path.read_text())
@@ -201,13 +203,13 @@ def test_the_report_of_an_older_graft_is_missing_and_named(no_png, tmp_path):
   assert "The delta by module, as numbers" in found.said and len(found.all("svg")) == 4
 
 
-def test_examples_can_be_left_out(no_png, tmp_path):
+def test_examples_can_be_left_out(undrawn, tmp_path):
   run = made.write_run(tmp_path / "run", complete=False)
   found = shown(run, "--no-examples")
   assert "hello trained" not in found.said and "Training examples" not in found.said
 
 
-def test_preference_pairs_have_their_own_curves(no_png, tmp_path):
+def test_preference_pairs_have_their_own_curves(undrawn, tmp_path):
   run = made.write_run(tmp_path / "run", objective="dpo", learn_on="instruct")
   rows = page.metrics.read_metrics(run)
   rows = [{**r, "accuracy": 0.5, "margin": 0.1} if "loss" in r else r for r in rows]
@@ -259,7 +261,7 @@ def test_worked_examples_are_not_repeated_in_every_question():
   assert (one.text, one.reference) == ("b", "3")
 
 
-def test_the_page_of_a_run_has_its_scores(no_png, tmp_path):
+def test_the_page_of_a_run_has_its_scores(undrawn, tmp_path):
   run = made.write_run(tmp_path / "run")
   made.write_scores(run / "scores", models=("run",))
   found = shown(run)
@@ -268,7 +270,7 @@ def test_the_page_of_a_run_has_its_scores(no_png, tmp_path):
   assert titles[:3] == ["Result", "Scores", "Answers"] and "Training" in titles
 
 
-def test_what_is_no_run_is_refused(no_png, tmp_path):
+def test_what_is_no_run_is_refused(undrawn, tmp_path):
   with pytest.raises(InputError, match="none is no folder.*expected a run's folder"):
     shown(tmp_path / "none")
   with pytest.raises(InputError, match="neither a run's folder.*it has nothing"):
@@ -288,7 +290,7 @@ def test_what_is_no_run_is_refused(no_png, tmp_path):
   assert not (tmp_path / "report.html").exists()
 
 
-def test_a_page_of_someone_else_is_not_overwritten(no_png, tmp_path):
+def test_a_page_of_someone_else_is_not_overwritten(undrawn, tmp_path):
   run = made.write_run(tmp_path / "run", complete=False)
   (run / "report.html").write_text("<p>mine")
   with pytest.raises(InputError, match="report.html is there and is no page of shadowft_jax"):
