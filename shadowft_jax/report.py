@@ -18,7 +18,7 @@ from shadowft_jax.progress import say
 
 with epy.lazy_imports():  # help and errors of flags and paths come before these
   from shadowft_jax.evaluation import page as scores_page
-  from shadowft_jax.runs import html, page as run_page
+  from shadowft_jax.runs import html, page as run_page, sweep_page
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +75,8 @@ def page_of(directory: pathlib.Path, questions: int, with_examples: bool) -> "ht
   """
   if (directory / scores_page.SCORES).exists():
     return scores_page.of_folder(directory, questions)
+  if (directory / sweep_page.NAME).exists():
+    return sweep_page.of_trials(directory.name, sweep_page.read(directory))
   if not run_page.is_run(directory):
     there = sorted(p.name for p in directory.iterdir())
     raise InputError(

@@ -9,7 +9,7 @@ import pytest
 from shadowft_jax import command, report
 from shadowft_jax.errors import InputError
 from shadowft_jax.evaluation import page as scores_page
-from shadowft_jax.runs import heatmaps, html as pages, page, pictures, svg
+from shadowft_jax.runs import heatmaps, html as pages, page, pictures, svg, sweep_page
 from tests import pages as made
 
 pytestmark = pytest.mark.draws
@@ -268,6 +268,59 @@ def test_the_page_of_a_run_has_its_scores(undrawn, tmp_path):
   assert "Right answer: 7" in found.said and "right (15)" in found.said
   titles = found.within("h2")
   assert titles[:3] == ["Result", "Scores", "Answers"] and "Training" in titles
+
+
+def write_sweep(folder, rows):
+  folder.mkdir()
+  names = ["run", "lr", "delta.rank", "learn_on", "seed", "state"]
+  names += ["instruct_valid_loss", "shadow_valid_loss", "chosen"]
+  text = "\n".join(",".join(map(str, row)) for row in (names, *rows))
+  (folder / "sweep.csv").write_text(text + "\n")
+  return folder
+
+
+SWEEP = [
+  ("a", 1e-4, 8, "base", 1, "done", 3.0, 1.0, ""),
+  ("b", 1e-4, 8, "base", 2, "done", 3.0, 2.0, ""),
+  ("c", 1e-3, 8, "base", 1, "done", 3.0, 0.5, "*"),
+  ("d", 1e-3, 8, "instruct", 1, "done", 3.0, 0.25, ""),
+  ("e", 1e-3, 8, "instruct", 2, "failed: no <memory>", "", "", ""),
+]
+
+
+def test_the_page_of_a_sweep(undrawn, tmp_path):
+  found = shown(write_sweep(tmp_path / "rates", SWEEP))
+  for words in ("Sweep rates", "5 runs: 2 values of lr × 1 value of delta.rank, 2 seeds", "4 of 5"):
+    assert words in found.said, words
+  assert "e: failed: no <memory>" in found.said
+  cells = [text.strip() for text in found.within("td")]
+  assert {"0.5000, lowest", "0.2500, lowest", "1.0000", "yes", "Shadow-FT", "FT", "–"} <= {*cells}
+  assert len(found.all("svg")) == 1
+
+
+def test_the_figure_of_a_sweep_has_means_and_spreads(tmp_path):
+  trials = sweep_page.read(write_sweep(tmp_path / "rates", SWEEP))
+  [axes] = sweep_page.figure_of(trials, "lr").axes
+  shadow, ft = axes.containers
+  assert [(c.get_label()) for c in axes.containers] == [
+    "Shadow-FT, delta.rank 8",
+    "FT, delta.rank 8",
+  ]
+  assert shadow[0].get_xydata().tolist() == [[1e-4, 1.5], [1e-3, 0.5]]
+  [bars] = shadow[2]
+  heights = [segment[1][1] - segment[0][1] for segment in bars.get_segments()]
+  assert heights == pytest.approx([2 * 0.5**0.5, 0])  # of 1 and 2, two standard deviations
+  assert ft[0].get_xydata().tolist() == [[1e-3, 0.25]] and axes.get_xscale() == "log"
+  words = [(*row[:1], "x y" if row[1] == 1e-4 else "$z", *row[2:]) for row in SWEEP]
+  trials = sweep_page.read(write_sweep(tmp_path / "words", words))
+  [axes] = sweep_page.figure_of(trials, "lr").axes
+  assert [x.get_text() for x in axes.get_xticklabels()] == ["x y", "$z"]
+
+
+def test_a_table_that_is_no_sweep_is_refused(tmp_path):
+  (tmp_path / "sweep.csv").write_text("run,lr\na,1\n")
+  with pytest.raises(InputError, match="sweep.csv has no run, or not the columns run, learn_on"):
+    shown(tmp_path)
 
 
 def test_what_is_no_run_is_refused(undrawn, tmp_path):
