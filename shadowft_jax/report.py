@@ -1,10 +1,10 @@
-"""The page of a run or a comparison: one HTML file to look at, to send or to print.
+"""The page of a run, a sweep or an evaluation: one HTML file to look at, to send or to print.
 
   shadowft report runs/a
   shadowft report scores --out page.html
 
-DIR is a run's folder, finished or not, or --out of `shadowft evaluate`.  The page is
-DIR/report.html, and its pictures are in DIR/pictures.
+DIR is a run's folder, finished or not, that of a sweep, or --out of `shadowft evaluate`.  The page
+is DIR/report.html, and its pictures are in DIR/pictures.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ class Options(command.Options):
   cache = False
 
   dir: str = command.option(
-    help="A run's folder, or --out of `shadowft evaluate`.", is_positional=True
+    help="Folder of a run or a sweep, or --out of `evaluate`.", is_positional=True
   )
   out: str | None = command.option(None, help="File to write. Default: report.html in DIR.")
   questions: int = command.option(200, help="Questions of a task on the page at most.", least=0)
@@ -40,15 +40,15 @@ def main(options: Options) -> None:
   """Writes the page.
 
   Raises:
-    InputError: the folder is neither a run's nor an evaluation's, or its files are damaged.
+    InputError: the folder is not of a run, a sweep or an evaluation, or its files are damaged.
   """
   directory = pathlib.Path(options.dir)
   if not directory.is_dir():
     raise InputError(
-      f"{directory} is no folder{nearest(directory)}; expected a run's folder, or --out of "
-      "`shadowft evaluate`"
+      f"{directory} is no folder{nearest(directory)}; expected that of a run or a sweep, or --out "
+      "of `shadowft evaluate`"
     )
-  path = pathlib.Path(options.out) if options.out else directory / run_page.REPORT
+  path = pathlib.Path(options.out) if options.out else directory / html.REPORT
   try:
     found = page_of(directory, options.questions, options.examples)
   except InputError:
@@ -66,12 +66,12 @@ def page_of(directory: pathlib.Path, questions: int, with_examples: bool) -> "ht
   """The page of a folder; that of a run has the scores that lie in it, too.
 
   Args:
-    directory: of a run, or of an evaluation.
+    directory: of a run, a sweep or an evaluation.
     questions: of a task, at most.
     with_examples: whether the page of a run shows training examples.
 
   Raises:
-    InputError: it is neither.
+    InputError: it is none of them.
   """
   if (directory / scores_page.SCORES).exists():
     return scores_page.of_folder(directory, questions)
@@ -80,8 +80,8 @@ def page_of(directory: pathlib.Path, questions: int, with_examples: bool) -> "ht
   if not run_page.is_run(directory):
     there = sorted(p.name for p in directory.iterdir())
     raise InputError(
-      f"{directory} is neither a run's folder (it has no config.json of `shadowft train`) nor "
-      f"--out of `shadowft evaluate` (it has no {scores_page.SCORES}); it has "
+      f"{directory} is not the folder of a run (it has no config.json of `shadowft train`), of a "
+      f"sweep ({sweep_page.NAME}) or of an evaluation ({scores_page.SCORES}); it has "
       + (", ".join(there[:5]) + (", …" if there[5:] else "") if there else "nothing")
     )
   found = run_page.of_run(directory, with_examples=with_examples)

@@ -93,13 +93,15 @@ def no_network(monkeypatch):
 @pytest.fixture(autouse=True)
 def blank_pictures(request, monkeypatch):
   """Grafts and runs draw nothing, which takes longer than tiny ones; tests marked `draws` do."""
+  from shadowft_jax.evaluation import page as scores_page
   from shadowft_jax.runs import heatmaps, page
 
   if not any(request.node.get_closest_marker(name) for name in ("slow", "draws")):
     monkeypatch.setattr(
       heatmaps, "plot_survival", lambda cells, title, path, **_: pathlib.Path(path).write_bytes(b"")
     )
-    monkeypatch.setattr(page, "write", lambda folder: (folder / page.REPORT).write_bytes(b""))
+    for pages in (page, scores_page):
+      monkeypatch.setattr(pages, "write", lambda folder: (folder / "report.html").write_bytes(b""))
 
 
 @pytest.fixture

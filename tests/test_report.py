@@ -324,12 +324,12 @@ def test_a_table_that_is_no_sweep_is_refused(tmp_path):
 
 
 def test_what_is_no_run_is_refused(undrawn, tmp_path):
-  with pytest.raises(InputError, match="none is no folder.*expected a run's folder"):
+  with pytest.raises(InputError, match="none is no folder.*expected that of a run"):
     shown(tmp_path / "none")
-  with pytest.raises(InputError, match="neither a run's folder.*it has nothing"):
+  with pytest.raises(InputError, match="not the folder of a run.*it has nothing"):
     shown(tmp_path)
   (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
-  with pytest.raises(InputError, match="neither a run's folder.*it has config.json"):
+  with pytest.raises(InputError, match="not the folder of a run.*it has config.json"):
     shown(tmp_path)
   (tmp_path / "config.json").write_text("{")
   with pytest.raises(InputError, match="config.json is not valid JSON"):

@@ -31,6 +31,11 @@ def keep_questions(out: pathlib.Path, task: Task, examples: Sequence[Example]) -
   files.write(out / QUESTIONS.format(task.name), text)
 
 
+def write(directory: pathlib.Path) -> None:
+  """Writes `of_folder` as report.html in the folder; raises InputError, see `html.write`."""
+  html.write(of_folder(directory), directory / html.REPORT)
+
+
 def of_folder(directory: pathlib.Path, most: int = MOST) -> Page:
   """The page of an evaluation.
 

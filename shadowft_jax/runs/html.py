@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 FOLDER = pathlib.Path(__file__).parents[1] / "assets" / "page"
 OURS = '<meta name="generator" content="shadowft_jax">'
+REPORT = "report.html"  # the page of a folder
 PICTURES = "pictures"  # the folder of the pictures, beside the page
 WORDS = {"good": "better", "bad": "worse"}  # for the mark of a cell, beside its colour
 

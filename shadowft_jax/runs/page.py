@@ -12,9 +12,9 @@ from typing import Any
 from shadowft_jax import files, presets
 from shadowft_jax.progress import count, duration, rate
 from shadowft_jax.runs import cards, heatmaps, html, metrics, pictures
-from shadowft_jax.runs.html import Cell, Code, Page, Picture, Sample, Section, Table, Text
+from shadowft_jax.runs.html import REPORT, Cell, Code, Page, Picture, Sample, Section, Table, Text
 
-REPORT, LOG, PREVIEW = "report.html", "log.txt", "preview.json"
+LOG, PREVIEW = "log.txt", "preview.json"
 HIGHER_IS_BETTER = {"loss": False, "accuracy": True, "margin": True}
 MOST_ROWS = 60  # of the table of steps
 DELTA = ("delta_norm", "gap_cosine", "gap_ratio")
@@ -36,19 +36,9 @@ def is_run(directory: pathlib.Path) -> bool:
   return path.is_file() and "learn_on" in files.read_json(path)
 
 
-def write(directory: pathlib.Path, out: pathlib.Path | None = None) -> pathlib.Path:
-  """Writes the page of a run; returns its path.
-
-  Args:
-    directory: the run's folder.
-    out: the file; by default report.html in the folder.
-
-  Raises:
-    InputError: see `html.write`.
-  """
-  path = out or directory / REPORT
-  html.write(of_run(directory), path)
-  return path
+def write(directory: pathlib.Path) -> None:
+  """Writes the page of a run as report.html in its folder; raises InputError, see `html.write`."""
+  html.write(of_run(directory), directory / REPORT)
 
 
 def of_run(directory: pathlib.Path, *, with_examples: bool = True) -> Page:
@@ -179,7 +169,7 @@ def _training(records, unit, trained, result) -> Iterator[html.Part]:
     return
   figure = pictures.loss_figure(records, unit, trained, result)
   alt = f"Training loss {_ends(records, 'loss')}; validation loss {_ends(records, 'valid_loss')}."
-  yield Picture("loss", figure, alt, f"Loss per {unit}, in nats.")
+  yield Picture("loss", figure, alt)
   for key, name, unit_of in (
     ("lr", "Learning rate", "learning rate"),
     ("tokens_per_second", "Training speed", "tokens per second"),

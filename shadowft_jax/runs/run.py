@@ -14,7 +14,8 @@ from shadowft_jax.errors import InputError, listing
 from shadowft_jax.presets import Config, current, flat
 from shadowft_jax.progress import say
 from shadowft_jax.runs import cards, metrics, page, provenance
-from shadowft_jax.runs.page import LOG, PREVIEW, REPORT
+from shadowft_jax.runs.html import REPORT
+from shadowft_jax.runs.page import LOG, PREVIEW
 
 DATA = "data.json"  # the digest of the data of a run
 

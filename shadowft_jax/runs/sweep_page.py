@@ -80,15 +80,9 @@ def read(directory: pathlib.Path) -> list[Trial]:
   ]
 
 
-def write(directory: pathlib.Path, out: pathlib.Path | None = None) -> pathlib.Path:
-  """Writes the page of a sweep; returns its path.
-
-  Raises:
-    InputError: see `read` and `html.write`.
-  """
-  path = out or directory / "report.html"
-  html.write(of_trials(directory.name, read(directory)), path)
-  return path
+def write(directory: pathlib.Path) -> None:
+  """Writes the page of a sweep as report.html in its folder; raises InputError, see `read`."""
+  html.write(of_trials(directory.name, read(directory)), directory / html.REPORT)
 
 
 def of_trials(title: str, trials: Sequence[Trial]) -> Page:
