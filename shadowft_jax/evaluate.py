@@ -145,6 +145,8 @@ def main(options: Options) -> None:
     by_label = {arm.label: arm for arm in found}
     out = pathlib.Path(options.out) if options.out else None
     report.report(results, by_label, chosen, dataclasses.asdict(options), out)
+    if out:
+      page.write(out)
   if options.out:
     say(f"written: {options.out}")
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shadowft_jax import files
-from shadowft_jax.evaluation import comparison, page, picture, suite
+from shadowft_jax.evaluation import comparison, picture, suite
 from shadowft_jax.evaluation.arms import Arm
 from shadowft_jax.evaluation.graded import Graded, Score
 from shadowft_jax.progress import count, duration
@@ -39,8 +39,7 @@ def report(
     arms: {label: what it is}.
     tasks: all of them.
     options: of the command, for scores.json.
-    out: folder of scores.json, changes.jsonl, scores.png, scores.svg and report.html, which has the
-      graded answers of the models; None writes nothing.
+    out: folder of scores.json, changes.jsonl, scores.png and scores.svg; None writes nothing.
   """
   scores = {label: {t: one.score for t, one in x.items()} for label, x in results.items()}
   print(suite.table(scores))
@@ -78,7 +77,6 @@ def report(
   if changes:
     files.write(out / "changes.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
   picture.draw(scores, out)
-  page.write(out)
 
 
 def _speed(results):
