@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from shadowft_jax import files
-from shadowft_jax.runs.pictures import BLUE, FRAME, MISSING, ORANGE, WIDTH, png, styled
+from shadowft_jax.runs.pictures import AMOUNT, FRAME, MISSING, WIDTH, png, styled
 
 if TYPE_CHECKING:  # imported late, since a graft need not wait for it
   from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
 Cells = Mapping[tuple[str, int], Mapping[str, float | None]]  # {(module type, layer): numbers}
-AMOUNT, SIGNED = "Purples", "PRGn"  # how much, which says nothing of good and bad
-GOOD, BAD = BLUE, ORANGE  # everywhere: in heat maps, tables and marks
+# Orange is bad and blue is good, as in the tables of pages (assets/page/page.css).
+FROM_BAD_TO_GOOD = ["#c24f00", "#f6e9df", "#e3eef6", "#0069a6"]
+SIGNED = "PRGn"  # the colours of numbers of both signs, neither of which is good
 WRITTEN = 12  # layers, up to which the cells have room for their numbers
 DARK = 0.179  # relative luminance of a cell, below which white has more contrast than black
 ON_DARK, ON_LIGHT = "#fdfdfd", "#141414"  # numbers and marks in cells: of no scheme of a page
@@ -158,8 +159,8 @@ def _colours(panel, grid, warn_below) -> dict[str, Any]:
   limit, high_is_good = panel.scale
   limit = warn_below if limit is None else limit
   low = min(float(np.nanmin(grid, initial=1)), limit - (1 - limit))
-  ends = ["#c24f00", "#f6e9df", "#e3eef6", "#0069a6"]  # BAD, pale, pale, GOOD
-  cmap = colors.LinearSegmentedColormap.from_list("good", ends if high_is_good else ends[::-1])
+  ramp = FROM_BAD_TO_GOOD if high_is_good else FROM_BAD_TO_GOOD[::-1]
+  cmap = colors.LinearSegmentedColormap.from_list("good", ramp)
   return {"cmap": cmap, "norm": colors.TwoSlopeNorm(limit, low, 1)}
 
 

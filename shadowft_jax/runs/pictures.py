@@ -29,6 +29,7 @@ FACTOR = 10  # by which the difference of weights is enlarged in their picture
 # Colours of Okabe and Ito, which people with any colour vision can tell apart.
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#555555"
 INK, FRAME, GRID, PAPER = "#1b1e22", "#6b717a", "#d8dce1", "#ffffff"
+AMOUNT = "Purples"  # the colours of amounts, which are neither good nor bad
 MISSING = "#d3d5d8"  # a cell of a heat map without a number
 WIDTH = 4.0  # inches: on a telephone and in a column of a page the text is as large as the page's
 LOG_FROM = 20  # largest over smallest value, from which on the axis is logarithmic
@@ -215,7 +216,7 @@ def plot_gap(
   figure = Figure(figsize=size, layout="constrained")
   above, below = figure.subplots(2, sharex=True, height_ratios=(len(modules), 7))
   edges = np.append(np.array(numbers) - 0.5, numbers[-1] + 0.5)
-  image = above.pcolormesh(edges, np.arange(len(modules) + 1) - 0.5, grid, cmap="viridis", vmin=0)
+  image = above.pcolormesh(edges, np.arange(len(modules) + 1) - 0.5, grid, cmap=AMOUNT, vmin=0)
   above.set_yticks(range(len(modules)), modules)
   above.invert_yaxis()
   above.set(ylabel="module type")
@@ -268,9 +269,9 @@ def plot_weights(
       antialiased=False,
     )
     ax.set(xlabel="column", ylabel="row", zlim=(0, top))
-    ax.set_title(name, y=0.98)
+    ax.set_title(name, y=0.98, loc="center", fontsize=13)
     ax.set_zlabel("magnitude", labelpad=8)
     ax.invert_yaxis()
     ax.set_box_aspect(None, zoom=0.8)  # room for the label of the z axis
-  figure.suptitle("\n".join(textwrap.wrap(title, 130)))
+  figure.suptitle("\n".join(textwrap.wrap(title, 130)), fontsize=11)
   files.write(path, png(figure, 110))
