@@ -249,7 +249,7 @@ def plot_weights(
   """
   from matplotlib.figure import Figure
 
-  drawn = {"|W_B|": base, "|W_I|": instruct, f"{FACTOR} × |W_I − W_B|": FACTOR * (instruct - base)}
+  drawn = {"|Base|": base, "|Instruct|": instruct, f"{FACTOR} × |Instruct − Base|": FACTOR * (instruct - base)}
   drawn = {name: np.abs(x) for name, x in drawn.items()}
   top = max(x.max() for x in drawn.values()) or 1.0
   y, x = np.indices(base.shape)
