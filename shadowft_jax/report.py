@@ -50,7 +50,7 @@ def main(options: Options) -> None:
     )
   path = pathlib.Path(options.out) if options.out else directory / html.REPORT
   try:
-    found = page_of(directory, options.questions, options.examples)
+    page = page_of(directory, options.questions, options.examples)
   except InputError:
     raise
   except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -58,7 +58,7 @@ def main(options: Options) -> None:
       f"the files of {directory} are damaged, or of another version: {error!r}; --debug shows where"
     ) from error
   path.parent.mkdir(parents=True, exist_ok=True)
-  html.write(found, path)
+  html.write(page, path)
   say(f"written: {path}")
 
 
@@ -84,11 +84,11 @@ def page_of(directory: pathlib.Path, questions: int, with_examples: bool) -> "ht
       f"sweep ({sweep_page.NAME}) or of an evaluation ({scores_page.SCORES}); it has "
       + (", ".join(there[:5]) + (", …" if there[5:] else "") if there else "nothing")
     )
-  found = run_page.of_run(directory, with_examples=with_examples)
+  page = run_page.of_run(directory, with_examples=with_examples)
   if not (directory / "scores" / scores_page.SCORES).exists():
-    return found
+    return page
   more = scores_page.sections(directory / "scores", questions)
-  return dataclasses.replace(found, sections=[found.sections[0], *more, *found.sections[1:]])
+  return dataclasses.replace(page, sections=[page.sections[0], *more, *page.sections[1:]])
 
 
 if __name__ == "__main__":

@@ -29,8 +29,8 @@ def browser():
     # The pages are our own, and root has no sandbox.
     with contextlib.closing(
       driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
-    ) as found:
-      yield found
+    ) as view:
+      yield view
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +62,9 @@ def opened(browser, path, width=1600, scheme="light", **options):
   size = {"width": width, "height": 900}
   context = browser.new_context(viewport=size, color_scheme=scheme, **options)
   try:
-    found = Opened(context.new_page(), path)
-    yield found
-    assert not found.faults and len(found.requests) == 1
+    view = Opened(context.new_page(), path)
+    yield view
+    assert not view.faults and len(view.requests) == 1
   finally:
     context.close()
 
@@ -83,8 +83,8 @@ VIEWS = [
 def test_a_page_fits_and_is_accessible(browser, paths, name, width, scheme):
   """No message, no request, nothing wider than the screen, and nothing that axe complains of."""
   axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-  with opened(browser, paths[name], width, scheme, bypass_csp=True) as found:  # for axe's script
-    page = found.page
+  with opened(browser, paths[name], width, scheme, bypass_csp=True) as view:  # for axe's script
+    page = view.page
     page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     boxes = page.locator("figure svg").evaluate_all("x => x.map(e => e.getBoundingClientRect())")
@@ -96,21 +96,21 @@ def test_a_page_fits_and_is_accessible(browser, paths, name, width, scheme):
 
 
 def test_the_filters_need_no_script(browser, paths):
-  with opened(browser, paths["scores"], java_script_enabled=False) as found:
-    rows = found.page.locator(".list > li")
+  with opened(browser, paths["scores"], java_script_enabled=False) as view:
+    rows = view.page.locator(".list > li")
     assert rows.count() == 12 == rows.locator("visible=true").count()
-    found.page.get_by_label("FT right, Instruct wrong").first.check()
+    view.page.get_by_label("FT right, Instruct wrong").first.check()
     # Of 12 questions, Instruct answers every second one wrong, and FT every third.
     assert rows.locator("visible=true").count() == 4
     rows.locator("visible=true").first.locator("summary").click()
     assert rows.locator("visible=true").first.locator(".answers > div").count() == 3
-    found.page.get_by_label("all (12)").check()
+    view.page.get_by_label("all (12)").check()
     assert rows.locator("visible=true").count() == 12
 
 
 def test_a_page_is_printed_in_light_colours_with_its_numbers(browser, paths):
-  with opened(browser, paths["run"], scheme="dark") as found:
-    page = found.page
+  with opened(browser, paths["run"], scheme="dark") as view:
+    page = view.page
     table = page.locator("details.folded table").first
     assert not table.is_visible()
     assert page.pdf(format="A4").startswith(b"%PDF")

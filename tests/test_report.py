@@ -122,42 +122,42 @@ def test_pictures_have_names_with_their_numbers(run_page):
 
 
 def test_the_page_loads_nothing_and_runs_nothing(run_page, scores_shown):
-  for found in (run_page, scores_shown):
-    assert not {"script", "link", "iframe", "object", "img"} & {tag for tag, _ in found.elements}
-    policy = [m["content"] for m in found.all("meta") if "http-equiv" in m]
+  for reader in (run_page, scores_shown):
+    assert not {"script", "link", "iframe", "object", "img"} & {tag for tag, _ in reader.elements}
+    policy = [m["content"] for m in reader.all("meta") if "http-equiv" in m]
     assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
-    for tag, attrs in found.elements:
+    for tag, attrs in reader.elements:
       assert not [name for name in attrs if name.startswith("on") or name == "src"], tag
       links = [x for name, x in attrs.items() if name.endswith("href")]
       assert all(x.startswith(("#", "data:image/png;")) for x in links), links
-    assert found.all("html") == [{"lang": "en"}]
+    assert reader.all("html") == [{"lang": "en"}]
 
 
 def test_tables_have_headers_with_their_scope(run_page, scores_shown):
-  for found in (run_page, scores_shown):
-    scopes = [attrs["scope"] for attrs in found.all("th")]
+  for reader in (run_page, scores_shown):
+    scopes = [attrs["scope"] for attrs in reader.all("th")]
     assert {"row", "col"} == set(scopes)
-    assert len(found.all("caption")) == len(found.all("table"))
-    assert len(found.within("th")) >= 10
+    assert len(reader.all("caption")) == len(reader.all("table"))
+    assert len(reader.within("th")) >= 10
 
 
 @pytest.mark.parametrize("kind", ["run", "scores"])
 def test_what_comes_from_data_stays_text(undrawn, tmp_path, kind):
   text = made.NASTY
   write = made.write_run if kind == "run" else made.write_scores
-  found = shown(write(tmp_path / "it", text=text))
-  assert "script" not in {tag for tag, _ in found.elements} and not found.all("img")
-  assert '</pre></title><script>alert(1)</script><img src=x onerror=alert(2)>"&' in found.said
-  assert "⟨U+202E⟩" in found.said and not re.search("[\x00\x1b\u202e]", found.said)
-  assert "\ufffd[31m" in found.said and "$x^" in found.said
+  reader = shown(write(tmp_path / "it", text=text))
+  assert "script" not in {tag for tag, _ in reader.elements} and not reader.all("img")
+  assert '</pre></title><script>alert(1)</script><img src=x onerror=alert(2)>"&' in reader.said
+  assert "⟨U+202E⟩" in reader.said and not re.search("[\x00\x1b\u202e]", reader.said)
+  assert "\ufffd[31m" in reader.said and "$x^" in reader.said
 
 
 def test_names_of_models_do_no_harm_in_a_picture():
   names = ("A $x^ & <b>", "B \x07\ud83d", "模型 \u202e")
-  found = {name: {"gsm8k": suite_score()} for name in names}
+  reader = {name: {"gsm8k": suite_score()} for name in names}
   from shadowft_jax.evaluation import picture
 
-  text = pictures.svg(picture.figure_of(found))
+  text = pictures.svg(picture.figure_of(reader))
   shown = str(svg.inline(text, "scores", svg.plain(names[1])))
   assert "A $x^ &amp; &lt;b&gt;" in shown and "B \ufffd\ufffd" in shown and "模型 ⟨U+202E⟩" in shown
 
@@ -169,25 +169,25 @@ def suite_score():
 
 
 def test_a_run_without_validation_says_so_and_shows_the_rest(undrawn, tmp_path):
-  found = shown(made.write_run(tmp_path / "run", valid=False))
-  assert "Validation: the run has no validation split. --config.data.val_ratio=0.05" in found.said
-  assert "Result" not in found.within("h2") and "Training" in found.within("h2")
-  assert len(found.all("svg")) == 9 and "validation loss not measured" in found.said
+  reader = shown(made.write_run(tmp_path / "run", valid=False))
+  assert "Validation: the run has no validation split. --config.data.val_ratio=0.05" in reader.said
+  assert "Result" not in reader.within("h2") and "Training" in reader.within("h2")
+  assert len(reader.all("svg")) == 9 and "validation loss not measured" in reader.said
 
 
 def test_a_run_that_goes_on_shows_what_there_is(undrawn, tmp_path):
   run = made.write_run(tmp_path / "run", steps=5, complete=False)
-  found = shown(run)
-  assert "not finished: 5 steps so far" in found.said
-  assert "The end of the run: it has not finished." in found.said
+  reader = shown(run)
+  assert "not finished: 5 steps so far" in reader.said
+  assert "The end of the run: it has not finished." in reader.said
   assert [p.name for p in sorted((run / "pictures").glob("*.png"))] == [
     *("grad-norm.png", "loss.png", "lr.png", "tokens-per-second.png")
   ]
   for name in ("metrics.jsonl", "preview.json", "log.txt"):
     (run / name).unlink()
-  found = shown(run)
-  assert "not finished: 0 steps so far" in found.said and "no step is recorded" in found.said
-  assert "has no preview.json" in found.said and not found.all("svg")
+  reader = shown(run)
+  assert "not finished: 0 steps so far" in reader.said and "no step is recorded" in reader.said
+  assert "has no preview.json" in reader.said and not reader.all("svg")
   (run / "metrics.jsonl").write_text('{"step": 1, "loss": NaN, "lr": 0.0}\n{"step": 2, "lo')
   assert "not finished: 1 step so far" in shown(run).said
 
@@ -198,15 +198,15 @@ def test_the_report_of_an_older_graft_is_missing_and_named(undrawn, tmp_path):
   graft = json.loads(path.read_text())
   del graft["cells"]
   path.write_text(json.dumps(graft))
-  found = shown(run)
-  assert "Heat maps: shadow/graft_report.json has no numbers by layer" in found.said
-  assert "The delta by module, as numbers" in found.said and len(found.all("svg")) == 4
+  reader = shown(run)
+  assert "Heat maps: shadow/graft_report.json has no numbers by layer" in reader.said
+  assert "The delta by module, as numbers" in reader.said and len(reader.all("svg")) == 4
 
 
 def test_examples_can_be_left_out(undrawn, tmp_path):
   run = made.write_run(tmp_path / "run", complete=False)
-  found = shown(run, "--no-examples")
-  assert "hello trained" not in found.said and "Training examples" not in found.said
+  reader = shown(run, "--no-examples")
+  assert "hello trained" not in reader.said and "Training examples" not in reader.said
 
 
 def test_preference_pairs_have_their_own_curves(undrawn, tmp_path):
@@ -215,40 +215,40 @@ def test_preference_pairs_have_their_own_curves(undrawn, tmp_path):
   rows = [{**r, "accuracy": 0.5, "margin": 0.1} if "loss" in r else r for r in rows]
   rows[-1] |= {"instruct_valid_accuracy": 0.5, "shadow_valid_accuracy": 0.4}
   (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-  found = shown(run)
-  assert "Fine-tuning of org/instruct" in found.said and "(DPO)" in found.said
-  assert "-0.1000 worse" in found.said and "-2.5000 better" in found.said
-  assert len(found.all("svg")) == 11
+  reader = shown(run)
+  assert "Fine-tuning of org/instruct" in reader.said and "(DPO)" in reader.said
+  assert "-0.1000 worse" in reader.said and "-2.5000 better" in reader.said
+  assert len(reader.all("svg")) == 11
 
 
 def test_the_page_of_scores(scores_shown):
-  found = scores_shown
+  reader = scores_shown
   assert (
-    "Instruct, FT and Shadow-FT" in found.said and "3 models on the same questions" in found.said
+    "Instruct, FT and Shadow-FT" in reader.said and "3 models on the same questions" in reader.said
   )
   # Wrong are every second, third and fourth of 30 questions: 15, 20 and 22 are right.
   for words in ("50.0%", "66.7%", "73.3%", "FT minus Instruct on gsm8k: +16.7 points"):
-    assert words in found.said, words
-  boxes = found.all("input")
+    assert words in reader.said, words
+  boxes = reader.all("input")
   assert {x["type"] for x in boxes} == {"radio"} and [x for x in boxes if "checked" in x] == boxes[
     :1
   ]
-  classes = [x["class"].split()[1:] for x in found.all("li") if "class" in x]
+  classes = [x["class"].split()[1:] for x in reader.all("li") if "class" in x]
   counts = {n: sum(f"f{n}" in x for x in classes) for n in range(1, 7)}
   right = [[n % k > 0 for k in (2, 3, 4)] for n in range(30)]
   assert counts[1] == sum(r[0] and not r[1] for r in right) == 5 and len(classes) == 30
   assert counts[2] == sum(r[1] and not r[0] for r in right)
   assert counts[5] == sum(map(all, right)) and counts[6] == sum(not any(r) for r in right)
-  assert f"all right ({counts[5]})" in found.said
-  style = "".join(found.within("style"))
+  assert f"all right ({counts[5]})" in reader.said
+  style = "".join(reader.within("style"))
   assert "#questions-1:has(#questions-1-6:checked) li:not(.f6) { display: none; }" in style
 
 
 def test_many_questions_are_cut_to_those_that_differ(scores, tmp_path):
   report.main(report.Options(dir=str(scores), out=str(tmp_path / "x.html"), questions=6))
-  found = Reader((tmp_path / "x.html").read_text())
-  assert "6 of 30 questions are shown" in found.said and "all right (0 of 10)" in found.said
-  assert len([x for x in found.all("li") if "class" in x]) == 6
+  reader = Reader((tmp_path / "x.html").read_text())
+  assert "6 of 30 questions are shown" in reader.said and "all right (0 of 10)" in reader.said
+  assert len([x for x in reader.all("li") if "class" in x]) == 6
 
 
 def test_worked_examples_are_not_repeated_in_every_question():
@@ -264,9 +264,9 @@ def test_worked_examples_are_not_repeated_in_every_question():
 def test_the_page_of_a_run_has_its_scores(undrawn, tmp_path):
   run = made.write_run(tmp_path / "run")
   made.write_scores(run / "scores", models=("run",))
-  found = shown(run)
-  assert "Right answer: 7" in found.said and "right (15)" in found.said
-  titles = found.within("h2")
+  reader = shown(run)
+  assert "Right answer: 7" in reader.said and "right (15)" in reader.said
+  titles = reader.within("h2")
   assert titles[:3] == ["Result", "Scores", "Answers"] and "Training" in titles
 
 
@@ -289,13 +289,13 @@ SWEEP = [
 
 
 def test_the_page_of_a_sweep(undrawn, tmp_path):
-  found = shown(write_sweep(tmp_path / "rates", SWEEP))
+  reader = shown(write_sweep(tmp_path / "rates", SWEEP))
   for words in ("Sweep rates", "5 runs: 2 values of lr × 1 value of delta.rank, 2 seeds", "4 of 5"):
-    assert words in found.said, words
-  assert "e: failed: no <memory>" in found.said
-  cells = [text.strip() for text in found.within("td")]
+    assert words in reader.said, words
+  assert "e: failed: no <memory>" in reader.said
+  cells = [text.strip() for text in reader.within("td")]
   assert {"0.5000, lowest", "0.2500, lowest", "1.0000", "yes", "Shadow-FT", "FT", "–"} <= {*cells}
-  assert len(found.all("svg")) == 1
+  assert len(reader.all("svg")) == 1
 
 
 def test_the_figure_of_a_sweep_has_means_and_spreads(tmp_path):

@@ -46,15 +46,15 @@ def of_folder(directory: pathlib.Path, most: int = MOST) -> Page:
   Raises:
     InputError: scores.json is missing, or of another program.
   """
-  found = _scores(directory)
-  models, tasks = list(found["models"]), _tasks(found)
-  asked = sum(next(iter(found["models"].values()))["tasks"][t]["questions"] for t in tasks)
+  record = _scores(directory)
+  models, tasks = list(record["models"]), _tasks(record)
+  asked = sum(next(iter(record["models"].values()))["tasks"][t]["questions"] for t in tasks)
   return Page(
     title=" and ".join([", ".join(models[:-1]), models[-1]] if models[1:] else models),
     subtitle=f"{count(len(models), 'model')} on the same questions of {', '.join(tasks)}",
     facts={
       "questions": f"{asked:,}",
-      "protocol": str(found["options"].get("protocol", "unknown")),
+      "protocol": str(record["options"].get("protocol", "unknown")),
       "compared with": models[0] if models[1:] else "nothing",
     },
     missing=[*_missing(directory, models, tasks)],
@@ -64,24 +64,24 @@ def of_folder(directory: pathlib.Path, most: int = MOST) -> Page:
 
 def sections(directory: pathlib.Path, most: int = MOST) -> list[Section]:
   """The sections of `of_folder`, for the page of a run or of a whole comparison."""
-  found = _scores(directory)
-  tasks = _tasks(found)
+  record = _scores(directory)
+  tasks = _tasks(record)
   return [
-    Section("Scores", [*_summary(found)]),
-    Section("Answers", [*_answers(directory, list(found["models"]), tasks, most)]),
-    Section("How the answers were made", [*_made(found)]),
+    Section("Scores", [*_summary(record)]),
+    Section("Answers", [*_answers(directory, list(record["models"]), tasks, most)]),
+    Section("How the answers were made", [*_made(record)]),
   ]
 
 
 def _scores(directory):
-  found = files.read_json(directory / SCORES)
-  if not found.get("models") or "options" not in found:
+  record = files.read_json(directory / SCORES)
+  if not record.get("models") or "options" not in record:
     raise InputError(f"{directory / SCORES} is not of `shadowft evaluate`; it names no models")
-  return found
+  return record
 
 
-def _tasks(found):
-  return list(dict.fromkeys(task for one in found["models"].values() for task in one["tasks"]))
+def _tasks(record):
+  return list(dict.fromkeys(task for one in record["models"].values() for task in one["tasks"]))
 
 
 def _missing(directory, models, tasks) -> Iterator[str]:
@@ -97,13 +97,13 @@ def _graded_path(directory, model, task):
   return directory / model / f"{task}.graded.jsonl"
 
 
-def _summary(found) -> Iterator[html.Part]:
+def _summary(record) -> Iterator[html.Part]:
   scores = {
     label: {task: Score(**one) for task, one in x["tasks"].items()}
-    for label, x in found["models"].items()
+    for label, x in record["models"].items()
   }
   head, *rows = suite.rows(scores)
-  yield from _differences(found)
+  yield from _differences(record)
   told = [
     f"{label}: {one.accuracy:.1%} of {task} ({one.low:.1%} to {one.high:.1%})"
     for label, x in scores.items()
@@ -116,9 +116,9 @@ def _summary(found) -> Iterator[html.Part]:
     yield from (Text(f"{label}: {note}") for note in suite.notes(x))
 
 
-def _differences(found) -> Iterator[html.Part]:
-  first, rows, told = next(iter(found["models"])), [], []
-  for label, one in found.get("minus_first", {}).items():
+def _differences(record) -> Iterator[html.Part]:
+  first, rows, told = next(iter(record["models"])), [], []
+  for label, one in record.get("minus_first", {}).items():
     parts = {**one["tasks"], **{f"average of {n}": x for n, x in one["suites"].items()}}
     for name, x in parts.items():
       mark = "good" if x["low"] > 0 else "bad" if x["high"] < 0 else ""
@@ -231,8 +231,8 @@ def _short(text):
   return f"{text[:LONGEST]}… ({count(len(text) - LONGEST, 'more character')})"
 
 
-def _made(found) -> Iterator[html.Part]:
-  given = {n: x for n, x in found["options"].items() if x not in (None, "", False, [])}
+def _made(record) -> Iterator[html.Part]:
+  given = {n: x for n, x in record["options"].items() if x not in (None, "", False, [])}
   words = []
   for name, value in given.items():
     flag = f"--{name.replace('_', '-')}"
@@ -241,6 +241,6 @@ def _made(found) -> Iterator[html.Part]:
   yield Code(" \\\n  ".join(["shadowft evaluate", *words]), "The same evaluation again:")
   rows = [
     [label, one["kind"], one["source"], one["delta"], f"{one['alpha']:g}" if one["delta"] else ""]
-    for label, one in found["models"].items()
+    for label, one in record["models"].items()
   ]
   yield Table("Models", ["label", "kind", "source", "delta", "alpha"], rows, is_words=True)

@@ -42,7 +42,7 @@ class Panel(NamedTuple):
 
 PANELS = (
   Panel("delta_norm", "norm of the delta Δ", AMOUNT, "#.2g"),
-  Panel("gap_cosine", "cosine of Δ and Instruct − Base (1: same direction)", SIGNED, ".2f"),
+  Panel("gap_cosine", "cosine of Δ and Instruct − Base (1: same direction)", SIGNED, "z.2f"),
   Panel("gap_ratio", "gap ratio σ of Base and Instruct (0: equal)", AMOUNT, ".3f"),
   Panel(
     "cosine", "survival cosine of Δ as stored and as trained (×: < {limit:g})", (None, True), ".3f"
@@ -53,7 +53,7 @@ PANELS = (
 
 def shown(cells: Cells) -> list[Panel]:
   """The PANELS for which there are numbers."""
-  has = lambda key: any(found.get(key) is not None for found in cells.values())
+  has = lambda key: any(numbers.get(key) is not None for numbers in cells.values())
   return [panel for panel in PANELS if has(panel.key)]
 
 

@@ -159,8 +159,8 @@ def _result(records, result, unit) -> Iterator[html.Part]:
 def _warnings(directory, graft) -> Iterator[Text]:
   path = directory / LOG
   lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-  found = [m[1] for line in lines if (m := re.match(r"[\d-]+ [\d:]+  (warning: .*)", line))]
-  for line in dict.fromkeys([*found, *graft.get("warnings", ())]):
+  warned = [m[1] for line in lines if (m := re.match(r"[\d-]+ [\d:]+  (warning: .*)", line))]
+  for line in dict.fromkeys([*warned, *graft.get("warnings", ())]):
     yield Text(f"{line[0].upper()}{line[1:]}", "bad")
 
 
@@ -241,8 +241,8 @@ def _modules(graft) -> Iterator[Table]:
   columns = {k: v for k, v in columns.items() if k in graft["all"]}
   cell = lambda x, form: "–" if x is None else format(x, form)
   for part, name in (("modules", "module"), ("layers", "layer")):
-    found = {**graft[part], "all": graft["all"]}
-    rows = [[n, *(cell(x.get(k), f) for k, (_, f) in columns.items())] for n, x in found.items()]
+    groups = {**graft[part], "all": graft["all"]}
+    rows = [[n, *(cell(x.get(k), f) for k, (_, f) in columns.items())] for n, x in groups.items()]
     head = [name, *(heading for heading, _ in columns.values())]
     yield Table(f"The delta by {name}, as numbers", head, rows, is_folded=True)
 

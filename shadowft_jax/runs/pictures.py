@@ -128,7 +128,7 @@ def loss_figure(
       width = 1.0 if style == "-" else 1.5  # training is noisy
       axes.plot(steps, losses, style, color=colour, label=label, markersize=3.5, linewidth=width)
   _finish(axes, f"loss per {unit} (nats)", drawn)
-  axes.set_title(f"Loss while training the {trained}")
+  axes.set_title(f"Loss of the {trained} in training, and of the {result}")
   if drawn:
     figure.legend(loc="outside lower center", ncols=1)
   return figure
@@ -249,7 +249,11 @@ def plot_weights(
   """
   from matplotlib.figure import Figure
 
-  drawn = {"|Base|": base, "|Instruct|": instruct, f"{FACTOR} × |Instruct − Base|": FACTOR * (instruct - base)}
+  drawn = {
+    "|Base|": base,
+    "|Instruct|": instruct,
+    f"{FACTOR} × |Instruct − Base|": FACTOR * (instruct - base),
+  }
   drawn = {name: np.abs(x) for name, x in drawn.items()}
   top = max(x.max() for x in drawn.values()) or 1.0
   y, x = np.indices(base.shape)

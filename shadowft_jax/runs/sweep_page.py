@@ -142,12 +142,12 @@ def figure_of(trials: Sequence[Trial], axis: str) -> "Figure":
   figure = Figure(figsize=(pictures.WIDTH, 3 + 0.17 * len(lines)), layout="constrained")
   axes = figure.subplots()
   others = list(dict.fromkeys(rest for _, rest in lines))
-  for (arm, rest), found in lines.items():
+  for (arm, rest), line in lines.items():
     number = others.index(rest)
-    spread = [statistics.stdev(ys) if len(ys) > 1 else 0.0 for ys in found.values()]
+    spread = [statistics.stdev(ys) if len(ys) > 1 else 0.0 for ys in line.values()]
     axes.errorbar(
-      list(found),
-      [statistics.mean(ys) for ys in found.values()],
+      list(line),
+      [statistics.mean(ys) for ys in line.values()],
       yerr=spread if any(spread) else None,
       color=COLOURS.get(arm, pictures.GREEN),
       marker=MARKS[number % len(MARKS)],
