@@ -61,19 +61,23 @@ def shown(cells: Cells) -> list[Panel]:
 def figure_of(cells: Cells, panel: Panel, warn_below: float) -> "Figure":
   """One of PANELS by layer and module type."""
   from matplotlib.figure import Figure
+  from matplotlib.ticker import MaxNLocator
 
   modules, layers = _axes_of(cells)
   # In inches; layout="constrained" takes longer than all the rest.
-  top, bottom, bar = 0.3, 0.42, 0.42
+  top, bottom, under = 0.3, 0.42, 0.42
   inside = 0.21 * len(modules)
-  height = top + inside + bottom + bar
+  height = top + inside + bottom + under
   figure = Figure(figsize=(WIDTH, height))
-  box = [1.12 / WIDTH, (bottom + bar) / height, (WIDTH - 1.24) / WIDTH, inside / height]
+  box = [1.12 / WIDTH, (bottom + under) / height, (WIDTH - 1.24) / WIDTH, inside / height]
   axes = figure.add_axes((box[0], box[1], box[2], box[3]))
   image = _draw(axes, cells, panel, warn_below)
-  _number_layers(axes, layers, 18)
+  _number_layers(axes, layers, 12)
   place = figure.add_axes((box[0], 0.26 / height, box[2], 0.1 / height))
-  figure.colorbar(image, cax=place, orientation="horizontal").outline.set_visible(False)
+  limits = [image.norm.vmin, getattr(image.norm, "vcenter", None), image.norm.vmax]
+  ticks = MaxNLocator(4) if limits[1] is None else limits
+  bar = figure.colorbar(image, cax=place, orientation="horizontal", ticks=ticks, format="{x:.3g}")
+  bar.outline.set_visible(False)
   place.tick_params(labelsize=7, length=2)
   axes.set_title(panel.title.format(limit=warn_below), x=-1.1 / (WIDTH - 1.24), fontsize=8)
   return figure
@@ -132,7 +136,8 @@ def _draw(axes, cells, panel, warn_below):
   modules, layers = _axes_of(cells)
   grid = np.array([[cells.get((m, n), {}).get(panel.key) for n in layers] for m in modules], float)
   edges = [np.arange(n + 1) - 0.5 for n in grid.shape]
-  image = axes.pcolormesh(edges[1], edges[0], grid, **_colours(panel, grid, warn_below))
+  seamless = {"edgecolors": "face", "linewidth": 0.4}
+  image = axes.pcolormesh(edges[1], edges[0], grid, **seamless, **_colours(panel, grid, warn_below))
   axes.set_facecolor(MISSING)
   axes.set_yticks(range(len(modules)), modules)
   axes.tick_params(length=2, color=FRAME)
