@@ -21,6 +21,7 @@ COMMANDS = {
   "plan": "plan",
   "select": "select",
   "evaluate": "evaluate",
+  "report": "report",
   "chat": "chat",
   "pairs": "known_pairs",
   "example": "example",

@@ -28,7 +28,7 @@ with epy.lazy_imports():  # help and errors of flags and paths come before these
 
   from shadowft_jax import sharding
   from shadowft_jax.data import tokenizer
-  from shadowft_jax.evaluation import answering, arms, harness, report, suite, tasks
+  from shadowft_jax.evaluation import answering, arms, harness, page, report, suite, tasks
   from shadowft_jax.evaluation.tasks import originals, sandbox
   from shadowft_jax.generation import engine, local, server, vllm
   from shadowft_jax.hf import hub
@@ -132,6 +132,8 @@ def main(options: Options) -> None:
   _check_code(options, chosen)
   data = originals.Data(pathlib.Path(options.data) if options.data else None)
   questions = [(task, task.examples(data, options.limit)) for task in chosen]
+  for task, examples in questions if options.out else ():
+    page.keep_questions(pathlib.Path(options.out or ""), task, examples)
   results: dict[str, Any] = {}
   model, before = None, None
   for arm in models:
@@ -143,6 +145,8 @@ def main(options: Options) -> None:
     by_label = {arm.label: arm for arm in models}
     out = pathlib.Path(options.out) if options.out else None
     report.report(results, by_label, chosen, dataclasses.asdict(options), out)
+    if out:
+      page.write(out)
   if options.out:
     say(f"written: {options.out}")
 
