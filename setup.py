@@ -55,8 +55,8 @@ setuptools.setup(
     "tpu": ["jax[tpu]"],
     "docs": ["myst-parser>=5.2", "pydata-sphinx-theme>=0.24", "sphinx>=9"],
     "test": [
-      *("lm_eval[api]", "mypy", "openai", "peft>=0.21", "pytest", "pytest-xdist", "ruff"),
-      *("starlette", "torch==2.13.0", "uvicorn"),
+      *("axe-playwright-python", "lm_eval[api]", "mypy", "openai", "peft>=0.21", "playwright"),
+      *("pytest", "pytest-xdist", "ruff", "starlette", "torch==2.13.0", "uvicorn"),
     ],
   },
 )

@@ -23,6 +23,7 @@ COMMANDS = {
   "select": "select",
   "evaluate": "evaluate",
   "compare": "compare",
+  "report": "report",
   "chat": "chat",
   "pairs": "known_pairs",
   "example": "example",

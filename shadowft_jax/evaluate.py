@@ -28,7 +28,7 @@ with epy.lazy_imports():  # help and errors of flags and paths come before these
 
   from shadowft_jax import sharding
   from shadowft_jax.data import tokenizer
-  from shadowft_jax.evaluation import answering, arms, harness, report, tasks
+  from shadowft_jax.evaluation import answering, arms, harness, page, report, tasks
   from shadowft_jax.evaluation.tasks import originals, own, sandbox, task as task_lib
   from shadowft_jax.generation import engine, local, server, vllm
   from shadowft_jax.hf import hub
@@ -154,9 +154,9 @@ def main(options: Options) -> None:
   if not options.generate_only:
     by_label = {arm.label: arm for arm in models}
     out = pathlib.Path(options.out) if options.out else None
-    report.report(
-      results, by_label, [task for task, _ in questions], dataclasses.asdict(options), out
-    )
+    report.report(results, by_label, [x for x, _ in questions], dataclasses.asdict(options), out)
+    if out:
+      page.write(out)
   if options.out:
     say(f"written: {options.out}")
 
@@ -185,6 +185,8 @@ def answers(
   Raises:
     InputError: a model or its answers are missing or bad.
   """
+  for one in questions if options.out else ():
+    page.keep_questions(pathlib.Path(options.out or ""), *one)
   results: dict[str, Any] = {}
   model, before = None, None
   for arm in models:
@@ -226,9 +228,8 @@ def _results(arm, model, options, questions):
 
 def _sampling(o, task):
   most = o.max_new_tokens or task.max_new_tokens
-  drawn = {"temperature": o.temperature, "top_p": o.top_p, "top_k": o.top_k, "seed": o.seed}
-  more = drawn if o.protocol == "sample" else {}
-  return engine.Sampling(most, tuple(task.stop), o.samples, **more)
+  names = ("temperature", "top_p", "top_k", "seed") if o.protocol == "sample" else ()
+  return engine.Sampling(most, tuple(task.stop), o.samples, **{n: getattr(o, n) for n in names})
 
 
 def _engine(arm, options, before, questions):

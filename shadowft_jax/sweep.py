@@ -26,7 +26,7 @@ NAME = "sweep.json"  # in the folder of a sweep: its grid
 
 with epy.lazy_imports():  # help and errors of flags, config and grid come before these
   from shadowft_jax import files, hosts, train
-  from shadowft_jax.runs import outcomes, run as runs
+  from shadowft_jax.runs import outcomes, run as runs, sweep_page
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +151,9 @@ def report(
   first, label = axes[0] if axes else None, "validation loss after training (nats)"
   drawn = outcomes.points(settings), first, workdir / "sweep.png", label, outcomes.before(settings)
   is_drawn = outcomes.draw(*drawn)
-  progress.say(f"written: {workdir}/sweep.md, sweep.csv{' and sweep.png' if is_drawn else ''}")
+  sweep_page.write(workdir)
+  figure = ", sweep.png" if is_drawn else ""
+  progress.say(f"written: {workdir}/report.html, sweep.md, sweep.csv{figure}")
 
 
 def check_failed(found: "Sequence[outcomes.Outcome]") -> None:

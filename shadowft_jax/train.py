@@ -18,6 +18,8 @@ from shadowft_jax.errors import InputError
 from shadowft_jax.presets import Config
 from shadowft_jax.runs import config_file
 
+EXAMPLES = 3  # on the page of a run
+
 with epy.lazy_imports():  # help and errors of flags, config and paths come before these
   import flax.linen as nn
   import jax
@@ -62,6 +64,8 @@ def _tune(config, run, mesh):
   data = dataset.read(config, pair.instruct.directory, mesh.shape["context"])
   preflight.check(config, data, run.directory, pair.trained, pair.instruct)
   run.claim_data(data.digest, config.data.train)
+  if hosts.is_first():
+    run.keep_examples(preview.record(data, pair.instruct.directory, EXAMPLES))
   cfg = weights.abstract_model(pair.trained)[0].cfg
   config.attention = kernels.choose(config.attention, cfg, config.dtype, config.data.max_length)
   with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATIONS):

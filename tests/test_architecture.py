@@ -16,13 +16,13 @@ PACKAGE = ROOT / "shadowft_jax"
 # A room (a folder or file at the top of the package) imports rooms of lower floors, and its own.
 FLOORS = {
   "ground": {"errors", "progress", "hosts", "files", "machine"},
-  "idea": {"delta", "lora", "tree", "scope", "sharding", "models", "presets", "field"},
+  "idea": {"delta", "tree", "scope", "sharding", "models", "presets", "field"},
   "edges": {"hf", "data", "runs", "generation"},
   "method": {"pairs", "learning", "grafting", "evaluation", "planning"},
   "commands": {
     *("command", "__main__", "api"),
     *("train", "graft", "similarity", "select", "plan", "known_pairs", "example", "evaluate"),
-    *("chat", "sweep", "compare"),
+    *("chat", "report", "sweep", "compare"),
   },
 }
 HEIGHT = {room: i for i, rooms in enumerate(FLOORS.values()) for room in rooms}
@@ -31,8 +31,7 @@ SIDEWAYS = {
   "hosts": {"errors", "progress"},
   "presets": {"field"},
   "files": {"errors", "progress"},
-  "lora": {"tree"},
-  "delta": {"lora", "scope", "tree"},
+  "delta": {"scope", "tree"},
   "sharding": {"tree"},
   "data": {"hf"},
   "runs": {"hf"},

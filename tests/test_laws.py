@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from shadowft_jax.hf import arrays
-from shadowft_jax import delta, lora, models, scope, sharding, tree
+from shadowft_jax import delta, models, scope, sharding, tree
 from shadowft_jax.learning import loss, objectives, optim, step
 from shadowft_jax.data import packing
 from shadowft_jax.data.chat import Example
@@ -46,7 +46,7 @@ def minus(a, b):
 
 
 def initial_adapter(params, rank, match="_proj"):
-  return jax.jit(lambda: lora.init(jax.random.key(0), params, rank=rank, match=match))()
+  return jax.jit(lambda: delta.init_adapter(jax.random.key(0), params, rank=rank, match=match))()
 
 
 def assert_bits_equal(a, b):
@@ -56,7 +56,9 @@ def assert_bits_equal(a, b):
 
 def random_adapter(params, seed=7, rank=4):
   shapes = jax.eval_shape(
-    lambda: lora.init(jax.random.key(0), params, rank=rank, match=scope.SCOPES["projections"])
+    lambda: delta.init_adapter(
+      jax.random.key(0), params, rank=rank, match=scope.SCOPES["projections"]
+    )
   )
   return pico.random_like(shapes, 0.1, seed)
 
@@ -214,7 +216,9 @@ def test_a_program_does_not_grow_with_depth(kind):
       k: jax.ShapeDtypeStruct((1, 8), jnp.int32) for k in ("token", "segment", "position", "answer")
     }
     trained = (
-      jax.eval_shape(lambda: {"lora": lora.init(jax.random.key(0), shapes, rank=2, match="_proj")})
+      jax.eval_shape(
+        lambda: {"lora": delta.init_adapter(jax.random.key(0), shapes, rank=2, match="_proj")}
+      )
       if kind == "lora"
       else {"delta": shapes}
     )
@@ -268,7 +272,7 @@ def test_full_logits_never_exist_in_training():
   }
   method = step.Loss(model, objectives.sft, 1.0, 16)
   adapter = jax.eval_shape(
-    lambda: {"lora": lora.init(jax.random.key(0), shapes, rank=2, match="_proj")}
+    lambda: {"lora": delta.init_adapter(jax.random.key(0), shapes, rank=2, match="_proj")}
   )
   compiled = step.accumulate.lower(adapter, adapter, shapes, batch, loss=method).compile()
   memory = compiled.memory_analysis()

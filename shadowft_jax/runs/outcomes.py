@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from shadowft_jax import files
 from shadowft_jax.progress import aligned
 from shadowft_jax.runs import metrics, pictures
 from shadowft_jax.runs.grid import APART, ARM, ARMS, SEED, Axis, Cell, shown
@@ -141,16 +142,26 @@ def _spread(values):
 
 
 def as_csv(outcomes: Sequence[Outcome]) -> str:
-  """A row for each run, as CSV."""
+  """A row for each run, as CSV, in the form that sweep_page.py reads."""
+  best = {one.cell.name for setting in chosen(settings(outcomes)) for one in setting.outcomes}
   names = list(outcomes[0].cell.fields)
   file = io.StringIO()
   writer = csv.writer(file, lineterminator="\n")
   arm = [] if ARM in names else [ARM]
-  writer.writerow(["run", *names, *arm, "state", BEFORE, AFTER])
+  writer.writerow(["run", *names, *arm, "state", BEFORE, AFTER, "chosen"])
   for one in outcomes:
     values = [one.cell.fields[name] for name in names]
     losses = [one.losses.get(key, "") for key in (BEFORE, AFTER)]
-    writer.writerow([one.cell.name, *values, *([one.arm] if arm else []), one.state, *losses])
+    writer.writerow(
+      [
+        one.cell.name,
+        *values,
+        *([one.arm] if arm else []),
+        one.state,
+        *losses,
+        "*" * (one.cell.name in best),
+      ]
+    )
   return file.getvalue()
 
 
@@ -176,6 +187,7 @@ def points(found: Iterable[Setting]) -> list[Point]:
   return out
 
 
+@pictures.styled
 def draw(
   found: Sequence[Point], first: Axis | None, path: pathlib.Path, label: str, level: float | None
 ) -> bool:
@@ -192,8 +204,10 @@ def draw(
   """
   if not found or first is None:
     return False
-  plt = pictures.pyplot()
-  figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+  axes = figure.subplots()
   places = [place[0] for place in first.places]
   is_number = all(isinstance(x, int | float) and not isinstance(x, bool) for x in places)
   lines = _lines(found, first)
@@ -218,8 +232,7 @@ def draw(
   axes.set(xlabel=", ".join(first.fields), ylabel=label)
   axes.grid(alpha=0.3)
   figure.legend(loc="outside lower center", ncols=2, frameon=False)
-  figure.savefig(path, dpi=150)
-  plt.close(figure)
+  files.write(path, pictures.png(figure, 150))
   return True
 
 

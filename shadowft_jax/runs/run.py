@@ -11,12 +11,13 @@ from typing import Any
 
 from shadowft_jax import files, hosts
 from shadowft_jax.errors import InputError, listing
-from shadowft_jax.presets import Config, current, flat, is_paired
+from shadowft_jax.presets import Config, current, flat
 from shadowft_jax.progress import say
-from shadowft_jax.runs import cards, metrics, pictures, provenance
+from shadowft_jax.runs import cards, metrics, page, provenance
+from shadowft_jax.runs.html import REPORT
+from shadowft_jax.runs.page import LOG, PREVIEW
 
 DATA = "data.json"  # the digest of the data of a run
-LOG = "log.txt"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +73,10 @@ class Run:
         "choose another folder"
       )
 
+  def keep_examples(self, examples: Sequence[Mapping[str, Any]]) -> None:
+    """Keeps training examples for the page of the run; see `data.preview.record`."""
+    files.write_json(self.directory / PREVIEW, {"examples": [*examples]})
+
   def finish(
     self,
     losses: Mapping[str, float],
@@ -80,7 +85,7 @@ class Run:
     origin: cards.Origin,
     warnings: Iterable[str] = (),
   ) -> list[dict[str, Any]]:
-    """Writes the last metrics, the picture, the cards and the provenance; returns all metrics.
+    """Writes the last metrics, cards, provenance and the page; returns all metrics.
 
     Args:
       losses: the last metrics.
@@ -90,14 +95,12 @@ class Run:
       warnings: of the run, said once more where they are seen.
     """
     if hosts.is_first():
-      records = metrics.append(self.directory, losses)
-      unit = "pair" if is_paired(config) else "answer token"
-      trained = "Base" if origin.is_graft else "Instruct"
-      pictures.plot_loss(records, self.directory / "loss.png", unit, trained, origin.result)
+      metrics.append(self.directory, losses)
       self._write_cards(losses, config, origin)
       start = {"delta.init": [config.delta.init]} if config.delta.init else {}
       record = provenance.provenance({**inputs, **start}, seed=config.seed)
       files.write_json(self.directory / "provenance.json", record)
+      page.write(self.directory)
     hosts.wait("the run is complete")
     for name, (before, after) in [*cards.results(losses).items()][: len(cards.SHOWN)]:
       say(f"validation {name}: Instruct {before:.4f}, {origin.result} {after:.4f}")
@@ -109,7 +112,8 @@ class Run:
     scores = f"--model {_quoted(self.directory)} --out {_quoted(self.directory / 'scores')}"
     yield f"{result}: {self.shadow}"
     yield f"delta: {self.delta}"
-    yield f"also in {self.directory}: README.md, {LOG}, loss.png, metrics.jsonl"
+    yield f"report: {self.directory / REPORT}"
+    yield f"also in {self.directory}: README.md, {LOG}, metrics.jsonl"
     yield f"try it: {chat(self.shadow)}"
     yield f"score it: shadowft evaluate --task gsm8k {scores}"
 
@@ -153,7 +157,7 @@ def open_run(config: Config, workdir: str | os.PathLike) -> Iterator[Run]:
 
 def _claim(workdir: pathlib.Path, config: Config) -> None:
   mine = json.loads(config.to_json_best_effort())
-  claim(workdir, "config.json", mine, ("run", "config", "fields"), not_begun=(DATA, LOG))
+  claim(workdir, "config.json", mine, ("run", "config", "fields"), not_begun=(DATA, LOG, PREVIEW))
 
 
 def claim(
