@@ -27,7 +27,7 @@ NAME, PAGE = "compare.json", "report.md"
 
 with epy.lazy_imports():  # help and errors of flags, config and grid come before these
   from shadowft_jax import hosts, train
-  from shadowft_jax.evaluation import choice, entrants, verdict
+  from shadowft_jax.evaluation import choice, comparison_page, entrants, verdict
   from shadowft_jax.evaluation.tasks import originals, own
   from shadowft_jax.runs import outcomes
 
@@ -149,6 +149,7 @@ def compare(options: Options) -> "tuple[str, list[outcomes.Outcome]]":
   record = {"settings": settings, **verdict.record(models, chosen)}
   files.write_json(workdir / NAME, {**record, "questions": list(given.questions())})
   _draw(workdir, axes[0], models, tuned)
+  comparison_page.write(workdir)
   files.write(workdir / PAGE, text)
   return text, found
 
@@ -210,7 +211,7 @@ def main(options: Options) -> None:
   """
   text, found = compare(options)
   print(text, end="")
-  say(f"written: {options.workdir}/{PAGE}, {NAME} and compare.png")
+  say(f"written: {options.workdir}/report.html, {PAGE}, {NAME} and compare.png")
   sweep.check_failed(found)
 
 
