@@ -1,10 +1,10 @@
-"""The page of a run, a sweep or an evaluation: one HTML file to look at, to send or to print.
+"""The page of a run, a sweep, a comparison or an evaluation: one HTML file.
 
   shadowft report runs/a
   shadowft report scores --out page.html
 
-DIR is a run's folder, finished or not, that of a sweep, or --out of `shadowft evaluate`.  The page
-is DIR/report.html, and its pictures are in DIR/pictures.
+DIR is a run's folder, finished or not, that of a sweep or a comparison, or --out of `shadowft
+evaluate`.  The page is DIR/report.html, and its pictures are in DIR/pictures.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from shadowft_jax.errors import InputError, nearest
 from shadowft_jax.progress import say
 
 with epy.lazy_imports():  # help and errors of flags and paths come before these
-  from shadowft_jax.evaluation import page as scores_page
+  from shadowft_jax.evaluation import comparison_page, page as scores_page
   from shadowft_jax.runs import html, page as run_page, sweep_page
 
 
@@ -29,7 +29,7 @@ class Options(command.Options):
   cache = False
 
   dir: str = command.option(
-    help="Folder of a run or a sweep, or --out of `evaluate`.", is_positional=True
+    help="Folder of a run, a sweep or a comparison, or --out of `evaluate`.", is_positional=True
   )
   out: str | None = command.option(None, help="File to write. Default: report.html in DIR.")
   questions: int = command.option(200, help="Questions of a task on the page at most.", least=0)
@@ -40,7 +40,7 @@ def main(options: Options) -> None:
   """Writes the page.
 
   Raises:
-    InputError: the folder is not of a run, a sweep or an evaluation, or its files are damaged.
+    InputError: the folder has none of them, or its files are damaged.
   """
   directory = pathlib.Path(options.dir)
   if not directory.is_dir():
@@ -66,13 +66,15 @@ def page_of(directory: pathlib.Path, questions: int, with_examples: bool) -> "ht
   """The page of a folder; that of a run has the scores that lie in it, too.
 
   Args:
-    directory: of a run, a sweep or an evaluation.
+    directory: of a run, a sweep, a comparison or an evaluation.
     questions: of a task, at most.
     with_examples: whether the page of a run shows training examples.
 
   Raises:
     InputError: it is none of them.
   """
+  if (directory / comparison_page.NAME).exists():
+    return comparison_page.of_folder(directory, questions)
   if (directory / scores_page.SCORES).exists():
     return scores_page.of_folder(directory, questions)
   if (directory / sweep_page.NAME).exists():
@@ -81,7 +83,8 @@ def page_of(directory: pathlib.Path, questions: int, with_examples: bool) -> "ht
     there = sorted(p.name for p in directory.iterdir())
     raise InputError(
       f"{directory} is not the folder of a run (it has no config.json of `shadowft train`), of a "
-      f"sweep ({sweep_page.NAME}) or of an evaluation ({scores_page.SCORES}); it has "
+      f"sweep ({sweep_page.NAME}), a comparison ({comparison_page.NAME}) or an evaluation "
+      f"({scores_page.SCORES}); it has "
       + (", ".join(there[:5]) + (", …" if there[5:] else "") if there else "nothing")
     )
   page = run_page.of_run(directory, with_examples=with_examples)

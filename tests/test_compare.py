@@ -8,7 +8,7 @@ import pytest
 
 from shadowft_jax import compare, evaluate, example, train
 from shadowft_jax.errors import InputError, RunsFailed
-from shadowft_jax.evaluation import choice, entrants, report, suite, verdict
+from shadowft_jax.evaluation import choice, comparison_page, entrants, report, suite, verdict
 from shadowft_jax.evaluation.graded import Graded
 from shadowft_jax.evaluation.tasks.task import Example, Task
 from tests import commands, runs
@@ -190,6 +190,15 @@ def test_a_comparison_is_made_once_and_printed_again(pair, stood_in, asked, tmp_
   assert [x["by"] for x in record["choices"]][0] == "validation loss"
   assert sum(x["part"] == "development" for x in record["questions"]) == 8
   assert (tmp_path / "c" / "compare.png").read_bytes().startswith(b"\x89PNG")
+  page = (tmp_path / "c" / "report.html").read_text()
+  assert all(sentence in page for one in record["choices"] for sentence in one["sentences"])
+  [questions] = comparison_page.of_folder(tmp_path / "c").sections[2].parts
+  keys = comparison_page.keys_of_answers(record)
+  assert set(keys.values()) == {"Instruct", *tuned, *further} and list(keys) == questions.models
+  test_set = [x for x in record["questions"] if x["part"] == "test"]
+  for question, row in zip(questions.questions, test_set, strict=True):
+    texts = [row["answers"][key]["text"] for key in keys.values()]
+    assert [answer.text for answer in question.answers] == texts
   compare.main(options(pair, tmp_path / "c", asked))  # without the further models: made anew
   assert "WiSE" not in capsys.readouterr().out
 

@@ -221,7 +221,7 @@ def test_the_figure_has_a_line_for_each_arm_and_combination(tmp_path):
   ]
   points = outcomes.points(found)
   assert (points[0].value, round(points[0].high, 4)) == (1.1, 1.2414)
-  lines = outcomes._lines(points, axis)
+  lines = outcomes._lines(points, axis.fields)
   assert list(lines)[:2] == [("base", "lr 1e-4"), ("base", "lr 1e-3")] and len(lines) == 4
   assert all(len(line) == 2 for line in lines.values())
   assert outcomes.draw(points, axis, tmp_path / "a.png", "loss", outcomes.before(found))

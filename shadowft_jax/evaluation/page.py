@@ -148,7 +148,11 @@ def _answers(directory, models, tasks, most) -> Iterator[html.Questions]:
     kept = [n for n in ids if n in set(kept)]
     asked = {row["id"]: row for row in _lines(directory / QUESTIONS.format(task))}
     shared = _shared([row["messages"] for row in asked.values()])
-    questions = [_question(n, asked.get(n), shared, [x[n] for _, x in present]) for n in kept]
+    questions = []
+    for n in kept:
+      row = asked.get(n, {"messages": [], "gold": None})
+      given = [x[n] for _, x in present]
+      questions.append(question(n, row["messages"][shared:], row["gold"], given))
     note = "The first sample of each answer." if _has_samples(directory, models, task) else ""
     if shared:
       note += f" Every question comes after the same {count(shared, 'message')}, worked examples."
@@ -157,12 +161,14 @@ def _answers(directory, models, tasks, most) -> Iterator[html.Questions]:
         f" {len(kept):,} of {len(ids):,} questions are shown, those on which the models differ "
         f"before others; all are in {task}.graded.jsonl of each model."
       )
-    filters = _filters(labels, [right[n] for n in kept], list(right.values()))
+    filters_ = filters(labels, [right[n] for n in kept], list(right.values()))
     name = f"questions-{number}"
-    yield html.Questions(name, task, labels, questions, filters, note.strip())
+    yield html.Questions(name, task, labels, questions, filters_, note.strip())
 
 
-def _filters(labels, shown: Sequence[Sequence[bool]], every: Sequence[Sequence[bool]]):
+def filters(
+  labels: Sequence[str], shown: Sequence[Sequence[bool]], every: Sequence[Sequence[bool]]
+) -> dict[str, frozenset[int]]:
   """{filter with its count: numbers of the questions that it shows}, from who is right."""
   tests: dict[str, Callable[[Sequence[bool]], bool]] = {}
   if labels[1:]:
@@ -210,18 +216,24 @@ def _shared(dialogues) -> int:
   return sum(1 for _ in itertools.takewhile(bool, alike))
 
 
-def _question(name, asked, shared, answers) -> html.Question:
-  messages = asked["messages"][shared:] if asked else []
+def question(
+  name: str, messages: Sequence[Mapping[str, str]], gold: Any, answers: Sequence[Record]
+) -> html.Question:
+  """A question with the answers of all models.
+
+  Args:
+    gold: the right answer, None where it is not known.
+    answers: with text, state and, where it is known, extracted.
+  """
   text = "\n\n".join(
     m["content"] if len(messages) == 1 else f"{m['role']}: {m['content']}" for m in messages
   )
-  gold = asked and asked["gold"]
   gold = gold if isinstance(gold, str) else "" if gold is None else json.dumps(gold)
   return html.Question(
     name,
     _short(text),
     gold if len(gold) <= LONGEST_REFERENCE else "",
-    [Answer(_short(x["text"]), x["state"], x["extracted"]) for x in answers],
+    [Answer(_short(x["text"]), x["state"], x.get("extracted")) for x in answers],
   )
 
 

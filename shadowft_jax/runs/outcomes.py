@@ -6,15 +6,18 @@ import io
 import math
 import pathlib
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from shadowft_jax import files
 from shadowft_jax.progress import aligned
-from shadowft_jax.runs import metrics, pictures
+from shadowft_jax.runs import metrics, pictures, svg
 from shadowft_jax.runs.grid import APART, ARM, ARMS, SEED, Axis, Cell, shown
 from shadowft_jax.runs.run import Run
+
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
 
 BEFORE, AFTER = "instruct_valid_loss", "shadow_valid_loss"
 COLOURS = {"base": pictures.BLUE, "instruct": pictures.ORANGE}
@@ -88,29 +91,29 @@ class Setting:
 
 def settings(outcomes: Iterable[Outcome]) -> list[Setting]:
   """The settings of a grid, in the order of its cells."""
-  found: dict[str, list[Outcome]] = {}
+  groups: dict[str, list[Outcome]] = {}
   fields: dict[str, Fields] = {}
   for one in outcomes:
     own = {k: v for k, v in one.cell.fields.items() if k not in (ARM, SEED)}
     key = repr((own, one.arm))
     fields[key] = own
-    found.setdefault(key, []).append(one)
-  return [Setting(fields[key], runs[0].arm, tuple(runs)) for key, runs in found.items()]
+    groups.setdefault(key, []).append(one)
+  return [Setting(fields[key], runs[0].arm, tuple(runs)) for key, runs in groups.items()]
 
 
-def before(found: Iterable[Setting]) -> float | None:
+def before(settings: Iterable[Setting]) -> float | None:
   """The validation loss of the Instruct as it is, where all runs have the same."""
-  values = {round(x, 6) for one in found for x in one.losses(BEFORE)}
+  values = {round(x, 6) for one in settings for x in one.losses(BEFORE)}
   return values.pop() if len(values) == 1 else None
 
 
-def chosen(found: Sequence[Setting]) -> list[Setting]:
+def chosen(settings: Sequence[Setting]) -> list[Setting]:
   """The setting of the lowest mean validation loss of each arm, where the losses can be compared.
 
   Settings without a loss, or with runs that are not complete, are not chosen.
   """
   best: dict[str, Setting] = {}
-  for one in found:
+  for one in settings:
     key, losses = repr(one.rivals), one.losses()
     if not (one.is_done and losses and math.isfinite(np.mean(losses))):
       continue
@@ -119,11 +122,11 @@ def chosen(found: Sequence[Setting]) -> list[Setting]:
   return list(best.values())
 
 
-def table(found: Sequence[Setting]) -> str:
+def table(settings: Sequence[Setting]) -> str:
   """A row for each setting; a star marks the selected ones."""
-  best, names = chosen(found), list(found[0].fields)
+  best, names = chosen(settings), list(settings[0].fields)
   rows = [[*names, "model", "runs", "loss before", "loss after", "selected"]]
-  for one in found:
+  for one in settings:
     done = sum(x.is_done for x in one.outcomes)
     runs = f"{done}" if one.is_done else f"{done} of {len(one.outcomes)}"
     values = [shown(one.fields[name]) for name in names]
@@ -176,10 +179,10 @@ class Point:
   high: float
 
 
-def points(found: Iterable[Setting]) -> list[Point]:
+def points(settings: Iterable[Setting]) -> list[Point]:
   """The mean validation losses of settings; with several seeds, with their standard deviations."""
   out = []
-  for one in found:
+  for one in settings:
     if losses := one.losses():
       mean = float(np.mean(losses))
       spread = float(np.std(losses, ddof=1)) if len(losses) > 1 else 0.0
@@ -187,71 +190,82 @@ def points(found: Iterable[Setting]) -> list[Point]:
   return out
 
 
-@pictures.styled
 def draw(
-  found: Sequence[Point], first: Axis | None, path: pathlib.Path, label: str, level: float | None
+  points: Sequence[Point], first: Axis | None, path: pathlib.Path, label: str, level: float | None
 ) -> bool:
-  """Draws values against the first axis of a grid as PNG.
+  """Writes `figure` of the first axis of a grid as PNG; returns whether there was any point."""
+  if not points or first is None:
+    return False
+  files.write(path, pictures.png(figure(points, first.fields, first.places, label, level)))
+  return True
 
-  A line for each arm and each combination of the other axes.
+
+@pictures.styled
+def figure(
+  points: Sequence[Point],
+  fields: Sequence[str],
+  places: Sequence[Sequence[Any]],
+  label: str,
+  level: float | None,
+) -> "Figure":
+  """Values against an axis of a grid: a line for each arm and combination of the other axes.
 
   Args:
+    fields: that the axis sets.
+    places: its values, one for each field.
     label: of the values.
     level: the value of the Instruct as it is, if known.
-
-  Returns:
-    Whether there was anything to draw.
   """
-  if not found or first is None:
-    return False
   from matplotlib.figure import Figure
 
-  figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+  lines = _lines(points, fields)
+  numbers = [place[0] for place in places]
+  is_number = all(isinstance(x, int | float) and not isinstance(x, bool) for x in numbers)
+  figure = Figure(figsize=(pictures.WIDTH, 3 + 0.17 * len(lines)), layout="constrained")
   axes = figure.subplots()
-  places = [place[0] for place in first.places]
-  is_number = all(isinstance(x, int | float) and not isinstance(x, bool) for x in places)
-  lines = _lines(found, first)
   others = list(dict.fromkeys(rest for _, rest in lines))
   for (arm, rest), line in lines.items():
     number = others.index(rest)
-    x = [one.fields[first.fields[0]] for one in line]
+    x = [one.fields[fields[0]] for one in line]
     reach = [[one.value - one.low for one in line], [one.high - one.value for one in line]]
     axes.errorbar(
-      x if is_number else [places.index(value) for value in x],
+      x if is_number else [numbers.index(value) for value in x],
       [one.value for one in line],
       yerr=reach if np.any(reach) else None,
       color=COLOURS[arm],
       marker=MARKS[number % len(MARKS)],
       linestyle=STYLES[number % len(STYLES)],
       capsize=3,
-      label=f"{ARMS[arm]}{rest and f', {rest}'}",
+      markersize=4,
+      label=svg.plain(f"{ARMS[arm]}{rest and f', {rest}'}"),
     )
-  _scale(axes, first, places, is_number)
+  _scale(axes, places, is_number)
   if level is not None:
     axes.axhline(level, linestyle=":", color=pictures.GREY, label="Instruct, untuned")
-  axes.set(xlabel=", ".join(first.fields), ylabel=label)
-  axes.grid(alpha=0.3)
-  figure.legend(loc="outside lower center", ncols=2, frameon=False)
-  files.write(path, pictures.png(figure, 150))
-  return True
+  axes.set(xlabel=svg.plain(", ".join(fields)), ylabel=label)
+  axes.grid(True, linewidth=0.6)
+  axes.spines[["top", "right"]].set_visible(False)
+  figure.legend(loc="outside lower center", ncols=1)
+  return figure
 
 
-def _lines(found, first):
+def _lines(points, fields):
   """{(arm, the other fields as text): points}, from which a line is drawn each."""
   lines: dict[tuple[str, str], list[Point]] = {}
-  for one in found:
-    rest = ", ".join(f"{k} {shown(v)}" for k, v in one.fields.items() if k not in first.fields)
+  for one in points:
+    rest = ", ".join(f"{k} {shown(v)}" for k, v in one.fields.items() if k not in fields)
     lines.setdefault((one.arm, rest), []).append(one)
   return lines
 
 
-def _scale(axes, first, places, is_number):
+def _scale(axes, places, is_number):
   """The scale and the ticks of the x axis: numbers that span more than fourfold are logarithmic."""
   if not is_number:
-    labels = [", ".join(map(shown, place)) for place in first.places]
+    labels = [svg.plain(", ".join(map(shown, place))) for place in places]
     axes.set_xticks(range(len(places)), labels)
     return
-  if min(places) > 0 and max(places) / min(places) > 4:
+  numbers = [place[0] for place in places]
+  if min(numbers) > 0 and max(numbers) / min(numbers) > 4:
     axes.set_xscale("log")
-  axes.set_xticks(places, [shown(x) for x in places])
+  axes.set_xticks(numbers, [shown(x) for x in numbers])
   axes.set_xticks([], minor=True)

@@ -15,17 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from shadowft_jax.errors import InputError
 from shadowft_jax.progress import count
-from shadowft_jax.runs import html, pictures, svg
+from shadowft_jax.runs import html, outcomes
+from shadowft_jax.runs.grid import ARMS
 from shadowft_jax.runs.html import Cell, Page, Picture, Section, Table, Text
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
 NAME = "sweep.csv"
-ARMS = {"base": "Shadow-FT", "instruct": "FT"}
-COLOURS = {"base": pictures.BLUE, "instruct": pictures.ORANGE}
-MARKS, STYLES = "osD^v*", ("-", "--", "-.", ":")
-WIDE = 4  # largest over smallest number, from which on the axis is logarithmic
 DONE = "done"
 
 
@@ -126,62 +123,23 @@ def _parts(trials) -> Iterator[html.Part]:
   yield Table("Every run, with validation losses in nats; lowest: of its model", head, rows)
 
 
-@pictures.styled
 def figure_of(trials: Sequence[Trial], axis: str) -> "Figure":
-  """The validation loss of the results against a field of the grid.
-
-  A line for each model and each combination of the other fields, of means over seeds.
-  """
-  from matplotlib.figure import Figure
-
-  places = list(dict.fromkeys(one.fields[axis] for one in trials))
-  numbers = [_number(x) for x in places]
-  is_number = all(x is not None for x in numbers)
-  at = dict(zip(places, numbers if is_number else range(len(places)), strict=True))
-  lines = _lines(trials, axis, at)
-  figure = Figure(figsize=(pictures.WIDTH, 3 + 0.17 * len(lines)), layout="constrained")
-  axes = figure.subplots()
-  others = list(dict.fromkeys(rest for _, rest in lines))
-  for (arm, rest), line in lines.items():
-    number = others.index(rest)
-    spread = [statistics.stdev(ys) if len(ys) > 1 else 0.0 for ys in line.values()]
-    axes.errorbar(
-      list(line),
-      [statistics.mean(ys) for ys in line.values()],
-      yerr=spread if any(spread) else None,
-      color=COLOURS.get(arm, pictures.GREEN),
-      marker=MARKS[number % len(MARKS)],
-      linestyle=STYLES[number % len(STYLES)],
-      capsize=3,
-      markersize=4,
-      label=svg.plain(f"{ARMS.get(arm, arm)}{rest and f', {rest}'}"),
-    )
-  before = {round(one.before, 6) for one in trials if one.before is not None}
-  if len(before) == 1:
-    axes.axhline(*before, linestyle=":", color=pictures.GREY, label="Instruct before")
-  if is_number and min(at.values()) > 0 and max(at.values()) / min(at.values()) > WIDE:
-    axes.set_xscale("log")
-  axes.set_xticks(list(at.values()), [svg.plain(str(x)) for x in places])
-  axes.set_xticks([], minor=True)
-  axes.set(xlabel=svg.plain(axis), ylabel="validation loss (nats)")
-  axes.grid(True, linewidth=0.6)
-  axes.spines[["top", "right"]].set_visible(False)
-  if lines:
-    figure.legend(loc="outside lower center", ncols=1)
-  return figure
-
-
-def _lines(trials, axis, at):
-  """{(arm, the other fields as text): {place on the axis: losses of the seeds}}."""
-  lines: dict[tuple[str, str], dict[float, list[float]]] = {}
+  """The validation loss of the results against a field of the grid; see `outcomes.figure`."""
+  value = lambda text: text if _number(text) is None else _number(text)
+  places = [[value(x)] for x in dict.fromkeys(one.fields[axis] for one in trials)]
+  settings: dict[tuple, list[float]] = {}
   for one in trials:
     if one.after is not None and math.isfinite(one.after):
-      rest = ", ".join(
-        f"{k.removeprefix('config.')} {v}" for k, v in one.fields.items() if k != axis
-      )
-      line = lines.setdefault((one.arm, rest), {})
-      line.setdefault(at[one.fields[axis]], []).append(one.after)
-  return lines
+      fields = tuple((k, value(v)) for k, v in one.fields.items())
+      settings.setdefault((one.arm, fields), []).append(one.after)
+  points = []
+  for (arm, fields), losses in settings.items():
+    mean = statistics.mean(losses)
+    spread = statistics.stdev(losses) if len(losses) > 1 else 0.0
+    points.append(outcomes.Point(dict(fields), arm, mean, mean - spread, mean + spread))
+  before = {round(one.before, 6) for one in trials if one.before is not None}
+  level = before.pop() if len(before) == 1 else None
+  return outcomes.figure(points, [axis], places, "validation loss (nats)", level)
 
 
 def _number(text):
