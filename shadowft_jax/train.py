@@ -30,7 +30,7 @@ with epy.lazy_imports():  # help and errors of flags, config and paths come befo
   from shadowft_jax.hf import deltas, hub, weights
   from shadowft_jax.learning import kernels, loop, preflight, step
   from shadowft_jax.pairs import opened, registry
-  from shadowft_jax.runs import cards, metrics, run as runs
+  from shadowft_jax.runs import cards, metrics, page, run as runs
 
 
 def train(config: Config, workdir: str | os.PathLike) -> list[dict[str, Any]]:
@@ -95,7 +95,10 @@ def _tune(config, run, mesh):
     )
     losses = loop.measure(pair.instruct, run, loss, data, config, mesh)
   inputs = {"base": [pair.base.directory], "instruct": [pair.instruct.directory], **data.inputs}
-  return run.finish(losses, inputs, config, origin, warnings=[*pair.warnings, *warned])
+  records = run.finish(losses, inputs, config, origin, warnings=[*pair.warnings, *warned])
+  if hosts.is_first():
+    page.write(run.directory)
+  return records
 
 
 def resolve(config: Config) -> None:
