@@ -29,7 +29,7 @@ with epy.lazy_imports():  # help and errors of flags, config and grid come befor
   from shadowft_jax import hosts, train
   from shadowft_jax.evaluation import choice, comparison_page, entrants, verdict
   from shadowft_jax.evaluation.tasks import originals, own
-  from shadowft_jax.runs import outcomes, series
+  from shadowft_jax.runs import curves, outcomes, series
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,10 +196,10 @@ def _draw(workdir, first, models, tuned):
       spread = statistics.stdev(model.by_seed)
       low, high = model.accuracy - spread, model.accuracy + spread
     values = (100 * x for x in (model.accuracy, low, high))
-    points.append(outcomes.Point(setting.fields, setting.arm, *values))
+    points.append(curves.Point(setting.fields, setting.arm, *values))
   reach = "standard deviations over seeds" if is_seeds else "95 % intervals"
   label = f"right answers (%), with {reach}"
-  outcomes.draw(points, first, workdir / "compare.png", label, 100 * models[0].accuracy)
+  curves.draw(points, first, workdir / "compare.png", label, 100 * models[0].accuracy)
 
 
 def main(options: Options) -> None:

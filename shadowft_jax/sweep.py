@@ -21,7 +21,7 @@ from shadowft_jax.runs.grid import Axis
 
 with epy.lazy_imports():  # help and errors of flags, config and grid come before these
   from shadowft_jax import files, hosts, train
-  from shadowft_jax.runs import outcomes, series, sweep_page
+  from shadowft_jax.runs import curves, outcomes, series, sweep_page
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ def report(
   files.write(workdir / "sweep.csv", outcomes.as_csv(results))
   first, label = axes[0] if axes else None, "validation loss after training (nats)"
   drawn = outcomes.points(settings), first, workdir / "sweep.png", label, outcomes.before(settings)
-  is_drawn = outcomes.draw(*drawn)
+  is_drawn = curves.draw(*drawn)
   sweep_page.write(workdir)
   figure = ", sweep.png" if is_drawn else ""
   progress.say(f"written: {workdir}/report.html, sweep.md, sweep.csv{figure}")

@@ -14,7 +14,7 @@ import yaml
 
 from shadowft_jax import presets, sweep, train
 from shadowft_jax.errors import InputError, RunsFailed
-from shadowft_jax.runs import grid, outcomes, series
+from shadowft_jax.runs import curves, grid, outcomes, series
 from tests import commands, runs
 
 LOSSES = ("instruct_valid_loss", "shadow_valid_loss")
@@ -221,15 +221,15 @@ def test_the_figure_has_a_line_for_each_arm_and_combination(tmp_path):
   ]
   points = outcomes.points(found)
   assert (points[0].value, round(points[0].high, 4)) == (1.1, 1.2414)
-  lines = outcomes._lines(points, axis.fields)
+  lines = curves._lines(points, axis.fields)
   assert list(lines)[:2] == [("base", "lr 1e-4"), ("base", "lr 1e-3")] and len(lines) == 4
   assert all(len(line) == 2 for line in lines.values())
-  assert outcomes.draw(points, axis, tmp_path / "a.png", "loss", outcomes.before(found))
+  assert curves.draw(points, axis, tmp_path / "a.png", "loss", outcomes.before(found))
   names = grid.Axis(("base",), (("x/A",), ("y/B",)))
   pairs = outcomes.points([setting(base="x/A"), setting(base="y/B")])
-  assert outcomes.draw(pairs, names, tmp_path / "b.png", "loss", None)
+  assert curves.draw(pairs, names, tmp_path / "b.png", "loss", None)
   empty = outcomes.points([setting(losses=[])])
-  assert not outcomes.draw(empty, axis, tmp_path / "c.png", "loss", None)
+  assert not curves.draw(empty, axis, tmp_path / "c.png", "loss", None)
   assert (tmp_path / "b.png").exists() and not (tmp_path / "c.png").exists()
 
 

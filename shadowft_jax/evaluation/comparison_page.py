@@ -13,7 +13,7 @@ from shadowft_jax.evaluation.entrants import KINDS
 from shadowft_jax.evaluation.statistics import Difference
 from shadowft_jax.evaluation.verdict import clear, points
 from shadowft_jax.progress import count
-from shadowft_jax.runs import html, outcomes
+from shadowft_jax.runs import curves, html
 from shadowft_jax.runs.grid import ARMS, shown
 from shadowft_jax.runs.html import Cell, Code, Page, Picture, Section, Table, Text
 
@@ -126,9 +126,9 @@ def _picture(models, names) -> Picture | None:
     low, high = (
       (100 * scores[0][key] for key in ("low", "high")) if len(scores) == 1 else (middle,) * 2
     )
-    values.append(outcomes.Point(one["fields"], arms[one["model"]], middle, low, high))
+    values.append(curves.Point(one["fields"], arms[one["model"]], middle, low, high))
   level = next(100 * _accuracy(x) for x in models.values() if x["model"] == "Instruct")
-  figure = outcomes.figure(values, names[:1], [[x] for x in places], "right answers (%)", level)
+  figure = curves.figure(values, names[:1], [[x] for x in places], "right answers (%)", level)
   alt = "; ".join(f"{ARMS[p.arm]} at {shown(p.fields[names[0]])}: {p.value:.1f} %" for p in values)
   return Picture("compare", figure, f"Right answers: {alt}.", "Bars are 95 % intervals.")
 

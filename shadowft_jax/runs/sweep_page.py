@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from shadowft_jax.errors import InputError
 from shadowft_jax.progress import count
-from shadowft_jax.runs import html, outcomes
+from shadowft_jax.runs import curves, html
 from shadowft_jax.runs.grid import ARMS
 from shadowft_jax.runs.html import Cell, Page, Picture, Section, Table, Text
 
@@ -124,7 +124,7 @@ def _parts(trials) -> Iterator[html.Part]:
 
 
 def figure_of(trials: Sequence[Trial], axis: str) -> "Figure":
-  """The validation loss of the results against a field of the grid; see `outcomes.figure`."""
+  """The validation loss of the results against a field of the grid; see `curves.figure`."""
   value = lambda text: text if _number(text) is None else _number(text)
   places = [[value(x)] for x in dict.fromkeys(one.fields[axis] for one in trials)]
   settings: dict[tuple, list[float]] = {}
@@ -136,10 +136,10 @@ def figure_of(trials: Sequence[Trial], axis: str) -> "Figure":
   for (arm, fields), losses in settings.items():
     mean = statistics.mean(losses)
     spread = statistics.stdev(losses) if len(losses) > 1 else 0.0
-    points.append(outcomes.Point(dict(fields), arm, mean, mean - spread, mean + spread))
+    points.append(curves.Point(dict(fields), arm, mean, mean - spread, mean + spread))
   before = {round(one.before, 6) for one in trials if one.before is not None}
   level = before.pop() if len(before) == 1 else None
-  return outcomes.figure(points, [axis], places, "validation loss (nats)", level)
+  return curves.figure(points, [axis], places, "validation loss (nats)", level)
 
 
 def _number(text):
