@@ -1,27 +1,39 @@
 """The tables of the docs that are made from the code: fields of the config, flags of commands.
 
-A page has <!-- settings --> or <!-- flags of NAME --> in their places.
+A page has <!-- settings -->, <!-- flags of NAME --> or <!-- numbers of TABLE --> in their places.
+The last are the paper's, from configs/paper/numbers/.
 """
 
+import csv
 import importlib
+import pathlib
 import re
 
 from shadowft_jax import __main__, command, presets
-from shadowft_jax.runs import config_file
+from shadowft_jax.runs import config_help
 
-MARK = re.compile(r"<!-- (settings|flags of (\w+)) -->")
+MARK = re.compile(r"<!-- (?:settings|(flags|numbers) of (\w+)) -->")
+NUMBERS = pathlib.Path(__file__).parents[1] / "configs" / "paper" / "numbers"
 
 
 def filled(page: str) -> str:
   """A page with its tables in the places of their marks."""
-  return MARK.sub(lambda m: flags(m[2]) if m[2] else settings(), page)
+  makers = {"flags": flags, "numbers": numbers}
+  return MARK.sub(lambda m: makers[m[1]](m[2]) if m[1] else settings(), page)
+
+
+def numbers(table: str) -> str:
+  """A table of the paper: the rows of its CSV file."""
+  header, *rows = csv.reader((NUMBERS / f"{table}.csv").read_text().splitlines())
+  lines = [[name.replace("_", " ") for name in header], ["---"] * len(header), *rows]
+  return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def settings() -> str:
   """The fields of the config, a table for each part under its heading."""
   parts: list[str] = []
   for name, field in presets.FIELDS.items():
-    if heading := config_file.HEADINGS.get(name):
+    if heading := config_help.HEADINGS.get(name):
       parts.append(f"\n## {heading}\n\n| field | meaning | values | default |\n|---|---|---|---|")
     parts.append(_row(name, field.meaning, _values(field), field.default))
   return "\n".join(parts)

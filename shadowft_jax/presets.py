@@ -141,6 +141,7 @@ FIELDS: dict[str, Field] = {
 OPEN = "data.template_args"  # the group whose field names are chosen by the user
 # (field, value in older versions) -> current value.
 RENAMED = {("data.think", "learnt"): "trained"}
+ARMS = {"shadow": "base", "ft": "instruct"}  # arm of the paper's tables -> learn_on
 PAIRED = ("dpo",)  # objectives that train on preference pairs
 
 
@@ -178,12 +179,18 @@ def sft() -> Config:
   return ConfigDict(defaults())
 
 
-def paper() -> Config:
+def paper(kind: str = "lora") -> Config:
   """`sft` with the templates of the authors' code and the loss mean and steps of their trainer.
 
   docs/paper.md lists the remaining differences from their code, with reasons.
+
+  Args:
+    kind: lora, of rank 128; or full.
   """
   c = sft()
+  c.delta.kind, c.delta.rank, c.delta.alpha, c.lr = kind, 128, 256.0, 2e-4
+  if kind == "full":
+    c.delta.match, c.lr = "all", 1e-5  # norms and embeddings are trained, but not grafted
   c.data.recipe = "paper"  # data.set adds the limit of 2,000 rows
   c.data.select, c.data.val_ratio = "first", 0.01
   c.data.max_length, c.data.layout = 4096, "packed"
