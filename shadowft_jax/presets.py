@@ -123,7 +123,13 @@ FIELDS: dict[str, Field] = {
     "rank_examples": _count(2, "for loss_mean=rank: examples per device and micro-batch"),
 
     "lr": _count(2e-4, "peak learning rate"),
+    "schedule": Field("cosine", "learning rate after the warm-up; cosine, linear: falls, constant, "
+                      "wsd: constant, then a linear fall", ("cosine", "linear", "constant", "wsd")),
     "warmup_ratio": Field(0.1, "share of the steps used for linear warm-up", least=0, most=1),
+    "warmup_steps": Field(0, "steps of linear warm-up; 0: set by warmup_ratio", least=0),
+    "min_lr": Field(0.0, "learning rate at the end of a schedule that falls", least=0),
+    "decay_ratio": Field(0.2, "for schedule=wsd: share of the steps in which the rate falls",
+                         above=0, most=1),
     "b1": _share(0.9, "Adam's beta1"),
     "b2": _share(0.999, "Adam's beta2"),
     "eps": _count(1e-8, "Adam's epsilon"),

@@ -19,7 +19,7 @@ from shadowft_jax.hf import deltas, weights
 from shadowft_jax.hf.folder import ModelFolder, open_model
 from shadowft_jax.learning import checkpoints, guards, optim, reference, step as step_lib
 from shadowft_jax.presets import Config
-from shadowft_jax.progress import count, duration, rate, say
+from shadowft_jax.progress import count, duration, say
 from shadowft_jax.runs.metrics import Log
 from shadowft_jax.runs.run import Run
 from shadowft_jax.tree import Delta, Params
@@ -141,11 +141,9 @@ def _size(base, delta, data, config):
   steps, batch = len(data.steps), max(len(s.examples) for s in data.steps)
   unit = "pair" if presets.is_paired(config) else "example"
   epochs = "" if config.max_steps > 0 else f" in {count(config.epochs, 'epoch')}"
-  warmup = optim.warmup_steps(config, steps)
-  start = f"warm-up over {count(warmup, 'step')} to" if warmup else "from"
   yield (
-    f"{count(steps, 'step')} of {count(batch, unit)}{epochs}; learning rate: {start} "
-    f"{rate(config.lr)}, cosine to 0"
+    f"{count(steps, 'step')} of {count(batch, unit)}{epochs}; learning rate: "
+    f"{optim.describe(config, steps)}"
   )
 
 

@@ -15,8 +15,8 @@ PAPER = "[arXiv 2505.12716](https://arxiv.org/abs/2505.12716)"
 # Fields of a config that a reader of the card asks for, and when.
 SETTINGS = (
   "objective dpo.loss dpo.beta delta.kind delta.rank delta.alpha delta.match graft.match "
-  "graft.checkpoint lr warmup_ratio weight_decay batch_size epochs max_steps data.max_length "
-  "data.recipe dtype seed"
+  "graft.checkpoint lr schedule min_lr warmup_ratio warmup_steps weight_decay batch_size epochs "
+  "max_steps data.max_length data.recipe dtype seed"
 ).split()
 SHOWN = ("loss", "accuracy", "margin")  # of the metrics, the first
 MOST = 10  # files named
@@ -80,7 +80,9 @@ def _matters(name, config):
     return config.delta.kind == "lora"
   if name == "graft.match":
     return config.learn_on == "base" or config.graft.match != config.delta.match
-  return name != "max_steps" or config.max_steps > 0
+  if name == "warmup_ratio":
+    return not config.warmup_steps
+  return name not in ("max_steps", "min_lr", "warmup_steps") or config[name] > 0
 
 
 def _data(inputs):

@@ -229,6 +229,10 @@ def _contradictions(config: Config) -> list[str]:
       "config.gradient_dtype=bfloat16 needs config.delta.kind=full and "
       f"config.dtype=bfloat16; got {config.delta.kind} and {config.dtype}; set it to float32"
     )
+  if config.min_lr and config.schedule == "constant":
+    out.append("config.min_lr needs a schedule that falls; got schedule=constant")
+  if config.min_lr > config.lr:
+    out.append(f"config.min_lr must be at most config.lr={config.lr:g}; got {config.min_lr:g}")
   if presets.is_paired(config):
     c = config.dpo
     if c.label_smoothing and c.loss != "sigmoid":
