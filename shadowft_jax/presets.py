@@ -139,6 +139,8 @@ FIELDS: dict[str, Field] = {
     "grad_clip_norm": Field(1.0, "clip gradients to this global norm; 0: off", least=0),
     "eval_every": Field(10, "steps between validations, each of which saves a checkpoint; 0: only "
                         "at the end", least=0),
+    "early_stopping": Field(0, "end training after this many validations in a row without a lower "
+                            "validation loss; 0: off", least=0),
     "graft.match": Field("projections", f"trained parameters to graft: {SCOPE}", is_regex=True),
     "graft.checkpoint": Field("newest", "checkpoint to graft: newest, or best by validation loss",
                               ("newest", "best")),

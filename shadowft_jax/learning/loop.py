@@ -123,14 +123,18 @@ def learn(
     first, began = int(state.step), time.monotonic()
     with Log(run.directory, first, len(data.steps), config.eval_every) as log:
       state = _steps(state, trainer, saved, log)
-    took = duration(time.monotonic() - began)
-    say(f"trained {count(len(data.steps) - first, 'step')} in {took}")
+    last, best = int(state.step), checkpoints.best_step(saved)
+    say(f"trained {count(last - first, 'step')} in {duration(time.monotonic() - began)}")
+    if last < len(data.steps):
+      say(
+        f"stopped early, at step {last} of {len(data.steps)}; the validation loss is lowest at "
+        f"step {best}, and config.graft.checkpoint={config.graft.checkpoint} is grafted"
+      )
     given = load_start(config, base, mesh)  # `state` may have given its arrays to the steps
-    guards.check_changed(state.delta, given, config, len(data.steps))
+    guards.check_changed(state.delta, given, config, last)
     if config.graft.checkpoint == "best":
-      best = checkpoints.best_step(saved)
       state = checkpoints.restore(saved, state, best)
-      guards.check_changed(state.delta, given, config, len(data.steps), best)
+      guards.check_changed(state.delta, given, config, last, best)
   return state.delta
 
 
@@ -150,11 +154,13 @@ def _size(base, delta, data, config):
 def _steps(
   state: step_lib.TrainState, trainer: _Trainer, saved: checkpoints.Checkpointer, log: Log
 ) -> step_lib.TrainState:
-  """Runs the optimizer from `state` to the last step; returns the last state."""
+  """Runs the optimizer from `state` to the last step, or an early stop; returns the last state."""
   last, every = len(trainer.data.steps), trainer.config.eval_every
   if state.step == 0:
     log.write(0, **trainer.validate(state))
   first = int(state.step) + 1
+  if checkpoints.has_stalled(saved, first - 1, trainer.config):
+    return state
   for number, arrays in enumerate(trainer.batches(first), first):
     state, metrics = trainer.step(state, arrays)
     guards.check_finite(metrics, number, saved)
@@ -167,6 +173,8 @@ def _steps(
       checkpoints.save(saved, state, number, validation.get("valid_loss"))
       log.restart_clock()
     log.report(number)
+    if checkpoints.has_stalled(saved, number, trainer.config):
+      break
   return state
 
 

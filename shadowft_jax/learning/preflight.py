@@ -32,6 +32,10 @@ def check(
   check_graft(config, base, instruct)
   check_room(config, data, workdir, base, instruct)
   check_warmup(config, len(data.steps))
+  if config.early_stopping and not data.valid:
+    raise InputError(
+      "config.early_stopping needs validation rows; set config.data.validation or data.val_ratio"
+    )
   warn_of_few_updates(config, data)
 
 

@@ -233,6 +233,8 @@ def _contradictions(config: Config) -> list[str]:
     out.append("config.min_lr needs a schedule that falls; got schedule=constant")
   if config.min_lr > config.lr:
     out.append(f"config.min_lr must be at most config.lr={config.lr:g}; got {config.min_lr:g}")
+  if config.early_stopping and not config.eval_every:
+    out.append("config.early_stopping counts validations during training; set config.eval_every")
   if presets.is_paired(config):
     c = config.dpo
     if c.label_smoothing and c.loss != "sigmoid":
