@@ -61,6 +61,7 @@ FIELDS: dict[str, Field] = {
     "delta.match": Field("projections", f"parameters to train: {SCOPE}", is_regex=True),
     "delta.rank": _count(128, "LoRA rank"),
     "delta.alpha": _count(256.0, "LoRA alpha: the adapter is scaled by alpha / rank"),
+    "delta.rslora": Field(False, "rsLoRA: scale the adapter by alpha / sqrt(rank) instead"),
     "delta.init": Field("", "delta to start from, of the same kind and rank: a run's folder, its "
                         "delta/ or a PEFT adapter; empty: start from zero"),
 
@@ -130,6 +131,7 @@ FIELDS: dict[str, Field] = {
     "min_lr": Field(0.0, "learning rate at the end of a schedule that falls", least=0),
     "decay_ratio": Field(0.2, "for schedule=wsd: share of the steps in which the rate falls",
                          above=0, most=1),
+    "loraplus_lr_ratio": _count(1.0, "LoRA+: learning rate of B divided by that of A, which is lr"),
     "b1": _share(0.9, "Adam's beta1"),
     "b2": _share(0.999, "Adam's beta2"),
     "eps": _count(1e-8, "Adam's epsilon"),

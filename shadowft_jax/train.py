@@ -76,6 +76,7 @@ def _tune(config, run, mesh):
       delta,
       rank=config.delta.rank,
       alpha=config.delta.alpha,
+      rslora=config.delta.rslora,
       base_model=config.instruct,
       model_type=pair.instruct.model_type,
     )

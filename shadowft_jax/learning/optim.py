@@ -6,6 +6,7 @@ import math
 
 import optax
 
+from shadowft_jax import tree
 from shadowft_jax.presets import Config
 from shadowft_jax.progress import count, rate
 
@@ -97,4 +98,15 @@ def make(config: Config, steps: int) -> tuple[optax.GradientTransformation, Call
     optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps, mu_dtype=config.moment_dtype),
     optax.add_decayed_weights(config.weight_decay),
     optax.scale_by_learning_rate(schedule),
+    *([_lora_plus(config.loraplus_lr_ratio)] if config.loraplus_lr_ratio != 1 else []),
   ), schedule
+
+
+def _lora_plus(ratio):
+  """Multiplies the updates of B by `ratio`.  Source: LoRA+, arXiv 2402.12354, section 4."""
+
+  def scaled(updates, params):
+    del params
+    return tree.map_named(lambda n, u: ratio * u if n.endswith("/b") else u, updates)
+
+  return optax.stateless(scaled)

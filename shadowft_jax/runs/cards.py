@@ -14,9 +14,9 @@ from shadowft_jax.presets import Config, flat, is_paired
 PAPER = "[arXiv 2505.12716](https://arxiv.org/abs/2505.12716)"
 # Fields of a config that a reader of the card asks for, and when.
 SETTINGS = (
-  "objective dpo.loss dpo.beta delta.kind delta.rank delta.alpha delta.match graft.match "
-  "graft.checkpoint lr schedule min_lr warmup_ratio warmup_steps weight_decay batch_size epochs "
-  "max_steps data.max_length data.recipe dtype seed"
+  "objective dpo.loss dpo.beta delta.kind delta.rank delta.alpha delta.rslora delta.match "
+  "graft.match graft.checkpoint lr loraplus_lr_ratio schedule min_lr warmup_ratio warmup_steps "
+  "weight_decay batch_size epochs max_steps data.max_length data.recipe dtype seed"
 ).split()
 SHOWN = ("loss", "accuracy", "margin")  # of the metrics, the first
 MOST = 10  # files named
@@ -78,6 +78,8 @@ def _matters(name, config):
     return is_paired(config)
   if name in ("delta.rank", "delta.alpha"):
     return config.delta.kind == "lora"
+  if name in ("delta.rslora", "loraplus_lr_ratio"):
+    return flat(config.to_dict())[name] not in (False, 1)
   if name == "graft.match":
     return config.learn_on == "base" or config.graft.match != config.delta.match
   if name == "warmup_ratio":

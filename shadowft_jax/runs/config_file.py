@@ -229,6 +229,12 @@ def _contradictions(config: Config) -> list[str]:
       "config.gradient_dtype=bfloat16 needs config.delta.kind=full and "
       f"config.dtype=bfloat16; got {config.delta.kind} and {config.dtype}; set it to float32"
     )
+  if config.delta.kind != "lora":
+    asked = {
+      "delta.rslora": config.delta.rslora,
+      "loraplus_lr_ratio": config.loraplus_lr_ratio != 1,
+    }
+    out += [f"config.{n} needs config.delta.kind=lora" for n, is_set in asked.items() if is_set]
   if config.min_lr and config.schedule == "constant":
     out.append("config.min_lr needs a schedule that falls; got schedule=constant")
   if config.min_lr > config.lr:
