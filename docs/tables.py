@@ -1,7 +1,7 @@
 """The tables of the docs that are made from the code: fields of the config, flags of commands.
 
-A page has <!-- settings -->, <!-- flags of NAME --> or <!-- numbers of TABLE --> in their places.
-The last are the paper's, from configs/paper/numbers/.
+A page has <!-- settings -->, <!-- not offered -->, <!-- flags of NAME --> or <!-- numbers of TABLE
+--> in their places.  The last are the paper's, from configs/paper/numbers/.
 """
 
 import csv
@@ -12,14 +12,22 @@ import re
 from shadowft_jax import __main__, command, presets
 from shadowft_jax.runs import config_help
 
-MARK = re.compile(r"<!-- (?:settings|(flags|numbers) of (\w+)) -->")
+MARK = re.compile(r"<!-- (settings|not offered|flags|numbers)(?: of (\w+))? -->")
 NUMBERS = pathlib.Path(__file__).parents[1] / "configs" / "paper" / "numbers"
 
 
 def filled(page: str) -> str:
   """A page with its tables in the places of their marks."""
-  makers = {"flags": flags, "numbers": numbers}
-  return MARK.sub(lambda m: makers[m[1]](m[2]) if m[1] else settings(), page)
+  makers = {"settings": settings, "not offered": not_offered, "flags": flags, "numbers": numbers}
+  return MARK.sub(lambda m: makers[m[1]](*filter(None, [m[2]])), page)
+
+
+def not_offered() -> str:
+  """Options of other tools that are not offered, with why."""
+  rows = ["| option | why not, and what to do instead |", "|---|---|"]
+  for names, why in config_help.NOT_OFFERED.items():
+    rows.append(f"| {', '.join(f'`{name}`' for name in names.split(', '))} | {why} |")
+  return "\n".join(rows)
 
 
 def numbers(table: str) -> str:
