@@ -65,8 +65,8 @@ FIELDS: dict[str, Field] = {
     "delta.init": Field("", "delta to start from, of the same kind and rank: a run's folder, its "
                         "delta/ or a PEFT adapter; empty: start from zero"),
 
-    "objective": Field("sft", "sft: supervised fine-tuning; dpo: preference tuning on pairs",
-                       ("sft", "dpo")),
+    "objective": Field("sft", "sft: supervised fine-tuning; dpo: preference tuning on pairs; kto: "
+                       "on answers labelled good or bad", ("sft", "dpo", "kto")),
     "dpo.beta": _count(0.1, "strength of the KL penalty; smaller lets the policy move further "
                        "from the reference"),
     "dpo.loss": Field("sigmoid", "the preference loss", ("sigmoid", "ipo", "hinge")),
@@ -75,9 +75,13 @@ FIELDS: dict[str, Field] = {
     "dpo.length_normalised": Field(False, "average log-probabilities over an answer's tokens "
                                    "instead of summing them"),
     "dpo.ftx": Field(0.0, "weight of an added SFT loss on the chosen answers", least=0),
-    "dpo.reference": Field("precomputed", "when to compute the reference log-probabilities: once "
-                           "before training, or at every step",
+    "dpo.reference": Field("precomputed", "when to compute the reference log-probabilities, also "
+                           "of KTO: once before training, or at every step",
                            ("precomputed", "on_the_fly")),
+
+    "kto.beta": _count(0.1, "strength of the penalty for moving away from the reference"),
+    "kto.desirable_weight": _count(1.0, "weight of the loss of good answers"),
+    "kto.undesirable_weight": _count(1.0, "weight of the loss of bad answers"),
 
     "data.set": Field("", "name of one of the paper's datasets, used if data.train is empty"),
     "data.train": Field("", "file, FOLDER[:SUBSET] or Hub id ORG/NAME[:SUBSET][@REVISION]; several "
@@ -89,8 +93,8 @@ FIELDS: dict[str, Field] = {
     "data.validation_split": Field("validation", "validation split of data.validation"),
     **{f"data.columns.{name}": Field("", f"column of the {name}; if all are empty, the format is "
                                      "detected from the rows")
-       for name in ("prompt", "response", "system", "messages", "chosen", "rejected", "text",
-                    "images", "tools")},
+       for name in ("prompt", "response", "system", "messages", "chosen", "rejected", "label",
+                    "text", "images", "tools")},
     "data.skip_bad_rows": Field(False, "skip bad rows, and count and list them, instead of ending "
                                 "the run"),
     "data.images": Field("refuse", "rows with images; refuse: an error, ignore: train on the text "
@@ -153,6 +157,7 @@ OPEN = "data.template_args"  # the group whose field names are chosen by the use
 RENAMED = {("data.think", "learnt"): "trained"}
 ARMS = {"shadow": "base", "ft": "instruct"}  # arm of the paper's tables -> learn_on
 PAIRED = ("dpo",)  # objectives that train on preference pairs
+REFERENCED = ("dpo", "kto")  # objectives that compare with the model before training
 
 
 def field_of(name: str) -> Field | None:
@@ -226,6 +231,11 @@ def dpo() -> Config:
 def is_paired(config: Config) -> bool:
   """Whether the objective trains on preference pairs."""
   return config.objective in PAIRED
+
+
+def has_reference(config: Config) -> bool:
+  """Whether the objective compares with the model before training."""
+  return config.objective in REFERENCED
 
 
 def flat(value: Any, name: str = "") -> dict[str, Any]:

@@ -616,7 +616,7 @@ def test_the_command_says_in_one_line_what_is_wrong(tmp_path):
     "kto": (
       {"prompt": "q", "completion": "a", "label": False},
       "dpo",
-      "row 1 has one answer labelled good or bad, as for KTO",
+      "row 1 has one answer labelled good or bad; use config.objective=kto",
     ),
   }
   for name, (row, objective, said) in cases.items():

@@ -22,7 +22,7 @@ from shadowft_jax.presets import Config
 from shadowft_jax.progress import count, duration, say
 from shadowft_jax.runs.metrics import Log
 from shadowft_jax.runs.run import Run
-from shadowft_jax.tree import Delta, Params
+from shadowft_jax.tree import Batch, Delta, Params
 
 Metrics = dict[str, float]
 T = TypeVar("T")
@@ -49,11 +49,19 @@ class _Trainer:
     share, steps = sharding.my_share(self.mesh), range(first - 1, len(self.data.steps))
     return prefetch(list(self.data.batches(i, share)) for i in steps)
 
+  def prepared(
+    self, state: step_lib.TrainState, arrays: Callable[[], Iterable[Arrays]]
+  ) -> Iterable[Batch]:
+    """The micro-batches of a step or split on the devices, as the loss needs them."""
+    batches = lambda: step_lib.on_devices(arrays(), self.mesh)
+    return step_lib.with_divergence(state.delta, self.base, batches, self.start, loss=self.loss)
+
   def step(
     self, state: step_lib.TrainState, arrays: Iterable[Arrays]
   ) -> tuple[step_lib.TrainState, Metrics]:
     """One optimizer step."""
-    batches = step_lib.on_devices(arrays, self.mesh)
+    arrays = list(arrays)
+    batches = self.prepared(state, lambda: arrays)
     # The gradients stay unnamed so that their memory is freed before the next step allocates.
     state, metrics = step_lib.update(
       state,
@@ -73,7 +81,8 @@ class _Trainer:
     """The metrics of the validation split; {} where there is none."""
     if not self.data.valid:
       return {}
-    batches = step_lib.on_devices(self.data.valid_batches(sharding.my_share(self.mesh)), self.mesh)
+    share = sharding.my_share(self.mesh)
+    batches = self.prepared(state, lambda: self.data.valid_batches(share))
     means = step_lib.means(state.delta, self.base, batches, self.start, loss=self.loss)
     return {f"valid_{k}": v for k, v in means.items()}
 
@@ -109,12 +118,12 @@ def learn(
   tx, schedule = optim.make(config, len(data.steps))
   start = load_start(config, base, mesh)
   state = step_lib.init_state(config, base, tx, mesh, start)
-  is_precomputed = presets.is_paired(config) and config.dpo.reference == "precomputed"
+  is_precomputed = presets.has_reference(config) and config.dpo.reference == "precomputed"
   if is_precomputed:
     folders = filter(None, [trained.directory, config.delta.init])
     data = reference.kept(start, base, data, folders, loss=loss, mesh=mesh, workdir=run.directory)
   say(*_size(base, state.delta, data, config))
-  start = start if presets.is_paired(config) and not is_precomputed else None
+  start = start if presets.has_reference(config) and not is_precomputed else None
   trainer = _Trainer(loss, base, data, start, tx, schedule, config, mesh)
   with checkpoints.open_checkpoints(run.checkpoints) as saved:
     if saved.latest:
@@ -209,7 +218,7 @@ def measure(
   """Measures the Instruct and the grafted model on the validation split, as they lie on disk.
 
   One after the other, in the dtype of training: never more memory than training took.  For
-  preference pairs the reference of both is the Instruct as it was.
+  objectives with a reference, that of both is the Instruct as it was.
 
   Returns:
     {"instruct_valid_loss", "shadow_valid_loss", ...}; {} without a split.
@@ -222,11 +231,15 @@ def measure(
       folder, dtype=jnp.dtype(config.dtype), mesh=mesh, backend=config.attention
     )
     of_model = dataclasses.replace(loss, model=model)
-    if name == "instruct" and presets.is_paired(config):
+    if name == "instruct" and presets.has_reference(config):
       data = dataclasses.replace(data, train=[])  # no measurement needs it
       data = reference.measured(None, params, data, loss=of_model, mesh=mesh)
-    batches = step_lib.on_devices(data.valid_batches(sharding.my_share(mesh)), mesh)
-    means = step_lib.means({"delta": {}}, params, batches, loss=of_model)
+    batches = lambda data=data: step_lib.on_devices(
+      data.valid_batches(sharding.my_share(mesh)), mesh
+    )
+    none: Delta = {"delta": {}}
+    prepared = step_lib.with_divergence(none, params, batches, loss=of_model)
+    means = step_lib.means(none, params, prepared, loss=of_model)
     out |= {f"{name}_valid_{k}": v for k, v in means.items()}
     del params
   return out

@@ -241,14 +241,14 @@ def _contradictions(config: Config) -> list[str]:
     out.append(f"config.min_lr must be at most config.lr={config.lr:g}; got {config.min_lr:g}")
   if config.early_stopping and not config.eval_every:
     out.append("config.early_stopping counts validations during training; set config.eval_every")
-  if presets.is_paired(config):
+  if presets.has_reference(config):
     c = config.dpo
-    if c.label_smoothing and c.loss != "sigmoid":
+    if presets.is_paired(config) and c.label_smoothing and c.loss != "sigmoid":
       out.append(f"config.dpo.label_smoothing needs dpo.loss=sigmoid; got dpo.loss={c.loss}")
     if config.loss_mean != "token":
       out.append(
-        "config.loss_mean=rank applies only to objective=sft; dpo averages over pairs: set "
-        "--config.loss_mean=token"
+        f"config.loss_mean=rank applies only to objective=sft; {config.objective} averages over "
+        "examples: set --config.loss_mean=token"
       )
   return out
 

@@ -101,6 +101,9 @@ ELSEWHERE = {
   "lora_model_dir": "delta.init",
   "pref_beta": "dpo.beta",
   "rl_beta": "dpo.beta",
+  "kto_chosen_weight": "kto.desirable_weight",
+  "kto_rejected_weight": "kto.undesirable_weight",
+  "kto_tag": "data.columns.label",
   "pref_loss": "dpo.loss",
   "pref_ftx": "dpo.ftx",
 }
