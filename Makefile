@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+SAY_INSTALL = @echo "Installing $(1) in $(2). This takes a few minutes, and pip prints nothing."
 
 .PHONY: quickstart test test-slow test-all test-aot plan-env vllm-env lint docs docs-links
 
@@ -45,19 +46,23 @@ docs-links: $(VENV)/installed-docs
 	$(BIN)/python -m sphinx -q -b linkcheck docs docs/_build/links
 
 $(VENV)/installed: setup.py constraints.txt
+	$(call SAY_INSTALL,shadowft_jax,$(VENV))
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -e .
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed
+	$(call SAY_INSTALL,what the tests need,$(VENV))
 	$(PIP) -e '.[test]'
 	touch $@
 
 $(VENV)/installed-docs: $(VENV)/installed
+	$(call SAY_INSTALL,what the docs need,$(VENV))
 	$(PIP) -e '.[docs]'
 	touch $@
 
 $(AOT_VENV)/installed: setup.py constraints.txt
+	$(call SAY_INSTALL,compilers for GPUs and TPUs (5 GB),$(AOT_VENV))
 	$(PYTHON) -m venv $(AOT_VENV)
 	$(AOT_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
 	  -c constraints.txt -e '.[cuda13]' libtpu pytest
@@ -65,6 +70,7 @@ $(AOT_VENV)/installed: setup.py constraints.txt
 
 # Its torchvision does not load beside its torch, and is not needed.
 $(VLLM_VENV)/installed: third_party/vllm/requirements.txt third_party/vllm/name.py
+	$(call SAY_INSTALL,vLLM (3.5 GB),$(VLLM_VENV))
 	$(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
 	  -r third_party/vllm/requirements.txt

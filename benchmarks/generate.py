@@ -79,10 +79,10 @@ def ours(folder, prompts, max_new):
   keyed = [decode.Prompt(prompt, sampling.key(0, prompt, 0)) for prompt in prompts]
 
   def run():
-    found = decode.answers(
+    progress = decode.answers(
       model, variables, keyed, stop=(-1,), sampling=Sampling(max_new), batch_size=len(prompts)
     )
-    last = {one.prompt: one.tokens for one in found}
+    last = {one.prompt: one.tokens for one in progress}
     return np.array([last[i] for i in range(len(prompts))])
 
   return run

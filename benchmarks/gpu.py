@@ -398,7 +398,7 @@ def reason(backend, platform, dtype, cap):
   return None if cap is None or backend.softcap else "has no softcap"
 
 
-def measured(make, want, repeats=10):
+def measured(make, expected, repeats=10):
   """{"forward_ms", "both_ms", "error"} of (forward, forward and backward); or what failed."""
   import jax
 
@@ -413,9 +413,10 @@ def measured(make, want, repeats=10):
 
   try:
     forward, both = make()
-    got = both()
+    outputs = both()
     pairs = [
-      (np.asarray(x, np.float64), np.asarray(y, np.float64)) for x, y in zip(got, want, strict=True)
+      (np.asarray(x, np.float64), np.asarray(y, np.float64))
+      for x, y in zip(outputs, expected, strict=True)
     ]
     error = max(float(np.linalg.norm(x - y) / np.linalg.norm(y)) for x, y in pairs)
     return {"forward_ms": fastest(forward), "both_ms": fastest(both), "error": round(error, 6)}
@@ -428,7 +429,7 @@ def compiled(options):
   from shadowft_jax import sharding
   from shadowft_jax.planning import shapes, topologies
 
-  found, _ = topologies.parse(options.topology)
+  accelerator, _ = topologies.parse(options.topology)
   mesh = sharding.make_mesh(devices=topologies.mesh_devices(options.topology))
   for kind, tries in TRIES.items():
     for remat, rows in tries:
@@ -446,7 +447,7 @@ def compiled(options):
             "remat": remat,
             "rows": rows,
             "peak_gib": round(peak / 2**30, 1),
-            "fits": peak < 0.92 * found.memory,
+            "fits": peak < 0.92 * accelerator.memory,
             "compile_seconds": round(time.perf_counter() - start, 1),
             "useful_gflops_a_token": round(work.useful / 1e9, 2),
             "executed_gflops_a_token": round(work.executed / 1e9, 2),
@@ -511,11 +512,11 @@ def line(kind, side, out, work):
   }
 
 
-def best_backend(found):
+def best_backend(attention):
   """The fastest backend that agrees with the reference where a Llama's heads are."""
   able = {
     name: x["both_ms"]
-    for name, x in found.get("cases", {}).get("llama", {}).items()
+    for name, x in attention.get("cases", {}).get("llama", {}).items()
     if isinstance(x, dict) and x["error"] <= WORSE
   }
   return min(able, key=able.get, default="chunked")
@@ -528,11 +529,11 @@ def wrong(lines):
     if "failed" in x:
       yield f"{where}: {x['failed']}"
     for case, backends in x.get("cases", {}).items():
-      for name, got in backends.items():
-        if isinstance(got, dict) and not got["error"] <= WORSE:
-          yield f"{where} {case} {name}: differs from the reference by {got['error']:.1%}"
-        elif isinstance(got, str) and got.startswith("FAILED"):
-          yield f"{where} {case} {name}: {got}"
+      for name, result in backends.items():
+        if isinstance(result, dict) and not result["error"] <= WORSE:
+          yield f"{where} {case} {name}: differs from the reference by {result['error']:.1%}"
+        elif isinstance(result, str) and result.startswith("FAILED"):
+          yield f"{where} {case} {name}: {result}"
     losses = x.get("losses", [])
     if not all(map(math.isfinite, losses)):
       yield f"{where}: losses {losses}"
@@ -592,8 +593,8 @@ def print_table(lines):
         + " |"
       )
     for case, backends in x.get("cases", {}).items():
-      for name, got in backends.items():
-        print(f"| attention | {case} {name} | {got} |")
+      for name, result in backends.items():
+        print(f"| attention | {case} {name} | {result} |")
 
 
 if __name__ == "__main__":

@@ -112,8 +112,8 @@ def measure(command):
     stderr=subprocess.PIPE,
     text=True,
   )
-  told = []
-  reader = threading.Thread(target=lambda: told.append(process.stderr.read()))
+  stderr = []
+  reader = threading.Thread(target=lambda: stderr.append(process.stderr.read()))
   reader.start()
   while process.poll() is None:
     try:
@@ -124,7 +124,7 @@ def measure(command):
     time.sleep(0.01)
   reader.join()
   if process.returncode:
-    raise SystemExit(f"{command} failed:\n{told[0]}")
+    raise SystemExit(f"{command} failed:\n{stderr[0]}")
   return time.time() - start, peak
 
 
@@ -167,13 +167,13 @@ def main():
     for peer in ("authors", "plain"):
       commands[peer] = [args.python, ROOT / "third_party" / f"{peer}_graft.py", *sides, out]
     commands |= {"no_verify": [*ours, "--no-verify"], "ours": ours}
-    found = {n: [] for n in commands}
+    runs = {n: [] for n in commands}
     for _ in range(args.repeats):
       for name, command in commands.items():
-        found[name].append(measure(command))
+        runs[name].append(measure(command))
         shutil.rmtree(out)
         os.sync()
-  best = {n: min(x) for n, x in found.items()}
+  best = {n: min(x) for n, x in runs.items()}
   print(
     json.dumps(
       {
@@ -181,7 +181,7 @@ def main():
         "parameters": sum(map(math.prod, named.values())),
         "cores": len(os.sched_getaffinity(0)),
         "seconds": {n: round(s, 2) for n, (s, _) in best.items()},
-        "memory_gb": {n: round(max(p for _, p in x) / 1e9, 2) for n, x in found.items()},
+        "memory_gb": {n: round(max(p for _, p in x) / 1e9, 2) for n, x in runs.items()},
         **{
           f"{n}_over_no_verify": round(s / best["no_verify"][0], 2)
           for n, (s, _) in best.items()

@@ -93,9 +93,9 @@ def steps(tokens):
   params = kernels(blocks["eager"])
   for block in blocks.values():
     with torch.no_grad():
-      want = block(torch.tensor(x)).numpy()
-    got = module.apply({"params": params}, jnp.array(x))
-    assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
+      expected = block(torch.tensor(x)).numpy()
+    output = module.apply({"params": params}, jnp.array(x))
+    assert np.abs(output - expected).max() <= 1e-4 * np.abs(expected).max()
 
   def torch_step(block):
     def step():

@@ -46,15 +46,15 @@ STEPS, EXAMPLES, LENGTH, ROWS, MANY = 10, 256, 4096, 8, 1_000_000
 
 def tokenizers(data):
   """{name: tokenizer}: the tiny pair's, and what can be built from the data folder."""
-  found = {"tiny": load_tokenizer(ROOT / "shadowft_jax" / "assets" / "tiny" / "instruct")}
+  by_name = {"tiny": load_tokenizer(ROOT / "shadowft_jax" / "assets" / "tiny" / "instruct")}
   if (data / "tokenizers").is_dir():
     sys.path.append(str(ROOT))
     from tests import real_tokenizers
 
-    found |= {
+    by_name |= {
       name: real_tokenizers.load(name, lambda folder: data / folder) for name in ("qwen", "llama3")
     }
-  return found
+  return by_name
 
 
 def read_lengths(path, columns, tokenizer):
@@ -145,13 +145,13 @@ def main():
   options = parser.parse_args()
   out = {"benchmark": "plan_rows", "row_length": LENGTH, "examples_a_step": EXAMPLES}
   for name, tokenizer in tokenizers(options.data).items():
-    found = {
+    lengths_of = {
       file: read_lengths(options.data / path, COLUMNS.get(file, {}), tokenizer)
       for file, path in FILES.items()
     }
-    out[name] = {file: measured(lengths, options.peer) for file, lengths in found.items()}
+    out[name] = {file: measured(lengths, options.peer) for file, lengths in lengths_of.items()}
     if name in ("tiny", "qwen"):
-      every = [n for lengths in found.values() for n in lengths]
+      every = [n for lengths in lengths_of.values() for n in lengths]
   many = np.random.default_rng(0).choice(every, MANY).tolist()
   start = time.perf_counter()
   packing.plan(many, batch_size=EXAMPLES, epochs=1, row_length=LENGTH, seed=0)

@@ -24,8 +24,8 @@ from graft import ROOT, measure, shapes, write_model
 def ratios(plain, out):
   """(the plain lines' mean over tensors, ours)."""
   printed = subprocess.run(plain, check=True, capture_output=True, text=True).stdout
-  found = json.loads((out / "similarity.json").read_text())
-  return float(printed), found["readings"]["mean_over_tensors"]
+  report = json.loads((out / "similarity.json").read_text())
+  return float(printed), report["readings"]["mean_over_tensors"]
 
 
 def main():
@@ -48,12 +48,12 @@ def main():
       "ours": ours,
       "with_out": [*ours, f"--out={folder / 'out'}", "--overwrite"],
     }
-    found = {n: [] for n in commands}
+    runs = {n: [] for n in commands}
     for _ in range(args.repeats):
       for name, command in commands.items():
-        found[name].append(measure(command))
+        runs[name].append(measure(command))
     theirs, mine = ratios(plain, folder / "out")
-  best = {n: min(s for s, _ in x) for n, x in found.items()}
+  best = {n: min(s for s, _ in x) for n, x in runs.items()}
   print(
     json.dumps(
       {
@@ -61,7 +61,7 @@ def main():
         "parameters": sum(map(math.prod, named.values())),
         "cores": len(os.sched_getaffinity(0)),
         "seconds": {n: round(s, 2) for n, s in best.items()},
-        "memory_gb": {n: round(max(p for _, p in x) / 1e9, 2) for n, x in found.items()},
+        "memory_gb": {n: round(max(p for _, p in x) / 1e9, 2) for n, x in runs.items()},
         "plain_over_ours": round(best["plain"] / best["ours"], 2),
         "gap_ratio": mine,
         "apart": abs(mine - theirs) / theirs,

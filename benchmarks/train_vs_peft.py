@@ -61,12 +61,12 @@ def tokenise(path):
   from tokenizers import models, pre_tokenizers, trainers
 
   rows = json.loads(path.read_text())
-  asked = ["\n".join(filter(None, (r["instruction"], r["input"]))) for r in rows]
+  questions = ["\n".join(filter(None, (r["instruction"], r["input"]))) for r in rows]
   bpe = tokenizers.Tokenizer(models.BPE())
   bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
   marks = ["<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"]
   bpe.train_from_iterator(
-    [*asked, *(r["output"] for r in rows)],
+    [*questions, *(r["output"] for r in rows)],
     trainers.BpeTrainer(
       vocab_size=CONFIG["vocab_size"],
       special_tokens=marks,
@@ -75,7 +75,7 @@ def tokenise(path):
     ),
   )
   out = []
-  for question, row in zip(asked, rows, strict=True):
+  for question, row in zip(questions, rows, strict=True):
     prompt = bpe.encode(marks[0] + question + marks[1]).ids
     token = (prompt + bpe.encode(row["output"] + marks[2]).ids)[:LENGTH]
     out.append((np.array(token, np.int32), (np.arange(len(token)) >= len(prompt)).astype(np.int32)))

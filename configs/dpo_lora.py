@@ -1,15 +1,14 @@
-"""Shadow-DPO by LoRA: preference pairs tune the Base, and the adapter is grafted on the Instruct.
+"""Shadow-DPO by LoRA: trains the Base on preference pairs, and grafts the adapter on the Instruct.
 
-  python -m shadowft_jax.train --config configs/dpo_lora.py --config.base=DIR \
-      --config.instruct=DIR --workdir runs/dpo
+  shadowft train --config dpo_lora --config.base=DIR --config.instruct=DIR --workdir runs/dpo
 
-Without data.train it is the paper's section 5.3: Llama-3.1-8B, rank 8 (or 128:
---config.delta.rank=128 --config.delta.alpha=256), 1000 pairs of Math-Step-DPO from the Hub.  The
-paper prints neither beta, learning rate, epochs nor batch; presets.dpo says where these come from.
-Your own pairs, prompt, chosen and rejected: --config.data.train=pairs.jsonl.  With
---config.learn_on=instruct it is the DPO that the paper compares with.
+Without data.train this is section 5.3 of the paper: Llama-3.1-8B, rank 8 (or 128, with
+--config.delta.rank=128 --config.delta.alpha=256), 1,000 pairs of Math-Step-DPO from the Hub.  The
+paper gives no beta, learning rate, epochs or batch size; presets.dpo says where ours come from.
+For your own pairs (prompt, chosen, rejected) set --config.data.train=pairs.jsonl.
+--config.learn_on=instruct is ordinary DPO of the Instruct, the paper's baseline.
 
-Hardware: 8 x A100 in the paper, hours not given there.  Not measured here on a model of that size.
+Hardware: 8 x A100 in the paper, which does not give the hours.  Not measured here.
 """
 
 from shadowft_jax import presets

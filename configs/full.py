@@ -1,11 +1,11 @@
-"""Shadow-FT by full-parameter tuning: every weight of the Base learns, the projections graft.
+"""Shadow-FT by full fine-tuning: all weights of the Base are trained, the projections are grafted.
 
-  python -m shadowft_jax.train --config configs/full.py --config.base=DIR \
-      --config.instruct=DIR --config.data.train=rows.jsonl --workdir runs/full
+  shadowft train --config full --config.base=DIR --config.instruct=DIR \
+      --config.data.train=rows.jsonl --workdir runs/full
 
-Hardware: about 22 bytes a parameter over all devices.  Not measured here on a model of the paper's
-sizes.  As the authors' code does, norms and embeddings are trained but not grafted;
---config.graft.match=all grafts them too.
+Norms and embeddings are trained but not grafted, as in the authors' code; --config.graft.match=all
+grafts them too.  Hardware: about 22 bytes of memory per parameter, over all devices.  Not measured
+on a model of the paper's sizes.
 """
 
 from shadowft_jax import presets

@@ -1,6 +1,6 @@
-"""The tiny pair of this repository learns a skill that neither model has, on a laptop.
+"""Shadow-FT of the bundled tiny pair, on a skill that neither model has, on a laptop.
 
-  python -m shadowft_jax.train --config configs/quickstart.py --workdir runs/rotate
+  shadowft train --config quickstart --workdir runs/quickstart-one
 
 Hardware: 2 CPU cores.
 """

@@ -51,27 +51,27 @@ def read(path: pathlib.Path) -> list[Question]:
   return [Question(**json.loads(line)) for line in path.read_text().splitlines()]
 
 
-def replies(folder: str | os.PathLike, asked: Sequence[Question]) -> list[str]:
+def replies(folder: str | os.PathLike, test_set: Sequence[Question]) -> list[str]:
   """What a model replies to each question in its chat template, greedily."""
   tokenizer = load_tokenizer(folder)
   model, params = weights.load_model(folder, dtype=jnp.float32)  # bfloat16 is slow on a CPU
   engine = LocalEngine(model, params, tokenizer, stop_tokens(tokenizer, folder), batch_size=128)
-  chats = [[{"role": "user", "content": q.question}] for q in asked]
-  found = engine.complete(chats, Sampling(max_new=measure.MAX_NEW))
-  return [samples[0].text for samples in found]
+  chats = [[{"role": "user", "content": q.question}] for q in test_set]
+  completions = engine.complete(chats, Sampling(max_new=measure.MAX_NEW))
+  return [samples[0].text for samples in completions]
 
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
   """A model's replies to the same questions as every other model's."""
 
-  asked: Sequence[Question]
+  test_set: Sequence[Question]
   replies: Sequence[str]
 
   def right(self, chosen: Chosen) -> list[np.ndarray]:
     """1 for a right answer and 0 for a wrong one, an array for each of the chosen skills."""
     parted: dict[str, list[float]] = {}
-    for q, reply in zip(self.asked, self.replies, strict=True):
+    for q, reply in zip(self.test_set, self.replies, strict=True):
       if chosen(q):
         parted.setdefault(q.skill, []).append(questions.final(reply) == q.answer)
     return [np.array(values, float) for values in parted.values()]
@@ -87,7 +87,7 @@ class Answers:
 
   def worked(self) -> float:
     """The share of the answers to questions that need working that show some."""
-    pairs = zip(self.asked, self.replies, strict=True)
+    pairs = zip(self.test_set, self.replies, strict=True)
     return float(np.mean([questions.is_worked(reply) for q, reply in pairs if needs_working(q)]))
 
   def minus(self, other: "Answers", chosen: Chosen) -> statistics.Difference:
@@ -96,6 +96,6 @@ class Answers:
     return statistics.difference([[[mine - theirs for mine, theirs in pairs]]])
 
 
-def ask(folder: str | os.PathLike, asked: Sequence[Question]) -> Answers:
+def ask(folder: str | os.PathLike, test_set: Sequence[Question]) -> Answers:
   """A model's answers."""
-  return Answers(asked, replies(folder, asked))
+  return Answers(test_set, replies(folder, test_set))

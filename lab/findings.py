@@ -99,8 +99,8 @@ def table(models: Sequence[Model]) -> str:
 
 def example(models: Sequence[Model]) -> str:
   """The first question that needs working, and what every model replies to it."""
-  asked = models[0].answers.asked
-  index = next(i for i, q in enumerate(asked) if asking.needs_working(q))
+  test_set = models[0].answers.test_set
+  index = next(i for i, q in enumerate(test_set) if asking.needs_working(q))
   lines = [
     [m.tuning.name, "-" if m.rate is None else f"{m.rate:g}", m.arm, m.answers.replies[index]]
     for m in models
@@ -108,7 +108,7 @@ def example(models: Sequence[Model]) -> str:
   ]
   lines[0][0] = ""
   return (
-    f"Example: {asked[index].question} Right: {asked[index].answer}\n"
+    f"Example: {test_set[index].question} Right: {test_set[index].answer}\n"
     f"{progress.aligned(lines, left=4)}"
   )
 
@@ -154,18 +154,18 @@ def comparisons(models: Sequence[Model]) -> list[Comparison]:
   ]
 
 
-def differences(found: Sequence[Comparison]) -> str:
+def differences(comparisons: Sequence[Comparison]) -> str:
   """Shadow-FT minus FT as a table."""
   lines = [["data", "rate", "old skills", "new skill"]]
-  lines += [[c.tuning.name, f"{c.rate:g}", points(c.old), points(c.new)] for c in found]
+  lines += [[c.tuning.name, f"{c.rate:g}", points(c.old), points(c.new)] for c in comparisons]
   title = "Shadow-FT minus FT, in points, with paired 95 % intervals:"
   return f"{title}\n{progress.aligned(lines, left=2)}"
 
 
-def places(found: Sequence[Comparison], key: str, sign: int) -> str:
+def places(comparisons: Sequence[Comparison], key: str, sign: int) -> str:
   """The data and rates where a difference is clear: its interval lies on one side of zero."""
   rates: dict[str, list[str]] = {}
-  for c in found:
+  for c in comparisons:
     difference = getattr(c, key)
     if difference.low > 0 if sign > 0 else difference.high < 0:
       rates.setdefault(c.tuning.name, []).append(f"{c.rate:g}")
@@ -174,17 +174,17 @@ def places(found: Sequence[Comparison], key: str, sign: int) -> str:
   )
 
 
-def conclusions(found: Sequence[Comparison]) -> list[str]:
+def conclusions(comparisons: Sequence[Comparison]) -> list[str]:
   """What the differences show, whichever way they come out."""
   lines = []
   for key, does, what in (("old", "keeps", "old skills"), ("new", "learns", "new skill")):
-    clear = {"Shadow-FT": places(found, key, 1), "FT": places(found, key, -1)}
+    clear = {"Shadow-FT": places(comparisons, key, 1), "FT": places(comparisons, key, -1)}
     lines += [f"{arm} {does} more of the {what}: {where}." for arm, where in clear.items() if where]
     if not any(clear.values()):
       lines.append(f"The {what}: no clear difference between FT and Shadow-FT.")
   gains = [
     f"{arm}, {c.tuning.name}, rate {c.rate:g}: {points(gain)}"
-    for c in found
+    for c in comparisons
     for arm, gain in c.gains.items()
     if gain.low > 0
   ]
@@ -195,8 +195,8 @@ def conclusions(found: Sequence[Comparison]) -> list[str]:
 
 def report(models: Sequence[Model]) -> str:
   """The tables, the example and what they show, as text."""
-  found = comparisons(models)
-  parts = [table(models), differences(found), "\n".join(conclusions(found)), example(models)]
+  compared = comparisons(models)
+  parts = [table(models), differences(compared), "\n".join(conclusions(compared)), example(models)]
   return "\n\n".join(parts) + "\n"
 
 
@@ -217,17 +217,17 @@ def draw(models: Sequence[Model], path: pathlib.Path) -> None:
     layout="constrained",
   )
   for axes, tuning in zip(panels[0], tunings, strict=True):
-    found = [m for m in models if m.tuning == tuning]
-    start = found[0]
+    of_tuning = [m for m in models if m.tuning == tuning]
+    start = of_tuning[0]
     axes.plot(100 * start.new, 100 * start.old, "k*", markersize=12, label="Instruct", zorder=3)
     for arm, mark in zip(ARMS, "os", strict=True):
-      line = [start, *(m for m in found if m.arm == arm)]
+      line = [start, *(m for m in of_tuning if m.arm == arm)]
       x, y = [100 * m.new for m in line], [100 * m.old for m in line]
       axes.plot(x, y, f"{mark}-", color=COLOURS[arm], label=arm)
       for i, model in enumerate(line[1:], 1):
         side = {"xytext": (5, 4 if i % 2 else -11), "textcoords": "offset points"}
         axes.annotate(f"{model.rate:g}", (x[i], y[i]), fontsize=8, color=COLOURS[arm], **side)
-    right = max(10.0, *(100 * m.new for m in found))
+    right = max(10.0, *(100 * m.new for m in of_tuning))
     axes.set(title=tuning.name, xlabel="new skill (% right)")
     axes.set(xlim=(-0.06 * right, 1.2 * right), ylim=(-5, 105))
     axes.grid(color="0.9")

@@ -32,7 +32,7 @@ def mean(row: dict[str, float], skills: Sequence[str]) -> float:
   return float(np.mean([row[skill] for skill in skills]))
 
 
-def accuracy(model, params, tok, asked: dict[str, list[questions.Problem]], form: str):
+def accuracy(model, params, tok, by_skill: dict[str, list[questions.Problem]], form: str):
   """Returns {skill: share of right answers} with three summaries; `form` is plain or chat.
 
   old: the mean of the old skills; need working: of those that need working; worked: the share of
@@ -40,7 +40,7 @@ def accuracy(model, params, tok, asked: dict[str, list[questions.Problem]], form
   goes on after it is not marked down.
   """
   render = text.plain if form == "plain" else text.chat
-  flat = [(skill, problem) for skill, problems in asked.items() for problem in problems]
+  flat = [(skill, problem) for skill, problems in by_skill.items() for problem in problems]
   answers = replies(model, params, tok, [render(problem.question) for _, problem in flat])
   right, worked = {}, []
   for (skill, problem), answer in zip(flat, answers, strict=True):
@@ -65,10 +65,10 @@ def gap_ratio(base, instruct) -> float:
   return gap.total(jax.tree.leaves(parts, is_leaf=lambda x: isinstance(x, gap.Sums))).ratio
 
 
-def table(model, pair: dict, tok, asked: dict[str, list[questions.Problem]]) -> dict:
+def table(model, pair: dict, tok, by_skill: dict[str, list[questions.Problem]]) -> dict:
   """Returns {model: {form: what `accuracy` returns}}."""
   return {
-    name: {form: accuracy(model, params, tok, asked, form) for form in ("plain", "chat")}
+    name: {form: accuracy(model, params, tok, by_skill, form) for form in ("plain", "chat")}
     for name, params in pair.items()
   }
 
@@ -92,5 +92,11 @@ def missed(result: dict[str, Any]) -> list[str]:
     for new in questions.NEW_SKILLS
   ]
   return [
-    f"{what} is {got:.3f}, at least {want} wanted" for what, got, want in at_least if got < want
-  ] + [f"{what} is {got:.3f}, at most {want} wanted" for what, got, want in at_most if got > want]
+    f"{what} is {value:.3f}, at least {limit} wanted"
+    for what, value, limit in at_least
+    if value < limit
+  ] + [
+    f"{what} is {value:.3f}, at most {limit} wanted"
+    for what, value, limit in at_most
+    if value > limit
+  ]

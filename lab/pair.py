@@ -167,11 +167,11 @@ def tuning_set(count: int, seed: str, new_share: float = NEW_SHARE) -> list[ques
   rng = random.Random(f"tuning {seed}")
   old = questions.mixture(f"tuning {seed}")
   new = questions.stream(questions.BROAD_SKILL, f"tuning {seed}")
-  found: dict[str, questions.Problem] = {}
-  while len(found) < count:
+  problems: dict[str, questions.Problem] = {}
+  while len(problems) < count:
     problem = next(new if rng.random() < new_share else old)
-    found.setdefault(problem.question, problem)
-  return list(found.values())
+    problems.setdefault(problem.question, problem)
+  return list(problems.values())
 
 
 def write_rows(path: pathlib.Path, problems: list[questions.Problem], worked: bool) -> None:
@@ -233,11 +233,11 @@ def measured(out: pathlib.Path) -> dict:
   for name in ("base", "instruct"):
     model, pair[name] = weights.load_model(out / name, dtype=jnp.float32)
   # The first of these are the questions of questions.jsonl.
-  asked = {name: questions.problems(name, MEASURED, SEED, "test") for name in questions.SKILLS}
+  problems = {name: questions.problems(name, MEASURED, SEED, "test") for name in questions.SKILLS}
   result = {
     "parameters": tree.size(pair["base"]),
     "gap_ratio": measure.gap_ratio(**pair),
-    "accuracy": measure.table(model, pair, tok, asked),
+    "accuracy": measure.table(model, pair, tok, problems),
   }
   return {**result, "missed": measure.missed(result)}
 

@@ -40,11 +40,11 @@ def wrong(answer, rng):
 def pairs(count, seed, part):
   """`count` rows {"prompt", "chosen", "rejected"} of one part of the new skill's questions."""
   rng = random.Random(f"pairs {seed} {part}")
-  found = questions.problems(questions.NEW_SKILL, 2 * count, f"pairs {seed}", part)
-  found = [p for p in found if len(set(p.answer.split())) > 1]  # others have no wrong order
+  problems = questions.problems(questions.NEW_SKILL, 2 * count, f"pairs {seed}", part)
+  problems = [p for p in problems if len(set(p.answer.split())) > 1]  # others have no wrong order
   return [
     {"prompt": p.question, "chosen": p.answer, "rejected": wrong(p.answer, rng)}
-    for p in found[:count]
+    for p in problems[:count]
   ]
 
 
@@ -68,13 +68,13 @@ def config_of(arm, rank, folder, seed):
   return c
 
 
-def run(arm, rank, folder, seed, asked):
+def run(arm, rank, folder, seed, test_set):
   """One row of the table."""
   workdir = folder / f"{arm.lower()}-r{rank}"
   records = train.train(config_of(arm, rank, folder, seed), workdir)
   last = [r for r in records if "valid_loss" in r][-1]
   first, end = next(r for r in records if "valid_loss" in r), records[-1]
-  answers = asking.ask(workdir / "shadow", asked)
+  answers = asking.ask(workdir / "shadow", test_set)
   return {
     "model": arm,
     "rank": rank,
@@ -112,8 +112,8 @@ def table(rows):
 def compare(workdir, seeds=SEEDS, ranks=RANKS):
   """All arms, ranks and seeds; writes table.md and result.json, and returns the table."""
   config = quickstart.load_config()
-  asked = asking.read(pathlib.Path(config.instruct).parent / "questions.jsonl")
-  answers = asking.ask(config.instruct, asked)
+  test_set = asking.read(pathlib.Path(config.instruct).parent / "questions.jsonl")
+  answers = asking.ask(config.instruct, test_set)
   rows = [
     {
       "model": "Instruct",
@@ -129,7 +129,7 @@ def compare(workdir, seeds=SEEDS, ranks=RANKS):
     for rank in ranks:
       for arm in ARMS:
         print(f"\n{arm}, rank {rank}, seed {seed}", flush=True)
-        rows.append(run(arm, rank, folder, seed, asked))
+        rows.append(run(arm, rank, folder, seed, test_set))
   (workdir / "table.md").write_text(table(rows) + "\n")
   (workdir / "result.json").write_text(json.dumps(rows, indent=2) + "\n")
   return table(rows)

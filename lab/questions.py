@@ -129,9 +129,9 @@ def sort(rng: random.Random) -> Problem:
 def belongs(rng: random.Random) -> Problem:
   """Finds the word of a named group; about 3,900 questions."""
   words = {group: rng.choice(members) for group, members in GROUPS.items()}
-  asked = rng.choice(list(GROUPS))
+  target = rng.choice(list(GROUPS))
   shuffled = rng.sample(list(words.values()), len(words))
-  return Problem(f"Which is {asked}: {joined(shuffled)}?", words[asked])
+  return Problem(f"Which is {target}: {joined(shuffled)}?", words[target])
 
 
 # The new skills, which neither the Base nor the Instruct has seen.
@@ -208,11 +208,11 @@ def problems(skill: str, count: int, seed: Any, of: str = "train") -> list[Probl
   Raises:
     ValueError: The skill's questions run out before `count` different ones are found.
   """
-  found: dict[str, Problem] = {}
+  different: dict[str, Problem] = {}
   for tries, problem in enumerate(stream(skill, seed, of)):
-    found.setdefault(problem.question, problem)
-    if len(found) == count:
+    different.setdefault(problem.question, problem)
+    if len(different) == count:
       break
     if tries > 100 * count:
-      raise ValueError(f"{skill}: {count} different questions wanted, {len(found)} found")
-  return list(found.values())
+      raise ValueError(f"{skill}: {count} different questions wanted, {len(different)} found")
+  return list(different.values())

@@ -62,19 +62,19 @@ def tune(
 def compare(workdir: pathlib.Path, seed: int) -> list[Model]:
   """Tunes and asks every model; the Instruct comes first for each data set."""
   instruct = load_config().instruct
-  asked = asking.read(pathlib.Path(instruct).parent / "questions.jsonl")
-  progress.say(f"every model answers {len(asked)} questions")
-  untuned, found, number = asking.ask(instruct, asked), [], 0
+  test_set = asking.read(pathlib.Path(instruct).parent / "questions.jsonl")
+  progress.say(f"every model answers {len(test_set)} questions")
+  untuned, models, number = asking.ask(instruct, test_set), [], 0
   for tuning in TUNING:
     tuned = []
     for rate in RATES:
       for arm in ARMS:
         number += 1
         folder, last = tune(tuning, arm, rate, workdir, seed, number)
-        answers = asking.ask(folder, asked)
+        answers = asking.ask(folder, test_set)
         tuned.append(Model(tuning, arm, rate, answers, last["shadow_valid_loss"]))
-    found += [Model(tuning, "Instruct", None, untuned, last["instruct_valid_loss"]), *tuned]
-  return found
+    models += [Model(tuning, "Instruct", None, untuned, last["instruct_valid_loss"]), *tuned]
+  return models
 
 
 def main():

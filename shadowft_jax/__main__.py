@@ -11,7 +11,7 @@ import importlib
 import sys
 import types
 
-from shadowft_jax import __version__, command
+from shadowft_jax import __version__, command, progress
 
 # The commands and their modules, in the order in which they are listed.
 COMMANDS = {
@@ -43,10 +43,9 @@ def load(name: str) -> types.ModuleType:
 def main() -> None:
   """Runs the command that the first word of the command line names."""
   name, *words = sys.argv[1:] or ["--help"]
-  if name in command.HELP:
-    print(overview())
-  elif name == "--version":
-    print(f"shadowft_jax {__version__}")
+  if name in command.HELP | {"--version"}:
+    with progress.reader_may_leave(sys.exit):
+      print(f"shadowft_jax {__version__}" if name == "--version" else overview())
   elif name not in COMMANDS:
     close = difflib.get_close_matches(name, COMMANDS, n=1)
     near = f"; did you mean shadowft {close[0]}?" if close else ""

@@ -138,11 +138,13 @@ def generate(
     raise InputError(f"prompts is a string; expected a list of prompts, such as [{prompts!r}]")
   if not model.tokenizer.chat_template:
     raise InputError(f"{model.directory} has no chat template; load the Instruct model")
-  asked = [[{"role": "user", "content": p}] if isinstance(p, str) else [*p] for p in prompts]
+  conversations = [
+    [{"role": "user", "content": p}] if isinstance(p, str) else [*p] for p in prompts
+  ]
   stop = tokenizers.stop_tokens(model.tokenizer, model.directory)
-  size = min(64, max(1, len(asked)))
+  size = min(64, max(1, len(conversations)))
   engine = LocalEngine(model.decoder, model.params, model.tokenizer, stop, batch_size=size)
-  answers = engine.complete(asked, Sampling(max_new, temperature=temperature, seed=seed))
+  answers = engine.complete(conversations, Sampling(max_new, temperature=temperature, seed=seed))
   return [answer.text for [answer] in answers]
 
 

@@ -34,7 +34,7 @@ HELP = """\
 /reset        forget the conversation
 /save FILE    write the conversation to a new file, as JSON lines of messages
 /help         this list
-/exit         end, as does the end of the input
+/exit         end the chat; so does the end of the input
 Ctrl-C stops an answer. A line that begins with // is sent with one slash."""
 
 
@@ -43,47 +43,49 @@ class Options(command.Options):
   """Flags of `chat`."""
 
   model: str | None = command.option(
-    None, help="The model that answers: a folder, a run's folder, or an id of the Hub."
+    None, help="The model that answers: a folder, a run's folder, or a Hub id."
   )
   delta: str | None = command.option(
-    None, help="A delta to add to the model: a run's folder, its delta/, or an adapter of PEFT."
+    None, help="A delta to add to the model: a run's folder, its delta/, or a PEFT adapter."
   )
   alpha: float = command.option(1.0, help="Strength of the delta.")
   beside: str | None = command.option(
-    None, help="A second model, which answers everything too, in a history of its own."
+    None, help="A second model, which answers every turn too and has its own history."
   )
   server: str | None = command.option(
     None, help="URL of an OpenAI-compatible server that answers instead of --model."
   )
   name: str | None = command.option(
-    None, help="Name of the model: of --server there, of --serve for clients."
+    None, help="Name of the model: at the --server, or for the clients of --serve."
   )
   system: str = command.option("", help="System prompt.")
   template_arg: tuple[str, ...] = command.option(
     (), help="Argument of the chat template, such as enable_thinking=false."
   )
-  temperature: float = command.option(0.0, help="0 takes the likeliest token.", least=0)
-  top_p: float = command.option(
-    1.0, help="Draw from the likeliest tokens of this probability together.", above=0, most=1
+  temperature: float = command.option(
+    0.0, help="Sampling temperature; 0: greedy decoding.", least=0
   )
-  top_k: int = command.option(0, help="Draw from so many likeliest tokens; 0: all.", least=0)
+  top_p: float = command.option(
+    1.0, help="Sample from the fewest tokens that have this probability in total.", above=0, most=1
+  )
+  top_k: int = command.option(0, help="Sample from the K most likely tokens; 0: from all.", least=0)
   min_p: float = command.option(
-    0.0, help="Leave out tokens less likely than this times the likeliest.", least=0, most=1
+    0.0, help="Leave out tokens less likely than this times the most likely.", least=0, most=1
   )
   seed: int = command.option(0, help="Seed of the samples.")
-  max_new_tokens: int = command.option(1024, help="Cut answers at so many tokens.", least=1)
+  max_new_tokens: int = command.option(1024, help="Maximum tokens per answer.", least=1)
   mesh: str = command.option(
     "", help="Devices that share a model, such as data=2,tensor=4. Default: one device."
   )
-  serve: bool = command.option(False, help="Serve OpenAI's chat API in the place of a terminal.")
+  serve: bool = command.option(False, help="Serve OpenAI's chat API instead of chatting here.")
   host: str = command.option("127.0.0.1", help="Address that --serve listens on.")
   port: int = command.option(
-    8000, help="Port that --serve listens on; 0 takes a free one.", least=0, most=65535
+    8000, help="Port that --serve listens on; 0: a free one.", least=0, most=65535
   )
 
 
 class Chat:
-  """What a person can do: say something, or give a command."""
+  """A chat: handles a person's lines, which are messages or commands."""
 
   def __init__(self, speakers: "list[dialogue.Speaker]", options: Options) -> None:
     self.speakers, self.system, self.alpha = speakers, options.system, options.alpha

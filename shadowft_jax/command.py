@@ -190,8 +190,8 @@ def _spelt(options, argv) -> Iterator[str]:
 
 def _open_fields(flag, argv):
   """The names of template arguments that a command line sets."""
-  found = (re.match(rf"--?{flag}\.({re.escape(presets.OPEN)}\.\w+)(=|$)", word) for word in argv)
-  return list(dict.fromkeys(match[1] for match in found if match))
+  matches = (re.match(rf"--?{flag}\.({re.escape(presets.OPEN)}\.\w+)(=|$)", word) for word in argv)
+  return list(dict.fromkeys(match[1] for match in matches if match))
 
 
 def _define(types) -> flags.FlagValues:
@@ -279,19 +279,24 @@ def run(main: Callable[[T], None], options: type[T]) -> None:
 
 def execute(main: Callable[[T], None], options: type[T], argv: Sequence[str]) -> None:
   """Calls `main` with the options of a command line; bad input: one line, and exit code 2."""
-  if f"--{HELP_CONFIG}" in argv and Config in kinds(options).values():
-    print(config_help.help_text())
-    return
-  if HELP & set(argv):
-    print(help_text(options, sys.modules[main.__module__].__doc__ or ""))
-    return
   progress.set_verbose("--verbose" in argv)
-  try:
-    main(parse(options, argv))
-  except (InputError, FloatingPointError) as error:
-    if "--debug" in argv:
-      raise
-    print(f"error: {error}", file=sys.stderr)
-    # Without this module, no other process has been joined.
-    hosts = sys.modules.get("shadowft_jax.hosts")
-    (hosts.leave if hosts else sys.exit)(2)
+  with progress.reader_may_leave(_leave):
+    if f"--{HELP_CONFIG}" in argv and Config in kinds(options).values():
+      print(config_help.help_text())
+      return
+    if HELP & set(argv):
+      print(help_text(options, sys.modules[main.__module__].__doc__ or ""))
+      return
+    try:
+      main(parse(options, argv))
+    except (InputError, FloatingPointError) as error:
+      if "--debug" in argv:
+        raise
+      print(f"error: {error}", file=sys.stderr)
+      _leave(2)
+
+
+def _leave(code):
+  """Ends the process, and the others of its run."""
+  hosts = sys.modules.get("shadowft_jax.hosts")  # without it, no other process has been joined
+  (hosts.leave if hosts else sys.exit)(code)

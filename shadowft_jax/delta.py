@@ -40,16 +40,16 @@ def zeros(key: jax.Array, params: Params, config: Any) -> Delta:
     raise InputError(f"delta.kind must be one of {', '.join(KINDS)}; got {config.kind!r}")
   if config.kind == "lora":
     return {"lora": lora.init(key, params, rank=config.rank, match=scope.pattern(config.match))}
-  found = {
+  leaves = {
     n: jnp.zeros(w.shape, jnp.float32)
     for n, w in tree.names(params).items()
     if re.search(scope.pattern(config.match), n)
   }
-  if not found:
+  if not leaves:
     raise InputError(
       f"delta.match {config.match!r} matches none of {', '.join(tree.names(params))}"
     )
-  return {"delta": tree.nest(found)}
+  return {"delta": tree.nest(leaves)}
 
 
 def scale_of(config: Any) -> float:

@@ -5,8 +5,8 @@
   shadowft evaluate --task gsm8k --data DIR --server http://localhost:8000/v1 --name a --out scores
   shadowft evaluate --task gsm8k --data DIR --outputs scores/a --outputs scores/b
 
-Every model answers the same prompts in its own chat template.  Answers are written as they come,
-and the same command resumes after a kill.  The others are compared with the first model.
+Every model answers the same prompts, in its own chat template, and the other models are compared
+with the first.  Answers are written as they come; the same command resumes a run that was stopped.
 """
 
 import dataclasses
@@ -70,26 +70,26 @@ class Options(command.Options):
   )
   protocol: str = command.option(
     "greedy",
-    help="greedy: the likeliest token every time, thinking as the template has it by default; "
-    "paper: the authors' protocol, greedy with thinking off; sample: see --temperature.",
+    help="greedy: greedy decoding, with the template's default for thinking; paper: the authors' "
+    "protocol, greedy decoding without thinking; sample: see --temperature.",
     choices=("greedy", "paper", "sample"),
   )
-  samples: int = command.option(1, help="Answers to each question; their mean counts.", least=1)
+  samples: int = command.option(1, help="Answers per question, whose scores are averaged.", least=1)
   temperature: float = command.option(
     0.6, help="Sampling temperature, for --protocol=sample.", above=0
   )
   top_p: float = command.option(
-    0.95, help="Nucleus of the samples, for --protocol=sample.", above=0, most=1
+    0.95, help="Nucleus sampling, for --protocol=sample.", above=0, most=1
   )
   top_k: int = command.option(
-    20, help="Likeliest tokens to draw from, for --protocol=sample; 0: all.", least=0
+    20, help="For --protocol=sample: sample from the K most likely tokens; 0: all.", least=0
   )
   seed: int = command.option(0, help="Seed of the samples, for --protocol=sample.", least=0)
   template_arg: tuple[str, ...] = command.option(
     (), help="Argument of the chat template, such as enable_thinking=false."
   )
   max_new_tokens: int | None = command.option(
-    None, help="Tokens of an answer at most; default: each task's own limit.", least=1
+    None, help="Maximum tokens per answer. Default: each task's own limit.", least=1
   )
   batch_size: int = command.option(16, help="Answers generated at a time.", least=1)
   mesh: str = command.option(
@@ -118,7 +118,7 @@ def main(options: Options) -> None:
     InputError: the options contradict each other, or data, model or answers are missing or bad.
   """
   _check_options(options)
-  found = arms.parse(
+  models = arms.parse(
     options.model,
     names=options.name,
     outputs=options.outputs,
@@ -126,31 +126,31 @@ def main(options: Options) -> None:
     alphas=options.alpha,
   )
   if options.harness:
-    _run_harness(options, found)
+    _run_harness(options, models)
     return
   chosen = tasks.chosen(options.task)
   _check_code(options, chosen)
   data = originals.Data(pathlib.Path(options.data) if options.data else None)
-  asked = [(task, task.examples(data, options.limit)) for task in chosen]
+  questions = [(task, task.examples(data, options.limit)) for task in chosen]
   results: dict[str, Any] = {}
   model, before = None, None
-  for arm in found:
+  for arm in models:
     if before is None or not arm.delta or (arm.source, arm.delta) != (before.source, before.delta):
       model = None  # gives its memory to the next
-    model, before = _engine(arm, options, model, sum(len(x) for _, x in asked)), arm
-    results[arm.label] = _results(arm, model, options, asked)
+    model, before = _engine(arm, options, model, sum(len(x) for _, x in questions)), arm
+    results[arm.label] = _results(arm, model, options, questions)
   if not options.generate_only:
-    by_label = {arm.label: arm for arm in found}
+    by_label = {arm.label: arm for arm in models}
     out = pathlib.Path(options.out) if options.out else None
     report.report(results, by_label, chosen, dataclasses.asdict(options), out)
   if options.out:
     say(f"written: {options.out}")
 
 
-def _run_harness(options, found):
+def _run_harness(options, models):
   """Prints and writes what tasks of lm-evaluation-harness give for each model."""
   harness.check_installed()
-  for arm in found:
+  for arm in models:
     model = _engine(arm, options, None, questions=0)
     results = harness.run(model, options.task, limit=options.limit, seed=options.seed)
     print(f"{arm.label}\n{harness.table(results)}")
@@ -160,20 +160,22 @@ def _run_harness(options, found):
     say(f"written: {path}")
 
 
-def _results(arm, model, options, asked):
+def _results(arm, model, options, questions):
   """{task: Result} of an arm, whose files are written."""
   out = pathlib.Path(options.out, arm.label) if options.out else None
   results = {}
-  for task, examples in asked:
+  for task, examples in questions:
     if model and out:
       sampling = _sampling(options, task)
-      found = answering.answer(model, task, examples, sampling, out)
+      answered = answering.answer(model, task, examples, sampling, out)
     else:
-      found = answering.saved(arm.source, task.name, is_only=len(asked) == 1)
+      answered = answering.saved(arm.source, task.name, is_only=len(questions) == 1)
     if options.generate_only:
       continue
-    given = suite.grade(task, examples, found.completions, cut=options.cut, marks=found.marks)
-    results[task.name] = report.Result(given, suite.score(task, given), found.seconds, found.tokens)
+    given = suite.grade(task, examples, answered.completions, cut=options.cut, marks=answered.marks)
+    results[task.name] = report.Result(
+      given, suite.score(task, given), answered.seconds, answered.tokens
+    )
     if out:
       lines = [json.dumps(dataclasses.asdict(one)) + "\n" for one in given]
       out.mkdir(parents=True, exist_ok=True)
@@ -204,9 +206,9 @@ def _engine(arm, options, before, questions):
     args = {"enable_thinking": False} | args if "enable_thinking" in known else args
   _suggest_server(directory, arm, options, questions)
   mesh = sharding.mesh_of(options.mesh)
-  kept = {"template_args": args, "batch_size": options.batch_size, "mesh": mesh}
+  settings = {"template_args": args, "batch_size": options.batch_size, "mesh": mesh}
   delta = {"delta": arm.delta, "alpha": arm.alpha} if arm.delta else {}
-  return local.load(directory, **delta, **kept)
+  return local.load(directory, **delta, **settings)
 
 
 def _suggest_server(directory, arm, options, questions):

@@ -1,4 +1,4 @@
-"""Writes a tiny pair, examples and configs, and prints three commands to paste.
+"""Writes a tiny pair, examples and configs, and prints the commands that use them.
 
   shadowft example DIR
 
@@ -20,6 +20,7 @@ from shadowft_jax.progress import say
 
 TINY = pathlib.Path(__file__).parent / "assets" / "tiny"
 EXAMPLES, PAIRS = 600, 300
+QUESTION = "Merge the lists h g a and e b c."
 CONFIG = """\
 # A config: what differs from the defaults, which `shadowft train --help-config` lists.
 base: {base}  # your Base model: a folder, or its Hub id
@@ -99,6 +100,10 @@ def commands(out: pathlib.Path) -> list[tuple[str, str]]:
   return [
     ("look at the examples", f"{start} train --config {at('lora.yaml')} --preview=3"),
     ("train and graft", f"{start} train --config {at('lora.yaml')} --workdir {at('run')}"),
+    (
+      f"talk to the result and to the Instruct; ask: {QUESTION}",
+      f"{start} chat --model {at('run')} --beside {at('instruct')}",
+    ),
     (
       "graft half of the delta",
       f"{start} graft --delta {at('run/delta')} --instruct {at('instruct')} --alpha=0.5 "

@@ -63,8 +63,9 @@ class Field:
   @property
   def description(self) -> str:
     """The meaning, the choices and the range as sentences."""
-    is_sentence = self.meaning.endswith(".")
-    notes = [self.meaning if is_sentence else f"{self.meaning[0].upper()}{self.meaning[1:]}."]
+    first, rest = self.meaning[0], self.meaning[1:].removesuffix(".")
+    is_value = self.meaning.startswith(tuple(f"{choice}:" for choice in self.choices))
+    notes = [f"{first if is_value else first.upper()}{rest}."]
     notes += [f"One of: {', '.join(self.choices)}."] if self.choices else []
     notes += [f"Must be {self.range}."] if self.range else []
     return " ".join(notes)

@@ -180,11 +180,11 @@ class Making:
   done: list[Any]
   _journal: BinaryIO
 
-  def add(self, found: list[Any], paths: Iterable[pathlib.Path]) -> None:
+  def add(self, values: list[Any], paths: Iterable[pathlib.Path]) -> None:
     """Records JSON values as done, after syncing the files that belong to them to disk."""
     for path in paths:
       sync(path, deep=False)
-    self._journal.write(json.dumps(found).encode() + b"\n")
+    self._journal.write(json.dumps(values).encode() + b"\n")
     self._journal.flush()
     os.fsync(self._journal.fileno())
 

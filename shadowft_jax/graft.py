@@ -1,13 +1,13 @@
 """Adds the weight update of a tuned Base model to its Instruct model.
 
-  python -m shadowft_jax.graft --delta runs/a/delta --instruct DIR --out DIR
-  python -m shadowft_jax.graft --adapter DIR --instruct DIR --out DIR
-  python -m shadowft_jax.graft --base DIR --tuned DIR --instruct DIR --out DIR
+  shadowft graft --delta runs/a --instruct DIR --out DIR
+  shadowft graft --adapter DIR --instruct DIR --out DIR
+  shadowft graft --base DIR --tuned DIR --instruct DIR --out DIR
 
-W_I' = W_I + (W_B' - W_B): Shadow-FT, arXiv 2505.12716, equation 3.  The bracket is the delta that
-train.py wrote, a LoRA adapter of PEFT, or the difference of two checkpoints of any tool and family.
---out is a Hugging Face folder like --instruct; or, by --output=adapter or delta, only what is added
-to it.
+W_I' = W_I + (W_B' - W_B): Shadow-FT, arXiv 2505.12716, equation 3.  The delta W_B' - W_B is one
+that `train` wrote, a PEFT LoRA adapter, or the difference of two checkpoints from any tool and of
+any architecture.  --out is a Hugging Face folder like --instruct; with --output=adapter or delta it
+has only the delta.
 """
 
 import dataclasses
@@ -36,42 +36,40 @@ class Options(command.Options):
 
   base: str | None = command.option(
     None,
-    help="The Base model, a folder or an id of the Hub: with --tuned, the delta is their "
-    "difference; the result is measured against it.",
+    help="The Base model, a folder or a Hub id. With --tuned, the delta is their difference; "
+    "otherwise it is used only for the report.",
   )
-  tuned: str | None = command.option(
-    None, help="The tuned Base model, a folder or an id of the Hub."
-  )
+  tuned: str | None = command.option(None, help="The tuned Base model, a folder or a Hub id.")
   delta: tuple[str, ...] = command.option(
-    (), help="A delta: a run of `train`, its delta/, or FOLDER:WEIGHT."
+    (), help="A delta: a run's folder, its delta/, or either one as FOLDER:WEIGHT."
   )
   adapter: tuple[str, ...] = command.option(
-    (), help="A LoRA adapter of PEFT, a folder or an id of the Hub, or either:WEIGHT."
+    (), help="A PEFT LoRA adapter, a folder or a Hub id, or either one as ADAPTER:WEIGHT."
   )
-  instruct: str = command.option(help="The Instruct model, a folder or an id of the Hub.")
+  instruct: str = command.option(help="The Instruct model, a folder or a Hub id.")
   out: str = command.option(help="Folder to write.")
   output: str = command.option(
     "shadow",
-    help="shadow: the grafted model; adapter: one adapter to serve on the Instruct; delta: what "
-    "is added to it, as it is.",
+    help="shadow: the grafted model; adapter: one adapter to serve on the Instruct; delta: the "
+    "combined delta.",
     choices=("shadow", "adapter", "delta"),
   )
   delta_dtype: str | None = command.option(
     None,
-    help="Dtype of the numbers that --output=delta stores; float32 unless given.",
+    help="Dtype of the delta that --output=delta writes. Default: float32.",
     choices=("float32", "bfloat16"),
   )
   rank: int | None = command.option(
-    None, help="Singular values kept of each tensor, for --output=adapter.", least=1
+    None, help="For --output=adapter: singular values to keep of each tensor.", least=1
   )
   energy: float | None = command.option(
     None,
-    help="In the place of --rank: share of the squared singular values kept of each tensor, "
-    "such as 0.9.",
+    help="Instead of --rank: share of the squared singular values to keep of each tensor, such as "
+    "0.9.",
     above=0,
     most=1,
   )
-  alpha: float = command.option(1.0, help="Every delta is multiplied by this.")
+  alpha: float = command.option(1.0, help="Factor of every delta.")
   scope: str = command.option(
     "paper",
     help="paper: the projections of the layers; all: every tensor that the models share.",
@@ -79,7 +77,7 @@ class Options(command.Options):
   )
   match: str | None = command.option(
     None,
-    help="In the place of --scope: projections, all, or a regex over leaf names.",
+    help="Instead of --scope: projections, all, or a regex over parameter names.",
     is_regex=True,
   )
   include: str | None = command.option(
@@ -88,45 +86,43 @@ class Options(command.Options):
     is_regex=True,
   )
   exclude: str | None = command.option(
-    None, help="Leave these tensors of the scope out: a regex, likewise.", is_regex=True
+    None, help="Leave these tensors of the scope out: a regex as in --include.", is_regex=True
   )
   vocab: str = command.option(
     "refuse",
-    help="Tables of different length are refused; common grafts the rows that all have.",
+    help="Embedding tables of different length; refuse: an error, common: graft the rows that all "
+    "models have.",
     choices=("refuse", "common"),
   )
   combine: str = command.option(
-    "sum", help="How several deltas become one.", choices=("sum", "ties")
+    "sum", help="How to combine several deltas.", choices=("sum", "ties")
   )
   density: float = command.option(
     1.0,
-    help="For --combine=ties: share of each delta's numbers that is kept, the largest in every "
-    "tensor.",
+    help="For --combine=ties: share of each delta's numbers to keep, the largest of every tensor.",
     least=0,
     most=1,
   )
   drop_rate: float = command.option(
     0.0,
-    help="DARE: probability p that a number of a delta is dropped; the others are divided by "
-    "1 - p.",
+    help="DARE: probability p of dropping each number of a delta; the others are divided by 1 - p.",
     least=0,
     below=1,
   )
   rounding: str = command.option(
     "nearest",
-    help="How sums are rounded to the Instruct's dtype; stochastic: right on average.",
+    help="How to round sums to the Instruct's dtype; stochastic rounding is unbiased.",
     choices=("nearest", "stochastic"),
   )
   dtype: str | None = command.option(
     None,
-    help="Dtype of all weights written, and then of config.json; each tensor keeps the "
-    "Instruct's unless given.",
+    help="Dtype of all written weights, and of config.json. Default: that of each Instruct tensor.",
     choices=("float32",),
   )
   seed: int = command.option(0, help="Seed of --drop-rate and --rounding=stochastic.", least=0)
   dry_run: bool = command.option(False, help="Print what would be done, and stop.")
   no_verify: bool = command.option(
-    False, help="Neither read the result back nor hash files, which saves time."
+    False, help="Save time: do not read the result back, and hash no files."
   )
   overwrite: bool = command.option(False, help="Replace --out if it exists.")
   push_to: str | None = command.option(

@@ -41,8 +41,8 @@ def start() -> None:
   global _cancel
   # With asynchronous dispatch, collectives over several CPU devices can deadlock.
   jax.config.update("jax_cpu_enable_async_dispatch", False)
-  found = _found(os.environ)
-  if found is None or jax.distributed.is_initialized():
+  arguments = _arguments(os.environ)
+  if arguments is None or jax.distributed.is_initialized():
     return
   # JAX's preemption service catches SIGTERM, and we have no handler: SIGTERM would be ignored.
   jax.config.update("jax_enable_preemption_service", False)
@@ -53,13 +53,15 @@ def start() -> None:
   )
   try:
     jax.distributed.initialize(
-      **found,
+      **arguments,
       initialization_timeout=JOIN_S,
       heartbeat_timeout_seconds=HEARTBEAT_S,
       shutdown_timeout_seconds=FINISH_S,
     )
   except (RuntimeError, ValueError) as error:
-    raise InputError(f"cannot connect the processes of this run with {found}: {error}") from error
+    raise InputError(
+      f"cannot connect the processes of this run with {arguments}: {error}"
+    ) from error
   finally:
     _cancel()
   if not is_first():
@@ -133,7 +135,7 @@ def _print_at_exit(text):
   return lambda: shell.communicate(b"done\n")
 
 
-def _found(env):
+def _arguments(env):
   """The arguments of jax.distributed.initialize; None for a single-process run."""
   if any(name in env for name in EXPLICIT):
     address, count, own = (env.get(name, "") for name in EXPLICIT)

@@ -35,14 +35,14 @@ def table(text: str = "") -> str:
     InputError: no pair does.
   """
   rows = [[name, p.base, p.instruct, p.model_type] for name, p in registry.PAIRS.items()]
-  found = [row for row in rows if text.lower() in " ".join(row).lower()]
-  if not found:
+  matches = [row for row in rows if text.lower() in " ".join(row).lower()]
+  if not matches:
     raise InputError(
       f"no known pair has {text!r} in its name, models or family (shadowft pairs lists all "
       f"{len(rows)}); for any other pair use --config.base=DIR --config.instruct=DIR"
     )
-  graft_only = [name for name, *_ in found if registry.PAIRS[name].why_not_train]
-  lines = [aligned([HEAD, *found], left=len(HEAD))]
+  graft_only = [name for name, *_ in matches if registry.PAIRS[name].why_not_train]
+  lines = [aligned([HEAD, *matches], left=len(HEAD))]
   if graft_only:
     lines.append(f"can only be grafted, not trained here: {', '.join(graft_only)}")
   return "\n".join(lines)

@@ -8,12 +8,14 @@ import contextlib
 import logging
 import logging.handlers
 import os
+import select
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from tqdm import tqdm
 
+SIGPIPE_CODE = 141  # the exit code of a program whose reader has gone: 128 + SIGPIPE
 LOG_ONLY = 1  # a level below all others: never on the terminal
 
 
@@ -76,6 +78,35 @@ def titled(title: str) -> Iterator[None]:
   finally:
     _terminal.setLevel(before[0])
     _title = before[1]
+
+
+@contextlib.contextmanager
+def reader_may_leave(leave: Callable[[int], object]) -> Iterator[None]:
+  """Within the context, a closed stdout or stderr (`shadowft … | head`) ends the process quietly.
+
+  The context is left by an exception, so files are written whole or not at all, as ever.
+
+  Args:
+    leave: ends the process with an exit code.
+  """
+  try:
+    yield
+    print(end="", flush=True)  # what is buffered must not fail after the context
+  except BrokenPipeError:
+    closed = [stream for stream in (sys.stdout, sys.stderr) if stream and _is_closed(stream)]
+    if not closed:
+      raise  # another pipe
+    null = os.open(os.devnull, os.O_WRONLY)
+    for stream in closed:
+      os.dup2(null, stream.fileno())  # Python flushes the streams once more when it exits
+    leave(SIGPIPE_CODE)
+
+
+def _is_closed(stream):
+  """Whether a stream is a pipe that nobody reads any more."""
+  poll = select.poll()
+  poll.register(stream, 0)  # errors and hang-ups are reported always
+  return bool(poll.poll(0))
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""How far an Instruct model is from its Base: the pair check, then the paper's gap ratio.
+"""Checks a pair of Base and Instruct, and measures how far apart they are (the paper's gap ratio).
 
   shadowft similarity --base DIR --instruct DIR [--out DIR]
   shadowft similarity --pair qwen3-8b --check-only
@@ -103,37 +103,37 @@ def check(base: "folder.ModelFolder", instruct: "folder.ModelFolder") -> "list[f
   Raises:
     InputError: a finding is an error.
   """
-  found = pair_check.check(base, instruct)
-  print(findings.report(found), flush=True)
-  if number := sum(f.level == "error" for f in found):
+  results = pair_check.check(base, instruct)
+  print(findings.report(results), flush=True)
+  if number := sum(f.level == "error" for f in results):
     raise InputError(
       f"{base.directory} and {instruct.directory} are not a usable pair: {count(number, 'error')} "
       "in the pair check above"
     )
-  return found
+  return results
 
 
 def _rank(options, fresh):
   """Prints the ranking of the candidates, and writes it to the folder `fresh` if there is one."""
-  found = similarity.rank(options.candidates, hub.locate(options.instruct))
-  print(similarity.ranking_text(found))
+  ranking = similarity.rank(options.candidates, hub.locate(options.instruct))
+  print(similarity.ranking_text(ranking))
   if fresh:
-    files.write_json(fresh / "candidates.json", found)
+    files.write_json(fresh / "candidates.json", ranking)
 
 
 def _compare(options, fresh):
   """Prints the gap ratio of a pair, and writes it to the folder `fresh` if there is one."""
   names = choose(options.base, options.instruct, options.pair)
   sides = [folder.open_model(hub.locate(name)) for name in names]
-  found_by_check = check(*sides)
+  pair_findings = check(*sides)
   if options.check_only:
     return
   viewed = similarity.pick(*sides, options.view)
   rows, left_out = similarity.measure(*sides)
   print(similarity.summary(rows, left_out, options.pair))
   if fresh:
-    found = similarity.record(*sides, rows, left_out, found_by_check, options.pair)
-    similarity.write(fresh, rows, found, " and ".join(str(n).rstrip("/") for n in names))
+    report = similarity.record(*sides, rows, left_out, pair_findings, options.pair)
+    similarity.write(fresh, rows, report, " and ".join(str(n).rstrip("/") for n in names))
     if viewed:
       similarity.draw(*sides, viewed, fresh / "weights.png")
     else:

@@ -1,6 +1,7 @@
-"""Tunes the Base model and grafts the weight update onto the Instruct model.
+"""Fine-tunes the Base model and grafts the weight update onto the Instruct model.
 
-  python -m shadowft_jax.train --config configs/quickstart.py --config.lr=2e-4 --workdir runs/a
+  shadowft train --config quickstart --config.lr=2e-4 --workdir runs/a
+  shadowft train --config lora --config.pair=qwen3-8b --config.data.train=a.jsonl --workdir runs/b
 
 Shadow-FT, arXiv 2505.12716.  The same command resumes a run that was stopped.
 """

@@ -133,13 +133,13 @@ def shared_data():
   It lies in SHADOWFT_DATA, where its absence is a failure, or in ../shared/data, where a test
   that lacks it is left out.
   """
-  told = os.environ.get("SHADOWFT_DATA")
-  root = pathlib.Path(told) if told else ROOT.parent / "shared" / "data"
+  set_folder = os.environ.get("SHADOWFT_DATA")
+  root = pathlib.Path(set_folder) if set_folder else ROOT.parent / "shared" / "data"
 
   def find(name):
     if not (root / name).exists():
-      reason = f"needs the data {name!r} in {'SHADOWFT_DATA' if told else root}"
-      pytest.fail(reason) if told else pytest.skip(reason)
+      reason = f"needs the data {name!r} in {'SHADOWFT_DATA' if set_folder else root}"
+      pytest.fail(reason) if set_folder else pytest.skip(reason)
     return root / name
 
   return find

@@ -30,13 +30,13 @@ class Server:
   """What the server does: `respond(body)` gives (status, body), or None to hang up.
 
   Attributes:
-    asked: (path, headers, body) of each request.
+    requests: (path, headers, body) of each request.
   """
 
   def __init__(self):
     self.respond = lambda body: (200, answer("yes"))
     self.listed = (200, models(*NAMES))
-    self.asked, self.lock = [], threading.Lock()
+    self.requests, self.lock = [], threading.Lock()
 
   def handler(self):
     owner = self
@@ -44,11 +44,11 @@ class Server:
     class Handler(http.server.BaseHTTPRequestHandler):
       protocol_version = "HTTP/1.1"
 
-      def _answer(self, found):
-        if found is None:
+      def _answer(self, response):
+        if response is None:
           self.close_connection = True
           return
-        status, body, *headers = found
+        status, body, *headers = response
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
         for name, value in dict(*headers).items():
@@ -63,7 +63,7 @@ class Server:
       def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with owner.lock:
-          owner.asked.append((self.path, dict(self.headers), body))
+          owner.requests.append((self.path, dict(self.headers), body))
         self._answer(owner.respond(body))
 
       def log_message(self, *args):

@@ -63,7 +63,7 @@ def test_a_graft_in_memory_is_the_one_on_disk(page):
 
 
 @pytest.mark.slow
-def test_a_model_is_donated_where_that_is_asked_for(page):
+def test_a_model_is_donated_on_request(page):
   names, _ = page
   copied = jax.tree.map(jnp.copy, names["instruct"].params)
   model = api.Model(names["instruct"].decoder, copied, names["instruct"].directory)
@@ -77,8 +77,8 @@ def test_a_model_is_donated_where_that_is_asked_for(page):
 def test_prompts_are_texts_or_conversations(page):
   model = page[0]["instruct"]
   text = "What is 4 + 5?"
-  told = [{"role": "user", "content": text}]
-  answers = api.generate(model, [text, told, [*told, *told]], max_new=4)
+  conversation = [{"role": "user", "content": text}]
+  answers = api.generate(model, [text, conversation, [*conversation, *conversation]], max_new=4)
   assert answers[0] == answers[1] and len(answers) == 3
   assert api.generate(model, []) == []
   with pytest.raises(InputError, match="expected a list of prompts, such as"):

@@ -100,7 +100,7 @@ def test_a_nan_is_no_agreement(monkeypatch):
   assert "nan% (output)" in kernels.refusal("chunked", CFG, "float32")
 
 
-def test_what_agreed_is_not_run_again(monkeypatch, cache, capfd, verbose):
+def test_a_passed_check_is_not_run_again(monkeypatch, cache, capfd, verbose):
   assert kernels.choose("auto", CFG, "float32", 512) == "chunked"
   assert "chunked agrees with the reference within 0.00%" in capfd.readouterr().err
   [(key, error)] = json.loads(cache.read_text()).items()
@@ -118,7 +118,7 @@ def test_what_agreed_is_not_run_again(monkeypatch, cache, capfd, verbose):
   assert "it was run again" in kernels.refusal("chunked", CFG, "float32")
 
 
-def test_a_cache_that_cannot_be_written_to_is_said(cache, capfd):
+def test_a_read_only_cache_is_reported(cache, capfd):
   cache.parent.write_text("in the way")
   assert kernels.refusal("chunked", CFG, "float32") is None
   assert "cannot cache the check for the next run" in capfd.readouterr().err
@@ -147,7 +147,7 @@ def test_a_backend_of_another_platform_is_refused_by_name(name, dtype, message):
     kernels.choose(name, CFG, dtype, 512)
 
 
-def test_what_a_backend_lacks_is_named():
+def test_unsupported_features_of_a_backend_are_named():
   softcapped = dataclasses.replace(CFG, attn_logit_softcapping=30.0)
   assert kernels.unsuited("cudnn", CFG, "bfloat16", "gpu") is None
   assert "does not support softcapping, which the model uses (30.0)" in kernels.unsuited(
@@ -176,14 +176,14 @@ def test_short_rows_on_a_cpu_take_the_reference_unchecked(monkeypatch, cache):
 
 
 @pytest.mark.parametrize(
-  "kind, platform, backend, said",
+  "kind, platform, backend, words",
   [
     ("NVIDIA A100-SXM4-80GB", "gpu", "flash", "compiles for it, and was never run there"),
     ("TPU v5", "tpu", "splash", "compiles for it, and was never run there"),
     ("TPU v9", "tpu", "chunked", "no backend was verified"),
   ],
 )
-def test_for_an_absent_device_the_table_speaks(kind, platform, backend, said):
+def test_for_an_absent_device_the_table_speaks(kind, platform, backend, words):
   got, sentence = kernels.expected(kind, platform, CFG, "bfloat16")
   assert got == backend
-  assert kind in sentence and said in sentence
+  assert kind in sentence and words in sentence

@@ -54,8 +54,8 @@ def parent(path, given=None, known=()):
 )
 def test_the_id_of_a_model(tmp_path, monkeypatch, name, config, given, known, expected):
   monkeypatch.chdir(runs.__file__.rpartition("/tests/")[0])
-  found = parent(folder(tmp_path / name, config), given, known)
-  assert found.hub_id == expected and found.name == (expected or name.rpartition("/")[2])
+  model = parent(folder(tmp_path / name, config), given, known)
+  assert model.hub_id == expected and model.name == (expected or name.rpartition("/")[2])
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_a_card_of_folders_that_nobody_knows(tmp_path):
   assert "| delta.match | q_proj\\|v_proj |" in text
 
 
-def test_what_a_delta_was_trained_on(tmp_path):
+def test_the_model_that_a_delta_was_trained_on(tmp_path):
   made = origin(tmp_path)
   adapter_config = json.dumps({"base_model_name_or_path": "meta-llama/Llama-3.2-1B-Instruct"})
   for form in ("adapter", "delta"):

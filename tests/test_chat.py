@@ -187,7 +187,9 @@ CONVERSATIONS = [
 
 @pytest.mark.parametrize("name", TEMPLATES)
 @pytest.mark.parametrize("conversation", CONVERSATIONS, ids=range(len(CONVERSATIONS)))
-def test_exactly_the_answers_and_what_ends_them_are_trained(any_tokenizer, name, conversation):
+def test_the_loss_covers_exactly_the_answers_and_their_end_tokens(
+  any_tokenizer, name, conversation
+):
   template, end, last_end, before = TEMPLATES[name]
   any_tokenizer.chat_template = template
   example = encode(conversation, any_tokenizer, 1000)
@@ -213,9 +215,9 @@ def test_turns_that_words_alone_divide(tokenizer):
 def test_characters_at_the_border_of_an_answer_are_on_their_side(any_tokenizer):
   joined = "{% for m in messages %}{{ m.content }}{% endfor %}"
   any_tokenizer.chat_template = joined
-  for asked, answered in (("x🎈", "🎈y"), ("中", "中"), ("dog.", "four  "), ("dog.\n", " ")):
-    example = encode(talk(asked, answered), any_tokenizer, 99)
-    assert trained(example, any_tokenizer) == [answered]
+  for prompt, answer in (("x🎈", "🎈y"), ("中", "中"), ("dog.", "four  "), ("dog.\n", " ")):
+    example = encode(talk(prompt, answer), any_tokenizer, 99)
+    assert trained(example, any_tokenizer) == [answer]
 
 
 def test_a_token_across_the_border_is_no_answer():
@@ -281,7 +283,7 @@ def test_turns_in_an_unusual_order(tokenizer):
   assert trained(left_open, tokenizer) == ["four<|im_end|>\n"]
 
 
-def test_what_is_beyond_max_length_is_cut_and_counted(tokenizer):
+def test_tokens_beyond_max_length_are_truncated_and_counted(tokenizer):
   conversation = talk("What is it?", "It is four.")
   whole = encode(conversation, tokenizer, 1000)
   for length in range(1, len(whole.token) + 3):
@@ -433,8 +435,8 @@ def test_answers_that_the_template_ends_each_in_its_way(tokenizer, tmp_path, nam
   # Whatever is said next, and whether the model stops at the token that closes earlier turns.
   ids = ids if name == "glm" else ids[:1]
   (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": ids}))
-  for said in ("e", "start", "<|end", ""):
-    assert trained(encode(talk("a?", "one", said, "two"), tokenizer, 99), tokenizer) == expected
+  for answer in ("e", "start", "<|end", ""):
+    assert trained(encode(talk("a?", "one", answer, "two"), tokenizer, 99), tokenizer) == expected
 
 
 def test_a_marker_at_which_the_model_goes_on_is_no_end(tokenizer):
@@ -474,19 +476,19 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("said", ["", "the lazy dog"])
+@pytest.mark.parametrize("answer", ["", "the lazy dog"])
 @pytest.mark.parametrize("name", CALLS)
-def test_calls_are_trained_and_what_the_tool_says_is_not(tokenizer, name, said):
+def test_the_loss_covers_tool_calls_but_not_tool_results(tokenizer, name, answer):
   tokenizer.chat_template = CALLS[name]
   call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
   conversation = [
     {"role": "user", "content": "four"},
-    {"role": "assistant", "content": said, "tool_calls": [call]},
+    {"role": "assistant", "content": answer, "tool_calls": [call]},
     {"role": "tool", "content": "add"},
     {"role": "assistant", "content": "dog"},
   ]
   beside = name == "beside"
-  first = ("\n" + said if said else "") + "\n" if beside else ""
+  first = ("\n" + answer if answer else "") + "\n" if beside else ""
   want = [first + '<call>add{"a": 1}</call><|im_end|>\n', "\n" * beside + "dog<|im_end|>\n"]
   assert trained(encode(conversation, tokenizer, 1000), tokenizer) == want
   assert trained(encode(conversation[:2], tokenizer, 1000), tokenizer) == want[:1]
@@ -567,7 +569,7 @@ LENGTH = "{{ messages | map(attribute='content') | join | length }}"
     (CHATML, talk("a"), r"no assistant turn"),
   ],
 )
-def test_what_cannot_be_rendered_is_refused(tokenizer, template, conversation, match):
+def test_rows_that_cannot_be_rendered_are_refused(tokenizer, template, conversation, match):
   tokenizer.chat_template = template
   with pytest.raises(InputError, match=match):
     encode(conversation, tokenizer, 100)
@@ -655,9 +657,9 @@ THINKING = {"qwen3.jinja": "<think>\n\n</think>\n\n"}
 
 
 def real_templates(folder):
-  found = sorted(p for p in folder.rglob("*.jinja") if p.stem != "llava_next")
-  assert len(found) > 15
-  for path in found:
+  paths = sorted(p for p in folder.rglob("*.jinja") if p.stem != "llava_next")
+  assert len(paths) > 15
+  for path in paths:
     yield path, next(v for k, v in REAL.items() if k in path.name.lower())
 
 

@@ -182,15 +182,15 @@ def test_chunks_of_any_size_read_the_same(made, monkeypatch):
 
 
 def test_a_process_reads_only_the_rows_it_needs(made, monkeypatch):
-  asked = []
+  ranges = []
   rows = safetensors_file.rows
   monkeypatch.setattr(
-    safetensors_file, "rows", lambda t, a, b: asked.append((t.shape, a, b)) or rows(t, a, b)
+    safetensors_file, "rows", lambda t, a, b: ranges.append((t.shape, a, b)) or rows(t, a, b)
   )
   tensor = safetensors_file.find(made("qwen2"))["model.embed_tokens.weight"]
   part = np.zeros((33, 16), np.float32)
   arrays._read_into([(((33, 66), (16, 32)), part)], tensor, part.dtype)
-  assert asked == [((264, 32), 33, 66)]
+  assert ranges == [((264, 32), 33, 66)]
   want = load_file(made("qwen2") / MODEL)["model.embed_tokens.weight"]
   np.testing.assert_array_equal(part, want[33:66, 16:])
 
@@ -306,14 +306,14 @@ def test_two_kinds_of_weights_are_refused(copy, made):
 
 
 @pytest.mark.parametrize("keep, missing", [(-100, "100"), (4, "4"), (0, "8")])
-def test_a_truncated_file_tells_what_is_missing(copy, keep, missing):
+def test_a_truncated_file_reports_the_missing_bytes(copy, keep, missing):
   path = copy()
   os.truncate(path / MODEL, keep % (path / MODEL).stat().st_size)
   with pytest.raises(InputError, match=f"is truncated: {missing} bytes are missing"):
     weights.load_model(path)
 
 
-def test_a_truncated_header_tells_what_is_missing(copy):
+def test_a_truncated_header_reports_the_missing_bytes(copy):
   path = copy()
   os.truncate(path / MODEL, 200)
   with pytest.raises(InputError, match="is truncated: [0-9,]+ bytes are missing"):
@@ -328,7 +328,7 @@ def test_bytes_after_the_end_are_refused(copy):
     weights.load_model(path)
 
 
-def test_a_pointer_of_git_lfs_is_told(copy):
+def test_a_git_lfs_pointer_is_reported(copy):
   path = copy()
   (path / MODEL).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
   with pytest.raises(InputError, match="is a Git LFS pointer.*git lfs pull"):
@@ -464,9 +464,9 @@ def test_export_of_load_has_every_tensor_and_bit(made, dtype, shards, mesh):
 
 def assert_exports(params, path):
   """`arrays.export` gives the tensors of a folder: names, dtypes and bits."""
-  found, got = safetensors_file.find(path), dict(arrays.export(params))
-  assert got.keys() == found.keys()
-  for name, tensor in found.items():
+  tensors, got = safetensors_file.find(path), dict(arrays.export(params))
+  assert got.keys() == tensors.keys()
+  for name, tensor in tensors.items():
     raw = tensor.path.read_bytes()[tensor.offset :][: tensor.nbytes]
     assert (got[name].tobytes(), got[name].shape) == (raw, tensor.shape)
 
@@ -485,13 +485,13 @@ def test_every_bit_survives(copy):
   raw[start:] = np.random.default_rng(0).bytes(len(raw) - start)
   (path / MODEL).write_bytes(raw)
   named = tree.names(weights.load_model(path, mesh=mesh_of("2x2x2"))[1])
-  found = safetensors_file.find(path)
+  tensors = safetensors_file.find(path)
   for hf_name, name, index in names.tensors(named):
     part = np.asarray(jax.device_get(named[name]))[index]  # no program runs on the way
     part = part.T if names.is_transposed(name) else part
-    tensor = found.pop(hf_name)
+    tensor = tensors.pop(hf_name)
     assert part.tobytes() == bytes(raw[tensor.offset :][: tensor.nbytes])
-  assert not found
+  assert not tensors
 
 
 @pytest.fixture
@@ -561,7 +561,7 @@ def copied(source, out, card=None):
   return hub.copy_with_card(source, out, {p.name for p in open_model(source).shards}, card)
 
 
-def test_side_files_are_copied_and_twins_of_the_weights_are_left_out(littered, tmp_path):
+def test_side_files_are_copied_without_other_copies_of_the_weights(littered, tmp_path):
   left_out = copied(littered, tmp_path / "out", card="mine\n")
   [shard] = (path.name for path in (littered / "sub").glob("*.safetensors"))
   assert left_out == sorted(
@@ -838,7 +838,7 @@ def test_a_dense_delta_lacks_no_layer(made, tmp_path):
     deltas.load(tmp_path / "delta")
 
 
-def test_deltas_do_not_replace_a_folder_unasked(adapter, tmp_path):
+def test_deltas_do_not_replace_a_folder_without_the_flag(adapter, tmp_path):
   _, directory, lora_tree = adapter
   before = contents(directory)
   with pytest.raises(InputError, match="exists; name another folder"):

@@ -59,7 +59,7 @@ def test_the_slowest_of_both_runs_come_together(tmp_path):
 
 
 @pytest.mark.parametrize("outcome, code", [("PASSED", 0), ("FAILED", 1)])
-def test_what_the_time_does_not_reach_is_named_and_is_no_failure(tmp_path, outcome, code):
+def test_tests_that_do_not_fit_the_time_are_named_and_do_not_fail(tmp_path, outcome, code):
   slow = (f"tests/b.py::one {outcome}", "exec sleep 30")
   got, lines = run(tmp_path, (TEST, "exit 0"), slow, seconds="2")
   assert got == code

@@ -58,7 +58,7 @@ def refused(options, argv, *words):
   assert "\n" not in str(error.value)
 
 
-def test_what_is_not_given_has_its_default():
+def test_flags_that_are_not_given_have_their_defaults():
   assert parse() == Options(out="x")
   assert parse() == Options(
     out="x",
@@ -159,11 +159,11 @@ def test_aliases(name):
   ],
   ids=lambda x: " ".join(x)[-30:],
 )
-def test_what_cannot_be_is_said_in_one_line(argv, words):
+def test_invalid_options_are_one_line_errors(argv, words):
   refused(Options, ["--out=x", *argv], *words)
 
 
-def test_what_is_required():
+def test_required_flags():
   refused(Options, [], "--out is required: Folder to write.")
   refused(WithConfig, [], "--config is required: dpo_lora, full, lora, ", "such as --config lora")
   refused(WithConfig, ["--config.lr=1"], "--config is required")
@@ -371,7 +371,7 @@ def test_a_group_that_a_config_replaces_keeps_its_other_fields(tmp_path):
   "wrong",
   ["lr=5", "config.lr=5", "--config.delta.match=q_proj,v_proj", "--config.delta.match=q_proj, k"],
 )
-def test_what_an_error_advises_is_right(monkeypatch, wrong):
+def test_the_advice_of_an_error_works(monkeypatch, wrong):
   monkeypatch.chdir(commands.ROOT)
   argv = ["--config=configs/lora.py", wrong]
   with pytest.raises(InputError) as error:

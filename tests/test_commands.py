@@ -56,7 +56,7 @@ def assert_one_line(result, *words):
   ],
   ids=lambda x: " ".join(x)[-30:],
 )
-def test_what_train_is_told(flags, words):
+def test_bad_settings_of_train_are_one_line_errors(flags, words):
   assert_one_line(commands.run("train", *flags), *words)
 
 
@@ -101,11 +101,11 @@ def fails(config, workdir, match):
     ("base", "/nowhere", "/nowhere"),
   ],
 )
-def test_a_field_that_cannot_be(pair, tmp_path, field, value, message):
+def test_an_invalid_field(pair, tmp_path, field, value, message):
   fails(runs.config_of(pair, **{field: value}), tmp_path / "run", message)
 
 
-def test_a_run_stands_for_its_delta(pair, tmp_path):
+def test_a_runs_folder_is_accepted_as_its_delta(pair, tmp_path):
   (tmp_path / "run" / "delta").mkdir(parents=True)
   (tmp_path / "run" / "delta" / "adapter_config.json").touch()
   for given in (tmp_path / "run", tmp_path / "run" / "delta"):
@@ -136,7 +136,7 @@ def test_a_shard_that_is_missing_or_truncated(own_pair, tmp_path):
   fails(config, tmp_path / "run", shard.name)
 
 
-def test_a_pair_that_is_none_lists_every_tensor(own_pair, tmp_path):
+def test_two_unrelated_models_are_reported_with_every_tensor(own_pair, tmp_path):
   pico.save(pico.hf_model("qwen2"), own_pair / "other", with_tokenizer=True)
   config = runs.config_of(own_pair, base=str(own_pair / "other"))
   with pytest.raises(InputError) as error:
@@ -177,11 +177,11 @@ def test_answers_cut_away_are_counted(own_pair, tmp_path, capsys):
   long = json.dumps({"instruction": "word " * 100, "output": "end"})
   (own_pair / "rows.jsonl").write_text("\n".join([*rows, long]))
   train.train(runs.config_of(own_pair, **{"epochs": 1, "data.val_ratio": 0.0}), tmp_path / "run")
-  told = capsys.readouterr().err
-  assert "1 dropped" in told
+  err = capsys.readouterr().err
+  assert "1 dropped" in err
 
 
-def test_a_workdir_of_another_config(pair, tmp_path):
+def test_a_workdir_of_another_config_is_refused(pair, tmp_path):
   train.train(runs.config_of(pair, epochs=1), tmp_path / "run")
   config = (tmp_path / "run" / "config.json").read_text()
   with pytest.raises(InputError, match=r"another config.*\n  lr: 0.01 there, 0.02 now"):
@@ -204,8 +204,8 @@ def test_another_process_finds_the_folder_that_the_first_has_claimed(pair, tmp_p
     (workdir / "config.json.part").touch()  # as while the first writes, or once it was killed
     before = sorted(workdir.iterdir())
     monkeypatch.setattr(hosts, "is_first", lambda: False)
-    with run.open_run(config, workdir) as found:
-      assert not found.is_complete and sorted(workdir.iterdir()) == before
+    with run.open_run(config, workdir) as opened:
+      assert not opened.is_complete and sorted(workdir.iterdir()) == before
 
 
 def test_a_workdir_that_is_no_run(pair, tmp_path):
@@ -224,7 +224,9 @@ def test_a_workdir_that_is_no_run(pair, tmp_path):
   ],
   ids=str,
 )
-def test_a_command_may_use_what_a_plan_counts_on_unless_told_otherwise(monkeypatch, given, share):
+def test_a_command_may_use_the_gpu_memory_that_a_plan_counts_on_by_default(
+  monkeypatch, given, share
+):
   """As JAX itself reads the variables when it looks for a GPU."""
   monkeypatch.setattr(os, "environ", dict(given))
   machine.configure_jax()

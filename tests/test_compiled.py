@@ -22,7 +22,7 @@ def environment(monkeypatch, tmp_path):
   return os.environ
 
 
-def test_programs_are_kept_in_the_users_cache(environment, tmp_path):
+def test_compiled_programs_are_cached_in_the_users_folder(environment, tmp_path):
   machine.configure_jax()
   assert pathlib.Path(environment[DIR]).parent == tmp_path / "shadowft_jax" / "xla"
 
@@ -41,7 +41,7 @@ def test_a_folder_that_is_named_is_left_as_it_is(environment):
   assert environment[DIR] == "/elsewhere"
 
 
-def test_jax_reads_what_is_set(environment):
+def test_jax_reads_the_variables_that_are_set(environment):
   machine.configure_jax(accelerator=False, cache=False)
   names = (
     "jax_compilation_cache_dir",

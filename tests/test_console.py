@@ -1,5 +1,6 @@
 """`shadowft COMMAND`: the commands, the list of pairs, the example that can be pasted."""
 
+import io
 import json
 import os
 import re
@@ -10,7 +11,7 @@ import sys
 import pytest
 import yaml
 
-from shadowft_jax import __main__, __version__, command, example, known_pairs
+from shadowft_jax import __main__, __version__, command, example, known_pairs, progress
 from shadowft_jax.data import formats, sources
 from shadowft_jax.errors import InputError
 from shadowft_jax.pairs import registry
@@ -60,6 +61,32 @@ def test_a_command_gets_the_words_after_its_name():
   )
   assert (done.returncode, done.stderr) == (0, "")
   assert done.stdout.splitlines()[1].split()[:2] == ["gemma-3-1b", "google/gemma-3-1b-pt"]
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["train", "--help"], ["example"], ["graft", "--x"]])
+def test_a_reader_that_leaves_ends_a_command_quietly(argv, tmp_path):
+  """`shadowft … 2>&1 | head`: no traceback, the code of SIGPIPE, and files are whole."""
+  read, write = os.pipe()
+  os.close(read)
+  argv = [*argv, tmp_path / "e"] if argv == ["example"] else argv
+  program = [sys.executable, "-m", "shadowft_jax", *argv]
+  options = {"cwd": commands.ROOT, "env": {**os.environ, "PYTHONPATH": str(commands.ROOT)}}
+  try:
+    done = subprocess.run(program, **options, stdout=write, stderr=subprocess.PIPE, timeout=120)
+    if argv != ["graft", "--x"]:  # its only line is on stderr
+      assert (done.returncode, done.stderr) == (progress.SIGPIPE_CODE, b"")
+    if argv[0] == "example":
+      assert len(list((tmp_path / "e").iterdir())) == 6
+    else:
+      done = subprocess.run(program, **options, stdout=write, stderr=write, timeout=120)
+      assert done.returncode == progress.SIGPIPE_CODE
+  finally:
+    os.close(write)
+
+
+def test_another_broken_pipe_is_an_error(capfd):
+  with pytest.raises(BrokenPipeError), progress.reader_may_leave(sys.exit):
+    raise BrokenPipeError
 
 
 def test_all_pairs_are_listed_and_can_be_filtered():
@@ -148,7 +175,8 @@ def test_the_printed_commands_can_be_pasted(written, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", ["lora.yaml", "dpo.yaml"])
-def test_the_printed_commands_do_what_they_say(tmp_path, config):
+def test_the_printed_commands_run(tmp_path, config, monkeypatch):
+  monkeypatch.setattr(sys, "stdin", io.StringIO(f"{example.QUESTION}\n"))  # for chat
   example.main(example.Options(out=str(tmp_path / "e")))
   for _, line in example.commands(tmp_path / "e"):
     line = line.replace("lora.yaml", config).replace(
@@ -157,6 +185,8 @@ def test_the_printed_commands_do_what_they_say(tmp_path, config):
     _, name, *argv = shlex.split(line)
     result = commands.run(name, *argv)
     assert result.returncode == 0, result.stderr
+    if name == "chat":
+      assert len(result.stdout.split()) > 2  # both have answered
   records = [
     json.loads(line) for line in (tmp_path / "e" / "run" / "metrics.jsonl").read_text().splitlines()
   ]

@@ -52,8 +52,8 @@ def epoch(data, config, number=0):
   """The answers of one epoch's steps, with how often each is there."""
   a_epoch = len(data.steps) // config.epochs
   steps = data.steps[number * a_epoch : (number + 1) * a_epoch]
-  said = answers(data.train, config.instruct)
-  return collections.Counter(said[i] for s in steps for i in s.examples)
+  texts = answers(data.train, config.instruct)
+  return collections.Counter(texts[i] for s in steps for i in s.examples)
 
 
 def test_the_first_rows_are_taken_or_any(config):
@@ -90,8 +90,8 @@ def test_a_split_keeps_each_source_at_its_weight(config, tmp_path):
   data = dataset.read(config, config.instruct)
   held_out = answers(data.valid, config.instruct)
   assert len(held_out) == 9 and {k[0] for k in held_out} == {"a", "b"}
-  for said, n in epoch(data, config).items():
-    assert n == (3 if said[0] == "b" else 1) and said not in held_out
+  for answer, n in epoch(data, config).items():
+    assert n == (3 if answer[0] == "b" else 1) and answer not in held_out
 
 
 def test_the_papers_split_is_that_of_datasets(config):
@@ -111,8 +111,8 @@ def test_bad_rows_end_the_run_or_are_left_out_and_listed(config, tmp_path, capsy
     dataset.read(config, config.instruct)
   config.data.skip_bad_rows = True
   assert len(dataset.read(config, config.instruct).train) == 20
-  said = capsys.readouterr().err
-  assert "bad rows skipped: 2" in said and "row 21" in said and "row 22 is not valid JSON" in said
+  err = capsys.readouterr().err
+  assert "bad rows skipped: 2" in err and "row 21" in err and "row 22 is not valid JSON" in err
 
 
 def test_rows_with_images_are_refused_or_trained_as_text(config, tmp_path):
@@ -123,40 +123,40 @@ def test_rows_with_images_are_refused_or_trained_as_text(config, tmp_path):
   assert answers(dataset.read(config, config.instruct).train, config.instruct) == ["two", "one"]
 
 
-def test_what_is_cut_and_dropped_is_said(config, tmp_path, capsys):
+def test_truncated_and_dropped_examples_are_reported(config, tmp_path, capsys):
   write(tmp_path / "a.jsonl", ["x" * 10, "x" * 200, "y"])
   dataset.read(config, config.instruct)
   assert "alpaca" in capsys.readouterr().err
   with (tmp_path / "a.jsonl").open("a") as f:
     f.write(json.dumps({"instruction": "q" * 300, "output": "a"}) + "\n")
   data = dataset.read(config, config.instruct)
-  said = capsys.readouterr().err
-  assert "3 examples" in said and "1 dropped" in said and "1 truncated to data.max_length" in said
+  err = capsys.readouterr().err
+  assert "3 examples" in err and "1 dropped" in err and "1 truncated to data.max_length" in err
   assert [e.cut > 0 for e in data.train] == [False, True, False]
   write(tmp_path / "a.jsonl", ["a"], input="q" * 300)
   with pytest.raises(InputError, match="no example has an answer .*raise data.max_length"):
     dataset.read(config, config.instruct)
 
 
-def test_answers_that_end_in_no_stop_are_said_with_what_helps(config, tmp_path, capsys):
+def test_answers_without_a_stop_token_are_reported_with_a_remedy(config, tmp_path, capsys):
   pico.save_tokenizer(tmp_path)
   dataset.read(config, tmp_path)
   assert "warning" not in capsys.readouterr().err
   template = (tmp_path / "chat_template.jinja").read_text()
   (tmp_path / "chat_template.jinja").write_text(template.replace("<|im_end|>", "<|endoftext|>"))
   dataset.read(config, tmp_path)
-  said = capsys.readouterr().err
-  assert "answers without a stop token at their end: 20" in said
-  assert f"of {tmp_path} closes them with none of its stop tokens (<|im_end|>);" in said
+  err = capsys.readouterr().err
+  assert "answers without a stop token at their end: 20" in err
+  assert f"of {tmp_path} closes them with none of its stop tokens (<|im_end|>);" in err
   # What it advises helps.
-  field, path = re.search(r"set it as (\w+) in (.*)", said).groups()
+  field, path = re.search(r"set it as (\w+) in (.*)", err).groups()
   ids = load_tokenizer(tmp_path).convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
   pathlib.Path(path).write_text(json.dumps({field: ids}))
   dataset.read(config, tmp_path)
   assert "warning" not in capsys.readouterr().err
 
 
-def test_control_tokens_in_answers_and_dates_in_the_template_are_said(config, tmp_path, capsys):
+def test_control_tokens_in_answers_and_dates_in_templates_are_reported(config, tmp_path, capsys):
   write(tmp_path / "a.jsonl", ["it ends with <|im_end|>", "so", "<|im_start|>"])
   dataset.read(config, config.instruct)
   assert (
@@ -168,8 +168,8 @@ def test_control_tokens_in_answers_and_dates_in_the_template_are_said(config, tm
   config.data.validation = config.data.train
   data = dataset.read(config, tmp_path)
   assert load_tokenizer(tmp_path).decode(data.train[0].token).startswith("26 Jul<|im_start|>")
-  said = capsys.readouterr().err
-  assert said.count("inserts today's date; using 26 Jul 2024 instead") == 1
+  err = capsys.readouterr().err
+  assert err.count("inserts today's date; using 26 Jul 2024 instead") == 1
 
 
 def test_max_steps_ends_a_run_early_or_passes_over_the_data_again(config):
@@ -189,7 +189,7 @@ def test_rows_are_a_multiple_of_the_devices_that_share_them(config):
     assert {b["token"].shape[1] for b, _ in data.once(data.train)} == widths
 
 
-def test_the_digest_is_of_tokens_their_order_and_what_counts(config, tmp_path):
+def test_the_digest_depends_on_tokens_their_order_and_the_loss_mask(config, tmp_path):
   digest = lambda: dataset.read(config, config.instruct).digest
   first = digest()
   assert digest() == first
@@ -197,13 +197,13 @@ def test_the_digest_is_of_tokens_their_order_and_what_counts(config, tmp_path):
   config.data.train = str(tmp_path / "b.jsonl")
   (tmp_path / "b.jsonl").write_text("".join(rows))
   assert digest() == first  # wherever the rows lie
-  found = {first}
+  digests = {first}
   for text in (rows[::-1], rows[:-1], [rows[0].replace("a00", "b00"), *rows[1:]]):
     (tmp_path / "b.jsonl").write_text("".join(text))
-    found.add(digest())
+    digests.add(digest())
   (tmp_path / "b.jsonl").write_text("".join(rows))
   config.data.val_ratio = 0.1
-  assert len(found | {digest()}) == 5
+  assert len(digests | {digest()}) == 5
 
 
 @pytest.mark.parametrize("layout", ["packed", "bucketed"])

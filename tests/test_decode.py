@@ -61,9 +61,9 @@ def allowed(logit_V, temperature, top_k, top_p, min_p):
   p_V = softmax(logit_V / temperature)
   order = np.argsort(-p_V)[: top_k or None]
   p = p_V[order] / p_V[order].sum()
-  kept = p.cumsum() - p < top_p
-  kept &= p >= min_p * p[0]
-  return dict(zip(order[kept].tolist(), p[kept] / p[kept].sum(), strict=True))
+  in_nucleus = p.cumsum() - p < top_p
+  in_nucleus &= p >= min_p * p[0]
+  return dict(zip(order[in_nucleus].tolist(), p[in_nucleus] / p[in_nucleus].sum(), strict=True))
 
 
 @pytest.mark.parametrize(

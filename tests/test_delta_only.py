@@ -103,10 +103,10 @@ def test_a_bfloat16_delta_is_within_its_rounding(float32, tmp_path):
   trained = [sources.difference(base, tuned)]
   write(tmp_path / "delta", instruct, trained, DELTA._replace(dtype="bfloat16"), "all")
   run(tmp_path / "out", instruct, [sources.stored(tmp_path / "delta")], "all")
-  a, b, i, got, kept = (
+  a, b, i, got, stored = (
     load(d) for d in [base, tuned, instruct, tmp_path / "out", tmp_path / "delta"]
   )
-  for name, d in kept.items():
+  for name, d in stored.items():
     exact = b[name].double() - a[name].double()
     assert d.dtype == torch.bfloat16 and torch.equal(d, exact.float().bfloat16())
     error = (got[name].double() - i[name].double() - exact).norm()
@@ -215,12 +215,12 @@ def test_one_adapter_of_adapters_is_served_by_peft_as_their_sum(float32, tmp_pat
   for i, (modules, config) in enumerate(ADAPTERS[case]):
     folder = random_adapter(tmp_path / str(i), instruct, modules, seed=i, **config)
     trained.append(sources.stored(folder, (1.0, -0.5)[i]))
-  told = write(tmp_path / "adapter", instruct, trained, ADAPTER)
+  record = write(tmp_path / "adapter", instruct, trained, ADAPTER)
   run(tmp_path / "out", instruct, trained)
   assert_served(tmp_path / "adapter", instruct, tmp_path / "out")
   rank = {"plain": 4, "rslora": 4, "patterns": 7, "two": 8}[case]
   config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-  assert told == {"rank": rank} and (config["r"], config["lora_alpha"]) == (rank, rank)
+  assert record == {"rank": rank} and (config["r"], config["lora_alpha"]) == (rank, rank)
   assert not (config["use_rslora"] or config["rank_pattern"] or config["alpha_pattern"])
   assert config["base_model_name_or_path"] == str(instruct)
   assert {m.split(".")[-1] for m in config["target_modules"]} == {
@@ -445,9 +445,9 @@ def test_a_delta_of_zeros_has_factors_of_zeros():
 def test_an_adapter_of_a_difference_is_the_best_of_its_rank(bf16, tmp_path):
   base, tuned, instruct = sides(bf16)
   trained = [sources.difference(base, tuned, 0.5)]
-  told = write(tmp_path / "adapter", instruct, trained, ADAPTER._replace(rank=20))
+  result = write(tmp_path / "adapter", instruct, trained, ADAPTER._replace(rank=20))
   a, b, got = load(base), load(tuned), load(tmp_path / "adapter")
-  kept, total = {}, {}
+  energy, total = {}, {}
   for name in (n for n in a if "_proj." in n):
     want = 0.5 * (b[name].double() - a[name].double())
     pair = f"base_model.model.{name.removesuffix('weight')}lora_%s.weight"
@@ -457,21 +457,21 @@ def test_an_adapter_of_a_difference_is_the_best_of_its_rank(bf16, tmp_path):
     error = (y.double() @ x.double() - want).norm()
     assert abs(error - values[20:].norm()) <= 1e-4 * want.norm()
     for kind in (name.split(".")[-2], "all"):
-      kept[kind] = kept.get(kind, 0) + (values[:20] ** 2).sum().item()
+      energy[kind] = energy.get(kind, 0) + (values[:20] ** 2).sum().item()
       total[kind] = total.get(kind, 0) + (values**2).sum().item()
-  assert told["energy"].keys() == kept.keys() and told["rank"] == 20
-  for kind, share in told["energy"].items():
-    assert share == pytest.approx(kept[kind] / total[kind], rel=1e-5)
-  assert told["energy"]["all"] < 0.99
+  assert result["energy"].keys() == energy.keys() and result["rank"] == 20
+  for kind, share in result["energy"].items():
+    assert share == pytest.approx(energy[kind] / total[kind], rel=1e-5)
+  assert result["energy"]["all"] < 0.99
   record = json.loads((tmp_path / "adapter" / "provenance.json").read_text())
-  assert record["energy"] == told["energy"] and record["rank"] == 20
+  assert record["energy"] == result["energy"] and record["rank"] == 20
   assert record["sha256"].keys() == {"base", "tuned", "instruct", "output"}
 
 
 def test_the_rank_is_the_largest_that_a_tensor_needs(float32, tmp_path):
   base, tuned, instruct = sides(float32)
   trained = [sources.difference(base, tuned)]
-  told = write(
+  record = write(
     tmp_path / "adapter", instruct, trained, ADAPTER._replace(energy=0.8), exclude="bias"
   )
   a, b, got = load(base), load(tuned), load(tmp_path / "adapter")
@@ -484,19 +484,19 @@ def test_the_rank_is_the_largest_that_a_tensor_needs(float32, tmp_path):
     assert (got[pair % "B"].double() @ got[pair % "A"].double()).norm() ** 2 >= (
       0.8 - 1e-6
     ) * squares.sum()
-  assert told["rank"] == max(ranks) > min(ranks)
-  assert {x.shape["lora_B" in n] for n, x in got.items()} == {told["rank"]}
+  assert record["rank"] == max(ranks) > min(ranks)
+  assert {x.shape["lora_B" in n] for n, x in got.items()} == {record["rank"]}
 
 
 def test_all_energy_of_a_difference_is_served_as_the_grafted_model(float32, tmp_path):
   base, tuned, instruct = sides(float32)
   trained = [sources.difference(base, tuned)]
-  told = write(
+  record = write(
     tmp_path / "adapter", instruct, trained, ADAPTER._replace(energy=1.0), exclude="bias"
   )
   run(tmp_path / "out", instruct, trained, exclude="bias")
   assert_served(tmp_path / "adapter", instruct, tmp_path / "out")
-  assert set(told["energy"].values()) == {1.0}
+  assert set(record["energy"].values()) == {1.0}
 
 
 # Bad input.
@@ -509,7 +509,9 @@ def fails(match, out, *args, **options):
   return str(error.value)
 
 
-def test_what_no_adapter_can_hold_is_listed_with_the_flag_that_leaves_it_out(float32, tmp_path):
+def test_tensors_that_no_adapter_can_hold_are_listed_with_the_flag_to_exclude_them(
+  float32, tmp_path
+):
   base, tuned, instruct = sides(float32)
   trained, form = [sources.difference(base, tuned)], ADAPTER._replace(rank=2)
   for scope, lost in (
@@ -557,7 +559,7 @@ def test_a_dense_delta_needs_a_rank_for_an_adapter(bf16, tmp_path):
 @pytest.mark.parametrize(
   "form", [DELTA, ADAPTER, ADAPTER._replace(rank=2)], ids=["delta", "joined", "cut"]
 )
-def test_a_number_that_is_none_is_named(bf16, tmp_path, form):
+def test_an_invalid_number_is_named(bf16, tmp_path, form):
   folder = random_adapter(tmp_path / "low", bf16 / "instruct", "q_proj", lora_alpha=1)
   path = folder / "adapter_model.safetensors"
   tensors = safetensors.torch.load_file(path)
@@ -587,7 +589,7 @@ def test_an_input_is_not_overwritten(bf16):
 
 
 @pytest.mark.parametrize("form", [DELTA, ADAPTER._replace(rank=2)], ids=["delta", "adapter"])
-def test_a_byte_that_reads_back_wrong(bf16, tmp_path, monkeypatch, form):
+def test_a_byte_that_is_read_back_wrong_is_an_error(bf16, tmp_path, monkeypatch, form):
   trained = [sources.difference(bf16 / "base", bf16 / "tuned")]
   real = safetensors_file.write_at
 
@@ -601,7 +603,7 @@ def test_a_byte_that_reads_back_wrong(bf16, tmp_path, monkeypatch, form):
   write(tmp_path / "unseen", bf16 / "instruct", trained, form, verify=False)
 
 
-def test_a_plan_knows_what_it_will_write(bf16, tmp_path):
+def test_a_plan_knows_the_size_of_its_output(bf16, tmp_path):
   instruct = open_model(bf16 / "instruct")
   trained = [sources.difference(bf16 / "base", bf16 / "tuned")]
   plan = matching.plan(instruct, trained, scope=selection.Scope())
@@ -619,10 +621,10 @@ def test_the_command(float32, tmp_path):
   random_adapter(tmp_path / "low", instruct, "q_proj", lora_alpha=8)
   trained = [f"--base={base}", f"--tuned={tuned}", f"--instruct={instruct}"]
   out = [f"--out={tmp_path / 'delta'}", "--output=delta", r"--include=layers\.1\."]
-  told = command(*trained, *out, "--dry-run")
-  assert told.returncode == 0 and not (tmp_path / "delta").exists(), told.stderr
+  result = command(*trained, *out, "--dry-run")
+  assert result.returncode == 0 and not (tmp_path / "delta").exists(), result.stderr
   assert (
-    re.search(r"writes [\d.]+ kB to", told.stderr) and "changes 10 of 39 tensors" in told.stderr
+    re.search(r"writes [\d.]+ kB to", result.stderr) and "changes 10 of 39 tensors" in result.stderr
   )
   assert command(*trained, *out).returncode == 0
   again = command(*trained, *out)
@@ -633,12 +635,12 @@ def test_the_command(float32, tmp_path):
   )
   assert by_delta.returncode == 0, by_delta.stderr
   assert same_bytes(tmp_path / "by delta", tmp_path / "direct")
-  told = command(
+  result = command(
     *trained, "--exclude=bias", "--output=adapter", "--rank=8", f"--out={tmp_path / 'adapter'}"
   )
-  assert told.returncode == 0 and re.search(
-    r"rank 8 .*\n.*kept: down_proj 0\.\d{4}, .*all 0\.\d{4}\n", told.stderr
-  ), told.stderr
+  assert result.returncode == 0 and re.search(
+    r"rank 8 .*\n.*kept: down_proj 0\.\d{4}, .*all 0\.\d{4}\n", result.stderr
+  ), result.stderr
   record = json.loads((tmp_path / "adapter" / "provenance.json").read_text())
   assert record["output"] == {"name": "adapter", "dtype": "float32", "rank": 8, "energy": None}
 
@@ -662,15 +664,15 @@ def test_the_command(float32, tmp_path):
 )
 def test_flags_that_do_not_fit(float32, tmp_path, flags, message):
   base, tuned, instruct = sides(float32)
-  told = command(
+  result = command(
     f"--base={base}",
     f"--tuned={tuned}",
     f"--instruct={instruct}",
     f"--out={tmp_path / 'out'}",
     *flags,
   )
-  assert told.returncode == 2 and told.stderr.startswith("error: ") and message in told.stderr
-  assert told.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
+  assert result.returncode == 2 and result.stderr.startswith("error: ") and message in result.stderr
+  assert result.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
 def test_every_number_that_changes_is_read_once(bf16):

@@ -30,14 +30,14 @@ def setup_arguments(monkeypatch):
   """The keyword arguments that setup.py calls setuptools with."""
   import setuptools
 
-  told = {}
-  monkeypatch.setattr(setuptools, "setup", lambda **arguments: told.update(arguments))
+  given = {}
+  monkeypatch.setattr(setuptools, "setup", lambda **arguments: given.update(arguments))
   monkeypatch.chdir(ROOT)
   exec(compile((ROOT / "setup.py").read_text(), "setup.py", "exec"), {"__file__": "setup.py"})
-  return told
+  return given
 
 
-def test_the_dockerfile_copies_and_installs_what_there_is(monkeypatch):
+def test_the_dockerfile_copies_and_installs_existing_files(monkeypatch):
   kinds = [kind for kind, _ in steps()]
   assert kinds[0] == "FROM" and set(kinds) == {
     "FROM",
@@ -136,7 +136,7 @@ def test_a_wheel_has_every_config(installed, name):
 
 
 @pytest.mark.slow
-def test_what_is_installed_reads_its_examples(installed):
+def test_the_installed_commands_preview_examples(installed):
   done = run(installed, "shadowft", "train", "--config", "quickstart", "--preview=1")
   assert done.returncode == 0 and "Merge the lists" in done.stdout, done.stderr
   assert run(installed, "shadowft", "example", "demo").returncode == 0

@@ -105,7 +105,8 @@ def check(words, is_marked):
     if argv != ["--help-config"]:
       command.parse(OPTIONS[name], argv)
   elif program == "python" and rest[0] == "-m":
-    assert (ROOT / f"{rest[1].replace('.', '/')}.py").exists(), rest[1]
+    module_path = rest[1].replace(".", "/")
+    assert any((ROOT / f"{module_path}{end}").exists() for end in (".py", "/__main__.py")), rest[1]
   elif program == "make":
     assert re.search(rf"^{rest[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), rest[0]
   elif program in ("python", "bash") and rest[0].endswith((".py", ".sh")):
@@ -154,10 +155,10 @@ def test_flags_and_fields_in_the_text_exist(page):
 
 def test_every_field_is_in_the_settings():
   rows = [re.split(r"(?<!\\) \| ", row) for row in tables.settings().splitlines()]
-  found = {cells[0][3:-1]: cells[1:] for cells in rows if cells[0].startswith("| `")}
-  assert list(found) == list(presets.FIELDS)
+  listed = {cells[0][3:-1]: cells[1:] for cells in rows if cells[0].startswith("| `")}
+  assert list(listed) == list(presets.FIELDS)
   for name, field in presets.FIELDS.items():
-    meaning, values, default = found[name]
+    meaning, values, default = listed[name]
     assert meaning.replace("\\|", "|") == field.meaning
     assert all(f"`{choice}`" in values for choice in field.choices) and field.range in values
     written = "" if field.default == {} else str(field.default)
@@ -190,10 +191,10 @@ def test_names_on_our_side_of_the_table_are_fields():
 
 def test_the_citation_is_complete():
   """Keys that the schema of CFF 1.2.0 requires; https://citation-file-format.github.io."""
-  found = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-  assert found["cff-version"] == "1.2.0" and found["version"] == shadowft_jax.__version__
-  assert {"message", "title", "authors"} <= found.keys()
-  (paper,) = found["references"]
+  citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+  assert citation["cff-version"] == "1.2.0" and citation["version"] == shadowft_jax.__version__
+  assert {"message", "title", "authors"} <= citation.keys()
+  (paper,) = citation["references"]
   assert {"type", "title", "authors"} <= paper.keys() and "2505.12716" in paper["url"]
 
 
@@ -247,8 +248,8 @@ def run(folder, text, program="bash"):
 
 def runnable(page):
   """[(program, block)] of a page that say no needs; tests/test_api.py runs docs/api.md."""
-  found = [] if page.name == "api.md" else BLOCK.findall(page.read_text())
-  return [(kind, x) for kind, x in found if kind in ("bash", "python") and NEEDS not in x]
+  blocks = [] if page.name == "api.md" else BLOCK.findall(page.read_text())
+  return [(kind, x) for kind, x in blocks if kind in ("bash", "python") and NEEDS not in x]
 
 
 @pytest.mark.slow

@@ -209,7 +209,7 @@ def test_each_loss_is_its_equation(options, want):
 @pytest.mark.parametrize(
   "length_normalised, rewards", [(False, (0.6, -0.4, 1.0)), (True, (0.3, -0.4, 0.7))]
 )
-def test_the_metrics_are_what_they_say(length_normalised, rewards):
+def test_the_metrics_agree_with_their_definitions(length_normalised, rewards):
   want = {
     **dict(zip(("reward_chosen", "reward_rejected", "margin"), rewards, strict=True)),
     "accuracy": 1.0,
@@ -310,7 +310,7 @@ def run(folder, tmp_path_factory):
   return workdir, train.train(config_of(folder), workdir)
 
 
-def test_a_run_learns_to_prefer_and_grafts_it(run):
+def test_a_dpo_run_learns_the_preferences_and_grafts_them(run):
   workdir, records = run
   first, *_, last = steps_of(records)
   np.testing.assert_allclose(first["loss"], math.log(2), rtol=1e-4)
@@ -369,23 +369,25 @@ def test_the_reference_is_computed_once_and_again_when_its_inputs_change(
   real = reference.logprobs
   monkeypatch.setattr(reference, "logprobs", lambda *a, **k: calls.append(1) or real(*a, **k))
 
-  def kept(data, folders):
+  def load(data, folders):
     before = len(calls)
     with jax.set_mesh(mesh):
-      got = reference.kept(None, base, data, folders, loss=method, mesh=mesh, workdir=tmp_path)
+      got = reference.loaded_or_computed(
+        None, base, data, folders, loss=method, mesh=mesh, workdir=tmp_path
+      )
     return [e.reference for e in got.train], len(calls) > before
 
   like = tmp_path / "model"
   like.mkdir()
   (like / "w").write_text("1")
-  first, computed_ = kept(data, [like])
-  assert computed_ and kept(data, [like]) == (first, False)
+  first, computed_ = load(data, [like])
+  assert computed_ and load(data, [like]) == (first, False)
   (like / "w").write_text("12")
-  assert kept(data, [like])[1] and not kept(data, [like])[1]
+  assert load(data, [like])[1] and not load(data, [like])[1]
   fewer = dataclasses.replace(data, train=data.train[1:])
-  assert kept(fewer, [like]) == (first[1:], True)
+  assert load(fewer, [like]) == (first[1:], True)
   (tmp_path / reference.NAME).write_bytes(b"torn")
-  assert kept(data, [like]) == (first, True)
+  assert load(data, [like]) == (first, True)
 
 
 @pytest.mark.slow
@@ -458,7 +460,7 @@ def test_dpo_after_sft_starts_at_log_2_and_goes_on_with_the_same_factors(
 
 
 @pytest.mark.parametrize(
-  "field, value, said",
+  "field, value, words",
   [
     ("delta.rank", 8, "rank 8"),
     ("delta.alpha", 4.0, "makes a delta of lora, scale 1,"),
@@ -466,10 +468,10 @@ def test_dpo_after_sft_starts_at_log_2_and_goes_on_with_the_same_factors(
     ("delta.match", "q_proj", "match q_proj"),
   ],
 )
-def test_a_delta_of_another_form_is_no_start(folder, trained, field, value, said):
+def test_a_delta_of_another_form_is_no_start(folder, trained, field, value, words):
   base, _, _, mesh = parts(folder)
   config = config_of(folder, **{"delta.init": str(trained), field: value})
-  with pytest.raises(InputError, match=f"delta.init=.* holds a delta of lora, scale 2, .*{said}"):
+  with pytest.raises(InputError, match=f"delta.init=.* holds a delta of lora, scale 2, .*{words}"):
     loop.load_start(config, base, mesh)
 
 
@@ -585,7 +587,7 @@ def test_twenty_steps_agree_with_trl(folder, tmp_path, how):
 
 
 @pytest.mark.parametrize(
-  "fields, said",
+  "fields, words",
   [
     ({"dpo.beta": 0.0}, "config.dpo.beta must be above 0; got 0.0"),
     ({"dpo.beta": -0.1}, "config.dpo.beta must be above 0"),
@@ -597,12 +599,12 @@ def test_twenty_steps_agree_with_trl(folder, tmp_path, how):
     ({"dpo.reference": "later"}, "dpo.reference is one of precomputed, on_the_fly"),
   ],
 )
-def test_a_config_that_cannot_be_is_refused(folder, fields, said):
-  with pytest.raises(InputError, match=said):
+def test_an_invalid_config_is_refused(folder, fields, words):
+  with pytest.raises(InputError, match=words):
     config_file.check(config_of(folder, **fields))
 
 
-def test_the_command_says_in_one_line_what_is_wrong(tmp_path):
+def test_the_command_reports_errors_in_one_line(tmp_path):
   ok = {"prompt": "q", "chosen": "a", "rejected": "b"}
   cases = {
     "half": ({"prompt": "q", "chosen": "a"}, "dpo", "row 1 has chosen but no rejected"),
@@ -619,9 +621,9 @@ def test_the_command_says_in_one_line_what_is_wrong(tmp_path):
       "row 1 has one answer labelled good or bad; use config.objective=kto",
     ),
   }
-  for name, (row, objective, said) in cases.items():
+  for name, (row, objective, words) in cases.items():
     (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
-    code, _, told = commands.run(
+    code, _, err = commands.run(
       "train",
       "--config=configs/quickstart.py",
       f"--config.data.train={tmp_path / name}.jsonl",
@@ -630,6 +632,6 @@ def test_the_command_says_in_one_line_what_is_wrong(tmp_path):
       f"--workdir={tmp_path / name}",
       f"--config.dpo.beta={0 if name == 'beta' else 0.1}",
     )
-    lines = told.splitlines()
-    assert code == 2 and said in lines[-1], told
+    lines = err.splitlines()
+    assert code == 2 and words in lines[-1], err
     assert [line for line in lines if line.startswith("error: ")] == lines[-1:]

@@ -69,7 +69,7 @@ def lora_run(pair, tmp_path_factory):
   return workdir, records
 
 
-def test_a_run_learns_and_leaves_a_whole_folder(pair, lora_run):
+def test_a_run_lowers_the_loss_and_writes_a_whole_folder(pair, lora_run):
   workdir, records = lora_run
   losses = [r["loss"] for r in records if "loss" in r]
   assert len(losses) == 10
@@ -91,9 +91,9 @@ def test_a_run_learns_and_leaves_a_whole_folder(pair, lora_run):
     "provenance.json",
     "README.md",
   }
-  kept = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())
+  steps = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())
   best = min((step for step in valid if step), key=valid.get)
-  assert kept == sorted({best, 10})
+  assert steps == sorted({best, 10})
   digests = json.loads((workdir / "provenance.json").read_text())["sha256"]
   assert str(pair / "base" / "model.safetensors") in digests["base"]
 
@@ -208,8 +208,8 @@ def test_the_usual_fine_tuning_starts_from_the_instruct(pair, tmp_path, capsys, 
   np.testing.assert_allclose(records[-1]["shadow_valid_loss"], last, rtol=1e-4)
   # It never calls itself a graft; the folder keeps its name.
   assert labels[0][-1] == "tuned Instruct"
-  run, said = tmp_path / "run", capsys.readouterr().err
-  for text in (said, *((run / d / "README.md").read_text() for d in (".", "shadow", "delta"))):
+  run, err = tmp_path / "run", capsys.readouterr().err
+  for text in (err, *((run / d / "README.md").read_text() for d in (".", "shadow", "delta"))):
     words = (
       text.replace(str(run / "shadow"), "")
       .replace("`shadow/`", "")
@@ -218,11 +218,11 @@ def test_the_usual_fine_tuning_starts_from_the_instruct(pair, tmp_path, capsys, 
       .lower()
     )
     assert not re.search("shadow|graft", words.replace("nothing was grafted", "")), words
-  assert f"validation loss: Instruct {records[-1]['instruct_valid_loss']:.4f}, tuned" in said
-  assert f"try it: shadowft chat --model {run / 'shadow'}" in said
+  assert f"validation loss: Instruct {records[-1]['instruct_valid_loss']:.4f}, tuned" in err
+  assert f"try it: shadowft chat --model {run / 'shadow'}" in err
   log = (run / "log.txt").read_text()
-  assert all(line in log for line in said.splitlines())
-  assert "survival cos" in log and "survival cos" not in said
+  assert all(line in log for line in err.splitlines())
+  assert "survival cos" in log and "survival cos" not in err
 
 
 class Stop(Exception):
@@ -243,7 +243,7 @@ def stop_after(monkeypatch, step):
 @pytest.mark.parametrize(
   "stops", [*(pytest.param(s, marks=pytest.mark.slow) for s in ((5,), (3,))), (4, 9)]
 )
-def test_a_run_taken_up_again_gives_the_same_delta_bit_for_bit(
+def test_a_resumed_run_gives_the_same_delta_bit_for_bit(
   pair, lora_run, tmp_path, monkeypatch, stops
 ):
   for stop in stops:
@@ -298,10 +298,10 @@ def test_the_next_item_is_made_while_one_is_in_use():
       event.set()
       yield number
 
-  for number in (found := loop.prefetch(items())):
+  for number in (fetched := loop.prefetch(items())):
     assert number == 3 or made[number + 1].wait(10)
     assert number > 1 or not made[number + 2].is_set()
-  assert list(loop.prefetch(iter([]))) == [] and list(found) == []
+  assert list(loop.prefetch(iter([]))) == [] and list(fetched) == []
 
   def failing():
     yield 1
@@ -321,7 +321,7 @@ def test_a_finished_run_is_left_alone(pair, lora_run):
 
 
 @pytest.mark.slow
-def test_a_killed_process_is_taken_up(pair, lora_run, tmp_path):
+def test_a_killed_run_resumes(pair, lora_run, tmp_path):
   """kill -9 in the middle of a real command, then the same command again."""
   config = pathlib.Path(tmp_path / "config.py")
   config.write_text(
@@ -353,7 +353,7 @@ def test_a_killed_process_is_taken_up(pair, lora_run, tmp_path):
 
 
 @pytest.mark.parametrize(
-  "losses, best, kept",
+  "losses, best, remaining",
   [
     ([0.5, 0.2, 0.9], 2, {2, 3}),
     ([0.9, 0.5, 0.2], 3, {3}),
@@ -361,13 +361,13 @@ def test_a_killed_process_is_taken_up(pair, lora_run, tmp_path):
     ([], None, set()),
   ],
 )
-def test_the_newest_checkpoint_and_that_of_the_lowest_loss_are_kept(tmp_path, losses, best, kept):
+def test_the_newest_checkpoint_and_the_one_of_lowest_loss_stay(tmp_path, losses, best, remaining):
   state = {"x": jnp.zeros(2)}
   with checkpoints.open_checkpoints(tmp_path / "checkpoints") as saved:
     for number, loss in enumerate(losses, 1):
       checkpoints.save(saved, {"x": jnp.full(2, number)}, number, loss)
     assert checkpoints.best_step(saved) == best
-    assert {c.step for c in saved.checkpoints} == kept
+    assert {c.step for c in saved.checkpoints} == remaining
     if best:
       assert checkpoints.restore(saved, state, best)["x"].tolist() == [best, best]
       assert checkpoints.restore(saved, state)["x"].tolist() == [len(losses)] * 2
@@ -412,8 +412,10 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
 
   monkeypatch.setattr(step, "update", update)
   monkeypatch.setattr(step, "means", means)
-  said = {"training": "step 6: {'loss': nan}", "validation": "step 8: {'valid_loss': nan}"}[of]
-  with pytest.raises(FloatingPointError, match=f"not finite at {said}.*checkpoint of step 4 stays"):
+  words = {"training": "step 6: {'loss': nan}", "validation": "step 8: {'valid_loss': nan}"}[of]
+  with pytest.raises(
+    FloatingPointError, match=f"not finite at {words}.*checkpoint of step 4 stays"
+  ):
     train.train(runs.config_of(pair), tmp_path / "run")
   assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["4"]
   assert not (tmp_path / "run" / "shadow").exists()

@@ -53,9 +53,9 @@ def test_saved_outputs_have_their_counts(data, tmp_path, capsys):
   texts = ("It is 18.", "1200 in all", "4", "none", "70 and…")
   file, out = outputs(tmp_path / "a.jsonl", data, *texts), tmp_path / "scores"
   main(Options(task=("gsm8k",), data=str(data), outputs=(file,), out=str(out)))
-  found = scores(out)["models"]["a"]["tasks"]["gsm8k"]
-  assert (found["questions"], found["accuracy"], found["finished"]) == (5, 0.4, 0.5)
-  assert (found["cut"], found["unparsed"], found["tokens"]) == (1, 1, 10)
+  score = scores(out)["models"]["a"]["tasks"]["gsm8k"]
+  assert (score["questions"], score["accuracy"], score["finished"]) == (5, 0.4, 0.5)
+  assert (score["cut"], score["unparsed"], score["tokens"]) == (1, 1, 10)
   states = [row["state"] for row in lines(out / "a" / "gsm8k.graded.jsonl")]
   assert states == ["right", "right", "wrong", "unparsed", "cut"]
   head, row, note = capsys.readouterr().out.splitlines()
@@ -73,8 +73,8 @@ def test_thoughts_of_saved_outputs_are_not_graded(data, tmp_path):
   texts = ("<think>1</think>18", "<think>1200", "3", "7", "70")
   file, out = outputs(tmp_path / "a.jsonl", data, *texts), tmp_path / "scores"
   main(Options(task=("gsm8k",), data=str(data), outputs=(file,), out=str(out)))
-  found = scores(out)["models"]["a"]["tasks"]["gsm8k"]
-  assert (found["accuracy"], found["cut"]) == (0.8, 1)
+  score = scores(out)["models"]["a"]["tasks"]["gsm8k"]
+  assert (score["accuracy"], score["cut"]) == (0.8, 1)
 
 
 def test_models_are_compared_with_the_first(data, tmp_path, capsys):
@@ -93,9 +93,9 @@ def test_models_are_compared_with_the_first(data, tmp_path, capsys):
   assert b.split()[:3] == ["gsm8k", "B", "+20.0%"] and b.split()[-3:] == ["1", "1", "2"]
   assert c.split()[:3] == ["gsm8k", "C", "+0.0%"] and c.split()[-2:] == ["0", "0"]
   ids = [one.id for one in TASKS["gsm8k"].examples(Data(data))]
-  found = scores(out)["minus_first"]["B"]["tasks"]["gsm8k"]
-  assert (found["lost"], found["won"]) == (ids[:1], ids[3:])
-  assert found["mean"] == pytest.approx(0.2) and found["p"] == 1.0
+  difference = scores(out)["minus_first"]["B"]["tasks"]["gsm8k"]
+  assert (difference["lost"], difference["won"]) == (ids[:1], ids[3:])
+  assert difference["mean"] == pytest.approx(0.2) and difference["p"] == 1.0
   rows = lines(out / "changes.jsonl")
   assert [(row["id"], row["change"]) for row in rows] == [
     (ids[0], "right to wrong"),
@@ -129,14 +129,14 @@ def test_a_model_answers_and_goes_on_where_it_was(data, tmp_path, monkeypatch):
 
   # A kill leaves one answer and half of the next.
   path.write_text("\n".join(whole.split("\n")[:2]) + "\n" + whole.split("\n")[2][:20])
-  asked = []
+  counts = []
   answers_of = decode.answers
-  keep = lambda *args, **more: asked.append(len(args[2])) or answers_of(*args, **more)
+  keep = lambda *args, **more: counts.append(len(args[2])) or answers_of(*args, **more)
   monkeypatch.setattr(decode, "answers", keep)
   main(options)
-  assert sum(asked) == 1 and path.read_text() == whole
+  assert sum(counts) == 1 and path.read_text() == whole
   main(options)
-  assert sum(asked) == 1
+  assert sum(counts) == 1
 
   with pytest.raises(InputError, match=r"(?s)other settings.*sampling: .*4.*, now .*5"):
     main(Options(**{**vars(options), "max_new_tokens": 5}))
@@ -151,8 +151,8 @@ def test_answers_are_cut_where_the_context_ends(data, tmp_path, capsys):
   """GSM8K's worked examples are longer than the tiny pair's context; without them there is room."""
   options = {"data": str(data), "model": (TINY,), "limit": 1}
   main(Options(task=("gsm8k", "gsm8k_0shot"), out=str(tmp_path), **options))
-  told = capsys.readouterr().err
-  assert "warning: prompts that leave fewer than 512 of the model's 512 tokens" in told
+  err = capsys.readouterr().err
+  assert "warning: prompts that leave fewer than 512 of the model's 512 tokens" in err
   [_, cut] = lines(tmp_path / "instruct" / "gsm8k.jsonl")
   assert (cut["text"], cut["finish_reason"], cut["tokens"]) == ("", "length", 0)
   [_, answer] = lines(tmp_path / "instruct" / "gsm8k_0shot.jsonl")
@@ -160,7 +160,7 @@ def test_answers_are_cut_where_the_context_ends(data, tmp_path, capsys):
   assert scores(tmp_path)["models"]["instruct"]["tasks"]["gsm8k"]["cut"] == 1
 
 
-def test_a_server_answers_and_what_it_said_before_an_error_is_kept(data, tmp_path, monkeypatch):
+def test_answers_of_a_server_before_an_error_are_saved(data, tmp_path, monkeypatch):
   monkeypatch.setattr(client, "FIRST_WAIT", 0.001)
   out, rights = tmp_path / "out", iter(GOLDS)
   options = {"task": ("gsm8k_0shot",), "data": str(data), "out": str(out)}
@@ -175,12 +175,12 @@ def test_a_server_answers_and_what_it_said_before_an_error_is_kept(data, tmp_pat
 
     server.respond = respond
     main(Options(**options, limit=4, protocol="paper"))
-    first = server.asked[0][2]
+    first = server.requests[0][2]
     assert first["temperature"] == 0 and first["max_tokens"] == 4096
     assert first["chat_template_kwargs"] == {"enable_thinking": False}
-    found = scores(out)["models"]["S"]["tasks"]["gsm8k_0shot"]
-    assert (found["questions"], found["cut"], found["tokens"]) == (4, 0, 7)
-    assert found["accuracy"] > 0  # the order in which questions arrive is not fixed
+    score = scores(out)["models"]["S"]["tasks"]["gsm8k_0shot"]
+    assert (score["questions"], score["cut"], score["tokens"]) == (4, 0, 7)
+    assert score["accuracy"] > 0  # the order in which questions arrive is not fixed
     rights = iter(())
     with pytest.raises(InputError, match="enough"):
       main(Options(**options, protocol="paper"))
@@ -189,7 +189,7 @@ def test_a_server_answers_and_what_it_said_before_an_error_is_kept(data, tmp_pat
   again = {"data": str(data), "outputs": (str(path),), "out": str(tmp_path / "again"), "limit": 4}
   main(Options(task=("gsm8k_0shot",), **again))
   again = scores(tmp_path / "again")["models"]["gsm8k_0shot"]["tasks"]["gsm8k_0shot"]
-  assert again["accuracy"] == found["accuracy"]
+  assert again["accuracy"] == score["accuracy"]
   code, _, err = commands.run(
     "evaluate",
     "--task=gsm8k",
@@ -210,12 +210,12 @@ def test_a_server_is_suggested_where_answering_takes_long(data, tmp_path, monkey
     "out": str(tmp_path / "out"),
   }
   main(Options(**options, generate_only=True, limit=1, max_new_tokens=1))
-  said = capsys.readouterr().err
-  assert f"vllm serve {TINY} --served-model-name instruct --generation-config vllm" in said
-  assert "evaluate with --server http://localhost:8000/v1 --name instruct" in said
+  err = capsys.readouterr().err
+  assert f"vllm serve {TINY} --served-model-name instruct --generation-config vllm" in err
+  assert "evaluate with --server http://localhost:8000/v1 --name instruct" in err
 
 
-def test_a_runs_folder_stands_for_its_grafted_model(tmp_path):
+def test_a_runs_folder_is_accepted_as_its_grafted_model(tmp_path):
   (tmp_path / "run").mkdir()
   (tmp_path / "run" / "shadow").symlink_to(TINY)
   assert hub.locate_model(str(tmp_path / "run")) == tmp_path / "run" / "shadow"
@@ -254,13 +254,13 @@ def test_generated_answers_are_not_graded_if_not_wanted(data, tmp_path, capsys, 
     (["--task=gsm8k", "--outputs=b", "--cut=no"], "--cut is one of wrong, grade"),
   ],
 )
-def test_bad_input_is_told_in_one_line(argv, message):
+def test_bad_input_is_a_one_line_error(argv, message):
   code, out, err = commands.run("evaluate", *argv)
   assert (code, out) == (2, "")
   assert message in err and err.startswith("error: ") and err.count("\n") == 1
 
 
-def test_missing_answers_are_told(data, tmp_path):
+def test_missing_answers_are_reported(data, tmp_path):
   options = {"task": ("gsm8k",), "data": str(data)}
   with pytest.raises(InputError, match=r"gsm8k\.jsonl cannot be read"):
     main(Options(**options, outputs=(str(tmp_path),)))
@@ -283,9 +283,9 @@ def test_missing_answers_are_told(data, tmp_path):
   ],
 )
 def test_models_deltas_and_strengths_are_arms(models, more, expected):
-  found = arms.parse(models, **more)
-  assert [(x.label, x.source, x.delta, x.alpha) for x in found] == expected
-  assert {x.kind for x in found} == {"model"}
+  parsed = arms.parse(models, **more)
+  assert [(x.label, x.source, x.delta, x.alpha) for x in parsed] == expected
+  assert {x.kind for x in parsed} == {"model"}
 
 
 def test_a_folder_whose_name_has_signs_is_a_folder(tmp_path, monkeypatch):

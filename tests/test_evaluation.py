@@ -32,12 +32,12 @@ def scored(*texts, task=TASK, **options):
 
 
 def test_a_cut_answer_is_counted_and_not_graded():
-  found = scored("0", "2", "5", "none", "8…", "10?")
-  assert (found.questions, found.samples, found.accuracy) == (6, 1, pytest.approx(3 / 6))
-  assert (found.cut, found.unparsed, found.unknown) == (1, 1, 1)
-  assert found.finished == pytest.approx(3 / 5)
-  assert found.tokens == pytest.approx(sum(map(len, ["0", "2", "5", "none", "8…", "10?"])) / 6)
-  assert (found.low, found.high) == statistics.wilson(3, 6)
+  result = scored("0", "2", "5", "none", "8…", "10?")
+  assert (result.questions, result.samples, result.accuracy) == (6, 1, pytest.approx(3 / 6))
+  assert (result.cut, result.unparsed, result.unknown) == (1, 1, 1)
+  assert result.finished == pytest.approx(3 / 5)
+  assert result.tokens == pytest.approx(sum(map(len, ["0", "2", "5", "none", "8…", "10?"])) / 6)
+  assert (result.low, result.high) == statistics.wilson(3, 6)
   graded = suite.grade(TASK, QUESTIONS, given("0", "2", "5", "none", "8…", "10?"))
   assert [one.state for one in graded] == ["right", "right", "wrong", "unparsed", "cut", "right"]
   assert scored("0", "2", "5", "none", "8…", "10?", cut="grade").accuracy == pytest.approx(4 / 6)
@@ -45,7 +45,7 @@ def test_a_cut_answer_is_counted_and_not_graded():
     scored("0", "2", "4", "6", "8", "10", cut="no")
 
 
-def test_many_cut_answers_are_told():
+def test_many_cut_answers_are_reported():
   assert suite.warning(scored("0", "2", "4", "6", "8", "10")) == ""
   text = suite.warning(scored("0", "2", "4", "6", "9", "10…"))
   assert text.startswith("cut answers, which count as wrong: 1 of 6 (17%); 66.7% of all are right")
@@ -56,41 +56,43 @@ def test_many_cut_answers_are_told():
 
 def test_thoughts_are_not_graded_and_must_end():
   texts = ("<think>1</think>0", "<think>2", "4", "6", "8", "10")
-  found = scored(*texts, marks=("<think>", "</think>"))
-  assert (found.accuracy, found.cut) == (pytest.approx(5 / 6), 1)
+  result = scored(*texts, marks=("<think>", "</think>"))
+  assert (result.accuracy, result.cut) == (pytest.approx(5 / 6), 1)
 
 
 def test_a_score_by_group_is_the_mean_of_groups():
   questions = [QUESTIONS[0], *QUESTIONS[1::2]]
   texts = dict(zip([one.id for one in questions], ["0", "2", "5", "5"], strict=True))
-  found = {("sums", name, 0): Completion(text, "stop") for name, text in texts.items()}
-  by_group = suite.score(GROUPED, suite.grade(GROUPED, questions, found))
+  completions = {("sums", name, 0): Completion(text, "stop") for name, text in texts.items()}
+  by_group = suite.score(GROUPED, suite.grade(GROUPED, questions, completions))
   assert by_group.accuracy == pytest.approx((1 + 1 / 3) / 2)
   assert by_group.groups == {"a": 1.0, "b": pytest.approx(1 / 3)}
   assert by_group.low < by_group.accuracy < by_group.high
   assert by_group.tokens is None
-  assert suite.score(TASK, suite.grade(TASK, questions, found)).accuracy == pytest.approx(2 / 4)
+  assert suite.score(TASK, suite.grade(TASK, questions, completions)).accuracy == pytest.approx(
+    2 / 4
+  )
 
 
 def test_several_samples_count_by_their_mean():
-  found = given("0", "2", "4", "6", "8", "10") | given("0", "2", "4", "7", "7", "7", sample=1)
-  one = suite.score(TASK, suite.grade(TASK, QUESTIONS, found))
+  completions = given("0", "2", "4", "6", "8", "10") | given("0", "2", "4", "7", "7", "7", sample=1)
+  one = suite.score(TASK, suite.grade(TASK, QUESTIONS, completions))
   assert (one.questions, one.samples, one.accuracy) == (6, 2, pytest.approx(0.75))
   assert one.low < 0.75 < one.high
 
 
 def test_answers_must_be_to_the_questions_asked():
-  found = given("0", "2", "4", "6", "8", "10")
+  completions = given("0", "2", "4", "6", "8", "10")
   with pytest.raises(InputError, match="1 of 6 questions of sums have no answer, the first"):
-    suite.grade(TASK, QUESTIONS, dict(list(found.items())[1:]))
+    suite.grade(TASK, QUESTIONS, dict(list(completions.items())[1:]))
   with pytest.raises(
     InputError, match="1 of 7 answers to sums are to questions that are not asked"
   ):
-    suite.grade(TASK, QUESTIONS, {**found, ("sums", "other", 0): Completion("")})
+    suite.grade(TASK, QUESTIONS, {**completions, ("sums", "other", 0): Completion("")})
   with pytest.raises(InputError, match="1 to 2 answers"):
-    suite.grade(TASK, QUESTIONS, {**found, ("sums", QUESTIONS[0].id, 1): Completion("")})
+    suite.grade(TASK, QUESTIONS, {**completions, ("sums", QUESTIONS[0].id, 1): Completion("")})
   others = {("other", "x", 0): Completion("")}
-  assert len(suite.grade(TASK, QUESTIONS, {**found, **others})) == 6
+  assert len(suite.grade(TASK, QUESTIONS, {**completions, **others})) == 6
 
 
 def test_wilson_and_mcnemar_are_the_textbooks():
@@ -108,25 +110,28 @@ def test_wilson_and_mcnemar_are_the_textbooks():
 def test_the_bootstrap_draws_questions_within_tasks_and_groups():
   rng = np.random.default_rng(1)
   a, b, c = (rng.choice([-1.0, 0.0, 1.0], n, p=[0.1, 0.6, 0.3]) for n in (40, 200, 30))
-  found = statistics.difference([[[a]], [[b], [c]]])  # a column of one task, and one of two
+  difference = statistics.difference([[[a]], [[b], [c]]])  # a column of one task, and one of two
   means = lambda x: x[rng.integers(len(x), size=(4000, len(x)))].mean(1)
   drawn = (means(a) + (means(b) + means(c)) / 2) / 2
-  assert found.mean == pytest.approx((a.mean() + (b.mean() + c.mean()) / 2) / 2)
+  assert difference.mean == pytest.approx((a.mean() + (b.mean() + c.mean()) / 2) / 2)
   low, high = np.quantile(drawn, (0.025, 0.975))
-  assert (found.low, found.high) == (pytest.approx(low, abs=0.01), pytest.approx(high, abs=0.01))
-  assert found == statistics.difference([[[a]], [[b], [c]]])
+  assert (difference.low, difference.high) == (
+    pytest.approx(low, abs=0.01),
+    pytest.approx(high, abs=0.01),
+  )
+  assert difference == statistics.difference([[[a]], [[b], [c]]])
   same = statistics.difference([[[np.zeros(10)]]])
   assert (same.mean, same.low, same.high, same.p) == (0, 0, 0, 1)
 
 
-def test_a_comparison_counts_what_changed_both_ways():
+def test_a_comparison_counts_changes_in_both_directions():
   first = suite.grade(TASK, QUESTIONS, given("0", "2", "4", "7", "7", "7"))
   second = suite.grade(TASK, QUESTIONS, given("0", "2", "5", "6", "8", "10"))
-  found = comparison.compare(TASK, first, second)
-  assert found.lost == [QUESTIONS[2].id]
-  assert found.won == [one.id for one in QUESTIONS[3:]]
-  assert found.difference.mean == pytest.approx(2 / 6)
-  assert found.difference.p == statistics.mcnemar(1, 3)
+  change = comparison.compare(TASK, first, second)
+  assert change.lost == [QUESTIONS[2].id]
+  assert change.won == [one.id for one in QUESTIONS[3:]]
+  assert change.difference.mean == pytest.approx(2 / 6)
+  assert change.difference.p == statistics.mcnemar(1, 3)
   grouped = comparison.compare(GROUPED, first, second)
   assert grouped.difference.mean == pytest.approx(2 / 6) and len(grouped.strata) == 2
   with pytest.raises(InputError, match="answered other questions of sums: 1 the first alone"):
@@ -141,8 +146,8 @@ def test_a_suite_is_compared_once_all_its_tasks_are():
     suite.grade(TASK, QUESTIONS, given("0", "2", "5", "6", "8", "10")),
   )
   changes = dict.fromkeys(columns.tasks(), change)
-  found = comparison.compare_suite(columns, changes)
-  assert found.mean == pytest.approx(2 / 6) and found.low <= found.mean <= found.high
+  average = comparison.compare_suite(columns, changes)
+  assert average.mean == pytest.approx(2 / 6) and average.low <= average.mean <= average.high
   assert comparison.compare_suite(columns, {"humaneval": change}) is None
   one = scored("0", "2", "4", "6", "9", "10")
   assert suite.suite_scores(dict.fromkeys(columns.tasks(), one)) == {"code3": pytest.approx(5 / 6)}

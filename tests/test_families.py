@@ -82,7 +82,7 @@ PARTIAL = {
 
 
 @pytest.mark.parametrize("kind", PARTIAL)
-def test_what_a_config_leaves_out_is_what_transformers_takes(kind):
+def test_missing_config_fields_have_the_defaults_of_transformers(kind):
   """One field after the other, from what transformers writes out in full."""
   full = transformers.AutoConfig.for_model(kind, **PARTIAL[kind]).to_dict()
   assert models.FAMILIES[kind]({"model_type": kind, **PARTIAL[kind]}) == models.FAMILIES[kind](full)
@@ -126,7 +126,7 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(kind):
     ("gemma3", dict(text_config=dict(quantization_config={})), "quantization_config"),
   ],
 )
-def test_what_a_family_has_not_is_refused_by_name(kind, change, message):
+def test_options_that_a_family_lacks_are_refused_by_name(kind, change, message):
   with pytest.raises(InputError, match=message):
     models.from_config({**SIZES, "model_type": kind, **change})
 

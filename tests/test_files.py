@@ -37,8 +37,8 @@ def python(code, *args):
 def killed(code, *args):
   """Runs `code`, which kills itself."""
   process = python(code, *args)
-  _, told = process.communicate(timeout=60)
-  assert process.returncode == -signal.SIGKILL, told
+  _, err = process.communicate(timeout=60)
+  assert process.returncode == -signal.SIGKILL, err
 
 
 def contents(folder):
@@ -139,7 +139,7 @@ def test_a_file_system_without_locks_will_do(tmp_path, monkeypatch, code):
 
 
 @pytest.mark.parametrize(
-  "text, told",
+  "text, message",
   [
     ("{", "a.json is not valid JSON (.*); download it again"),
     ("[1]", "a.json contains a JSON list; expected an object; download it again"),
@@ -147,19 +147,19 @@ def test_a_file_system_without_locks_will_do(tmp_path, monkeypatch, code):
     ("[" * 100_000, "a.json is not valid JSON"),
   ],
 )
-def test_what_is_no_json_object_is_refused(tmp_path, text, told):
+def test_json_that_is_not_an_object_is_refused(tmp_path, text, message):
   (tmp_path / "a.json").write_text(text)
-  with pytest.raises(InputError, match=told):
+  with pytest.raises(InputError, match=message):
     files.read_json(tmp_path / "a.json")
 
 
 def test_one_module_renames_files_and_no_name_has_a_pid():
-  found = {
+  modules = {
     str(path.relative_to(ROOT / "shadowft_jax"))
     for path in (ROOT / "shadowft_jax").rglob("*.py")
     if re.search(r"os\.(replace|rename)\(|getpid|uuid|mkstemp|mkdtemp", path.read_text())
   }
-  assert found == {"files.py"}
+  assert modules == {"files.py"}
   assert not re.search("getpid|uuid|tempfile", (ROOT / "shadowft_jax" / "files.py").read_text())
 
 
@@ -192,16 +192,16 @@ def test_a_folder_appears_when_it_is_complete(tmp_path, key, overwrite):
 
 @pytest.mark.parametrize("key", [None, "key"])
 @pytest.mark.parametrize("error", [OSError("no"), KeyboardInterrupt()])
-def test_only_an_interrupted_folder_with_a_key_is_kept(tmp_path, capsys, key, error):
+def test_only_an_interrupted_folder_with_a_key_is_left_for_resuming(tmp_path, capsys, key, error):
   with pytest.raises(type(error)):
     with files.folder(tmp_path / "out", key=key) as making:
       making.add([1, 2], [])
       raise error
-  kept = key is not None and isinstance(error, KeyboardInterrupt)
-  assert names(tmp_path) == ["out.part"] * kept
-  assert ("the same command resumes from" in capsys.readouterr().err) == kept
+  is_kept = key is not None and isinstance(error, KeyboardInterrupt)
+  assert names(tmp_path) == ["out.part"] * is_kept
+  assert ("the same command resumes from" in capsys.readouterr().err) == is_kept
   with files.folder(tmp_path / "out", key=key) as making:
-    assert making.done == ([1, 2] if kept else [])
+    assert making.done == ([1, 2] if is_kept else [])
 
 
 KILLED = """with files.folder(sys.argv[1], overwrite=True, key=sys.argv[2] or None) as making:
@@ -210,7 +210,7 @@ KILLED = """with files.folder(sys.argv[1], overwrite=True, key=sys.argv[2] or No
   os.kill(os.getpid(), signal.SIGKILL)"""
 
 
-def test_what_a_killed_process_left_without_a_key_is_removed_silently(tmp_path, capsys):
+def test_leftovers_of_a_killed_process_without_a_key_are_removed_silently(tmp_path, capsys):
   killed(KILLED, tmp_path / "out", "")
   assert names(tmp_path) == ["out.part"]
   with files.folder(tmp_path / "out") as making:
@@ -219,7 +219,7 @@ def test_what_a_killed_process_left_without_a_key_is_removed_silently(tmp_path, 
   assert not capsys.readouterr().err
 
 
-def test_what_a_killed_process_left_with_a_key_is_resumed(tmp_path, capsys):
+def test_leftovers_of_a_killed_process_with_a_key_are_resumed(tmp_path, capsys):
   for _ in range(2):
     killed(KILLED, tmp_path / "out", "key")
   with files.folder(tmp_path / "out", key="key") as making:
@@ -385,12 +385,12 @@ def test_an_interrupted_graft_goes_on(many, tmp_path, monkeypatch, capsys, verif
   assert f"from an earlier run of the same command; steps done: {done}" in capsys.readouterr().err
 
 
-def test_what_was_left_by_other_settings_or_inputs_is_told_and_not_used(
+def test_leftovers_of_other_settings_or_inputs_are_reported_and_not_used(
   many, tmp_path, monkeypatch, capsys
 ):
   folder = shutil.copytree(many, tmp_path / "models")
   out, want = tmp_path / "out", contents(many / "whole")
-  told = "is from a run with other inputs or settings"
+  words = "is from a run with other inputs or settings"
   for change in ({"settings": {"alpha": 2}}, {"verify": True}, "input", "no journal"):
     assert leave(out, folder, monkeypatch)
     part = files.part(out)
@@ -402,7 +402,7 @@ def test_what_was_left_by_other_settings_or_inputs_is_told_and_not_used(
     elif change == "no journal":
       (part / files.JOURNAL).unlink()
     graft(out, folder, overwrite=True, **(change if isinstance(change, dict) else {}))
-    assert told in capsys.readouterr().err
+    assert words in capsys.readouterr().err
     got = contents(out)
     assert got[WEIGHTS] == want[WEIGHTS] and got.keys() == want.keys()
     shutil.rmtree(out)
@@ -419,7 +419,7 @@ def test_a_line_that_was_torn_is_done_again(many, tmp_path, monkeypatch):
   assert contents(tmp_path / "out")[WEIGHTS] == contents(many / "whole")[WEIGHTS]
 
 
-def test_what_the_disk_lost_after_a_kill_is_found(many, tmp_path, monkeypatch):
+def test_data_that_the_disk_lost_after_a_kill_is_detected(many, tmp_path, monkeypatch):
   assert leave(tmp_path / "out", many, monkeypatch, verify=True)
   with open(files.part(tmp_path / "out") / WEIGHTS, "r+b") as file:
     file.seek(-COUNT * 2048, os.SEEK_END)
@@ -471,12 +471,12 @@ def test_a_process_that_is_killed_twice_and_started_again_ends_like_one_that_was
     while lines_of(path) < count and process.poll() is None and time.time() < deadline:
       time.sleep(0.0005)
     process.send_signal(signal.SIGKILL)
-    told = process.communicate()[1]
-    assert process.returncode == -signal.SIGKILL and not out.exists(), told
+    err = process.communicate()[1]
+    assert process.returncode == -signal.SIGKILL and not out.exists(), err
     assert lines_of(path) >= count
   process = start(out, many)
-  told = process.communicate(timeout=60)[1]
-  assert process.returncode == 0 and "steps done: " in told
+  err = process.communicate(timeout=60)[1]
+  assert process.returncode == 0 and "steps done: " in err
   process = start(tmp_path / "calm", many)
   assert "steps done: " not in process.communicate(timeout=60)[1]
   got, want = contents(out), contents(tmp_path / "calm")

@@ -35,12 +35,12 @@ def call(text="", **arguments):
   )
 
 
-def said(role, value, **more):
+def reply(role, value, **more):
   return {"from": role, "value": value, **more}
 
 
 MESSAGES = {"messages": [user("hi"), assistant("hello")]}
-SHAREGPT = {"conversations": [said("human", "hi"), said("gpt", "hello")]}
+SHAREGPT = {"conversations": [reply("human", "hi"), reply("gpt", "hello")]}
 PAIR = {"prompt": "q", "chosen": "a", "rejected": "b"}
 
 
@@ -158,9 +158,9 @@ CONVERSATIONS = [
     "sharegpt",
     {
       "conversations": [
-        said("system", "s", weight=None),
-        said("human", "a", weight=0),
-        said("gpt", "b", weight=1),
+        reply("system", "s", weight=None),
+        reply("human", "a", weight=0),
+        reply("gpt", "b", weight=1),
       ]
     },
     [system("s"), user("a"), assistant("b", weight=1)],
@@ -169,10 +169,10 @@ CONVERSATIONS = [
     "sharegpt",
     {
       "conversations": [
-        said("human", "a"),
-        said("function_call", '{"name": "f", "arguments": {"x": 1}}'),
-        said("observation", "o"),
-        said("gpt", "b"),
+        reply("human", "a"),
+        reply("function_call", '{"name": "f", "arguments": {"x": 1}}'),
+        reply("observation", "o"),
+        reply("gpt", "b"),
       ]
     },
     [user("a"), call(x=1), {"role": "tool", "content": "o"}, assistant("b")],
@@ -181,8 +181,8 @@ CONVERSATIONS = [
     "sharegpt",
     {
       "conversations": [
-        said("human", "a"),
-        said("function_call", '[{"name": "f", "arguments": "{}"}]'),
+        reply("human", "a"),
+        reply("function_call", '[{"name": "f", "arguments": "{}"}]'),
       ]
     },
     [user("a"), call()],
@@ -190,7 +190,7 @@ CONVERSATIONS = [
   *[
     (
       "sharegpt",
-      {"conversations": [said("user", "a"), said(role, "b")]},
+      {"conversations": [reply("user", "a"), reply(role, "b")]},
       [user("a"), assistant("b")],
     )
     for role in ("assistant", "chatgpt", "model", "bard", "bing")
@@ -198,7 +198,7 @@ CONVERSATIONS = [
   *[
     (
       "sharegpt",
-      {"conversations": [said(role, "a"), said("gpt", "b")]},
+      {"conversations": [reply(role, "a"), reply("gpt", "b")]},
       [{"role": "tool", "content": "a"}, assistant("b")],
     )
     for role in ("tool", "function", "function_response")
@@ -217,7 +217,7 @@ CONVERSATIONS = [
   ),
   (
     "prompt/completion",
-    {"prompt": [said("human", "q")], "completion": "a"},
+    {"prompt": [reply("human", "q")], "completion": "a"},
     [user("q"), assistant("a")],
   ),
   ("labelled", {**MESSAGES, "label": True}, MESSAGES["messages"]),
@@ -251,9 +251,9 @@ def test_a_row_becomes_messages(name, row, expected):
     ),
     (
       {
-        "conversations": [said("human", "q")],
-        "chosen": said("gpt", "a"),
-        "rejected": said("gpt", "b"),
+        "conversations": [reply("human", "q")],
+        "chosen": reply("gpt", "a"),
+        "rejected": reply("gpt", "b"),
       },
       [user("q"), assistant("a")],
       [user("q"), assistant("b")],
@@ -424,7 +424,7 @@ QUESTION = {"Question": "q", "Response": "a", "Complex_CoT": "c", "answer": "x"}
     ),
   ],
 )
-def test_columns_say_what_the_rows_call_a_key(row, columns, name, expected):
+def test_columns_name_the_keys_of_the_rows(row, columns, name, expected):
   description, rows, _ = convert(row, columns=columns)
   assert (description, rows[0].messages) == (name, expected)
 
@@ -538,17 +538,17 @@ BAD_ROWS = [
   (turn(assistant([{"type": "audio"}])), r"content contains {'type': 'audio'}; expected parts"),
   (turn(assistant([{"type": "text"}])), r"turn 2 of messages: text is missing"),
   (
-    {"conversations": [said("robot", "a")]},
+    {"conversations": [reply("robot", "a")]},
     r"turn 1 of conversations: unknown role 'robot'; expected system, human, user, gpt, ",
   ),
-  ({"conversations": [said("human", "a"), said("gpt", None)]}, r"value is null; expected text"),
+  ({"conversations": [reply("human", "a"), reply("gpt", None)]}, r"value is null; expected text"),
   (
-    {"conversations": [said("human", "a"), {**said("gpt", "b"), "role": "user"}]},
+    {"conversations": [reply("human", "a"), {**reply("gpt", "b"), "role": "user"}]},
     r"turn 2 of conversations mixes two forms",
   ),
-  ({"conversations": [said("human", "a"), said("gpt", "b", score=3)]}, r"(?s)remove:\n  score"),
+  ({"conversations": [reply("human", "a"), reply("gpt", "b", score=3)]}, r"(?s)remove:\n  score"),
   (
-    {"conversations": [said("human", "a"), said("function_call", "f(1)")]},
+    {"conversations": [reply("human", "a"), reply("function_call", "f(1)")]},
     r"value is 'f\(1\)', not valid JSON",
   ),
   ({**MESSAGES, "tools": "f"}, r"row 1: tools is 'f', not valid JSON"),
@@ -639,7 +639,7 @@ GOOD = {
 
 
 @pytest.mark.parametrize("row, match", BAD_ROWS)
-def test_what_is_wrong_with_a_row_is_said_or_the_row_is_left_out(row, match):
+def test_a_bad_row_is_reported_or_left_out(row, match):
   with pytest.raises(InputError, match=match) as caught:
     convert(row)
   assert str(caught.value).startswith("rows.json row 1")
@@ -650,15 +650,15 @@ def test_what_is_wrong_with_a_row_is_said_or_the_row_is_left_out(row, match):
   ):
     convert(row, row, skip=True)
   # Beside good rows: of its own format, or of any where it has none.
-  found = [
+  names = [
     name
     for name, form in FORMATS.items()
     if isinstance(row, dict)
     and form.detect({key: value for key, value in row.items() if value is not None})
   ]
-  good = GOOD[found[0] if len(found) == 1 else "alpaca"]
+  good = GOOD[names[0] if len(names) == 1 else "alpaca"]
   name, rows, errors = convert(row, good, row, skip=True)
-  assert name.split(" (")[0] == (found[0] if len(found) == 1 else "alpaca")
+  assert name.split(" (")[0] == (names[0] if len(names) == 1 else "alpaca")
   assert [r.where for r in rows] == ["rows.json row 2"]
   assert [e.replace("row 3", "row 1") for e in errors] == [str(caught.value)] * 2
 

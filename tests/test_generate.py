@@ -40,12 +40,14 @@ def texts_of(engine, sampling=GREEDY):
 
 
 def test_answers_are_received_as_they_end_and_returned_in_order(engine):
-  told = []
+  received = []
   sampling = Sampling(40, n=2, temperature=1.5)
-  answers = engine.complete(ASKED, sampling, lambda *one: told.append(one))
-  assert sorted((i, j) for i, j, _ in told) == [(i, j) for i in range(5) for j in range(2)]
-  assert all(answers[i][j] == one for i, j, one in told)
-  assert all(one.finish_reason == ("length" if one.tokens == 40 else "stop") for *_, one in told)
+  answers = engine.complete(ASKED, sampling, lambda *one: received.append(one))
+  assert sorted((i, j) for i, j, _ in received) == [(i, j) for i in range(5) for j in range(2)]
+  assert all(answers[i][j] == one for i, j, one in received)
+  assert all(
+    one.finish_reason == ("length" if one.tokens == 40 else "stop") for *_, one in received
+  )
   assert engine.complete([], sampling) == []
 
 
@@ -83,21 +85,21 @@ def test_a_stream_is_the_answer_in_pieces(engine):
   [[whole]] = engine.complete(ASKED[1:2], Sampling(40))
   for stop in ((), (whole.text[20:22], "no such")):
     sampling = Sampling(40, stop=stop)
-    for asked in ASKED[1:3]:
-      *pieces, last = engine.stream(asked, sampling)
+    for question in ASKED[1:3]:
+      *pieces, last = engine.stream(question, sampling)
       assert "".join(pieces) == last.text
-      assert [[last]] == engine.complete([asked], sampling)
+      assert [[last]] == engine.complete([question], sampling)
       assert isinstance(last, Completion) and all(pieces)
-      assert len(pieces) > 1 or stop or asked != ASKED[1]
+      assert len(pieces) > 1 or stop or question != ASKED[1]
 
 
-def test_what_a_later_token_may_change_is_held_back():
+def test_text_that_a_later_token_may_change_is_held_back():
   assert texts.settled("caf\ufffd", ()) == "caf"
   assert texts.settled("one\nQ", ("\nQuestion:",)) == "one"
   assert texts.settled("one\nQ: ", ("\nQuestion:",)) == "one\nQ: "
   assert texts.settled("a###", ("####",)) == "a"
-  found = texts.ended(list("one two three"), ("tw", "thr"), "".join)
-  assert found == texts.Ended("one ", True, 6)
+  end = texts.ended(list("one two three"), ("tw", "thr"), "".join)
+  assert end == texts.Ended("one ", True, 6)
   assert texts.ended(list("one"), ("two",), "".join) == texts.Ended("one", False, 3)
 
 
@@ -112,18 +114,18 @@ def random_delta(kind, folder, seed=0):
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_a_delta_in_memory_answers_as_the_exported_folder(kind, pair, tmp_path):
-  found, scale = random_delta(kind, pair / "instruct")
+  delta, scale = random_delta(kind, pair / "instruct")
   if kind == "lora":
     deltas.save_adapter(
       tmp_path / "delta",
-      found["lora"],
+      delta["lora"],
       rank=4,
       alpha=8.0,
       base_model=pair / "instruct",
       model_type="qwen3",
     )
   else:
-    deltas.save_dense(tmp_path / "delta", found["delta"])
+    deltas.save_dense(tmp_path / "delta", delta["delta"])
   engine = local.load(pair / "instruct", delta=tmp_path / "delta", alpha=0.3)
   instruct, base = (open_model(pair / n) for n in ("instruct", "base"))
   for alpha in (0.3, 1.0):
@@ -156,8 +158,8 @@ def test_a_mesh_gives_the_tokens_of_one_device():
 
   def answers(variables, mesh, sampling):
     options = dict(stop=(263,), sampling=sampling, batch_size=4, mesh=mesh)
-    found = decode.answers(unrolled, variables, keyed, **options)
-    return {one.prompt: one.tokens for one in found}
+    progress = decode.answers(unrolled, variables, keyed, **options)
+    return {one.prompt: one.tokens for one in progress}
 
   mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
   placed = jax.device_put(params, sharding.of(params, mesh))
@@ -169,10 +171,10 @@ def test_a_mesh_gives_the_tokens_of_one_device():
     assert answers(shared, mesh, sampling) == answers(alone, None, sampling)
 
 
-def test_what_is_too_long_is_refused_before_anything_is_answered(engine):
+def test_too_long_prompts_are_refused_before_any_answer(engine):
   engine.limit = 60
   try:
-    longest = max(len(engine.prompt(asked)) for asked in ASKED)
+    longest = max(len(engine.prompt(question)) for question in ASKED)
     room = 60 - longest
     too_long = f"has {longest} tokens and its answer up to {room + 1}, .* made for 60 in all"
     with pytest.raises(InputError, match=too_long):
@@ -187,12 +189,12 @@ def test_what_is_too_long_is_refused_before_anything_is_answered(engine):
 
 def test_the_room_of_an_answer_is_its_prompt_s_own(engine):
   whole = engine.complete(ASKED, Sampling(40))
-  engine.limit = max(len(engine.prompt(asked)) for asked in ASKED) + 3
+  engine.limit = max(len(engine.prompt(question)) for question in ASKED) + 3
   try:
     fitted = engine.complete(ASKED, Sampling(40, fit_context=True))
   finally:
     limit, engine.limit = engine.limit, 512
-  rooms = [limit - len(engine.prompt(asked)) for asked in ASKED]
+  rooms = [limit - len(engine.prompt(question)) for question in ASKED]
   assert len(set(rooms)) > 1 and min(rooms) == 3
   for [full], [one], room in zip(whole, fitted, rooms, strict=True):
     assert one.tokens == min(full.tokens, room) and full.text.startswith(one.text.rstrip("\ufffd"))

@@ -70,17 +70,17 @@ def test_logprobs_of_answers_are_those_of_full_logits(name, monkeypatch):
     best = int(hf(torch.tensor([pairs[0][0]])).logits[0, -1].argmax())
   pairs.append((pairs[0][0], [best]))
   monkeypatch.setattr(likelihood, "CHUNK", 8)  # so that there are several
-  found = likelihood.logprobs(
+  likelihoods = likelihood.logprobs(
     model.clone(unrolled=True), steps.unrolled({"params": params}), pairs, batch_size=2
   )
-  for (prompt, answer), one in zip(pairs, found, strict=True):
+  for (prompt, answer), one in zip(pairs, likelihoods, strict=True):
     with torch.no_grad():
       logits = hf(torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1]
     want = torch.log_softmax(logits, -1)[range(len(answer)), answer].numpy()
     np.testing.assert_allclose(one.tokens, want, atol=1e-4, rtol=1e-4)
     assert one.total == pytest.approx(want.sum(), abs=1e-3)
     assert one.is_greedy == (logits.argmax(-1).tolist() == answer)
-  assert found[-1].is_greedy and not found[1].is_greedy
+  assert likelihoods[-1].is_greedy and not likelihoods[1].is_greedy
 
 
 @pytest.mark.slow
@@ -92,7 +92,7 @@ def test_a_long_answer_outgrows_its_slots():
   keyed = [decode.Prompt(p, sampling.key(0, p, 0)) for p in prompts]
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(decode, "FIRST_RING", 8)
-    found = {
+    answers = {
       one.prompt: one.tokens
       for one in decode.answers(
         model.clone(unrolled=True),
@@ -108,5 +108,5 @@ def test_a_long_answer_outgrows_its_slots():
     }
   for i, prompt in enumerate(prompts):
     want = clear_answer(hf, prompt, 100)
-    assert found[i][: len(want)] == want[: len(found[i])] and len(want) > 20
-  assert 10 < len(found[0]) < 30 and len(found[1]) == len(found[2]) == 100
+    assert answers[i][: len(want)] == want[: len(answers[i])] and len(want) > 20
+  assert 10 < len(answers[0]) < 30 and len(answers[1]) == len(answers[2]) == 100

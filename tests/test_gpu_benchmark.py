@@ -51,7 +51,7 @@ def test_every_section_runs(tmp_path):
   assert len({len(x["losses"]) for x in lines[1:]}) == 1
 
 
-def test_a_backend_that_disagrees_or_fails_is_told_of():
+def test_a_backend_that_disagrees_or_fails_is_reported():
   sys.path.insert(0, str(ROOT / "benchmarks"))
   import gpu
 
@@ -72,8 +72,8 @@ def test_a_backend_that_disagrees_or_fails_is_told_of():
     {"section": "full", "side": "peer", "failed": "out of memory"},
   ]
   assert gpu.best_backend(lines[0]) == "chunked"
-  told = list(gpu.wrong(lines))
-  assert len(told) == 4
+  problems = list(gpu.wrong(lines))
+  assert len(problems) == 4
   for words in ("flash: differs", "cudnn: FAILED", "lora ours: losses", "out of memory"):
-    assert any(words in x for x in told)
+    assert any(words in x for x in problems)
   assert gpu.best_backend({"failed": "no time left"}) == "chunked"

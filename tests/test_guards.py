@@ -64,13 +64,13 @@ def test_a_run_of_one_step_is_warned_of_and_trains(pair, tmp_path, capsys):
   train.show(config.copy_and_resolve_references(), 0)
   previewed = capsys.readouterr().err
   records = train.train(config, tmp_path / "run")
-  said = capsys.readouterr().err
+  err = capsys.readouterr().err
   line = (
     "warning: this run makes only 1 update (40 examples, batch_size 256, epochs 1), too few to "
     "train much; set --config.batch_size=2 (20 updates) or --config.epochs=20\n"
   )
-  assert line in previewed and line in said
-  assert said.index(line) < said.index("parameters frozen")
+  assert line in previewed and line in err
+  assert err.index(line) < err.index("parameters frozen")
   [record] = records  # none is empty
   assert record["lr"] == pytest.approx(config.lr)
   assert not delta.is_zero(deltas.load(tmp_path / "run" / "delta")[0])
@@ -106,7 +106,7 @@ def test_a_delta_is_zero_where_it_adds_nothing(kind):
     guards.check_changed(start, None, presets.sft(), 3, best=1)
 
 
-def test_room_is_asked_for_before_anything_is_trained(pair, tmp_path, monkeypatch):
+def test_disk_space_is_checked_before_training(pair, tmp_path, monkeypatch):
   config = runs.config_of(pair, **{"delta.kind": "full", "delta.match": "all"})
   monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9e9, 0, 1e5))
   monkeypatch.setattr(weights, "load_model", lambda *args, **more: pytest.fail("weights are read"))
@@ -126,12 +126,12 @@ def test_the_room_of_a_run(pair, tmp_path, monkeypatch):
   data = dataset.read(config, config.instruct)
   base = weights.abstract_model(pair / "base")[1]
   size = sum(x.size for x in jax.tree.leaves(base))
-  asked = {}
-  monkeypatch.setattr(files, "check_room", lambda out, nbytes, **more: asked.update(more, n=nbytes))
+  needs = {}
+  monkeypatch.setattr(files, "check_room", lambda out, nbytes, **more: needs.update(more, n=nbytes))
   (tmp_path / "left").write_bytes(bytes(40960))
-  for every, kept in ((4, 3), (0, 1), (6, 2)):  # of 10 steps
+  for every, checkpoints_ in ((4, 3), (0, 1), (6, 2)):  # of 10 steps
     config.eval_every = every
     preflight.check_room(config, data, tmp_path, base, open_model(pair / "instruct"))
     model = (pair / "instruct" / "model.safetensors").stat().st_size
-    assert abs(asked["n"] - (kept * 12 + 4) * size - model) < 100
-  assert asked["already"] >= 40960 and json.dumps(asked["what"])
+    assert abs(needs["n"] - (checkpoints_ * 12 + 4) * size - model) < 100
+  assert needs["already"] >= 40960 and json.dumps(needs["what"])

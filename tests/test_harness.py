@@ -44,12 +44,12 @@ class Oracle:
   def __init__(self, limit=512):
     self.tokenizer, self.limit = tokenizers.load_tokenizer(INSTRUCT), limit
     self.chat_template = tokenizers.ChatTemplate(self.tokenizer)
-    self.identity, self.asked, self.scored = {"model": "oracle"}, [], []
+    self.identity, self.requests, self.scored = {"model": "oracle"}, [], []
     self.template, self.reason = "", "stop"
 
   def complete_tokens(self, prompts, sampling):
     texts = [self.tokenizer.decode(prompt) for prompt in prompts]
-    self.asked += [(text, sampling) for text in texts]
+    self.requests += [(text, sampling) for text in texts]
     return [[self.answer(text, i) for i in range(sampling.n)] for text in texts]
 
   def answer(self, text, sample):
@@ -85,11 +85,11 @@ def folder(tmp_path):
 @pytest.mark.slow
 def test_a_real_model(folder):
   engine = local.load(INSTRUCT)
-  found = harness.run(
+  results = harness.run(
     engine, ["tiny_generate", "tiny_choose", "tiny_roll"], include=folder, limit=2
   )
-  assert found["answers"] == 2
-  row = found["samples"]["tiny_choose"][0]
+  assert results["answers"] == 2
+  row = results["samples"]["tiny_choose"][0]
   prompt = engine.prompt([{"role": "user", "content": "number 0"}])
   ids = engine.tokenizer("fox", add_special_tokens=False).input_ids
   [one] = engine.logprobs([(prompt[:-1], [prompt[-1], *ids])])
@@ -100,12 +100,12 @@ def test_a_real_model(folder):
 def test_tasks_of_all_three_kinds(folder):
   engine = Oracle()
   names = ["tiny_generate", "tiny_choose", "tiny_roll"]
-  found = harness.run(engine, names, include=folder, limit=3)
-  results = found["results"]
+  output = harness.run(engine, names, include=folder, limit=3)
+  results = output["results"]
   assert results["tiny_generate"]["exact_match,none"] == pytest.approx(1 / 3)
-  assert found["n-samples"]["tiny_generate"]["effective"] == 3
-  assert (found["answers"], found["cut"], found["shortened"]) == (3, 0, 0)
-  text, sampling = engine.asked[1]
+  assert output["n-samples"]["tiny_generate"]["effective"] == 3
+  assert (output["answers"], output["cut"], output["shortened"]) == (3, 0, 0)
+  text, sampling = engine.requests[1]
   [message] = [{"role": "user", "content": "number 1"}]
   prompt = engine.tokenizer.apply_chat_template(
     [message], tokenize=False, add_generation_prompt=True
@@ -117,17 +117,17 @@ def test_tasks_of_all_three_kinds(folder):
   right = [row["answer"] == ("fox" if scores[0] > scores[1] else "owl") for row in ROWS[:3]]
   assert results["tiny_choose"]["acc,none"] == pytest.approx(sum(right) / 3)
   assert math.isfinite(results["tiny_roll"]["word_perplexity,none"])
-  head, *rows = harness.table(found).splitlines()
+  head, *rows = harness.table(output).splitlines()
   assert head.split() == ["task", "metric", "value", "standard", "error"]
   assert [row.split()[:3] for row in rows][:1] == [["tiny_generate", "exact_match", "0.3333"]]
-  json.dumps(found["results"])
+  json.dumps(output["results"])
 
 
 def test_examples_are_turns_of_a_chat_or_raw_text(folder):
   for is_chat in (True, False):
     engine = Oracle()
     harness.run(engine, ["tiny_generate"], include=folder, limit=1, shots=1, is_chat=is_chat)
-    [(text, _)] = engine.asked
+    [(text, _)] = engine.requests
     user = engine.tokenizer.apply_chat_template(
       [{"role": "user", "content": "number 0"}], tokenize=False, add_generation_prompt=True
     )
@@ -144,16 +144,16 @@ def test_repeats_are_samples_of_one_prompt():
   engine = Oracle()
   options = {"do_sample": True, "temperature": 0.5, "top_p": 0.9, "until": "Q:"}
   requests = [request("a", **options), request("b", **options), request("a", **options)]
-  found = HarnessModel(engine, max_new=9, seed=4).generate_until(requests)
-  assert found == ["sample 0", "sample 0", "sample 1"]
-  wanted = Sampling(9, ("Q:",), 2, temperature=0.5, top_p=0.9, seed=4)
-  assert engine.asked[0] == ("a", wanted) and engine.asked[1][1].n == 1
+  texts = HarnessModel(engine, max_new=9, seed=4).generate_until(requests)
+  assert texts == ["sample 0", "sample 0", "sample 1"]
+  sampling = Sampling(9, ("Q:",), 2, temperature=0.5, top_p=0.9, seed=4)
+  assert engine.requests[0] == ("a", sampling) and engine.requests[1][1].n == 1
 
 
-def test_sampling_that_is_not_asked_for_is_greedy():
+def test_the_default_is_greedy_decoding():
   engine = Oracle()
   HarnessModel(engine).generate_until([request("a", do_sample=False, temperature=0.7, num_beams=1)])
-  assert engine.asked == [("a", Sampling(256))]
+  assert engine.requests == [("a", Sampling(256))]
   with pytest.raises(InputError, match="a task asks for num_beams=4 in generation"):
     HarnessModel(engine).generate_until([request("a", num_beams=4)])
 
@@ -164,7 +164,7 @@ def test_prompts_that_are_too_long_lose_their_beginning():
   long = "one two three " * 20
   model.generate_until([request(long, max_gen_toks=8)])
   tokens = model.tok_encode(long)
-  assert engine.asked[0][0] == engine.tokenizer.decode(tokens[-12:]) and model.shortened == 1
+  assert engine.requests[0][0] == engine.tokenizer.decode(tokens[-12:]) and model.shortened == 1
   model.loglikelihood([Instance("loglikelihood", {}, (long, " four"), 0)])
   [(prompt, answer)] = engine.scored
   assert len(prompt) + len(answer) == 20
@@ -186,15 +186,15 @@ def test_thoughts_are_no_part_of_an_answer(folder, capsys):
   engine = Oracle()
   engine.template = "…</think>"
   engine.answer = lambda text, i: Completion("<think>so</think>owl", "stop", 3)
-  found = harness.run(engine, ["tiny_generate"], include=folder)
-  assert found["results"]["tiny_generate"]["exact_match,none"] == 0.5 and found["cut"] == 0
+  results = harness.run(engine, ["tiny_generate"], include=folder)
+  assert results["results"]["tiny_generate"]["exact_match,none"] == 0.5 and results["cut"] == 0
   engine.answer = lambda text, i: Completion("<think>so", "length", 3)
-  found = harness.run(engine, ["tiny_generate"], include=folder)
-  assert found["results"]["tiny_generate"]["exact_match,none"] == 0.0 and found["cut"] == 4
+  results = harness.run(engine, ["tiny_generate"], include=folder)
+  assert results["results"]["tiny_generate"]["exact_match,none"] == 0.0 and results["cut"] == 4
   assert "4 of 4 answers were cut" in capsys.readouterr().err
 
 
-def test_bad_input_is_told(folder, monkeypatch):
+def test_bad_input_is_reported(folder, monkeypatch):
   manager = types.SimpleNamespace(all_tasks=["gsm8k", "arc_easy"])
   with pytest.raises(InputError, match="no task named 'gsm9k'; did you mean gsm8k"):
     harness._loaded(manager, ["arc_easy", "gsm9k"])
@@ -231,8 +231,8 @@ hide = lambda name, *more: None if name.split(".")[0] == "torch" else find(name,
 importlib.machinery.PathFinder.find_spec = staticmethod(hide)
 from shadowft_jax.evaluation import harness
 from tests.test_harness import Oracle
-found = harness.run(Oracle(), ["tiny_choose"], include=pathlib.Path({str(folder)!r}))
-print(len(found["samples"]["tiny_choose"]), "torch" in sys.modules)
+results = harness.run(Oracle(), ["tiny_choose"], include=pathlib.Path({str(folder)!r}))
+print(len(results["samples"]["tiny_choose"]), "torch" in sys.modules)
 """
   done = subprocess.run(
     [sys.executable, "-c", code], cwd=commands.ROOT, capture_output=True, text=True

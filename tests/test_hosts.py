@@ -63,11 +63,11 @@ EXPLICIT = {"JAX_COORDINATOR_ADDRESS": "h:1", "JAX_NUM_PROCESSES": "2", "JAX_PRO
   ids=["plain", "one task", "no step", "one process", "one TPU host", "a pod"],
 )
 def test_one_process_starts_nothing(env):
-  assert hosts._found(env) is None
+  assert hosts._arguments(env) is None
 
 
 def test_explicit_variables_come_before_a_scheduler():
-  assert hosts._found({**SLURM, **EXPLICIT}) == {
+  assert hosts._arguments({**SLURM, **EXPLICIT}) == {
     "coordinator_address": "h:1",
     "num_processes": 2,
     "process_id": 1,
@@ -85,15 +85,15 @@ def test_explicit_variables_come_before_a_scheduler():
   ],
 )
 def test_a_slurm_task_gets_the_devices_of_its_node_or_its_own(more, devices):
-  assert hosts._found({**SLURM, **more}) == {
+  assert hosts._arguments({**SLURM, **more}) == {
     "cluster_detection_method": "slurm",
     "local_device_ids": devices,
   }
 
 
 def test_a_tpu_of_several_hosts_is_left_to_jax():
-  assert hosts._found({"TPU_WORKER_HOSTNAMES": "a,b"}) == {}
-  assert hosts._found({"SHADOWFT_CLUSTER": "gcetpu"}) == {"cluster_detection_method": "gcetpu"}
+  assert hosts._arguments({"TPU_WORKER_HOSTNAMES": "a,b"}) == {}
+  assert hosts._arguments({"SHADOWFT_CLUSTER": "gcetpu"}) == {"cluster_detection_method": "gcetpu"}
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_a_tpu_of_several_hosts_is_left_to_jax():
 )
 def test_variables_that_make_no_sense_are_named(env):
   with pytest.raises(InputError, match="JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_"):
-    hosts._found(env)
+    hosts._arguments(env)
 
 
 def read(folder, n):
@@ -118,10 +118,10 @@ def read(folder, n):
 
 def check_sum(folder, count):
   codes = several.wait(several.start(SUM, count, folder), 120)
-  told = [read(folder, n) for n in range(count)]
-  assert codes == [0] * count, told
+  sums = [read(folder, n) for n in range(count)]
+  assert codes == [0] * count, sums
   total = int("1" * count)
-  for n, text in enumerate(told):
+  for n, text in enumerate(sums):
     assert f"process {n} of {count}" in text and f"1 of {count} cpu devices" in text
     assert f"sum {total} {n == 0}\n" in text
     assert "ended early" not in text
@@ -166,7 +166,7 @@ def test_one_that_dies_ends_others_that_are_not_waiting_for_it(tmp_path, dies):
 
 
 @pytest.mark.slow
-def test_processes_that_fail_alike_say_so_and_no_more(tmp_path):
+def test_processes_with_the_same_error_print_only_that_error(tmp_path):
   codes = several.wait(several.start(FAIL, 2, tmp_path, FAILS="leaves", DIES="all"), 60)
   assert codes == [2, 2]
   assert "Check failure" not in read(tmp_path, 0) + read(tmp_path, 1)

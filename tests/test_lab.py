@@ -128,18 +128,18 @@ def test_the_three_parts_are_disjoint(skill):
     for of, count in (("train", 1000), ("development", 200), ("test", 200))
   }
   assert len(set.union(*parts.values())) == 1400
-  for of, found in parts.items():
-    assert {questions.part(question) for question in found} == {of}
+  for of, problems in parts.items():
+    assert {questions.part(question) for question in problems} == {of}
 
 
 def test_pretraining_text_holds_no_held_out_and_no_new_question():
   documents = [*text.documents(3000, seed=3), *text.conversations(1000, seed=3)]
-  asked = [
+  prompts = [
     re.match(r"(?:Question: |<\|im_start\|>user\n)(.*?)(?:<\|im_end\|>)?\n", head).group(1)
     for head, _ in documents
   ]
-  assert {questions.part(question) for question in asked} == {"train"}
-  assert not any(word in q for q in asked for word in ("Merge", "Keep"))
+  assert {questions.part(question) for question in prompts} == {"train"}
+  assert not any(word in q for q in prompts for word in ("Merge", "Keep"))
 
 
 def test_chats_are_those_of_the_template_and_mostly_bare(tok):
@@ -150,12 +150,12 @@ def test_chats_are_those_of_the_template_and_mostly_bare(tok):
   assert text.chat(message["content"]) == tok.apply_chat_template(
     [message], tokenize=False, add_generation_prompt=True
   )
-  for found, share in (
+  for texts, share in (
     (chats, text.CHATS_WORKED),
     ([d for d in documents if d not in chats], text.PLAIN_WORKED),
     (list(text.conversations(1000, seed=3)), 1.0),
   ):
-    worked = [questions.is_worked(t) for h, t in found if re.search("last digit|Turn|Swap|Take", h)]
+    worked = [questions.is_worked(t) for h, t in texts if re.search("last digit|Turn|Swap|Take", h)]
     assert abs(sum(worked) / len(worked) - share) < 0.06
 
 
@@ -211,8 +211,8 @@ def test_saved_tokenizer_opens_and_renders_chat(tok, tmp_path):
 def test_packing_keeps_every_token_once():
   documents = [([i + 1] * (1 + i % 7), [0.5] * (1 + i % 7)) for i in range(60)]
   rows = training.pack(documents, length=16)
-  kept = collections.Counter(rows["token"][rows["segment"] > 0].tolist())
-  assert kept == {tokens[0]: len(tokens) for tokens, _ in documents}
+  packed = collections.Counter(rows["token"][rows["segment"] > 0].tolist())
+  assert packed == {tokens[0]: len(tokens) for tokens, _ in documents}
   assert rows["weight"].sum() == 0.5 * sum(len(tokens) for tokens, _ in documents)
   starts = rows["position"] == 0
   assert starts[rows["segment"] > 0].sum() == len(documents)
@@ -239,7 +239,7 @@ def a_result(**numbers):
 
 
 @pytest.mark.parametrize(
-  "numbers, said",
+  "numbers, words",
   [
     (dict(base_old=0.49), "base, chat, old skills is 0.490, at least 0.5 wanted"),
     (dict(instruct_old=0.94), "instruct, chat, old skills is 0.940, at least 0.95 wanted"),
@@ -248,9 +248,9 @@ def a_result(**numbers):
     (dict(new=0.11), "base, plain, merge is 0.110, at most 0.1 wanted"),
   ],
 )
-def test_a_pair_that_misses_a_requirement_is_told(numbers, said):
+def test_a_pair_that_misses_a_requirement_is_reported(numbers, words):
   assert measure.missed(a_result()) == []
-  assert said in "; ".join(measure.missed(a_result(**numbers)))
+  assert words in "; ".join(measure.missed(a_result(**numbers)))
 
 
 def test_shipped_pair_meets_its_requirements():
@@ -265,14 +265,14 @@ def read(name):
 
 
 @pytest.mark.parametrize("name", ["new_skill", "broad", "broad_worked"])
-def test_shipped_tuning_sets_are_what_the_generator_makes(name, tmp_path):
+def test_the_shipped_tuning_sets_are_those_of_the_generator(name, tmp_path):
   pair.write_data(tmp_path)
   for file in (f"{name}.jsonl", f"{name}_valid.jsonl", "questions.jsonl", "development.jsonl"):
     assert (tmp_path / file).read_text() == (TINY / file).read_text()
   train, valid = read(f"{name}.jsonl"), read(f"{name}_valid.jsonl")
   assert (len(train), len(valid)) == (2048, 200)
-  asked = [row["instruction"] for row in train + valid]
-  assert len(set(asked)) == len(asked) and {*map(questions.part, asked)} == {"train"}
+  prompts = [row["instruction"] for row in train + valid]
+  assert len(set(prompts)) == len(prompts) and {*map(questions.part, prompts)} == {"train"}
 
 
 def test_broad_sets_differ_in_their_working_alone():
@@ -288,7 +288,7 @@ def test_broad_sets_differ_in_their_working_alone():
 
 def test_shipped_questions_are_of_their_parts():
   for file, part in (("questions.jsonl", "test"), ("development.jsonl", "development")):
-    asked = read(file)
-    assert len(asked) == 75 * len(questions.OLD_SKILLS) + 150 * len(questions.NEW_SKILLS)
-    assert len({q["question"] for q in asked}) == len(asked)
-    assert {questions.part(q["question"]) for q in asked} == {part}
+    rows = read(file)
+    assert len(rows) == 75 * len(questions.OLD_SKILLS) + 150 * len(questions.NEW_SKILLS)
+    assert len({q["question"] for q in rows}) == len(rows)
+    assert {questions.part(q["question"]) for q in rows} == {part}

@@ -58,7 +58,7 @@ def fakes(tmp_path, monkeypatch):
   return put
 
 
-def told(tmp_path):
+def environment_of(tmp_path):
   return [json.loads(line) for line in (tmp_path / "told").read_text().splitlines()]
 
 
@@ -100,7 +100,7 @@ def test_slurm_passes_arguments_and_requeues_what_sigterm_ended(
   fakes("scontrol", logged(tmp_path))
   env = {**os.environ, "SLURM_JOB_ID": "7", "STATUS": str(status)}
   assert subprocess.run(["bash", LAUNCH / "slurm.sh", *ARGS], env=env).returncode == status
-  assert told(tmp_path)[0][0] == ["-m", "shadowft_jax.train", *ARGS]
+  assert environment_of(tmp_path)[0][0] == ["-m", "shadowft_jax.train", *ARGS]
   assert (tmp_path / "log").exists() == requeued
   if requeued:
     assert (tmp_path / "log").read_text() == "scontrol requeue 7\n"
@@ -144,14 +144,14 @@ def test_tpu_vm_starts_the_command_on_every_worker(fakes, tmp_path, args):
     "FAR": str(tmp_path / "far"),
   }
   subprocess.run(["bash", LAUNCH / "tpu_vm.sh", *args], env=env, check=True)
-  for got, folder, variables in told(tmp_path):
+  for got, folder, variables in environment_of(tmp_path):
     assert got == ["-m", "shadowft_jax.train", *args]
     assert folder == str(tmp_path / "far" / "a folder")
     assert hosts._found(variables) == {"cluster_detection_method": "gcetpu"}
-  assert len(told(tmp_path)) == 2
+  assert len(environment_of(tmp_path)) == 2
 
 
-def test_tpu_vm_gives_back_the_exit_code_and_names_what_is_not_set(fakes, tmp_path):
+def test_tpu_vm_returns_the_exit_code_and_names_missing_variables(fakes, tmp_path):
   fakes("gcloud", "#!/bin/bash\nexit 3")
   env = {**os.environ, "TPU": "t", "ZONE": "z"}
   assert subprocess.run(["bash", LAUNCH / "tpu_vm.sh"], env=env).returncode == 3
@@ -185,9 +185,9 @@ def test_the_jobset_agrees_with_itself():
   pod = batch["template"]["spec"]
   [container] = pod["containers"]
   env = {e["name"]: e.get("value", "0") for e in container["env"]}
-  found = hosts._found(env)
-  assert found["num_processes"] == batch["parallelism"] == batch["completions"]
-  host, port = found["coordinator_address"].split(":")
+  arguments = hosts._found(env)
+  assert arguments["num_processes"] == batch["parallelism"] == batch["completions"]
+  host, port = arguments["coordinator_address"].split(":")
   assert host == f"{jobset['metadata']['name']}-{job['name']}-0-0.{spec['network']['subdomain']}"
   assert port.isdigit()
   assert container["command"] == ["python", "-m", "shadowft_jax.train"]
@@ -211,11 +211,11 @@ def test_sky_tells_each_node_who_it_is(fakes, tmp_path, rank):
     "ARGS": "--config c.py --workdir '/shared/two words'",
   }
   subprocess.run(["bash", "-c", task["run"]], env=env, check=True)
-  [[args, _, variables]] = told(tmp_path)
+  [[args, _, variables]] = environment_of(tmp_path)
   assert args == ["-m", "shadowft_jax.train", "--config", "c.py", "--workdir", "/shared/two words"]
-  found = hosts._found(variables)
-  assert found["process_id"] == rank and found["num_processes"] == 2
-  assert re.fullmatch(r"10\.0\.0\.1:\d+", found["coordinator_address"])
+  arguments = hosts._found(variables)
+  assert arguments["process_id"] == rank and arguments["num_processes"] == 2
+  assert re.fullmatch(r"10\.0\.0\.1:\d+", arguments["coordinator_address"])
 
 
 TABLE1 = (LAUNCH / "table1.txt").read_text().splitlines()
@@ -247,7 +247,7 @@ def test_the_array_of_table_1_runs_each_row_in_a_folder_of_its_own(fakes, tmp_pa
   subprocess.run(
     ["sbatch", script, "/shared/my runs", *rest], env=env, cwd=LAUNCH.parent, check=True
   )
-  assert [args for args, *_ in told(tmp_path)] == [
+  assert [args for args, *_ in environment_of(tmp_path)] == [
     ["-m", "shadowft_jax.train", "--config", f"paper/table1:{row}"]
     + ["--workdir", f"/shared/my runs/{row.replace(',', '_')}", *rest]
     for row in TABLE1
@@ -276,7 +276,7 @@ def test_sky_gets_a_job_for_each_row_of_table_1(fakes, tmp_path):
   rest = ["--config.data.train=/shared/two words.parquet"]
   env = {**os.environ, "BUCKET": "b"}
   subprocess.run(["bash", script, *rest], env=env, cwd=LAUNCH.parent, check=True)
-  for row, (args, *_) in zip(TABLE1, told(tmp_path), strict=True):
+  for row, (args, *_) in zip(TABLE1, environment_of(tmp_path), strict=True):
     assert args[:2] == ["jobs", "launch"] and args[-1] == "launch/sky.yaml"
     assert re.fullmatch(r"[a-z][a-z0-9-]*", args[args.index("--name") + 1])
     [words] = [a.removeprefix("ARGS=") for a in args if a.startswith("ARGS=")]

@@ -84,7 +84,7 @@ def test_grafting_the_difference_onto_the_base_gives_the_tuned_model():
   assert_bits_equal(shadow, tuned)
 
 
-def test_the_graft_stays_where_the_instruct_lies_and_takes_its_buffers_if_asked():
+def test_the_graft_has_the_sharding_of_the_instruct_and_can_donate_its_buffers():
   model, base, tuned, instruct = setup()
   mesh = sharding.make_mesh(dict(fsdp=4, tensor=2))
   placed = sharding.of(instruct, mesh)
@@ -359,7 +359,7 @@ def test_the_mean_over_ranks_is_the_mean_of_their_token_means():
   assert abs(float(got[0]) - float(token_mean[0])) > 1e-4 * abs(float(got[0]))
 
 
-def test_a_label_stands_in_for_the_token_that_is_predicted():
+def test_a_label_replaces_the_predicted_token():
   model, base, _, _ = setup()
   [example] = examples(1)
   label = example.token.copy()

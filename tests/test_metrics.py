@@ -16,8 +16,10 @@ def printed(tmp_path, capsys, steps, eval_every, first=0):
         log.write(step, valid_loss=2.0)
       log.report(step)
   text = capsys.readouterr().err
-  found = re.findall(r"^step (\S+) of \S+: loss 1.0000(, validation 2.0000)?, lr 1e-3", text, re.M)
-  return [(int(step.replace(",", "")), bool(told)) for step, told in found]
+  matches = re.findall(
+    r"^step (\S+) of \S+: loss 1.0000(, validation 2.0000)?, lr 1e-3", text, re.M
+  )
+  return [(int(step.replace(",", "")), bool(validation)) for step, validation in matches]
 
 
 def test_lines_are_at_validations_where_there_are_enough(tmp_path, capsys):

@@ -174,12 +174,12 @@ def test_the_number_of_experts_is_read_in_both_spellings():
     (dict(use_sliding_window=True), "use_sliding_window is True"),
   ],
 )
-def test_what_is_not_ported_is_refused_by_name(change, message):
+def test_unsupported_options_are_refused_by_name(change, message):
   with pytest.raises(InputError, match=message):
     models.from_config({**pico.CONFIGS["qwen3_moe"], **change})
 
 
-def test_every_expert_is_used_and_learns():
+def test_every_expert_is_used_and_trained():
   """So that agreement with transformers says something about each."""
   _, model, params = both("qwen3_moe")
   token_BT = jnp.array(np.random.default_rng(0).integers(0, 96, (2, 40)))  # of test_parity.py
@@ -291,7 +291,7 @@ def test_generation_with_a_cache_agrees_with_transformers():
 # Names and files.
 
 
-def test_a_leaf_stands_for_a_tensor_a_layer_and_expert():
+def test_a_leaf_holds_one_tensor_per_layer_and_expert():
   params = models.abstract_params(models.from_config(pico.CONFIGS["qwen3_moe"]))
   named = tree.names({**params, **random_adapter(params, WITH_ROUTER)})
   tensors = list(names.tensors(named))
@@ -460,10 +460,10 @@ def test_peft_serves_the_adapter_that_we_wrote(made, match, tmp_path):
     tmp_path / "delta", adapter["lora"], rank=2, alpha=1.0, base_model=made["apart"]
   )
   with safe_open(tmp_path / "delta" / "adapter_model.safetensors", "np") as file:
-    found = file.get_slice(
+    shape = file.get_slice(
       "base_model.model.model.layers.0.mlp.experts.3.gate_proj.lora_A.weight"
     ).get_shape()
-  assert found == [2, 32]
+  assert shape == [2, 32]
   back, scale = deltas.load(tmp_path / "delta")
   assert scale == 0.5
   jax.tree.map(np.testing.assert_array_equal, back, adapter)

@@ -88,8 +88,8 @@ def test_each_source_is_passed_as_often_as_its_weight_says(weights):
 
 def test_sources_of_one_weight_are_chosen_from_apart():
   # Of the two together it would not be as many from each, nor would it from the same draws.
-  found = sorted(passed(make_plan(LENGTHS[:100], sources=[(50, 0.5), (50, 0.5)], epochs=1)))
-  first, second = [i for i in found if i < 50], [i - 50 for i in found if i >= 50]
+  counts = sorted(passed(make_plan(LENGTHS[:100], sources=[(50, 0.5), (50, 0.5)], epochs=1)))
+  first, second = [i for i in counts if i < 50], [i - 50 for i in counts if i >= 50]
   assert len(first) == len(second) == 25 and first != second
 
 
@@ -121,8 +121,8 @@ def test_a_plan_depends_on_its_arguments_alone():
 def test_another_process_plans_the_same():
   shape = dict(batch_size=16, epochs=3, row_length=64, seed=42, sources=[(60, 1.5), (43, 0.3)])
   code = f"from shadowft_jax.data import packing; print(packing.plan({LENGTHS}, **{shape}))"
-  found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-  assert found.stdout.strip() == str(packing.plan(LENGTHS, **shape))
+  result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+  assert result.stdout.strip() == str(packing.plan(LENGTHS, **shape))
 
 
 def test_the_order_is_the_one_recorded():
@@ -204,7 +204,7 @@ def test_labels_and_weights_stand_where_their_tokens_do():
       np.testing.assert_array_equal(batch[key], value)
 
 
-def test_a_reference_stands_where_the_first_token_of_its_answer_is_predicted():
+def test_a_reference_is_stored_at_the_position_that_predicts_its_first_token():
   alone = Example(np.arange(1, 5, dtype=np.int32), np.array([0, 1, 1, 1], np.int32))
   pair = Example(
     np.arange(1, 9, dtype=np.int32), np.array([0, 0, 1, 1, 0, 1, 1, 1], np.int32), second=4
@@ -225,7 +225,7 @@ def test_a_reference_stands_where_the_first_token_of_its_answer_is_predicted():
 
 
 @pytest.mark.parametrize("rows", [1, 3, 100])
-def test_microbatches_cover_a_step_whatever_their_size(rows):
+def test_microbatches_of_any_size_cover_a_step(rows):
   examples, (step, *_) = make_examples(), make_plan()
   batches = list(packing.microbatches(step, examples, row_length=64, rows=rows))
   assert len(batches) == math.ceil(len(step.rows) / rows)
@@ -237,20 +237,20 @@ def test_microbatches_cover_a_step_whatever_their_size(rows):
 
 def contents(batches):
   """How often each example is in batches, as (tokens, answers, positions, weight)."""
-  found = collections.Counter()
+  counts = collections.Counter()
   for b in batches:
     for r in range(len(b["segment"])):
       for segment in range(1, b["segment"][r].max() + 1):
         at = b["segment"][r] == segment
-        found[*(tuple(b[k][r, at].tolist()) for k in sorted(b.keys() - {"segment"}))] += 1
-  return found
+        counts[*(tuple(b[k][r, at].tolist()) for k in sorted(b.keys() - {"segment"}))] += 1
+  return counts
 
 
 @pytest.mark.parametrize("row_length, rows", [(64, 1), (300, 2), (1024, 4)])
 def test_both_layouts_carry_the_same(row_length, rows):
   lengths = np.clip(np.random.default_rng(5).lognormal(4, 1, 90), 2, row_length).astype(int)
   examples = make_examples(lengths.tolist())
-  found = []
+  contents_ = []
   for layout in ("packed", "bucketed"):
     shape = dict(row_length=row_length, layout=layout)
     for step in make_plan(lengths, batch_size=40, epochs=1, sources=[(90, 1.5)], **shape):
@@ -258,12 +258,12 @@ def test_both_layouts_carry_the_same(row_length, rows):
       batches = list(
         packing.microbatches(step, examples, rows=rows, weight=weight, labelled=True, **shape)
       )
-      found.append(contents(batches))
+      contents_.append(contents(batches))
       assert [b["token"].shape for b in batches] == packing.shapes(
         step, lengths, rows=rows, **shape
       )
-  packed, bucketed = found[: len(found) // 2], found[len(found) // 2 :]
-  assert packed == bucketed and sum(sum(f.values()) for f in found) == 2 * 135
+  packed, bucketed = contents_[: len(contents_) // 2], contents_[len(contents_) // 2 :]
+  assert packed == bucketed and sum(sum(f.values()) for f in contents_) == 2 * 135
 
 
 @pytest.mark.parametrize(
@@ -341,7 +341,7 @@ def test_weights_make_the_mean_one_over_the_means_of_ranks(count, ranks, at_a_ti
   np.testing.assert_allclose(got, want, rtol=1e-12)
 
 
-def test_a_rank_that_learns_nothing_has_no_part_in_the_mean():
+def test_a_rank_without_trained_tokens_is_not_in_the_mean():
   examples = make_examples([4, 4])
   nothing, all_ = np.array([1, 0, 0, 0]), np.ones(4, int)
   examples = [
@@ -403,7 +403,7 @@ def test_split_depends_on_its_seed_alone():
     ),
   ],
 )
-def test_what_does_not_fit_is_refused(call, match):
+def test_a_delta_that_does_not_fit_is_refused(call, match):
   with pytest.raises(InputError, match=match):
     call()
 

@@ -46,8 +46,8 @@ def pair(made, tmp_path):
 
 def edit(path, **fields):
   """Sets fields of a JSON file, new or old; None removes one."""
-  found = json.loads(path.read_text()) if path.exists() else {}
-  path.write_text(json.dumps({n: v for n, v in {**found, **fields}.items() if v is not None}))
+  fields_ = json.loads(path.read_text()) if path.exists() else {}
+  path.write_text(json.dumps({n: v for n, v in {**fields_, **fields}.items() if v is not None}))
 
 
 def edit_config(folder, **fields):
@@ -57,8 +57,8 @@ def edit_config(folder, **fields):
 def edit_tensors(folder, change):
   """Replaces the weights by change(name, array) -> (name, array), or None to drop it."""
   file = folder / "model.safetensors"
-  kept = filter(None, [change(n, x) for n, x in load_file(file).items()])
-  save_file({n: np.ascontiguousarray(x) for n, x in kept}, file)
+  tensors = filter(None, [change(n, x) for n, x in load_file(file).items()])
+  save_file({n: np.ascontiguousarray(x) for n, x in tensors}, file)
 
 
 def edit_tokenizer(folder, change):
@@ -70,8 +70,8 @@ def edit_tokenizer(folder, change):
 
 def new(before, base, instruct):
   """The findings that were not there `before`, as "level: text"."""
-  found = {f"{f.level}: {f.text}" for f in check.check(base, instruct)}
-  return sorted(found - {f"{f.level}: {f.text}" for f in before})
+  lines = {f"{f.level}: {f.text}" for f in check.check(base, instruct)}
+  return sorted(lines - {f"{f.level}: {f.text}" for f in before})
 
 
 def heads(findings):
@@ -93,9 +93,9 @@ def test_a_clean_pair_has_notes_alone(pair):
 
 
 def test_the_pair_that_is_shipped_has_notes_alone():
-  found = check.check(TINY / "base", TINY / "instruct")
-  assert [f.level for f in found] == ["note"] * 4
-  assert [re.match(r"[\w' ]+", f.text)[0] for f in found] == [
+  findings = check.check(TINY / "base", TINY / "instruct")
+  assert [f.level for f in findings] == ["note"] * 4
+  assert [re.match(r"[\w' ]+", f.text)[0] for f in findings] == [
     "tied embeddings in both",
     "the vocabulary is the same ",
     "special tokens differ",
@@ -107,19 +107,19 @@ def test_the_pair_that_is_shipped_has_notes_alone():
 
 
 def test_two_families_are_an_error(made):
-  found = check.check(made["llama3_tied"] / "base", made["qwen3"] / "instruct")
-  assert found[0] == (
+  results = check.check(made["llama3_tied"] / "base", made["qwen3"] / "instruct")
+  assert results[0] == (
     "error",
     "different model families: Base llama, Instruct qwen3; a delta cannot be transferred between "
     "families; give the Base from which the Instruct was made",
   )
   with pytest.raises(InputError, match="different model families(.|\n)*num_hidden_layers"):
-    findings.raise_errors(found)
+    findings.raise_errors(results)
 
 
 def test_one_folder_twice_is_warned_of(made):
-  found = check.check(made["qwen3"] / "base", made["qwen3"] / "base")
-  (got,) = [f.text for f in found if f.level == "warning"]
+  findings = check.check(made["qwen3"] / "base", made["qwen3"] / "base")
+  (got,) = [f.text for f in findings if f.level == "warning"]
   assert got.startswith("Base and Instruct are the same folder, ")
 
 
@@ -138,7 +138,7 @@ def test_one_model_is_not_trained_as_its_own_base(pair, made):
   assert not [w for w in open_pair(config).warnings if "same" in w]
 
 
-def test_all_sizes_that_differ_are_told_at_once(pair):
+def test_all_differing_sizes_are_reported_at_once(pair):
   base, instruct = pair()
   before = check.check(base, instruct)
   edit_config(
@@ -354,7 +354,7 @@ def test_vision_that_differs_is_a_warning(pair):
     ),
   ],
 )
-def test_fields_that_change_what_is_computed(pair, side, fields, want):
+def test_fields_that_change_the_computation(pair, side, fields, want):
   base, instruct = pair()
   before = check.check(base, instruct)
   edit_config({"base": base, "instruct": instruct}[side], **fields)
@@ -562,7 +562,7 @@ def test_a_base_that_stops_at_the_end_of_a_turn_looks_swapped(pair, file, field,
 
 
 @pytest.mark.parametrize("place", ["tokenizer_config.json", "chat_template.json"])
-def test_a_template_is_found_wherever_it_is_kept(pair, place):
+def test_a_template_is_found_in_every_file_that_may_hold_it(pair, place):
   base, instruct = pair()
   before = check.check(base, instruct)
   template = (instruct / "chat_template.jinja").read_text()
@@ -580,7 +580,7 @@ def test_a_template_is_found_wherever_it_is_kept(pair, place):
 @pytest.mark.parametrize(
   "table, kind", [("model.embed_tokens.weight", "embedding"), ("lm_head.weight", "head")]
 )
-def test_rows_that_were_never_trained_are_warned_of(pair, table, kind):
+def test_untrained_embedding_rows_give_a_warning(pair, table, kind):
   base, instruct = pair()
   before = check.check(base, instruct)
 
@@ -648,15 +648,15 @@ def test_of_long_tables_only_some_rows_are_read(pair, monkeypatch):
     return rows(tensor, start, stop)
 
   monkeypatch.setattr(safetensors, "rows", counted)
-  found = check.check(base, instruct)
-  assert {f.level for f in found} == {"note"}
+  findings = check.check(base, instruct)
+  assert {f.level for f in findings} == {"note"}
   assert set(read) == {1} and len(read) <= 2 * vocabulary.SAMPLE + 2
 
 
 # The report, and checkpoints that no model is built from.
 
 
-def test_the_report_counts_and_orders_by_gravity(pair):
+def test_the_report_counts_findings_and_lists_errors_first(pair):
   base, instruct = pair()
   edit_config(base, rms_norm_eps=1e-5, head_dim=8)
   lines = findings.report(check.check(base, instruct)).split("\n")
@@ -699,9 +699,9 @@ def test_models_of_remote_code_are_compared_like_others(tmp_path):
       chat_template="[UNUSED]" if side == "chat" else None,
       added_tokens_decoder={"8": {"content": "[UNUSED]"}},
     )
-  found = check.check(tmp_path / "base", tmp_path / "chat")
-  assert [f.level for f in found] == ["note"] * 4
-  assert [f.text[:14] for f in found] == [
+  results = check.check(tmp_path / "base", tmp_path / "chat")
+  assert [f.level for f in results] == ["note"] * 4
+  assert [f.text[:14] for f in results] == [
     "graft and simi",
     "the vocabulary",
     "the chat token",
@@ -724,7 +724,7 @@ KNOWN = {
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_released_pairs_differ_in_what_is_known(name, tmp_path, monkeypatch):
+def test_released_pairs_differ_in_their_known_findings(name, tmp_path, monkeypatch):
   tensors = {}
   for i, side in enumerate(("base", "instruct")):
     folder = tmp_path / side
@@ -736,10 +736,10 @@ def test_released_pairs_differ_in_what_is_known(name, tmp_path, monkeypatch):
       n: safetensors.Tensor(None, "BF16", s, 0, 0) for n, s in theirs(name, i).items()
     }
   monkeypatch.setattr(safetensors, "find", tensors.__getitem__)
-  found = check.check(tmp_path / "base", tmp_path / "instruct")
-  text = "\n".join(f"{f.level}: {f.text}" for f in found)
+  findings = check.check(tmp_path / "base", tmp_path / "instruct")
+  text = "\n".join(f"{f.level}: {f.text}" for f in findings)
   assert "error:" not in text
-  assert [re.split("[:;]", f.text)[0] for f in found if f.level == "warning"] == sorted(
+  assert [re.split("[:;]", f.text)[0] for f in findings if f.level == "warning"] == sorted(
     KNOWN.get(name, []), key=lambda t: t.startswith("image")
   )
   for word in ("rms_norm_eps", "rope_theta", "image"):

@@ -147,8 +147,8 @@ def test_training_a_family_of_remote_code_is_refused(tmp_path):
   ],
 )
 def test_projections_are_the_papers_scope(name, inside, outside):
-  found = {n for n in (*inside, *outside) if names.in_scope(n)}
-  assert found == set(inside)
+  in_scope = {n for n in (*inside, *outside) if names.in_scope(n)}
+  assert in_scope == set(inside)
 
 
 @pytest.fixture
@@ -178,7 +178,7 @@ def test_a_folder_is_itself_and_an_id_its_snapshot(cache, tmp_path):
   assert hub.locate(tmp_path) == tmp_path
 
 
-def test_what_is_not_on_disk_says_how_to_download_it(cache, tmp_path):
+def test_a_model_that_is_not_on_disk_comes_with_a_download_command(cache, tmp_path):
   with pytest.raises(InputError, match=r"run `hf download Qwen/Qwen3-8B` .*hf auth login"):
     hub.locate("Qwen/Qwen3-8B")
   (tmp_path / "runs" / "base").mkdir(parents=True)
@@ -201,7 +201,7 @@ def test_an_id_with_pickles_only_is_refused_with_both_commands(cache):
     hub.locate("baichuan-inc/Baichuan2-7B-Base")
 
 
-def test_a_download_leaves_out_twins_of_the_weights(tmp_path, monkeypatch):
+def test_a_download_leaves_out_other_copies_of_the_weights(tmp_path, monkeypatch):
   files = [
     "config.json",
     "model-00001-of-00002.safetensors",
@@ -228,8 +228,8 @@ def test_a_download_leaves_out_twins_of_the_weights(tmp_path, monkeypatch):
 
   monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
   monkeypatch.chdir(tmp_path)
-  found = hub.locate("mistralai/Mistral-7B-v0.1")
-  assert sorted(p.name for p in found.iterdir()) == sorted(files)
+  snapshot = hub.locate("mistralai/Mistral-7B-v0.1")
+  assert sorted(p.name for p in snapshot.iterdir()) == sorted(files)
 
 
 NORM = "model.norm.weight"
@@ -340,7 +340,7 @@ def test_a_checkpoint_of_zero_is_named_and_its_script_called(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "file, told",
+  "file, words",
   [
     (
       "consolidated.00.pth",
@@ -358,9 +358,9 @@ def test_a_checkpoint_of_zero_is_named_and_its_script_called(tmp_path):
     ("tf_model.h5", "only TensorFlow weights"),
   ],
 )
-def test_weights_in_other_forms_are_named(tmp_path, file, told):
+def test_weights_in_other_forms_are_named(tmp_path, file, words):
   (tmp_path / file).touch()
-  with pytest.raises(InputError, match=told):
+  with pytest.raises(InputError, match=words):
     open_model(tmp_path)
 
 
@@ -385,9 +385,9 @@ def test_names_of_wrappers_are_refused_and_the_command_takes_them_out(tmp_path, 
   option, module, folder = commands.words(str(error.value)[str(error.value).index("python -m") :])
   assert (option, module) == ("-m", unwrap.__name__)
   unwrap.unwrap(folder)
-  found = open_model(tmp_path)
-  assert found.names.keys() >= {"lm_head.weight"} and not re.search(
-    "wrapped|module|mod[.]", str(found.names)
+  model = open_model(tmp_path)
+  assert model.names.keys() >= {"lm_head.weight"} and not re.search(
+    "wrapped|module|mod[.]", str(model.names)
   )
   got = safetensors.torch.load_file(tmp_path / "model-1.safetensors")
   assert [x.tolist() for n, x in got.items() if "norm" in n] == [[0, 1, 2, 3]]
@@ -401,7 +401,7 @@ def test_names_that_would_come_twice_stay(tmp_path):
   assert safetensors.torch.load_file(tmp_path / "model.safetensors").keys() == state.keys()
 
 
-def test_a_config_is_filled_from_its_pair_and_keeps_what_is_set():
+def test_a_pair_fills_only_the_empty_fields_of_a_config():
   config = presets.sft()
   registry.resolve(config)
   assert (config.base, config.instruct, config.data.template) == ("", "", "")

@@ -135,7 +135,7 @@ def test_text_and_borders_are_the_papers(tokenizer_of, name, turns, system):
 
 @pytest.mark.parametrize("turns", TALKS, ids=["one", "three"])
 @pytest.mark.parametrize("system", [None, "Be {brief}."])
-def test_falcon_learns_its_end_token_in_place_of_the_next_question(tokenizer_of, turns, system):
+def test_falcon_is_trained_on_its_end_token_instead_of_the_next_turn(tokenizer_of, turns, system):
   tokenizer = tokenizer_of("falcon")
   example = encode(turns, "falcon", tokenizer, system=system)
   eos, first = tokenizer.eos_token_id, tokenizer("User", add_special_tokens=False).input_ids[0]
@@ -149,8 +149,8 @@ def test_falcon_learns_its_end_token_in_place_of_the_next_question(tokenizer_of,
   bare = chat.Example(example.token, plain, 0)
   assert pieces(bare, tokenizer) == framed("falcon", turns, system, eos="<|im_end|>")
   # What is to be said, in order: each answer, and the end token after it.
-  said = text_of(example.label[example.answer == 1], tokenizer)
-  assert said == "".join(f"{a}\n<|im_end|>" for _, a in turns)
+  labels = text_of(example.label[example.answer == 1], tokenizer)
+  assert labels == "".join(f"{a}\n<|im_end|>" for _, a in turns)
 
 
 def test_texts_that_are_tokenised_apart_share_no_token():
@@ -231,22 +231,22 @@ def test_a_cut_keeps_the_answer_where_it_can():
     (9, 9, 0): (0, 0),
     (710, 290, 100): (72, 28),  # 100 * (290 / 1000) is 28.999... in floats
   }
-  assert {case: paper.kept(*case) for case in golden} == golden
+  assert {case: paper.fitting_sizes(*case) for case in golden} == golden
 
 
-def test_what_is_kept_never_exceeds_the_room():
+def test_truncated_turns_fit_the_room():
   random = np.random.default_rng(0)
   for source, target, room in random.integers(1, 60, (3000, 3)).tolist():
-    asked, said = paper.kept(source, target, room)
-    assert 0 <= said <= target and 1 <= asked <= source
+    prompt_size, answer_size = paper.fitting_sizes(source, target, room)
+    assert 0 <= answer_size <= target and 1 <= prompt_size <= source
     # Nothing is cut that fits, and no room is left where something is cut.
-    assert asked + said == min(room, source + target)
+    assert prompt_size + answer_size == min(room, source + target)
     if 2 * target < room:
-      assert said == target
+      assert answer_size == target
     elif 2 * source < room:
-      assert asked == source
+      assert prompt_size == source
     elif source + target > room:
-      assert abs(said - room * target / (source + target)) < 1 + 1e-9
+      assert abs(answer_size - room * target / (source + target)) < 1 + 1e-9
 
 
 @pytest.mark.parametrize("name", ["llama3", "falcon", "qwen3", "gemma"])
@@ -266,10 +266,10 @@ def test_any_length_cuts_the_same_conversation(tokenizer_of, name):
     assert len(example.token) == min(max_length, len(whole.token))
     want, trained, room = [], 0, max_length - eos
     for source, target in zip(parts[::2], parts[1::2], strict=True):
-      asked, said = paper.kept(len(source), len(target), room)
-      room -= asked + said
-      trained += said
-      want += [*source[:asked], *target[:said]]
+      prompt_size, answer_size = paper.fitting_sizes(len(source), len(target), room)
+      room -= prompt_size + answer_size
+      trained += answer_size
+      want += [*source[:prompt_size], *target[:answer_size]]
     assert example.token.tolist() == want + [tokenizer.eos_token_id] * eos
     assert example.cut == sum(map(len, parts[1::2])) - trained
     ends = 0 if example.label is None else int((example.label != example.token).sum())
@@ -280,9 +280,9 @@ def test_a_cut_turn_loses_its_end(tokenizer_of):
   tokenizer = tokenizer_of("llama3")
   turns = [("q", "abcdefghijklmnopqrstuvwxyz" * 2), ("r", "never read")]
   example = encode(turns, "llama3", tokenizer, max_length=52)
-  asked, said = pieces(example, tokenizer).split("//")
-  assert asked == framed("llama3", [("q", "")], None).split("//")[0]
-  assert said == turns[0][1][:28]
+  prompt, answer = pieces(example, tokenizer).split("//")
+  assert prompt == framed("llama3", [("q", "")], None).split("//")[0]
+  assert answer == turns[0][1][:28]
   assert example.cut == len(turns[0][1]) - 28 + len("never read") + 2
 
 
@@ -350,7 +350,7 @@ TURN = row_of(TALKS[0]).messages
     ),
   ],
 )
-def test_what_it_does_not_frame_is_refused_by_row(tokenizer_of, row, what):
+def test_unsupported_rows_are_refused_by_row(tokenizer_of, row, what):
   [entry] = paper.encode_rows([row], tokenizer_of("qwen"), formats.Settings(99, "paper", "qwen"))
   assert isinstance(entry, InputError)
   message = str(entry)

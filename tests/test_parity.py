@@ -118,7 +118,7 @@ def test_both_spellings_of_rope_settings_read_alike():
     (dict(hidden_size=None), "config.json lacks\n  hidden_size"),
   ],
 )
-def test_what_is_not_ported_is_refused_by_name(change, message):
+def test_unsupported_options_are_refused_by_name(change, message):
   hf = dict(pico.CONFIGS["qwen3"], model_type="qwen3")
   with pytest.raises(InputError, match=message):
     models.from_config({**hf, **change})

@@ -113,7 +113,7 @@ def test_without_a_delta_no_bit_changes_however_far_the_instruct_is(tmp_path):
   assert torch.equal(got[UP], instruct)
 
 
-def test_the_result_has_the_instructs_dtype_whatever_that_of_the_tuned_model(bf16, tmp_path):
+def test_the_result_has_the_dtype_of_the_instruct_not_of_the_tuned_model(bf16, tmp_path):
   base, tuned, instruct = copied(bf16, tmp_path, "tuned")
   tensors = {n: t.float() + 1e-4 for n, t in load(tuned).items()}
   safetensors.torch.save_file(tensors, tuned / WEIGHTS, {"format": "pt"})
@@ -130,8 +130,8 @@ def test_the_result_has_the_instructs_dtype_whatever_that_of_the_tuned_model(bf1
 
 def test_an_adapter_in_a_models_place_is_refused(bf16, tmp_path):
   folder = adapter(tmp_path / "adapter", factors())
-  told = command(*flags_of(bf16 / "base", folder, bf16 / "instruct", tmp_path / "out"))
-  assert told.returncode == 2 and f"{folder} is an adapter; expected a whole" in told.stderr
+  result = command(*flags_of(bf16 / "base", folder, bf16 / "instruct", tmp_path / "out"))
+  assert result.returncode == 2 and f"{folder} is an adapter; expected a whole" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ OTHERS = ["self_attn.q_norm.weight", "input_layernorm.weight", "mlp.gate.weight"
 
 
 @pytest.mark.parametrize("kind", SCOPES)
-def test_a_familys_projections_are_grafted_and_what_is_not_is_told(tmp_path, kind):
+def test_a_familys_projections_are_grafted_and_other_tensors_are_reported(tmp_path, kind):
   inside = [f"model.layers.0.{n}" for n in SCOPES[kind]]
   beyond = [f"model.layers.0.{n}" for n in OTHERS]
   beyond += ["model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"]
@@ -235,7 +235,7 @@ def test_an_adapter_is_grafted_whole_or_the_error_says_how(tmp_path):
   assert changed(tmp_path / "some", instruct) == set(INSIDE)
 
 
-def test_a_matrix_of_layers_that_may_be_a_projection_is_not_left_out_in_silence(tmp_path):
+def test_a_matrix_that_may_be_a_projection_is_not_silently_left_out(tmp_path):
   odd = [f"model.layers.{i}.mlp.w_new.weight" for i in range(2)]
   folders = randoms(tmp_path, [*INSIDE, *odd, "lm_head.weight"])
   with pytest.raises(InputError, match="in part: 2 of its tensors .*--scope=all") as error:
@@ -252,8 +252,8 @@ def test_the_advised_flag_leaves_out_the_listed_layers_alone(tmp_path):
   names = [f"model.layers.{i}.self_attn.{x}_proj.weight" for i in range(12) for x in "qkvo"]
   base, tuned, instruct = randoms(tmp_path, names)
   gone = [n for n in names if re.search(r"\.(2|11)\.self_attn\.[kv]", n)]
-  kept = {n: x for n, x in load(tuned).items() if n not in gone}
-  safetensors.torch.save_file(kept, tuned / WEIGHTS, {"format": "pt"})
+  rest = {n: x for n, x in load(tuned).items() if n not in gone}
+  safetensors.torch.save_file(rest, tuned / WEIGHTS, {"format": "pt"})
   mine = r"layers\.0\..*o_proj"
   with pytest.raises(InputError, match="k_proj.weight .2 tensors.: tuned has none") as error:
     full(tmp_path / "out", base, tuned, instruct, exclude=mine)
@@ -269,12 +269,12 @@ def test_patterns_find_their_names_and_no_other():
   )
   for _ in range(50):
     chosen = set(noise.sample(among, noise.randrange(1, len(among))))
-    found = re.compile("|".join(hf_names.patterns(chosen, among)))
-    assert {n for n in among if found.search(n)} == chosen
+    pattern = re.compile("|".join(hf_names.patterns(chosen, among)))
+    assert {n for n in among if pattern.search(n)} == chosen
   assert hf_names.patterns(among, among) == [rf"^a\.\d+\.b\.\d+\.{x}$" for x in "kv"]
 
 
-def test_another_family_is_told_in_a_few_lines_without_advice(bf16, tmp_path):
+def test_another_family_is_reported_in_a_few_lines_without_advice(bf16, tmp_path):
   names = [f"model.layers.{i}.attention.{x}.weight" for i in range(30) for x in ("wqkv", "wo")]
   _, _, instruct = randoms(tmp_path, names, "internlm2")
   with pytest.raises(InputError, match="90 of 90 tensors in the scope .* belong together") as error:
@@ -433,7 +433,7 @@ SIDE_FILES = (
 )
 
 
-def test_the_command_keeps_every_side_file_and_says_what_it_leaves_out(bf16, tmp_path):
+def test_the_command_copies_every_side_file_and_reports_what_it_leaves_out(bf16, tmp_path):
   base, tuned, instruct = copied(bf16, tmp_path, "instruct")
   config = json.loads((instruct / "config.json").read_text())
   # As older versions spell it, with what no version knows.
@@ -443,10 +443,10 @@ def test_the_command_keeps_every_side_file_and_says_what_it_leaves_out(bf16, tmp
     (instruct / name).write_text(f"{{}} this is {name}")
   for name in ("pytorch_model.bin.index.json", "modeling_own.py"):
     (instruct / name).write_text("raise SystemExit")
-  told = command(*flags_of(base, tuned, instruct, tmp_path / "out"))
-  assert told.returncode == 0, told.stderr
+  result = command(*flags_of(base, tuned, instruct, tmp_path / "out"))
+  assert result.returncode == 0, result.stderr
   left_out = "2 entries: modeling_own.py, pytorch_model.bin.index.json"
-  assert f"not copied from {instruct}, {left_out}\n" in told.stderr
+  assert f"not copied from {instruct}, {left_out}\n" in result.stderr
   for name in (*SIDE_FILES, "config.json", "tokenizer.json", "tokenizer_config.json"):
     assert (tmp_path / "out" / name).read_bytes() == (instruct / name).read_bytes()
   assert not {"modeling_own.py", "pytorch_model.bin.index.json"} & {
@@ -475,7 +475,7 @@ def test_a_table_longer_than_the_vocabulary_keeps_its_rows(bf16, tmp_path, scope
   assert (config["vocab_size"], len(tokenizer)) == (264, 259)
 
 
-def test_an_adapter_trained_again_in_its_place_is_read_again(bf16, tmp_path):
+def test_an_adapter_that_is_overwritten_is_read_again(bf16, tmp_path):
   results = []
   for size in (1.0, 2.0):
     tensors = {n: size * t for n, t in factors().items()}
@@ -516,12 +516,12 @@ def test_a_lora_trained_with_peft_is_grafted_and_loaded_by_transformers(tmp_path
   base = transformers.AutoModelForCausalLM.from_pretrained(folder / "base")
   config = peft.LoraConfig(r=4, lora_alpha=16, task_type="CAUSAL_LM", target_modules="all-linear")
   learn(peft.get_peft_model(base, config), tmp_path / "adapter", 1e-2)
-  told = command(
+  result = command(
     f"--adapter={tmp_path / 'adapter'}",
     f"--instruct={folder / 'instruct'}",
     f"--out={tmp_path / 'out'}",
   )
-  assert told.returncode == 0, told.stderr
+  assert result.returncode == 0, result.stderr
   instruct = transformers.AutoModelForCausalLM.from_pretrained(folder / "instruct").eval()
   shadow, report = transformers.AutoModelForCausalLM.from_pretrained(
     tmp_path / "out", output_loading_info=True
@@ -546,11 +546,11 @@ def test_a_full_tuning_saved_in_the_new_spelling_is_grafted_onto_the_old(tmp_pat
     for side in ("tuned", "instruct")
   ]
   assert spelt == [{"model.language_model."}, {"language_model.model."}]
-  told = command(*flags_of(*sides(tmp_path), tmp_path / "out"))
-  assert told.returncode == 0, told.stderr
+  result = command(*flags_of(*sides(tmp_path), tmp_path / "out"))
+  assert result.returncode == 0, result.stderr
   assert (
     "named model.language_model.* are matched with the Instruct's language_model.model.*"
-    in told.stderr
+    in result.stderr
   )
   models = {
     n: transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / n).eval()
@@ -608,38 +608,38 @@ MIXED = {
 @pytest.mark.parametrize("case", MIXED)
 def test_folders_that_were_mixed_up_are_warned_of_before_and_after(tmp_path, case):
   folders, message = MIXED[case]
-  for told in mixed(tmp_path, **folders):
-    assert told.returncode == 0, told.stderr
-    lines = [x for x in told.stderr.splitlines() if x.startswith("warning: ")]
-    assert any(message in x for x in lines) and told.stderr.splitlines()[-1] in lines
+  for text in mixed(tmp_path, **folders):
+    assert text.returncode == 0, text.stderr
+    lines = [x for x in text.stderr.splitlines() if x.startswith("warning: ")]
+    assert any(message in x for x in lines) and text.stderr.splitlines()[-1] in lines
   report = json.loads((tmp_path / "out" / "graft_report.json").read_text())
   assert any(message in x for x in report["warnings"])
 
 
 def test_a_pair_and_a_chat_vector_are_not_warned_of(tmp_path):
-  for told in mixed(tmp_path, base=W, tuned=W + 0.1 * OTHER, instruct=W + STEP):
-    assert told.returncode == 0 and "warning: " not in told.stderr
+  for result in mixed(tmp_path, base=W, tuned=W + 0.1 * OTHER, instruct=W + STEP):
+    assert result.returncode == 0 and "warning: " not in result.stderr
   swapped = mixed(tmp_path / "v", base=W, tuned=W + STEP, instruct=W + 0.1 * OTHER)
-  assert not any("warning: " in told.stderr for told in swapped)
+  assert not any("warning: " in result.stderr for result in swapped)
 
 
 # What the flags may name.
 
 
-def test_a_run_stands_for_its_delta_and_a_typo_is_corrected(bf16, tmp_path):
+def test_a_runs_folder_is_accepted_as_its_delta_and_a_typo_is_corrected(bf16, tmp_path):
   adapter(tmp_path / "mine", factors()).rename(tmp_path / "delta")
   (tmp_path / "mine").mkdir()
   (tmp_path / "delta").rename(tmp_path / "mine" / "delta")
   flags = [f"--instruct={bf16 / 'instruct'}", f"--out={tmp_path / 'out'}", "--dry-run"]
   for flag in (f"--delta={tmp_path / 'mine'}", f"--adapter={tmp_path / 'mine'}:0.5"):
-    told = command(flag, *flags)
-    assert told.returncode == 0 and f"the adapter {tmp_path / 'mine' / 'delta'}" in told.stderr
-  told = command(f"--delta={tmp_path / 'mine' / 'dleta'}", *flags)
+    result = command(flag, *flags)
+    assert result.returncode == 0 and f"the adapter {tmp_path / 'mine' / 'delta'}" in result.stderr
+  result = command(f"--delta={tmp_path / 'mine' / 'dleta'}", *flags)
   assert_told(
-    told, f"dleta does not exist; did you mean {tmp_path / 'mine' / 'delta'}?", tmp_path / "o"
+    result, f"dleta does not exist; did you mean {tmp_path / 'mine' / 'delta'}?", tmp_path / "o"
   )
-  told = command(f"--delta={bf16 / 'base'}", *flags)
-  assert_told(told, "base has no delta; expected the folder of a `train` run", tmp_path / "out")
+  result = command(f"--delta={bf16 / 'base'}", *flags)
+  assert_told(result, "base has no delta; expected the folder of a `train` run", tmp_path / "out")
 
 
 def test_the_command_takes_ids_of_the_hub(bf16, tmp_path, monkeypatch):
@@ -647,12 +647,12 @@ def test_the_command_takes_ids_of_the_hub(bf16, tmp_path, monkeypatch):
     huggingface_hub, "snapshot_download", lambda name, **_: str(bf16 / name.split("/")[1])
   )
   flags = ["--base=acme/base", "--tuned=acme/tuned", "--instruct=acme/instruct", "--exclude=bias"]
-  told = command(*flags, f"--out={tmp_path / 'low'}", "--output=adapter", "--rank=2")
-  assert told.returncode == 0, told.stderr
+  result = command(*flags, f"--out={tmp_path / 'low'}", "--output=adapter", "--rank=2")
+  assert result.returncode == 0, result.stderr
   config = json.loads((tmp_path / "low" / "adapter_config.json").read_text())
   assert config["base_model_name_or_path"] == "acme/instruct"
   served = os.path.relpath(bf16 / "instruct", ROOT)
-  told = command(
+  result = command(
     *flags[:2],
     flags[3],
     f"--instruct={served}",
@@ -666,8 +666,8 @@ def test_the_command_takes_ids_of_the_hub(bf16, tmp_path, monkeypatch):
 
 def test_an_out_that_is_the_instruct_is_named(bf16):
   base, tuned, instruct = sides(bf16)
-  told = command(*flags_of(base, tuned, instruct, instruct), "--overwrite")
-  assert told.returncode == 2 and "--out is the Instruct's own folder" in told.stderr
+  result = command(*flags_of(base, tuned, instruct, instruct), "--overwrite")
+  assert result.returncode == 2 and "--out is the Instruct's own folder" in result.stderr
 
 
 # Bad input, as the command tells it.
@@ -721,18 +721,18 @@ BAD = {
 }
 
 
-def assert_told(told, message, out):
+def assert_told(result, message, out):
   """One error of one line, names after it; no traceback, no folder."""
-  assert told.returncode == 2, told.stderr
-  [line] = [x for x in told.stderr.splitlines() if x.startswith("error: ")]
-  assert message in line and "Traceback" not in told.stderr
-  rest = told.stderr.split(line + "\n")[1].splitlines()
+  assert result.returncode == 2, result.stderr
+  [line] = [x for x in result.stderr.splitlines() if x.startswith("error: ")]
+  assert message in line and "Traceback" not in result.stderr
+  rest = result.stderr.split(line + "\n")[1].splitlines()
   assert all(x.startswith("  ") for x in rest), rest
   assert not [p for p in out.parent.iterdir() if p.name.startswith(out.name)]
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_broken_folder_is_told_in_one_line(bf16, tmp_path, case):
+def test_a_broken_folder_is_a_one_line_error(bf16, tmp_path, case):
   spoil, message = BAD[case]
   base, tuned, instruct = copied(bf16, tmp_path, "tuned")
   spoil(tuned)
@@ -741,27 +741,27 @@ def test_a_broken_folder_is_told_in_one_line(bf16, tmp_path, case):
   )
 
 
-def test_an_adapter_for_another_model_is_told_in_one_line(bf16, tmp_path):
+def test_an_adapter_for_another_model_is_a_one_line_error(bf16, tmp_path):
   folder = adapter(tmp_path / "adapter", factors(d_in=48))
-  told = command(
+  result = command(
     f"--adapter={folder}", f"--instruct={bf16 / 'instruct'}", f"--out={tmp_path / 'out'}"
   )
-  assert_told(told, "1 of 1 tensors in the scope are missing on one side or", tmp_path / "out")
-  assert "q_proj.weight: adapter (32, 48), Instruct (32, 32)" in told.stderr
+  assert_told(result, "1 of 1 tensors in the scope are missing on one side or", tmp_path / "out")
+  assert "q_proj.weight: adapter (32, 48), Instruct (32, 32)" in result.stderr
 
 
-def test_a_disk_that_is_too_small_is_told_before_anything_is_written(bf16, tmp_path, monkeypatch):
+def test_a_disk_that_is_too_small_is_reported_before_writing(bf16, tmp_path, monkeypatch):
   monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 1000))
-  told = command(*flags_of(*sides(bf16), tmp_path / "out"))
-  assert_told(told, "MB, but its disk has 1.0 kB free", tmp_path / "out")
+  result = command(*flags_of(*sides(bf16), tmp_path / "out"))
+  assert_told(result, "MB, but its disk has 1.0 kB free", tmp_path / "out")
 
 
-def test_a_folder_that_exists_is_told_in_one_line_and_stays(bf16, tmp_path):
+def test_an_existing_folder_is_a_one_line_error_and_stays(bf16, tmp_path):
   (tmp_path / "out").mkdir()
   (tmp_path / "out" / "mine").write_text("x")
-  told = command(*flags_of(*sides(bf16), tmp_path / "out"))
-  assert told.returncode == 2
-  assert told.stderr.splitlines()[-1] == (
+  result = command(*flags_of(*sides(bf16), tmp_path / "out"))
+  assert result.returncode == 2
+  assert result.stderr.splitlines()[-1] == (
     f"error: {tmp_path / 'out'} exists; name another folder, or pass --overwrite"
   )
   assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine"]

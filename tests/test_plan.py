@@ -64,10 +64,10 @@ def test_bytes_a_device_are_those_of_real_arrays(tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-  "kind, remat, passes, head_passes, wanted",
+  "kind, remat, passes, head_passes, operations",
   [("full", "full", 4, 4, 3), ("full", "none", 3, 4, 3), ("lora", "full", 3, 2, 2)],
 )
-def test_operations_are_those_counted_by_hand(kind, remat, passes, head_passes, wanted):
+def test_operations_are_those_counted_by_hand(kind, remat, passes, head_passes, operations):
   """Llama-3.1-8B: its parameters but for the table and the norms, and causal attention."""
   run = abstract(LLAMA, config_of(kind, remat=remat, rows=1))
   table, norms = 128256 * 4096, 65 * 4096
@@ -77,7 +77,7 @@ def test_operations_are_those_counted_by_hand(kind, remat, passes, head_passes, 
   attention = 32 * 4 * 32 * 128 * 2048
   work = estimate.work(run)
   again = remat == "full"
-  assert work.useful == 2 * (wanted * (blocks + head) + 3 * adapter) + 3 * attention
+  assert work.useful == 2 * (operations * (blocks + head) + 3 * adapter) + 3 * attention
   assert work.executed == (
     2 * (passes * blocks + head_passes * head + (3 + again) * adapter) + (3.5 + again) * attention
   )
@@ -152,7 +152,7 @@ def test_one_device_sends_nothing_and_more_share_the_products():
     ),
   ],
 )
-def test_a_plan_that_does_not_fit_says_by_how_much_and_what_would(fields, remedy):
+def test_a_plan_that_does_not_fit_reports_the_excess_and_remedies(fields, remedy):
   made = search.make(config_of(**fields), LLAMA, "a100-80gb:8")
   assert not made.fits
   message = str(report.too_big(made, LLAMA, "a100-80gb:8"))
@@ -173,12 +173,12 @@ def test_more_devices_are_the_last_remedy():
 
 def test_a_search_ends_with_the_fastest_that_fits():
   config = config_of("full", **{"delta.match": "all"})
-  [found] = search.search(config, LLAMA, "a100-80gb:4")
-  assert found.fits
+  [best] = search.search(config, LLAMA, "a100-80gb:4")
+  assert best.fits
   others = [search.make(c, LLAMA, "a100-80gb:4") for c in search.candidates(config, 4)]
   assert any(not other.fits for other in others)
-  assert found.seconds_a_row == min(o.seconds_a_row for o in others if o.fits)
-  again = {f.removeprefix("--config.").split("=")[0] for f in search.flags_of(found)}
+  assert best.seconds_a_row == min(o.seconds_a_row for o in others if o.fits)
+  again = {f.removeprefix("--config.").split("=")[0] for f in search.flags_of(best)}
   assert again == set(search.FIELDS)
 
 
@@ -219,7 +219,7 @@ def test_the_command_estimates_and_says_so(tmp_path):
     "40960000",
   )
   assert code == 0, err
-  for said in (
+  for words in (
     "qwen3 of",
     "8 x TPU v5 lite",
     "FLOPs per step",
@@ -229,7 +229,7 @@ def test_the_command_estimates_and_says_so(tmp_path):
     "of 15.50",
     "fits",
   ):
-    assert said in out
+    assert words in out
   for part in ("Base", "delta", "optimizer", "gradients", "activations", "temporaries"):
     assert f"\n  {part} " in out
 

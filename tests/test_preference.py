@@ -23,7 +23,7 @@ def user(text):
   return {"role": "user", "content": text}
 
 
-def said(text, **more):
+def assistant(text, **more):
   return {"role": "assistant", "content": text, **more}
 
 
@@ -51,12 +51,19 @@ CHAT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 # The forms that preference data has, and what is the prompt in them.
 SAME = {
   "prompt beside": {"prompt": "q", "chosen": "a", "rejected": "bb"},
-  "messages beside": {"prompt": [user("q")], "chosen": [said("a")], "rejected": [said("bb")]},
-  "whole conversations": {"chosen": [user("q"), said("a")], "rejected": [user("q"), said("bb")]},
+  "messages beside": {
+    "prompt": [user("q")],
+    "chosen": [assistant("a")],
+    "rejected": [assistant("bb")],
+  },
+  "whole conversations": {
+    "chosen": [user("q"), assistant("a")],
+    "rejected": [user("q"), assistant("bb")],
+  },
   "prompt repeated": {
     "prompt": "q",
-    "chosen": [user("q"), said("a")],
-    "rejected": [user("q"), said("bb")],
+    "chosen": [user("q"), assistant("a")],
+    "rejected": [user("q"), assistant("bb")],
   },
   "ShareGPT ranking": {
     "conversations": [{"from": "human", "value": "q"}],
@@ -82,9 +89,9 @@ def test_every_form_gives_the_same_pair(form, folder):
   assert example.where == "f row 1" and example.cut == example.prompt_cut == 0
 
 
-def test_of_several_turns_only_what_follows_the_shared_ones_counts(folder):
-  turns = [user("p"), said("x"), user("q")]
-  whole = {"chosen": [*turns, said("a")], "rejected": [*turns, said("bb")]}
+def test_the_loss_covers_only_turns_after_the_shared_ones(folder):
+  turns = [user("p"), assistant("x"), user("q")]
+  whole = {"chosen": [*turns, assistant("a")], "rejected": [*turns, assistant("bb")]}
   beside = {"prompt": turns, "chosen": "a", "rejected": "bb"}
   for row in (whole, beside):
     example = encode(row, folder)
@@ -92,10 +99,10 @@ def test_of_several_turns_only_what_follows_the_shared_ones_counts(folder):
     assert "x<|im_end|>" in text_of(example, folder, trained=False)[0]
 
 
-def test_conversations_that_part_early_learn_each_answer_from_there_on(folder):
+def test_the_loss_covers_both_answers_from_where_conversations_differ(folder):
   row = {
-    "chosen": [user("p"), said("x"), user("q"), said("y")],
-    "rejected": [user("p"), said("z"), user("r"), said("y")],
+    "chosen": [user("p"), assistant("x"), user("q"), assistant("y")],
+    "rejected": [user("p"), assistant("z"), user("r"), assistant("y")],
   }
   example = encode(row, folder)
   assert text_of(example, folder, trained=True) == [
@@ -107,7 +114,7 @@ def test_conversations_that_part_early_learn_each_answer_from_there_on(folder):
 
 
 def test_the_papers_framing_of_pairs(folder):
-  turns = [user("p"), said("x"), user("q")]
+  turns = [user("p"), assistant("x"), user("q")]
   example = encode(
     {"prompt": turns, "chosen": "a", "rejected": "bb"}, folder, recipe="paper", template="yi"
   )
@@ -155,13 +162,13 @@ def test_answers_that_are_equal_once_cut_are_refused(folder):
     encode(row, folder, 100)
 
 
-def test_tokens_are_kept_whatever_max_length_is(folder, tmp_path, monkeypatch):
-  row = formats.Row("r", [user("q"), said("a" * 30)], [user("q"), said("b")])
+def test_cached_tokens_are_reused_with_another_max_length(folder, tmp_path, monkeypatch):
+  row = formats.Row("r", [user("q"), assistant("a" * 30)], [user("q"), assistant("b")])
   encoded = lambda n: preference.encode([row], folder, formats.Settings(n), tmp_path)[0][0]
   long = encoded(400)
-  [kept] = tmp_path.glob("*.npz")
+  [cached] = tmp_path.glob("*.npz")
   assert len(encoded(60).token) < len(long.token)
-  assert list(tmp_path.glob("*.npz")) == [kept]
+  assert list(tmp_path.glob("*.npz")) == [cached]
 
 
 # ---- a dataset of pairs
@@ -189,13 +196,13 @@ def pairs(count):
 
 
 @pytest.mark.parametrize("layout", ["packed", "bucketed"])
-def test_both_sides_of_a_pair_lie_in_one_row_with_segments_of_their_own(config, layout):
+def test_both_sides_of_a_pair_share_a_row_in_separate_segments(config, layout):
   config.data.layout = layout
   write(config, pairs(10))
   data = dataset.read(config, config.instruct)
   data = data.with_reference(-1.0 - np.arange(20.0).reshape(10, 2), np.zeros((0, 2)))
   assert [len(s.examples) for s in data.steps[:3]] == [4, 4, 2]
-  found = []
+  segments = []
   for number in range(3):
     for batch in data.batches(number):
       for token, segment, position, answer, logp in zip(
@@ -209,13 +216,13 @@ def test_both_sides_of_a_pair_lie_in_one_row_with_segments_of_their_own(config, 
             for i, e in enumerate(data.train)
             if np.array_equal(np.concatenate([token[s] for s in sides]), e.token)
           ]
-          found.append(which)
+          segments.append(which)
           for side, value in zip(sides, data.train[which].reference, strict=True):
             np.testing.assert_array_equal(position[side], np.arange(len(side)))
             first = side[np.flatnonzero(answer[side])[0]]
             assert logp[first - 1] == value
         assert np.count_nonzero(logp) == 2 * count
-  assert sorted(found) == list(range(10))
+  assert sorted(segments) == list(range(10))
 
 
 @pytest.mark.parametrize("layout", ["packed", "bucketed"])
@@ -234,7 +241,7 @@ def test_a_pass_over_all_says_which_pair_is_where(config, layout, share):
   assert sorted(seen) == list(range(9))
 
 
-def test_what_is_cut_refused_and_dropped_is_said(config, capsys):
+def test_truncated_refused_and_dropped_rows_are_reported(config, capsys):
   config.data.max_length = 100
   write(
     config,
@@ -249,10 +256,10 @@ def test_what_is_cut_refused_and_dropped_is_said(config, capsys):
     dataset.read(config, config.instruct)
   config.data.skip_bad_rows = True
   assert len(dataset.read(config, config.instruct).train) == 5
-  told = capsys.readouterr().err
-  assert "(preference): 5 pairs" in told and "bad rows skipped: 1" in told and "row 6" in told
-  assert "1 truncated to data.max_length" in told
-  assert "1 with the prompt truncated from the left" in told
+  err = capsys.readouterr().err
+  assert "(preference): 5 pairs" in err and "bad rows skipped: 1" in err and "row 6" in err
+  assert "1 truncated to data.max_length" in err
+  assert "1 with the prompt truncated from the left" in err
 
 
 @pytest.mark.parametrize(
@@ -264,17 +271,21 @@ def test_what_is_cut_refused_and_dropped_is_said(config, capsys):
       "row 1 is a preference pair; use config.objective=dpo, .*columns.response=chosen",
     ),
     ("dpo", {"instruction": "q", "output": "a"}, "row 1 is in the alpaca format and has no chosen"),
-    ("dpo", {"messages": [user("q"), said("a")], "chosen": "a"}, "has no rejected; config.objecti"),
+    (
+      "dpo",
+      {"messages": [user("q"), assistant("a")], "chosen": "a"},
+      "has no rejected; config.objecti",
+    ),
     ("dpo", {"text": "t"}, "row 1 is in the text format and has no chosen and rejected"),
     ("dpo", {"prompt": "q", "rejected": "a"}, "row 1 has rejected but no chosen"),
     (
       "dpo",
-      {"messages": [user("q"), said("a")], "label": False},
+      {"messages": [user("q"), assistant("a")], "label": False},
       "good or bad; use config.objective=kto",
     ),
     (
       "dpo",
-      {"messages": [user("q"), said("a")], "label": True},
+      {"messages": [user("q"), assistant("a")], "label": True},
       "good or bad; use config.objective=kto",
     ),
   ],

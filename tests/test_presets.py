@@ -29,7 +29,7 @@ def test_a_preset_has_every_field_and_keeps_the_ranges(make):
 
 
 @pytest.mark.parametrize("name", presets.FIELDS)
-def test_every_field_says_what_it_means_and_every_number_has_a_range(name):
+def test_every_field_has_a_meaning_and_every_number_a_range(name):
   field = presets.FIELDS[name]
   assert field.meaning and len(field.meaning) < 120
   is_number = isinstance(field.default, int | float) and not isinstance(field.default, bool)
@@ -91,7 +91,7 @@ def test_every_regex_compiles_and_a_count_in_braces_is_no_list_of_names():
     assert not field.is_regex or not field.fault("layers/.*[qk]_proj{1,2}/")
 
 
-def test_what_must_be_given_is_named():
+def test_missing_required_flags_are_named():
   assert [f.split()[0] for f in config_file.faults(presets.sft())] == [
     "config.base",
     "config.instruct",

@@ -29,8 +29,8 @@ def shown(folder, count=2, ids=False, colour=False, **fields):
 def test_trained_tokens_are_marked(folder):
   data, tokenizer, text = shown(folder)
   for number, example in enumerate(data.train[:2], 1):
-    asked, answered = (tokenizer.decode(example.token[example.answer == k]) for k in (0, 1))
-    want = asked + "⟦" + answered.replace("\n", "⏎\n") + "⟧"
+    prompt, answer = (tokenizer.decode(example.token[example.answer == k]) for k in (0, 1))
+    want = prompt + "⟦" + answer.replace("\n", "⏎\n") + "⟧"
     assert f"--- example {number}: {example.where}: {len(example.token)} tokens, " in text
     assert want in text
   assert text.count("⟦") == 2 and "rows.jsonl row" in text
@@ -85,7 +85,7 @@ def test_the_numbers_are_those_of_the_run(folder):
   assert f"{used / computed:.1%} of the computed tokens" in text
 
 
-def test_what_is_truncated_is_counted(folder):
+def test_truncated_tokens_are_counted(folder):
   data, _, text = shown(folder, count=0, **{"data.max_length": 60})
   cut = [e.cut for e in data.train if e.cut]
   assert cut and f"truncated:       {len(cut)} examples, {sum(cut)} answer token" in text

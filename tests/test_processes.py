@@ -53,9 +53,9 @@ def train(pair, run, processes, *, devices=4, code=0, env=(), **fields):
     **dict(env),
   )
   codes = several.wait(started, 400)
-  told = [(logs / f"{n}.txt").read_text() for n in range(processes)]
-  assert codes == [code] * processes, "\n".join(told)
-  assert all("pair check" not in text for text in told[1:])
+  logs_ = [(logs / f"{n}.txt").read_text() for n in range(processes)]
+  assert codes == [code] * processes, "\n".join(logs_)
+  assert all("pair check" not in text for text in logs_[1:])
   if code:
     return None
   records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -79,7 +79,7 @@ def assert_alike(got, want):
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_does(pair, tmp_path):
+def test_two_processes_train_the_delta_of_one(pair, tmp_path):
   assert_alike(train(pair, tmp_path / "two", 2), train(pair, tmp_path / "one", 1))
 
 
@@ -103,7 +103,7 @@ def test_two_and_four_processes_write_the_same_bytes(pair, tmp_path, fields):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first, second", [(2, 4), (4, 1), (1, 2)])
-def test_a_run_is_taken_up_by_another_number_of_processes(pair, tmp_path, first, second):
+def test_a_run_resumes_with_another_number_of_processes(pair, tmp_path, first, second):
   whole = train(pair, tmp_path / "whole", second)
   train(pair, tmp_path / "run", first, code=9, env={"STOP": "2"})
   resumed = train(pair, tmp_path / "run", second)

@@ -42,9 +42,9 @@ def test_gsm8k_of_openai(data, shared_data):
   counts = collections.Counter()
   for row, one in zip(rows, examples, strict=True):
     for system in GSM8K:
-      found = TASKS["gsm8k"].grade(row[system]["solution"], one.gold)
-      assert found.correct == row[system]["is_correct"]
-      counts[system] += found.correct
+      grade = TASKS["gsm8k"].grade(row[system]["solution"], one.gold)
+      assert grade.correct == row[system]["is_correct"]
+      counts[system] += grade.correct
   assert counts == GSM8K
 
 
@@ -59,7 +59,7 @@ def test_bbh_of_code_davinci_002(data, shared_data):
     gold = golds[row["task"]][row["idx"]]
     assert gold == row["target"]
     rights[row["task"]].append(TASKS["bbh_3shot"].grade(row["prediction"], gold).correct)
-  got = {task: 100 * sum(found) / len(found) for task, found in rights.items()}
+  got = {task: 100 * sum(counts) / len(counts) for task, counts in rights.items()}
   assert got == {task: pytest.approx(row["accuracy"]) for task, row in published.items()}
   assert round(sum(got.values()) / 27, 2) == 73.71
 
@@ -72,10 +72,10 @@ def test_mmlu_pro_of_llama(kind, shared_data):
   read = right = 0
   for row in rows:
     gold = {"letter": row["answer"], "letters": "ABCDEFGHIJ"}
-    found = TASKS["mmlu_pro"].grade(row["generated_text"], gold)
-    assert found.extracted == row["pred"] or (found.extracted is None and row["pred"] == "G")
-    read += found.extracted is not None
-    right += found.correct
+    grade = TASKS["mmlu_pro"].grade(row["generated_text"], gold)
+    assert grade.extracted == row["pred"] or (grade.extracted is None and row["pred"] == "G")
+    read += grade.extracted is not None
+    right += grade.correct
   assert (read, right) == MMLU_PRO[kind]
 
 
@@ -104,8 +104,8 @@ def test_questions_of_real_files(data, name):
   examples = TASKS[name].examples(data)
   assert len(examples) == len({one.id for one in examples}) == {**counts, "pubmedqa": 500}[name]
   gold = examples[0].gold
-  said = gold["letter"] if isinstance(gold, dict) else gold
-  assert TASKS[name].grade(f"The answer is {said}.", gold).correct
+  right = gold["letter"] if isinstance(gold, dict) else gold
+  assert TASKS[name].grade(f"The answer is {right}.", gold).correct
 
 
 @pytest.mark.slow
@@ -120,7 +120,7 @@ def test_humaneval_of_qwen25_coder(data, shared_data, allowed_sandbox, name, rig
   golds = [one.gold for one in task.examples(data)]
   with ThreadPoolExecutor(machine.cores()) as pool:
     graded = list(pool.map(lambda gold: task.grade(given[gold["task_id"]], gold), golds))
-  for gold, found in zip(golds, graded, strict=True):
+  for gold, grade in zip(golds, graded, strict=True):
     passed = labels[gold["task_id"]][: column + 1]
-    assert found.correct == (set(passed) == {"pass"}), (gold["task_id"], found.note)
-  assert sum(found.correct for found in graded) == right
+    assert grade.correct == (set(passed) == {"pass"}), (gold["task_id"], grade.note)
+  assert sum(grade.correct for grade in graded) == right

@@ -85,7 +85,7 @@ def test_a_folder_is_uploaded_into_a_private_repository(stand_in, tmp_path):
   }
 
 
-def test_what_is_not_uploaded_stays_and_the_command_to_repeat_it_is_said(stand_in, tmp_path):
+def test_a_failed_upload_leaves_the_files_and_prints_the_command_to_repeat_it(stand_in, tmp_path):
   (tmp_path / "config.json").write_text("{}")
   with pytest.raises(InputError) as error:
     hub.push(tmp_path, "other/model")
@@ -120,18 +120,18 @@ def test_the_hub_must_be_in_reach(stand_in, monkeypatch):
     hub.check_push(REPO)
 
 
-def test_commands_check_first_and_upload_what_they_wrote(stand_in, monkeypatch, tmp_path):
-  told = []
-  monkeypatch.setattr(hub, "push", lambda folder, repo: told.append((str(folder), repo)) or repo)
-  monkeypatch.setattr(train, "train", lambda config, workdir: told.append("trained"))
+def test_commands_check_the_name_first_and_upload_their_output(stand_in, monkeypatch, tmp_path):
+  pushed = []
+  monkeypatch.setattr(hub, "push", lambda folder, repo: pushed.append((str(folder), repo)) or repo)
+  monkeypatch.setattr(train, "train", lambda config, workdir: pushed.append("trained"))
   flags = ["--config=quickstart", f"--push-to={REPO}"]
   assert commands.run("train", *flags, f"--workdir={tmp_path}").returncode == 0
-  assert told == ["trained", (f"{tmp_path}/shadow", REPO), (f"{tmp_path}/delta", f"{REPO}-delta")]
-  told.clear()
+  assert pushed == ["trained", (f"{tmp_path}/shadow", REPO), (f"{tmp_path}/delta", f"{REPO}-delta")]
+  pushed.clear()
   for more in (["--push-to=x", f"--workdir={tmp_path}"], ["--preview=1"], []):
     result = commands.run("train", *flags, *more)
     assert result.returncode == 2 and "--push-to" in result.stderr
   monkeypatch.setattr(graft, "_plan", lambda options: pytest.fail("it has begun to work"))
   result = commands.run("graft", "--delta=x", "--instruct=x", "--out=x", "--push-to=x")
   assert result.returncode == 2 and "--push-to=x has no owner" in result.stderr
-  assert not told
+  assert not pushed

@@ -30,16 +30,16 @@ def test_the_pair_is_small_and_fits_together():
   assert weights.abstract_model(TINY / "base")[0].dtype == jnp.bfloat16
 
 
-def test_the_pair_does_what_its_record_says():
+def test_the_pair_has_the_accuracies_of_its_record():
   """A sample of the test questions, asked again; the gap ratio of the stored weights."""
   record = json.loads((TINY / "pair.json").read_text())
   assert record["missed"] == measure.missed(record)
-  asked = asking.read(TINY / "questions.jsonl")[::3]
+  test_set = asking.read(TINY / "questions.jsonl")[::3]
   for role in ("base", "instruct"):
-    answers, told = asking.ask(TINY / role, asked), record["accuracy"][role]["chat"]
-    assert abs(answers.share(asking.is_old) - told["old"]) < 0.1
-    assert abs(answers.share(asking.needs_working) - told["need working"]) < 0.15
-    assert abs(answers.worked() - told["worked"]) < 0.15
+    answers, recorded = asking.ask(TINY / role, test_set), record["accuracy"][role]["chat"]
+    assert abs(answers.share(asking.is_old) - recorded["old"]) < 0.1
+    assert abs(answers.share(asking.needs_working) - recorded["need working"]) < 0.15
+    assert abs(answers.worked() - recorded["worked"]) < 0.15
     assert max(answers.share(asking.of_skill(new)) for new in questions.NEW_SKILLS) <= 0.15
   pair = {role: weights.load_model(TINY / role)[1] for role in ("base", "instruct")}
   assert abs(measure.gap_ratio(**pair) - record["gap_ratio"]) < 1e-4
@@ -62,10 +62,10 @@ def test_questions_share_nothing_with_training_and_validation():
 def made(skill, replies):
   """Answers to as many questions of a skill, whose right answer is 1."""
   working = "3 2 1" if skill in questions.WORKED_SKILLS else None
-  asked = [
+  test_set = [
     asking.Question(skill, "math", f"{skill} {i}?", "1", working) for i in range(len(replies))
   ]
-  return asked, replies
+  return test_set, replies
 
 
 def answers_of(**replies):
@@ -100,7 +100,7 @@ def models_of(instruct, ft, shadow):
 
 
 @pytest.mark.parametrize(
-  "instruct, ft, shadow, said",
+  "instruct, ft, shadow, words",
   [
     ((40, 0), (20, 10), (35, 0), ("Shadow-FT keeps more", "FT learns more", "Neither is better")),
     ((40, 0), (35, 0), (20, 10), ("FT keeps more", "Shadow-FT learns more", "Neither is better")),
@@ -108,13 +108,13 @@ def models_of(instruct, ft, shadow):
     ((20, 0), (40, 5), (20, 5), ("FT keeps more", "The new skill: no", "Better than the Instruct")),
   ],
 )
-def test_the_sentences_follow_the_numbers_whichever_way_they_come_out(instruct, ft, shadow, said):
-  found = findings.comparisons(models_of(instruct, ft, shadow))
-  lines = findings.conclusions(found)
-  assert all(line.startswith(start) for line, start in zip(lines, said, strict=True)), lines
+def test_the_sentences_follow_the_numbers_whichever_way_they_come_out(instruct, ft, shadow, words):
+  comparisons = findings.comparisons(models_of(instruct, ft, shadow))
+  lines = findings.conclusions(comparisons)
+  assert all(line.startswith(start) for line, start in zip(lines, words, strict=True)), lines
   if "keeps more" in lines[0]:
     assert lines[0].endswith("of the old skills: broad (rate 0.01).")
-  if "Better" in said[-1]:
+  if "Better" in words[-1]:
     assert "FT, broad, rate 0.01: +50.0 (+" in lines[-1] and "Shadow-FT" not in lines[-1]
 
 
@@ -159,7 +159,7 @@ def test_a_wrong_answer_has_the_letters_of_the_right_one():
 
 
 @pytest.mark.slow
-def test_preferences_are_learned_by_both_arms(tmp_path):
+def test_both_arms_learn_the_preferences(tmp_path):
   preference.compare(tmp_path, seeds=[1], ranks=[8])
   rows = json.loads((tmp_path / "result.json").read_text())
   assert [row["model"] for row in rows] == ["Instruct", "DPO", "Shadow-DPO"]

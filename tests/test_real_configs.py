@@ -60,8 +60,8 @@ def test_base_and_instruct_have_the_same_language_model(name):
 
 @pytest.mark.parametrize("name", LORA)
 def test_lora_counts_are_those_of_the_projections(name):
-  found = [s for n, s in of_text(theirs(name, 1)).items() if re.search(PROJECTION, n)]
-  assert sum(d_in + d_out for d_out, d_in in found) == LORA[name]
+  shapes = [s for n, s in of_text(theirs(name, 1)).items() if re.search(PROJECTION, n)]
+  assert sum(d_in + d_out for d_out, d_in in shapes) == LORA[name]
 
 
 @pytest.mark.parametrize("name", [n for n in LORA if n in PORTED])
@@ -73,7 +73,7 @@ def test_our_adapter_has_the_published_count_per_rank(name):
   assert tree.size(adapter) == 3 * LORA[name]
 
 
-def test_what_is_not_ported_is_known():
+def test_unported_families_are_known():
   assert UNPORTED <= registry.WHY_NOT_TRAIN.keys()
   trained = {p.model_type for p in registry.PAIRS.values() if not p.why_not_train}
   assert trained <= models.FAMILIES.keys()

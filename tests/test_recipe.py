@@ -49,9 +49,9 @@ def dense(folder, tensors):
 
 def run(out, instruct, deltas, *, verify=False, **recipe):
   """Grafts [(folder, weight)]; the Outcome."""
-  found = [sources.stored(f, w) for f, w in deltas]
+  stored = [sources.stored(f, w) for f, w in deltas]
   plan = matching.plan(
-    open_model(instruct), found, scope=selection.Scope("all"), recipe=Recipe(**recipe)
+    open_model(instruct), stored, scope=selection.Scope("all"), recipe=Recipe(**recipe)
   )
   return write.run(plan, out, verify=verify)
 
@@ -76,14 +76,14 @@ def made(tmp_path_factory):
 
 def as_ties(ds, density):
   """Algorithm 1, element by element."""
-  kept = []
+  parts = []
   for d in ds:
     count = max(1, round(density * d.size)) if density else 0
     least = np.sort(abs(d).ravel())[::-1][count - 1] if count else np.inf
-    kept.append(np.where(abs(d) >= least, d, 0))
-  sign = np.sign(sum(kept))
-  agree = [(np.sign(d) == sign) & (d != 0) for d in kept]
-  total = sum(np.where(a, d, 0) for a, d in zip(agree, kept, strict=True))
+    parts.append(np.where(abs(d) >= least, d, 0))
+  sign = np.sign(sum(parts))
+  agree = [(np.sign(d) == sign) & (d != 0) for d in parts]
+  total = sum(np.where(a, d, 0) for a, d in zip(agree, parts, strict=True))
   return total / np.maximum(sum(agree), 1)
 
 
@@ -223,17 +223,17 @@ def test_dare_drops_its_share_and_keeps_the_mean(tmp_path):
   d = random(40, 50, seed=1)
   instruct = model(tmp_path / "i", {NAME: torch.zeros(40, 50)})
   folder = dense(tmp_path / "d", {NAME: d})
-  p, found = 0.75, []
+  p, draws = 0.75, []
   for seed in range(25):
     run(tmp_path / f"{seed}", instruct, [(folder, 1.0)], drop_rate=p, seed=seed, dtype="float32")
-    found.append(load(tmp_path / f"{seed}")[NAME])
-    assert torch.equal(found[-1][found[-1] != 0], (d * 4)[found[-1] != 0])
-  found = torch.stack(found)
-  kept = (found != 0).double().mean(0)
-  assert abs(kept.mean() - 0.25) < 4 * (p * (1 - p) / found.numel()) ** 0.5
-  assert kept.min() < 0.2 < 0.3 < kept.max()  # no element is in favour
+    draws.append(load(tmp_path / f"{seed}")[NAME])
+    assert torch.equal(draws[-1][draws[-1] != 0], (d * 4)[draws[-1] != 0])
+  draws = torch.stack(draws)
+  shares = (draws != 0).double().mean(0)
+  assert abs(shares.mean() - 0.25) < 4 * (p * (1 - p) / draws.numel()) ** 0.5
+  assert shares.min() < 0.2 < 0.3 < shares.max()  # no element is in favour
   # Of each element's mean, the standard error is |d| sqrt(p / (1 - p) / seeds).
-  z = (found.mean(0) - d) / (d.abs() * (p / (1 - p) / len(found)) ** 0.5)
+  z = (draws.mean(0) - d) / (d.abs() * (p / (1 - p) / len(draws)) ** 0.5)
   assert abs(z.mean()) < 4 / z.numel() ** 0.5 and abs(z.std() - 1) < 0.1
 
 
@@ -262,16 +262,16 @@ def test_two_deltas_and_two_tensors_are_dropped_apart(tmp_path):
 )
 def test_bytes_are_the_same_for_any_chunks_and_threads(made, tmp_path, monkeypatch, recipe):
   deltas = [(made / "a", 0.7), (made / "b", 0.4)]
-  found = []
+  outputs = []
   for chunk, threads in ((1 << 20, 2), (1024, 1), (3072, 5)):
     monkeypatch.setattr(chunks, "CHUNK", chunk)
     monkeypatch.setattr(machine, "cores", lambda n=threads: n)
     run(tmp_path / f"{chunk}", made / "instruct", deltas, **recipe)
-    found.append((tmp_path / f"{chunk}" / WEIGHTS).read_bytes())
-  assert found[0] == found[1] == found[2] != (made / "instruct" / WEIGHTS).read_bytes()
+    outputs.append((tmp_path / f"{chunk}" / WEIGHTS).read_bytes())
+  assert outputs[0] == outputs[1] == outputs[2] != (made / "instruct" / WEIGHTS).read_bytes()
   if recipe.get("drop_rate") or recipe.get("rounding"):
     run(tmp_path / "seed", made / "instruct", deltas, **{**recipe, "seed": 8})
-    assert (tmp_path / "seed" / WEIGHTS).read_bytes() != found[0]
+    assert (tmp_path / "seed" / WEIGHTS).read_bytes() != outputs[0]
 
 
 def test_a_tied_table_that_is_stored_twice_is_drawn_once(tmp_path):
@@ -324,7 +324,7 @@ def test_rounding_by_chance_is_to_a_neighbour_and_right_on_average(dtype):
   assert (low < high).any() == (dtype != "float32")
 
 
-def test_rounding_by_chance_keeps_what_has_no_delta(tmp_path):
+def test_stochastic_rounding_changes_no_weight_without_a_delta(tmp_path):
   w = torch.tensor([1.0, -0.0, 1e-40, -1e-40, 3.14, 0.0]).bfloat16().reshape(3, 2)
   d = torch.tensor([0.0, 0, 0, -0.0, 6e-3, 6e-3]).reshape(3, 2)
   instruct = raw(tmp_path / "i", {NAME: w}, "llama")
@@ -361,9 +361,9 @@ def test_a_result_in_float32_holds_the_sum_itself(tmp_path):
     recipe=Recipe(dtype="float32"),
   )
   done = write.run(plan, tmp_path / "out", card="card")
-  told = json.loads((tmp_path / "out" / "config.json").read_text())
+  written = json.loads((tmp_path / "out" / "config.json").read_text())
   assert (
-    told
+    written
     == {
       **config,
       "dtype": "float32",
@@ -375,9 +375,11 @@ def test_a_result_in_float32_holds_the_sum_itself(tmp_path):
   b, t, w, got = (load(d) for d in [*sides(folder), tmp_path / "out"])
   want = {n: w[n].float() + (t[n].float() - b[n].float() if "_proj" in n else 0) for n in w}
   assert got.keys() == w.keys() and all(torch.equal(got[n], want[n]) for n in w)
-  for found in done.survival:
-    n = found.name
-    same_numbers(found, want_survival(n, t[n].float() - b[n].float(), w[n].float(), got[n], b[n]))
+  for survival in done.survival:
+    n = survival.name
+    same_numbers(
+      survival, want_survival(n, t[n].float() - b[n].float(), w[n].float(), got[n], b[n])
+    )
   index = json.loads((tmp_path / "out" / f"{WEIGHTS}.index.json").read_text())
   old = json.loads((folder / "instruct" / f"{WEIGHTS}.index.json").read_text())
   assert index["weight_map"] == old["weight_map"] and len(plan.shards) > 2
@@ -392,7 +394,7 @@ def test_a_result_in_float32_holds_the_sum_itself(tmp_path):
     assert torch.equal(x, want[n]), n
 
 
-def test_float32_leaves_what_is_no_weight_and_what_is_not_grafted_as_it_is(tmp_path, monkeypatch):
+def test_float32_output_keeps_other_dtypes_and_the_values_of_other_tensors(tmp_path, monkeypatch):
   monkeypatch.setattr(chunks, "CHUNK", 1024)
   monkeypatch.setattr(chunks, "BUFFER", 4096)
   tensors = {
@@ -433,8 +435,8 @@ def test_the_flags_reach_the_plan_and_the_record(made, tmp_path):
     "--rounding=stochastic",
     "--seed=4",
   ]
-  told = command(*flags, "--dry-run")
-  assert told.returncode == 0, told.stderr
+  result = command(*flags, "--dry-run")
+  assert result.returncode == 0, result.stderr
   for text in (
     "DARE: drops 0.1 of",
     "TIES: keeps",
@@ -442,7 +444,7 @@ def test_the_flags_reach_the_plan_and_the_record(made, tmp_path):
     "stochastic rounding",
     "seed 4",
   ):
-    assert text in told.stderr
+    assert text in result.stderr
   assert command(*flags).returncode == 0
   record = json.loads((tmp_path / "out" / "provenance.json").read_text())
   assert {k: record[k] for k in Recipe._fields} == {
@@ -475,7 +477,7 @@ def test_the_flags_reach_the_plan_and_the_record(made, tmp_path):
   ],
   ids=str,
 )
-def test_recipes_that_are_none(recipe, message):
+def test_invalid_recipes(recipe, message):
   with pytest.raises(InputError, match=message):
     check(Recipe(**recipe))
 
@@ -495,14 +497,14 @@ def test_recipes_that_are_none(recipe, message):
   ],
   ids=str,
 )
-def test_flags_that_cannot_be(fields, message):
+def test_invalid_flags(fields, message):
   with pytest.raises(InputError, match=message.replace("|", r"\|")):
     graft.Options(instruct="i", out="o", **fields)
 
 
 def test_an_adapter_that_was_trained_again_is_read_anew(tmp_path):
   instruct = model(tmp_path / "i", {"model.layers.0.self_attn.q_proj.weight": random(32, 32)})
-  found = []
+  results = []
   for i in range(2):
     tensors = {n: t * (i + 1) for n, t in factors().items()}
     if i:
@@ -510,9 +512,9 @@ def test_an_adapter_that_was_trained_again_is_read_anew(tmp_path):
     else:
       adapter(tmp_path / "a", tensors)
     run(tmp_path / f"{i}", instruct, [(tmp_path / "a", 1.0)], dtype="float32")
-    found.append(load(tmp_path / f"{i}")["model.layers.0.self_attn.q_proj.weight"])
+    results.append(load(tmp_path / f"{i}")["model.layers.0.self_attn.q_proj.weight"])
   w = load(instruct)["model.layers.0.self_attn.q_proj.weight"].float()
-  torch.testing.assert_close(found[1] - w, 4 * (found[0] - w))
+  torch.testing.assert_close(results[1] - w, 4 * (results[0] - w))
 
 
 @pytest.mark.parametrize("rows", [3, 32, 40, 48, 49])
@@ -543,17 +545,17 @@ def test_an_adapter_is_multiplied_in_steps_of_either_size(tmp_path, monkeypatch,
   ids=str,
 )
 def test_the_delta_or_the_adapter_of_a_recipe_grafts_to_the_same(made, tmp_path, recipe):
-  found = [sources.stored(made / n) for n in "abc"]
+  deltas = [sources.stored(made / n) for n in "abc"]
   plan = matching.plan(
-    open_model(made / "instruct"), found, scope=selection.Scope(), recipe=Recipe(**recipe)
+    open_model(made / "instruct"), deltas, scope=selection.Scope(), recipe=Recipe(**recipe)
   )
   write.run(plan, tmp_path / "direct")
   delta_only.run(plan, tmp_path / "delta", delta_only.Output("delta"))
   delta_only.run(plan, tmp_path / "adapter", delta_only.Output("adapter", energy=1.0))
   by = {}
   for name in ("delta", "adapter"):
-    told = json.loads((tmp_path / name / "provenance.json").read_text())
-    assert told["combine"] == recipe.get("combine", "sum") and told["drop_rate"] == recipe.get(
+    record = json.loads((tmp_path / name / "provenance.json").read_text())
+    assert record["combine"] == recipe.get("combine", "sum") and record["drop_rate"] == recipe.get(
       "drop_rate", 0
     )
     once = matching.plan(plan.instruct, [sources.stored(tmp_path / name)], scope=selection.Scope())
@@ -586,11 +588,11 @@ def test_adapters_are_not_joined_where_numbers_are_dropped(made, tmp_path):
 
 def test_how_sums_are_stored_is_for_whole_models(made, tmp_path):
   for flag in ("--rounding=stochastic", "--dtype=float32"):
-    told = command(
+    result = command(
       f"--delta={made / 'a'}",
       f"--instruct={made / 'instruct'}",
       "--output=delta",
       f"--out={tmp_path / 'out'}",
       flag,
     )
-    assert told.returncode == 2 and "are for --output=shadow" in told.stderr
+    assert result.returncode == 2 and "are for --output=shadow" in result.stderr

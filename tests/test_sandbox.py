@@ -113,9 +113,9 @@ def test_another_user_has_the_same_sandbox(readable):
   for name in ("sandbox", "jail", "jailed"):
     shutil.copy(ROOT / "shadowft_jax" / "evaluation" / "tasks" / f"{name}.py", package)
   text = (package / "sandbox.py").read_text()
-  wanted = "from shadowft_jax.errors import InputError"
-  assert wanted in text
-  (package / "sandbox.py").write_text(text.replace(wanted, "InputError = ValueError"))
+  line = "from shadowft_jax.errors import InputError"
+  assert line in text
+  (package / "sandbox.py").write_text(text.replace(line, "InputError = ValueError"))
   (package / "__init__.py").write_text("")
   for path in package.rglob("*"):
     path.chmod(0o644)

@@ -62,11 +62,11 @@ def test_the_count_is_exact_and_categories_are_uniform_within_one(count):
 def test_a_category_gives_its_highest_rewards():
   rows = rows_of()
   chosen, report = select(rows, count=50, seed=0, pool=0.5)
-  for told in report.categories:
-    ranked = sorted((r["reward"] for r in rows if category(r) == told["name"]), reverse=True)
-    got = sorted((r["reward"] for r in chosen if category(r) == told["name"]), reverse=True)
+  for entry in report.categories:
+    ranked = sorted((r["reward"] for r in rows if category(r) == entry["name"]), reverse=True)
+    got = sorted((r["reward"] for r in chosen if category(r) == entry["name"]), reverse=True)
     assert got == ranked[:10]
-    assert (told["lowest"], told["highest"], told["rows"]) == (got[-1], got[0], 120)
+    assert (entry["lowest"], entry["highest"], entry["rows"]) == (got[-1], got[0], 120)
 
 
 def test_the_places_left_over_go_to_the_categories_of_the_best_rows():
@@ -76,7 +76,7 @@ def test_the_places_left_over_go_to_the_categories_of_the_best_rows():
     assert counted(chosen) == {**dict.fromkeys(NAMES, 1), "logic": 2, "law": 2}
 
 
-def test_the_pool_is_the_best_share_of_all_rows_whatever_their_category():
+def test_the_pool_is_the_best_share_of_all_rows_of_any_category():
   rows = rows_of()
   for r in rows:
     r["reward"] += 100 * (category(r) == "law")
@@ -135,7 +135,7 @@ def test_the_output_is_in_no_order_of_rewards():
   assert 80 < half < 119 and sorted(ids(chosen)) == list(range(200))
 
 
-def test_a_row_with_several_categories_counts_for_what_is_asked():
+def test_a_row_with_several_categories_counts_by_the_setting_several():
   rows = [row(i, i, ["math", "code"]) for i in range(40)]
   rows += [row(i, i, ["law"]) for i in range(40, 60)]
 
@@ -151,7 +151,7 @@ def test_a_row_with_several_categories_counts_for_what_is_asked():
   assert report.chosen == 60  # no row twice, though most stand in two
 
 
-def test_a_conversation_that_comes_twice_is_kept_once_with_its_higher_reward():
+def test_a_duplicate_conversation_counts_once_with_its_higher_reward():
   rows = [row(1, 1.0, ["math"]), row(2, 5.0, ["math"])]
   rows += [{**rows[0], "id": "again", "reward": 9.0}, {**rows[1], "reward": 2.0}]
   for order in (rows, rows[::-1]):
@@ -163,7 +163,7 @@ def test_a_conversation_that_comes_twice_is_kept_once_with_its_higher_reward():
     select(rows, count=3, seed=0, pool=1.0)
 
 
-def test_what_a_row_lacks_is_counted():
+def test_rows_with_missing_fields_are_counted_by_reason():
   good = [row(i, float(i), ["math"]) for i in range(5)]
   bad = [
     row(10, None, ["math"]),
@@ -234,7 +234,7 @@ def test_parameters_that_cannot_be(fields, message):
     ("--several=all", "--several is one of first, drawn, each; got 'all'"),
   ],
 )
-def test_flags_that_cannot_be(flag, message):
+def test_invalid_flags(flag, message):
   result = command("--rows=none.jsonl", "--out=none_chosen.jsonl", flag)
   assert (result.returncode, result.stderr) == (2, f"error: {message}\n")
 
@@ -251,9 +251,9 @@ def test_the_command(tmp_path):
   expected, report = select(rows, count=20, seed=42, pool=0.5)
   written = [json.loads(line) for line in out.read_text().splitlines()]
   assert written == expected and rows[0] in written
-  told = json.loads((tmp_path / "new" / "mine.report.json").read_text())
-  assert told["source"] == str(source) and told["settings"] == report.settings
-  assert told["chosen"] == 20 and len(told["categories"]) == len(NAMES)
+  record = json.loads((tmp_path / "new" / "mine.report.json").read_text())
+  assert record["source"] == str(source) and record["settings"] == report.settings
+  assert record["chosen"] == 20 and len(record["categories"]) == len(NAMES)
   assert result.stdout.strip() == report.table()
   assert "rows: 200; candidates: 200; pool: 100; chosen: 20" in result.stdout
 
@@ -263,7 +263,7 @@ def test_the_command(tmp_path):
   assert [json.loads(line) for line in out.read_text().splitlines()] == expected
 
 
-def test_bad_flags_are_told_in_one_line(tmp_path):
+def test_bad_flags_are_one_line_errors(tmp_path):
   result = command(f"--rows={tmp_path / 'rows.jsonl'}", f"--out={tmp_path / 'mine.jsonl'}")
   assert result.returncode == 2 and "rows.jsonl" in result.stderr
   assert result.stderr.startswith("error: ") and len(result.stderr.splitlines()) == 1
@@ -284,7 +284,7 @@ def test_rows_that_are_none(tmp_path, text, weight, message):
     select_command.read(f"{tmp_path / 'rows.jsonl'}{weight}", "train")
 
 
-def test_what_is_there_is_not_replaced_unasked(tmp_path):
+def test_existing_files_are_not_replaced_without_the_flag(tmp_path):
   out, report = tmp_path / "a.jsonl", tmp_path / "a.report.json"
   assert select_command.free(out, overwrite=False) == (out, report)
   report.write_text("{}")

@@ -17,7 +17,7 @@ from tests import servers
 GREEDY = Sampling(8)
 
 
-def asked(text):
+def question(text):
   return [{"role": "user", "content": text}]
 
 
@@ -35,7 +35,7 @@ def server(monkeypatch):
 
 def fails(engine, match, sampling=GREEDY, conversations=None, receive=None):
   with pytest.raises(InputError, match=match) as caught:
-    engine.complete(conversations or [asked("a")], sampling, receive)
+    engine.complete(conversations or [question("a")], sampling, receive)
   assert "\n" not in str(caught.value)
   return str(caught.value)
 
@@ -56,23 +56,23 @@ def test_answers_come_in_order_and_several_at_a_time(server):
   server.respond = respond
   received = []
   engine = ServerEngine(server.url, "tiny", parallel=4)
-  found = engine.complete(
-    [asked(str(i)) for i in range(12)], GREEDY, lambda *one: received.append(one)
+  completions = engine.complete(
+    [question(str(i)) for i in range(12)], GREEDY, lambda *one: received.append(one)
   )
-  assert found == [[Completion(f"to {i}", "stop", i)] for i in range(12)]
+  assert completions == [[Completion(f"to {i}", "stop", i)] for i in range(12)]
   assert sorted((i, s) for i, s, _ in received) == [(i, 0) for i in range(12)]
-  assert received[0][0] != 0 and all(found[i][s] == one for i, s, one in received)
+  assert received[0][0] != 0 and all(completions[i][s] == one for i, s, one in received)
   assert most == 4
 
 
 def test_only_what_differs_from_the_defaults_is_sent(server):
   engine = ServerEngine(f"{server.url}/v1/", "tiny")
-  engine.complete([asked("a")], GREEDY)
-  path, headers, body = server.asked.pop()
+  engine.complete([question("a")], GREEDY)
+  path, headers, body = server.requests.pop()
   assert path == "/v1/chat/completions" and "Authorization" not in headers
   assert body == {
     "model": "tiny",
-    "messages": asked("a"),
+    "messages": question("a"),
     "max_tokens": 8,
     "temperature": 0.0,
     "seed": seed_of(0, 0),
@@ -80,12 +80,12 @@ def test_only_what_differs_from_the_defaults_is_sent(server):
   thinking = {"enable_thinking": False}
   engine = ServerEngine(f"{server.url}/v1/chat/completions", "tiny", template_args=thinking)
   more = {"temperature": 0.5, "top_p": 0.9, "top_k": 5, "min_p": 0.1}
-  engine.complete([asked("a")], Sampling(8, ("\n", "Q:"), n=3, seed=7, **more))
-  bodies = sorted((body for _, _, body in server.asked), key=lambda body: body["seed"])
+  engine.complete([question("a")], Sampling(8, ("\n", "Q:"), n=3, seed=7, **more))
+  bodies = sorted((body for _, _, body in server.requests), key=lambda body: body["seed"])
   seeds = sorted(seed_of(7, sample) for sample in range(3))
   assert [body.pop("seed") for body in bodies] == seeds
-  wanted = {**more, "stop": ["\n", "Q:"], "chat_template_kwargs": thinking}
-  assert bodies == [{"model": "tiny", "messages": asked("a"), "max_tokens": 8, **wanted}] * 3
+  expected = {**more, "stop": ["\n", "Q:"], "chat_template_kwargs": thinking}
+  assert bodies == [{"model": "tiny", "messages": question("a"), "max_tokens": 8, **expected}] * 3
 
 
 def test_seeds_of_samples_differ_from_those_of_neighbouring_seeds():
@@ -103,19 +103,19 @@ def test_seeds_of_samples_differ_from_those_of_neighbouring_seeds():
     (servers.answer(None, "length", reasoning="why"), Completion("<think>why", "length", 3)),
   ],
 )
-def test_what_is_read_of_an_answer(server, body, completion):
+def test_a_response_becomes_a_completion(server, body, completion):
   server.respond = lambda _: (200, body)
-  assert ServerEngine(server.url, "tiny").complete([asked("a")], GREEDY) == [[completion]]
+  assert ServerEngine(server.url, "tiny").complete([question("a")], GREEDY) == [[completion]]
 
 
 def test_the_identity_is_of_the_model_and_not_of_the_place(server):
   thinking = {"enable_thinking": False}
-  wanted = {
+  identity = {
     "model": "tiny",
     "server": {"id": "tiny", "owned_by": "test", "root": "/m", "max_model_len": 512},
     "template_args": thinking,
   }
-  assert ServerEngine(server.url, "tiny", template_args=thinking).identity == wanted
+  assert ServerEngine(server.url, "tiny", template_args=thinking).identity == identity
   server.listed = (404, servers.error("no list"))
   assert ServerEngine(server.url, "any").identity == {
     "model": "any",
@@ -159,9 +159,9 @@ def test_the_key_is_sent_and_never_shown(server, monkeypatch, capsys):
   server.respond = lambda _: (400, servers.error("Incorrect key sk-secret"))
   engine = ServerEngine(server.url, "tiny")
   assert "Incorrect key …" in fails(engine, "HTTP 400")
-  assert server.asked[0][1]["Authorization"] == "Bearer sk-secret"
-  said = str(vars(engine)) + repr(engine.identity) + "".join(capsys.readouterr())
-  assert "sk-secret" not in said
+  assert server.requests[0][1]["Authorization"] == "Bearer sk-secret"
+  shown = str(vars(engine)) + repr(engine.identity) + "".join(capsys.readouterr())
+  assert "sk-secret" not in shown
   monkeypatch.setenv("OPENAI_API_KEY", "sk-sec\nret")
   with pytest.raises(InputError, match="holds characters that no key has$"):
     ServerEngine(server.url, "tiny")
@@ -182,11 +182,11 @@ def test_the_key_is_sent_and_never_shown(server, monkeypatch, capsys):
 def test_errors_of_a_server_are_quoted(server, response, message):
   server.respond = lambda _: response
   fails(ServerEngine(server.url, "tiny"), message)
-  assert len(server.asked) == (1 + client.RETRIES if response[0] == 500 else 1)
+  assert len(server.requests) == (1 + client.RETRIES if response[0] == 500 else 1)
 
 
 @pytest.mark.parametrize("trouble", [(503, b"busy"), (429, b"slow", {"Retry-After": "0"}), None])
-def test_a_busy_server_is_asked_again(server, trouble, capsys):
+def test_requests_to_a_busy_server_are_retried(server, trouble, capsys):
   count = 0
 
   def respond(_):
@@ -196,7 +196,7 @@ def test_a_busy_server_is_asked_again(server, trouble, capsys):
 
   server.respond = respond
   engine = ServerEngine(server.url, "tiny", parallel=1)
-  assert engine.complete([asked("a"), asked("b")], GREEDY)[1][0].text == "at last"
+  assert engine.complete([question("a"), question("b")], GREEDY)[1][0].text == "at last"
   assert count == 4
   [line] = capsys.readouterr().err.splitlines()
   assert line.endswith("are sent up to 5 times")
@@ -206,7 +206,7 @@ def test_a_server_that_is_gone_in_between(server):
   engine = ServerEngine(server.url, "tiny")
   server.respond = lambda _: None
   fails(engine, "no server answers at .*: .+; start one")
-  assert len(server.asked) == 1 + client.RETRIES
+  assert len(server.requests) == 1 + client.RETRIES
 
 
 def test_a_server_that_takes_too_long(server):
@@ -215,7 +215,7 @@ def test_a_server_that_takes_too_long(server):
   fails(engine, "has not answered within 0.1 seconds; ask for fewer")
 
 
-def test_answers_before_an_error_are_kept_and_no_more_are_asked_for(server):
+def test_answers_before_an_error_are_received_and_no_more_requests_are_sent(server):
   bad = threading.Event()
 
   def respond(body):
@@ -228,11 +228,13 @@ def test_answers_before_an_error_are_kept_and_no_more_are_asked_for(server):
     return 200, servers.answer(last(body))
 
   server.respond = respond
-  kept = []
+  received = []
   engine = ServerEngine(server.url, "tiny", parallel=2)
-  conversations = [asked(str(i)) for i in range(40)]
-  fails(engine, "HTTP 400: no", GREEDY, conversations, lambda i, s, one: kept.append((i, one.text)))
-  assert {(0, "0"), (1, "1"), (2, "2")} <= set(kept) and len(server.asked) < 10
+  conversations = [question(str(i)) for i in range(40)]
+  fails(
+    engine, "HTTP 400: no", GREEDY, conversations, lambda i, s, one: received.append((i, one.text))
+  )
+  assert {(0, "0"), (1, "1"), (2, "2")} <= set(received) and len(server.requests) < 10
 
 
 def test_a_receiver_that_fails_ends_it(server):
@@ -241,15 +243,15 @@ def test_a_receiver_that_fails_ends_it(server):
 
   engine = ServerEngine(server.url, "tiny", parallel=2)
   with pytest.raises(KeyboardInterrupt):
-    engine.complete([asked(str(i)) for i in range(40)], GREEDY, receive)
-  assert len(server.asked) < 10
+    engine.complete([question(str(i)) for i in range(40)], GREEDY, receive)
+  assert len(server.requests) < 10
 
 
 # ---- streams
 
 
-def events(*found):
-  lines = [json.dumps(x) if isinstance(x, dict) else x for x in found]
+def events(*parts):
+  lines = [json.dumps(x) if isinstance(x, dict) else x for x in parts]
   return "".join(f"data: {line}\n\n" for line in lines).encode()
 
 
@@ -262,7 +264,7 @@ STREAM = {"Content-Type": "text/event-stream"}
 
 def test_a_stream_has_its_pieces_and_then_the_whole(server):
   usage = {"choices": [], "usage": {"completion_tokens": 5}}
-  found = [
+  parts = [
     part(role="assistant", content=""),
     part(reasoning_content="w"),
     part(reasoning_content="hy"),
@@ -271,11 +273,11 @@ def test_a_stream_has_its_pieces_and_then_the_whole(server):
     usage,
     "[DONE]",
   ]
-  server.respond = lambda _: (200, events(*found), STREAM)
-  *pieces, whole = ServerEngine(server.url, "tiny").stream(asked("a"), GREEDY)
+  server.respond = lambda _: (200, events(*parts), STREAM)
+  *pieces, whole = ServerEngine(server.url, "tiny").stream(question("a"), GREEDY)
   assert pieces == ["<think>w", "hy", "</think>ye", "s"]
   assert whole == Completion("".join(pieces), "stop", 5)
-  assert server.asked[0][2]["stream"] is True
+  assert server.requests[0][2]["stream"] is True
 
 
 @pytest.mark.parametrize(
@@ -290,7 +292,7 @@ def test_a_stream_has_its_pieces_and_then_the_whole(server):
 def test_errors_of_a_stream(server, response, message):
   server.respond = lambda _: response
   with pytest.raises(InputError, match=message):
-    list(ServerEngine(server.url, "tiny").stream(asked("a"), GREEDY))
+    list(ServerEngine(server.url, "tiny").stream(question("a"), GREEDY))
 
 
 # ---- vLLM's command

@@ -44,7 +44,7 @@ class Echo:
   tokenizer = Letters()
 
   def __init__(self):
-    self.asked, self.together, self.most, self.closed = [], 0, 0, 0
+    self.requests, self.together, self.most, self.closed = [], 0, 0, 0
     self.wait = 0.0
 
   def prompt(self, messages):
@@ -54,13 +54,13 @@ class Echo:
     return [(-0.5 * len(ids), [-0.5] * len(ids), True) for _, ids in pairs]
 
   def complete(self, conversations, sampling, receive=None):
-    found = [[*self.stream(conversations[0], sampling, i)][-1] for i in range(sampling.n)]
-    return [found]
+    completions = [[*self.stream(conversations[0], sampling, i)][-1] for i in range(sampling.n)]
+    return [completions]
 
   def stream(self, messages, sampling, sample=0):
     if len(messages[-1]["content"]) > 100:
       raise InputError("the prompt has 101 tokens; this model takes 100")
-    self.asked.append((messages, sampling))
+    self.requests.append((messages, sampling))
     self.together += 1
     self.most = max(self.most, self.together)
     text = ""
@@ -119,7 +119,7 @@ def client(served):
 def test_the_openai_client_gets_whole_answers(served, client):
   engine, _ = served
   assert [model.id for model in client.models.list()] == ["tiny"]
-  found = client.chat.completions.create(
+  response = client.chat.completions.create(
     model="tiny",
     messages=[{"role": "developer", "content": "Be kind."}, *ASKED],
     n=2,
@@ -130,14 +130,14 @@ def test_the_openai_client_gets_whole_answers(served, client):
     max_completion_tokens=5,
     extra_body={"top_k": 3, "min_p": 0.1},
   )
-  assert [(x.index, x.message.content) for x in found.choices] == [
+  assert [(x.index, x.message.content) for x in response.choices] == [
     (0, " 0: one two"),
     (1, " 1: one two"),
   ]
-  assert {x.finish_reason for x in found.choices} == {"stop"}
-  counts = found.usage
+  assert {x.finish_reason for x in response.choices} == {"stop"}
+  counts = response.usage
   assert (counts.prompt_tokens, counts.completion_tokens, counts.total_tokens) == (7, 6, 13)
-  messages, sampling = engine.asked[0]
+  messages, sampling = engine.requests[0]
   assert messages[0] == {"role": "system", "content": "Be kind."}
   assert sampling == Sampling(5, ("\n",), 2, 0.5, 3, 0.9, 0.1, 7)
 
@@ -159,19 +159,19 @@ def test_the_openai_client_gets_streams(client):
 
 
 def test_log_probabilities_of_the_answers_tokens(client):
-  found = client.chat.completions.create(model="tiny", messages=ASKED, logprobs=True)
-  entries = found.choices[0].logprobs.content
-  assert "".join(x.token for x in entries) == found.choices[0].message.content
+  response = client.chat.completions.create(model="tiny", messages=ASKED, logprobs=True)
+  entries = response.choices[0].logprobs.content
+  assert "".join(x.token for x in entries) == response.choices[0].message.content
   assert {x.logprob for x in entries} == {-0.5} and entries[0].bytes == [32]
 
 
-def test_what_a_request_leaves_open_is_as_the_server_was_started():
+def test_options_missing_in_a_request_have_the_servers_defaults():
   defaults = Sampling(9, temperature=0.25, top_k=4)
   engine = Echo()
   with serving_of(engine, defaults) as url:
     for _ in range(2):
       httpx2.post(f"{url}/chat/completions", json={"model": "tiny", "messages": ASKED})
-  (_, first), (_, second) = engine.asked
+  (_, first), (_, second) = engine.requests
   assert (first.max_new, first.temperature, first.top_k, first.n) == (9, 0.25, 4, 1)
   assert first.seed != second.seed
 
@@ -207,9 +207,9 @@ def test_errors_are_in_openais_form(served, field, value, message):
   for streams in (False, True):
     if field != "stream":
       body["stream"] = streams
-    found = httpx2.post(f"{served[1]}/chat/completions", json=body)
-    assert found.status_code == 400, found.text
-    error = found.json()["error"]
+    response = httpx2.post(f"{served[1]}/chat/completions", json=body)
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
     assert message in error["message"] and error["type"] == "invalid_request_error"
 
 
@@ -217,8 +217,8 @@ def test_other_statuses(served, client):
   url = f"{served[1]}/chat/completions"
   with pytest.raises(openai.NotFoundError, match="'big' does not exist; this server has 'tiny'"):
     client.chat.completions.create(model="big", messages=ASKED)
-  found = httpx2.post(url, content=b"{")
-  assert found.status_code == 400 and "no JSON" in found.json()["error"]["message"]
+  reply = httpx2.post(url, content=b"{")
+  assert reply.status_code == 400 and "no JSON" in reply.json()["error"]["message"]
   assert httpx2.post(url, json=[]).status_code == 400
   for response, status in (
     (httpx2.get(url), 405),
@@ -249,7 +249,7 @@ def test_several_clients_at_once_wait_for_each_other(served):
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
     whole = pool.submit(mine.complete, conversations, Sampling(9, n=2))
     pieces = pool.submit(lambda: [[*mine.stream(c, Sampling(9))][-1] for c in conversations])
-  assert [[x.text for x in found] for found in whole.result()] == [
+  assert [[x.text for x in answer] for answer in whole.result()] == [
     [f" 0: number {i}"] * 2 for i in range(8)
   ]
   assert [x.text for x in pieces.result()] == [f" 0: number {i}" for i in range(8)]
@@ -267,7 +267,7 @@ def test_a_client_that_goes_away_ends_its_stream(served, client):
   assert engine.closed == 2 and time.monotonic() - started < 0.4
 
 
-def test_a_port_that_is_taken_is_told(monkeypatch):
+def test_a_port_in_use_is_reported(monkeypatch):
   monkeypatch.setattr(local, "load", lambda directory, **more: Echo())
   with serving_of(Echo()) as url:
     port = httpx2.URL(url).port
@@ -276,7 +276,7 @@ def test_a_port_that_is_taken_is_told(monkeypatch):
   assert code == 2 and f"error: cannot listen on 127.0.0.1:{port}: " in err
 
 
-def test_serving_without_its_packages_is_told(monkeypatch):
+def test_serving_without_its_packages_is_an_error(monkeypatch):
   monkeypatch.setattr(chat.importlib.util, "find_spec", lambda name: None)
   code, _, err = commands.run("chat", "--model=x", "--serve")
   assert code == 2 and "--serve needs starlette and uvicorn" in err and "shadowft_jax[serve]" in err
@@ -302,10 +302,10 @@ def test_a_model_answers_alike_through_its_api(tiny):
   *pieces, whole = far.stream(ASKED, Sampling(6))
   assert whole == one and "".join(pieces) == one.text
   client = openai.OpenAI(base_url=url, api_key="none")
-  found = client.chat.completions.create(
+  response = client.chat.completions.create(
     model="tiny", messages=ASKED, temperature=0, max_tokens=6, logprobs=True
   )
-  entries = found.choices[0].logprobs.content
+  entries = response.choices[0].logprobs.content
   ids = engine.tokenizer(one.text, add_special_tokens=False).input_ids
   [likelihood] = engine.logprobs([(engine.prompt(ASKED), ids)])
   assert [x.logprob for x in entries] == pytest.approx(likelihood.tokens)
@@ -323,7 +323,7 @@ def test_lm_evals_own_client_of_chat_apis(tiny, tmp_path):
   test_harness.write_tasks(tmp_path)
   manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
   arguments = f"base_url={url}/chat/completions,model=tiny,num_concurrent=2"
-  found = simple_evaluate(
+  results = simple_evaluate(
     "local-chat-completions",
     model_args=arguments,
     tasks=["tiny_generate"],
@@ -332,7 +332,7 @@ def test_lm_evals_own_client_of_chat_apis(tiny, tmp_path):
   )
   ours = test_harness.harness.run(engine, ["tiny_generate"], include=tmp_path)
   texts = lambda run: [row["resps"][0][0] for row in run["samples"]["tiny_generate"]]
-  assert len(texts(found)) == 4 and texts(found) == texts(ours)
+  assert len(texts(results)) == 4 and texts(results) == texts(ours)
 
 
 @pytest.mark.slow

@@ -125,15 +125,15 @@ def test_no_set_changes_nothing():
   assert sets.resolve(c) is c and c.to_dict() == before
 
 
-def test_what_the_user_sets_wins(capsys):
+def test_settings_of_the_user_take_precedence(capsys):
   c = config_of(set="limo", max_examples=50, select="uniform")
   c.data.columns.prompt = "ask"
   sets.resolve(c)
   assert (c.data.train, c.data.max_examples, c.data.select) == ("GAIR/LIMO", 50, "uniform")
   assert given(c.data.columns) == {"prompt": "ask"}  # not half of one and half of the other
   assert sets.columns_of(Source("x", 1.0, [("x row 1", ROWS["limo"][0])]), c) == {"prompt": "ask"}
-  told = capsys.readouterr().err
-  assert "50 rows (the paper uses 817) of GAIR/LIMO, data.select=uniform" in told
+  err = capsys.readouterr().err
+  assert "50 rows (the paper uses 817) of GAIR/LIMO, data.select=uniform" in err
   c = config_of(set="limo", max_examples=-1)
   assert sets.resolve(c).data.max_examples == -1
   assert "limo: all rows (the paper uses 817)" in capsys.readouterr().err
@@ -150,11 +150,11 @@ def test_no_config_limits_or_renames_the_users_own_rows(name, tmp_path, capsys):
   path.write_text("".join(json.dumps(row) + "\n" for row in rows))
   c.data.train, c.data.template, c.data.val_ratio = str(path), "qwen3", 0.0
   sets.resolve(c)
-  said = capsys.readouterr().err
+  err = capsys.readouterr().err
   assert len(dataset.read(c, tmp_path).train) == len(rows)
   # What it advises takes as many rows as it says.
   if c.data.set:
-    count = int(re.search(r"--config.data.max_examples=(\d+)\)", said)[1])
+    count = int(re.search(r"--config.data.max_examples=(\d+)\)", err)[1])
     assert count == SETS[c.data.set].count
     c.data.max_examples = count
     assert len(dataset.read(sets.resolve(c), tmp_path).train) == count
@@ -179,10 +179,10 @@ def test_a_set_that_is_on_no_hub_says_where_it_is():
     sets.resolve(config_of(set="baai-2k"))
 
 
-def test_what_is_not_known_of_a_set_is_said(capsys):
+def test_unknown_facts_about_a_dataset_are_stated(capsys):
   sets.resolve(config_of(set="code-z1"))
-  told = capsys.readouterr().err
-  assert "authors' repository has no entry" in told and "the paper uses" not in told
+  err = capsys.readouterr().err
+  assert "authors' repository has no entry" in err and "the paper uses" not in err
 
 
 def test_an_unknown_set_names_the_nearest():
@@ -192,7 +192,7 @@ def test_an_unknown_set_names_the_nearest():
     sets.resolve(config_of(set="medical_o1"))
 
 
-def test_the_papers_preset_is_what_the_authors_scripts_set():
+def test_the_papers_preset_has_the_settings_of_the_authors_scripts():
   c = presets.paper()
   assert (c.data.recipe, c.data.max_examples, c.data.select) == ("paper", 0, "first")
   assert (c.data.val_ratio, c.data.max_length, c.data.layout) == (0.01, 4096, "packed")

@@ -106,7 +106,7 @@ def test_a_mesh_of_other_sizes_than_the_devices_is_refused(shape):
     for name in MESHES
   ],
 )
-def test_a_mesh_learns_what_one_device_does(alone, kind, name):
+def test_training_on_a_mesh_gives_the_delta_of_one_device(alone, kind, name):
   losses, grads, trained = learn(sharding.make_mesh(MESHES[name]), kind)
   want_losses, want_grads, want = alone[kind]
   np.testing.assert_allclose(losses, want_losses, rtol=1e-5)
@@ -171,7 +171,7 @@ def test_the_last_rule_takes_everything():
   ],
   ids=str,
 )
-def test_a_mesh_that_cannot_be_is_refused(wrong, message):
+def test_an_invalid_mesh_is_refused(wrong, message):
   with pytest.raises(InputError, match=message):
     sharding.make_mesh(wrong)
 

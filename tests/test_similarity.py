@@ -165,9 +165,9 @@ def test_by_hand(tmp_path):
 def as_the_authors(base, instruct):
   """Mean over the tensors of layers, each on its own, in torch: their script's reading."""
   a, b = (load_torch(f / "model.safetensors") for f in (base, instruct))
-  found = [(a[n].float(), b[n].float()) for n in a if re.search(r"model\.layers\.\d+\.", n)]
+  pairs = [(a[n].float(), b[n].float()) for n in a if re.search(r"model\.layers\.\d+\.", n)]
   return float(
-    np.mean([float((x - y).abs().sum() / (x.abs().sum() + y.abs().sum())) for x, y in found])
+    np.mean([float((x - y).abs().sum() / (x.abs().sum() + y.abs().sum())) for x, y in pairs])
   )
 
 
@@ -207,13 +207,13 @@ def test_any_dtypes_in_pieces_of_any_size(tmp_path, monkeypatch, base_dtype, ins
     assert got == pytest.approx(want, rel=1e-6)
 
 
-def test_close_is_what_is_called_unchanged():
+def test_unchanged_means_close():
   b = np.array([0, 1e-3, 1e-3, 5], np.float32)
   i = np.array([0, 1e-3 + 9e-6, 1e-3 - 1.1e-5, -5], np.float32)
   assert gap.sums(b, i).unchanged == 0.5
 
 
-def test_sums_do_not_lose_what_is_small():
+def test_sums_do_not_lose_small_numbers():
   """2^24 + 1001 is no float32, and neither is a product that float16 would overflow."""
   b = np.array([2.0**24] + [1.0] * 1001, np.float32)
   assert gap.sums(b, np.zeros_like(b))[:3] == (2**24 + 1001, 0, 2**24 + 1001)
@@ -292,7 +292,7 @@ def test_families_that_are_not_ported(tmp_path, kind, names):
 # What cannot be compared.
 
 
-def test_what_is_left_out_is_said(tmp_path):
+def test_left_out_tensors_are_reported(tmp_path):
   x = np.ones((2, 2), np.float32)
   base = write(
     tmp_path / "b",
@@ -386,16 +386,16 @@ def test_the_command(tmp_path):
   rows, _ = compare(TINY / "base", TINY / "instruct")
   for key, value in gap.readings(rows).items():
     assert f"  {value:.6f}  {gap.READINGS[key]}" in result.stdout
-  found = json.loads((out / "similarity.json").read_text())
-  assert found["readings"] == gap.readings(rows)
-  assert found["reference"] == [0.016, "the paper"]
-  assert found["modules"]["attention q"]["ratio"] == gap.ratio(gap.by_module(rows)["attention q"])
+  record = json.loads((out / "similarity.json").read_text())
+  assert record["readings"] == gap.readings(rows)
+  assert record["reference"] == [0.016, "the paper"]
+  assert record["modules"]["attention q"]["ratio"] == gap.ratio(gap.by_module(rows)["attention q"])
   layers = gap.by_layer(rows)
-  assert [found["layers"][str(k)]["ratio"] for k in range(len(layers))] == [
+  assert [record["layers"][str(k)]["ratio"] for k in range(len(layers))] == [
     gap.ratio(part) for part in layers.values()
   ]
-  assert len(found["header_sha256"]) == 2 == len(set(found["header_sha256"]))
-  assert [f["level"] for f in found["pair_check"]] == ["note"] * 4
+  assert len(record["header_sha256"]) == 2 == len(set(record["header_sha256"]))
+  assert [f["level"] for f in record["pair_check"]] == ["note"] * 4
   table = list(csv.DictReader((out / "similarity.csv").open()))
   assert [
     (t["name"], t["module"], t["shape"], float(t["ratio"]), float(t["sum_diff"])) for t in table
@@ -425,7 +425,7 @@ def test_check_only_reads_no_weights(pair, tmp_path):
   assert result.stdout.startswith("pair check: 0 errors") and "gap ratio" not in result.stdout
 
 
-def test_what_is_compared():
+def test_the_arms_of_a_comparison():
   assert similarity.choose("a", "b", None) == ("a", "b")
   known = registry.get("qwen3-4b-2507")
   assert similarity.choose(None, None, "qwen3-4b-2507") == (known.base, known.instruct)
@@ -501,13 +501,13 @@ def test_without_queries_the_first_layer_is_drawn_and_without_matrices_nothing(t
     ("layers.3.self_atn.q_proj", "matches no matrix.*nearest names are(\n  layers.*){5}$"),
   ],
 )
-def test_what_cannot_be_drawn_is_said(matrices, pattern, message):
+def test_a_matrix_that_cannot_be_drawn_is_reported(matrices, pattern, message):
   with pytest.raises(InputError, match=message) as error:
     report.pick(*matrices, pattern)
   assert "self_atn" not in pattern or "\n  layers.3.self_attn.q_proj" in str(error.value)
 
 
-def test_what_is_drawn(matrices, tmp_path, monkeypatch):
+def test_the_weights_picture_draws_corners_and_their_difference(matrices, tmp_path, monkeypatch):
   """The first 64 rows and columns, and a difference of 1 ten times as high, on one axis."""
   drawn, read = [], []
   monkeypatch.setattr(Axes3D, "plot_surface", lambda self, x, y, z, **_: drawn.append((self, z)))
@@ -552,11 +552,11 @@ def test_candidates_are_ranked(pair, tmp_path):
     tmp_path / "nearer",
     lambda n, x: (n, (x + 3 * load_file(instruct / "model.safetensors")[n]) / 4),
   )
-  found = report.rank([base, TINY / "base", nearer, tmp_path / "none"], instruct)
-  assert [r["base"] for r in found["ranking"]] == [nearer, base]
-  assert found["ranking"][1]["mean_over_tensors"] == sigma(*pair)["mean_over_tensors"]
-  assert "different model families" in found["refused"][TINY / "base"]
-  text = report.ranking_text(found)
+  ranking = report.rank([base, TINY / "base", nearer, tmp_path / "none"], instruct)
+  assert [r["base"] for r in ranking["ranking"]] == [nearer, base]
+  assert ranking["ranking"][1]["mean_over_tensors"] == sigma(*pair)["mean_over_tensors"]
+  assert "different model families" in ranking["refused"][TINY / "base"]
+  text = report.ranking_text(ranking)
   assert re.search(rf"  1  0\.\d+  0\.\d+  0\.\d+  {nearer} \(\d+ tensors, 0 left out\)", text)
   assert f"{tmp_path / 'none'} cannot be compared" in text
   with pytest.raises(InputError, match="none of the candidates.*different model families"):
@@ -567,7 +567,7 @@ def test_the_command_ranks_candidates(pair, tmp_path):
   flags = [f"--candidates={pair[0]}", f"--candidates={pair[1]}"]
   result = run(*flags, f"--instruct={pair[1]}", f"--out={tmp_path / 'out'}")
   assert result.returncode == 0, result.stderr
-  found = json.loads((tmp_path / "out" / "candidates.json").read_text())
-  assert [r["base"] for r in found["ranking"]] == [str(pair[1]), str(pair[0])]
+  ranking = json.loads((tmp_path / "out" / "candidates.json").read_text())
+  assert [r["base"] for r in ranking["ranking"]] == [str(pair[1]), str(pair[0])]
   result = run(*flags, f"--base={pair[0]}", f"--instruct={pair[1]}")
   assert result.returncode == 2 and "--candidates needs --instruct" in result.stderr

@@ -99,7 +99,7 @@ def test_every_kind_of_file_gives_the_same_rows(write, name):
 
 
 @pytest.mark.parametrize("name", ["rows.txt", "rows.txt.gz"])
-def test_a_line_of_text_that_is_not_blank_is_a_row(write, name):
+def test_every_nonblank_line_of_text_is_a_row(write, name):
   path = write("\ufeffone \r\n\n  two\u2028 \n\t\n", name)
   assert sources.read(path)[0].rows == [
     (f"{path} row 1", {"text": "one "}),
@@ -123,7 +123,7 @@ def test_csv_cells_are_text_of_any_length(write):
   assert rows_of(write(f'"",n\n1,"{long}"', "rows.csv")) == [{"column 1": "1", "n": long}]
 
 
-def test_a_row_that_cannot_be_parsed_stands_in_its_place(write):
+def test_a_row_that_cannot_be_parsed_keeps_its_row_number(write):
   read = rows_of(write('{"a": 1}\n\n{nope}\n{"a": 2}\n' + "[" * 100_000, "rows.jsonl"))
   assert (read[0], read[2]) == ({"a": 1}, {"a": 2})
   for row, number in ((read[1], 3), (read[3], 5)):
@@ -174,7 +174,7 @@ def test_a_row_that_cannot_be_parsed_stands_in_its_place(write):
     ("rows.arrow", b"", r"rows.arrow (is not a valid \.arrow file, |has no rows)"),
   ],
 )
-def test_what_cannot_be_read_is_said_in_one_line(write, name, content, match):
+def test_unreadable_files_are_one_line_errors(write, name, content, match):
   with pytest.raises(InputError, match=match) as caught:
     sources.read(write(content, name))
   assert "\n" not in str(caught.value)
@@ -228,7 +228,7 @@ def test_several_sources_have_weights(write):
     ("data/*.json", r"'.json' after .*\(to use all files of a folder, give the folder itself\)"),
   ],
 )
-def test_what_is_wrong_with_a_list_of_sources_is_said(write, spec, match):
+def test_errors_in_a_list_of_sources_are_explained(write, spec, match):
   with pytest.raises(InputError, match=match):
     sources.read(spec.format(write(ROWS)))
 
@@ -568,7 +568,7 @@ print(json.dumps(out))
 
 
 def test_a_data_set_of_the_hub_is_read(tmp_path):
-  asked = [
+  requests = [
     ("org/set:en@v1", "train"),
     ("org/set:en@v1", "dev"),
     ("org/set:en@v1", "test"),
@@ -585,7 +585,7 @@ def test_a_data_set_of_the_hub_is_read(tmp_path):
     }
     # The library reads its settings once, when it is imported.
     out = subprocess.run(
-      [sys.executable, "-c", READ, json.dumps(asked)],
+      [sys.executable, "-c", READ, json.dumps(requests)],
       env=env,
       text=True,
       capture_output=True,
@@ -596,20 +596,20 @@ def test_a_data_set_of_the_hub_is_read(tmp_path):
   train, dev, no_split, no_subset, nothing = json.loads(out)
   assert train == [["org/set:en@v1 row 1", {"q": "1"}], ["org/set:en@v1 row 2", {"q": "2"}]]
   assert dev == [["org/set:en@v1 row 1", {"q": "3"}]]
-  for error, said in (
+  for error, words in (
     (no_split, 'Unknown split "test"'),
     (no_subset, "'zh' not found"),
     (nothing, "doesn't exist"),
   ):
     assert "is not a local file or folder, and could not be loaded from the Hub (split '" in error
-    assert said in error and "\n" not in error
+    assert words in error and "\n" not in error
   assert nothing.endswith(
     "(hf download --repo-type dataset org/nothing --local-dir FOLDER) and give FOLDER"
   )
   assert no_split.endswith("org/set --revision v1 --local-dir FOLDER) and give FOLDER:en")
 
 
-def test_without_a_network_a_hub_id_says_what_was_tried():
+def test_without_a_network_the_error_for_a_hub_id_names_the_attempt():
   with pytest.raises(
     InputError,
     match=r"org/set:en is not a local file or folder, and could not be loaded from the "

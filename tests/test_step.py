@@ -81,7 +81,7 @@ def test_gradients_are_those_of_jax_grad(name, kind, remat):
   assert sums["count"] > 0
 
 
-def test_gradients_lie_where_the_delta_lies():
+def test_gradients_have_the_sharding_of_the_delta():
   method, delta, base, batches = setup("qwen3", "full")
   mesh = sharding.make_mesh({"fsdp": 4, "tensor": 2})
   with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATIONS):

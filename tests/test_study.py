@@ -179,7 +179,7 @@ def test_a_study_goes_on_where_it_was_stopped(small, tmp_path, monkeypatch):
   study.main()
   path = out / "runs.jsonl"
   records = [json.loads(line) for line in path.read_text().splitlines()]
-  assert len(records) == 2 * (2 + 2) + 2 * (2 * 2) + 2 + 2 + 2
+  assert len(records) == 3 * 4 + 2 * 8 + 2  # models as they are, both arms twice, a control
   by = {}
   for r in records:
     by.setdefault(r.pop("cell"), []).append(r)

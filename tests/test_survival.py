@@ -91,27 +91,27 @@ def test_sums_are_added_up_before_any_root():
 
 
 def test_an_exact_result_survives_whole():
-  found = survival.numbers([row("a", random(), random(), np.dtype(np.float32))])
-  assert found["kept"] == pytest.approx(1, abs=1e-6) and found["cosine"] == pytest.approx(1)
-  assert found["unchanged"] == 0 == found["lost"]
+  numbers = survival.numbers([row("a", random(), random(), np.dtype(np.float32))])
+  assert numbers["kept"] == pytest.approx(1, abs=1e-6) and numbers["cosine"] == pytest.approx(1)
+  assert numbers["unchanged"] == 0 == numbers["lost"]
   exact = survival.numbers([row("a", [1, 2], [0.5, 0.25])])
   assert (exact["kept"], exact["cosine"], exact["mean_kept"]) == (1, 1, 1)
 
 
 def test_less_than_half_an_ulp_is_lost():
   lost = row(Q.format(0), np.ones(8), np.full(8, 2.0**-10))  # an ulp of 1 is 2^-7
-  found = survival.numbers([lost])
-  assert (found["kept"], found["cosine"], found["mean_kept"]) == (0, 0, 0)
-  assert (found["unchanged"], found["lost"]) == (1, 1)
+  numbers = survival.numbers([lost])
+  assert (numbers["kept"], numbers["cosine"], numbers["mean_kept"]) == (0, 0, 0)
+  assert (numbers["unchanged"], numbers["lost"]) == (1, 1)
   assert survival.warnings([lost])
   assert survival.warnings([row(Q.format(0), np.ones(8), np.full(8, 2.0**-7))]) == []
 
 
 def test_no_delta_is_neither_lost_nor_kept():
   none = row(Q.format(0), random(), np.zeros(1000), base=random(seed=1))
-  found = survival.numbers([none])
-  assert (found["kept"], found["cosine"], found["gap_cosine"]) == (None, None, None)
-  assert (found["unchanged"], found["lost"]) == (1, 0)
+  numbers = survival.numbers([none])
+  assert (numbers["kept"], numbers["cosine"], numbers["gap_cosine"]) == (None, None, None)
+  assert (numbers["unchanged"], numbers["lost"]) == (1, 0)
   assert survival.warnings([none]) == []
 
 
@@ -139,9 +139,9 @@ def test_noise_without_bias_keeps_the_mean():
     return (bits >> 16).astype(np.uint16).view(BF16)
 
   one = row("a", np.ones(100_000), np.full(100_000, 2.0**-10), round_to=stochastic)
-  found = survival.numbers([one])
-  assert found["mean_kept"] == pytest.approx(1, rel=0.03)
-  assert found["cosine"] == pytest.approx(math.sqrt(1 / 8), rel=0.03)
+  numbers = survival.numbers([one])
+  assert numbers["mean_kept"] == pytest.approx(1, rel=0.03)
+  assert numbers["cosine"] == pytest.approx(math.sqrt(1 / 8), rel=0.03)
 
 
 def test_rows_without_a_base_are_not_in_the_gap():
@@ -156,8 +156,8 @@ def test_rows_without_a_base_are_not_in_the_gap():
 
 
 def test_every_number_has_a_meaning():
-  found = survival.numbers([row("a", random(), random(), base=random())])
-  assert found.keys() == survival.MEANING.keys()
+  numbers = survival.numbers([row("a", random(), random(), base=random())])
+  assert numbers.keys() == survival.MEANING.keys()
   assert {c[0] for c in survival.COLUMNS} <= survival.MEANING.keys()
   assert {p[0] for p in pictures.PANELS} <= survival.MEANING.keys()
 
@@ -168,12 +168,12 @@ def test_every_number_has_a_meaning():
 @pytest.fixture
 def rows():
   """Three layers; layer 2 is lost in q; a norm and the embedding beside them."""
-  found = [row(UP.format(n), random(), random(scale=0.1, seed=n + 1)) for n in range(3)]
-  found += [
+  rows_ = [row(UP.format(n), random(), random(scale=0.1, seed=n + 1)) for n in range(3)]
+  rows_ += [
     row(Q.format(n), np.ones(8), np.full(8, 2.0**-10 if n == 2 else 0.25)) for n in range(3)
   ]
-  found.append(row("model.language_model.embed_tokens.weight", random(), random(seed=5)))
-  return [*found, row("model.layers.0.input_layernorm.weight", [1.0], [0.0])]
+  rows_.append(row("model.language_model.embed_tokens.weight", random(), random(seed=5)))
+  return [*rows_, row("model.layers.0.input_layernorm.weight", [1.0], [0.0])]
 
 
 def test_groups(rows):
@@ -263,9 +263,9 @@ def test_the_table(rows):
   ]
 
 
-def test_the_warning_says_where_and_what_to_do(rows):
-  told, advice = survival.warnings(rows)
-  assert told == (
+def test_the_warning_names_the_place_and_a_remedy(rows):
+  warning, advice = survival.warnings(rows)
+  assert warning == (
     "warning: attention q: survival cosine 0.0000, below 0.95 in 1 of 3 layers, lowest in layer 2"
   )
   worse = Row(Q.format(3), 1, 0, 0, 1.0, 1.0, -0.5)
@@ -294,17 +294,17 @@ def test_the_files(rows, tmp_path, with_base):
   survival.write_report(tmp_path, rows, {"alpha": 0.5}, "a title", survival.warnings(rows))
   assert {p.name for p in tmp_path.iterdir()} == {"graft_report.json", "graft_report.png"}
   assert (tmp_path / "graft_report.png").read_bytes().startswith(b"\x89PNG")
-  found = json.loads((tmp_path / "graft_report.json").read_text())
-  assert found["settings"] == {"alpha": 0.5} and found["warnings"] == survival.warnings(rows)
-  assert found["all"] == survival.numbers(rows) and ("gap_ratio" in found["all"]) == with_base
-  assert found["modules"]["mlp up"] == survival.numbers(rows[:3])
-  assert found["layers"]["2"] == survival.by_layer(rows)[2]
-  assert [(t["name"], t["layer"], t["module"]) for t in found["tensors"][4:7]] == [
+  report = json.loads((tmp_path / "graft_report.json").read_text())
+  assert report["settings"] == {"alpha": 0.5} and report["warnings"] == survival.warnings(rows)
+  assert report["all"] == survival.numbers(rows) and ("gap_ratio" in report["all"]) == with_base
+  assert report["modules"]["mlp up"] == survival.numbers(rows[:3])
+  assert report["layers"]["2"] == survival.by_layer(rows)[2]
+  assert [(t["name"], t["layer"], t["module"]) for t in report["tensors"][4:7]] == [
     (Q.format(1), 1, "attention q"),
     (Q.format(2), 2, "attention q"),
     ("model.language_model.embed_tokens.weight", None, "embedding"),
   ]
-  assert found["tensors"][0].items() >= survival.numbers(rows[:1]).items()
+  assert report["tensors"][0].items() >= survival.numbers(rows[:1]).items()
 
 
 def test_the_picture_shows_the_numbers(rows, tmp_path, monkeypatch):

@@ -26,13 +26,13 @@ class Echo:
   template = "…</think>"
 
   def __init__(self, name="echo", alpha=1.0, reason="stop"):
-    self.name, self.alpha, self.reason, self.asked = name, alpha, reason, []
+    self.name, self.alpha, self.reason, self.requests = name, alpha, reason, []
 
   def with_alpha(self, alpha):
     return Echo(self.name, alpha, self.reason)
 
   def stream(self, messages, sampling):
-    self.asked.append([dict(m) for m in messages])
+    self.requests.append([dict(m) for m in messages])
     words = f"{self.name} {self.alpha:g} heard {messages[-1]['content']}".split(" ")
     text = ""
     for i, word in enumerate(words):
@@ -69,7 +69,7 @@ def test_turns_have_their_history_and_the_system_prompt(monkeypatch):
   (engine,) = made.values()
   user = lambda text: {"role": "user", "content": text}
   system = {"role": "system", "content": "Be kind."}
-  assert engine.asked == [
+  assert engine.requests == [
     [user("one")],
     [system, user("one"), {"role": "assistant", "content": answers[0]}, user("two")],
     [system, user("three")],
@@ -77,7 +77,7 @@ def test_turns_have_their_history_and_the_system_prompt(monkeypatch):
   assert "the conversation is forgotten" in err
 
 
-def test_commands_that_cannot_be_are_told_and_the_chat_goes_on(monkeypatch, tmp_path):
+def test_invalid_commands_are_reported_and_the_chat_continues(monkeypatch, tmp_path):
   (tmp_path / "old").write_text("mine")
   lines = ["/nope", "/alpha 2", "/save", f"/save {tmp_path}/old", f"/save {tmp_path}/no/file"]
   out, err, _ = talk(monkeypatch, [*lines, "/help", "//path", "a FAIL", "after", "/exit", "never"])
@@ -127,11 +127,11 @@ def test_two_models_answer_side_by_side_where_there_is_room(monkeypatch, tmp_pat
   ]
 
 
-def test_ctrl_c_stops_an_answer_and_keeps_what_came(monkeypatch):
+def test_ctrl_c_stops_an_answer_and_keeps_its_text_so_far(monkeypatch):
   out, err, made = talk(monkeypatch, ["a STOP b", "c"])
   assert out.splitlines() == ["instruct 1 heard a", "instruct 1 heard c"] and "stopped" in err
   (engine,) = made.values()
-  assert engine.asked[1][1] == {"role": "assistant", "content": "instruct 1 heard a"}
+  assert engine.requests[1][1] == {"role": "assistant", "content": "instruct 1 heard a"}
 
 
 def test_a_cut_answer_says_so(monkeypatch):
@@ -165,7 +165,7 @@ def test_a_server_answers_in_the_place_of_a_folder(monkeypatch):
     server.respond = lambda _: (200, body, {"Content-Type": "text/event-stream"})
     result = commands.run("chat", f"--server={server.url}", "--name=tiny", "--temperature=0.5")
     assert (result.returncode, result.stdout) == (0, "yes\n"), result.stderr
-    assert server.asked[0][2]["temperature"] == 0.5
+    assert server.requests[0][2]["temperature"] == 0.5
 
 
 def chatting(*flags, **more):
@@ -239,16 +239,16 @@ def test_wide_letters_take_two_cells():
 
 
 def test_a_row_is_out_as_soon_as_all_columns_have_it():
-  taken = []
+  pulled = []
 
   def text(name, *pieces):
     for piece in pieces:
-      taken.append(name)
+      pulled.append(name)
       yield piece
 
-  found = columns.rows(["A", "B"], [text("a", "1\n", "2\n", "3\n"), text("b", "x\n", "y\n")], 4)
-  assert next(found) == "A    | B" and len(taken) <= 2
-  assert [*found] == ["1    | x", "2    | y", "3    |"]
+  printed = columns.rows(["A", "B"], [text("a", "1\n", "2\n", "3\n"), text("b", "x\n", "y\n")], 4)
+  assert next(printed) == "A    | B" and len(pulled) <= 2
+  assert [*printed] == ["1    | x", "2    | y", "3    |"]
 
 
 def test_columns_too_narrow_to_read_are_none():

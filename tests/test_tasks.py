@@ -71,7 +71,7 @@ FIXTURES = {
 
 
 @pytest.mark.parametrize("name", FIXTURES)
-def test_a_row_in_its_real_form_is_asked_and_graded(tmp_path, name):
+def test_a_row_in_its_original_form_becomes_a_graded_question(tmp_path, name):
   file, row, right, wrong = FIXTURES[name]
   task = TASKS[name]
   [one] = task.examples(folder(tmp_path, file, row))
@@ -89,15 +89,15 @@ def test_gpqa_rotates_its_options_and_takes_the_medical_ones_by_subdomain(tmp_pa
   for name in ("gpqa_diamond", "gpqa_main"):
     (tmp_path / "gpqa" / f"{name}.csv").write_text("\n".join([*lines, "1,Q,r,a,b,c,Optics"]))
   data = Data(tmp_path)
-  found = TASKS["gpqa_diamond"].examples(data)
-  assert [one.gold["letter"] for one in found] == ["D", "C", "B", "A", "D"]
-  assert "Choices:\n(A)a\n(B)b\n(C)c\n(D)r\n" in found[0].messages[0]["content"]
+  examples = TASKS["gpqa_diamond"].examples(data)
+  assert [one.gold["letter"] for one in examples] == ["D", "C", "B", "A", "D"]
+  assert "Choices:\n(A)a\n(B)b\n(C)c\n(D)r\n" in examples[0].messages[0]["content"]
   assert len(TASKS["gpqa_medical"].examples(data)) == 4
   [first, *_] = TASKS["gpqa_diamond_cot"].examples(data)
   assert "A. a\nB. b\nC. c\nD. r" in first.messages[0]["content"]
 
 
-def test_an_id_is_of_what_is_asked_and_gold(tmp_path):
+def test_an_id_depends_on_prompt_and_gold_answer(tmp_path):
   other = {**ROW, "answer": "#### 5"}
   data = folder(tmp_path, "gsm8k/test.jsonl", ROW, other, ROW)
   zero, few = (TASKS[name].examples(data) for name in ("gsm8k_0shot", "gsm8k"))
@@ -256,7 +256,7 @@ def test_the_boxed_answer_comes_first_then_the_stated_then_the_last_number():
   assert grading.quantity("The answer is 18 dollars. In 2 days.\nQuestion: 5?", "18").correct
 
 
-def test_math_verify_is_asked_last_and_may_hang(monkeypatch):
+def test_math_verify_is_used_last_and_may_hang(monkeypatch):
   program = """
 import json, sys, time
 print("ready", flush=True)
@@ -296,7 +296,7 @@ def test_the_option_that_a_text_names(text, letter):
   assert choices.option(text, "ABCD") == letter
 
 
-def test_mmlu_pro_reads_what_its_own_scorer_reads_before_boxes():
+def test_mmlu_pro_prefers_the_forms_of_its_own_scorer_to_boxes():
   grade, gold = TASKS["mmlu_pro"].grade, {"letter": "E", "letters": "ABCDEFGHIJ"}
   assert grade(r"So the answer is Elizabeth, \boxed{C}", gold).correct
   assert not grade("The answer is (E).\nANSWER: D", gold).correct

@@ -25,22 +25,22 @@ def literals():
     if isinstance(x, ast.Dict)
     for pair in zip(x.keys, x.values, strict=True)
   ]
-  found = {}
+  values = {}
   for key, value in pairs:
     try:
-      found.setdefault(ast.literal_eval(key), []).append(ast.literal_eval(value))
+      values.setdefault(ast.literal_eval(key), []).append(ast.literal_eval(value))
     except ValueError:
       pass
-  return tree, found
+  return tree, values
 
 
 def test_opencompass_has_the_papers_data_sets_and_limits():
-  tree, found = literals()
-  assert found["session_len"] == [16384] and set(found["max_out_len"]) == {4096}
-  assert found["temperature"] == [0] and found["top_k"] == [1]
-  sizes = {name: len(x) for name, x in zip(found["name"], found["subsets"], strict=False)}
-  assert {"Math-7", "Code-3", "Reasoning-9"} <= set(found["name"])
-  assert sorted(map(len, found["subsets"])) == [3, 3, 7, 9], sizes
+  tree, values = literals()
+  assert values["session_len"] == [16384] and set(values["max_out_len"]) == {4096}
+  assert values["temperature"] == [0] and values["top_k"] == [1]
+  sizes = {name: len(x) for name, x in zip(values["name"], values["subsets"], strict=False)}
+  assert {"Math-7", "Code-3", "Reasoning-9"} <= set(values["name"])
+  assert sorted(map(len, values["subsets"])) == [3, 3, 7, 9], sizes
   modules = [
     node.module
     for node in ast.walk(tree)
@@ -53,6 +53,6 @@ def test_opencompass_has_the_papers_data_sets_and_limits():
 
 
 def test_vllms_configuration_is_of_the_same_protocol():
-  found = yaml.safe_load((PLACE / "vllm" / "paper.yaml").read_text())
-  assert found["max-model-len"] == 16384 and found["generation-config"] == "vllm"
-  assert '"enable_thinking": false' in found["default-chat-template-kwargs"]
+  config = yaml.safe_load((PLACE / "vllm" / "paper.yaml").read_text())
+  assert config["max-model-len"] == 16384 and config["generation-config"] == "vllm"
+  assert '"enable_thinking": false' in config["default-chat-template-kwargs"]

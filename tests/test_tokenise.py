@@ -129,9 +129,7 @@ def test_a_hit_is_of_the_rows_and_folder_that_ask(folder, tmp_path, monkeypatch)
   assert_same(tokenise.tokenise(moved, other, CHAT, tmp_path / "cache"), want)
 
 
-def test_an_error_that_names_the_tokenizer_names_the_one_that_is_asked_for(
-  folder, tmp_path, monkeypatch
-):
+def test_a_tokenizer_error_names_the_requested_tokenizer(folder, tmp_path, monkeypatch):
   rows = [formats.Row("row 1", [{"role": "assistant", "content": "x"}])]
 
   def encode(rows, tokenizer, settings):
@@ -254,7 +252,7 @@ def test_code_changes_the_key(folder, tmp_path, monkeypatch):
   ],
   ids=["empty", "cut short", "junk", "one bit"],
 )
-def test_a_corrupt_file_is_said_and_written_anew(folder, tmp_path, spoil, capsys):
+def test_a_corrupt_file_is_reported_and_rewritten(folder, tmp_path, spoil, capsys):
   rows = make_rows()
   want = tokenise.tokenise(rows, folder, CHAT, tmp_path)
   [path] = tmp_path.iterdir()
@@ -265,13 +263,13 @@ def test_a_corrupt_file_is_said_and_written_anew(folder, tmp_path, spoil, capsys
   assert [p.read_bytes() for p in tmp_path.iterdir()] == [good]
 
 
-def test_a_folder_that_cannot_be_written_to_is_said(folder, tmp_path, capsys):
+def test_a_read_only_folder_is_reported(folder, tmp_path, capsys):
   (tmp_path / "file").write_text("")
   rows = make_rows()
   got = tokenise.tokenise(rows, folder, CHAT, tmp_path / "file" / "cache")
   assert_same(got, direct(rows, folder, CHAT))
-  said = capsys.readouterr().err
-  assert "cannot cache the tokens for the next run" in said and "--config.data.cache=FOLDER" in said
+  err = capsys.readouterr().err
+  assert "cannot cache the tokens for the next run" in err and "--config.data.cache=FOLDER" in err
 
 
 def test_a_file_is_written_whole_or_not_at_all(folder, tmp_path, monkeypatch, capsys):
@@ -294,23 +292,25 @@ def test_several_may_write_at_once(folder, tmp_path, monkeypatch):
     meet.wait(30)  # All have tokens to write before any is done.
     save(path, flat)
 
-  rows, found = make_rows(), []
+  rows, results = make_rows(), []
   with monkeypatch.context() as patch:
     patch.setattr(tokenise, "_save", together)
     threads = [
-      threading.Thread(target=lambda: found.append(tokenise.tokenise(rows, folder, CHAT, tmp_path)))
+      threading.Thread(
+        target=lambda: results.append(tokenise.tokenise(rows, folder, CHAT, tmp_path))
+      )
       for _ in range(3)
     ]
     for thread in threads:
       thread.start()
     for thread in threads:
       thread.join()
-  assert len(found) == 3 and len(list(tmp_path.iterdir())) == 1
+  assert len(results) == 3 and len(list(tmp_path.iterdir())) == 1
   monkeypatch.setattr(tokenise, "_encoded", never)
-  assert_same(tokenise.tokenise(rows, folder, CHAT, tmp_path), found[0])
+  assert_same(tokenise.tokenise(rows, folder, CHAT, tmp_path), results[0])
 
 
-def test_the_cache_lies_where_it_is_told_to(folder, tmp_path, monkeypatch):
+def test_the_cache_is_in_the_folder_that_is_set(folder, tmp_path, monkeypatch):
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
   monkeypatch.setenv("HOME", str(tmp_path / "home"))
   tokenise.tokenise(make_rows(), folder, CHAT)
@@ -335,7 +335,7 @@ def processes(monkeypatch):
   assert len(started) == 2 and all(p.returncode is not None for p in started), "all have ended"
 
 
-def test_two_processes_give_what_one_gives(folder, tmp_path, processes):
+def test_two_processes_give_the_result_of_one(folder, tmp_path, processes):
   rows = with_raw_text(make_rows(60))
   assert_same(tokenise.tokenise(rows, folder, CHAT, tmp_path), direct(rows, folder, CHAT))
 
@@ -358,12 +358,12 @@ def test_a_process_that_dies_is_an_error(folder, tmp_path, processes):
   assert not list(tmp_path.iterdir())
 
 
-def test_what_is_wrong_in_a_process_is_told(tmp_path, processes):
+def test_errors_in_a_process_are_reported(tmp_path, processes):
   with pytest.raises(InputError, match="nowhere is not a folder"):
     tokenise.tokenise(make_rows(), tmp_path / "nowhere", CHAT, tmp_path)
 
 
-def test_a_bug_in_a_process_is_told_with_its_traceback(folder, tmp_path, processes):
+def test_a_bug_in_a_process_is_reported_with_its_traceback(folder, tmp_path, processes):
   rows = make_rows()
   rows[0] = dataclasses.replace(rows[0], messages=3)
   with pytest.raises(RuntimeError, match=r"(?s)Traceback.*in encode_rows.*TypeError"):

@@ -47,9 +47,9 @@ def ids_of(texts, tokenizer):
   [("llama3", "llama-bpe"), ("qwen", "qwen2"), ("llama2", "llama-spm"), ("gpt2", "gpt-2")],
 )
 def test_ids_are_those_of_llama_cpp(real, shared_data, name, vectors):
-  texts, wanted = zip(*real_tokenizers.vectors(vectors, shared_data), strict=True)
+  texts, expected = zip(*real_tokenizers.vectors(vectors, shared_data), strict=True)
   assert len(texts) == 46
-  assert ids_of(list(texts), real(name)) == list(wanted)
+  assert ids_of(list(texts), real(name)) == list(expected)
 
 
 def test_llama_3_2_tokenises_a_page_as_the_hub_does(real, shared_data):
@@ -69,7 +69,7 @@ def test_a_round_trip_changes_nothing(real, name):
 
 
 def test_special_tokens_have_their_ids(real):
-  wanted = {
+  expected = {
     "llama3": {
       "<|begin_of_text|>": 128000,
       "<|start_header_id|>": 128006,
@@ -79,7 +79,7 @@ def test_special_tokens_have_their_ids(real):
     "qwen": {"<|endoftext|>": 151643, "<|im_start|>": 151644, "<|im_end|>": 151645},
     "qwen3": {"<|im_end|>": 151645, "<think>": 151667, "</think>": 151668},
   }
-  for name, tokens in wanted.items():
+  for name, tokens in expected.items():
     assert ids_of(list(tokens), real(name)) == [[i] for i in tokens.values()]
 
 
@@ -225,7 +225,7 @@ def test_answers_and_their_ends_are_trained_to_the_token(fitting, templates, nam
 )
 def test_thoughts_are_trained_where_the_template_writes_them(fitting, templates, name):
   one, two = "<think>\nhm\n</think>\n\nFour.", "<think>\nhm, 5\n</think>\n\nFive."
-  wanted = {
+  expected = {
     "trl/qwen3": ["Four.<|im_end|>\n", two + "<|im_end|>\n"],
     "trl/qwen3_instruct_2507": [one + "<|im_end|>\n", two + "<|im_end|>\n"],
     "trl/llama3_1": [one + "<|eot_id|>", two + "<|eot_id|>"],
@@ -236,12 +236,12 @@ def test_thoughts_are_trained_where_the_template_writes_them(fitting, templates,
   }[name]
   kind = {"trl/llama3_1": "llama3"}.get(name, "qwen3" if "trl" in name else "deepseek")
   tokenizer = dressed(fitting(kind), templates[name])
-  assert trained(talk("2 + 2?", one, "2 + 3?", two), tokenizer) == wanted
+  assert trained(talk("2 + 2?", one, "2 + 3?", two), tokenizer) == expected
   # As a field of its own, beside the content.
   if name == "trl/qwen3":
     apart = talk("2 + 2?", "Four.", "2 + 3?", "Five.")
     apart[1]["reasoning_content"], apart[3]["reasoning_content"] = "hm", "hm, 5"
-    assert trained(apart, tokenizer) == wanted
+    assert trained(apart, tokenizer) == expected
 
 
 def test_llama_trims_and_qwen_does_not(real, templates):
@@ -261,8 +261,11 @@ def test_spaces_that_a_tokenizer_adds_or_takes_move_no_border(real, templates):
     templates["trl/phi3_5"],
   )
   example = encode(talk("What is it?", "It is four.", "Why?", "So."), tokenizer)
-  said = [tokenizer.convert_ids_to_tokens(example.token[a:b]) for a, b in runs_of(example.answer)]
-  assert said == [["▁It", "▁is", "▁four", ".", "<|end|>"], ["▁So", ".", "<|end|>", "<|endoftext|>"]]
+  pieces = [tokenizer.convert_ids_to_tokens(example.token[a:b]) for a, b in runs_of(example.answer)]
+  assert pieces == [
+    ["▁It", "▁is", "▁four", ".", "<|end|>"],
+    ["▁So", ".", "<|end|>", "<|endoftext|>"],
+  ]
 
 
 # The part of a template that writes an answer, and the same with generation tags around it.
@@ -299,7 +302,7 @@ TAGGED = {
 
 
 @pytest.mark.parametrize("name", TAGGED)
-def test_generation_tags_mark_what_is_found_without_them(real, templates, name):
+def test_generation_tags_give_the_same_mask_as_without_them(real, templates, name):
   kind, plain, tagged = TAGGED[name]
   assert templates[name].count(plain) == 1
   with_tags = dressed(real(kind), templates[name].replace(plain, tagged))
@@ -377,15 +380,21 @@ def test_a_call_is_trained_and_its_result_is_not(real, templates, name, kind):
   tokenizer = dressed(real(kind), templates[name])
   calls, close = (llama_calls, LLAMA[0]) if kind == "llama3" else (qwen_calls, QWEN[0])
   opening = NO_THOUGHTS if name == "trl/qwen3" else ""
-  asked = [
+  messages = [
     *talk("Rain in Oslo?", system="Be brief."),
     call("Oslo"),
     result("rain: weather"),
     *talk("x", "Yes, rain.")[1:],
   ]
-  assert trained(asked, tokenizer, TOOLS) == [calls("Oslo"), opening + "Yes, rain." + close]
+  assert trained(messages, tokenizer, TOOLS) == [calls("Oslo"), opening + "Yes, rain." + close]
   # Again, after an answer; the words of a call are those of its question and its result.
-  again = [*asked, *talk("weather"), call("weather"), result("weather"), *talk("x", "weather")[1:]]
+  again = [
+    *messages,
+    *talk("weather"),
+    call("weather"),
+    result("weather"),
+    *talk("x", "weather")[1:],
+  ]
   assert trained(again, tokenizer, TOOLS) == [
     calls("Oslo"),
     "Yes, rain." + close,
@@ -393,9 +402,9 @@ def test_a_call_is_trained_and_its_result_is_not(real, templates, name, kind):
     opening + "weather" + close,
   ]
   # A call that ends the conversation, and one that is not to be trained.
-  assert trained(asked[:3], tokenizer, TOOLS) == [opening + calls("Oslo")]
-  asked[2] = {**asked[2], "weight": 0}
-  assert trained(asked, tokenizer, TOOLS) == [opening + "Yes, rain." + close]
+  assert trained(messages[:3], tokenizer, TOOLS) == [opening + calls("Oslo")]
+  messages[2] = {**messages[2], "weight": 0}
+  assert trained(messages, tokenizer, TOOLS) == [opening + "Yes, rain." + close]
 
 
 @pytest.mark.parametrize("name, kind", [("trl/qwen2_5", "qwen"), ("trl/qwen3", "qwen3")])
@@ -420,17 +429,17 @@ def test_a_call_that_cannot_be_placed_is_refused(fitting, templates):
   tokenizer = dressed(
     fitting("mistral"), templates["llama_cpp/mistralai-Mistral-Nemo-Instruct-2407"]
   )
-  asked = call("Oslo")
-  asked["tool_calls"][0]["id"] = "abcdefghi"
-  asked = [
+  messages = call("Oslo")
+  messages["tool_calls"][0]["id"] = "abcdefghi"
+  messages = [
     *talk("Rain?"),
-    asked,
+    messages,
     {**result("rain"), "tool_call_id": "abcdefghi"},
     *talk("x", "Yes.")[1:],
   ]
-  assert trained(asked, tokenizer, TOOLS) == [
+  assert trained(messages, tokenizer, TOOLS) == [
     '[TOOL_CALLS][{"name": "weather", "arguments": {"city": "Oslo"}, "id": "abcdefghi"}]</s>',
     "Yes.</s>",
   ]
   with pytest.raises(InputError, match="^row 1: turn 3: cannot find the answer ''"):
-    encode([*talk(system="Be brief."), *asked], tokenizer, TOOLS)
+    encode([*talk(system="Be brief."), *messages], tokenizer, TOOLS)

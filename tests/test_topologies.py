@@ -18,8 +18,8 @@ from shadowft_jax.errors import InputError
   ],
 )
 def test_a_topology_is_a_name_and_a_shape(topology, kind, sizes):
-  found, got = topologies.parse(topology)
-  assert (found.kind, got) == (kind, sizes)
+  accelerator, got = topologies.parse(topology)
+  assert (accelerator.kind, got) == (kind, sizes)
 
 
 @pytest.mark.parametrize(

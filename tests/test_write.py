@@ -57,13 +57,13 @@ def load(folder):
 
 def near(folder, model, seed, size=0.05, dtype=torch.bfloat16, **options):
   """Writes the model and a small difference; the model itself stays."""
-  random, kept = torch.Generator().manual_seed(seed), {}
+  random, copies = torch.Generator().manual_seed(seed), {}
   with torch.no_grad():
     for name, w in model.named_parameters():
-      kept[name] = w.clone()
+      copies[name] = w.clone()
       w += size * w.std() * torch.randn(w.shape, generator=random)
   pico.save(model, folder, dtype=dtype, **options)
-  model.load_state_dict(kept, strict=False)
+  model.load_state_dict(copies, strict=False)
   return folder
 
 
@@ -398,7 +398,7 @@ def same_numbers(got, want):
   np.testing.assert_allclose(*np.array(known).T, rtol=1e-5, atol=1e-9)
 
 
-def test_what_survives_is_summed_per_tensor(bf16, tmp_path, monkeypatch):
+def test_survival_is_summed_per_tensor(bf16, tmp_path, monkeypatch):
   monkeypatch.setattr(chunks, "CHUNK", 1024)
   base, tuned, instruct = sides(bf16)
   plan, done = full(tmp_path / "out", base, tuned, instruct, verify=False)
@@ -434,7 +434,7 @@ def test_without_a_base_the_gap_is_unknown_and_with_one_it_is_measured(bf16, tmp
     )
 
 
-def test_shards_and_files_stay_but_for_what_was_grafted(tmp_path):
+def test_shards_and_files_are_unchanged_except_grafted_tensors(tmp_path):
   folder = trio(tmp_path, "qwen3_tied", max_shard_size="20KB")
   instruct = folder / "instruct"
   for name in ("LICENSE", "merges.txt", "pytorch_model.bin.index.json", "README.md"):
@@ -516,7 +516,7 @@ def test_include_and_exclude_narrow_the_scope(bf16, tmp_path):
   assert "model.layers.0.self_attn.q_proj.weight" in plan.out_of_scope
 
 
-def test_what_exists_stays_unless_told(bf16, tmp_path):
+def test_existing_files_stay_without_the_flag(bf16, tmp_path):
   (tmp_path / "out").mkdir()
   (tmp_path / "out" / "mine").write_text("x")
   with pytest.raises(InputError, match="out exists; name another folder, or pass --overwrite"):
@@ -566,7 +566,7 @@ def test_nothing_that_matches_is_an_error(bf16, tmp_path):
 
 @pytest.mark.parametrize("side", ["base", "tuned", "instruct"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_number_that_is_none_is_named(tmp_path, side, value):
+def test_an_invalid_number_is_named(tmp_path, side, value):
   for name in ("base", "tuned", "instruct"):
     w = torch.ones(6, 4)
     if name == side:
@@ -593,7 +593,7 @@ def test_a_disk_that_is_too_small(bf16, tmp_path, monkeypatch):
   fails("needs .* MB, but its disk has .* kB free", tmp_path / "out", *sides(bf16))
 
 
-def test_a_byte_that_reads_back_wrong(bf16, tmp_path, monkeypatch):
+def test_a_byte_that_is_read_back_wrong_is_an_error(bf16, tmp_path, monkeypatch):
   real = write.safetensors.write_at
 
   def spoilt(path, offset, data):
@@ -736,10 +736,10 @@ def test_the_command(float32, tmp_path):
     "--alpha=0.5",
     "--no-verify",
   ]
-  told = command(*flags, "--dry-run")
-  assert told.returncode == 0 and not (tmp_path / "out").exists(), told.stderr
-  assert f"{instruct} + 0.5 x {tuned} - {base} + 0.25 x the adapter" in told.stderr
-  assert "changes 30 of 39 tensors" in told.stderr and "lm_head.weight" in told.stderr
+  result = command(*flags, "--dry-run")
+  assert result.returncode == 0 and not (tmp_path / "out").exists(), result.stderr
+  assert f"{instruct} + 0.5 x {tuned} - {base} + 0.25 x the adapter" in result.stderr
+  assert "changes 30 of 39 tensors" in result.stderr and "lm_head.weight" in result.stderr
   assert command(*flags).returncode == 0
   a, b, i, got = (load(d) for d in [base, tuned, instruct, tmp_path / "out"])
   name = "model.layers.0.self_attn.q_proj.weight"

@@ -34,16 +34,6 @@ def read(path: pathlib.Path) -> list[runs.Record]:
   return [json.loads(line) for line in whole.splitlines()]
 
 
-def measure_pairs(out: pathlib.Path, store: pairs.Store) -> None:
-  """Makes the pairs of all kinds and writes their numbers."""
-  path = out / "pairs.json"
-  rows = json.loads(path.read_text()) if path.exists() else []
-  for kind in dict.fromkeys(cell.kind for cell in CELLS):
-    if not any(row["kind"] == kind.name for row in rows):
-      rows += pairs.measured(store, kind)
-      path.write_text(json.dumps(rows, indent=1) + "\n")
-
-
 def complete(cell: Cell, store: pairs.Store, path: pathlib.Path, records: list[runs.Record]):
   """Runs what a cell lacks."""
   key = lambda r: runs.Name(r["arm"], r["pair"], r["seed"], r["rate"])
@@ -53,8 +43,8 @@ def complete(cell: Cell, store: pairs.Store, path: pathlib.Path, records: list[r
   size = max(BLOCK, store.width)
   blocks = [left[i : i + size] for i in range(0, len(left), size)]
   with path.open("a") as file:
-    if not any(name.arm == "Instruct" for name in there):
-      new = list(runs.untuned(cell, store))
+    if not {"Base", "Instruct"} <= {name.arm for name in there if name.pair == pairs.SEEDS[-1]}:
+      new = [r for r in runs.untuned(cell, store) if key(r) not in there]
       file.writelines(json.dumps(r) + "\n" for r in new)
       records += new
     for number, block in enumerate(blocks, 1):
@@ -86,7 +76,6 @@ def main():
     store = pairs.Store(args.out / "models", args.width)
     for cell in CELLS[: args.cells]:
       complete(cell, store, path, records)
-    measure_pairs(args.out, store)
   report.write(args.out, records)
 
 

@@ -11,7 +11,8 @@ import optax
 from lab import training
 from lab.study import world
 from lab.study.world import Asked, Rows
-from shadowft_jax import models
+from shadowft_jax import models, tree
+from shadowft_jax.generation import steps
 from shadowft_jax.tree import Params
 
 CONFIG = {
@@ -32,6 +33,7 @@ CONFIG = {
   "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
   "initializer_range": 0.02,
 }
+END = world.ID[world.END]
 MODEL = models.from_config(CONFIG, dtype=jnp.float32)
 MUON = training.muon(1.0, weight_decay=0.01)
 ADAM = optax.chain(optax.scale_by_adam(b2=0.99), optax.scale(-1.0))
@@ -76,8 +78,8 @@ def fit(optimizer: optax.GradientTransformation) -> Callable[..., tuple[Params, 
       updates, state = optimizer.update(grads, state, params)
       return (jax.tree.map(lambda p, u: p + rate * u, params, updates), state), None
 
-    params, state, *steps = run
-    return jax.lax.scan(step, (params, state), tuple(steps))[0]
+    params, state, *stream = run
+    return jax.lax.scan(step, (params, state), tuple(stream))[0]
 
   return train
 
@@ -89,25 +91,37 @@ def stored(params: Params) -> Params:
 
 def answer(params: Params, asked: Asked) -> jax.Array:
   """The likeliest replies [N, MOST] int8, padded after their end."""
-  rows = jnp.arange(len(asked.token))
+  model = MODEL.clone(unrolled=True)
+  variables = {"params": tree.nest(unrolled(params))}
+  count, slots = len(asked.token), world.PROMPT
+  zeros, all_rows = jnp.zeros(count, jnp.int32), jnp.arange(count)
+  rows = steps.Rows(zeros, jnp.asarray(asked.length), zeros, zeros, all_rows >= 0, zeros)
+  cache = steps.empty_cache(model, count, slots + world.MOST)
+  first, cache = steps.prefill(model, variables, cache, asked.token, rows, all_rows, None)
+  rows = rows._replace(token=first, made=zeros + 1, is_live=first != END)
+  rest, *_ = steps.decode(
+    *(model, variables, cache, rows, 0, world.MOST - 1, 0, jnp.array([END]), None),
+    slots=slots,
+    size=world.MOST - 1,
+  )
+  reply = jnp.concatenate([first[:, None], rest], 1)
+  ended = jnp.cumsum(reply == END, 1) - (reply == END) > 0
+  return jnp.where(ended, world.ID[world.PAD], reply).astype(jnp.int8)
 
-  def step(state, i):
-    token, is_open = state
-    at = asked.length + i
-    best = jnp.argmax(logits({"params": params}, token)[rows, at - 1], -1)
-    best = jnp.where(is_open, best, world.ID[world.PAD]).astype(jnp.int32)
-    return (token.at[rows, at].set(best), is_open & (best != world.ID[world.END])), best
 
-  # A reply that runs on past the row is cut: it is wrong in any case.
-  room = jnp.zeros((len(asked.token), world.MOST), jnp.int32)
-  start = (jnp.concatenate([jnp.asarray(asked.token), room], 1), rows >= 0)
-  _, reply_SN = jax.lax.scan(step, start, jnp.arange(world.MOST))
-  return reply_SN.T.astype(jnp.int8)
+def unrolled(params: Params) -> dict[str, jax.Array]:
+  """Parameters by name, each layer's by itself, as generation takes them."""
+  out = {}
+  for name, x in tree.names(params).items():
+    before, is_layer, after = name.partition("/layers/")
+    parts = {f"{before}/layers_{i}/{after}": part for i, part in enumerate(x)} if is_layer else {}
+    out |= parts or {name: x}
+  return out
 
 
-def order(count: int, size: int, steps: int, seed: int) -> np.ndarray:
-  """Indices [steps, size] of `count` rows, in a new order each time the rows are through."""
+def order(count: int, size: int, updates: int, seed: int) -> np.ndarray:
+  """Indices [updates, size] of `count` rows, in a new order each time the rows are through."""
   rng = np.random.default_rng(seed)
-  rounds = -(-steps * size // count)
+  rounds = -(-updates * size // count)
   shuffled = np.concatenate([rng.permutation(count) for _ in range(rounds)])
-  return shuffled[: steps * size].reshape(steps, size).astype(np.int32)
+  return shuffled[: updates * size].reshape(updates, size).astype(np.int32)

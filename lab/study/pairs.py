@@ -4,14 +4,14 @@ import dataclasses
 import functools
 import itertools
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lab import measure, pair
+from lab import pair
 from lab.study import models, world
 from shadowft_jax import tree
 from shadowft_jax.tree import Params
@@ -38,7 +38,7 @@ class Kind:
   def name(self) -> str:
     """The file of such Instructs."""
     manner = "worked" if self.worked else "bare"
-    return f"{self.base}, {manner}, {self.steps} steps of {self.rate:g}".replace(" ", "-")
+    return f"{self.base} {manner} {self.steps} steps of {self.rate:g}".replace(" ", "-")
 
 
 def fit(width: int, optimizer: Any, starts: Params, data: Sequence[world.Rows], rate: np.ndarray):
@@ -145,21 +145,3 @@ def shares(items: Sequence[world.Item], right: np.ndarray, worked: np.ndarray) -
     "new": by[world.NEW],
     "worked": worked[..., np.isin(skills, world.WORKED)].mean(-1),
   }
-
-
-def measured(store: Store, kind: Kind) -> list[dict[str, Any]]:
-  """The numbers of each pair of a kind, on the test questions in chat."""
-  items = world.test_items("test", *TEST)
-  asked = world.asked(items)
-  pairs: Mapping[str, Params] = {"base": store.base(kind.base), "instruct": store.instruct(kind)}
-  answers = models.many(lambda p: models.answer(p, asked), store.width)
-  table = {name: shares(items, *world.grade(items, answers(x))) for name, x in pairs.items()}
-  return [
-    {
-      "pair": i,
-      "kind": kind.name,
-      "gap_ratio": measure.gap_ratio(*(one(x, i) for x in pairs.values())),
-      **{f"{n} {key}": float(value[i]) for n, row in table.items() for key, value in row.items()},
-    }
-    for i in SEEDS
-  ]

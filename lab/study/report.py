@@ -1,7 +1,6 @@
 """Tables and the picture of what the study has run so far."""
 
 import csv
-import json
 import math
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -185,22 +184,25 @@ def alpha_of(record: Record) -> str:
   return "norm" if record["arm"] == "FT at Shadow-FT's norm" else f"{record['alpha']:g}"
 
 
-def pair_table(out: pathlib.Path) -> str:
-  """The pairs of every kind: their range over seeds."""
-  parted: dict[str, list[dict]] = {}
-  for row in json.loads((out / "pairs.json").read_text()):
-    parted.setdefault(row["kind"], []).append(row)
-  keys = ("base old", "base hard", "instruct old", "instruct hard", "instruct worked")
-  span = lambda rows, key, k: (
-    f"{k * min(r[key] for r in rows):.3g} to {k * max(r[key] for r in rows):.3g}"
-  )
-  return table(
-    ["pairs", "gap ratio", *(f"{key}, %" for key in keys)],
-    [
-      [kind.replace("-", " "), span(rows, "gap_ratio", 1), *(span(rows, key, 100) for key in keys)]
-      for kind, rows in parted.items()
-    ],
-  )
+def pair_table(cells: Sequence[Cell], by_cell: Mapping[str, Sequence[Record]]) -> str:
+  """The pairs of every kind: the range over their seeds."""
+  rows = []
+  for kind, cell in {cell.kind: cell for cell in reversed(cells)}.items():
+    of = {
+      arm: [r for r in by_cell[cell.name] if r["arm"] == arm and not r["rate"]]
+      for arm in ("Base", "Instruct")
+    }
+    spans = [span([r["gap_ratio"] for r in of["Base"]], 3)]
+    for arm, key in (("Base", "old"), ("Base", "hard"), ("Instruct", "old"), ("Instruct", "hard")):
+      spans.append(span([100 * r[key] for r in of[arm]], 0))
+    rows.append([kind.name.replace("-", " "), *spans])
+  head = ["pairs", "gap ratio", "Base: old, %", "need working, %", "Instruct: old, %"]
+  return table([*head, "need working, %"], rows)
+
+
+def span(values: Sequence[float], digits: int) -> str:
+  """The least and the most of some numbers."""
+  return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
 
 
 def write(out: pathlib.Path, records: Sequence[Record]) -> None:
@@ -215,8 +217,8 @@ def write(out: pathlib.Path, records: Sequence[Record]) -> None:
   parts = ["# Results of lab/study\n"]
   if missing := [cell.name for cell in CELLS if cell not in done]:
     parts.append(f"Not run: {'; '.join(missing)}.\n")
-  if (out / "pairs.json").exists():
-    parts += ["## Pairs, the range over seeds\n", pair_table(out)]
+  if done:
+    parts += ["## Pairs, the range over seeds\n", pair_table(done, by_cell)]
   for title, cells in (("Primary cells", primary), ("One factor changed", secondary)):
     if cells:
       parts += [f"## {title}: Shadow-FT minus FT, in points\n", comparison(cells, by_cell)]

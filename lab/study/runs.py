@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from lab import measure
 from lab.study import models, pairs, world
 from lab.study.cells import Cell, SEEDS, SIZES
 from lab.study.pairs import Store
@@ -131,6 +132,16 @@ def questions() -> tuple[list[world.Item], list[world.Item]]:
   return test, world.test_items("development", *pairs.DEVELOPMENT)
 
 
+def asked_of_all() -> world.Asked:
+  """The prompts of both, the test first."""
+  return world.asked([item for part in questions() for item in part])
+
+
+def validation_rows(cell: Cell) -> Rows:
+  """The validation split of a cell's tuning data."""
+  return tuning_rows(cell.data, "validation", VALIDATION)
+
+
 def names(cell: Cell) -> list[Name]:
   """The runs of a cell."""
   return [Name(*x) for x in itertools.product(cell.arms, pairs.SEEDS, SEEDS, cell.rates)]
@@ -204,9 +215,7 @@ def arguments(
   stack = jax.tree.map(
     lambda *x: np.concatenate(x), store.base(cell.kind.base), store.instruct(cell.kind)
   )
-  validation = tuning_rows(cell.data, "validation", VALIDATION)
-  asked = world.asked([item for part in questions() for item in part])
-  return runs, stack, tuning_data(cell, store), validation, asked
+  return runs, stack, tuning_data(cell, store), validation_rows(cell), asked_of_all()
 
 
 def run(
@@ -241,22 +250,30 @@ def graded(replies: np.ndarray) -> Record:
   }
 
 
+@functools.cache
+def compiled_answers(width: int) -> Callable[..., Any]:
+  """The loss and the replies of models as they are."""
+
+  def one(params, validation, asked):
+    return models.mean_loss({"params": params}, validation), models.answer(params, asked)
+
+  return models.many(one, width)
+
+
 def untuned(cell: Cell, store: Store) -> Iterator[Record]:
   """A record for each Base and each Instruct of a cell, before any tuning."""
-  test, development = questions()
-  asked = world.asked([*test, *development])
-  validation = tuning_rows(cell.data, "validation", VALIDATION)
-
-  def one(params):
-    loss = models.mean_loss({"params": params}, validation)
-    return {"loss": loss, "replies": models.answer(params, asked)}
-
-  for arm, stack in (("Base", store.base(cell.kind.base)), ("Instruct", store.instruct(cell.kind))):
-    out = jax.device_get(models.many(one, store.width)(stack))
+  stacks = {"Base": store.base(cell.kind.base), "Instruct": store.instruct(cell.kind)}
+  shared = validation_rows(cell), asked_of_all()
+  for arm, stack in stacks.items():
+    losses, replies = jax.device_get(
+      compiled_answers(min(store.width, len(pairs.SEEDS)))(stack, *shared)
+    )
     for pair in pairs.SEEDS:
+      base, instruct = (pairs.one(x, pair) for x in stacks.values())
       yield {
         "cell": cell.name,
         **Name(arm, pair, 0, 0.0)._asdict(),
-        **{"alpha": 0.0, "norm": 0.0, "loss": float(out["loss"][pair])},
-        **graded(out["replies"][pair]),
+        **{"alpha": 0.0, "norm": 0.0, "loss": float(losses[pair])},
+        "gap_ratio": measure.gap_ratio(base, instruct),
+        **graded(replies[pair]),
       }

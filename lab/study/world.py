@@ -22,7 +22,8 @@ PLAIN, CHAT = ("Q", "A"), ("U", "S")  # tokens before and after a question, by f
 PAD, END, SO = "<pad>", "<end>", ";"
 VOCAB = (PAD, END, *PLAIN, *CHAT, SO, *"0123456789", *questions.LETTERS, *OLD, NEW)
 ID = {token: i for i, token in enumerate(VOCAB)}
-LENGTH = 19  # tokens of a row: the longest question with the longest reply
+PROMPT = 10  # tokens of the longest question
+LENGTH = 16  # tokens of a row: a question and its reply
 MOST = 7  # tokens of a reply, its end included
 PROMPT_WEIGHT = 0.1  # of a prompt's tokens in the pretraining's loss
 
@@ -42,7 +43,7 @@ class Rows(NamedTuple):
 
 
 class Asked(NamedTuple):
-  """Prompts [N, LENGTH], padded, and their lengths [N]."""
+  """Prompts [N, PROMPT], padded, and their lengths [N]."""
 
   token: np.ndarray
   length: np.ndarray
@@ -64,9 +65,9 @@ def reply(problem: Problem, worked: bool) -> list[str]:
   return [*working, *tokens(problem.answer), END]
 
 
-def padded(ids: Iterable[Sequence[Any]], kind: type) -> np.ndarray:
-  """Sequences as rows [N, LENGTH], padded with 0."""
-  return np.array([[*row, *[0] * (LENGTH - len(row))] for row in ids], kind)
+def padded(ids: Iterable[Sequence[Any]], kind: type, length: int = LENGTH) -> np.ndarray:
+  """Sequences as rows [N, length], padded with 0."""
+  return np.array([[*row, *[0] * (length - len(row))] for row in ids], kind)
 
 
 def rows(examples: Iterable[tuple[Sequence[str], Sequence[str]]], head_weight: float) -> Rows:
@@ -138,7 +139,7 @@ def test_items(part: str, old: int, new: int) -> list[Item]:
 def asked(chosen: Iterable[Item], form: tuple[str, str] = CHAT) -> Asked:
   """Items as prompts."""
   prompts = [[ID[t] for t in prompt(item, form)] for item in chosen]
-  return Asked(padded(prompts, np.int32), np.array([len(p) for p in prompts], np.int32))
+  return Asked(padded(prompts, np.int32, PROMPT), np.array([len(p) for p in prompts], np.int32))
 
 
 def grade(chosen: Sequence[Item], replies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

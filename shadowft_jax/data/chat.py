@@ -67,14 +67,14 @@ def _example(row, text, spans, ids, offsets, control: Control, max_length):
   answer = sum(within(start, end) for start, _, end in spans).astype(np.int32)
   token = np.array(ids, np.int32)
   stop = np.isin(token, list(control.stops))
-  said = [x for m in row.messages if _is_trained(m) for x in _texts(m)]
+  trained_texts = [x for m in row.messages if _is_trained(m) for x in _texts(m)]
   return Example(
     token[:max_length],
     answer[:max_length],
     cut=int(answer[max_length:].sum()),
     altered=not all(x.strip() in text for m in row.messages for x in _texts(m)),
     unterminated=sum(not stop[within(closing, end)].any() for _, closing, end in spans),
-    has_special=control.contains_special(said, ids),
+    has_special=control.contains_special(trained_texts, ids),
     where=row.where,
   )
 
@@ -191,9 +191,9 @@ def _closing(text, messages, turn, after, template, tools, control):
   alone = _around(text, messages[: turn + 1], turn, template, tools)[1]
   shared = len(os.path.commonprefix([alone, after]))
   # "<|end|>\n<|endoftext|>" and "<|end|>\n<|user|>" share "<|end|>\n", not "<|end|>\n<|".
-  for found in control.pattern.finditer(alone):
-    if found.start() < shared < found.end():
-      shared = found.start()
+  for marker in control.pattern.finditer(alone):
+    if marker.start() < shared < marker.end():
+      shared = marker.start()
   first = control.pattern.search(after)
   if first and first.start() >= shared and not after[: first.start()].strip():
     if _is_stop(first[0], template, control):

@@ -31,16 +31,16 @@ def format_of(fields: Mapping[str, Any], where: str) -> str:
   Raises:
     InputError: the row has no known format, or several.
   """
-  found = [name for name, form in FORMATS.items() if form.detect(fields)]
-  if len(found) == 1:
-    return found[0]
-  if not found and ("chosen" in fields) != ("rejected" in fields):
+  kinds = [name for name, form in FORMATS.items() if form.detect(fields)]
+  if len(kinds) == 1:
+    return kinds[0]
+  if not kinds and ("chosen" in fields) != ("rejected" in fields):
     has, lacks = sorted(("chosen", "rejected"), key=lambda key: key not in fields)
     raise InputError(f"{where} has {has} but no {lacks}; a preference pair needs both")
   keys = " ".join(
     f"--config.data.columns.{name}={_guessed(fields, names)}" for name, names in USUAL.items()
   )
-  what = f"matches several formats, {' and '.join(found)}" if found else "matches no known format"
+  what = f"matches several formats, {' and '.join(kinds)}" if kinds else "matches no known format"
   raise InputError(
     f"{where} {what}; its keys:{listing(fields)}\n"
     f"expected exactly one of the formats:{listing(FORMATS)}\nor set the columns: {keys}"
@@ -49,8 +49,8 @@ def format_of(fields: Mapping[str, Any], where: str) -> str:
 
 def _guessed(fields, names):
   """The only text key of a row whose lower-case name is in `names`; "KEY" if none or several."""
-  found = [key for key, x in fields.items() if key.lower() in names and isinstance(x, str)]
-  return shlex.quote(found[0]) if len(found) == 1 else "KEY"
+  keys = [key for key, x in fields.items() if key.lower() in names and isinstance(x, str)]
+  return shlex.quote(keys[0]) if len(keys) == 1 else "KEY"
 
 
 def _with_common(row, where, messages, rejected=None, images=()):
@@ -81,18 +81,18 @@ def _images(row):
 
 def _one_of(row, names, where):
   """The only key of a row among `names`."""
-  found = [name for name in names if name in row]
-  if not found:
+  keys = [name for name in names if name in row]
+  if not keys:
     raise InputError(f"{where}: {' or '.join(names)} is missing; expected one of them")
-  if len(found) > 1:
-    raise InputError(f"{where} has {' and '.join(found)}; expected only one of them")
-  return found[0]
+  if len(keys) > 1:
+    raise InputError(f"{where} has {' and '.join(keys)}; expected only one of them")
+  return keys[0]
 
 
 def _alpaca_prompt(row, where):
   """instruction, input?, history?: [[question, answer], ...] -> messages."""
   more = _one_of(row, ("input", "context"), where) if row.keys() & {"input", "context"} else None
-  asked = [turns.text(row, "instruction", where), turns.text(row, more, where) if more else ""]
+  parts = [turns.text(row, "instruction", where), turns.text(row, more, where) if more else ""]
   messages = []
   history = row.get("history") or []
   if not isinstance(history, list):
@@ -105,7 +105,7 @@ def _alpaca_prompt(row, where):
         f"{where}: history contains {reprlib.repr(pair)}; expected [question, answer]"
       )
     messages += [_user(pair[0]), _assistant(pair[1])]
-  return [*messages, _user("\n".join(filter(None, asked)))]
+  return [*messages, _user("\n".join(filter(None, parts)))]
 
 
 def _alpaca(row, where):
@@ -199,8 +199,8 @@ def _check_whole(row, chosen, rejected, where):
       f"{' and '.join(dict.fromkeys(part))}); expected answers to the same prompt"
     )
   # Some datasets repeat the first question in a separate column.
-  asked = row.get("prompt")
-  if isinstance(asked, str) and all(asked != message["content"] for message in prompt):
+  question = row.get("prompt")
+  if isinstance(question, str) and all(question != message["content"] for message in prompt):
     raise InputError(
       f"{where}: chosen is a whole conversation, but prompt is not one of its turns; remove "
       "prompt, or give only the answers"

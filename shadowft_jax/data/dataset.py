@@ -213,16 +213,16 @@ def _source(source, config, tokenizer, bad, limit):
       bad.add(entry)
     else:
       encoded += entry
-  # `trained` excludes the first token, which is never predicted.
-  kept = [e for e in encoded if e.trained]
-  if not kept:
+  # `Example.trained` excludes the first token, which is never predicted.
+  trained = [e for e in encoded if e.trained]
+  if not trained:
     raise InputError(
       f"{source.name}: no example has an answer token within data.max_length={c.max_length} "
       f"(examples: {len(encoded):,}); raise data.max_length"
     )
-  say(f"{source.name} ({kind}): {summary.line(kept, len(encoded) - len(kept))}")
-  summary.warn(source.name, kept, tokenizer, c.recipe)
-  return kept
+  say(f"{source.name} ({kind}): {summary.line(trained, len(encoded) - len(trained))}")
+  summary.warn(source.name, trained, tokenizer, c.recipe)
+  return trained
 
 
 def _chosen(total, limit, select, seed):
@@ -234,7 +234,7 @@ def _chosen(total, limit, select, seed):
 
 def _without_images(rows, policy, bad):
   """The rows without their images; with policy "refuse", rows that have images are bad."""
-  kept = []
+  text_rows = []
   for row in rows:
     if row.images and policy == "refuse":
       bad.add(
@@ -244,10 +244,10 @@ def _without_images(rows, policy, bad):
         )
       )
     elif row.images:
-      kept.append(formats.without_images(row))
+      text_rows.append(formats.without_images(row))
     else:
-      kept.append(row)
-  return kept
+      text_rows.append(row)
+  return text_rows
 
 
 def paper_split(count: int, ratio: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -81,8 +81,8 @@ def _whole(folder, files):
   """Returns `files` after checking that no shard is missing."""
   shards = {}  # (folder, name, number of shards): their indices, from 0 or 1
   for file in files:
-    if found := SHARD.fullmatch(_stem(file)):
-      shards.setdefault((file.parent, found[1], found[3]), set()).add(int(found[2]))
+    if match := SHARD.fullmatch(_stem(file)):
+      shards.setdefault((file.parent, match[1], match[3]), set()).add(int(match[2]))
   missing = [
     f"{parent / name}-{i:0{len(count)}}-of-{count}"
     for (parent, name, count), there in shards.items()
@@ -111,12 +111,12 @@ def _configurations(folder):
 
   try:
     card = metadata_load(path) or {}
-    found = card.get("configs")
-    if found is None:  # An old card, with one folder per configuration.
+    entries = card.get("configs")
+    if entries is None:  # An old card, with one folder per configuration.
       infos = card.get("dataset_info")
       names = [str(info["config_name"]) for info in infos] if isinstance(infos, list) else []
-      found = [dict(config_name=n, data_dir=n) for n in names if (folder / n).is_dir()]
-    return {str(fields["config_name"]): dict(fields) for fields in found}
+      entries = [dict(config_name=n, data_dir=n) for n in names if (folder / n).is_dir()]
+    return {str(fields["config_name"]): dict(fields) for fields in entries}
   except Exception as error:  # The type depends on what is wrong with the YAML.
     raise InputError(
       f"{path}: cannot read configs: {str(error).strip().splitlines()[0]}; expected a YAML list of "
@@ -142,8 +142,8 @@ def _of_configuration(folder, configurations, subset, split, flag):
   ]
   if not same:
     raise _no_split(f"{folder}:{name}", split, splits, flag)
-  found = [path for x in same for pattern in splits[x] for path in _matching(root, pattern, folder)]
-  return list(dict.fromkeys(found))
+  paths = [path for x in same for pattern in splits[x] for path in _matching(root, pattern, folder)]
+  return list(dict.fromkeys(paths))
 
 
 def _chosen(folder, configurations, subset):
@@ -183,19 +183,19 @@ def _patterns(value: Any, folder: pathlib.Path) -> dict[str, list[str]]:
 
 def _matching(root, pattern, folder):
   """The data files within `root` that match a pattern of the data card."""
-  found = []
+  paths = []
   if not {"..", ""} & {*pattern.removesuffix("/").split("/")}:  # never outside the folder
     whole = pattern + "/*" if pattern.endswith("**") else pattern
     try:
-      found = sorted(p for p in root.glob(whole) if p.is_file() and _is_data(p.relative_to(folder)))
+      paths = sorted(p for p in root.glob(whole) if p.is_file() and _is_data(p.relative_to(folder)))
     except ValueError:  # "**" within a word
       pass
-  if not found:
+  if not paths:
     raise InputError(
       f"{folder / CARD} lists {pattern}, but {root} has no such data file; expected {KINDS}; "
       "download the whole folder, or give the files to read, separated by commas"
     )
-  return found
+  return paths
 
 
 def _by_name(folder: pathlib.Path, split: str, flag: str) -> list[pathlib.Path]:
@@ -212,10 +212,10 @@ def _by_name(folder: pathlib.Path, split: str, flag: str) -> list[pathlib.Path]:
       f"{folder}: some file names contain a split, but these do not; give the files to read, "
       f"separated by commas:{listing(unnamed)}"
     )
-  wanted = SPLITS.get(split, split)
-  if wanted not in splits.values():
+  standard = SPLITS.get(split, split)
+  if standard not in splits.values():
     raise _no_split(folder, split, {x for x in splits.values() if x}, flag)
-  return [file for file in files if splits[file] == wanted]
+  return [file for file in files if splits[file] == standard]
 
 
 def _no_split(what: Any, split: str, splits: Iterable[str], flag: str) -> InputError:

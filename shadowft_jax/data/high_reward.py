@@ -124,8 +124,8 @@ def select(
       f"cannot choose {count:,} rows: the pool has {len(best):,} of {len(candidates):,} "
       "candidates; lower count, raise pool or lower min_reward"
     )
-  taken = _take_turns(best, count)
-  chosen = sorted((c for part in taken.values() for c in part), key=lambda c: key(c.order[1]))
+  by_category = _take_turns(best, count)
+  chosen = sorted((c for part in by_category.values() for c in part), key=lambda c: key(c.order[1]))
   report = Report(
     settings,
     len(rows),
@@ -133,7 +133,7 @@ def select(
     len(candidates),
     len(best),
     len(chosen),
-    _by_category(candidates, best, taken),
+    _by_category(candidates, best, by_category),
   )
   return [c.row for c in chosen], report
 
@@ -151,7 +151,7 @@ def _candidates(rows, settings, key):
     category=f"no text in {settings['category']}",
     again="duplicate conversation",
   )
-  lacks, found = collections.Counter(), {}
+  lacks, best = collections.Counter(), {}
   for row in rows:
     lack = _lack(row, settings)
     if lack:
@@ -160,13 +160,13 @@ def _candidates(rows, settings, key):
     conversation = key(_text(row["conversations"]))
     # Among equal conversations the highest reward wins; the seed breaks ties.
     rank = (-_number(row, settings["reward"]), key(_text(row)))
-    if conversation in found:
+    if conversation in best:
       lacks["again"] += 1
-      if found[conversation][0] <= rank:
+      if best[conversation][0] <= rank:
         continue
-    found[conversation] = rank, row
+    best[conversation] = rank, row
   left_out = {text: lacks[name] for name, text in why.items()}
-  if not found:
+  if not best:
     fields = sorted({field for row in rows for field in row})
     raise InputError(
       f"no row can be chosen (rows: {len(rows):,}): "
@@ -175,7 +175,7 @@ def _candidates(rows, settings, key):
     )
   return left_out, [
     _Candidate((rank[0], conversation), _counts_for(row, conversation, settings), row)
-    for conversation, (rank, row) in found.items()
+    for conversation, (rank, row) in best.items()
   ]
 
 
@@ -205,23 +205,23 @@ def _take_turns(best, count):
   for candidate in best:
     for name in candidate.categories:
       queues[name].append(candidate)
-  taken, gone = {name: [] for name in queues}, set()
+  chosen, gone = {name: [] for name in queues}, set()
   while len(gone) < count:
     for name, queue in queues.items():
       while queue and queue[0].order in gone:  # already taken by another of its categories
         queue.popleft()
       if queue and len(gone) < count:
-        taken[name].append(queue.popleft())
-        gone.add(taken[name][-1].order)
-  return taken
+        chosen[name].append(queue.popleft())
+        gone.add(chosen[name][-1].order)
+  return chosen
 
 
-def _by_category(candidates, best, taken):
+def _by_category(candidates, best, by_category):
   """Report.categories, sorted by name."""
   counts, high = (
     collections.Counter(n for c in part for n in c.categories) for part in (candidates, best)
   )
-  rewards = {name: [c.reward for c in part] for name, part in taken.items()}
+  rewards = {name: [c.reward for c in part] for name, part in by_category.items()}
   return [
     dict(
       name=name,

@@ -245,8 +245,8 @@ def collate(
     raise InputError(f"{len(rows)} rows do not fit in a batch of {row_count}")
   names = ("token", "segment", "position", "answer", *["label"] * labelled)
   batch = {k: np.zeros((row_count, row_length), np.int32) for k in names}
-  for name, asked in (("weight", weight is not None), ("reference", referenced)):
-    if asked:
+  for name, is_needed in (("weight", weight is not None), ("reference", referenced)):
+    if is_needed:
       batch[name] = np.zeros((row_count, row_length), np.float32)
   for r, row in enumerate(rows):
     start = segment = 0

@@ -94,12 +94,12 @@ def name_of(base: str | os.PathLike) -> str:
   Raises:
     InputError: the path matches no family, or one whose template is not in TEMPLATES.
   """
-  found = next((name for part, name in NAMES.items() if part in str(base)), None)
-  if found is not None and found in TEMPLATES:
-    return found
+  template = next((name for part, name in NAMES.items() if part in str(base)), None)
+  if template is not None and template in TEMPLATES:
+    return template
   what = (
-    f"its template in the authors' code, {found}, is not implemented here"
-    if found
+    f"its template in the authors' code, {template}, is not implemented here"
+    if template
     else f"its path contains none of {', '.join(NAMES)}"
   )
   raise InputError(
@@ -210,8 +210,8 @@ def _framed(row, template, think):
       answer = THOUGHTS.sub("", answer).lstrip("\n")
     if template.thinking and "<think>" not in answer and "</think>" not in answer:
       thoughts = [NO_THOUGHTS]
-    asked, said = [*before, template.user.format(question)], [template.assistant.format(answer)]
-    turns.append((asked + thoughts, said) if think == "masked" else (asked, thoughts + said))
+    prompt, reply = [*before, template.user.format(question)], [template.assistant.format(answer)]
+    turns.append((prompt + thoughts, reply) if think == "masked" else (prompt, thoughts + reply))
     before = []
   return turns
 
@@ -240,31 +240,31 @@ def _example(row, turns, eos, control, max_length):
   room = max_length - (eos is not None)
   token, label, answer, cut = [], [], [], 0
   for i, (source, target) in enumerate(turns):
-    asked, said = kept(len(source), len(target), room - len(token))
-    token += source[:asked] + target[:said]
-    label += source[:asked] + target[:said]
-    answer += [0] * asked + [1] * said
-    cut += len(target) - said
-    if eos is not None and i and asked:
+    prompt_size, answer_size = fitting_sizes(len(source), len(target), room - len(token))
+    token += source[:prompt_size] + target[:answer_size]
+    label += source[:prompt_size] + target[:answer_size]
+    answer += [0] * prompt_size + [1] * answer_size
+    cut += len(target) - answer_size
+    if eos is not None and i and prompt_size:
       # The label of this question's first token is the EOS of the previous answer.
-      label[-asked - said], answer[-asked - said] = eos, 1
+      label[-prompt_size - answer_size], answer[-prompt_size - answer_size] = eos, 1
   if eos is not None:
     token, label, answer = [*token, eos], [*label, eos], [*answer, 1]
   token, label, answer = (np.array(x, np.int32) for x in (token, label, answer))
   ends = [{*target[-3:]} if eos is None else {eos} for _, target in turns]
-  said = [m["content"] for m in row.messages if m["role"] == "assistant"]
+  replies = [m["content"] for m in row.messages if m["role"] == "assistant"]
   return Example(
     token,
     answer,
     cut,
     unterminated=sum(not control.stops & end for end in ends),
-    has_special=control.contains_special(said, (t for _, target in turns for t in target)),
+    has_special=control.contains_special(replies, (t for _, target in turns for t in target)),
     label=label if eos is not None else None,
     where=row.where,
   )
 
 
-def kept(source: int, target: int, room: int) -> tuple[int, int]:
+def fitting_sizes(source: int, target: int, room: int) -> tuple[int, int]:
   """How many prompt and answer tokens of a turn fit into `room` tokens."""
   if 2 * target < room:
     most = room
@@ -272,5 +272,5 @@ def kept(source: int, target: int, room: int) -> tuple[int, int]:
     most = room - source
   else:
     most = int(room * (target / (source + target)))  # in floats, to round as LLaMA-Factory does
-  said = min(most, target)
-  return min(room - said, source), said
+  answer_size = min(most, target)
+  return min(room - answer_size, source), answer_size

@@ -27,8 +27,8 @@ def encode(
   """Tokenises preference pairs; each side gets at most half of `settings.max_length` tokens.
 
   Long prompts are truncated from the left and long answers from the right, by the rule of
-  `paper.kept` applied to the longer of the two prompts and answers, so that both sides keep the
-  same amount of prompt.
+  `paper.fitting_sizes` applied to the longer of the two prompts and answers, so that both sides
+  keep the same amount of prompt.
 
   Returns:
     As `tokenise`: one entry per row, a list of one Example, or the InputError of a bad row.
@@ -88,15 +88,15 @@ def _pair(sides, room, where):
   """One Example from two sides (Example, prompt tokens), each truncated to `room` tokens."""
   prompts = [prompt for _, prompt in sides]
   answers = [len(side.token) - prompt for side, prompt in sides]
-  asked, said = paper.kept(max(prompts), max(answers), room)
-  parts = [slice(max(0, prompt - asked), prompt + said) for prompt in prompts]
+  prompt_size, answer_size = paper.fitting_sizes(max(prompts), max(answers), room)
+  parts = [slice(max(0, prompt - prompt_size), prompt + answer_size) for prompt in prompts]
 
   def joined(arrays):
     return np.concatenate([x[part] for x, part in zip(arrays, parts, strict=True)])
 
   answer = [np.where(np.arange(len(side.token)) < prompt, 0, side.answer) for side, prompt in sides]
-  chosen, rejected = kept = [x[part] for x, part in zip(answer, parts, strict=True)]
-  count = np.concatenate(kept) * (chosen.any() and rejected.any())
+  chosen, rejected = answers_within = [x[part] for x, part in zip(answer, parts, strict=True)]
+  count = np.concatenate(answers_within) * (chosen.any() and rejected.any())
   examples = [side for side, _ in sides]
   labels = [e.label for e in examples if e.label is not None]
   return Example(

@@ -53,12 +53,12 @@ def read(
 
 def local(spec: str, split: str, flag: str) -> list[Source]:
   """The local files and folders that `spec` names, without their rows; see `read`."""
-  found = []
+  sources = []
   for part in filter(None, str(spec).split(",")):
     name, weight = _weighted(part.strip(), spec)
     if files := _files_of(name, split, flag):
-      found.append(Source(name, weight, [], tuple(files)))
-  return found
+      sources.append(Source(name, weight, [], tuple(files)))
+  return sources
 
 
 def check_named(spec: str | os.PathLike, split: str, flag: str) -> None:

@@ -111,8 +111,8 @@ class Control:
 
   def contains_special(self, texts: Iterable[str], ids: Iterable[int]) -> bool:
     """Whether one of `texts`, whose tokens are among `ids`, contains a special token."""
-    found = self.special.keys() & set(ids)
-    return any(self.special[i] in text for text in texts for i in found)
+    present = self.special.keys() & set(ids)
+    return any(self.special[i] in text for text in texts for i in present)
 
 
 def control_of(tokenizer: Tokenizer) -> Control:

@@ -171,9 +171,9 @@ def _joined(parts, where, images):
       out.append(text(part, "text", where))
     elif kind in IMAGES:
       out.append(IMAGE)
-      found = [part[key] for key in IMAGE_KEYS if part.get(key)]
+      references = [part[key] for key in IMAGE_KEYS if part.get(key)]
       # OpenAI's form: {"image_url": {"url": ...}}.  A bare marker refers to the images column.
-      images += [x["url"] if isinstance(x, dict) and "url" in x else x for x in found[:1]]
+      images += [x["url"] if isinstance(x, dict) and "url" in x else x for x in references[:1]]
     else:
       raise InputError(
         f"{where}: content contains {reprlib.repr(part)}; expected parts of type text or image"
@@ -292,6 +292,6 @@ def transcript(value: str, key: str, where: str) -> list[dict[str, Any]]:
     )
   roles = {"Human": "user", "Assistant": "assistant"}
   return [
-    {"role": roles[name], "content": said.strip()}
-    for name, said in zip(turns[::2], turns[1::2], strict=True)
+    {"role": roles[name], "content": content.strip()}
+    for name, content in zip(turns[::2], turns[1::2], strict=True)
   ]

@@ -1,4 +1,4 @@
-"""Answers on disk: one JSON object a line, appended as they come, resumed after a kill."""
+"""Answers on disk: one JSON object per line, appended as they come; a killed run resumes."""
 
 import fcntl
 import json
@@ -18,7 +18,7 @@ FORM = (
 
 
 class Answers:
-  """The file of a run's answers, open for more of them.
+  """The file of a run's answers, open for appending.
 
   Attributes:
     done: what the file has, by (task, id, sample).
@@ -54,17 +54,17 @@ class Answers:
     if whole != content:
       self._file.truncate(len(whole))
     first, _, rest = whole.partition(b"\n")
-    wanted = json.dumps({"settings": settings}, sort_keys=True)
+    expected = json.dumps({"settings": settings}, sort_keys=True)
     if not first:
-      self._write([wanted])
-    elif first.decode(errors="replace") != wanted:
+      self._write([expected])
+    elif first.decode(errors="replace") != expected:
       raise InputError(_other_settings(path, first, settings))
     return dict(_parsed(rest.decode(), path, start=2))
 
-  def add(self, found: Iterable[tuple[Key, Completion]]) -> None:
+  def add(self, answers: Iterable[tuple[Key, Completion]]) -> None:
     """Appends answers; they are on disk when this returns."""
     lines = []
-    for (task, name, sample), one in found:
+    for (task, name, sample), one in answers:
       row = {"task": task, "id": name, "sample": sample, "text": one.text}
       row |= {"finish_reason": one.finish_reason, "tokens": one.tokens}
       lines.append(json.dumps(row))
@@ -89,7 +89,7 @@ class Answers:
 
 
 def read(path: pathlib.Path, task: str = "") -> dict[Key, Completion]:
-  """Saved answers by (task, id, sample), of this program or another.
+  """Reads answers saved by this program or another, by (task, id, sample).
 
   Args:
     path: JSON objects, one a line; `finish_reason`, `tokens` and `sample` may be missing, and a
@@ -104,12 +104,12 @@ def read(path: pathlib.Path, task: str = "") -> dict[Key, Completion]:
   except (OSError, UnicodeDecodeError) as error:
     reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
     raise InputError(f"{path} cannot be read: {reason}; expected lines {FORM}") from error
-  found: dict[Key, Completion] = {}
+  answers: dict[Key, Completion] = {}
   for key, one in _parsed(content, path, task=task):
-    if key in found:
+    if key in answers:
       raise InputError(f"{path} has the answer {key} twice; keep one")
-    found[key] = one
-  return found
+    answers[key] = one
+  return answers
 
 
 def _parsed(text, path, start=1, task=""):

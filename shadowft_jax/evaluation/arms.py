@@ -41,7 +41,7 @@ def parse(
   delta: str = "",
   alphas: Sequence[str] = (),
 ) -> list[Arm]:
-  """The arms that flags give, the first of them the one that the others are compared with.
+  """The arms that the flags describe; the others are compared with the first.
 
   Args:
     models: [LABEL=]MODEL[+DELTA[@ALPHA,...]].
@@ -53,7 +53,7 @@ def parse(
   Raises:
     InputError: an alpha is no number, or two arms have one label.
   """
-  found: list[tuple[str, Arm]] = []
+  labelled: list[tuple[str, Arm]] = []
   for text in models:
     label, rest = _labelled(text)
     source, own, listed = _with_delta(rest)
@@ -63,10 +63,12 @@ def parse(
       raise InputError(f"--model {text}: an alpha needs a delta; write MODEL+DELTA@ALPHA")
     for alpha in strengths if chosen else [1.0]:
       suffix = f"@{alpha:g}" if chosen and (len(strengths) > 1 or not label) else ""
-      found.append((f"{label}{suffix}" if label else "", Arm("", "model", source, chosen, alpha)))
-  found += [(label, Arm("", "server", rest)) for label, rest in map(_labelled, names)]
-  found += [(label, Arm("", "outputs", rest)) for label, rest in map(_labelled, outputs)]
-  return _named(found)
+      labelled.append(
+        (f"{label}{suffix}" if label else "", Arm("", "model", source, chosen, alpha))
+      )
+  labelled += [(label, Arm("", "server", rest)) for label, rest in map(_labelled, names)]
+  labelled += [(label, Arm("", "outputs", rest)) for label, rest in map(_labelled, outputs)]
+  return _named(labelled)
 
 
 def _labelled(text):
@@ -96,11 +98,11 @@ def _number(text):
   return value
 
 
-def _named(found):
-  """The arms with their labels: those given, else as much of their places as tells them apart."""
-  places = [_parts(arm) for _, arm in found]
+def _named(labelled):
+  """The arms with their labels: given ones, otherwise the end of a path that tells them apart."""
+  places = [_parts(arm) for _, arm in labelled]
   labels = []
-  for (label, _), parts in zip(found, places, strict=True):
+  for (label, _), parts in zip(labelled, places, strict=True):
     others = [p for p in places if p is not parts]
     size = next(
       (n for n in range(1, len(parts) + 1) if all(p[-n:] != parts[-n:] for p in others)), len(parts)
@@ -111,11 +113,11 @@ def _named(found):
       raise InputError(f"two models are labelled {label!r}; name them, as in --model LABEL=MODEL")
     if label.startswith(".") or re.search(r"[/\\\0]", label):
       raise InputError(f"label {label!r} names a folder, too; expected a plain name")
-  return [dataclasses.replace(arm, label=x) for x, (_, arm) in zip(labels, found, strict=True)]
+  return [dataclasses.replace(arm, label=x) for x, (_, arm) in zip(labels, labelled, strict=True)]
 
 
 def _parts(arm):
-  """The parts of an arm's place, of which the last tells most."""
+  """The parts of an arm's path."""
   parts = [p for p in re.split(r"[/\\]", arm.source) if p not in ("", ".", "..")]
   if arm.kind == "outputs" and parts:
     parts[-1] = parts[-1].removesuffix(".jsonl")

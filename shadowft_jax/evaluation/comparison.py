@@ -1,4 +1,4 @@
-"""Two models on the same questions: the difference, how sure it is, and which questions changed."""
+"""Compares two models on the same questions: difference, its interval, and changed questions."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -23,8 +23,8 @@ class Change:
   Attributes:
     difference: of accuracy, second minus first; its p-value is McNemar's exact one where each
       question has one answer and the score is over all, else the bootstrap's.
-    lost: ids of questions that the first answers right and the second wrong.
-    won: ids of those the other way round.
+    lost: ids of questions that the first model answers right and the second wrong.
+    won: ids of questions that the first model answers wrong and the second right.
     strata: the paired differences, for a suite.
   """
 
@@ -50,11 +50,11 @@ def compare(task: Task, first: Sequence[Graded], second: Sequence[Graded]) -> Ch
     )
   groups = {one.id: one.group for one in first}
   parts = statistics.strata({name: b[name] - a[name] for name in a}, groups, task.by_group)
-  found = statistics.difference([[parts]])
+  difference = statistics.difference([[parts]])
   lost, won = ([n for n in a if x[n] > 0.5 >= y[n]] for x, y in ((a, b), (b, a)))
   if not task.by_group and len(first) == len(a) and len(second) == len(b):
-    found = dataclasses.replace(found, p=statistics.mcnemar(len(lost), len(won)))
-  return Change(task.name, found, lost, won, parts)
+    difference = dataclasses.replace(difference, p=statistics.mcnemar(len(lost), len(won)))
+  return Change(task.name, difference, lost, won, parts)
 
 
 def compare_suite(suite: Suite, changes: Mapping[str, Change]) -> Difference | None:
@@ -69,14 +69,14 @@ def compare_suite(suite: Suite, changes: Mapping[str, Change]) -> Difference | N
 def table(changes: Mapping[str, Mapping[str, Change]], first: str) -> str:
   """The paired differences to the model `first` of tasks and whole suites, by model and task."""
   rows = [["minus " + first, "model", *CHANGE]]
-  tasks = dict.fromkeys(task for found in changes.values() for task in found)
+  tasks = dict.fromkeys(task for of_model in changes.values() for task in of_model)
   for task in tasks:
-    for label, found in changes.items():
-      x = found[task]
+    for label, of_model in changes.items():
+      x = of_model[task]
       rows.append([task, label, *_cells(x.difference), f"{len(x.lost):,}", f"{len(x.won):,}"])
   for name, suite in SUITES.items():
-    for label, found in changes.items():
-      if average := compare_suite(suite, found):
+    for label, of_model in changes.items():
+      if average := compare_suite(suite, of_model):
         rows.append([f"average of {name}", label, *_cells(average), "", ""])
   return aligned(rows, left=2)
 

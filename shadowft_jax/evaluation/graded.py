@@ -1,4 +1,4 @@
-"""Graded answers, questions' shares of right ones, and the score of a task."""
+"""Graded answers, the share of right answers per question, and the score of a task."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 @dataclasses.dataclass(frozen=True)
 class Graded:
-  """One answer and what became of it.
+  """One answer and its grade.
 
   Attributes:
     state: "right", "wrong", "unparsed" (no answer could be read, so wrong) or "cut" (not ended, so
@@ -44,7 +44,7 @@ class Score:
     finished: over the answers that were not cut; None if all were.
     cut, unparsed, unknown: how many answers were cut, could not be read, have no finish reason.
     second_opinion: how many are right by math-verify alone.
-    tokens: the mean length of the answers; None if nobody said.
+    tokens: the mean number of tokens per answer; None if unknown.
     groups: accuracy by group.
   """
 
@@ -65,7 +65,7 @@ class Score:
 
 def means(graded: Sequence[Graded]) -> dict[str, float]:
   """The share of right samples by question id."""
-  found: dict[str, list[bool]] = {}
+  grades: dict[str, list[bool]] = {}
   for one in graded:
-    found.setdefault(one.id, []).append(one.is_right)
-  return {name: sum(rights) / len(rights) for name, rights in found.items()}
+    grades.setdefault(one.id, []).append(one.is_right)
+  return {name: sum(rights) / len(rights) for name, rights in grades.items()}

@@ -69,21 +69,21 @@ def run(
   for task in loaded["tasks"].values():
     _set_shots(task, shots)
   model = HarnessModel(engine, is_chat=is_chat, max_new=max_new, seed=seed)
-  found = evaluate(
+  results = evaluate(
     model, loaded, limit=limit, apply_chat_template=is_chat, fewshot_as_multiturn=is_chat
   )
-  kept = ("results", "versions", "n-shot", "n-samples", "samples")
+  keys = ("results", "versions", "n-shot", "n-samples", "samples")
   counts = {"answers": model.answers, "cut": model.cut, "shortened": model.shortened}
   for line in _notes(counts):
     say(line)
   version = importlib.metadata.version("lm_eval")
-  return {**{key: found[key] for key in kept}, "lm_eval": version, **counts}
+  return {**{key: results[key] for key in keys}, "lm_eval": version, **counts}
 
 
-def table(found: Mapping[str, Any]) -> str:
+def table(results: Mapping[str, Any]) -> str:
   """The results of `run` as a table."""
   rows = [["task", "metric", "value", "standard error"]]
-  for task, values in found["results"].items():
+  for task, values in results["results"].items():
     for key, value in values.items():
       metric, _, which = key.partition(",")
       if which and isinstance(value, int | float) and not metric.endswith("_stderr"):

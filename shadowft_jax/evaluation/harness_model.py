@@ -1,4 +1,4 @@
-"""A model in memory as EleutherAI's lm-evaluation-harness asks it: TemplateLM without torch."""
+"""Adapts a model in memory to EleutherAI's lm-evaluation-harness: a TemplateLM without torch."""
 
 import collections
 import json
@@ -132,14 +132,14 @@ class HarnessModel(TemplateLM):
     for key, count in counts.items():
       _, options = json.loads(key)
       groups.setdefault((json.dumps(options), count), []).append(key)
-    found: dict[str, list[str]] = {}
+    texts_of: dict[str, list[str]] = {}
     for (options, count), keys in groups.items():
       sampling = _sampling(json.loads(options), self.max_new, count, self.seed)
       texts = [json.loads(key)[0] for key in keys]
       prompts = [self._fitting(self.tok_encode(text), sampling.max_new) for text in texts]
       for key, answers in zip(keys, self.engine.complete_tokens(prompts, sampling), strict=True):
-        found[key] = [self._text(one) for one in answers]
-    return [found[key][sample] for key, sample in places]
+        texts_of[key] = [self._text(one) for one in answers]
+    return [texts_of[key][sample] for key, sample in places]
 
   def _text(self, one):
     self.answers += 1

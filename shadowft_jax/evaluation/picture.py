@@ -25,16 +25,16 @@ def draw(scores: Mapping[str, Mapping[str, Score]], folder: pathlib.Path) -> lis
   matplotlib.use("Agg")
   import matplotlib.pyplot as plt
 
-  tasks = list(dict.fromkeys(task for found in scores.values() for task in found))
+  tasks = list(dict.fromkeys(task for of_model in scores.values() for task in of_model))
   height = 0.9 + len(tasks) * (0.28 + 0.16 * len(scores))
   figure, axes = plt.subplots(figsize=(7.5, height), layout="constrained")
-  for index, (label, found) in enumerate(scores.items()):
+  for index, (label, of_model) in enumerate(scores.items()):
     shift = (index - (len(scores) - 1) / 2) * 0.8 / max(len(scores), 2)
-    rows = [tasks.index(task) + shift for task in found]
-    values = [100 * one.accuracy for one in found.values()]
+    rows = [tasks.index(task) + shift for task in of_model]
+    values = [100 * one.accuracy for one in of_model.values()]
     reach = [
-      [100 * max(0.0, one.accuracy - one.low) for one in found.values()],
-      [100 * max(0.0, one.high - one.accuracy) for one in found.values()],
+      [100 * max(0.0, one.accuracy - one.low) for one in of_model.values()],
+      [100 * max(0.0, one.high - one.accuracy) for one in of_model.values()],
     ]
     mark, colour = MARKS[index % len(MARKS)], COLOURS[index % len(COLOURS)]
     axes.errorbar(

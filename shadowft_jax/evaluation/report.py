@@ -1,4 +1,4 @@
-"""What is printed and written of the scores of models and their differences."""
+"""Prints and writes the scores of models and their differences."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from shadowft_jax.evaluation.tasks.task import Task
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """What became of the answers to a task."""
+  """The graded answers to a task, its score, and the time and tokens they took."""
 
   graded: list[Graded]
   score: Score
@@ -57,8 +57,8 @@ def report(
   for label, x in scores.items():
     for note in suite.notes(x):
       print(f"{label}: {note}")
-  for label, found in results.items():
-    if speed := _speed(found.values()):
+  for label, of_model in results.items():
+    if speed := _speed(of_model.values()):
       print(f"{label}: {speed}")
   if out is None:
     return
@@ -80,7 +80,7 @@ def report(
 
 
 def _speed(results):
-  """What was generated just now, in a line; "" where nothing was."""
+  """One line on the speed of this run's generation; "" if nothing was generated."""
   answers = sum(len(one.graded) for one in results)
   tokens, seconds = (sum(getattr(x, key) for x in results) for key in ("tokens", "seconds"))
   if not tokens:

@@ -1,4 +1,4 @@
-"""How sure a score and a difference of scores are."""
+"""Confidence intervals and tests for scores and differences of scores."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -27,8 +27,8 @@ def wilson(right: int, total: int) -> tuple[float, float]:
   """The 95 % confidence interval of a proportion (Wilson's score interval)."""
   if not total:
     return 0.0, 1.0
-  found = stats.binomtest(right, total).proportion_ci(0.95, method="wilson")
-  return float(found.low), float(found.high)
+  bounds = stats.binomtest(right, total).proportion_ci(0.95, method="wilson")
+  return float(bounds.low), float(bounds.high)
 
 
 def mcnemar(lost: int, won: int) -> float:

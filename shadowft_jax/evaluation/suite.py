@@ -82,10 +82,10 @@ def _graded(task, cut, marks, one, sample, completion):
   text = thoughts.answer(completion.text, marks)
   is_cut = completion.finish_reason == "length" or text is None
   if is_cut and cut == "wrong":
-    state, found = "cut", Grade(False, None)
+    state, grade = "cut", Grade(False, None)
   else:
-    found = task.grade(completion.text if text is None else text, one.gold)
-    state = "right" if found.correct else "unparsed" if found.extracted is None else "wrong"
+    grade = task.grade(completion.text if text is None else text, one.gold)
+    state = "right" if grade.correct else "unparsed" if grade.extracted is None else "wrong"
   return Graded(
     task=task.name,
     id=one.id,
@@ -95,8 +95,8 @@ def _graded(task, cut, marks, one, sample, completion):
     text=completion.text,
     finish_reason=completion.finish_reason,
     tokens=completion.tokens,
-    extracted=found.extracted,
-    note=found.note,
+    extracted=grade.extracted,
+    note=grade.note,
   )
 
 
@@ -107,9 +107,9 @@ def score(task: Task, graded: Sequence[Graded]) -> Score:
   low, high = statistics.interval(parts)
   ended = [one for one in graded if one.state != "cut"]
   lengths = [one.tokens for one in graded if one.tokens is not None]
-  named: dict[str, list[float]] = {}
+  by_group: dict[str, list[float]] = {}
   for name, value in values.items():
-    named.setdefault(groups[name], []).append(value)
+    by_group.setdefault(groups[name], []).append(value)
   return Score(
     task=task.name,
     questions=len(values),
@@ -123,7 +123,7 @@ def score(task: Task, graded: Sequence[Graded]) -> Score:
     unknown=sum(one.finish_reason is None for one in graded),
     second_opinion=sum(one.note == "math-verify" for one in graded),
     tokens=float(np.mean(lengths)) if lengths else None,
-    groups={group: float(np.mean(found)) for group, found in sorted(named.items())},
+    groups={group: float(np.mean(of_group)) for group, of_group in sorted(by_group.items())},
   )
 
 
@@ -137,8 +137,8 @@ def _finished(task, ended):
 def suite_scores(scores: Mapping[str, Score]) -> dict[str, float]:
   """The scores of all suites whose tasks have scores; by name, in 0..1."""
   accuracies = {name: one.accuracy for name, one in scores.items()}
-  found = {name: suite.score(accuracies) for name, suite in SUITES.items()}
-  return {name: value for name, value in found.items() if value is not None}
+  averages = {name: suite.score(accuracies) for name, suite in SUITES.items()}
+  return {name: value for name, value in averages.items() if value is not None}
 
 
 def warning(one: Score) -> str:
@@ -155,15 +155,15 @@ def warning(one: Score) -> str:
 
 def table(scores: Mapping[str, Mapping[str, Score]]) -> str:
   """The scores of models on tasks, {label: {task: score}}, and the averages of whole suites."""
-  tasks = list(dict.fromkeys(task for found in scores.values() for task in found))
+  tasks = list(dict.fromkeys(task for of_model in scores.values() for task in of_model))
   rows = [[HEAD[0], "model", *HEAD[1:]]]
   for task in tasks:
-    rows += [[task, label, *_cells(found[task])] for label, found in scores.items()]
-  averages = {label: suite_scores(found) for label, found in scores.items()}
+    rows += [[task, label, *_cells(of_model[task])] for label, of_model in scores.items()]
+  averages = {label: suite_scores(of_model) for label, of_model in scores.items()}
   for name in SUITES:
-    for label, found in averages.items():
-      if name in found:
-        rows.append([f"average of {name}", label, "", f"{found[name]:.1%}", *[""] * 5])
+    for label, of_model in averages.items():
+      if name in of_model:
+        rows.append([f"average of {name}", label, "", f"{of_model[name]:.1%}", *[""] * 5])
   return aligned(rows, left=2)
 
 
@@ -177,12 +177,12 @@ def _cells(one):
 
 def notes(scores: Mapping[str, Score]) -> list[str]:
   """Lines on what a reader of the scores has to know."""
-  found: list[str] = []
+  all_lines: list[str] = []
   for name, one in scores.items():
     lines = [warning(one)] * bool(warning(one))
     if one.unknown:
       lines.append(f"answers that do not say how they ended, graded as text: {one.unknown:,}")
     if one.second_opinion:
       lines.append(f"answers right by math-verify alone: {one.second_opinion:,}")
-    found += [f"{name}: {line}" for line in lines]
-  return found
+    all_lines += [f"{name}: {line}" for line in lines]
+  return all_lines

@@ -1,4 +1,4 @@
-"""HTTP to an OpenAI-compatible API: its key, retries where a server is busy, errors in one line."""
+"""An HTTP client for OpenAI-compatible APIs: key, retries while a server is busy, short errors."""
 
 import itertools
 import json
@@ -39,7 +39,7 @@ class Client:
       timeout: seconds to wait for a response.
 
     Raises:
-      InputError: `url` is none, or the key in the environment cannot be one.
+      InputError: `url` is not a URL, or the key in the environment is malformed.
     """
     self.url, self._timeout = _api(url), timeout
     self._key = os.environ.get(KEY, "").strip()
@@ -160,14 +160,14 @@ def _api(url):
 
 
 def _message(text):
-  """What an error says: in OpenAI's form, FastAPI's, or the text itself."""
+  """The message of an error response, in OpenAI's form, FastAPI's, or as plain text."""
   try:
     data = json.loads(text)
   except ValueError:
     return short(text)
   error = data.get("error", data) if isinstance(data, dict) else data
-  said = error.get("message") or error.get("detail") if isinstance(error, dict) else error
-  return short(said if isinstance(said, str) else json.dumps(data))
+  message = error.get("message") or error.get("detail") if isinstance(error, dict) else error
+  return short(message if isinstance(message, str) else json.dumps(data))
 
 
 def short(text: str) -> str:
@@ -177,5 +177,5 @@ def short(text: str) -> str:
 
 
 def reason(error: Exception) -> str:
-  """What an error of the HTTP library says, in one line."""
+  """The message of an error of the HTTP library, in one line."""
   return short(str(error)) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Texts that grow side by side in columns, printed row by row as soon as all have it."""
+"""Prints growing texts side by side in columns; a row appears once every text has reached it."""
 
 import itertools
 import re
@@ -22,7 +22,7 @@ class Column:
     self.width, self._line, self._word = width, "", ""
 
   def feed(self, text: str) -> Iterator[str]:
-    """Adds text; yields the lines that nothing can change any more."""
+    """Adds text; yields the lines that are complete."""
     for part in re.split(r"(\s)", text.expandtabs(4).replace("\r", "")):
       if part.isspace():
         yield from self._place()
@@ -35,13 +35,13 @@ class Column:
         self._word += part
 
   def close(self) -> Iterator[str]:
-    """Yields what is left of the text."""
+    """Yields the rest of the text."""
     yield from self._place()
     if self._line:
       yield self._line
 
   def _place(self):
-    """Puts the word that has ended on this line or the next; one that is too long is divided."""
+    """Puts a finished word on this line or the next; splits a word that is longer than a line."""
     word, self._word = self._word, ""
     if cells(self._line + word) > self.width and self._line:
       yield self._line.rstrip()
@@ -63,8 +63,8 @@ def rows(heads: Sequence[str], texts: Sequence[Iterator[str]], width: int) -> It
   """Yields rows of all texts side by side.
 
   Args:
-    heads: what stands above each column.
-    texts: the pieces of each text; a piece is taken of each in turn.
+    heads: the heading of each column.
+    texts: the pieces of each text; the texts take turns, one piece at a time.
     width: cells of a column.
   """
   columns = [Column(width) for _ in texts]

@@ -1,4 +1,4 @@
-"""What an engine gives for a conversation."""
+"""The answer that an engine gives to a conversation."""
 
 import dataclasses
 
@@ -9,9 +9,9 @@ class Completion:
 
   Attributes:
     text: without the stop string or end token.
-    finish_reason: "stop" at its own end or a stop string, "length" where it was cut, None if
-      nobody said.
-    tokens: how many were generated; None if nobody said.
+    finish_reason: "stop" if it ended by itself or at a stop string, "length" if it was cut, None if
+      unknown.
+    tokens: number of generated tokens; None if unknown.
   """
 
   text: str

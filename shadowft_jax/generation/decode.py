@@ -1,4 +1,4 @@
-"""Answers to prompts by a model in memory: rows that end are replaced by waiting prompts."""
+"""Continuous batching for a model in memory: waiting prompts take the rows of finished answers."""
 
 import collections
 import contextlib
@@ -21,7 +21,7 @@ PREFILL = 16_384  # tokens of prompts at a time
 
 
 class Prompt(NamedTuple):
-  """What is to be continued.
+  """A prompt to continue.
 
   Attributes:
     tokens: the prompt.
@@ -43,17 +43,17 @@ class Progress(NamedTuple):
 
 
 def bucket(count: int, least: int = 16) -> int:
-  """The least power of two that is no less than `count` and `least`."""
+  """The smallest power of two that is at least `count` and at least `least`."""
   return max(least, 1 << (count - 1).bit_length())
 
 
 def rows_of(count: int, most: int) -> int:
-  """Rows of a program for `count` prompts: 1, 4, 16, … or `most`, so that few are compiled."""
+  """The batch size for `count` prompts: 1, 4, 16, … or `most`, so that few programs compile."""
   return min(4 ** (((count - 1).bit_length() + 1) // 2), most)
 
 
 class Batch:
-  """Rows of a model's cache, and the prompts that wait for them."""
+  """The rows of a model's cache, and the prompts that wait for a free row."""
 
   def __init__(
     self,
@@ -66,7 +66,7 @@ class Batch:
     batch_size: int,
     size: int = steps.CHUNK,
   ) -> None:
-    """Makes the cache; arguments as of `answers`."""
+    """Creates the cache; the arguments are those of `answers`."""
     self.model, self.variables, self.prompts = model, variables, prompts
     self.stop, self.size = np.array(stop, np.int32), size
     self.most = np.array([p.most or sampling.max_new for p in prompts])
@@ -76,7 +76,7 @@ class Batch:
     self.slots, self.clock = bucket(max(lengths)), 0
     self.ring = bucket(min(int(self.most.max()), FIRST_RING), size)
     self.index = np.full(batch_size, -1)  # the prompt that a row answers; -1: none
-    self.found: list[list[int]] = [[] for _ in range(batch_size)]
+    self.answer_tokens: list[list[int]] = [[] for _ in range(batch_size)]
     zeros = lambda *shape: np.zeros((batch_size, *shape), np.int32)
     self.rows = Rows(zeros(), zeros() + 1, zeros(), zeros(), zeros() > 0, zeros(2).view(np.uint32))
     self.cache = steps.empty_cache(model, batch_size, self.slots + self.ring)
@@ -113,10 +113,10 @@ class Batch:
     )
     first_R = np.asarray(first_R)
     for i, (row, _) in enumerate(chosen):
-      self.rows.token[row], self.found[row] = first_R[i], [int(first_R[i])]
+      self.rows.token[row], self.answer_tokens[row] = first_R[i], [int(first_R[i])]
 
   def advance(self) -> None:
-    """A chunk of steps for all rows."""
+    """Runs a chunk of steps for all rows."""
     live = self.index >= 0
     left = int(np.max((self.most[self.index] - self.rows.made)[live], initial=0))
     count = min(self.size, left)
@@ -141,12 +141,12 @@ class Batch:
     out_BC, done = np.asarray(out_BC), int(done)
     self.clock += done
     for row in np.flatnonzero(live):
-      self.found[row] += out_BC[row, :done].tolist()
+      self.answer_tokens[row] += out_BC[row, :done].tolist()
     self.rows.made[live] += done
     self.rows.token[:] = out_BC[:, done - 1]
 
   def _grow(self, needed):
-    """Makes the ring long enough for answers of `needed` tokens."""
+    """Enlarges the ring so that answers of `needed` tokens fit."""
     needed = min(needed, int(self.most.max()))  # what goes beyond is thrown away
     if needed <= self.ring:
       return
@@ -166,13 +166,13 @@ class Batch:
     self.ring = ring
 
   def look(self, is_over: Callable[[int, list[int]], bool]) -> Iterator[Progress]:
-    """Every row's answer so far; rows that have ended become free."""
+    """Yields every row's answer so far; rows of finished answers become free."""
     for row in np.flatnonzero(self.index >= 0):
       index = int(self.index[row])
-      found = self.found[row][: self.most[index]]
-      ends = np.flatnonzero(np.isin(found, self.stop))
-      tokens = found[: ends[0]] if len(ends) else found
-      reason = "length" if len(found) >= self.most[index] else None
+      so_far = self.answer_tokens[row][: self.most[index]]
+      ends = np.flatnonzero(np.isin(so_far, self.stop))
+      tokens = so_far[: ends[0]] if len(ends) else so_far
+      reason = "length" if len(so_far) >= self.most[index] else None
       if len(ends) or is_over(index, tokens):
         reason = "stop"
       if reason:
@@ -192,7 +192,7 @@ def answers(
   mesh: Mesh | None = None,
   size: int = steps.CHUNK,
 ) -> Iterator[Progress]:
-  """Answers prompts, and tells of every answer after each chunk of steps.
+  """Answers prompts; yields the progress of every answer after each chunk of steps.
 
   Args:
     model: unrolled.
@@ -263,7 +263,7 @@ def generate(
   for prompt in map(tuple, prompts):
     keyed.append(Prompt(prompt, sampling_lib.key(seed, prompt, before[prompt])))
     before[prompt] += 1
-  found: list[list[int]] = [[] for _ in prompts]
+  token_lists: list[list[int]] = [[] for _ in prompts]
   for one in answers(
     model.clone(unrolled=True),
     steps.unrolled(variables),
@@ -272,5 +272,5 @@ def generate(
     sampling=Sampling(max_new, temperature=temperature, seed=seed),
     batch_size=batch_size,
   ):
-    found[one.prompt] = one.tokens
-  return found
+    token_lists[one.prompt] = one.tokens
+  return token_lists

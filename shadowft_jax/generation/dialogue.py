@@ -1,4 +1,4 @@
-"""A person's conversation with one or more models: each has its own history."""
+"""A person's conversation with one or more models, each with its own history."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ def stream(
 
 @dataclasses.dataclass
 class Speaker:
-  """A model that takes part.
+  """A model in the conversation.
 
   Attributes:
     name: of the model, as it is shown.
@@ -45,7 +45,7 @@ class Speaker:
   last: Completion | None = None
 
   def answer(self, text: str, system: str, sampling: Sampling) -> Generator[str, None, None]:
-    """Yields the pieces of the answer to a user's turn; the history keeps what came.
+    """Yields the pieces of the answer to a user's turn, and adds them to the history.
 
     Args:
       text: what the user says.
@@ -67,10 +67,10 @@ class Speaker:
           yield piece
     finally:
       if pieces or self.last:
-        self.history += [turn, {"role": "assistant", "content": self._kept("".join(pieces))}]
+        self.history += [turn, {"role": "assistant", "content": self._for_history("".join(pieces))}]
 
-  def _kept(self, text):
-    """An answer as later turns see it: without thoughts, unless it is nothing else."""
+  def _for_history(self, text):
+    """An answer as later turns see it: without thoughts, unless it has nothing else."""
     marks = thoughts.marks(self.engine.template) or thoughts.MARKS[0]
     return thoughts.answer(text, marks) or text
 

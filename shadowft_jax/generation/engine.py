@@ -1,4 +1,4 @@
-"""What answers conversations: a model in memory (local.py), or a server (server.py)."""
+"""Engine, the interface of what answers conversations: a model in memory, or a server."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -62,11 +62,11 @@ class Engine(Protocol):
 
   @property
   def identity(self) -> dict[str, Any]:
-    """What tells its answers from those of others, as JSON: model, digest, delta, alpha, …"""
+    """The identity of the model as JSON, stored with its answers: model, digest, delta, alpha, …"""
 
   @property
   def template(self) -> str:
-    """The chat template, or "" where it is not known."""
+    """The chat template; "" if unknown."""
 
   def complete(
     self, conversations: Sequence[Messages], sampling: Sampling, receive: Receive | None = None

@@ -1,4 +1,4 @@
-"""Log-probabilities of given answers; logits exist for a few of their tokens at a time."""
+"""Log-probabilities of given answers; logits exist for only a few tokens at a time."""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ Pair = tuple[Sequence[int], Sequence[int]]  # a prompt and an answer, as tokens
 
 
 class Likelihood(NamedTuple):
-  """How likely a model finds an answer, in natural logarithms."""
+  """The log-probability that a model gives to an answer, in nats."""
 
   total: float
   tokens: list[float]
@@ -77,7 +77,7 @@ def logprobs(
     batch_size: pairs at a time.
     mesh: that `variables` lie on.
   """
-  found = [Likelihood(0.0, [], True) for _ in pairs]
+  likelihoods = [Likelihood(0.0, [], True) for _ in pairs]
   for chosen, width in _batches(pairs, batch_size):
     rows = decode.rows_of(len(chosen), batch_size)
     token_RT, length_R = np.zeros((rows, width), np.int32), np.ones(rows, np.int32)
@@ -97,5 +97,7 @@ def logprobs(
     ends = np.cumsum([len(pairs[i][1]) for i in chosen])[:-1]
     parts = (np.split(np.asarray(x)[: len(place)], ends) for x in (logp, is_best))
     for i, own, best in zip(chosen, *parts, strict=True):
-      found[i] = Likelihood(float(np.sum(own, dtype=np.float64)), own.tolist(), bool(best.all()))
-  return found
+      likelihoods[i] = Likelihood(
+        float(np.sum(own, dtype=np.float64)), own.tolist(), bool(best.all())
+      )
+  return likelihoods

@@ -1,4 +1,4 @@
-"""A Hugging Face folder in memory, with or without a delta, that answers in its chat template."""
+"""LocalEngine: a model loaded from a folder, with or without a delta, that answers prompts."""
 
 import dataclasses
 import hashlib
@@ -71,7 +71,7 @@ class LocalEngine:
     return str(self.tokenizer.chat_template)
 
   def with_alpha(self, alpha: float) -> "LocalEngine":
-    """The engine of the same Instruct and delta at another alpha; nothing is read again.
+    """An engine for the same Instruct and delta at another alpha; reads no file.
 
     Raises:
       InputError: the engine was loaded without a delta.
@@ -108,21 +108,21 @@ class LocalEngine:
   def complete_tokens(
     self, prompts: Sequence[Sequence[int]], sampling: Sampling, receive: Receive | None = None
   ) -> list[list[Completion]]:
-    """As `complete`, of prompts as tokens."""
+    """As `complete`, for prompts given as tokens."""
     self._check(prompts, sampling)
-    found: list[list[Any]] = [[None] * sampling.n for _ in prompts]
+    completions: list[list[Any]] = [[None] * sampling.n for _ in prompts]
     for one in self._answers(prompts, sampling):
       if one.reason:
         i, sample = divmod(one.prompt, sampling.n)
-        found[i][sample] = answer = self._completion(prompts[i], one, sampling)
+        completions[i][sample] = answer = self._completion(prompts[i], one, sampling)
         if receive:
           receive(i, sample, answer)
-    return found
+    return completions
 
   def stream(
     self, messages: Messages | Sequence[int], sampling: Sampling
   ) -> Iterator[str | Completion]:
-    """Yields the pieces of one answer's text as they are settled, and its Completion last.
+    """Yields the pieces of one answer's text as they become final, then its Completion.
 
     Args:
       messages: a conversation, or a prompt as tokens.
@@ -135,13 +135,13 @@ class LocalEngine:
     prompt: Any = messages if is_tokens else self.prompt(messages)  # type: ignore[arg-type]
     sampling = dataclasses.replace(sampling, n=1)
     self._check([prompt], sampling)
-    told = ""
+    sent = ""
     for one in self._answers([prompt], sampling, size=STREAMED):
       answer = self._completion(prompt, one, sampling)
       text = answer.text if one.reason else texts.settled(answer.text, sampling.stop)
-      if text.startswith(told) and text != told:
-        yield text[len(told) :]
-        told = text
+      if text.startswith(sent) and text != sent:
+        yield text[len(sent) :]
+        sent = text
       if one.reason:
         yield answer
 
@@ -189,11 +189,11 @@ class LocalEngine:
     return str(self.tokenizer.decode(tokens, skip_special_tokens=not is_marked))
 
   def _completion(self, prompt, one, sampling):
-    found = texts.ended(one.tokens, sampling.stop, self._decode)
+    end = texts.ended(one.tokens, sampling.stop, self._decode)
     marks = thoughts.marks(self.template)
     is_open = thoughts.is_open(str(self.tokenizer.decode(prompt)), marks)
-    text = marks[0] + found.text if is_open else found.text
-    return Completion(text, "stop" if found.is_stopped else one.reason, found.tokens)
+    text = marks[0] + end.text if is_open else end.text
+    return Completion(text, "stop" if end.is_stopped else one.reason, end.tokens)
 
   def _most(self, prompt, sampling):
     """How many tokens the answer to a prompt may have."""
@@ -276,7 +276,7 @@ def _limit(directory):
 
 
 def identity(directory: pathlib.Path) -> dict[str, Any]:
-  """What tells a folder's model from others; reads all of its weights."""
+  """The identity of a folder's model, with a digest of all its weights."""
   kinds = (".safetensors", ".jinja")
   names = {p for p in directory.iterdir() if p.suffix in kinds}
   names |= {p for p in directory.glob("*.json") if p.stem.endswith(("config", "tokenizer"))}

@@ -1,4 +1,4 @@
-"""OpenAI's chat API as JSON: what a request asks for, and what answers and errors look like.
+"""OpenAI's chat API as JSON: reads requests, and writes answers and errors.
 
 Source: https://platform.openai.com/docs/api-reference/chat, and vLLM's top_k and min_p.
 """
@@ -55,14 +55,14 @@ def error(
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-  """What a request asks for.
+  """A request for chat completions.
 
   Attributes:
     messages: of role and text.
     sampling: how to answer.
-    streams: whether the answer comes in pieces.
-    counts: whether the last of the pieces tells the number of tokens.
-    logprobs: whether the log-probabilities of the answer's tokens are wanted.
+    streams: whether the answer is sent in pieces.
+    counts: whether the last piece has the numbers of tokens.
+    logprobs: whether the answer includes the log-probabilities of its tokens.
   """
 
   messages: list[dict[str, str]]
@@ -78,10 +78,10 @@ def parsed(body: Any, name: str, defaults: Sampling) -> Request:
   Args:
     body: the JSON value.
     name: of the model that answers.
-    defaults: what holds where the request says nothing; a seed is drawn for each request.
+    defaults: values of options that the request leaves out; each request draws its own seed.
 
   Raises:
-    Refusal: it is not understood, or asks for what is not offered; nothing is ignored.
+    Refusal: it is malformed, or uses an option that is not supported; no option is ignored.
   """
   if not isinstance(body, dict):
     raise Refusal("the body is no JSON object")
@@ -142,10 +142,10 @@ class _Fields:
 
 
 def _max_new(get):
-  found = [
+  limits = [
     get.number(x, None, least=1, whole=True) for x in ("max_completion_tokens", "max_tokens")
   ]
-  given = {x for x in found if x is not None}
+  given = {x for x in limits if x is not None}
   if len(given) > 1:
     raise Refusal("max_tokens and max_completion_tokens differ; give one of them", "max_tokens")
   return given.pop() if given else None

@@ -1,4 +1,4 @@
-"""The next token: the likeliest, or one drawn from those that the settings leave."""
+"""Picks the next token: the likeliest, or a sample under temperature, top-k, top-p and min-p."""
 
 import hashlib
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ class Limits(NamedTuple):
 
 
 def limits(sampling: Sampling) -> Limits | None:
-  """The limits of samples; None where the likeliest token is taken."""
+  """The limits for sampling; None for greedy decoding."""
   if sampling.temperature == 0.0:
     return None
   return Limits(
@@ -41,8 +41,8 @@ def key(seed: int, prompt: Sequence[int], sample: int) -> np.ndarray:
   return np.frombuffer(digest.digest()[:8], "<u4")
 
 
-def kept(logit_BV: jax.Array, limits: Limits) -> jax.Array:
-  """The logits over the temperature; -inf for tokens that are not drawn from.
+def truncated(logit_BV: jax.Array, limits: Limits) -> jax.Array:
+  """The logits divided by the temperature; -inf for tokens that the limits rule out.
 
   Source: the order of transformers 5.23, generation/utils.py: temperature, the k likeliest, of
   these the least number whose probabilities sum to top_p, of these all but the least likely.
@@ -79,6 +79,6 @@ def pick(logit_BV: jax.Array, limits: Limits | None, key_B2: Array, index_B: Arr
 
   is_plain = (limits.top_k <= 0) & (limits.top_p >= 1) & (limits.min_p <= 0)
   logit_BV = jax.lax.cond(
-    is_plain, lambda x: x / limits.temperature, lambda x: kept(x, limits), logit_BV
+    is_plain, lambda x: x / limits.temperature, lambda x: truncated(x, limits), logit_BV
   )
   return jax.vmap(draw)(key_B2, index_B, logit_BV).astype(jnp.int32)

@@ -1,4 +1,4 @@
-"""Any OpenAI-compatible server that answers conversations: vLLM, SGLang, lmdeploy, a hosted one."""
+"""ServerEngine: answers from an OpenAI-compatible server such as vLLM, SGLang or lmdeploy."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ STABLE = ("id", "owned_by", "root", "parent", "max_model_len")  # the same after
 
 
 class ServerEngine:
-  """A model that a server offers under a name; answers several conversations at a time."""
+  """A model on a server, by its name there; answers several conversations at a time."""
 
   def __init__(
     self,
@@ -63,12 +63,12 @@ class ServerEngine:
   def complete(
     self, conversations: Sequence[Messages], sampling: Sampling, receive: Receive | None = None
   ) -> list[list[Completion]]:
-    """As `engine.Engine.complete`; answers that are under way at an error are still received.
+    """As `engine.Engine.complete`; after an error, answers in progress are still received.
 
     Raises:
       InputError: the server stopped answering, or answered an error.
     """
-    found: list[list[Any]] = [[None] * sampling.n for _ in conversations]
+    completions: list[list[Any]] = [[None] * sampling.n for _ in conversations]
     failed: BaseException | None = None
     with ThreadPoolExecutor(self.parallel) as pool:
       work: dict[Future, tuple[int, int]] = {
@@ -85,14 +85,14 @@ class ServerEngine:
             _cancel(work)
             continue
           i, sample = work[future]
-          found[i][sample] = one = future.result()
+          completions[i][sample] = one = future.result()
           if receive:
             receive(i, sample, one)
       finally:
         _cancel(work)  # Without effect on what is done; otherwise Ctrl-C would wait for all.
     if failed:
       raise failed
-    return found
+    return completions
 
   def stream(self, messages: Messages, sampling: Sampling) -> Iterator[str | Completion]:
     """Yields the pieces of one answer as they come, then its Completion.
@@ -165,7 +165,7 @@ class ServerEngine:
     return body | {key: value for key, value in given.items() if value}
 
   def _offered(self):
-    """{name: what the server says of the model}; empty where it does not offer the list."""
+    """{name: the server's description of the model}; empty if it does not list its models."""
     try:
       data = self._client.get(client.MODELS).get("data")
     except client.NotFound:

@@ -1,4 +1,4 @@
-"""A model in memory as a server of OpenAI's chat API."""
+"""Serves a model in memory through OpenAI's chat API."""
 
 import asyncio
 import contextlib
@@ -33,10 +33,10 @@ def serve(engine: LocalEngine, name: str, host: str, port: int, defaults: Sampli
     name: its name for clients.
     host: address to listen on.
     port: to listen on; 0 takes a free one, which is printed.
-    defaults: what holds where a request says nothing.
+    defaults: values of options that a request leaves out.
 
   Raises:
-    InputError: the address cannot be had.
+    InputError: the address is in use or not available.
   """
   family = socket.AF_INET6 if ":" in host else socket.AF_INET
   try:
@@ -83,59 +83,57 @@ class Chats:
       body = json.loads(await request.body())
     except ValueError as error:
       raise openai_form.Refusal(f"the body is no JSON: {error}") from error
-    asked = openai_form.parsed(body, self.name, self.defaults)
-    if asked.logprobs and (asked.streams or not hasattr(self.engine, "logprobs")):
+    chat = openai_form.parsed(body, self.name, self.defaults)
+    if chat.logprobs and (chat.streams or not hasattr(self.engine, "logprobs")):
       raise openai_form.Refusal("logprobs are offered for whole answers only", "logprobs")
     await self.turn.acquire()
     try:
-      if asked.streams:
-        pieces = self._pieces(asked)
+      if chat.streams:
+        pieces = self._pieces(chat)
         first = await anext(pieces)  # an error comes before the status is sent
         return _Stream(first, pieces, self.turn)
-      found = await run_in_threadpool(self._whole, asked)
+      whole = await run_in_threadpool(self._whole, chat)
       self.turn.release()
-      return JSONResponse(found)
+      return JSONResponse(whole)
     except BaseException as error:
       self.turn.release()
       if isinstance(error, InputError):
         raise openai_form.Refusal(str(error), "messages") from error
       raise
 
-  def _whole(self, asked):
-    prompt = self.engine.prompt(asked.messages)
-    [answers] = self.engine.complete([asked.messages], asked.sampling)
+  def _whole(self, chat):
+    prompt = self.engine.prompt(chat.messages)
+    [answers] = self.engine.complete([chat.messages], chat.sampling)
     probabilities: list[Any] = [None] * len(answers)
-    if asked.logprobs:
+    if chat.logprobs:
       ids = [self.engine.tokenizer(one.text, add_special_tokens=False).input_ids for one in answers]
-      found = self.engine.logprobs([(prompt, some) for some in ids])
+      likelihoods = self.engine.logprobs([(prompt, some) for some in ids])
       probabilities = [
         openai_form.logprobs([self.engine.tokenizer.decode([i]) for i in some], values)
-        for some, (_, values, _) in zip(ids, found, strict=True)
+        for some, (_, values, _) in zip(ids, likelihoods, strict=True)
       ]
     return openai_form.Answer(self.name).whole(answers, len(prompt), probabilities)
 
-  async def _pieces(self, asked) -> AsyncIterator[dict[str, Any]]:
+  async def _pieces(self, chat) -> AsyncIterator[dict[str, Any]]:
     """The pieces of a stream; several answers come one after the other, each as one piece."""
     answer = openai_form.Answer(self.name)
     ended: list[Completion] = []
-    prompt = await run_in_threadpool(self.engine.prompt, asked.messages)
-    if asked.sampling.n == 1:
-      found = dialogue.stream(self.engine, asked.messages, asked.sampling)
+    prompt = await run_in_threadpool(self.engine.prompt, chat.messages)
+    if chat.sampling.n == 1:
+      pieces = dialogue.stream(self.engine, chat.messages, chat.sampling)
     else:
-      [all_of_them] = await run_in_threadpool(
-        self.engine.complete, [asked.messages], asked.sampling
-      )
-      found = (x for one in all_of_them for x in (one.text, one))
+      [all_of_them] = await run_in_threadpool(self.engine.complete, [chat.messages], chat.sampling)
+      pieces = (x for one in all_of_them for x in (one.text, one))
     try:
-      while (x := await run_in_threadpool(next, found, None)) is not None:
+      while (x := await run_in_threadpool(next, pieces, None)) is not None:
         if isinstance(x, Completion):
           yield answer.piece(len(ended), {}, x.finish_reason)
           ended.append(x)
         else:
           yield answer.piece(len(ended), {"role": "assistant", "content": x})
     finally:
-      found.close()
-    if asked.counts:
+      pieces.close()
+    if chat.counts:
       yield answer.counts(len(prompt), ended)
 
 

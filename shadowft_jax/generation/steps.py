@@ -1,9 +1,9 @@
 """The compiled programs of generation: prefill, and a chunk of steps over a key-value cache.
 
-The cache of a layer is [B, K, S, H]: first the slots of prompts, then those of answers, a ring
-that all rows go round together.  At each step all rows write the same slot, so that the cache is
-changed in place by one slice; which slots hold a row's own tokens, and at which positions, follows
-from when it joined.
+The cache of a layer is [B, K, S, H]: first the slots of the prompts, then those of the answers, a
+ring buffer that all rows share.  At each step all rows write the same slot, so the cache is updated
+in place by one slice.  The slots that hold a row's own tokens, and their positions, follow from the
+step at which the row joined the batch.
 """
 
 import functools
@@ -45,7 +45,7 @@ def _parts(x, is_turned, where):
 
 
 def unrolled(variables: Variables, *, mesh: Mesh | None = None, consume: bool = False) -> Variables:
-  """A model's variables as `Decoder.unrolled` has them, an array a layer; for a CPU, turned round.
+  """A model's variables for `Decoder.unrolled`, one array per layer; transposed for a CPU.
 
   From stacked arrays a step would copy each layer's weights.
 

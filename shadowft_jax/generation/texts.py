@@ -1,4 +1,4 @@
-"""The text of an answer's tokens: where a stop string ends it, and how much of it is settled."""
+"""The text of an answer's tokens: where a stop string ends it, and which part of it is final."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -21,18 +21,18 @@ def ended(tokens: Sequence[int], stop: Sequence[str], decode: Decode) -> Ended:
   places = [(text.index(one), one) for one in stop if one in text]
   if not places:
     return Ended(text, False, len(tokens))
-  place, found = min(places)
+  place, string = min(places)
   low, high = 0, len(tokens)  # the string is not in the first `low` tokens, and in the first `high`
   while high - low > 1:
     middle = (low + high) // 2
-    low, high = (low, middle) if found in decode(tokens[:middle]) else (middle, high)
+    low, high = (low, middle) if string in decode(tokens[:middle]) else (middle, high)
   return Ended(text[:place], True, high)
 
 
 def settled(text: str, stop: Sequence[str]) -> str:
-  """The part of a text that no further token changes.
+  """The part of a text that further tokens cannot change.
 
-  Left out are a character whose last bytes are missing and what may be the beginning of a stop
+  It ends before a character whose last bytes are missing, and before a possible start of a stop
   string.
   """
   text = text.rstrip(PARTIAL)

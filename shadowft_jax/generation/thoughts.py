@@ -1,4 +1,4 @@
-"""A model's thoughts, by the marks of its own chat template, and the answer after them."""
+"""Separates a model's thoughts from its answer, by the markers of its chat template."""
 
 from collections.abc import Iterable
 

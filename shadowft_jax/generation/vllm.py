@@ -50,10 +50,10 @@ def _max_rank(delta, rank):
       f"model that `shadowft graft` writes"
     )
   config = adapters.read_config(path)
-  wanted = rank or math.ceil(max([config["r"], *(config["rank_pattern"] or {}).values()]))
-  if found := next((r for r in RANKS if r >= wanted), None):
-    return found
+  needed = rank or math.ceil(max([config["r"], *(config["rank_pattern"] or {}).values()]))
+  if allowed := next((r for r in RANKS if r >= needed), None):
+    return allowed
   raise InputError(
-    f"{delta} has rank {wanted}; vLLM takes {RANKS[-1]} at most: serve the model that "
+    f"{delta} has rank {needed}; vLLM takes {RANKS[-1]} at most: serve the model that "
     "`shadowft graft` writes"
   )

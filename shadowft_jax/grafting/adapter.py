@@ -109,9 +109,9 @@ def module(plan: Plan, target: Target) -> str | None:
 
 def _checked_module(plan: Plan, target: Target) -> str:
   """As `module`, for a plan that has passed `check`."""
-  found = module(plan, target)
-  assert found is not None, target.name
-  return found
+  name = module(plan, target)
+  assert name is not None, target.name
+  return name
 
 
 def factor_names(plan: Plan, target: Target) -> tuple[str, str]:

@@ -56,8 +56,8 @@ class Target(NamedTuple):
   @property
   def sources(self) -> list[Tensor]:
     """All tensors that are read in addition to the Instruct's, without duplicates."""
-    found = [t for _, t in self.inputs]
-    return [*dict.fromkeys([*found, *filter(None, [self.base])])]
+    inputs = [t for _, t in self.inputs]
+    return [*dict.fromkeys([*inputs, *filter(None, [self.base])])]
 
 
 class Plan(NamedTuple):
@@ -180,13 +180,13 @@ def _measure(targets, base):
   if base is None:
     return
   for short, target in targets.items():
-    found = base.distinct_tensors.get(short)
+    tensor = base.distinct_tensors.get(short)
     if (
-      found
-      and found.shape[1:] == target.tensor.shape[1:]
-      and (math.prod(found.shape) >= target.count)
+      tensor
+      and tensor.shape[1:] == target.tensor.shape[1:]
+      and (math.prod(tensor.shape) >= target.count)
     ):
-      targets[short] = target._replace(base=found)
+      targets[short] = target._replace(base=tensor)
   if not any(t.base for t in targets.values()):
     raise InputError(
       f"{base.directory} has none of the grafted tensors with the same shapes; give the Base of "
@@ -210,11 +210,11 @@ def _is_table(short, shapes):
 
 def _common(short, shapes, vocab):
   """The number of leading elements that all sides have; None if the shapes do not fit."""
-  found = set(shapes.values())
-  if len(found) == 1:
-    return math.prod(found.pop())
+  distinct = set(shapes.values())
+  if len(distinct) == 1:
+    return math.prod(distinct.pop())
   if vocab == "common" and _is_table(short, shapes):
-    return min(map(math.prod, found))
+    return min(map(math.prod, distinct))
   return None
 
 
@@ -243,22 +243,22 @@ def _check_dtypes(targets):
 
 def _prefix_notes(instruct, deltas):
   """Lines on tensors whose prefixes differ between a delta and the Instruct."""
-  found = {}
+  renamed = {}
   for delta in deltas:
     for short, name in delta.names.items():
       if (ours := instruct.names.get(short)) and ours != name:
         pair = tuple(n.removesuffix(short) for n in (name, ours))
-        found.setdefault((delta.what, *pair), []).append(name)
+        renamed.setdefault((delta.what, *pair), []).append(name)
   return [
     f"{what}: tensors named {theirs or '(no prefix)'}* are matched with the Instruct's "
     f"{ours or '(no prefix)'}* (tensors: {len(same)})"
-    for (what, theirs, ours), same in found.items()
+    for (what, theirs, ours), same in renamed.items()
   ]
 
 
 def _rounding_notes(deltas, targets):
   """Lines on Bases whose dtype differs from that of the models tuned from them."""
-  found = collections.Counter(
+  counts = collections.Counter(
     (i, part.base.dtype, part.rounding)
     for target in targets.values()
     for i, part in zip(target.order, target.parts, strict=True)
@@ -267,5 +267,5 @@ def _rounding_notes(deltas, targets):
   return [
     f"{deltas[i].what}: the Base is stored in {base}, the tuned model in {tuned}; W_B is rounded "
     f"to {tuned} first, because tuning began there (tensors: {count})"
-    for (i, base, tuned), count in found.items()
+    for (i, base, tuned), count in counts.items()
   ]

@@ -32,10 +32,10 @@ class Misfits:
       InputError: lists the tensors and the flags that allow the graft.
     """
     others = self.unlike.keys() - self.tables
-    wanted = len(others) + len(self.fitting)
-    if 2 * len(others) > wanted:
+    total = len(others) + len(self.fitting)
+    if 2 * len(others) > total:
       raise InputError(
-        f"the deltas are not for {instruct}: {len(others)} of {wanted} tensors in the scope are "
+        f"the deltas are not for {instruct}: {len(others)} of {total} tensors in the scope are "
         "missing on one side or have different shapes; give models that belong together:"
         + listing(self._lines(), limit=5)
       )

@@ -18,10 +18,10 @@ def of_pair(plan: Plan) -> list[str]:
   Unreadable files are ignored here; the graft only copies them.
   """
   try:
-    found = list(vocabulary.swapped(plan.base, plan.instruct)) if plan.base else []
+    findings = list(vocabulary.swapped(plan.base, plan.instruct)) if plan.base else []
   except InputError:
-    found = []
-  return [f"warning: {f.text}" for f in found]
+    findings = []
+  return [f"warning: {f.text}" for f in findings]
 
 
 def warnings(plan: Plan, rows: Sequence[Survival], where: str = "") -> list[str]:
@@ -32,9 +32,9 @@ def warnings(plan: Plan, rows: Sequence[Survival], where: str = "") -> list[str]
     rows: the measurements.
     where: text that says which tensors were measured, if not all.
   """
-  found, lines = survival.numbers(rows), []
+  measured, lines = survival.numbers(rows), []
   weight = max((float(abs(w)) for t in plan.targets for w in t.weights), default=0) or 1.0
-  relative, gap = (found.get(key) for key in ("relative", "gap_norm"))
+  relative, gap = (measured.get(key) for key in ("relative", "gap_norm"))
   if relative and relative / weight > LARGE:
     lines.append(
       f"the delta's norm{where} is {relative / weight:.2f} times that of the Base: it was trained "
@@ -45,7 +45,7 @@ def warnings(plan: Plan, rows: Sequence[Survival], where: str = "") -> list[str]
       f"Base and Instruct are equal{where}: this is ordinary fine-tuning of one model, not "
       "Shadow-FT"
     )
-  elif (cosine := found.get("gap_cosine")) and cosine > ALONG_GAP:
+  elif (cosine := measured.get("gap_cosine")) and cosine > ALONG_GAP:
     lines.append(
       f"the cosine of the delta and Instruct - Base{where} is {cosine:.4f}: the delta contains the "
       "difference between Instruct and Base, which is now added twice; either the Instruct was "

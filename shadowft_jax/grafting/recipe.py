@@ -154,12 +154,12 @@ def thresholds(target: Any, recipe: Recipe) -> np.ndarray:
   if not keep:
     return np.full(len(target.parts), ABOVE_ALL)
   upper = _histograms(target, recipe, lambda bits, _: bits >> 16)
-  found = [_kth_largest(counts, keep) for counts in upper]
-  lower = _histograms(target, recipe, lambda bits, i: bits[bits >> 16 == found[i][0]] & 0xFFFF)
+  uppers = [_kth_largest(counts, keep) for counts in upper]
+  lower = _histograms(target, recipe, lambda bits, i: bits[bits >> 16 == uppers[i][0]] & 0xFFFF)
   return np.array(
     [
       (high << 16) + _kth_largest(counts, rest)[0]
-      for (high, rest), counts in zip(found, lower, strict=True)
+      for (high, rest), counts in zip(uppers, lower, strict=True)
     ],
     np.uint32,
   )
@@ -170,8 +170,8 @@ def all_thresholds(
 ) -> dict[str, np.ndarray]:
   """{name of a target: its `thresholds`}, computed in the threads of a pool."""
   targets = list({t.name: t for t in targets}.values())
-  found = pool.map(functools.partial(thresholds, recipe=recipe), targets)
-  return {t.name: x for t, x in zip(targets, found, strict=True)}
+  values = pool.map(functools.partial(thresholds, recipe=recipe), targets)
+  return {t.name: x for t, x in zip(targets, values, strict=True)}
 
 
 def _histograms(target, recipe, halves):
@@ -179,7 +179,7 @@ def _histograms(target, recipe, halves):
   counts = np.zeros((len(target.parts), 1 << 16), np.int64)
   for first, stop in chunks.ranges(target.tensor.shape, target.count):
     with chunks.scratch() as take:
-      found = _magnitudes(
+      magnitudes = _magnitudes(
         [p.read(first, stop, take) for p in target.parts],
         target.weights,
         keys=keys(recipe, target),
@@ -187,8 +187,8 @@ def _histograms(target, recipe, halves):
         count=chunks.padded_size(stop - first),
         recipe=recipe.static,
       )
-      found = [np.asarray(bits)[: stop - first] for bits in found]
-    for i, bits in enumerate(found):
+      magnitudes = [np.asarray(bits)[: stop - first] for bits in magnitudes]
+    for i, bits in enumerate(magnitudes):
       counts[i] += np.bincount(halves(bits, i), minlength=1 << 16)
   return counts
 
@@ -206,8 +206,8 @@ def reader(targets: Iterable[Any], recipe: Recipe) -> Callable[[chunks.Chunk], n
   The function raises InputError if the combined delta is not finite.
   """
   with concurrent.futures.ThreadPoolExecutor(machine.cores()) as pool:
-    found = all_thresholds(targets, recipe, pool)
-  return functools.partial(_read, recipe, found)
+    cuts = all_thresholds(targets, recipe, pool)
+  return functools.partial(_read, recipe, cuts)
 
 
 def _read(recipe, thresholds, chunk):

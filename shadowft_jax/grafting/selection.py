@@ -51,8 +51,8 @@ class Scope:
 
   def excluding(self, left_out: Collection[str], among: Collection[str]) -> str:
     """The --exclude flag extended to leave out exactly `left_out` of the tensors `among`."""
-    found = names.patterns(left_out, among)
-    return f"--exclude='{'|'.join([self.exclude, *found] if self.exclude else found)}'"
+    patterns = names.patterns(left_out, among)
+    return f"--exclude='{'|'.join([self.exclude, *patterns] if self.exclude else patterns)}'"
 
   def __str__(self) -> str:
     parts = [f"scope {self.name}" if self.match is None else f"match {self.match}"]

@@ -139,16 +139,16 @@ def stored(directory: str | os.PathLike, weight: float = 1.0) -> Delta:
   Raises:
     InputError: see `deltas.read`.
   """
-  found = deltas.read(directory)
-  kind = LowRank if found.kind == "lora" else Dense
-  role = "adapter" if found.kind == "lora" else "delta"
+  opened = deltas.read(directory)
+  kind = LowRank if opened.kind == "lora" else Dense
+  role = "adapter" if opened.kind == "lora" else "delta"
   return Delta(
-    found.title,
-    found.kind,
-    {n: kind(*part) for n, part in found.parts.items()},
-    found.names,
-    {role: found.directory},
-    {role: found.files},
+    opened.title,
+    opened.kind,
+    {n: kind(*part) for n, part in opened.parts.items()},
+    opened.names,
+    {role: opened.directory},
+    {role: opened.files},
     weight,
     False,
   )
@@ -172,10 +172,10 @@ def weighted(text: str, alpha: float = 1.0, flag: str = "delta") -> Delta:
       folder, weight = name, float(number)
   if not math.isfinite(weight):
     raise InputError(f"--{flag} {text}: the weight must be finite; got {number}")
-  found = stored(hub.locate(folder), alpha * weight)
-  if flag == "adapter" and found.kind != "lora":
+  delta = stored(hub.locate(folder), alpha * weight)
+  if flag == "adapter" and delta.kind != "lora":
     raise InputError(f"--adapter {folder} has no adapter_config.json; expected a PEFT adapter")
-  return found
+  return delta
 
 
 def named(

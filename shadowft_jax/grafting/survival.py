@@ -152,15 +152,15 @@ def numbers(rows: Sequence[Survival]) -> Numbers:
   no row has one.
   """
   total = lambda key, part: math.fsum(getattr(r, key) for r in part)
-  delta, kept = (math.sqrt(total(key, rows)) for key in ("delta2", "kept2"))
+  delta, kept_norm = (math.sqrt(total(key, rows)) for key in ("delta2", "kept2"))
   size, dot = sum(r.size for r in rows), total("dot", rows)
   out = {
     "tensors": len(rows),
     "size": size,
     "delta_norm": delta,
-    "kept_norm": kept,
-    "kept": _over(kept, delta),
-    "cosine": _cosine(dot, kept, delta),
+    "kept_norm": kept_norm,
+    "kept": _over(kept_norm, delta),
+    "cosine": _cosine(dot, kept_norm, delta),
     "mean_kept": _over(dot, total("delta2", rows)),
     "unchanged": _over(sum(r.unchanged for r in rows), size),
     "lost": _over(sum(r.lost for r in rows), size),
@@ -217,8 +217,8 @@ def table(rows: Sequence[Survival]) -> str:
   parts = {**by_module(rows), "all": numbers(rows)}
   columns = [c for c in COLUMNS if c[0] in parts["all"]]
   lines = [["module", *(heading for _, heading, _ in columns)]]
-  for name, found in parts.items():
-    values = [(found.get(key), form) for key, _, form in columns]
+  for name, measured in parts.items():
+    values = [(measured.get(key), form) for key, _, form in columns]
     lines.append([name, *("-" if value is None else format(value, form) for value, form in values)])
   text = [aligned(lines), LEGEND]
   without = sum(r.gap2 is None for r in rows)
@@ -293,7 +293,7 @@ def write_report(
 ) -> None:
   """Writes graft_report.json and, if a tensor is in a layer, graft_report.png with that title."""
   directory = pathlib.Path(directory)
-  found = record(rows, settings, warned)
-  (directory / "graft_report.json").write_text(json.dumps(found, indent=2) + "\n")
+  report = record(rows, settings, warned)
+  (directory / "graft_report.json").write_text(json.dumps(report, indent=2) + "\n")
   if parts := cells(rows):
     pictures.plot_survival(parts, title, directory / "graft_report.png", warn_below=WARN_BELOW)

@@ -209,9 +209,9 @@ def _key(plan, settings, verify):
 def _survivals(plan, work, results):
   """The Survival of each target, in the plan's order."""
   sums = {t.name: [] for t in plan.targets}
-  for chunk, (_, found) in zip(work, results, strict=True):
+  for chunk, (_, sums_of_chunk) in zip(work, results, strict=True):
     if chunk.target:
-      sums[chunk.target.name].append(found)
+      sums[chunk.target.name].append(sums_of_chunk)
   return [
     survival.Survival.from_chunks(t.name, t.count, sums[t.name], t.base is not None)
     for t in plan.targets

@@ -106,7 +106,7 @@ def _is_size(x: Any) -> bool:
 
 
 def low_rank(
-  directory: pathlib.Path, found: Mapping[str, Tensor], config: Mapping[str, Any]
+  directory: pathlib.Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]
 ) -> dict[str, LowRank]:
   """{name of the model's tensor: LowRank}, after checking the adapter's tensors against its config.
 
@@ -115,7 +115,7 @@ def low_rank(
   """
   factors: dict[str, dict[str, Tensor]] = {}
   bad = []
-  for name, tensor in found.items():
+  for name, tensor in tensors.items():
     factor = factor_of(name)
     if factor is None or len(tensor.shape) != 2:
       expected = " or ".join(factor_names("MODULE"))
@@ -159,8 +159,8 @@ def _setting(config: Mapping[str, Any], patterns: str, otherwise: str, module: s
 
 def factor_of(name: str) -> tuple[str, str] | None:
   """(module, "A" or "B") of an adapter's tensor; None for any other tensor."""
-  found = names.FACTOR.fullmatch(name)
-  return (found[1], found[2]) if found else None
+  match = names.FACTOR.fullmatch(name)
+  return (match[1], match[2]) if match else None
 
 
 def factor_names(module: str) -> tuple[str, str]:

@@ -71,8 +71,8 @@ def stacked(
       first = next(i for i in itertools.product(*map(range, stack)) if i not in parts)
       where = ", ".join(f"{a} {i}" for a, i in zip(("layer", "expert"), first, strict=False))
       bad.append(f"{name}: lacks {missing} of {math.prod(stack)} tensors, the first of {where}")
-    if len(found := {t.shape for t in parts.values()}) > 1:
-      bad.append(f"{name}: layers differ in shape, {' and '.join(map(str, sorted(found)))}")
+    if len(part_shapes := {t.shape for t in parts.values()}) > 1:
+      bad.append(f"{name}: layers differ in shape, {' and '.join(map(str, sorted(part_shapes)))}")
     shape = next(iter(parts.values())).shape
     shape = shape[::-1] if names.is_transposed(name) else shape
     shapes[name] = jax.ShapeDtypeStruct((*stack, *shape), jnp.float32)

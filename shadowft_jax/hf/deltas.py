@@ -77,11 +77,11 @@ def read(directory: StrPath) -> StoredDelta:
       f"{directory} has no delta; expected the folder of a `train` run, its delta/ "
       "(delta.safetensors or adapter_config.json), or a PEFT adapter"
     )
-  found = safetensors.find(directory, "delta")
-  _check_dtypes(directory, found)
-  full_names, _ = names.by_short_name(found, directory)
-  parts = {short: Dense(found[name]) for short, name in full_names.items()}
-  return StoredDelta(directory, "full", parts, full_names, folder.files_of(directory, found))
+  tensors = safetensors.find(directory, "delta")
+  _check_dtypes(directory, tensors)
+  full_names, _ = names.by_short_name(tensors, directory)
+  parts = {short: Dense(tensors[name]) for short, name in full_names.items()}
+  return StoredDelta(directory, "full", parts, full_names, folder.files_of(directory, tensors))
 
 
 def _check_dtypes(directory: pathlib.Path, tensors: Mapping[str, Tensor]) -> None:
@@ -98,13 +98,13 @@ def _read_adapter(directory: pathlib.Path) -> StoredDelta:
       f"{directory} has only adapter_model.bin, which is not read because a pickle can run code; "
       "load it with PEFT and save it again"
     )
-  found = safetensors.find(directory, "adapter_model")
-  foreign.check_names(directory, found)
-  _check_dtypes(directory, found)
-  parts = adapters.low_rank(directory, found, config)
+  tensors = safetensors.find(directory, "adapter_model")
+  foreign.check_names(directory, tensors)
+  _check_dtypes(directory, tensors)
+  parts = adapters.low_rank(directory, tensors, config)
   full_names, _ = names.by_short_name(parts, directory)
   parts = {short: parts[name] for short, name in full_names.items()}
-  return StoredDelta(directory, "lora", parts, full_names, folder.files_of(directory, found))
+  return StoredDelta(directory, "lora", parts, full_names, folder.files_of(directory, tensors))
 
 
 def load(directory: StrPath, *, mesh: Mesh | None = None) -> tuple[Delta, float]:

@@ -36,14 +36,14 @@ def unfused(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 def _experts(name: str, tensor: Any) -> dict[str, Any]:
   """The tensors of the single experts in a tensor of all experts; {} for any other tensor."""
-  found = names.ALL_EXPERTS.fullmatch(name)
-  projections = found[2].split("_") if found else ()
-  if not found or len(tensor.shape) != 3 or tensor.shape[1] % len(projections):
+  match = names.ALL_EXPERTS.fullmatch(name)
+  projections = match[2].split("_") if match else ()
+  if not match or len(tensor.shape) != 3 or tensor.shape[1] % len(projections):
     return {}
   experts, rows, columns = tensor.shape
   nbytes = tensor.nbytes // (experts * len(projections))
   return {
-    f"{found[1]}.{e}.{p}_proj.weight": tensor._replace(
+    f"{match[1]}.{e}.{p}_proj.weight": tensor._replace(
       shape=(rows // len(projections), columns), nbytes=nbytes, offset=tensor.offset + i * nbytes
     )
     for i, (e, p) in enumerate(itertools.product(range(experts), projections))

@@ -157,18 +157,18 @@ def open_model(directory: str | os.PathLike | ModelFolder) -> ModelFolder:
     )
   foreign.refuse(directory)
   raw = files.read_json(directory / "config.json")
-  found = _tensors_of(directory)
-  full_names, prefixes = names.by_short_name(found, directory)
-  tensors = {short: found[name] for short, name in full_names.items()}
+  stored = _tensors_of(directory)
+  full_names, prefixes = names.by_short_name(stored, directory)
+  tensors = {short: stored[name] for short, name in full_names.items()}
   config = {**raw, **(raw.get("text_config") or {})}
   return ModelFolder(directory, raw, config, tensors, full_names, prefixes)
 
 
 def _tensors_of(directory: pathlib.Path) -> dict[str, Tensor]:
   """{tensor name: Tensor} of a folder's weights."""
-  found = safetensors.find(directory)
-  foreign.check_names(directory, found)
-  return experts.unfused(found)
+  tensors = safetensors.find(directory)
+  foreign.check_names(directory, tensors)
+  return experts.unfused(tensors)
 
 
 def files_of(directory: pathlib.Path, tensors: dict[str, Tensor]) -> list[pathlib.Path]:

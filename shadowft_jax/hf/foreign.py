@@ -39,8 +39,8 @@ def refuse(directory: StrPath) -> None:
   if any(f.endswith(".safetensors") and not f.startswith("consolidated") for f in files):
     return
   for look in (_fsdp, _zero, _consolidated, _pickles, _others):
-    if found := look(directory, files):
-      what, how = found
+    if finding := look(directory, files):
+      what, how = finding
       more = (
         "" if "config.json" in files else ", and copy the Base's config.json next to the result"
       )
@@ -82,13 +82,13 @@ def _zero(directory, files):
 
 
 def _consolidated(directory, files):
-  found = [f for f in files if re.fullmatch(r"consolidated.*\.(pth|pt|safetensors)", f)]
-  if not found:
+  weights = [f for f in files if re.fullmatch(r"consolidated.*\.(pth|pt|safetensors)", f)]
+  if not weights:
     return None
-  family = "mistral" if found[0].endswith(".safetensors") else "llama"
+  family = "mistral" if weights[0].endswith(".safetensors") else "llama"
   place = f"src/transformers/models/{family}/convert_{family}_weights_to_hf.py"
   return (
-    f"is in the model developer's original format ({found[0]}), with different tensor names; "
+    f"is in the model developer's original format ({weights[0]}), with different tensor names; "
     f"download the model in Hugging Face format, or convert it with {place} of "
     "https://github.com/huggingface/transformers, with your model's size instead of 8B",
     f"python {place} --input_dir {quoted(directory)} --model_size 8B "
@@ -99,11 +99,11 @@ def _consolidated(directory, files):
 def _pickles(directory, files):
   names = {p.name for pattern in PICKLES for p in directory.glob(pattern)}
   for pattern in PICKLES:
-    found = sorted(p.name for p in directory.glob(pattern) if not re.match(STATES, p.name))
-    if found:
+    pickles = sorted(p.name for p in directory.glob(pattern) if not re.match(STATES, p.name))
+    if pickles:
       return (
-        f"has only pickled weights ({found[0]}), which are not read because a pickle can run code; "
-        "convert them (needs torch, and as much memory as they have bytes)",
+        f"has only pickled weights ({pickles[0]}), which are not read because a pickle can run "
+        "code; convert them (needs torch, and as much memory as they have bytes)",
         conversion(directory, pattern),
       )
   if names:
@@ -117,9 +117,9 @@ def _pickles(directory, files):
 
 def _others(_, files):
   for pattern, name in OTHERS.items():
-    if found := [f for f in files if f.lower().endswith(pattern[1:])]:
+    if weights := [f for f in files if f.lower().endswith(pattern[1:])]:
       return (
-        f"has only {name} weights ({found[0]}), which are for other programs; download the "
+        f"has only {name} weights ({weights[0]}), which are for other programs; download the "
         "original "
         "model as safetensors",
         "",
@@ -134,9 +134,9 @@ def check_names(directory: StrPath, tensors: Iterable[str]) -> None:
     InputError: gives the command that renames them.
   """
   if bad := [n for n in tensors if re.search(WRAPPERS, n)]:
-    found = sorted({m[0] for n in bad for m in re.finditer(WRAPPERS, n)})
+    wrappers = sorted({m[0] for n in bad for m in re.finditer(WRAPPERS, n)})
     raise InputError(
-      f"{directory}: tensor names contain {', '.join(map(repr, found))}, added by a PyTorch "
+      f"{directory}: tensor names contain {', '.join(map(repr, wrappers))}, added by a PyTorch "
       f"wrapper (tensors: {len(bad)}, such as {bad[0]}); rename them: "
       f"python -m shadowft_jax.hf.unwrap {quoted(directory)}"
     )

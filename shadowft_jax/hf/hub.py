@@ -47,7 +47,7 @@ def locate(model: StrPath, *, weights: bool = True) -> pathlib.Path:
     return path
   check_named(model)
   try:
-    found = pathlib.Path(
+    snapshot = pathlib.Path(
       huggingface_hub.snapshot_download(
         str(model),
         allow_patterns=DOWNLOADED,
@@ -63,18 +63,18 @@ def locate(model: StrPath, *, weights: bool = True) -> pathlib.Path:
       f"run `hf download {model}` on a machine with network access (for a gated model, accept its "
       f"licence and run `hf auth login` first); the Hub client says: {reason}"
     ) from error
-  if weights and not any(found.glob("*.safetensors")):
+  if weights and not any(snapshot.glob("*.safetensors")):
     raise InputError(
       f"{model} has no safetensors weights; run `hf download {model} --local-dir "
       f"{path.name}`, then convert: {foreign.conversion(path.name)}"
     )
-  return found
+  return snapshot
 
 
 def has_delta(directory: StrPath) -> bool:
   """Whether a folder contains a delta: an adapter or a dense one."""
-  found = ("adapter_config.json", "delta.safetensors", "delta.safetensors.index.json")
-  return any(pathlib.Path(directory, name).exists() for name in found)
+  markers = ("adapter_config.json", "delta.safetensors", "delta.safetensors.index.json")
+  return any(pathlib.Path(directory, name).exists() for name in markers)
 
 
 def locate_delta(delta: StrPath) -> pathlib.Path:

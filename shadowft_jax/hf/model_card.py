@@ -54,10 +54,10 @@ def parent(given: StrPath, directory: pathlib.Path, known: Collection[str] = ())
     directory: the model's local folder.
     known: Hub ids; a folder whose name matches one is assumed to be that model.
   """
-  found = _hub_id(str(given), directory, known)
+  hub_id = _hub_id(str(given), directory, known)
   readme = directory / "README.md"
-  name = found or pathlib.Path(directory).resolve().name
-  return Parent(name, found, front_matter(directory), readme.is_file())
+  name = hub_id or pathlib.Path(directory).resolve().name
+  return Parent(name, hub_id, front_matter(directory), readme.is_file())
 
 
 def _hub_id(given, directory, known):

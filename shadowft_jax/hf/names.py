@@ -133,9 +133,9 @@ def leaf_of(hf_name: str, ndim: int) -> tuple[str, tuple[int, ...]] | tuple[None
   module = hf_name
   index: tuple[int, ...] = ()
   for part in STACKED:
-    if found := re.search(rf"\b{part}\.(0|[1-9]\d{{0,4}})\.", module):
-      module = module.replace(found[0], f"{part}.", 1)
-      index += (int(found[1]),)
+    if match := re.search(rf"\b{part}\.(0|[1-9]\d{{0,4}})\.", module):
+      module = module.replace(match[0], f"{part}.", 1)
+      index += (int(match[1]),)
   is_table = module.endswith(TABLE)
   kinds = {1: ("scale", "bias"), 2: ("a", "b", "embedding" if is_table else "kernel")}
   for kind in kinds.get(ndim, ()):
@@ -198,8 +198,8 @@ def is_head(name: str) -> bool:
 
 def is_beside(name: str) -> bool:
   """Whether a tensor is outside the language model, as in a vision or audio tower."""
-  if found := _LAYER.search(name):
-    words = [w for w in name[: found.start()].split(".") if w and w not in _TEXT_WORDS]
+  if match := _LAYER.search(name):
+    words = [w for w in name[: match.start()].split(".") if w and w not in _TEXT_WORDS]
     return words not in ([], ["encoder"]) or name.startswith(("encoder.", "model.encoder."))
   return bool(re.search(BESIDE, name))
 
@@ -211,8 +211,8 @@ def is_harmless(name: str) -> bool:
 
 def layer_of(name: str) -> int | None:
   """The index of the language model's layer that contains a tensor, or None."""
-  found = None if is_beside(name) else _LAYER.search(name)
-  return int(found[1]) if found else None
+  match = None if is_beside(name) else _LAYER.search(name)
+  return int(match[1]) if match else None
 
 
 def module_of(name: str) -> str:
@@ -246,8 +246,8 @@ def alike(texts: Mapping[str, str]) -> list[str]:
   for name, text in texts.items():
     groups.setdefault((any_layer(name), text), []).append(name)
   return [
-    f"{found[0]}: {text}" if len(found) == 1 else f"{name} ({len(found)} tensors): {text}"
-    for (name, text), found in groups.items()
+    f"{members[0]}: {text}" if len(members) == 1 else f"{name} ({len(members)} tensors): {text}"
+    for (name, text), members in groups.items()
   ]
 
 
@@ -267,9 +267,9 @@ def patterns(names: Iterable[str], among: Iterable[str]) -> list[str]:
     rows = [_NUMBER.findall(n) for n in group]
     choices = [sorted(set(column), key=int) for column in zip(*rows, strict=True)]
     for numbers in ([r"\d+"] * len(choices), [f"({'|'.join(c)})" for c in choices]):
-      found = "^" + "".join(map("".join, zip(fixed, [*numbers, ""], strict=True))) + "$"
-      if {n for n in among if re.search(found, n)} <= names:
-        out.append(found)
+      pattern = "^" + "".join(map("".join, zip(fixed, [*numbers, ""], strict=True))) + "$"
+      if {n for n in among if re.search(pattern, n)} <= names:
+        out.append(pattern)
         break
     else:
       out += [f"^{re.escape(n)}$" for n in group]

@@ -86,15 +86,15 @@ def header(path: str | os.PathLike) -> dict[str, Tensor]:
   try:
     fields = files.parse_json(text.decode("utf-8"), "the header")
     fields.pop("__metadata__", None)
-    found = {name: _tensor(path, 8 + length, **field) for name, field in fields.items()}
+    tensors = {name: _tensor(path, 8 + length, **field) for name, field in fields.items()}
   except (ValueError, TypeError, AttributeError, RecursionError) as error:
     raise InputError(
       f"{path} is not a valid safetensors file: its header cannot be parsed ({error}); download it "
       "again"
     ) from error
-  _check_ranges(path, 8 + length, found)
-  _check_size(path, size, max([8 + length, *(t.offset + t.nbytes for t in found.values())]))
-  return found
+  _check_ranges(path, 8 + length, tensors)
+  _check_size(path, size, max([8 + length, *(t.offset + t.nbytes for t in tensors.values())]))
+  return tensors
 
 
 def _tensor(path, start, *, dtype, shape, data_offsets):
@@ -107,9 +107,9 @@ def _tensor(path, start, *, dtype, shape, data_offsets):
   return Tensor(pathlib.Path(path), dtype, tuple(shape), start + begin, end - begin)
 
 
-def _check_ranges(path, start, found):
+def _check_ranges(path, start, tensors):
   """Checks that the tensors fill the file without overlaps or gaps."""
-  for name, tensor in sorted(found.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
+  for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
     if tensor.offset != start or tensor.nbytes < 0:
       what = "overlaps the tensor" if tensor.offset < start else "leaves a gap"
       raise InputError(

@@ -80,8 +80,8 @@ def read_template(directory: pathlib.Path) -> str:
   """All chat templates of a folder, concatenated; "" if there is none."""
   parts = [p.read_text() for p in [directory / "chat_template.jinja"] if p.exists()]
   for name in ("tokenizer_config.json", "chat_template.json"):
-    found = _optional(directory / name).get("chat_template") or ""
-    parts += [found] if isinstance(found, str) else [t["template"] for t in found]
+    templates = _optional(directory / name).get("chat_template") or ""
+    parts += [templates] if isinstance(templates, str) else [t["template"] for t in templates]
   return "\n".join(p for p in dict.fromkeys(parts) if p)
 
 

@@ -47,11 +47,12 @@ def check_finite(metrics: dict[str, float], number: int, saved: checkpoints.Chec
   """
   bad = {k: v for k, v in metrics.items() if not math.isfinite(v)}
   if bad:
-    kept = (
+    checkpoint = (
       f"the checkpoint of step {saved.latest.step} stays"
       if saved.latest
       else "there is no earlier checkpoint"
     )
     raise FloatingPointError(
-      f"not finite at step {number}: {bad}; {kept}; try a lower config.lr or config.dtype=float32"
+      f"not finite at step {number}: {bad}; {checkpoint}; try a lower config.lr or "
+      "config.dtype=float32"
     )

@@ -1,8 +1,8 @@
-"""Which attention backend a run uses: by name or "auto", and none that disagrees here.
+"""Chooses the attention backend of a run: a named one, or with "auto" the first that is correct.
 
-A backend is used after its output and gradients agreed with the reference on a small case with
-the model's own heads, windows and softcap, on the very device.  A file keeps the agreements, by
-device, versions and code.  For a device that is absent, `expected` reads VERIFIED instead.
+A backend is used only if its output and gradients agree with the reference on this device, in a
+small test case with the model's own heads, windows and softcap.  Results are cached in a file, by
+device, versions and code.  For a device that is absent, `expected` looks in VERIFIED instead.
 """
 
 import dataclasses
@@ -176,9 +176,9 @@ def disagreement(name: str, cfg: DecoderConfig, dtype: DTypeLike) -> dict[str, f
   ours, reference = (_outputs(n, rows, options) for n in (name, "xla"))
   for kind in range(len(windows)):
     with jax.default_matmul_precision("highest"):
-      want = reference(jnp.int32(kind), *(x.astype(jnp.float32) for x in arrays))
-    got = ours(jnp.int32(kind), *(x.astype(dtype) for x in arrays))
-    for what, x, y in zip(("output", "dq", "dk", "dv"), got, want, strict=True):
+      expected = reference(jnp.int32(kind), *(x.astype(jnp.float32) for x in arrays))
+    outputs = ours(jnp.int32(kind), *(x.astype(dtype) for x in arrays))
+    for what, x, y in zip(("output", "dq", "dk", "dv"), outputs, expected, strict=True):
       x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
       worst[what] = np.fmax(worst.get(what, 0.0), np.linalg.norm(x - y) / np.linalg.norm(y))
       if np.isnan(x).any():

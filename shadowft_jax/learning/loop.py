@@ -1,4 +1,4 @@
-"""The training loop: starts or resumes, steps, validates, saves; and measures the grafted model."""
+"""The training loop: starts or resumes, steps, validates and saves; evaluates the grafted model."""
 
 import concurrent.futures
 import dataclasses
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class _Trainer:
-  """All that stays the same from the first step to the last."""
+  """Everything that stays the same from the first step to the last."""
 
   loss: step_lib.Loss
   base: Params  # frozen
@@ -44,7 +44,7 @@ class _Trainer:
   def batches(self, first: int) -> Iterator[list[Arrays]]:
     """This process's micro-batches of each step from number `first` on, counted from 1.
 
-    Those of a step are laid out while the devices are at work on the step before.
+    The batches of a step are packed while the devices compute the previous step.
     """
     share, steps = sharding.my_share(self.mesh), range(first - 1, len(self.data.steps))
     return prefetch(list(self.data.batches(i, share)) for i in steps)
@@ -78,7 +78,7 @@ class _Trainer:
     return state, {k: float(v) for k, v in metrics.items()}
 
   def validate(self, state: step_lib.TrainState) -> Metrics:
-    """The metrics of the validation split; {} where there is none."""
+    """The metrics on the validation split; {} without one."""
     if not self.data.valid:
       return {}
     share = sharding.my_share(self.mesh)
@@ -88,7 +88,7 @@ class _Trainer:
 
 
 def prefetch(items: Iterator[T]) -> Iterator[T]:
-  """The items of an iterator, each of them made in a thread while the one before is in use."""
+  """Yields the items of an iterator; a thread makes the next one while the current one is used."""
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
     upcoming = pool.submit(next, items, None)
     while (item := upcoming.result()) is not None:
@@ -121,7 +121,9 @@ def learn(
   is_precomputed = presets.has_reference(config) and config.dpo.reference == "precomputed"
   if is_precomputed:
     folders = filter(None, [trained.directory, config.delta.init])
-    data = reference.kept(start, base, data, folders, loss=loss, mesh=mesh, workdir=run.directory)
+    data = reference.loaded_or_computed(
+      start, base, data, folders, loss=loss, mesh=mesh, workdir=run.directory
+    )
   say(*_size(base, state.delta, data, config))
   start = start if presets.has_reference(config) and not is_precomputed else None
   trainer = _Trainer(loss, base, data, start, tx, schedule, config, mesh)
@@ -148,7 +150,7 @@ def learn(
 
 
 def _size(base, delta, data, config):
-  """How large a run is, and its schedule, in a line each."""
+  """Yields two lines: the number of parameters; the number of steps and the learning rate."""
   how = f"LoRA of rank {config.delta.rank}" if config.delta.kind == "lora" else "full tuning"
   yield f"{tree.size(base):,} parameters frozen, {tree.size(delta):,} trained ({how})"
   steps, batch = len(data.steps), max(len(s.examples) for s in data.steps)
@@ -188,10 +190,10 @@ def _steps(
 
 
 def load_start(config: Config, base: Params, mesh: Mesh) -> Delta | None:
-  """The delta of config.delta.init, in the form that the run trains; None if none is given.
+  """The initial delta of config.delta.init, in the form that the run trains; None if not set.
 
   Raises:
-    InputError: it has another kind, rank, alpha or leaves than the config says.
+    InputError: its kind, rank, alpha or leaves differ from the config.
   """
   c = config.delta
   if not c.init:
@@ -215,10 +217,10 @@ def load_start(config: Config, base: Params, mesh: Mesh) -> Delta | None:
 def measure(
   instruct: ModelFolder, run: Run, loss: step_lib.Loss, data: Dataset, config: Config, mesh: Mesh
 ) -> Metrics:
-  """Measures the Instruct and the grafted model on the validation split, as they lie on disk.
+  """Evaluates the Instruct and the grafted model on the validation split, loaded from disk.
 
-  One after the other, in the dtype of training: never more memory than training took.  For
-  objectives with a reference, that of both is the Instruct as it was.
+  They are loaded one after the other, in the dtype of training, so that this needs no more memory
+  than training did.  For objectives with a reference, that of both is the original Instruct.
 
   Returns:
     {"instruct_valid_loss", "shadow_valid_loss", ...}; {} without a split.

@@ -1,7 +1,8 @@
-"""Log-probabilities over the vocabulary, a chunk of positions at a time.
+"""Log-probabilities of the target tokens, computed for one chunk of positions at a time.
 
-Logits [B, T, V] never exist: each chunk's are made, reduced to its log-probabilities and their
-gradient by h, and dropped; for a head that is trained the backward pass makes them again.
+The logits of all positions, [B, T, V], never exist at once.  Each chunk's logits are reduced to
+log-probabilities and their gradient with respect to h, and freed.  If the head is trained, the
+backward pass computes them again.
 """
 
 import functools
@@ -18,9 +19,9 @@ def _logits(h_BCD, head_DV, cap):
 
 
 def _chunks(x_BT, size):
-  """[B, T, ...] -> [T / size, B, size, ...]: every chunk has places of all of T.
+  """[B, T, ...] -> [T / size, B, size, ...]: every chunk has positions from all of T.
 
-  So each chunk is spread over the devices as the whole is, by rows and by places.
+  So each chunk is sharded over the devices by rows and positions, as the whole array is.
   """
   B, T = x_BT.shape[:2]
   return jnp.moveaxis(x_BT.reshape(B, size, T // size, *x_BT.shape[2:]), 2, 0)
@@ -107,9 +108,9 @@ def token_logprobs(
     h_BTD: the last hidden states.
     head_DV: the output kernel.
     token_BT: int32.
-    chunk: positions a chunk; memory is B * chunk * V * 4 bytes.  Rows that it does not divide
-      are padded.
-    softcap: the bound of the logits' size (`layers.softcap`), or None.
+    chunk: positions per chunk; the memory is B * chunk * V * 4 bytes.  Rows are padded to a
+      multiple of it.
+    softcap: bound on the size of the logits (`layers.softcap`), or None.
   """
   T = token_BT.shape[1]
   size = min(chunk, T)

@@ -1,9 +1,9 @@
-"""Objectives: (policy, reference, batch) -> sums over the batch.  One function each.
+"""Objectives, one function each: (policy, reference, batch) -> sums over the batch.
 
-`policy` and `reference` map a batch to log p(token t+1 | tokens up to t), float32 [B, T];
-the reference is the model that training started from, and costs nothing where it is not called.
-An objective returns sums and a "count", so that micro-batches add up exactly: the loss of a
-step is sum(loss) / sum(count), however its examples were packed.
+`policy` and `reference` map a batch to log p(token t+1 | tokens up to t), float32 [B, T].  The
+reference is the model that training started from; it costs nothing if it is not called.  An
+objective returns sums and a "count", so that micro-batches add up exactly: the loss of a step is
+sum(loss) / sum(count), however its examples were packed.
 """
 
 from collections.abc import Callable
@@ -21,9 +21,10 @@ Objective = Callable[[Logprobs, Logprobs, Batch], Sums]
 
 
 def answer_weight(batch: Batch) -> jax.Array:
-  """float32 [B, T]: the weight of the next token in the loss.
+  """The weight of the next token in the loss, float32 [B, T].
 
-  0 if it is no answer token of the same example; else its "weight" where the batch has one, or 1.
+  0 if the next token is not an answer token of the same example.  Otherwise the batch's "weight" of
+  that token, or 1 if the batch has none.
   """
   answer_BT, segment_BT = batch["answer"], batch["segment"]
   counts_BT = (answer_BT[:, 1:] > 0) & (segment_BT[:, 1:] == segment_BT[:, :-1])
@@ -41,10 +42,11 @@ def sft(policy: Logprobs, reference: Logprobs, batch: Batch) -> Sums:
 
 
 def by_answer(x_BT: jax.Array, segment_BT: jax.Array) -> jax.Array:
-  """Sums over the tokens of each answer: [B, T // 4, 2], a row's pairs in order, 0 after them.
+  """Sums over the tokens of each answer, [B, T // 4, 2]: the pairs of a row in order, then zeros.
 
-  The segments of pair p, from 1, are 2p - 1 (chosen) and 2p (rejected); each has at least two
-  tokens.  A sum over comparisons: it never lies in memory, and adds in one order.
+  The segments of pair p, counted from 1, are 2p - 1 (chosen) and 2p (rejected); each has at least
+  two tokens.  The sum is written as a sum over comparisons, which XLA fuses, so that no mask of
+  segments is stored and the order of the additions is fixed.
   """
   places = max(1, x_BT.shape[1] // 4)
 
@@ -66,7 +68,7 @@ def sigmoid(h: jax.Array, options: "Dpo") -> jax.Array:
 
 
 def ipo(h: jax.Array, options: "Dpo") -> jax.Array:
-  """(h - 1 / (2 b))^2.  Its authors, and trl, take h by the token: dpo.length_normalised.
+  """(h - 1 / (2 b))^2.  Its authors, and trl, use h per token: set dpo.length_normalised.
 
   Source: IPO, arXiv 2310.12036, equation 17.
   """
@@ -90,16 +92,17 @@ LOSSES: dict[str, Callable[[jax.Array, "Dpo"], jax.Array]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Dpo:
-  """Direct preference optimisation of pairs, each counted once: (policy, reference, batch) -> sums.
+  """Direct preference optimisation; each pair counts once: (policy, reference, batch) -> sums.
 
-  With r(y) = log policy(y) - log reference(y) of an answer's tokens, summed, the loss of a pair is
-  a function of h = r(chosen) - r(rejected), see LOSSES.  The sums beside it, a pair:
+  Let r(y) = log policy(y) - log reference(y), summed over the tokens of an answer y.  The loss of a
+  pair is a function of h = r(chosen) - r(rejected), see LOSSES.  The other sums are, per pair:
     reward_chosen, reward_rejected   b r(y); margin: their difference
-    accuracy            the margin is above 0; a tie counts half
-    ranking_accuracy    the policy alone finds the chosen answer the more likely; likewise
-    logp_chosen, logp_rejected       log policy(y), nats
-    kl                  r(y)^2 / 2, the mean of both answers, nats: an estimate of the divergence
-                        from the reference, as far as the policy would give such answers
+    accuracy            1 if the margin is above 0; a tie counts 1/2
+    ranking_accuracy    1 if the policy alone gives the chosen answer the higher probability; a tie
+                        counts 1/2
+    logp_chosen, logp_rejected       log policy(y), in nats
+    kl                  r(y)^2 / 2, the mean over both answers, in nats: an estimate of the
+                        divergence from the reference, valid if the policy would give such answers
 
   Source: DPO, arXiv 2305.18290, section 4; kl: J. Schulman, "Approximating KL divergence" (2020),
   estimator k2.
@@ -142,7 +145,7 @@ class Dpo:
 
 
 def dpo(config: Config) -> Dpo:
-  """The Dpo of config.dpo."""
+  """The objective that config.dpo describes."""
   c = config.dpo
   return Dpo(c.beta, c.loss, c.label_smoothing, c.length_normalised, c.ftx)
 

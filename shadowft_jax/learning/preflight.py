@@ -1,4 +1,4 @@
-"""Checks before training for errors that would otherwise appear after hours."""
+"""Checks before training that find errors which would otherwise appear hours later."""
 
 import math
 import os
@@ -22,7 +22,7 @@ FEW = 20  # a run with fewer optimizer updates hardly trains anything
 def check(
   config: Config, data: Dataset, workdir: pathlib.Path, trained: ModelFolder, instruct: ModelFolder
 ) -> None:
-  """Runs all checks that need no weights (tokens, graft, disk space); warns of few updates.
+  """Runs all checks that need no weights (tokens, graft, disk space); warns about few updates.
 
   Raises:
     InputError: the run would fail later.
@@ -49,7 +49,7 @@ def check_warmup(config: Config, steps: int) -> None:
 
 
 def warn_of_few_updates(config: Config, data: Dataset) -> None:
-  """Prints the warning of `few_updates`, if any."""
+  """Prints the warning that `few_updates` returns, if any."""
   per_epoch = sum(len(s.examples) for s in data.steps) // config.epochs
   if text := few_updates(config, len(data.steps), per_epoch):
     say(f"warning: {text}")

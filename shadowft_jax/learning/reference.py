@@ -40,9 +40,9 @@ def logprobs(
     return out
   for batch, rows in data.once(examples, sharding.my_share(mesh)):
     [placed] = step_lib.on_devices([batch], mesh)
-    found = sharding.whole(step_lib.answer_logprobs(delta, base, placed, loss=loss))
+    logp = sharding.whole(step_lib.answer_logprobs(delta, base, placed, loss=loss))
     for row, pairs in enumerate(rows):
-      out[pairs] = found[row, : len(pairs)]
+      out[pairs] = logp[row, : len(pairs)]
   return out
 
 
@@ -55,7 +55,7 @@ def measured(
   )
 
 
-def kept(
+def loaded_or_computed(
   delta: Delta | None,
   base: Params,
   data: Dataset,
@@ -65,11 +65,11 @@ def kept(
   mesh: Mesh,
   workdir: str | os.PathLike,
 ) -> Dataset:
-  """As `measured`, but loaded from the run's folder if they were computed before.
+  """`data` with its reference log-probabilities, loaded from the run's folder or computed.
 
   Args:
-    folders: those of the model and of the delta.  They are computed again where a file there, or
-      any token of the data, has changed.
+    folders: the folders of the model and of the initial delta.  The log-probabilities are computed
+      again if a file there, or any token of the data, has changed.
   """
   path, key = pathlib.Path(workdir, NAME), _key(folders, data, str(loss.model.dtype))
   stored = _load(path, key)
@@ -108,8 +108,8 @@ def _load(path, key):
   """
   try:
     with np.load(path, allow_pickle=False) as file:
-      found = (file["train"], file["valid"]) if str(file["key"]) == key else None
+      arrays = (file["train"], file["valid"]) if str(file["key"]) == key else None
   except Exception:  # its type depends on which byte is wrong
-    found = None
+    arrays = None
   hosts.wait("the reference is read")
-  return found
+  return arrays

@@ -1,6 +1,6 @@
-"""The training step: a batch's loss and gradients, and how micro-batches become one update.
+"""The training step: loss and gradients of micro-batches, accumulated into one optimizer update.
 
-It knows arrays and functions only; loop.py has the data and the folders.
+This module handles arrays and functions only; loop.py handles data and folders.
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ def init_state(
   mesh: Mesh,
   start: Delta | None = None,
 ) -> TrainState:
-  """As `begin`, but created sharded by `sharding.RULES`."""
+  """The state at step 0, as `begin` returns it, created sharded by `sharding.RULES`."""
   shapes = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, w.dtype), frozen)
 
   def init(start):
@@ -62,7 +62,7 @@ def init_state(
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-  """The loss of a batch; hashable, so that runs with equal losses share compiled programs."""
+  """The loss of a batch; hashable, so that equal losses share a compiled program."""
 
   model: Decoder
   objective: objectives.Objective
@@ -74,8 +74,8 @@ class Loss:
   ) -> objectives.Sums:
     """The objective's sums for W_B + delta.
 
-    Its reference is W_B + start, or W_B, or the batch's "reference": log p of an answer by either
-    of them, at one of its counted places.
+    The reference is W_B + start, or W_B without a start.  If the batch has a "reference", it holds
+    log p of each answer under that model, stored at the position that predicts its first token.
     """
     if "reference" in batch:
       reference = lambda batch: batch["reference"]
@@ -90,7 +90,7 @@ class Loss:
   def logprobs(self, variables: Mapping[str, Any]) -> objectives.Logprobs:
     """A function from a batch to log p(token t+1 | tokens up to t), float32 [B, T].
 
-    Where the batch has a "label", it stands in for the token that is predicted.
+    If the batch has a "label", log p is that of the label in place of the next token.
     """
 
     def of(batch):
@@ -106,7 +106,7 @@ class Loss:
 
 
 def loss_of(model: Decoder, config: Config) -> Loss:
-  """The Loss of a config's objective and delta."""
+  """The Loss that a config describes: its objective and its kind of delta."""
   objective = objectives.OBJECTIVES[config.objective](config)
   return Loss(model, objective, delta_lib.scale_of(config.delta), config.loss_chunk)
 
@@ -120,7 +120,7 @@ def gradients(
   loss: Loss,
   dtype: DTypeLike | None = None,
 ) -> tuple[Delta, objectives.Sums]:
-  """(d loss sum / d delta, sums) over a step's micro-batches, the gradients in `dtype` if given."""
+  """Accumulates a step's micro-batches: (d loss sum / d delta, sums); `dtype` of the gradients."""
   leaves, tree_ = jax.tree.flatten(delta)
   zeros = _zeros(tuple((x.shape, jnp.dtype(dtype or x.dtype), x.sharding) for x in leaves))
   grads: Delta = jax.tree.unflatten(tree_, zeros())
@@ -144,7 +144,7 @@ def _zeros(kinds):
 def accumulate(
   grads: Delta, delta: Delta, base: Params, batch: Batch, start: Delta | None = None, *, loss: Loss
 ) -> tuple[Delta, objectives.Sums]:
-  """(grads + d loss sum / d delta, sums) of one micro-batch; `grads` is donated."""
+  """Adds one micro-batch: returns (grads + d loss sum / d delta, sums); `grads` is donated."""
   at, whole = _differentiated(grads, delta, base)
 
   def summed(at):
@@ -163,9 +163,10 @@ def accumulate(
 
 
 def _differentiated(grads, delta, base):
-  """(x, f) such that f(x) is (delta, base) and the gradient at x is that of delta, in grads' dtype.
+  """The variables to differentiate, as (x, f) with f(x) = (delta, base).
 
-  The gradient of a sum is the same for both summands; that of W has the dtype of W.
+  x is the delta if its dtype is that of `grads`, otherwise W: the gradients of W + delta with
+  respect to both are equal, but that of W has the dtype of W.
   """
   if all(g.dtype == d.dtype for g, d in zip(*map(jax.tree.leaves, (grads, delta)), strict=True)):
     return delta, lambda x: (x, base)
@@ -185,7 +186,7 @@ def add(total: objectives.Sums, part: objectives.Sums) -> objectives.Sums:
 def update(
   state: TrainState, grads: Delta, sums: objectives.Sums, *, tx: optax.GradientTransformation
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-  """One optimizer step on the mean over all micro-batches; also returns the metrics."""
+  """One optimizer step, on the mean gradient over all micro-batches; also returns the metrics."""
   grads = jax.tree.map(lambda g: g / sums["count"], grads)
   updates, opt = tx.update(grads, state.opt, state.delta)
   state = TrainState(state.step + 1, optax.apply_updates(state.delta, updates), opt)
@@ -203,7 +204,7 @@ def measure(
 def means(
   delta: Delta, base: Params, batches: Iterable[Batch], start: Delta | None = None, *, loss: Loss
 ) -> dict[str, float]:
-  """{"loss", ...}: the objective's sums over all `batches`, divided by their total count."""
+  """The mean loss and metrics over all `batches`, {"loss", ...}: the sums divided by the count."""
   parts = [measure(delta, base, batch, start, loss=loss) for batch in batches]
   total = jax.tree.map(lambda *x: sum(map(float, x)), *parts)
   return {k: v / total["count"] for k, v in total.items() if k != "count"}
@@ -233,7 +234,7 @@ def with_divergence(
 
 @functools.partial(jax.jit, static_argnames="loss")
 def answer_logprobs(delta: Delta, base: Params, batch: Batch, *, loss: Loss) -> jax.Array:
-  """log p of both answers of each pair under W_B + delta, arranged as in `objectives.by_answer`."""
+  """log p of both answers of each pair under W_B + delta, arranged as by `objectives.by_answer`."""
   logp_BT = loss.logprobs(delta_lib.variables(base, delta, loss.scale))(batch)
   return objectives.by_answer(logp_BT * objectives.answer_weight(batch), batch["segment"])
 

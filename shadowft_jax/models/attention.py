@@ -1,9 +1,9 @@
 """Attention backends: one entry each in BACKENDS, chosen by name.
 
-A query sees the keys of its own segment (0 is padding) at positions up to its own, the last
-`window` of them.  As positions restart with each segment, this is causal attention within packed
-examples.  In such rows a segment is contiguous and positions go up by one, so that a query sees a
-run of keys, first .. last: most backends are given no more than that.
+A query attends to the keys of its own segment (segment 0 is padding) at positions up to its own,
+at most the last `window` of them.  Positions restart in each segment, so this is causal attention
+within packed examples.  In a packed row segments are contiguous and positions increase by one, so a
+query attends to a contiguous range of keys, first .. last; most backends use only these bounds.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ def visible(
   position_BS: jax.Array,
   window: Window = None,
 ) -> jax.Array:
-  """bool [B, T, S]: the attention mask."""
+  """The attention mask, bool [B, T, S]."""
   same = segment_BT[:, :, None] == segment_BS[:, None, :]
   behind_BTS = position_BT[:, :, None] - position_BS[:, None, :]
   near = behind_BTS >= 0 if window is None else (behind_BTS >= 0) & (behind_BTS < window)
@@ -48,7 +48,7 @@ def visible(
 
 
 def first_visible(rows: Rows, window: Window = None) -> jax.Array:
-  """int32 [B, T]: the first key that a query sees in a packed row; a padding query sees itself."""
+  """The first key that each query of a packed row sees, int32 [B, T]; padding sees itself."""
   behind_BT = rows.position_BT if window is None else jnp.minimum(rows.position_BT, window - 1)
   return rows.index_BT - jnp.where(rows.segment_BT > 0, behind_BT, 0)
 
@@ -63,13 +63,13 @@ def reference(
   window: Window = None,
   softcap: float | None = None,
 ) -> jax.Array:
-  """Computes all logits at once, with softmax in float32; the only backend for any row layout.
+  """Attention with all logits at once, softmax in float32; the only backend for any row layout.
 
   Args:
     rows: `Rows`; its index is not used.
     scale: the factor of the logits.
     window: number of keys visible to a query, including its own, an int or traced; None: all.
-    softcap: the bound of the logits (`layers.softcap`), or None.
+    softcap: bound on the size of the logits (`layers.softcap`), or None.
 
   Returns:
     out_BTNH in the dtype of q.
@@ -88,7 +88,7 @@ def over_heads(
   scale: float,
   softcap: float | None = None,
 ) -> jax.Array:
-  """`reference` over keys that lie head by head, as in a cache; `seen_BTS` as of `visible`."""
+  """`reference` for keys stored head by head, as in a cache; `seen_BTS` is its attention mask."""
   B, T, N, H = q_BTNH.shape
   K = k_BKSH.shape[1]
   # With heads before positions, each product is a plain matrix product per head.
@@ -117,7 +117,7 @@ def _splash(q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window, softcap):
 
 
 def _cudnn(q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window, softcap):
-  """cuDNN's fused attention: by lengths where every row is one example, else by a mask.
+  """cuDNN's fused attention, with lengths if every row is one example, otherwise with a mask.
 
   The mask is [B, 1, T, S] and computed in each layer: 32 MiB per row of 4096 tokens in bfloat16.
   """
@@ -157,7 +157,7 @@ class Backend:
     dtypes: supported dtypes of the arguments; empty: all.
     traced_window: whether the window may be traced; otherwise it must be an int or None.
     softcap: whether it supports softcapping.
-    shards_rows: the queries it is given may be a part of their row.
+    shards_rows: whether it may be given only a part of a row's queries.
   """
 
   attend: Callable[..., jax.Array]
@@ -193,16 +193,16 @@ def attend(
   kind: int | jax.Array = 0,
   softcap: float | None = None,
 ) -> jax.Array:
-  """Attention of packed rows by the backend of that name; padding is 0, with no gradient.
+  """Attention of packed rows, by the named backend; the output of padding is 0, without gradient.
 
-  On a mesh each device computes its own rows and heads, and its own part of a row's queries.
+  On a mesh each device computes its own rows and heads, and its own part of each row's queries.
 
   Args:
     windows: the distinct windows of a model's layers, each an int or None.
     kind: the index of this layer's window, an int or traced.
 
   Raises:
-    InputError: the mesh divides rows, and the backend cannot.
+    InputError: the mesh splits rows, which the backend does not support.
   """
   index_BT = jnp.broadcast_to(jnp.arange(segment_BT.shape[1])[None], segment_BT.shape)
   rows = Rows(segment_BT, segment_BT, position_BT, position_BT, index_BT)
@@ -221,7 +221,7 @@ def attend(
 
 
 def window_of(windows: Sequence[int | None], kind: int | jax.Array) -> Window:
-  """The window of index `kind`: the value itself if that is known, else an array."""
+  """The window with index `kind`: a Python value if `kind` is known, otherwise an array."""
   if len(windows) == 1 or isinstance(kind, int):
     return windows[0 if len(windows) == 1 else int(kind)]
   far = jnp.iinfo(jnp.int32).max
@@ -240,8 +240,8 @@ def _mesh_axes(name, size):
 def _on_own_part(name, fn, window, q_BTNH, k_BTKH, v_BTKH, rows):
   """fn(window, q, k, v, rows), where each device of the mesh gets its own part.
 
-  XLA cannot shard a kernel, so it is done here: batch rows and heads are independent, and a query
-  needs all keys of its row.
+  XLA cannot shard a kernel, so this function does: batch rows and heads are independent, and a
+  query needs all keys of its row.
   """
   (B, T, N, _), K = q_BTNH.shape, k_BTKH.shape[2]
   (batch, b), (context, c), (heads, h) = (

@@ -1,7 +1,8 @@
-"""Attention by blocks of queries and keys, in plain JAX: O(T) memory.
+"""Attention over blocks of queries and keys in plain JAX, with O(T) memory.
 
-Query t sees the keys first_t .. last_t.  In packed rows both grow with t, so a block of queries
-sees contiguous blocks of keys; all others are skipped, forward and backward.
+Query t attends to the keys first_t .. last_t.  In packed rows both bounds increase with t, so a
+block of queries needs a contiguous range of key blocks; all others are skipped, forward and
+backward.
 """
 
 import functools
@@ -51,7 +52,7 @@ def attend(
 
 
 def _logits(q_BKGtH, k_BKsH, range_2Bt, start, scale, softcap):
-  """float32 [B, K, G, t, s] of keys from `start` on, and the derivative of the softcap."""
+  """Logits of the keys from `start` on, float32 [B, K, G, t, s], and the softcap's derivative."""
   x = scale * jnp.einsum("BKGtH,BKsH->BKGts", q_BKGtH, k_BKsH, preferred_element_type=jnp.float32)
   slope = 1.0
   if softcap is not None:
@@ -64,7 +65,7 @@ def _logits(q_BKGtH, k_BKsH, range_2Bt, start, scale, softcap):
 
 
 def _blocks(range_2Bt, size):
-  """The first block of keys that a block of queries sees, and the one after the last."""
+  """The range of key blocks that a block of queries needs: (first, one after the last)."""
   return jnp.min(range_2Bt[0]) // size, jnp.max(range_2Bt[1]) // size + 1
 
 

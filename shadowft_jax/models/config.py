@@ -70,10 +70,10 @@ def refuse(hf: Mapping[str, Any], **ported: Sequence[Any]) -> None:
   """
   for name, values in ported.items():
     if name in hf and hf[name] not in values:
-      wanted = " or ".join(repr(v) for v in values[:1])
+      supported = " or ".join(repr(v) for v in values[:1])
       raise InputError(
         f"config.json of model_type {hf.get('model_type')!r}: {name} is "
-        f"{hf[name]!r}; only {wanted} is supported"
+        f"{hf[name]!r}; only {supported} is supported"
       )
 
 

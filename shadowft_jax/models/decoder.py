@@ -133,7 +133,7 @@ class Block(nn.Module):
   def __call__(
     self, x_BTD: jax.Array, layer: Mapping[str, jax.Array | int], rows: Mapping[str, Any]
   ) -> tuple[jax.Array, None]:
-    """`layer`: this layer's values of `by_layer`; `rows`: each token's segment, position, rope."""
+    """Applies the block; `layer`: its values of `by_layer`; `rows`: segment, position and rope."""
     cfg = self.cfg
     before_attn, after_attn, before_mlp, after_mlp = (norm(cfg, name) for name in cfg.norms)
     rope = layer.get("rope", 0)
@@ -151,9 +151,9 @@ class Block(nn.Module):
 
 
 def by_layer(cfg: DecoderConfig) -> dict[str, np.ndarray]:
-  """{"window", "rope": int32[L]}: only those whose values differ between layers.
+  """{"window", "rope": int32 [L]} of those that differ between layers.
 
-  Each is an index into the `distinct` ones of `cfg.windows` or `cfg.ropes`.
+  Each value is an index into the `distinct` values of `cfg.windows` or `cfg.ropes`.
   """
   values = {
     name: [distinct(all_).index(x) for x in all_]
@@ -219,7 +219,7 @@ class Backbone(nn.Module):
 
 
 class Decoder(nn.Module):
-  """Tokens int32[B, T] -> logits [B, T, V].
+  """The model: tokens int32 [B, T] -> logits [B, T, V].
 
   Attributes:
     dtype: dtype of activations and matrix products; parameters keep their own.
@@ -227,8 +227,8 @@ class Decoder(nn.Module):
     remat: a name in `REMAT`.
     combine: {"params", "delta"} -> {"params"}, applied to the slices of one layer at a time, so
       that the sum of weights and a dense delta never exists for the whole model.
-    unrolled: each layer has variables of its own, model/layers_{i}/…, as `generation/decode.py`
-      wants them; else all are stacked, and scanned over.
+    unrolled: whether each layer has its own variables, model/layers_{i}/…, as
+      `generation/decode.py` needs them; otherwise layers are stacked, and scanned over.
   """
 
   cfg: DecoderConfig
@@ -262,9 +262,9 @@ class Decoder(nn.Module):
   ) -> tuple[jax.Array, jax.Array]:
     """The last hidden states [B, T, D] and the output kernel [D, V]; see `learning/loss.py`.
 
-    Their product is the logits before `cfg.final_logit_softcapping`.  Where the collection "cache"
-    has keys and values [B, K, S, H], those of the tokens are written from `keys["slot"]` on, and
-    `keys["cached"]`, int32 [B, S], is the position of each; -1 where there is none.
+    Their product is the logits before `cfg.final_logit_softcapping`.  If the collection "cache" has
+    keys and values [B, K, S, H], those of the tokens are written from `keys["slot"]` on, and
+    `keys["cached"]`, int32 [B, S], is the position of each entry, or -1 for an empty one.
     """
     if segment_BT is None:
       segment_BT = jnp.ones_like(token_BT)

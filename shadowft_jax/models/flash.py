@@ -1,8 +1,10 @@
-"""Attention for NVIDIA GPUs: Pallas kernels for Triton, forward and backward, O(T) memory.
+"""Attention for NVIDIA GPUs: Pallas kernels for Triton, forward and backward, with O(T) memory.
 
-Query t sees the keys first_t .. last_t.  In packed rows both grow with t: a block of queries
-sees a run of blocks of keys, and a run of queries sees a key; nothing else is computed.
-Source of the algorithm: FlashAttention-2, arXiv 2307.08691.
+Query t attends to the keys first_t .. last_t.  In packed rows both bounds increase with t, so a
+block of queries needs a contiguous range of key blocks, and a block of keys a contiguous range of
+query blocks; nothing else is computed.
+
+Source: FlashAttention-2, arXiv 2307.08691.
 """
 
 import functools
@@ -69,14 +71,14 @@ def attend(
 
 
 def _blocks(head_dim, itemsize, length):
-  """((queries, keys, warps) forward, the same backward): sizes that fit a GPU's shared memory."""
+  """Block sizes that fit a GPU's shared memory: (queries, keys, warps), forward and backward."""
   row = max(128, pl.next_power_of_2(head_dim) * itemsize)
   short = max(16, pl.next_power_of_2(length))
   return tuple((min(t, short), min(s, short), warps) for t, s, warps in BLOCKS[row])
 
 
 def _logits(left, right, scale, softcap):
-  """float32 [left, right], and the derivative of the softcap."""
+  """The logits, float32 [left, right], and the derivative of the softcap."""
   x = scale * plgpu.dot(left, right.T)
   if softcap is None:
     return x, 1.0
@@ -87,7 +89,7 @@ def _logits(left, right, scale, softcap):
 
 
 def _within(low, high, start, size, axis):
-  """bool: low <= index < high; indices from `start` lie along `axis`, bounds along the other."""
+  """The mask low <= index < high: indices from `start` on along `axis`, bounds along the other."""
   index = jnp.expand_dims(start + jnp.arange(size), 1 - axis)
   low, high = jnp.expand_dims(low, axis), jnp.expand_dims(high, axis)
   return (low <= index) & (index < high)
@@ -211,7 +213,7 @@ def _forward(q_BTNH, k_BSKH, v_BSKH, first_BT, last_BT, logits, forward, backwar
 
 
 def _specs_of_queries(size, S, H, group):
-  """Blocks of a grid (block of queries, row, head): [B, T, N, H], [B, T], and all keys."""
+  """Block specs for a grid of (query block, row, head): for [B, T, N, H], [B, T], and all keys."""
   return (
     pl.BlockSpec((None, size, None, H), lambda i, b, n: (b, i, n, 0)),
     pl.BlockSpec((None, size), lambda i, b, n: (b, i)),

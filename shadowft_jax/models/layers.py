@@ -35,7 +35,7 @@ def _product_forward(x, w):
 
 
 def _product_backward(saved, g):
-  """As autodiff has it, but d w = x' g directly: autodiff makes g' x and transposes it."""
+  """The gradient of `product`; dw = x' g is computed directly, without autodiff's transposition."""
   x, w = saved
   *rows, last = range(x.ndim)
   return (
@@ -51,10 +51,10 @@ FEW = 64  # rows up to which a CPU is faster with the weights as the left operan
 
 
 def transposed_product(x: jax.Array, w_FD: jax.Array, dtype: DTypeLike | None = None) -> jax.Array:
-  """x W', for x [..., D], in `dtype` or that of x.
+  """x W', for x [..., D], in `dtype` or the dtype of x.
 
-  A CPU streams the weights for few rows at twice the speed with W on the left: as the right operand
-  XLA's kernels first copy all of it into tiles.
+  With few rows a CPU reads the weights twice as fast if W is the left operand; XLA's kernels first
+  copy the whole right operand into tiles.
   """
   x_MD = x.reshape(-1, x.shape[-1])
   if len(x_MD) <= FEW:
@@ -69,7 +69,7 @@ def transposed_product(x: jax.Array, w_FD: jax.Array, dtype: DTypeLike | None = 
 class Linear(nn.Module):
   """y = x W [+ b] [+ x A B, where the `lora` collection holds A and a B already scaled].
 
-  `generation/steps.py` may give W' as "transposed" in the place of "kernel".
+  `generation/steps.py` may give W' as "transposed" instead of "kernel".
   """
 
   features: int
@@ -198,7 +198,7 @@ def rope_frequencies(head_dim: int, rope: Rope) -> jax.Array:
 
 
 def _yarn_stretch(turning, theta, scaling):
-  """YaRN's factor of each frequency: as for llama3, but linear in the index of the pair."""
+  """YaRN's factor for each frequency: as for llama3, but linear in the index of the pair."""
   original = scaling["original_max_position_embeddings"]
 
   def pair_of(turns):

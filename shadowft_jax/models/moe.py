@@ -23,8 +23,9 @@ ExpertKernels = Mapping[str, Sequence[jax.Array]]  # {projection: its `Kernels`}
 
 @jax.custom_vjp
 def grouped_matmul(x_MD: jax.Array, w_EDF: jax.Array, size_E: jax.Array) -> jax.Array:
-  """Rows times their expert's matrix, [M, F]: the first size_E[0] rows belong to expert 0, and so
-  on.
+  """Each row times its expert's matrix, [M, F].
+
+  Rows are sorted by expert: the first size_E[0] rows belong to expert 0, and so on.
 
   TPUs support this directly.  Elsewhere XLA would multiply every row by every matrix, so blocks of
   rows are multiplied one after another.

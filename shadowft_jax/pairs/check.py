@@ -52,8 +52,8 @@ def check(
   """
   base, instruct = open_model(base), open_model(instruct)
   looks = (_families, _sizes, _tensors, _behaviour, *vocabulary.LOOKS)
-  found = [f for look in looks for f in look(base, instruct)]
-  return sorted(found, key=lambda f: LEVELS.index(f.level))
+  findings = [f for look in looks for f in look(base, instruct)]
+  return sorted(findings, key=lambda f: LEVELS.index(f.level))
 
 
 def are_equal(base: ModelFolder, instruct: ModelFolder) -> bool:

@@ -19,8 +19,8 @@ class Finding(NamedTuple):
 
 def report(findings: Collection[Finding], levels: Collection[str] = LEVELS) -> str:
   """The findings as text for a terminal: their counts, then those of `levels`."""
-  found = collections.Counter(f.level for f in findings)
-  total = ", ".join(progress.count(found[level], level) for level in LEVELS)
+  counts = collections.Counter(f.level for f in findings)
+  total = ", ".join(progress.count(counts[level], level) for level in LEVELS)
   return "\n  ".join([f"pair check: {total}", *lines(findings, levels)])
 
 

@@ -225,14 +225,14 @@ def grouped(rows: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
 
 def by_module(rows: Iterable[T]) -> dict[str, list[T]]:
   """{module: its rows}, in the order of names.MODULES."""
-  found = grouped(rows, lambda r: r.module)
-  return {m: found[m] for m in names.MODULES if m in found}
+  groups = grouped(rows, lambda r: r.module)
+  return {m: groups[m] for m in names.MODULES if m in groups}
 
 
 def by_layer(rows: Iterable[T]) -> dict[int, list[T]]:
   """{layer: its rows}, sorted, without rows outside layers."""
-  found = grouped(rows, lambda r: r.layer)
-  return {n: found[n] for n in sorted(n for n in found if n is not None)}
+  groups = grouped(rows, lambda r: r.layer)
+  return {n: groups[n] for n in sorted(n for n in groups if n is not None)}
 
 
 def by_cell(rows: Iterable[T]) -> dict[tuple[str, int], list[T]]:

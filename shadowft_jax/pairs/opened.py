@@ -65,9 +65,9 @@ def open_pair(config: Config) -> OpenedPair:
       "there is nothing to graft onto; give the Base from which the Instruct was made, or "
       "fine-tune this model directly with --config.learn_on=instruct"
     )
-  found = check.check(sides["base"], sides["instruct"])
-  findings.raise_errors(found)
-  say(findings.report(found, ["warning"]))
-  detail(*findings.lines(found, ["note"]))
-  warned = findings.lines(found, ["warning"])
+  results = check.check(sides["base"], sides["instruct"])
+  findings.raise_errors(results)
+  say(findings.report(results, ["warning"]))
+  detail(*findings.lines(results, ["note"]))
+  warned = findings.lines(results, ["warning"])
   return OpenedPair(sides["base"], sides["instruct"], sides[config.learn_on], warned)

@@ -116,9 +116,11 @@ def _header_sha256(path):
     return hashlib.sha256(length + file.read(int.from_bytes(length, "little"))).hexdigest()
 
 
-def write(out: pathlib.Path, rows: Sequence[gap.Row], found: Mapping[str, Any], title: str) -> None:
+def write(
+  out: pathlib.Path, rows: Sequence[gap.Row], report: Mapping[str, Any], title: str
+) -> None:
   """Writes similarity.json, .csv and .png to the folder `out`; `found` comes from `record`."""
-  files.write_json(out / "similarity.json", found)
+  files.write_json(out / "similarity.json", report)
   with open(out / "similarity.csv", "w", newline="") as file:
     writer = csv.writer(file)
     writer.writerow(COLUMNS)
@@ -158,10 +160,10 @@ def pick(base: ModelFolder, instruct: ModelFolder, pattern: str | None = None) -
     queries = (n for n in matrices if names.module_of(n) == "attention q")
     return next(queries, matrices[0] if matrices else None)
   try:
-    found = next((n for n in matrices if re.search(pattern, n)), None)
+    matrix = next((n for n in matrices if re.search(pattern, n)), None)
   except re.error as error:
     raise InputError(f"--view {pattern!r} is not a valid regular expression: {error}") from error
-  if found is None:
+  if matrix is None:
     why = [
       f"{n}: {left_out.get(n, 'not a matrix')}"
       for n in {*shared, *left_out}
@@ -172,7 +174,7 @@ def pick(base: ModelFolder, instruct: ModelFolder, pattern: str | None = None) -
       f"--view {pattern!r} matches no matrix that both models have; "
       + (f"it matches{listing(why)}" if why else f"the nearest names are{listing(near)}")
     )
-  return found
+  return matrix
 
 
 def draw(base: ModelFolder, instruct: ModelFolder, name: str, path: pathlib.Path) -> None:
@@ -225,17 +227,17 @@ def rank(candidates: Sequence[str | os.PathLike], instruct_dir: pathlib.Path) ->
   return {"instruct": str(instruct_dir), "ranking": ranking, "refused": refused}
 
 
-def ranking_text(found: Mapping[str, Any]) -> str:
+def ranking_text(ranking: Mapping[str, Any]) -> str:
   """The result of `rank` as text."""
   lines = [
-    f"gap ratio to {found['instruct']}, nearest first (mean over tensors, over layers, ratio of "
+    f"gap ratio to {ranking['instruct']}, nearest first (mean over tensors, over layers, ratio of "
     "sums):"
   ]
-  for place, r in enumerate(found["ranking"], 1):
+  for place, r in enumerate(ranking["ranking"], 1):
     numbers = "  ".join("-" if r[k] is None else f"{r[k]:.6f}" for k in gap.READINGS)
     lines.append(
       f"{place:>3}  {numbers}  {r['base']} ({r['shared']} tensors, {r['left_out']} left out)"
     )
-  for candidate, why in found["refused"].items():
+  for candidate, why in ranking["refused"].items():
     lines.append(f"  -  {candidate} cannot be compared: {why}")
   return "\n".join(lines)

@@ -104,12 +104,12 @@ def activations(run: Run) -> float:
   model = run.loss.model
   tokens = math.prod(run.batch["token"].sharding.shard_shape(run.batch["token"].shape))
   inner, _ = _widths(run)
-  kept = {
+  width = {
     "full": model.cfg.hidden_size,
     "dots": model.cfg.hidden_size + inner,
     "none": 6 * model.cfg.hidden_size + 3 * inner,
   }[model.remat]
-  return kept * tokens * model.cfg.num_hidden_layers * model.dtype.itemsize
+  return width * tokens * model.cfg.num_hidden_layers * model.dtype.itemsize
 
 
 def temporaries(run: Run) -> float:
@@ -143,8 +143,8 @@ def memory(run: Run, compiled: Any = None) -> dict[str, float]:
   if compiled is None:
     return {**out, "activations": activations(run), "temporaries": temporaries(run)}
   most = max(compiled.gradients, compiled.update) + compiled.unshared
-  kept = min(activations(run), most)
-  return {**out, "activations": kept, "temporaries": most - kept}
+  activation_bytes = min(activations(run), most)
+  return {**out, "activations": activation_bytes, "temporaries": most - activation_bytes}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -99,10 +99,11 @@ def too_big(plan: search.Plan, hf: dict[str, Any], topology: str) -> InputError:
   """The InputError for a plan that does not fit, with the excess and remedies."""
   over = max(0.0, plan.total - plan.capacity) / GIB
   what = "; or ".join(search.remedies(plan, hf, topology))
-  said = f" (the compiler: {plan.refused[:200]})" if plan.refused else ""
+  compiler_error = f" (the compiler: {plan.refused[:200]})" if plan.refused else ""
   return InputError(
     f"the plan does not fit {topology}: it needs {plan.total / GIB:.2f} of "
-    f"{plan.capacity / GIB:.2f} GiB per device, {over:.2f} too many{said}; estimated to fit: {what}"
+    f"{plan.capacity / GIB:.2f} GiB per device, {over:.2f} too many{compiler_error}; "
+    f"estimated to fit: {what}"
   )
 
 

@@ -143,15 +143,15 @@ def remedies(plan: Plan, hf: Mapping[str, Any], topology: str) -> list[str]:
 
   unseen = plan.total - estimated(plan.config)  # bytes that the estimate misses
   for count in range(1, len(changes) + 1):
-    found = []
+    fitting = []
     for chosen in itertools.combinations(changes, count):
       fields = {k: v for change in chosen for k, v in change.items()}
       total = estimated(changed(plan.config, **fields)) + unseen
       if total <= plan.capacity:
         flags = " ".join(f"--config.{k}={v}" for k, v in fields.items())
-        found.append(f"{flags} ({total / 2**30:.1f} GiB)")
-    if found:
-      return found
+        fitting.append(f"{flags} ({total / 2**30:.1f} GiB)")
+    if fitting:
+      return fitting
   arrays = sum(plan.memory[n] for n in ("Base", "delta", "optimizer", "gradients"))
   room = plan.capacity - plan.total + arrays
   if room <= 0:

@@ -137,8 +137,8 @@ class DoesNotFit(Exception):
 
   def __init__(self, words: str) -> None:
     super().__init__(words)
-    found = re.search(r"Used ([\d.]+)([GM]) of", words)
-    self.bytes = int(float(found[1]) * 2 ** {"G": 30, "M": 20}[found[2]]) if found else None
+    match = re.search(r"Used ([\d.]+)([GM]) of", words)
+    self.bytes = int(float(match[1]) * 2 ** {"G": 30, "M": 20}[match[2]]) if match else None
 
 
 def compiled(run: Run) -> Compiled:

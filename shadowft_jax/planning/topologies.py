@@ -105,15 +105,15 @@ def parse(topology: str) -> tuple[Accelerator, tuple[int, ...]]:
     raise InputError(
       f"topology {topology!r}: unknown accelerator; expected one of:" + listing(KNOWN)
     )
-  found = KNOWN[name]
-  axes = ("GPUs", "HOSTSxGPUs") if found.platform == "cuda" else ("XxY", "XxYxZ")
+  accelerator = KNOWN[name]
+  axes = ("GPUs", "HOSTSxGPUs") if accelerator.platform == "cuda" else ("XxY", "XxYxZ")
   sizes = tuple(map(int, shape.split("x"))) if re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) else ()
   if len(sizes) not in [a.count("x") + 1 for a in axes]:
     raise InputError(
       f"topology {topology!r} has no valid shape; expected {name}:{f' or {name}:'.join(axes)}, "
-      f"such as {name}:{'8' if found.platform == 'cuda' else '2x2'}"
+      f"such as {name}:{'8' if accelerator.platform == 'cuda' else '2x2'}"
     )
-  return found, sizes
+  return accelerator, sizes
 
 
 def has_compiler(accelerator: Accelerator) -> bool:
@@ -130,12 +130,12 @@ def mesh_devices(topology: str) -> "list[jax.Device]":
     InputError: the topology is invalid or unknown to the compiler, or the compiler is not
       installed.
   """
-  found, sizes = parse(topology)
-  if not has_compiler(found):
+  accelerator, sizes = parse(topology)
+  if not has_compiler(accelerator):
     raise InputError(
       f"topology {topology!r} needs the compiler in "
-      f"{' or '.join(COMPILER[found.platform])}, which is not installed; `make plan-env` creates "
-      "an environment with it, .venv-aot"
+      f"{' or '.join(COMPILER[accelerator.platform])}, which is not installed; `make plan-env` "
+      "creates an environment with it, .venv-aot"
     )
   # There is no device to query for limits, and no TPU metadata server.
   os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
@@ -143,7 +143,7 @@ def mesh_devices(topology: str) -> "list[jax.Device]":
     os.environ.setdefault(name, value)
   name = topology.partition(":")[0]
   try:
-    if found.platform == "tpu":
+    if accelerator.platform == "tpu":
       made = topologies.get_topology_desc(
         platform="tpu", topology_name=f"{name}:{'x'.join(map(str, sizes))}"
       )
@@ -152,7 +152,7 @@ def mesh_devices(topology: str) -> "list[jax.Device]":
       made = topologies.get_topology_desc(
         platform="cuda",
         topology_name="",
-        target_config=found.description,
+        target_config=accelerator.description,
         topology=f"1x{hosts}x{gpus}",
       )
   except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:

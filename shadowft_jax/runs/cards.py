@@ -1,4 +1,4 @@
-"""README.md of a result, as the Hub reads it, and of a run's folder."""
+"""Writes README.md: the model card of a result, and the guide to a run's folder."""
 
 import dataclasses
 import pathlib
@@ -26,7 +26,7 @@ BAR = "\\|"  # in the cell of a table
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-  """What a result is made from.
+  """The parents, data and settings of a result.
 
   Attributes:
     instruct: the model that serves it.
@@ -61,21 +61,21 @@ def of_run(
     parents: {"base", "instruct"}.
     inputs: {"train": files or hub ids}.
   """
-  c, kept = config.delta, flat(config.to_dict())
+  c, fields = config.delta, flat(config.to_dict())
   how = f"LoRA of rank {c.rank}" if c.kind == "lora" else "full tuning"
   how += {"dpo": " on preference pairs (DPO)", "kto": " on answers labelled good or bad (KTO)"}.get(
     config.objective, ""
   )
   is_graft = config.learn_on == "base"
   settings = {
-    n if is_graft else n.removeprefix("graft."): kept[n] for n in SETTINGS if _matters(n, config)
+    n if is_graft else n.removeprefix("graft."): fields[n] for n in SETTINGS if _matters(n, config)
   }
   base = parents["base"] if is_graft else None
   return Origin(parents["instruct"], base, is_graft, how, _data(inputs["train"]), settings)
 
 
 def _matters(name, config):
-  """Whether a field of SETTINGS plays a part in a run."""
+  """Whether a field of SETTINGS has an effect in a run."""
   group = name.partition(".")[0]
   if group in ("dpo", "kto"):
     return config.objective == group
@@ -157,7 +157,7 @@ def _title(origin, form):
 
 
 def _made(origin, form):
-  """What the result is, in a paragraph."""
+  """A paragraph on what the result is and how it was made."""
   instruct, article = f"`{origin.instruct.name}`", f"A {WHAT.get(form)} "
   if not origin.is_graft:
     start = f"{article}{instruct}, trained on it" if form in WHAT else f"{instruct}, trained"
@@ -170,7 +170,7 @@ def _made(origin, form):
 
 
 def _same(origin, dtype):
-  """What a model shares with the Instruct."""
+  """A paragraph on what a model shares with the Instruct."""
   same = "All other tensors, the configuration, the tokenizer"
   if dtype:
     same = f"All weights are stored in {dtype}, and the configuration says so. The tokenizer"
@@ -224,18 +224,18 @@ def _results(origin, losses):
 
 
 def _licence(origin):
-  """Whose licences hold, in a line."""
-  told = []
+  """One line on the licences that apply."""
+  names = []
   for p in filter(None, (origin.instruct, origin.base)):
     known = p.card.get("license_name") or p.card.get("license")
-    told.append(f"`{p.name}`" + (f" ({known})" if isinstance(known, str) else ""))
-  return (
-    f"The licence{'s' * (len(told) > 1)} of {' and '.join(told)} appl{'y' if told[1:] else 'ies'}."
-  )
+    names.append(f"`{p.name}`" + (f" ({known})" if isinstance(known, str) else ""))
+  if len(names) > 1:
+    return f"The licences of {' and '.join(names)} apply."
+  return f"The licence of {names[0]} applies."
 
 
 def guide(origin: Origin, losses: Mapping[str, float], kind: str) -> str:
-  """README.md of a run's folder: what its files are.
+  """README.md of a run's folder, which explains its files.
 
   Args:
     losses: the last metrics.

@@ -65,12 +65,12 @@ def load(name: str | os.PathLike) -> Config:
   if arguments and kind in (".json", ".yaml", ".yml"):
     raise InputError(f"--config {path} takes no arguments; got {arguments!r} after the colon")
   if kind == ".json":
-    found = _fields(files.read_json(path))
+    fields = _fields(files.read_json(path))
   elif kind in (".yaml", ".yml"):
-    found = _fields(_yaml(path))
+    fields = _fields(_yaml(path))
   else:
-    found = presets.flat(_python(path, arguments).to_dict())
-  return set_fields(presets.sft(), found, f"--config {path}").lock()
+    fields = presets.flat(_python(path, arguments).to_dict())
+  return set_fields(presets.sft(), fields, f"--config {path}").lock()
 
 
 def _split(name):
@@ -132,16 +132,16 @@ def _fields(mapping, group=""):
 
 def _yaml(path):
   try:
-    found = yaml.safe_load(path.read_text())
+    fields = yaml.safe_load(path.read_text())
   except (yaml.YAMLError, UnicodeDecodeError) as error:
     reason = " ".join(str(error).split())
     raise InputError(f"--config {path} is not valid YAML: {reason}") from error
-  if not isinstance(found, dict):
+  if not isinstance(fields, dict):
     raise InputError(
-      f"--config {path} contains a {type(found).__name__}; expected a mapping of fields, such as "
+      f"--config {path} contains a {type(fields).__name__}; expected a mapping of fields, such as "
       "lr: 1.0e-4"
     )
-  return found
+  return fields
 
 
 def _python(path, arguments):
@@ -279,5 +279,5 @@ def parse_value(text: str) -> Any:
 
 def check(config: Config, *, complete: bool = True) -> None:
   """Raises InputError for the first of `faults`."""
-  if found := faults(config, complete=complete):
-    raise InputError(found[0])
+  if errors := faults(config, complete=complete):
+    raise InputError(errors[0])

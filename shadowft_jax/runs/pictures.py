@@ -17,7 +17,7 @@ PANELS = (
     "PuOr",
     None,
     None,
-    ".2f",
+    "z.2f",
   ),
   ("gap_ratio", "gap ratio $\\sigma$ of Base and Instruct (0: equal)", "Blues", 0, None, ".3f"),
   (
@@ -104,7 +104,7 @@ def plot_loss(
         steps, losses, style, color=colour, label=label, markersize=5, linewidth=width, alpha=alpha
       )
   axes.set(xlabel="optimizer step", ylabel=f"loss per {unit} (nats)")
-  axes.set_title(f"Loss while training the {trained}, and of the {result}", loc="left")
+  axes.set_title(f"Loss of the {trained} in training, and of the {result}", loc="left")
   if drawn and min(drawn) > 0 and max(drawn) / min(drawn) > LOG_FROM:
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
@@ -180,7 +180,7 @@ def plot_survival(
   """
   plt = _pyplot()
   modules, layers = list(dict.fromkeys(m for m, _ in cells)), sorted({n for _, n in cells})
-  panels = [p for p in PANELS if any(p[0] in found for found in cells.values())]
+  panels = [p for p in PANELS if any(p[0] in values for values in cells.values())]
   # In inches; layout="constrained" would take as long to find the margins as all the rest does.
   width, panel, between = max(8.5, min(14, 3 + 0.2 * len(layers))), 0.4 + 0.22 * len(modules), 0.5
   heading = ["What the graft added, by layer and module type"]

@@ -25,9 +25,9 @@ PACKAGES = (
 
 
 def sha256(path: str | os.PathLike) -> str:
-  """The hex digest of a file; a file that has not changed is read once a process.
+  """The hex digest of a file; an unchanged file is read only once per process.
 
-  A run hashes the same weights for the graft's provenance and for its own.
+  A run needs the digests of the same weights for the graft's provenance and for its own.
   """
   stat = os.stat(path)
   return _sha256(os.path.realpath(path), stat.st_size, stat.st_mtime_ns)
@@ -49,7 +49,7 @@ def provenance(
       an id of the Hub, has the digest None.
     seed: of the run; None where there is none.
   """
-  found: dict[str, dict[str, pathlib.Path]] = {}
+  by_role: dict[str, dict[str, pathlib.Path]] = {}
   for role, group in inputs.items():
     paths = [
       p
@@ -57,15 +57,15 @@ def provenance(
       for p in (sorted(path.iterdir()) if path.is_dir() else [path])
       if not p.is_dir()
     ]
-    found[role] = {str(p): p for p in paths}
-  known = {p for group in found.values() for p in group.values() if p.is_file()}
+    by_role[role] = {str(p): p for p in paths}
+  known = {p for group in by_role.values() for p in group.values() if p.is_file()}
   # The longest first, so that no core is left with it at the end.
   paths = sorted(known, key=lambda p: (-p.stat().st_size, p))
   with concurrent.futures.ThreadPoolExecutor(machine.cores()) as pool:
     digests = dict(zip(paths, pool.map(sha256, paths), strict=True))
   return {
     "sha256": {
-      role: {name: digests.get(p) for name, p in group.items()} for role, group in found.items()
+      role: {name: digests.get(p) for name, p in group.items()} for role, group in by_role.items()
     },
     "versions": {package: _version(package) for package in PACKAGES},
     "seed": seed,
@@ -73,7 +73,7 @@ def provenance(
 
 
 def replace(path: pathlib.Path, text: str) -> None:
-  """Writes a file of a folder; the digest that the folder's provenance.json has of it follows."""
+  """Writes a file of a folder, and updates its digest in the folder's provenance.json."""
   files.write(path, text)
   place = path.with_name("provenance.json")
   record = files.read_json(place)

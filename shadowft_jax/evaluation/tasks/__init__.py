@@ -54,7 +54,7 @@ def chosen(names: Iterable[str]) -> list[Task]:
   Raises:
     InputError: no task or suite has one of these names.
   """
-  found: dict[str, Task] = {}
+  tasks: dict[str, Task] = {}
   for name in names:
     if name not in TASKS and name not in SUITES:
       known = [*SUITES, *TASKS]
@@ -65,5 +65,5 @@ def chosen(names: Iterable[str]) -> list[Task]:
         f"Tasks: {', '.join(TASKS)}"
       )
     for task in SUITES[name].tasks() if name in SUITES else [name]:
-      found[task] = TASKS[task]
-  return list(found.values())
+      tasks[task] = TASKS[task]
+  return list(tasks.values())

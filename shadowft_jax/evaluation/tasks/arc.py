@@ -25,8 +25,8 @@ def _options(row):
   """(question, option texts, option labels) of a row of the Hub's form, or AI2's own."""
   question = row["question"]
   if isinstance(question, dict):
-    found = question["choices"]
-    return question["stem"], [c["text"] for c in found], [c["label"] for c in found]
+    listed = question["choices"]
+    return question["stem"], [c["text"] for c in listed], [c["label"] for c in listed]
   return question, row["choices"]["text"], row["choices"]["label"]
 
 
@@ -37,8 +37,8 @@ def _read(data: Data, split: str) -> list[Example]:
     question, options, labels = _options(row)
     if len(options) == 4:
       letter = choices.LETTERS[labels.index(row["answerKey"])]
-      asked = choices.ASKED_ABCD.format(question=question, options=choices.listed(options))
-      out.append(example(asked, choices.key(letter, options)))
+      prompt = choices.PROMPT_ABCD.format(question=question, options=choices.listed(options))
+      out.append(example(prompt, choices.key(letter, options)))
   return out
 
 

@@ -64,7 +64,7 @@ def grade(text: str, gold: str) -> Grade:
     return Grade(False, None)
   answer = answer.strip(" *_`\"'$").removesuffix(".").strip(" *_`\"'$")
   if re.fullmatch(r"\([A-Z]\)", gold):
-    named = {found[-2] for found in re.findall(where, answer)}
+    named = {option[-2] for option in re.findall(where, answer)}
     named = named or set(re.findall(r"^([A-Z])\b", answer))
     return Grade(named == {gold[1]}, answer)
   return Grade(_plain(answer, gold) == _plain(gold, gold), answer)
@@ -72,8 +72,8 @@ def grade(text: str, gold: str) -> Grade:
 
 def _stated(text):
   """What follows the last "answer is" or "answer:" in its line."""
-  found = re.split(r"answer\s+is\b:?|\banswer:", text, flags=re.IGNORECASE)
-  return found[-1].strip().split("\n")[0] or None if len(found) > 1 else None
+  parts = re.split(r"answer\s+is\b:?|\banswer:", text, flags=re.IGNORECASE)
+  return parts[-1].strip().split("\n")[0] or None if len(parts) > 1 else None
 
 
 def _plain(answer, gold):

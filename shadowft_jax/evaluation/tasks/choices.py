@@ -7,13 +7,13 @@ from shadowft_jax.evaluation.tasks import grading
 from shadowft_jax.evaluation.tasks.task import Grade
 
 # Prompts for a last line "ANSWER: X": OpenCompass's of MMLU-Pro, and of ARC and GPQA.
-ASKED_ANY = (
+PROMPT_ANY = (
   "Answer the following multiple choice question. The last line of your response should be of the "
   "following format: 'ANSWER: $LETTER' (without quotes) where LETTER is one of Options(e.g. one of "
   "ABCDEFGHIJKLMNOP). Think step by step before answering.\n\nQuestion:\n\n{question}\n\n"
   "Options:\n\n{options}"
 )
-ASKED_ABCD = (
+PROMPT_ABCD = (
   "Answer the following multiple choice question. The last line of your response should be of the "
   "following format: 'ANSWER: $LETTER' (without quotes) where LETTER is one of ABCD. Think step by "
   "step before answering.\n\n{question}\n\n{options}"
@@ -28,10 +28,10 @@ def listed(options: Sequence[str], form: str = "{letter}. {option}") -> str:
   return "\n".join(form.format(letter=letter, option=option) for letter, option in lines)
 
 
-def asked(text: str, letters: str) -> str | None:
+def answer_line(text: str, letters: str) -> str | None:
   """X of the last "ANSWER: X", the line that prompts ask for."""
-  found = re.findall(rf"\bANSWER{_MARKS}([{letters}])\b", text)
-  return found[-1] if found else None
+  named = re.findall(rf"\bANSWER{_MARKS}([{letters}])\b", text)
+  return named[-1] if named else None
 
 
 def stated(text: str, letters: str, end: str = "") -> str | None:
@@ -39,8 +39,8 @@ def stated(text: str, letters: str, end: str = "") -> str | None:
 
   `end` is a regular expression for what follows X in the former.
   """
-  if found := re.search(rf"answer is \(?([{letters}]){end}", text):
-    return found[1]
+  if match := re.search(rf"answer is \(?([{letters}]){end}", text):
+    return match[1]
   lines = list(re.finditer(rf"[aA]nswer:\s*([{letters}])", text))
   if not lines:
     return None
@@ -54,14 +54,14 @@ def option(text: str, letters: str) -> str | None:
   In this order: "ANSWER: X"; a box; "answer is (X)" or "answer: X"; a letter that the text begins
   with; "option X", the last; the last letter that stands alone.
   """
-  if found := asked(text, letters):
-    return found
+  if letter := answer_line(text, letters):
+    return letter
   box = grading.boxed(text)
   if box and (inside := re.match(rf"{_MARKS}([{letters}])\b", box)):
     return inside[1]
   # What a small letter follows is a word: "the answer is Dangerous".
-  if found := stated(text, letters, end="(?![a-z])"):
-    return found
+  if letter := stated(text, letters, end="(?![a-z])"):
+    return letter
   if leading := re.match(rf"[\s*_(\[`\"']*([{letters}])[*_)\]`\"']*(?:[.):,]|\s*$)", text):
     return leading[1]
   shown = rf"(?:answer|option|choice)(?:\s+is)?{_MARKS}(?-i:([{letters}]))\b"
@@ -73,8 +73,8 @@ def option(text: str, letters: str) -> str | None:
 
 def grade(text: str, gold: dict) -> Grade:
   """Grades the option named; gold holds the right `letter`, and all `letters`."""
-  found = option(text, gold["letters"])
-  return Grade(found == gold["letter"], found)
+  letter = option(text, gold["letters"])
+  return Grade(letter == gold["letter"], letter)
 
 
 def key(letter: str, options: Sequence[str]) -> dict:

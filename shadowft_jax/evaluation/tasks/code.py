@@ -43,9 +43,9 @@ def solution(text: str, prompt: str, entry_point: str) -> str:
 
   Of several fenced blocks it is the first that defines the function.
   """
-  found = blocks(text) or [text]
+  candidates = blocks(text) or [text]
   defines = re.compile(rf"^[ \t]*def\s+{re.escape(entry_point)}\b", re.MULTILINE)
-  code = next((block for block in found if defines.search(block)), found[0])
+  code = next((block for block in candidates if defines.search(block)), candidates[0])
   programs = [f"{prompt}\n{code}\n"]
   if not defines.search(code):  # a body, of which a model or a tokenizer may leave out spaces
     lines = code.strip("\n").split("\n")

@@ -27,7 +27,7 @@ PASSAGES = Original(
   split="validation",
 )
 SHOWN = f" Some examples of passages and Q&A are provided below.\n\n{SHOTS}\n\n"
-ASKED = (
+PROMPT = (
   "You will be asked to read a passage and answer a question.{shots}"
   "# Your Task\n\n---\n{context}\n\nThink step by step, then "
   'write a line of the form "Answer: $ANSWER" at the end of your response.'
@@ -36,10 +36,10 @@ ASKED = (
 
 def _answers(pair):
   """The gold answers of a question: that of its author, and those of validators."""
-  found = [pair["answer"], *(pair.get("validated_answers") or [])]
-  dates = [" ".join(filter(None, (a.get("date") or {}).values())) for a in found]
+  answers = [pair["answer"], *(pair.get("validated_answers") or [])]
+  dates = [" ".join(filter(None, (a.get("date") or {}).values())) for a in answers]
   texts = [
-    a["number"] or ", ".join(a["spans"]) or date for a, date in zip(found, dates, strict=True)
+    a["number"] or ", ".join(a["spans"]) or date for a, date in zip(answers, dates, strict=True)
   ]
   return list(dict.fromkeys(filter(None, texts)))
 
@@ -60,7 +60,7 @@ def _questions(data):
 
 
 def _read(data: Data, shots: str) -> list[Example]:
-  prompt = ASKED.replace("{shots}", shots)
+  prompt = PROMPT.replace("{shots}", shots)
   return [example(prompt.replace("{context}", c), gold) for c, gold in _questions(data)]
 
 
@@ -71,8 +71,8 @@ def _plain(text):
 
 def grade(text: str, gold: list[str]) -> Grade:
   """Grades the line "Answer: …", or else a box, or else the whole text."""
-  found = re.findall(r"answer\s*:\s*([^\n]+)", text, re.IGNORECASE)
-  answer = found[-1] if found else grading.boxed(text) or text
+  lines = re.findall(r"answer\s*:\s*([^\n]+)", text, re.IGNORECASE)
+  answer = lines[-1] if lines else grading.boxed(text) or text
   given = _plain(answer)
   right = [_plain(g) for g in gold]
   is_right = any(given == r or (given and r and (given in r or r in given)) for r in right)

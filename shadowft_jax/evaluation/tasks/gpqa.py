@@ -20,7 +20,7 @@ FORM = "a CSV with the columns Question, Correct Answer, Incorrect Answer 1 to 3
 ROTATIONS = ("ABCD", "BCDA", "CDAB", "DABC")
 FORM_OF_OPTION = "({letter}){option}"
 MEDICAL = ("Genetics", "Molecular Biology")
-ASKED = (
+PROMPT = (
   "What is the correct answer to this question: {question}\nChoices:\n{options}\nFormat your "
   'response as follows: "The correct answer is (insert answer here)"'
 )
@@ -34,14 +34,14 @@ def _read(
   for number, row in enumerate(table(data.rows(original)), 1):
     if subdomains and row["Subdomain"] not in subdomains:
       continue
-    found = [row["Correct Answer"]] + [row[f"Incorrect Answer {i}"] for i in (1, 2, 3)]
-    options = [found["ABCD".index(c)] for c in ROTATIONS[number % 4]]
-    form, prompt = (
-      ("{letter}. {option}", choices.ASKED_ABCD) if with_thoughts else (FORM_OF_OPTION, ASKED)
+    answers = [row["Correct Answer"]] + [row[f"Incorrect Answer {i}"] for i in (1, 2, 3)]
+    options = [answers["ABCD".index(c)] for c in ROTATIONS[number % 4]]
+    form, template = (
+      ("{letter}. {option}", choices.PROMPT_ABCD) if with_thoughts else (FORM_OF_OPTION, PROMPT)
     )
-    asked = prompt.format(question=row["Question"], options=choices.listed(options, form))
-    gold = choices.key("ABCD"[options.index(found[0])], options)
-    out.append(example(asked, gold, row.get("Subdomain") or ""))
+    prompt = template.format(question=row["Question"], options=choices.listed(options, form))
+    gold = choices.key("ABCD"[options.index(answers[0])], options)
+    out.append(example(prompt, gold, row.get("Subdomain") or ""))
   return out
 
 

@@ -61,10 +61,10 @@ def boxed(text: str) -> str | None:
 
 def stated(text: str) -> str | None:
   """What follows the last "answer is", "answer:" or "####", up to the end of its sentence."""
-  found = [m for m in _STATED.finditer(text) if text[m.end() :].strip()]
-  if not found:
+  matches = [m for m in _STATED.finditer(text) if text[m.end() :].strip()]
+  if not matches:
     return None
-  line = text[found[-1].end() :].strip().split("\n")[0]
+  line = text[matches[-1].end() :].strip().split("\n")[0]
   if formula := re.match(r"\$\$?(.+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", line):
     return next(filter(None, formula.groups())).strip()
   return re.split(r"\.(?=\s|$)", line)[0].strip(" *_") or None
@@ -72,8 +72,8 @@ def stated(text: str) -> str | None:
 
 def last_number(text: str) -> str | None:
   """The last number in a text, without its commas."""
-  found = NUMBER.findall(text)
-  return found[-1].rstrip(",").replace(",", "") if found else None
+  numbers = NUMBER.findall(text)
+  return numbers[-1].rstrip(",").replace(",", "") if numbers else None
 
 
 def normal(answer: str) -> str:

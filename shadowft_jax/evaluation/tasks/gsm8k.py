@@ -19,7 +19,7 @@ PROBLEMS = Original(
   hub="openai/gsm8k",
   subset="main",
 )
-ASKED = "Question: {question}\nLet's think step by step\nAnswer:"
+PROMPT = "Question: {question}\nLet's think step by step\nAnswer:"
 
 
 def _problems(data):
@@ -33,8 +33,8 @@ def _zero_shot(data: Data) -> list[Example]:
 
 def few_shot(shots: list[tuple[str, str]], question: str) -> list[dict[str, str]]:
   """The messages of a question after worked examples."""
-  worked = [(ASKED.format(question=asked), answer) for asked, answer in shots]
-  return dialogue(worked, ASKED.format(question=question))
+  worked = [(PROMPT.format(question=q), answer) for q, answer in shots]
+  return dialogue(worked, PROMPT.format(question=question))
 
 
 def _four_shot(data: Data) -> list[Example]:

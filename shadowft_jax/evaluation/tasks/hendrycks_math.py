@@ -79,8 +79,8 @@ def _zero_shot(data: Data) -> list[Example]:
 
 def _four_shot(data: Data) -> list[Example]:
   worked = list(_worked())
-  asked = lambda problem: f"Problem:\n{problem}\nSolution:\n"
-  return [example(dialogue(worked, asked(p)), gold, kind) for p, gold, kind in _problems(data)]
+  prompt = lambda problem: f"Problem:\n{problem}\nSolution:\n"
+  return [example(dialogue(worked, prompt(p)), gold, kind) for p, gold, kind in _problems(data)]
 
 
 MATH = Task("math", _zero_shot, grading.mathematics, max_new_tokens=1024)

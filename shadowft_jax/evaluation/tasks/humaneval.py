@@ -17,7 +17,7 @@ PROBLEMS = Original(
   form='rows with "task_id", "prompt", "entry_point" and "test"',
   hub="openai/openai_humaneval",
 )
-ASKED = "Complete the following python code:\n{prompt}"
+PROMPT = "Complete the following python code:\n{prompt}"
 SECONDS = 15.0
 
 
@@ -25,7 +25,7 @@ def _read(data: Data) -> list[Example]:
   out = []
   for row in data.rows(PROBLEMS):
     gold = {name: row[name] for name in ("task_id", "prompt", "entry_point", "test")}
-    out.append(example(ASKED.format(prompt=row["prompt"]), gold))
+    out.append(example(PROMPT.format(prompt=row["prompt"]), gold))
   return out
 
 

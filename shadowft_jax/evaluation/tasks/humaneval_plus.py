@@ -18,7 +18,7 @@ PROBLEMS = Original(
   form='rows with "prompt", "entry_point", "canonical_solution", "base_input", "plus_input"',
   origin="https://github.com/evalplus/humanevalplus_release/releases",
 )
-ASKED = (
+PROMPT = (
   "Read the following function signature and docstring, and fully implement the function "
   "described. Your response should only contain the code for this function.\n{prompt}"
 )
@@ -59,7 +59,7 @@ def _read(data: Data) -> list[Example]:
   out = []
   for row in data.rows(PROBLEMS):
     gold = {name: row[name] for name in FIELDS}
-    out.append(example(ASKED.format(prompt=row["prompt"]), gold))
+    out.append(example(PROMPT.format(prompt=row["prompt"]), gold))
   return out
 
 

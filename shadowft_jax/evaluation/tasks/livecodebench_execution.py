@@ -22,7 +22,7 @@ SAMPLES = Original(
 SYSTEM = (
   "You are an expert at Python programming, code execution, test case generation, and fuzzing."
 )
-ASKED = """\
+PROMPT = """\
 You are given a Python function and an assertion containing an input to the function. Complete the \
 assertion with a literal (no unsimplified expressions, no function calls) containing the output \
 when executing the provided code on the given input, even if the function is incorrect or \
@@ -59,8 +59,8 @@ UNREADABLE = object()
 def _read(data: Data) -> list[Example]:
   out = []
   for row in data.rows(SAMPLES):
-    asked = ASKED.replace("{input}", row["input"]).replace("{code}", row["code"])
-    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": asked}]
+    prompt = PROMPT.replace("{input}", row["input"]).replace("{code}", row["code"])
+    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": prompt}]
     out.append(example(messages, row["output"]))
   return out
 
@@ -80,8 +80,8 @@ def equal(given: object, right: object) -> bool:
 
 def grade(text: str, gold: str) -> Grade:
   """Grades what follows "==" in the last [PYTHON] block or the first answer."""
-  found = re.findall(r"\[PYTHON\](.*?)\[/PYTHON\]", text, re.DOTALL)
-  answer = found[-1] if found else text
+  blocks = re.findall(r"\[PYTHON\](.*?)\[/PYTHON\]", text, re.DOTALL)
+  answer = blocks[-1] if blocks else text
   answer = answer.partition("==")[2] if "==" in answer else answer
   answer = answer.split("[/ANSWER]")[0] if "[/ANSWER]" in answer else answer.strip().split("\n")[0]
   given, right = value(answer), value(gold)

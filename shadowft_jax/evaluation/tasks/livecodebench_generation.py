@@ -27,7 +27,7 @@ PROBLEMS = Original(
   form='rows with "question_content", "starter_code", "public_test_cases", "private_test_cases"',
   origin="https://huggingface.co/datasets/livecodebench/code_generation_lite (test.jsonl)",
 )
-ASKED = (
+PROMPT = (
   "### Question:\n{question}\n\n{form}### Answer: (use the provided format with backticks)\n\n"
 )
 WITH_STARTER = (
@@ -53,11 +53,11 @@ def tests(row: dict) -> list[dict[str, str]]:
   """The public tests of a row and its private ones, with "input" and "output"."""
   private = row["private_test_cases"]
   try:
-    found = json.loads(private)
+    private_tests = json.loads(private)
   except ValueError:
     content = zlib.decompress(base64.b64decode(private))
-    found = json.loads(_Text(io.BytesIO(content)).load())
-  return json.loads(row["public_test_cases"]) + found
+    private_tests = json.loads(_Text(io.BytesIO(content)).load())
+  return json.loads(row["public_test_cases"]) + private_tests
 
 
 def _read(data: Data) -> list[Example]:
@@ -65,14 +65,14 @@ def _read(data: Data) -> list[Example]:
   for row in data.rows(PROBLEMS):
     form = WITH_STARTER if row["starter_code"] else WITHOUT_STARTER
     form = form.replace("{starter}", row["starter_code"])
-    found = tests(row)
+    cases = tests(row)
     gold = {
-      "inputs": [test["input"] for test in found],
-      "outputs": [test["output"] for test in found],
+      "inputs": [test["input"] for test in cases],
+      "outputs": [test["output"] for test in cases],
       "name": json.loads(row["metadata"] or "{}").get("func_name"),
     }
-    asked = ASKED.replace("{form}", form).replace("{question}", row["question_content"])
-    out.append(example(asked, gold, row.get("difficulty") or ""))
+    prompt = PROMPT.replace("{form}", form).replace("{question}", row["question_content"])
+    out.append(example(prompt, gold, row.get("difficulty") or ""))
   return out
 
 

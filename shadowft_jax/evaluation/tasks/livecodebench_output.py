@@ -23,7 +23,7 @@ SAMPLES = Original(
   form='rows with "question_content", "starter_code" and "test"',
   hub="livecodebench/test_generation",
 )
-ASKED = (
+PROMPT = (
   "Problem:\n{question}Function:\n```\n{starter}\n```\nPlease complete the following test case:\n\n"
   "```\nassert {name}({input}) == # TODO\n```\n"
 )
@@ -34,9 +34,9 @@ def _read(data: Data) -> list[Example]:
   for row in data.rows(SAMPLES):
     test = json.loads(row["test"])[0]
     [name] = re.findall(r"def\s+(\w+)", row["starter_code"])[:1]
-    asked = ASKED.replace("{name}", name).replace("{input}", ", ".join(test["input"].split("\n")))
-    asked = asked.replace("{starter}", row["starter_code"])
-    out.append(example(asked.replace("{question}", row["question_content"]), test["output"]))
+    prompt = PROMPT.replace("{name}", name).replace("{input}", ", ".join(test["input"].split("\n")))
+    prompt = prompt.replace("{starter}", row["starter_code"])
+    out.append(example(prompt.replace("{question}", row["question_content"]), test["output"]))
   return out
 
 

@@ -17,7 +17,7 @@ QUESTIONS = Original(
   hub="openlifescienceai/medmcqa",
   split="validation",
 )
-ASKED = (
+PROMPT = (
   "Q: {question}\n{options}\n Please select the correct answer from the options above and output "
   "only the corresponding letter (A, B, C, D, or E) without any explanation or additional text.\n"
 )
@@ -31,7 +31,7 @@ def _read(data: Data) -> list[Example]:
       {"role": "system", "content": "You are a helpful medical assistant.\n\n"},
       {
         "role": "user",
-        "content": ASKED.format(question=row["question"], options=choices.listed(options)),
+        "content": PROMPT.format(question=row["question"], options=choices.listed(options)),
       },
     ]
     gold = choices.key(choices.LETTERS[int(row["cop"])], options)

@@ -23,8 +23,8 @@ def _read(data: Data) -> list[Example]:
   out = []
   for row in data.rows(QUESTIONS):
     options = [row["options"][letter] for letter in sorted(row["options"])]
-    asked = choices.ASKED_ANY.format(question=row["question"], options=choices.listed(options))
-    out.append(example(asked, choices.key(row["answer_idx"], options)))
+    prompt = choices.PROMPT_ANY.format(question=row["question"], options=choices.listed(options))
+    out.append(example(prompt, choices.key(row["answer_idx"], options)))
   return out
 
 

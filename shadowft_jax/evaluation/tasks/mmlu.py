@@ -22,7 +22,7 @@ SUBJECTS = Original(
   origin="https://github.com/wutaiqiang/Shadow-FT (evaluation/mmlu/mmlu.zip)",
 )
 HUB = ("cais/mmlu", "all")
-ASKED = (
+PROMPT = (
   "There is a single choice question about {subject}. Answer the question by replying A, B, C or "
   "D.\nQuestion: {question}\n{options}\nAnswer: "
 )
@@ -51,8 +51,8 @@ def _splits(data: Data) -> dict[str, dict[str, list[tuple[str, list[str], str]]]
   return out
 
 
-def _asked(subject, question, options):
-  return ASKED.format(
+def _prompt(subject, question, options):
+  return PROMPT.format(
     subject=subject.replace("_", " "), question=question, options=choices.listed(options)
   )
 
@@ -62,9 +62,9 @@ def _read(data: Data, shots: int, subjects: tuple[str, ...] = ()) -> list[Exampl
   for subject, splits in _splits(data).items():
     if subjects and subject not in subjects:
       continue
-    worked = [(_asked(subject, q, o), f"{letter}\n") for q, o, letter in splits["dev"][:shots]]
+    worked = [(_prompt(subject, q, o), f"{letter}\n") for q, o, letter in splits["dev"][:shots]]
     for question, options, letter in splits["test"]:
-      messages = dialogue(worked, _asked(subject, question, options))
+      messages = dialogue(worked, _prompt(subject, question, options))
       out.append(example(messages, choices.key(letter, options), subject))
   return out
 

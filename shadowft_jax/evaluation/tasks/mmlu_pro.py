@@ -32,17 +32,17 @@ def _read(data: Data, categories: tuple[str, ...] = ()) -> list[Example]:
     if categories and row["category"] not in categories:
       continue
     options = [o for o in row["options"] if o != "N/A"]
-    asked = choices.ASKED_ANY.format(question=row["question"], options=choices.listed(options))
-    out.append(example(asked, choices.key(row["answer"], choices.LETTERS[:10]), row["category"]))
+    prompt = choices.PROMPT_ANY.format(question=row["question"], options=choices.listed(options))
+    out.append(example(prompt, choices.key(row["answer"], choices.LETTERS[:10]), row["category"]))
   return out
 
 
 def grade(text: str, gold: dict) -> Grade:
   """Grades the option named; what MMLU-Pro's scorer reads comes before boxes and other forms."""
   letters = gold["letters"]
-  found = choices.asked(text, letters) or choices.stated(text, letters)
-  found = found or choices.option(text, letters)
-  return Grade(found == gold["letter"], found)
+  letter = choices.answer_line(text, letters) or choices.stated(text, letters)
+  letter = letter or choices.option(text, letters)
+  return Grade(letter == gold["letter"], letter)
 
 
 MMLU_PRO = Task("mmlu_pro", _read, grade, by_group=True)

@@ -81,11 +81,11 @@ class Data:
         for path in (place, place.with_name(place.name + ".gz")):
           if path.is_file():
             return path
-    wanted = " or ".join(original.files)
+    names = " or ".join(original.files)
     hint = nearest(self.folder / original.files[0]) if self.folder.is_dir() else ""
     origin = original.origin or f"https://huggingface.co/datasets/{original.hub}"
     raise InputError(
-      f"{self.folder} has no {wanted} (nor the same with .gz){hint}; get it from {origin} and put "
+      f"{self.folder} has no {names} (nor the same with .gz){hint}; get it from {origin} and put "
       f"it there; it holds {original.form}"
     )
 

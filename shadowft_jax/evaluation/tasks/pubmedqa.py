@@ -38,17 +38,19 @@ def _questions(data):
   if data.folder is None:
     return [(r["question"], r["context"]["contexts"], r["final_decision"]) for r in rows]
   [test] = data.rows(TEST)
-  found = [rows[0][key] for key in test]
-  return [(r["QUESTION"], r["CONTEXTS"], r["final_decision"]) for r in found]
+  test_rows = [rows[0][key] for key in test]
+  return [(r["QUESTION"], r["CONTEXTS"], r["final_decision"]) for r in test_rows]
 
 
 def _read(data: Data) -> list[Example]:
   out = []
   for question, contexts, answer in _questions(data):
-    asked = f"CONTEXTS: {' '.join(contexts)}\nQUESTION: {question}"
+    with_contexts = f"CONTEXTS: {' '.join(contexts)}\nQUESTION: {question}"
     gold = choices.key(choices.LETTERS[WORDS.index(answer)], WORDS)
     out.append(
-      example(choices.ASKED_ANY.format(question=asked, options=choices.listed(WORDS)), gold)
+      example(
+        choices.PROMPT_ANY.format(question=with_contexts, options=choices.listed(WORDS)), gold
+      )
     )
   return out
 
@@ -56,9 +58,9 @@ def _read(data: Data) -> list[Example]:
 def grade(text: str, gold: dict) -> Grade:
   """Grades the word of a boxed or stated answer, or of a text of one word; else the option."""
   place = grading.boxed(text) or grading.stated(text) or ""
-  said = re.match(r"\W*(yes|no|maybe)\b", place, re.IGNORECASE)
-  if found := said or re.fullmatch(r"\W*(yes|no|maybe)\W*", text, re.IGNORECASE):
-    letter = choices.LETTERS[WORDS.index(found[1].lower())]
+  match = re.match(r"\W*(yes|no|maybe)\b", place, re.IGNORECASE)
+  if word := match or re.fullmatch(r"\W*(yes|no|maybe)\W*", text, re.IGNORECASE):
+    letter = choices.LETTERS[WORDS.index(word[1].lower())]
     return Grade(letter == gold["letter"], letter)
   return choices.grade(text, gold)
 

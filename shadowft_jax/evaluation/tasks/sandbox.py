@@ -205,9 +205,9 @@ def _python():
   """(the path of Python, all files and folders that it takes)."""
   python = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
   library = pathlib.Path(os.path.realpath(sysconfig.get_path("stdlib")))
-  found = library.glob("lib-dynload/*.so")
-  modules = [str(p) for p in found if not UNUSED.match(p.name)]
-  told = subprocess.run(["ldd", python, *modules], capture_output=True, text=True)
-  loaded = {os.path.normpath(path) for path in re.findall(r"(/\S+) \(0x", told.stdout)}
+  extensions = library.glob("lib-dynload/*.so")
+  modules = [str(p) for p in extensions if not UNUSED.match(p.name)]
+  ldd = subprocess.run(["ldd", python, *modules], capture_output=True, text=True)
+  loaded = {os.path.normpath(path) for path in re.findall(r"(/\S+) \(0x", ldd.stdout)}
   files = {path for path in {*loaded, python} if library not in pathlib.Path(path).parents}
   return python, [str(library), *sorted(files)]

@@ -21,10 +21,10 @@ for line in sys.stdin:
   answer, gold = json.loads(line)
   try:
     parse = lambda text: math_verify.parse("$" + text + "$", parsing_timeout=None)
-    found = bool(math_verify.verify(parse(gold), parse(answer), timeout_seconds=None))
+    is_equal = bool(math_verify.verify(parse(gold), parse(answer), timeout_seconds=None))
   except Exception:
-    found = False
-  print(json.dumps(found), flush=True)
+    is_equal = False
+  print(json.dumps(is_equal), flush=True)
 """
 
 
@@ -55,12 +55,12 @@ class _Worker:
     try:
       self.process.stdin.write(json.dumps(question) + "\n")
       self.process.stdin.flush()
-      found = self.answers.get(timeout=SECONDS)
+      reply = self.answers.get(timeout=SECONDS)
     except (queue.Empty, BrokenPipeError):
-      found = None
-    if found is None:
+      reply = None
+    if reply is None:
       self.stop()
-    return found == "true\n"
+    return reply == "true\n"
 
   def _start(self):
     self.process = subprocess.Popen(

@@ -69,10 +69,10 @@ class Task:
     Raises:
       InputError: the data are missing or have another form.
     """
-    found = _unique(self.read(data))
+    examples = _unique(self.read(data))
     seen: dict[str, int] = collections.Counter()
     out = []
-    for one in found:
+    for one in examples:
       seen[one.group] += 1
       if limit is None or seen[one.group] <= limit:
         out.append(one)
@@ -90,16 +90,16 @@ def example(messages: Messages | str, gold: Any, group: str = "") -> Example:
 def dialogue(shots: list[tuple[str, str]], question: str) -> Messages:
   """Worked examples as turns of a conversation, and the question as its last turn."""
   messages = []
-  for asked, answered in shots:
-    messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+  for shot, answer in shots:
+    messages += [{"role": "user", "content": shot}, {"role": "assistant", "content": answer}]
   return [*messages, {"role": "user", "content": question}]
 
 
-def _unique(found):
+def _unique(examples):
   """The same with "-2", "-3" after the ids of questions that a data set has several times."""
   seen: dict[str, int] = collections.Counter()
   out = []
-  for one in found:
+  for one in examples:
     seen[one.id] += 1
     name = one.id if seen[one.id] == 1 else f"{one.id}-{seen[one.id]}"
     out.append(dataclasses.replace(one, id=name))

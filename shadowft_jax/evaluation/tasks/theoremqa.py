@@ -24,7 +24,7 @@ QUESTIONS = Original(
   form='rows with "Question", "Answer" and "Answer_type"',
   hub="TIGER-Lab/TheoremQA",
 )
-ASKED = (
+PROMPT = (
   "You are a mathematician, you are supposed to answer the given question. You need to output the "
   'answer in your final sentence like "Therefore, the answer is ...". The answer can only be one '
   "of the following forms:\n1. a numerical value like 0.1, no symbol and no unit at all.\n2. a "
@@ -59,7 +59,7 @@ def _read(data: Data) -> list[Example]:
     if isinstance(gold, str) and row["Answer_type"] != "option":  # as the Hub has it
       gold = json.loads(gold.replace("True", "true").replace("False", "false"))
     gold = {"type": row["Answer_type"], "answer": gold}
-    out.append(example(ASKED.format(question=row["Question"]), gold, row.get("field") or ""))
+    out.append(example(PROMPT.format(question=row["Question"]), gold, row.get("field") or ""))
   return out
 
 
@@ -76,8 +76,8 @@ def value(answer: str) -> Any:
     try:
       tree = ast.parse(text, mode="eval")
       if all(isinstance(n, _NODES) and getattr(n, "id", "e") in _NAMES for n in ast.walk(tree)):
-        found = eval(compile(tree, "", "eval"), {"__builtins__": {}}, _NAMES)
-        return list(found) if isinstance(found, list | tuple) else found
+        result = eval(compile(tree, "", "eval"), {"__builtins__": {}}, _NAMES)
+        return list(result) if isinstance(result, list | tuple) else result
     except (SyntaxError, ValueError, TypeError, ArithmeticError, RecursionError, MemoryError):
       continue
   return None
@@ -97,10 +97,10 @@ def grade(text: str, gold: dict) -> Grade:
   if answer is None:
     return Grade(False, None)
   if gold["type"] == "bool":
-    said = re.search(r"\b(true|yes|false|no|not)\b", answer, re.IGNORECASE)
-    if said is None:
+    word = re.search(r"\b(true|yes|false|no|not)\b", answer, re.IGNORECASE)
+    if word is None:
       return Grade(False, None)
-    return Grade((said[1].lower() in ("true", "yes")) == right, answer)
+    return Grade((word[1].lower() in ("true", "yes")) == right, answer)
   if gold["type"] == "option":
     return Grade(right.lower() in answer.lower() or answer.strip("() ").lower() == right[1], answer)
   given = value(answer)

@@ -28,7 +28,7 @@ SENTENCES = Original(
   subset="winogrande_xl",
   split="validation",
 )
-ASKED = {
+PROMPT = {
   1: "Which of the following is a good sentence:\n{options}\nAnswer:",
   2: "Which is a good sentence out of the following:\n{options}\nAnswer:",
 }
@@ -41,9 +41,9 @@ def _sentence(row):
   """(sentence, option 1, option 2, number of the right one)."""
   if "sentence" in row:
     return row["sentence"], row["option1"], row["option2"], int(row["answer"])
-  if not (found := _INSTRUCTION.search(row.get("instruction", ""))):
+  if not (match := _INSTRUCTION.search(row.get("instruction", ""))):
     raise InputError(f"Winogrande has a row of another form: {row}; expected {SENTENCES.form}")
-  return *found.groups(), int(row["answer"].removeprefix("option"))
+  return *match.groups(), int(row["answer"].removeprefix("option"))
 
 
 def _read(data: Data, variant: int) -> list[Example]:
@@ -51,8 +51,8 @@ def _read(data: Data, variant: int) -> list[Example]:
   for row in data.rows(SENTENCES):
     sentence, first, second, right = _sentence(row)
     options = [sentence.replace("_", option) for option in (first, second)]
-    asked = ASKED[variant].format(options=choices.listed(options))
-    out.append(example(asked, choices.key(choices.LETTERS[right - 1], options)))
+    prompt = PROMPT[variant].format(options=choices.listed(options))
+    out.append(example(prompt, choices.key(choices.LETTERS[right - 1], options)))
   return out
 
 
