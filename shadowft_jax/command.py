@@ -10,7 +10,6 @@ A command module has `Options`, `main(options)` and, where it is started, `run(m
 """
 
 import dataclasses
-import difflib
 import itertools
 import re
 import sys
@@ -208,10 +207,7 @@ def _unknown(name, types):
   flag, dot, field = name.partition(".")
   if dot and types.get(flag) is Config:
     return config_help.unknown_field(field)
-  if Config in types.values() and (from_elsewhere := config_help.hint(name)):
-    return f"unknown flag --{name}: it{from_elsewhere}"
-  near = difflib.get_close_matches(name, types, n=1)
-  return f"unknown flag --{name}" + (f"; did you mean --{near[0]}?" if near else "")
+  return config_help.unknown_flag(name, types, has_config=Config in types.values())
 
 
 def _flag_message(error, types):

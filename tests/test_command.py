@@ -165,7 +165,12 @@ def test_invalid_options_are_one_line_errors(argv, words):
 
 def test_required_flags():
   refused(Options, [], "--out is required: Folder to write.")
-  refused(WithConfig, [], "--config is required: dpo_lora, full, lora, ", "such as --config lora")
+  refused(
+    WithConfig,
+    [],
+    "--config is required: dpo_lora, full, kto_lora, lora, ",
+    "such as --config lora",
+  )
   refused(WithConfig, ["--config.lr=1"], "--config is required")
   with pytest.raises(TypeError, match="out"):
     Options()
@@ -196,9 +201,9 @@ def test_a_config_and_its_fields(monkeypatch):
     ("--config configs/lroa.py", "configs/lroa.py does not exist; did you mean configs/lora.py?"),
     ("--config lroa", "--config lroa does not exist; did you mean lora?"),
     ("--config nowhere/lora.py", "--config nowhere/lora.py does not exist; did you mean lora?"),
-    ("--config xyzzy", "does not exist; built-in configs are dpo_lora, full, lora"),
+    ("--config xyzzy", "does not exist; built-in configs are dpo_lora, full, kto_lora, lora"),
     ("--config configs", "--config configs is a folder; expected a name such as lora, or a file"),
-    ("--config", "--config is required: dpo_lora, full, lora, "),
+    ("--config", "--config is required: dpo_lora, full, kto_lora, lora, "),
     ("lora", "--config is required"),
     ("{} --config.lrr=1", "unknown field config.lrr; did you mean config.lr?"),
     ("{} --config.trian=1", "unknown field config.trian; did you mean config.data.train?"),

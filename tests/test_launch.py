@@ -147,7 +147,7 @@ def test_tpu_vm_starts_the_command_on_every_worker(fakes, tmp_path, args):
   for got, folder, variables in environment_of(tmp_path):
     assert got == ["-m", "shadowft_jax.train", *args]
     assert folder == str(tmp_path / "far" / "a folder")
-    assert hosts._found(variables) == {"cluster_detection_method": "gcetpu"}
+    assert hosts._arguments(variables) == {"cluster_detection_method": "gcetpu"}
   assert len(environment_of(tmp_path)) == 2
 
 
@@ -185,7 +185,7 @@ def test_the_jobset_agrees_with_itself():
   pod = batch["template"]["spec"]
   [container] = pod["containers"]
   env = {e["name"]: e.get("value", "0") for e in container["env"]}
-  arguments = hosts._found(env)
+  arguments = hosts._arguments(env)
   assert arguments["num_processes"] == batch["parallelism"] == batch["completions"]
   host, port = arguments["coordinator_address"].split(":")
   assert host == f"{jobset['metadata']['name']}-{job['name']}-0-0.{spec['network']['subdomain']}"
@@ -213,7 +213,7 @@ def test_sky_tells_each_node_who_it_is(fakes, tmp_path, rank):
   subprocess.run(["bash", "-c", task["run"]], env=env, check=True)
   [[args, _, variables]] = environment_of(tmp_path)
   assert args == ["-m", "shadowft_jax.train", "--config", "c.py", "--workdir", "/shared/two words"]
-  arguments = hosts._found(variables)
+  arguments = hosts._arguments(variables)
   assert arguments["process_id"] == rank and arguments["num_processes"] == 2
   assert re.fullmatch(r"10\.0\.0\.1:\d+", arguments["coordinator_address"])
 

@@ -1,4 +1,4 @@
-"""The help of config fields, and the errors for fields that do not exist."""
+"""The help of config fields, and the errors for fields and flags that do not exist."""
 
 import difflib
 import textwrap
@@ -132,6 +132,14 @@ def help_text() -> str:
     text = textwrap.fill(text, 88, break_on_hyphens=False)
     lines += [f"  {name}", textwrap.indent(text, 6 * " ")]
   return "\n".join(lines)
+
+
+def unknown_flag(name: str, known: Iterable[str], has_config: bool) -> str:
+  """The error text for an unknown flag; `has_config`: whether the command takes a config."""
+  if has_config and (from_elsewhere := hint(name)):
+    return f"unknown flag --{name}: it{from_elsewhere}"
+  near = difflib.get_close_matches(name, known, n=1)
+  return f"unknown flag --{name}" + (f"; did you mean --{near[0]}?" if near else "")
 
 
 def unknown_field(name: str, known: Iterable[str] = presets.FIELDS) -> str:
