@@ -468,7 +468,7 @@ def in_process(side, deadline, *flags):
       capture_output=True,
       text=True,
       timeout=left,
-      # JAX takes three quarters of a GPU unless it is told otherwise.
+      # JAX takes three quarters of a GPU unless configured otherwise.
       env={"XLA_CLIENT_MEM_FRACTION": "0.93", **os.environ},
     )
   except subprocess.TimeoutExpired:

@@ -5,7 +5,7 @@
 
 Writes three checkpoints of Llama's shape (bfloat16, random; 2 GB a billion each, and as much for
 each result) and grafts them in processes of their own, start-up included, in turn: mergekit's
-task_arithmetic if the Python of an environment that has it is told (third_party/README.md), the
+task_arithmetic if the Python of an environment that has it is given (third_party/README.md), the
 authors' method, ten plain lines of torch that load three models, ours with --no-verify, ours.
 Prints one JSON line: the fastest of each, in seconds; memory is the peak of what is not file cache
 (anonymous pages), in GB.  The others do not wait until their result is on disk; ours does.

@@ -22,7 +22,7 @@ linkcheck_ignore = [r"https://huggingface\.co/meta-llama/.*"]
 
 
 def prepare(_, name, source):
-  """Fills in the tables of a page, and names files outside docs/ in the place of links to them."""
+  """Fills in the tables of a page, and names files outside docs/ instead of linking to them."""
   text = tables.filled(source[0])
   source[0] = re.sub(r"\[([^]]+)\]\(\.\./([^)#]+)[^)]*\)", r"\1 (`\2` in the repository)", text)
 

@@ -56,7 +56,7 @@ def write_pairs(folder, seed):
 
 
 def config_of(arm, rank, folder, seed):
-  """The tiny pair's config with pairs in the place of answers."""
+  """The tiny pair's config with preference pairs instead of answers."""
   c = quickstart.load_config()
   c.objective = "dpo"
   c.learn_on, c.seed, c.lr = ARMS[arm], seed, LR

@@ -91,8 +91,8 @@ FIELDS: dict[str, Field] = {
     "data.split": Field("train", "training split of a Hub dataset, or of a folder whose file names "
                         "contain splits"),
     "data.validation_split": Field("validation", "validation split of data.validation"),
-    **{f"data.columns.{name}": Field("", f"column of the {name}; if all are empty, the format is "
-                                     "detected from the rows")
+    **{f"data.columns.{name}": Field("", f"key or column of the {name} field; if all are empty, "
+                                     "the format is detected from the rows")
        for name in ("prompt", "response", "system", "messages", "chosen", "rejected", "label",
                     "text", "images", "tools")},
     "data.skip_bad_rows": Field(False, "skip bad rows, and count and list them, instead of ending "

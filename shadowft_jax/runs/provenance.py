@@ -46,7 +46,7 @@ def provenance(
 
   Args:
     inputs: {role: files or folders}; all files directly in a folder count; anything else, such as
-      an id of the Hub, has the digest None.
+      a Hub id, has the digest None.
     seed: of the run; None where there is none.
   """
   by_role: dict[str, dict[str, pathlib.Path]] = {}
