@@ -28,7 +28,7 @@ with epy.lazy_imports():  # help and errors of flags, config and paths come befo
   from shadowft_jax.hf import deltas, hub, weights
   from shadowft_jax.learning import kernels, loop, preflight, step
   from shadowft_jax.pairs import opened, registry
-  from shadowft_jax.runs import cards, metrics, run as runs
+  from shadowft_jax.runs import cards, metrics, run as runs, trackers
 
 
 def train(config: Config, workdir: str | os.PathLike) -> list[dict[str, Any]]:
@@ -102,6 +102,7 @@ def _resolve(config):
   if config.delta.init:
     config.delta.init = str(hub.locate_delta(config.delta.init))
   config_file.check(config)
+  trackers.check(config)
   opened.check_paths(config)
   first_rows.check(config)
 

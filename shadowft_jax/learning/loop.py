@@ -20,6 +20,7 @@ from shadowft_jax.hf.folder import ModelFolder, open_model
 from shadowft_jax.learning import checkpoints, guards, optim, reference, step as step_lib
 from shadowft_jax.presets import Config
 from shadowft_jax.progress import count, duration, say
+from shadowft_jax.runs import trackers
 from shadowft_jax.runs.metrics import Log
 from shadowft_jax.runs.run import Run
 from shadowft_jax.tree import Batch, Delta, Params
@@ -132,7 +133,8 @@ def learn(
       state = checkpoints.restore(saved, state)
       say(f"resuming {run.directory} from step {saved.latest.step}")
     first, began = int(state.step), time.monotonic()
-    with Log(run.directory, first, len(data.steps), config.eval_every) as log:
+    tracker = trackers.opened(run.directory, config)
+    with Log(run.directory, first, len(data.steps), config.eval_every, tracker) as log:
       state = _steps(state, trainer, saved, log)
     last, best = int(state.step), checkpoints.best_step(saved)
     say(f"trained {count(last - first, 'step')} in {duration(time.monotonic() - began)}")

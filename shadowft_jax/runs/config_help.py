@@ -48,6 +48,8 @@ NOT_OFFERED = {
   "neat_packing": "always: packed examples never see each other",
   "train_on_inputs, train_on_prompt": 'the loss covers answers; raw text ({"text": …}) is covered '
   "whole",
+  "mlflow, comet, neptune, swanlab": "metrics.jsonl and tensorboard/ can be read into it; "
+  "tracker=wandb is the one that is offered",
   "streaming": "data are read and tokenised once, and cached",
   "deepspeed, fsdp_config": "four numbers: mesh.data, mesh.fsdp, mesh.tensor, mesh.context",
   "reward_model, ppo, grpo, orpo, simpo": "the objectives are SFT, DPO and KTO; a delta from any "
@@ -69,6 +71,7 @@ ELSEWHERE = {
   "save_steps": "eval_every",
   "load_best_model_at_end": "graft.checkpoint",
   "early_stopping_patience": "early_stopping",
+  "report_to": "tracker",
   "bf16": "dtype",
   "gradient_checkpointing": "remat",
   "attn_implementation": "attention",
