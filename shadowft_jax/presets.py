@@ -147,6 +147,8 @@ FIELDS: dict[str, Field] = {
                         "at the end", least=0),
     "early_stopping": Field(0, "end training after this many validations in a row without a lower "
                             "validation loss; 0: off", least=0),
+    "samples": Field(0, "validation prompts that the Instruct and the grafted model answer at the "
+                     "end, in samples.jsonl", least=0),
     "tracker": Field("none", "where metrics are also sent, beside TensorBoard", ("none", "wandb")),
     "graft.match": Field("projections", f"trained parameters to graft: {SCOPE}", is_regex=True),
     "graft.checkpoint": Field("newest", "checkpoint to graft: newest, or best by validation loss",

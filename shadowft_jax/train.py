@@ -26,7 +26,7 @@ with epy.lazy_imports():  # help and errors of flags, config and paths come befo
   from shadowft_jax.data import dataset, first_rows, preview, sets
   from shadowft_jax.grafting import write
   from shadowft_jax.hf import deltas, hub, weights
-  from shadowft_jax.learning import kernels, loop, preflight, step
+  from shadowft_jax.learning import kernels, loop, preflight, samples, step
   from shadowft_jax.pairs import opened, registry
   from shadowft_jax.runs import cards, metrics, run as runs, trackers
 
@@ -91,6 +91,8 @@ def _tune(config, run, mesh):
       verb="grafted onto" if origin.is_graft else "added to",
     )
     losses = loop.measure(pair.instruct, run, loss, data, config, mesh)
+  if config.samples:
+    samples.write(pair.instruct, run, data, config, mesh)
   inputs = {"base": [pair.base.directory], "instruct": [pair.instruct.directory], **data.inputs}
   return run.finish(losses, inputs, config, origin, warnings=[*pair.warnings, *warned])
 

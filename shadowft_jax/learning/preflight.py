@@ -32,10 +32,11 @@ def check(
   check_graft(config, base, instruct)
   check_room(config, data, workdir, base, instruct)
   check_warmup(config, len(data.steps))
-  if config.early_stopping and not data.valid:
-    raise InputError(
-      "config.early_stopping needs validation rows; set config.data.validation or data.val_ratio"
-    )
+  for name in ("early_stopping", "samples"):
+    if config[name] and not data.valid:
+      raise InputError(
+        f"config.{name} needs validation rows; set config.data.validation or data.val_ratio"
+      )
   warn_of_few_updates(config, data)
 
 
