@@ -24,6 +24,7 @@ with epy.lazy_imports():  # help and errors of flags, config and paths come befo
 
   from shadowft_jax import hosts, sharding
   from shadowft_jax.data import dataset, first_rows, preview, sets
+  from shadowft_jax.generation import local
   from shadowft_jax.grafting import write
   from shadowft_jax.hf import deltas, hub, weights
   from shadowft_jax.learning import kernels, loop, preflight, samples, step
@@ -92,7 +93,7 @@ def _tune(config, run, mesh):
     )
     losses = loop.measure(pair.instruct, run, loss, data, config, mesh)
   if config.samples:
-    samples.write(pair.instruct, run, data, config, mesh)
+    samples.write(pair.instruct, run, data, config, mesh, local.load)
   inputs = {"base": [pair.base.directory], "instruct": [pair.instruct.directory], **data.inputs}
   return run.finish(losses, inputs, config, origin, warnings=[*pair.warnings, *warned])
 

@@ -1,6 +1,8 @@
 """Sample answers of a run: the Instruct's and the grafted model's to a few validation prompts."""
 
 import json
+from collections.abc import Callable
+from typing import Any
 
 from jax.sharding import Mesh
 import numpy as np
@@ -9,7 +11,6 @@ from shadowft_jax import files, hosts
 from shadowft_jax.data.dataset import Dataset
 from shadowft_jax.data.tokenizer import load_tokenizer
 from shadowft_jax.data.turns import Example
-from shadowft_jax.generation import local
 from shadowft_jax.generation.engine import Sampling
 from shadowft_jax.hf.folder import ModelFolder
 from shadowft_jax.presets import Config
@@ -20,10 +21,18 @@ NAME = "samples.jsonl"  # in a run's folder
 LONGEST = 256  # tokens per answer
 
 
-def write(instruct: ModelFolder, run: Run, data: Dataset, config: Config, mesh: Mesh) -> None:
+def write(
+  instruct: ModelFolder,
+  run: Run,
+  data: Dataset,
+  config: Config,
+  mesh: Mesh,
+  load: Callable[..., Any],
+) -> None:
   """Writes samples.jsonl: {"prompt", "expected", "instruct", "shadow"} of config.samples prompts.
 
-  Both models answer greedily, loaded from disk one after the other.
+  Both models answer greedily, loaded from disk one after the other by `load`, which is
+  `generation.local.load`.
   """
   splits = [split(e) for e in data.valid]
   chosen = [(prompt, answer) for prompt, answer in splits if prompt][: config.samples]
@@ -32,7 +41,7 @@ def write(instruct: ModelFolder, run: Run, data: Dataset, config: Config, mesh: 
   prompts = [prompt for prompt, _ in chosen]
   answers = {}
   for name, folder in (("instruct", instruct.directory), ("shadow", run.shadow)):
-    engine = local.load(folder, mesh=mesh, batch_size=len(prompts))
+    engine = load(folder, mesh=mesh, batch_size=len(prompts))
     sampling = Sampling(LONGEST, fit_context=True)
     answers[name] = [c.text for [c] in engine.complete_tokens(prompts, sampling)]
     del engine

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from shadowft_jax import files, hosts
+from shadowft_jax import files
 from shadowft_jax.errors import InputError
 from shadowft_jax.presets import Config, flat
 
@@ -57,5 +57,7 @@ class Wandb:
 
 def opened(workdir: pathlib.Path, config: Config) -> Any:
   """The tracker of a run, for the first of several processes; None if there is none."""
+  from shadowft_jax import hosts  # it brings jax, which `check` does without
+
   is_tracked = config.tracker == "wandb" and hosts.is_first()
   return Wandb(workdir, config) if is_tracked else None
