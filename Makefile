@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SAY_INSTALL = @echo "Installing $(1) in $(2). This takes a few minutes, and pip prints nothing."
 
-.PHONY: quickstart test test-slow test-all test-aot plan-env vllm-env lint docs docs-links
+.PHONY: quickstart test test-slow test-all test-aot plan-env vllm-env chromium lint docs docs-links
 
 quickstart: $(VENV)/installed
 	$(BIN)/python -m lab.quickstart --workdir runs/quickstart
@@ -31,6 +31,13 @@ test-aot: plan-env
 VLLM_VENV = third_party/vllm/.venv
 
 vllm-env: $(VLLM_VENV)/installed
+
+# Debian's Chromium, in which the tests look at the pages of runs; without it they are left out.
+SUDO = $(shell test "$$(id -u)" = 0 || echo sudo)
+
+chromium:
+	command -v chromium || { $(SUDO) apt-get update -q && \
+	  $(SUDO) apt-get install -qq --no-install-recommends chromium fonts-dejavu-core; }
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

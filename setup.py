@@ -14,17 +14,19 @@ setuptools.setup(
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   python_requires=">=3.11",
-  # configs/ lies at the top of the repository, and in the package of a wheel.
+  # configs/ and launch/ lie at the top of the repository, and in the package of a wheel.
   packages=[
     *setuptools.find_packages(include=["shadowft_jax", "shadowft_jax.*"]),
     "shadowft_jax.configs",
     "shadowft_jax.configs.paper",
+    "shadowft_jax.launch",
   ],
-  package_dir={"shadowft_jax.configs": "configs"},
+  package_dir={"shadowft_jax.configs": "configs", "shadowft_jax.launch": "launch"},
   entry_points={"console_scripts": ["shadowft = shadowft_jax.__main__:main"]},
   package_data={
     "shadowft_jax": ["assets/**/*", "py.typed"],
     "shadowft_jax.configs.paper": ["numbers/*"],
+    "shadowft_jax.launch": ["slurm.sh", "sky.yaml"],
   },
   install_requires=[
     "absl-py",
@@ -55,8 +57,8 @@ setuptools.setup(
     "tpu": ["jax[tpu]"],
     "docs": ["myst-parser>=5.2", "pydata-sphinx-theme>=0.24", "sphinx>=9"],
     "test": [
-      *("lm_eval[api]", "mypy", "openai", "peft>=0.21", "pytest", "pytest-xdist", "ruff"),
-      *("starlette", "torch==2.13.0", "uvicorn"),
+      *("axe-playwright-python", "lm_eval[api]", "mypy", "openai", "peft>=0.21", "playwright"),
+      *("pytest", "pytest-xdist", "ruff", "starlette", "torch==2.13.0", "uvicorn"),
     ],
   },
 )

@@ -201,6 +201,7 @@ def trained(kind, remat, rows, options):
       state, metrics = step_lib.update(
         state,
         *step_lib.gradients(state.delta, frozen, step_lib.on_devices(batches, mesh), loss=run.loss),
+        config.lr,
         tx=run.tx,
       )
       return float(metrics["loss"])

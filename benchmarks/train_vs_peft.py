@@ -183,6 +183,7 @@ def ours(folder, options):
       state, metrics = step_lib.update(
         state,
         *step_lib.gradients(state.delta, frozen, step_lib.on_devices(batches, mesh), loss=method),
+        OPTIMIZER["lr"],
         tx=tx,
       )
       computed = -(-len(planned.rows) // options.rows) * options.rows * LENGTH

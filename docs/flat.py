@@ -21,7 +21,7 @@ import safetensors.flax
 from transformers import PreTrainedTokenizerFast
 
 import shadowft_jax
-from shadowft_jax import delta as deltas, lora, scope, tree
+from shadowft_jax import delta as deltas, scope, tree
 from shadowft_jax.hf import weights
 
 TINY = pathlib.Path(shadowft_jax.__file__).parent / "assets" / "tiny"
@@ -88,7 +88,7 @@ def mean_loss(model, base, delta, batch):
 def train(model, base, examples, steps):
   """Trains an adapter on all projections for `steps` steps and returns it as a delta."""
   projections = scope.SCOPES["projections"]
-  delta = {"lora": lora.init(jax.random.key(SEED), base, rank=RANK, match=projections)}
+  delta = {"lora": deltas.init_adapter(jax.random.key(SEED), base, rank=RANK, match=projections)}
   schedule = optax.warmup_cosine_decay_schedule(0.0, LR, math.ceil(WARMUP * steps), steps)
   optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
 

@@ -8,6 +8,7 @@ from typing import Any
 from lab import asking, questions
 from shadowft_jax import progress
 from shadowft_jax.evaluation.statistics import Difference
+from shadowft_jax.evaluation.verdict import clear, points
 
 ARMS = {"FT": "instruct", "Shadow-FT": "base"}  # which model each arm tunes
 COLOURS = {"FT": "#E69F00", "Shadow-FT": "#0072B2"}
@@ -121,14 +122,6 @@ def pairs(models: Sequence[Model]) -> Iterator[tuple[Model, Model, Model]]:
       yield by_key[tuning, None, "Instruct"], by_key[tuning, rate, "FT"], shadow
 
 
-def points(difference: Difference) -> str:
-  """A difference with its 95 % interval, in percentage points."""
-  mean, low, high = (
-    round(100 * x, 1) + 0.0 for x in (difference.mean, difference.low, difference.high)
-  )
-  return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
-
-
 @dataclasses.dataclass(frozen=True)
 class Comparison:
   """Two models that were tuned on the same data at the same rate, and the Instruct."""
@@ -167,7 +160,7 @@ def places(comparisons: Sequence[Comparison], key: str, sign: int) -> str:
   rates: dict[str, list[str]] = {}
   for c in comparisons:
     difference = getattr(c, key)
-    if difference.low > 0 if sign > 0 else difference.high < 0:
+    if clear(difference) == sign:
       rates.setdefault(c.tuning.name, []).append(f"{c.rate:g}")
   return "; ".join(
     f"{name} (rate{'s' * (len(of) > 1)} {' and '.join(of)})" for name, of in rates.items()
@@ -186,7 +179,7 @@ def conclusions(comparisons: Sequence[Comparison]) -> list[str]:
     f"{arm}, {c.tuning.name}, rate {c.rate:g}: {points(gain)}"
     for c in comparisons
     for arm, gain in c.gains.items()
-    if gain.low > 0
+    if clear(gain) > 0
   ]
   if gains:
     return [*lines, f"Better than the Instruct on the old skills: {'; '.join(gains)} points."]

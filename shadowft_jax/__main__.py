@@ -16,11 +16,14 @@ from shadowft_jax import __version__, command, progress
 # The commands and their modules, in the order in which they are listed.
 COMMANDS = {
   "train": "train",
+  "sweep": "sweep",
   "graft": "graft",
   "similarity": "similarity",
   "plan": "plan",
   "select": "select",
   "evaluate": "evaluate",
+  "compare": "compare",
+  "report": "report",
   "chat": "chat",
   "pairs": "known_pairs",
   "example": "example",

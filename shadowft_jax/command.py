@@ -23,7 +23,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict as Config
 
 from shadowft_jax import machine, presets, progress
-from shadowft_jax.errors import InputError
+from shadowft_jax.errors import InputError, RunsFailed
 from shadowft_jax.field import KINDS, Field
 from shadowft_jax.runs import config_file, config_help
 
@@ -262,7 +262,7 @@ def help_text(options: type[Options], about: str) -> str:
 
 
 def run(main: Callable[[T], None], options: type[T]) -> None:
-  """Runs a command by the flags of the process, which it ends: code 0, or 2 for bad input.
+  """Runs a command and ends the process: code 0, 2 (bad input) or 3 (some runs failed).
 
   Args:
     main: the command.
@@ -274,7 +274,7 @@ def run(main: Callable[[T], None], options: type[T]) -> None:
 
 
 def execute(main: Callable[[T], None], options: type[T], argv: Sequence[str]) -> None:
-  """Calls `main` with the options of a command line; bad input: one line, and exit code 2."""
+  """Calls `main` with the options of a command line; its errors are one line each, see `run`."""
   progress.set_verbose("--verbose" in argv)
   with progress.reader_may_leave(_leave):
     if f"--{HELP_CONFIG}" in argv and Config in kinds(options).values():
@@ -285,11 +285,11 @@ def execute(main: Callable[[T], None], options: type[T], argv: Sequence[str]) ->
       return
     try:
       main(parse(options, argv))
-    except (InputError, FloatingPointError) as error:
+    except (InputError, FloatingPointError, RunsFailed) as error:
       if "--debug" in argv:
         raise
       print(f"error: {error}", file=sys.stderr)
-      _leave(2)
+      _leave(3 if isinstance(error, RunsFailed) else 2)
 
 
 def _leave(code):

@@ -2,7 +2,8 @@
 
 A Delta is one of two trees, told apart by the collection it lives in:
   {"delta": d}   dense: float32 leaves with the model's own paths, only for trained parameters
-  {"lora": d}    low-rank: "a" [.., in, R] and "b" [.., R, out] instead of a kernel
+  {"lora": d}    low-rank: instead of a kernel W [.., in, out] the factors "a" [.., in, R] and
+                 "b" [.., R, out] in float32; their delta is (alpha / R) a b
 
   train   W_B + delta    W_B frozen, delta trained
   graft   W_I + delta    the same delta, on the Instruct model
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 import numpy as np
 
-from shadowft_jax import lora, scope, tree
+from shadowft_jax import scope, tree
 from shadowft_jax.errors import InputError
 from shadowft_jax.tree import Delta, Params
 
@@ -39,7 +40,7 @@ def zeros(key: jax.Array, params: Params, config: Any) -> Delta:
   if config.kind not in KINDS:
     raise InputError(f"delta.kind must be one of {', '.join(KINDS)}; got {config.kind!r}")
   if config.kind == "lora":
-    return {"lora": lora.init(key, params, rank=config.rank, match=scope.pattern(config.match))}
+    return {"lora": init_adapter(key, params, rank=config.rank, match=scope.pattern(config.match))}
   leaves = {
     n: jnp.zeros(w.shape, jnp.float32)
     for n, w in tree.names(params).items()
@@ -50,6 +51,51 @@ def zeros(key: jax.Array, params: Params, config: Any) -> Delta:
       f"delta.match {config.match!r} matches none of {', '.join(tree.names(params))}"
     )
   return {"delta": tree.nest(leaves)}
+
+
+def init_adapter(key: jax.Array, params: Params, *, rank: int, match: str) -> Params:
+  """An adapter for every kernel in `layers` that matches: A uniform in +-1 / sqrt(in), B zero.
+
+  Raises:
+    InputError: no kernel matches.
+
+  Source: LoRA, arXiv 2106.09685, section 4.1; initialised as in PEFT (peft 0.21, lora/layer.py).
+  """
+  adapter = {}
+  for name, w in tree.names(params).items():
+    # The head only exposes its kernel to the loss, so an adapter there would have no effect.
+    if not (name.endswith("/kernel") and "/layers/" in name and re.search(match, name)):
+      continue
+    key, key_a = jax.random.split(key)
+    *stack, d_in, d_out = w.shape
+    bound = d_in**-0.5
+    module = name.removesuffix("kernel")
+    adapter[module + "a"] = jax.random.uniform(
+      key_a, (*stack, d_in, rank), jnp.float32, -bound, bound
+    )
+    adapter[module + "b"] = jnp.zeros((*stack, rank, d_out), jnp.float32)
+  if not adapter:
+    kernels = [n for n in tree.names(params) if n.endswith("/kernel") and "/layers/" in n]
+    raise InputError(f"delta.match {match!r} matches no kernel; kernels: {', '.join(kernels)}")
+  return tree.nest(adapter)
+
+
+def scaled(adapter: Params, scale: float) -> Params:
+  """The adapter with `scale` folded into B, as `layers.Linear` expects it."""
+  return tree.map_named(lambda n, x: scale * x if n.endswith("/b") else x, adapter)
+
+
+def product(adapter: Params, scale: float) -> Params:
+  """scale * A B in float32 for each kernel."""
+  named = tree.names(adapter)
+  modules = [n.removesuffix("/a") for n in named if n.endswith("/a")]
+  return tree.nest(
+    {
+      f"{m}/kernel": scale
+      * jnp.matmul(named[f"{m}/a"], named[f"{m}/b"], precision=jax.lax.Precision.HIGHEST)
+      for m in modules
+    }
+  )
 
 
 def scale_of(config: Any) -> float:
@@ -117,7 +163,7 @@ def combine(variables: Mapping[str, Any]) -> dict[str, Params]:
 def variables(params: Params, delta: Delta, scale: float) -> dict[str, Any]:
   """The variables for `model.apply` with W + delta; for `scale` see `scale_of`."""
   if "lora" in delta:
-    return {"params": params, "lora": lora.scaled(delta["lora"], scale)}
+    return {"params": params, "lora": scaled(delta["lora"], scale)}
   return {"params": params, **delta}
 
 
@@ -143,7 +189,7 @@ def is_equal(delta: Delta, other: Delta) -> bool:
 def densify(delta: Delta, scale: float) -> dict[str, jax.Array]:
   """{leaf name: dense float32 delta times `scale`}; for an adapter, `scale` includes `scale_of`."""
   if "lora" in delta:
-    return tree.names(lora.product(delta["lora"], scale))
+    return tree.names(product(delta["lora"], scale))
   return {name: scale * d for name, d in tree.names(delta["delta"]).items()}
 
 

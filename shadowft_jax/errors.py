@@ -13,6 +13,13 @@ class InputError(ValueError):
   """
 
 
+class RunsFailed(RuntimeError):
+  """Some of several runs failed, and the others are done; the message names those that failed.
+
+  Commands print the message without a traceback, and exit with code 3.
+  """
+
+
 def listing(items: Iterable[Any], limit: int = 20) -> str:
   """Joins sorted `items`, one per line; only counts those beyond `limit`."""
   lines = sorted(items)

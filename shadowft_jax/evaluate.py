@@ -10,8 +10,8 @@ with the first.  Answers are written as they come; the same command resumes a ru
 """
 
 import dataclasses
-import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from etils import epy
@@ -28,20 +28,62 @@ with epy.lazy_imports():  # help and errors of flags and paths come before these
 
   from shadowft_jax import sharding
   from shadowft_jax.data import tokenizer
-  from shadowft_jax.evaluation import answering, arms, harness, report, suite, tasks
-  from shadowft_jax.evaluation.tasks import originals, sandbox
+  from shadowft_jax.evaluation import answering, arms, harness, page, report, tasks
+  from shadowft_jax.evaluation.tasks import originals, own, sandbox, task as task_lib
   from shadowft_jax.generation import engine, local, server, vllm
   from shadowft_jax.hf import hub
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(command.Options):
-  """Flags of `evaluate`."""
+class Asking(command.Options):
+  """Flags of the questions and of how they are answered and graded."""
 
-  task: tuple[str, ...] = command.option((), help="A task or a suite of tasks.")
+  task: tuple[str, ...] = command.option((), help="A task or a suite of tasks.", aliases=("suite",))
+  questions: tuple[str, ...] = command.option(
+    (),
+    help="File of your own questions and answers: JSONL, JSON, CSV or Parquet with columns such as "
+    "question and answer, or messages.",
+  )
+  grading: str = command.option(
+    "auto",
+    help="How answers to --questions are graded; exact: the same text but for case, spaces and the "
+    "last point, number: the last number, contains: the reference is in it; auto: number where all "
+    "references are numbers, else exact.",
+    choices=("auto", "exact", "number", "contains"),
+  )
+  answer_after: str = command.option(
+    "", help="For --questions: the text after which the answer begins, such as 'Answer:'."
+  )
   data: str | None = command.option(
     None, help="Folder of the benchmarks' original files; without it they come from the Hub."
   )
+  limit: int | None = command.option(
+    None, help="Questions of each group of a task at most.", least=1
+  )
+  template_arg: tuple[str, ...] = command.option(
+    (), help="Argument of the chat template, such as enable_thinking=false."
+  )
+  max_new_tokens: int | None = command.option(
+    None, help="Maximum tokens per answer. Default: each task's own limit.", least=1
+  )
+  batch_size: int = command.option(16, help="Answers generated at a time.", least=1)
+  mesh: str = command.option(
+    "", help="Devices that share a model, such as data=2,tensor=4. Default: one device."
+  )
+  cut: str = command.option(
+    "wrong",
+    help="Count a cut answer as wrong, or grade what is there, as the paper's authors do.",
+    choices=("wrong", "grade"),
+  )
+  allow_code_execution: bool = command.option(
+    False, help="Run programs that the model wrote, in a sandbox, for tasks that ask for code."
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(Asking):
+  """Flags of `evaluate`."""
+
   model: tuple[str, ...] = command.option(
     (),
     help="A model that answers: a folder, a run's folder, or a Hub id, optionally with a delta: "
@@ -65,9 +107,6 @@ class Options(command.Options):
   out: str | None = command.option(
     None, help="Folder of the answers, a folder for each model, and of the scores."
   )
-  limit: int | None = command.option(
-    None, help="Questions of each group of a task at most.", least=1
-  )
   protocol: str = command.option(
     "greedy",
     help="greedy: greedy decoding, with the template's default for thinking; paper: the authors' "
@@ -85,24 +124,6 @@ class Options(command.Options):
     20, help="For --protocol=sample: sample from the K most likely tokens; 0: all.", least=0
   )
   seed: int = command.option(0, help="Seed of the samples, for --protocol=sample.", least=0)
-  template_arg: tuple[str, ...] = command.option(
-    (), help="Argument of the chat template, such as enable_thinking=false."
-  )
-  max_new_tokens: int | None = command.option(
-    None, help="Maximum tokens per answer. Default: each task's own limit.", least=1
-  )
-  batch_size: int = command.option(16, help="Answers generated at a time.", least=1)
-  mesh: str = command.option(
-    "", help="Devices that share a model, such as data=2,tensor=4. Default: one device."
-  )
-  cut: str = command.option(
-    "wrong",
-    help="Count a cut answer as wrong, or grade what is there, as the paper's authors do.",
-    choices=("wrong", "grade"),
-  )
-  allow_code_execution: bool = command.option(
-    False, help="Run programs that the model wrote, in a sandbox, for tasks that ask for code."
-  )
   generate_only: bool = command.option(False, help="Write the answers and do not grade them.")
   harness: str | None = command.option(
     None,
@@ -117,7 +138,7 @@ def main(options: Options) -> None:
   Raises:
     InputError: the options contradict each other, or data, model or answers are missing or bad.
   """
-  _check_options(options)
+  check_options(options)
   models = arms.parse(
     options.model,
     names=options.name,
@@ -128,10 +149,44 @@ def main(options: Options) -> None:
   if options.harness:
     _run_harness(options, models)
     return
+  questions = questions_of(options)
+  results = answers(models, options, questions)
+  if not options.generate_only:
+    by_label = {arm.label: arm for arm in models}
+    out = pathlib.Path(options.out) if options.out else None
+    report.report(results, by_label, [x for x, _ in questions], dataclasses.asdict(options), out)
+    if out:
+      page.write(out)
+  if options.out:
+    say(f"written: {options.out}")
+
+
+def questions_of(options: Asking) -> "list[task_lib.Asked]":
+  """The tasks that the options name, each with its questions.
+
+  Raises:
+    InputError: there is no such task, its data are missing, or grading would run programs.
+  """
   chosen = tasks.chosen(options.task)
-  _check_code(options, chosen)
+  for path in options.questions:
+    known = [*tasks.TASKS, *tasks.SUITES, *(task.name for task in chosen)]
+    chosen.append(own.task(pathlib.Path(path), options.grading, options.answer_after, known))
+  is_graded = not getattr(options, "generate_only", False)
+  sandbox.check([x.name for x in chosen if x.runs_code and is_graded], options.allow_code_execution)
   data = originals.Data(pathlib.Path(options.data) if options.data else None)
-  questions = [(task, task.examples(data, options.limit)) for task in chosen]
+  return [(task, task.examples(data, options.limit)) for task in chosen]
+
+
+def answers(
+  models: "Sequence[arms.Arm]", options: Options, questions: "Sequence[task_lib.Asked]"
+) -> "dict[str, dict[str, report.Result]]":
+  """The results of every arm, {label: {task: result}}; their answers and grades are written.
+
+  Raises:
+    InputError: a model or its answers are missing or bad.
+  """
+  for one in questions if options.out else ():
+    page.keep_questions(pathlib.Path(options.out or ""), *one)
   results: dict[str, Any] = {}
   model, before = None, None
   for arm in models:
@@ -139,12 +194,7 @@ def main(options: Options) -> None:
       model = None  # gives its memory to the next
     model, before = _engine(arm, options, model, sum(len(x) for _, x in questions)), arm
     results[arm.label] = _results(arm, model, options, questions)
-  if not options.generate_only:
-    by_label = {arm.label: arm for arm in models}
-    out = pathlib.Path(options.out) if options.out else None
-    report.report(results, by_label, chosen, dataclasses.asdict(options), out)
-  if options.out:
-    say(f"written: {options.out}")
+  return results
 
 
 def _run_harness(options, models):
@@ -172,22 +222,14 @@ def _results(arm, model, options, questions):
       answered = answering.saved(arm.source, task.name, is_only=len(questions) == 1)
     if options.generate_only:
       continue
-    given = suite.grade(task, examples, answered.completions, cut=options.cut, marks=answered.marks)
-    results[task.name] = report.Result(
-      given, suite.score(task, given), answered.seconds, answered.tokens
-    )
-    if out:
-      lines = [json.dumps(dataclasses.asdict(one)) + "\n" for one in given]
-      out.mkdir(parents=True, exist_ok=True)
-      files.write(out / f"{task.name}.graded.jsonl", "".join(lines))
+    results[task.name] = report.graded(task, examples, answered, options.cut, out)
   return results
 
 
 def _sampling(o, task):
   most = o.max_new_tokens or task.max_new_tokens
-  drawn = {"temperature": o.temperature, "top_p": o.top_p, "top_k": o.top_k, "seed": o.seed}
-  more = drawn if o.protocol == "sample" else {}
-  return engine.Sampling(most, tuple(task.stop), o.samples, **more)
+  names = ("temperature", "top_p", "top_k", "seed") if o.protocol == "sample" else ()
+  return engine.Sampling(most, tuple(task.stop), o.samples, **{n: getattr(o, n) for n in names})
 
 
 def _engine(arm, options, before, questions):
@@ -207,6 +249,7 @@ def _engine(arm, options, before, questions):
   _suggest_server(directory, arm, options, questions)
   mesh = sharding.mesh_of(options.mesh)
   settings = {"template_args": args, "batch_size": options.batch_size, "mesh": mesh}
+  settings |= {"tokenizer_of": arm.tokenizer_of} if arm.tokenizer_of else {}
   delta = {"delta": arm.delta, "alpha": arm.alpha} if arm.delta else {}
   return local.load(directory, **delta, **settings)
 
@@ -220,21 +263,16 @@ def _suggest_server(directory, arm, options, questions):
   seconds = steps / options.batch_size * nbytes / rate
   if seconds < LONG:
     return
-  try:
-    line = vllm.vllm_command(directory, arm.delta or None)
-    name = vllm.DELTA if arm.delta else directory.name
-  except InputError:  # the delta is no adapter
-    return
-  say(
-    f"{arm.label}: this may take about {duration(seconds)} here; vLLM is faster: run `{line}`, and "
-    f"evaluate with --server http://localhost:8000/v1 --name {name}"
-  )
+  if line := vllm.advice(directory, arm.delta or None):
+    say(f"{arm.label}: this may take about {duration(seconds)} here; vLLM is faster: {line}")
 
 
-def _check_options(o):
+def check_options(o: Options) -> None:
   """Raises InputError for options that do not go together."""
-  if not o.task:
-    raise InputError("--task is not given; expected a task or suite, such as --task gsm8k")
+  if not o.task and not o.questions:
+    raise InputError(
+      "--task is not given; expected a task or suite, such as --task gsm8k, or --questions FILE"
+    )
   if not (o.model or o.name or o.outputs):
     raise InputError(
       "nothing to score; give --model DIR, which answers the questions, --server URL with --name, "
@@ -250,26 +288,13 @@ def _check_options(o):
     raise InputError(f"--{name} needs --model or --name: the answers of --outputs are made already")
   if (o.delta or o.alpha) and not o.model:
     raise InputError(f"--{'delta' if o.delta else 'alpha'} needs --model, which gets the delta")
-  if o.harness and (o.outputs or o.name or o.data or o.protocol == "sample"):
+  if o.harness and (o.questions or o.outputs or o.name or o.data or o.protocol == "sample"):
     raise InputError(
       "--harness takes --model, --task, --limit, --template-arg and --out: the harness has its own "
       "data and sampling (it reaches a server by its own `local-chat-completions`)"
     )
   if o.samples > 1 and o.protocol != "sample":
     raise InputError("--samples above 1 needs --protocol=sample: greedy answers are all the same")
-
-
-def _check_code(options, chosen):
-  """Raises InputError where programs would have to run and must not, or cannot."""
-  names = [task.name for task in chosen if task.runs_code]
-  if not names or options.generate_only:
-    return
-  if not options.allow_code_execution:
-    raise InputError(
-      f"grading {', '.join(names)} runs programs that a model wrote; pass --allow-code-execution "
-      "to run them in a sandbox, or --generate-only to write the answers without grading"
-    )
-  sandbox.allow()
 
 
 if __name__ == "__main__":

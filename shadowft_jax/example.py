@@ -20,6 +20,7 @@ from shadowft_jax.progress import say
 
 TINY = pathlib.Path(__file__).parent / "assets" / "tiny"
 EXAMPLES, PAIRS = 600, 300
+EVERY = 9  # of the pair's 900 questions
 QUESTION = "Merge the lists h g a and e b c."
 CONFIG = """\
 # A config: what differs from the defaults, which `shadowft train --help-config` lists.
@@ -68,6 +69,13 @@ def preference_pairs(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
   ]
 
 
+def questions() -> list[dict[str, str]]:
+  """Rows {"question", "answer", "skill"}, as many of each skill: what `compare` asks."""
+  lines = (TINY / "questions.jsonl").read_text().splitlines()[::EVERY]
+  rows = [json.loads(line) for line in lines]
+  return [{key: row[key] for key in ("question", "answer", "skill")} for row in rows]
+
+
 def write(out: pathlib.Path) -> None:
   """Writes the folder, whole or not at all.
 
@@ -83,6 +91,7 @@ def write(out: pathlib.Path) -> None:
       shutil.copytree(TINY / side, fresh / side)
     files.write(fresh / "examples.jsonl", "\n".join(lines[:EXAMPLES]) + "\n")
     files.write(fresh / "pairs.jsonl", "".join(json.dumps(row) + "\n" for row in pairs))
+    files.write(fresh / "questions.jsonl", "".join(json.dumps(row) + "\n" for row in questions()))
     files.write(fresh / "lora.yaml", _config(out, "examples.jsonl", "", 64))
     files.write(fresh / "dpo.yaml", _config(out, "pairs.jsonl", "objective: dpo\n", 128))
 

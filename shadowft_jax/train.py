@@ -18,6 +18,8 @@ from shadowft_jax.errors import InputError
 from shadowft_jax.presets import Config
 from shadowft_jax.runs import config_file
 
+EXAMPLES = 3  # on the page of a run
+
 with epy.lazy_imports():  # help and errors of flags, config and paths come before these
   import flax.linen as nn
   import jax
@@ -46,7 +48,7 @@ def train(config: Config, workdir: str | os.PathLike) -> list[dict[str, Any]]:
     FloatingPointError: the loss is not finite.
   """
   with progress.recording() as log_to:
-    _resolve(config)
+    resolve(config)
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(config.rows, config.data.max_length, mesh)
     with runs.open_run(config, workdir) as run:
@@ -63,6 +65,8 @@ def _tune(config, run, mesh):
   data = dataset.read(config, pair.instruct.directory, mesh.shape["context"])
   preflight.check(config, data, run.directory, pair.trained, pair.instruct)
   run.claim_data(data.digest, config.data.train)
+  if hosts.is_first():
+    run.keep_examples(preview.record(data, pair.instruct.directory, EXAMPLES))
   cfg = weights.abstract_model(pair.trained)[0].cfg
   config.attention = kernels.choose(config.attention, cfg, config.dtype, config.data.max_length)
   with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATIONS):
@@ -98,8 +102,12 @@ def _tune(config, run, mesh):
   return run.finish(losses, inputs, config, origin, warnings=[*pair.warnings, *warned])
 
 
-def _resolve(config):
-  """Fills in what names stand for, and checks every value and path."""
+def resolve(config: Config) -> None:
+  """Fills in what names stand for, and checks every value and path.
+
+  Raises:
+    InputError: a value, a combination of values or a path is bad.
+  """
   registry.resolve(config)
   sets.resolve(config)
   if config.delta.init:
@@ -120,7 +128,7 @@ def show(config: Config, count: int, *, ids: bool = False) -> None:
   Raises:
     InputError: see `dataset.read`.
   """
-  _resolve(config)
+  resolve(config)
   folder = hub.locate(config.instruct, weights=False)
   data = dataset.read(config, folder, max(1, config.mesh.context))
   preview.show(data, folder, count, ids=ids)
@@ -164,7 +172,7 @@ def main(options: Options) -> None:
     )
   else:
     with progress.silenced():  # `train` says it again, once for all processes
-      _resolve(options.config)
+      resolve(options.config)
     hosts.start()
     train(options.config, options.workdir)
     if options.push_to and hosts.is_first():

@@ -46,7 +46,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
   config.addinivalue_line("markers", "slow: runs in `make test-all` only")
-  config.addinivalue_line("markers", "draws: grafts draw their pictures")
+  config.addinivalue_line("markers", "draws: grafts and runs draw their pictures")
   config.addinivalue_line("filterwarnings", r"error:::shadowft_jax(\.|$)")
 
 
@@ -92,13 +92,16 @@ def no_network(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def blank_pictures(request, monkeypatch):
-  """Grafts draw no picture, which takes longer than a tiny graft; tests marked `draws` do."""
-  from shadowft_jax.runs import pictures
+  """Grafts and runs draw nothing, which takes longer than tiny ones; tests marked `draws` do."""
+  from shadowft_jax.evaluation import page as scores_page
+  from shadowft_jax.runs import heatmaps, page
 
   if not any(request.node.get_closest_marker(name) for name in ("slow", "draws")):
     monkeypatch.setattr(
-      pictures, "plot_survival", lambda cells, title, path, **_: pathlib.Path(path).write_bytes(b"")
+      heatmaps, "plot_survival", lambda cells, title, path, **_: pathlib.Path(path).write_bytes(b"")
     )
+    for pages in (page, scores_page):
+      monkeypatch.setattr(pages, "write", lambda folder: (folder / "report.html").write_bytes(b""))
 
 
 @pytest.fixture

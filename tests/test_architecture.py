@@ -16,13 +16,13 @@ PACKAGE = ROOT / "shadowft_jax"
 # A room (a folder or file at the top of the package) imports rooms of lower floors, and its own.
 FLOORS = {
   "ground": {"errors", "progress", "hosts", "files", "machine"},
-  "idea": {"delta", "lora", "tree", "scope", "sharding", "models", "presets", "field"},
+  "idea": {"delta", "tree", "scope", "sharding", "models", "presets", "field"},
   "edges": {"hf", "data", "runs", "generation"},
   "method": {"pairs", "learning", "grafting", "evaluation", "planning"},
   "commands": {
     *("command", "__main__", "api"),
     *("train", "graft", "similarity", "select", "plan", "known_pairs", "example", "evaluate"),
-    "chat",
+    *("chat", "report", "sweep", "compare"),
   },
 }
 HEIGHT = {room: i for i, rooms in enumerate(FLOORS.values()) for room in rooms}
@@ -31,8 +31,7 @@ SIDEWAYS = {
   "hosts": {"errors", "progress"},
   "presets": {"field"},
   "files": {"errors", "progress"},
-  "lora": {"tree"},
-  "delta": {"lora", "scope", "tree"},
+  "delta": {"scope", "tree"},
   "sharding": {"tree"},
   "data": {"hf"},
   "runs": {"hf"},
@@ -41,6 +40,8 @@ SIDEWAYS = {
   "planning": {"learning"},
   **{name: {"command"} for name in FLOORS["commands"] - {"command"}},
   "api": {"train"},
+  "sweep": {"command", "train"},
+  "compare": {"command", "evaluate", "sweep", "train"},
 }
 # What a room, or a module, must not bring along, however indirectly.
 NEVER = {
@@ -69,7 +70,7 @@ ONLY = {
   "tests": set(),
   "configs": set(),
 }
-MOST_BOXES, MOST_LEVELS = 36, 10
+MOST_BOXES, MOST_LEVELS = 36, 11
 MOST_LINES, MOST_FUNCTION_LINES = 300, 40
 MODULES = {str(p.relative_to(PACKAGE).with_suffix("")): p for p in sorted(PACKAGE.rglob("*.py"))}
 

@@ -476,6 +476,20 @@ WRONG = {
     ["--config=configs/quickstart.py"],
     ["--config=configs/quickstart.py", "--config.data.columns.prompt=question", "--workdir=x"],
   ],
+  "sweep": [
+    ["--config=configs/quickstart.py"],
+    ["--config=configs/quickstart.py", "--workdir=x", "--grid=config.lrr=1"],
+    ["--config=configs/quickstart.py", "--workdir=x", "--grid=config.lr=1,1"],
+    ["--config=configs/quickstart.py", "--workdir=x", "--arms=both"],
+    ["--config=configs/quickstart.py", "--workdir=x", "--config.base=/nowhere"],
+  ],
+  "compare": [
+    ["--config=configs/quickstart.py", "--workdir=x", "--questions=x", "--grid=config.lrr=1"],
+    ["--config=configs/quickstart.py", "--workdir=x", "--grid=config.data.set=a"],
+    ["--config=configs/quickstart.py", "--workdir=x"],
+    ["--config=configs/quickstart.py", "--workdir=x", "--questions=/nowhere.jsonl"],
+    ["--config=configs/quickstart.py", "--workdir=x", "--questions=x", "--also=wise"],
+  ],
   "graft": [
     ["--instruct=/nowhere", "--delta=x", "--out=x"],
     ["--instruct=x", "--delta=x", "--out=configs"],

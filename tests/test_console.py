@@ -44,7 +44,7 @@ def test_an_unknown_command_names_the_nearest(monkeypatch, capsys, word, near):
   code, out, err = shadowft(monkeypatch, capsys, word, "--help")
   assert (code, out) == (2, "") and err.count("\n") == 1
   assert (
-    f"{word!r} is none of the commands train, graft, " in err and f"did you mean {near}?" in err
+    f"{word!r} is none of the commands train, sweep, " in err and f"did you mean {near}?" in err
   )
   assert "did you mean" not in shadowft(monkeypatch, capsys, "xyzzy")[2]
 
@@ -76,7 +76,7 @@ def test_a_reader_that_leaves_ends_a_command_quietly(argv, tmp_path):
     if argv != ["graft", "--x"]:  # its only line is on stderr
       assert (done.returncode, done.stderr) == (progress.SIGPIPE_CODE, b"")
     if argv[0] == "example":
-      assert len(list((tmp_path / "e").iterdir())) == 6
+      assert len(list((tmp_path / "e").iterdir())) == 7
     else:
       done = subprocess.run(program, **options, stdout=write, stderr=write, timeout=120)
       assert done.returncode == progress.SIGPIPE_CODE
@@ -125,7 +125,15 @@ def written(tmp_path_factory):
 
 def test_the_example_has_a_pair_examples_and_preference_pairs(written):
   assert sorted(p.name for p in written.iterdir()) == sorted(
-    ["base", "instruct", "examples.jsonl", "pairs.jsonl", "lora.yaml", "dpo.yaml"]
+    [
+      "base",
+      "instruct",
+      "examples.jsonl",
+      "pairs.jsonl",
+      "questions.jsonl",
+      "lora.yaml",
+      "dpo.yaml",
+    ]
   )
   for side in ("base", "instruct"):
     for path in (example.TINY / side).iterdir():

@@ -148,6 +148,8 @@ def test_flags_and_fields_in_the_text_exist(page):
   for name in re.findall(r"--config\.([a-z][\w.]*\w)", text):
     assert presets.field_of(name) or name in groups, name
   known = {f"--{flag}" for o in OPTIONS.values() for flag in (*command.fields(o), *command.COMMON)}
+  aliases = [f.metadata["aliases"] for o in OPTIONS.values() for f in command.fields(o).values()]
+  known |= {f"--{alias}" for names in aliases for alias in names}
   known |= {f"--no{dash}{f[2:]}" for f in known for dash in ("", "-")}
   for flag in re.findall(r"`[^`\n]*?(--[a-z][\w-]+)", prose(page)):
     assert flag in known | FOREIGN | {f"--{command.HELP_CONFIG}", "--config"}, flag

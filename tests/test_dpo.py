@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, get_cosine_schedule_with_warmup
 
 from shadowft_jax.learning import loop
 from shadowft_jax.hf import deltas
-from shadowft_jax import delta, lora, models, sharding, train
+from shadowft_jax import delta, models, sharding, train
 from shadowft_jax.hf import weights
 from shadowft_jax.learning import objectives, reference, step
 from shadowft_jax.runs import config_file
@@ -243,7 +243,7 @@ def test_neither_full_logits_nor_a_mask_of_all_answers_exist():
     k: jax.ShapeDtypeStruct((4, 512), jnp.int32) for k in ("token", "segment", "position", "answer")
   }
   small = jax.eval_shape(
-    lambda: {"lora": lora.init(jax.random.key(0), shapes, rank=2, match="_proj")}
+    lambda: {"lora": delta.init_adapter(jax.random.key(0), shapes, rank=2, match="_proj")}
   )
 
   def memory(objective, start=None, **more):

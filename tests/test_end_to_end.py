@@ -1,5 +1,6 @@
 """Train, kill, resume; train, graft, export, reload elsewhere."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -26,7 +27,7 @@ from shadowft_jax.generation import decode
 from shadowft_jax.hf import weights
 from shadowft_jax.errors import InputError
 from shadowft_jax.learning import checkpoints, kernels, loop, step
-from shadowft_jax.runs import metrics, pictures
+from shadowft_jax.runs import html, metrics, page
 from tests import runs
 
 pytestmark = pytest.mark.draws
@@ -87,7 +88,9 @@ def test_a_run_lowers_the_loss_and_writes_a_whole_folder(pair, lora_run):
     "delta",
     "shadow",
     "log.txt",
-    "loss.png",
+    "preview.json",
+    "report.html",
+    "pictures",
     "provenance.json",
     "README.md",
   }
@@ -196,9 +199,7 @@ def test_a_rate_of_zero_grafts_nothing(pair, tmp_path):
   assert a.read_bytes() == b.read_bytes()
 
 
-def test_the_usual_fine_tuning_starts_from_the_instruct(pair, tmp_path, capsys, monkeypatch):
-  labels = []
-  monkeypatch.setattr(pictures, "plot_loss", lambda *args: labels.append(args))
+def test_the_usual_fine_tuning_starts_from_the_instruct(pair, tmp_path, capsys):
   config = runs.config_of(pair, learn_on="instruct")
   records = train.train(config, tmp_path / "run")
   np.testing.assert_allclose(
@@ -207,9 +208,12 @@ def test_the_usual_fine_tuning_starts_from_the_instruct(pair, tmp_path, capsys, 
   last = [r["valid_loss"] for r in records if "valid_loss" in r][-1]
   np.testing.assert_allclose(records[-1]["shadow_valid_loss"], last, rtol=1e-4)
   # It never calls itself a graft; the folder keeps its name.
-  assert labels[0][-1] == "tuned Instruct"
   run, err = tmp_path / "run", capsys.readouterr().err
-  for text in (err, *((run / d / "README.md").read_text() for d in (".", "shadow", "delta"))):
+  report = page.of_run(run)  # its last section has the config
+  shown = html.render(dataclasses.replace(report, sections=report.sections[:-1]))
+  assert "tuned Instruct" in shown
+  guides = [(run / d / "README.md").read_text() for d in (".", "shadow", "delta")]
+  for text in (err, shown, *guides):
     words = (
       text.replace(str(run / "shadow"), "")
       .replace("`shadow/`", "")

@@ -63,7 +63,8 @@ def test_saved_outputs_have_their_counts(data, tmp_path, capsys):
   cells = ["gsm8k", "a", "5", "40.0%", "11.8%", "to", "76.9%", "50.0%", "1", "1", "10"]
   assert row.split() == cells
   assert note.startswith("a: gsm8k: cut answers, which count as wrong: 1 of 5 (20%); 40.0% of all")
-  assert {p.name for p in out.iterdir()} == {"a", "scores.json", "scores.png", "scores.svg"}
+  files = {"scores.json", "scores.png", "scores.svg", "gsm8k.questions.jsonl", "report.html"}
+  assert {p.name for p in out.iterdir()} == {"a", *files}
 
   main(Options(task=("gsm8k",), data=str(data), outputs=(file,), cut="grade", out=str(out)))
   assert scores(out)["models"]["a"]["tasks"]["gsm8k"]["accuracy"] == 0.6

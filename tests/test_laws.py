@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from shadowft_jax.hf import arrays
-from shadowft_jax import delta, lora, models, presets, scope, sharding, tree
+from shadowft_jax import delta, models, presets, scope, sharding, tree
 from shadowft_jax.learning import loss, objectives, optim, step
 from shadowft_jax.data import packing
 from shadowft_jax.data.chat import Example
@@ -45,7 +45,7 @@ def minus(a, b):
 
 
 def initial_adapter(params, rank, match="_proj"):
-  return jax.jit(lambda: lora.init(jax.random.key(0), params, rank=rank, match=match))()
+  return jax.jit(lambda: delta.init_adapter(jax.random.key(0), params, rank=rank, match=match))()
 
 
 def assert_bits_equal(a, b):
@@ -55,7 +55,9 @@ def assert_bits_equal(a, b):
 
 def random_adapter(params, seed=7, rank=4):
   shapes = jax.eval_shape(
-    lambda: lora.init(jax.random.key(0), params, rank=rank, match=scope.SCOPES["projections"])
+    lambda: delta.init_adapter(
+      jax.random.key(0), params, rank=rank, match=scope.SCOPES["projections"]
+    )
   )
   return pico.random_like(shapes, 0.1, seed)
 
@@ -213,7 +215,9 @@ def test_a_program_does_not_grow_with_depth(kind):
       k: jax.ShapeDtypeStruct((1, 8), jnp.int32) for k in ("token", "segment", "position", "answer")
     }
     trained = (
-      jax.eval_shape(lambda: {"lora": lora.init(jax.random.key(0), shapes, rank=2, match="_proj")})
+      jax.eval_shape(
+        lambda: {"lora": delta.init_adapter(jax.random.key(0), shapes, rank=2, match="_proj")}
+      )
       if kind == "lora"
       else {"delta": shapes}
     )
@@ -267,7 +271,7 @@ def test_full_logits_never_exist_in_training():
   }
   method = step.Loss(model, objectives.sft, 1.0, 16)
   adapter = jax.eval_shape(
-    lambda: {"lora": lora.init(jax.random.key(0), shapes, rank=2, match="_proj")}
+    lambda: {"lora": delta.init_adapter(jax.random.key(0), shapes, rank=2, match="_proj")}
   )
   compiled = step.accumulate.lower(adapter, adapter, shapes, batch, loss=method).compile()
   memory = compiled.memory_analysis()
@@ -426,7 +430,7 @@ def test_training_the_delta_is_training_the_model(weight_decay):
   for seed in range(8):
     [batch] = padded(examples(seed=seed))
     grads, sums = step.gradients(state.delta, base, [batch], loss=method)
-    state, _ = step.update(state, grads, sums, tx=tx)
+    state, _ = step.update(state, grads, sums, config.lr, tx=tx)
     params, opt = trained(params, opt, batch)
   norm = lambda t: np.linalg.norm([np.linalg.norm(x) for x in jax.tree.leaves(t)])
   trained, want = state.delta, minus(params, base)

@@ -18,7 +18,7 @@ from shadowft_jax.grafting import write
 from shadowft_jax.pairs import findings
 from shadowft_jax.hf import arrays
 from shadowft_jax.hf import deltas
-from shadowft_jax import delta, lora, models, sharding, train, tree
+from shadowft_jax import delta, models, sharding, train, tree
 from shadowft_jax.generation import decode
 from shadowft_jax.hf import names, weights
 from shadowft_jax.learning import objectives, step
@@ -423,7 +423,7 @@ def test_the_adapter_of_qwen3_30b_a3b_has_its_count_per_rank():
   attention = (2048 + 4096) + 2 * (2048 + 512) + (4096 + 2048)
   experts, router = 128 * 3 * (2048 + 768), 2048 + 128
   adapter = jax.eval_shape(
-    lambda p: lora.init(jax.random.key(0), p, rank=5, match=WITH_ROUTER), params
+    lambda p: delta.init_adapter(jax.random.key(0), p, rank=5, match=WITH_ROUTER), params
   )
   assert tree.size(adapter) == 5 * 48 * (attention + experts + router)
   assert 48 * (attention + experts) == real_configs.LORA["qwen3-30b-a3b"]

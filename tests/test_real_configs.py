@@ -6,7 +6,7 @@ import re
 import jax
 import pytest
 
-from shadowft_jax import lora, models, scope, tree
+from shadowft_jax import delta, models, scope, tree
 from shadowft_jax.hf import names
 from shadowft_jax.pairs import registry
 from tests.real_configs import CONFIGS, LORA, PARAMETERS, on_meta, theirs
@@ -67,7 +67,7 @@ def test_lora_counts_are_those_of_the_projections(name):
 @pytest.mark.parametrize("name", [n for n in LORA if n in PORTED])
 def test_our_adapter_has_the_published_count_per_rank(name):
   def init(params):
-    return lora.init(jax.random.key(0), params, rank=3, match=scope.pattern("projections"))
+    return delta.init_adapter(jax.random.key(0), params, rank=3, match=scope.pattern("projections"))
 
   adapter = jax.eval_shape(init, abstract(CONFIGS[name][0]))
   assert tree.size(adapter) == 3 * LORA[name]

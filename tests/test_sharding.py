@@ -77,7 +77,7 @@ def learn(mesh, kind, steps=5):
       batches = step.on_devices(packing.microbatches(planned, data, row_length=32, rows=8), mesh)
       grads, sums = step.gradients(state.delta, base, batches, loss=method)
       first = first or jax.device_get(grads)
-      state, metrics = step.update(state, grads, sums, tx=tx)
+      state, metrics = step.update(state, grads, sums, config.lr, tx=tx)
       losses.append(float(metrics["loss"]))
   return losses, first, jax.device_get(state.delta)
 

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from shadowft_jax import delta as delta_lib, lora, models, presets
+from shadowft_jax import delta as delta_lib, models, presets
 from shadowft_jax.learning import objectives, optim
 from shadowft_jax import sharding, tree
 from shadowft_jax.learning import step
@@ -32,7 +32,7 @@ def setup(name, kind, dtype=jnp.float32, remat="full", **fields):
     {"delta": shapes}
     if kind == "full"
     else jax.eval_shape(
-      lambda: {"lora": lora.init(jax.random.key(1), shapes, rank=4, match="_proj")}
+      lambda: {"lora": delta_lib.init_adapter(jax.random.key(1), shapes, rank=4, match="_proj")}
     )
   )
   delta = like(delta, 0.02)

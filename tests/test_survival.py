@@ -6,12 +6,14 @@ import math
 import ml_dtypes
 import numpy as np
 import pytest
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
 
 from shadowft_jax.grafting import survival
 from shadowft_jax.grafting.survival import Survival as Row
 from shadowft_jax.pairs import gap
-from shadowft_jax.runs import pictures
+from shadowft_jax.runs import heatmaps
 
 pytestmark = pytest.mark.draws
 
@@ -159,7 +161,7 @@ def test_every_number_has_a_meaning():
   numbers = survival.numbers([row("a", random(), random(), base=random())])
   assert numbers.keys() == survival.MEANING.keys()
   assert {c[0] for c in survival.COLUMNS} <= survival.MEANING.keys()
-  assert {p[0] for p in pictures.PANELS} <= survival.MEANING.keys()
+  assert {p.key for p in heatmaps.PANELS} <= survival.MEANING.keys()
 
 
 # Groups.
@@ -317,25 +319,43 @@ def test_the_picture_shows_the_numbers(rows, tmp_path, monkeypatch):
 
   monkeypatch.setattr(Axes, "pcolormesh", spy)
   cells = survival.cells(rows)
-  pictures.plot_survival(cells, "a title", tmp_path / "x.png", warn_below=survival.WARN_BELOW)
+  heatmaps.plot_survival(cells, "a title", tmp_path / "x.png", warn_below=survival.WARN_BELOW)
   drawn = {axes: x for axes, x in drawn.items() if axes.get_title("left")}  # no colour bars
-  panels = [p for p in pictures.PANELS if not p[0].startswith("gap")]
-  assert [axes.get_title("left") for axes in drawn] == [
-    p[1].format(warn_below=0.95) for p in panels
-  ]
-  for (key, _, _, low, high, form), (axes, (grid, options)) in zip(
-    panels, drawn.items(), strict=True
-  ):
+  panels = [p for p in heatmaps.PANELS if not p.key.startswith("gap")]
+  assert [axes.get_title("left") for axes in drawn] == [p.title.format(limit=0.95) for p in panels]
+  for panel, (axes, (grid, _)) in zip(panels, drawn.items(), strict=True):
     want = [
-      [cells[m, n][key] if (m, n) in cells else None for n in range(3)]
+      [cells[m, n][panel.key] if (m, n) in cells else None for n in range(3)]
       for m in ("attention q", "mlp up", "norms")
     ]
     np.testing.assert_array_equal(grid, np.array(want, float))
     written = [text.get_text() for text in axes.texts]
-    assert written == [format(x, form) for row in want for x in row if x is not None]
-    assert (options["vmin"], options["vmax"]) == (low, high)
+    assert written == [format(x, panel.form) for row in want for x in row if x is not None]
   marked = [line.get_xydata().tolist() for axes in drawn for line in axes.lines]
   assert marked == [[[2.38, 0]]]  # layer 2 of attention q, beside its number
+
+
+def colour(panel, grid, value):
+  """The colour of a number in a heat map of a grid of numbers."""
+  found = heatmaps._colours(panel, np.array([grid], float), survival.WARN_BELOW)
+  norm = found.get("norm") or Normalize(found["vmin"], found["vmax"])
+  return np.array(colormaps.get_cmap(found["cmap"])(float(norm(value)))[:3])
+
+
+def test_good_and_bad_have_the_same_colours_everywhere():
+  """Good is blue and bad is orange, whichever end of the numbers is good."""
+  panels = {p.key: p for p in heatmaps.PANELS}
+  for key, good, bad in (("cosine", 1.0, 0.6), ("unchanged", 0.0, 1.0)):
+    for value, first, last in ((good, 2, 0), (bad, 0, 2)):
+      rgb = colour(panels[key], [good, bad], value)
+      assert rgb[first] - rgb[last] > 0.3, (key, value, rgb)
+  assert colour(panels["cosine"], [0.99, 1.0], 0.99)[2] > 0.6  # all good: nothing is orange
+
+
+def test_cosines_with_the_gap_are_scaled_to_the_data():
+  [panel] = [p for p in heatmaps.PANELS if p.key == "gap_cosine"]
+  strong, none = (colour(panel, [-0.02, 0.01], x) for x in (-0.02, 0.0))
+  assert heatmaps.luminance(strong) < 0.1 < 0.9 < heatmaps.luminance(none)
 
 
 def test_without_layers_there_is_no_picture(tmp_path):

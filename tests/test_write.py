@@ -21,7 +21,7 @@ from shadowft_jax.runs import provenance
 from shadowft_jax.hf import deltas
 from shadowft_jax.hf.folder import open_model
 from shadowft_jax.grafting import write
-from shadowft_jax import delta, lora, tree
+from shadowft_jax import delta, tree
 from shadowft_jax.grafting import chunks, matching, sources
 from shadowft_jax.hf import safetensors as hf_safetensors, unwrap, weights
 from shadowft_jax.errors import InputError
@@ -179,7 +179,7 @@ def test_our_adapter_equals_the_graft_in_memory(tmp_path):
   pair = runs.make_pair(tmp_path / "pair")
   _, params = weights.load_model(pair / "instruct")
   noise = np.random.default_rng(0)
-  shape = lora.init(np.array([0, 1], np.uint32), params, rank=4, match="_proj/")
+  shape = delta.init_adapter(np.array([0, 1], np.uint32), params, rank=4, match="_proj/")
   adapter = tree.map_named(lambda _, w: jnp.float32(noise.normal(0, 0.1, w.shape)), shape)
   deltas.save_adapter(
     tmp_path / "adapter", adapter, rank=4, alpha=8.0, base_model=str(pair / "instruct")

@@ -22,7 +22,7 @@ def text(e: Estimate) -> str:
   """An estimate in points, such as "+3.1 (+0.2 to +6.0)"."""
   if math.isnan(e.mean):
     return "-"
-  mean, low, high = (100 * x for x in (e.mean, e.low, e.high))
+  mean, low, high = (round(100 * x, 1) + 0.0 for x in (e.mean, e.low, e.high))  # no -0.0
   note = "" if e.pairs == len(pairs.SEEDS) else f", {e.pairs} pairs"
   return f"{mean:+.1f} ({low:+.1f} to {high:+.1f}{note})"
 
@@ -138,30 +138,43 @@ def controls(cells: Sequence[Cell], by_cell: Mapping[str, Sequence[Record]]) -> 
   return table(["control", "rate", "old, %", "new, %", "old - FT", "old - Shadow-FT"], rows)
 
 
-def draw(cells: Sequence[Cell], by_cell: Mapping[str, Sequence[Record]], path: pathlib.Path):
-  """Old against new skills: a panel a cell, a line an arm, a point a rate, the mean over pairs."""
+def draw(
+  cells: Sequence[Cell], by_cell: Mapping[str, Sequence[Record]], path: pathlib.Path
+) -> None:
+  """Old skills against new ones and against the loss on the data, means over pairs.
+
+  A column is a cell, a line an arm, a point a rate.
+  """
   import matplotlib
 
   matplotlib.use("Agg")
   import matplotlib.pyplot as plt
 
+  keys = {"new": "new skill (% right)", "loss": "loss on the data (nats)"}
+  size = (3.2 * len(cells), 5.6)
   figure, panels = plt.subplots(
-    1, len(cells), figsize=(3.4 * len(cells), 3.4), layout="constrained", sharey=True, squeeze=False
+    2, len(cells), figsize=size, layout="constrained", sharey=True, sharex="row", squeeze=False
   )
+  for row, (key, label) in zip(panels, keys.items(), strict=True):
+    unit = 0.01 if key == "loss" else 1.0
+    for axes, cell in zip(row, cells, strict=True):
+      of = grids(by_cell[cell.name])
+      place = lambda arm, rate: (unit * share(of, arm, rate, key), share(of, arm, rate, "old"))
+      start = place("Instruct", 0.0)
+      for arm, mark in zip(("FT", "Shadow-FT"), "os", strict=True):
+        points = [start, *(place(arm, rate) for rate in cell.rates)]
+        axes.plot(
+          *zip(*points, strict=True), f"{mark}-", ms=4, color=findings.COLOURS[arm], label=arm
+        )
+      axes.plot(*start, "k*", ms=11, label="Instruct", zorder=3)
+      axes.set(xlabel=label)
+      axes.grid(color="0.9")
+    row[0].set_ylabel("old skills (% right)")
+    row[0].set_xlim((4.3, 0) if key == "loss" else (-0.5, 10.5))
   for axes, cell in zip(panels[0], cells, strict=True):
-    of = grids(by_cell[cell.name])
-    start = [share(of, "Instruct", 0.0, key) for key in ("new", "old")]
-    for arm, mark in zip(("FT", "Shadow-FT"), "os", strict=True):
-      points = [[share(of, arm, rate, key) for key in ("new", "old")] for rate in cell.rates]
-      x, y = zip(start, *points, strict=True)
-      axes.plot(x, y, f"{mark}-", color=findings.COLOURS[arm], label=arm)
-      axes.annotate(f"{cell.rates[-1]:g}", (x[-1], y[-1]), fontsize=8)
-    axes.plot(*start, "k*", ms=12, label="Instruct", zorder=3)
-    axes.set(title=cell.name, xlabel="new skill (% right)")
-    axes.grid(color="0.9")
-  panels[0, 0].set_ylabel("old skills (% right)")
-  panels[0, 0].legend(frameon=False)
-  figure.savefig(path, dpi=130)
+    axes.set_title(cell.name)
+  panels[1, 0].legend(frameon=False, loc="lower left")
+  figure.savefig(path, dpi=110)
   plt.close(figure)
 
 
@@ -214,9 +227,9 @@ def write(out: pathlib.Path, records: Sequence[Record]) -> None:
   primary, secondary, alphas, control = (
     [cell for cell in group if cell in done] for group in (PRIMARY, SECONDARY, ALPHAS, CONTROLS)
   )
-  parts = ["# Results of lab/study\n"]
+  parts = ["# Evidence: all tables\n"]
   if missing := [cell.name for cell in CELLS if cell not in done]:
-    parts.append(f"Not run: {'; '.join(missing)}.\n")
+    parts.append(f"Cells that were not run: {'; '.join(missing)}.\n")
   if done:
     parts += ["## Pairs, the range over seeds\n", pair_table(done, by_cell)]
   for title, cells in (("Primary cells", primary), ("One factor changed", secondary)):

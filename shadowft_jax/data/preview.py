@@ -3,6 +3,7 @@
 import math
 import os
 import sys
+from typing import Any
 
 import numpy as np
 
@@ -42,26 +43,53 @@ def text(
   return "\n".join([*shown, _lengths(data), "", _totals(data), _steps(data)])
 
 
-def _example(number, example, tokenizer, ids, colour):
-  head = (
-    f"--- example {number}: {example.where}: {progress.count(len(example.token), 'token')}, "
+def record(
+  data: dataset.Dataset, tokenizer_dir: str | os.PathLike, count: int
+) -> list[dict[str, Any]]:
+  """The first `count` training examples as JSON: a title, and [text, whether it is trained] parts.
+
+  Raises:
+    InputError: see `load_tokenizer`.
+  """
+  tokenizer, out = load_tokenizer(tokenizer_dir), []
+  for number, example in enumerate(data.train[:count], 1):
+    parts: list[list[Any]] = []
+    for name, side in _sides(example).items():
+      parts += [[name, False]] if name else []
+      runs = _runs(example, side)
+      parts += [[_decoded(tokens, told, tokenizer), bool(told)] for tokens, _, told in runs]
+    out.append({"title": _title(number, example), "parts": parts})
+  return out
+
+
+def _title(number, example):
+  title = (
+    f"example {number}: {example.where}: {progress.count(len(example.token), 'token')}, "
     f"{example.trained:,} trained" + (f", {example.cut:,} truncated" if example.cut else "")
   )
-  head += f", {example.prompt_cut:,} prompt tokens truncated" if example.prompt_cut else ""
+  return title + (f", {example.prompt_cut:,} prompt tokens truncated" if example.prompt_cut else "")
+
+
+def _sides(example):
+  """{heading: indices of tokens}: of the whole example, or of the two answers of a pair."""
   every = np.arange(len(example.token))
-  sides = {"": every}
-  if example.second:
-    first, second = {
-      None: ("chosen", "rejected"),
-      True: ("good answer", "the answer of another row, for the KL term"),
-      False: ("bad answer", "the answer of another row, for the KL term"),
-    }[example.desirable]
-    sides = {f"{first}:\n": every[: example.second], f"\n{second}:\n": every[example.second :]}
+  if not example.second:
+    return {"": every}
+  other = "the answer of another row, for the KL term"
+  first, second = {
+    None: ("chosen", "rejected"),
+    True: ("good answer", other),
+    False: ("bad answer", other),
+  }[example.desirable]
+  return {f"{first}:\n": every[: example.second], f"\n{second}:\n": every[example.second :]}
+
+
+def _example(number, example, tokenizer, ids, colour):
   text = "".join(
     name + "".join(_run(*run, tokenizer, ids, colour) for run in _runs(example, side))
-    for name, side in sides.items()
+    for name, side in _sides(example).items()
   )
-  return f"{head}\n{text}\n"
+  return f"--- {_title(number, example)}\n{text}\n"
 
 
 def _runs(example, side):
@@ -87,14 +115,18 @@ def _run(tokens, labels, is_trained, tokenizer, ids, colour):
       + " "
     )
   else:
-    out = tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
-    # Trained newlines would otherwise be invisible.
-    out = out.replace("\n", "⏎\n") if is_trained else out
+    out = _decoded(tokens, is_trained, tokenizer)
   if colour:
     # Some terminals reset the colour at the end of a line.
     mark = TRAINED if is_trained else PLAIN
     return "\n".join(f"{mark}{line}{END}" if line else "" for line in out.split("\n"))
   return f"⟦{out}⟧" if is_trained else out
+
+
+def _decoded(tokens, is_trained, tokenizer):
+  out = tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
+  # Trained newlines would otherwise be invisible.
+  return out.replace("\n", "⏎\n") if is_trained else out
 
 
 def _visible(piece):

@@ -24,6 +24,7 @@ class Arm:
     source: a model's folder or id, its name at the server, or the place of saved answers.
     delta: a delta that is grafted onto the model; "" for none.
     alpha: its strength.
+    tokenizer_of: the model whose tokenizer and chat template it answers in; "" for its own.
   """
 
   label: str
@@ -31,6 +32,7 @@ class Arm:
   source: str
   delta: str = ""
   alpha: float = 1.0
+  tokenizer_of: str = ""
 
 
 def parse(

@@ -8,11 +8,12 @@ from typing import Any
 
 from shadowft_jax import files
 from shadowft_jax.evaluation import comparison, picture, suite
+from shadowft_jax.evaluation.answering import Answered
 from shadowft_jax.evaluation.arms import Arm
 from shadowft_jax.evaluation.graded import Graded, Score
 from shadowft_jax.progress import count, duration
 from shadowft_jax.evaluation.tasks import second_opinion
-from shadowft_jax.evaluation.tasks.task import Task
+from shadowft_jax.evaluation.tasks.task import Example, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +24,22 @@ class Result:
   score: Score
   seconds: float
   tokens: int
+
+
+def graded(
+  task: Task, examples: Sequence[Example], found: Answered, cut: str, out: pathlib.Path | None
+) -> Result:
+  """The result of the answers to a task; the graded answers are written to a folder, if given.
+
+  Raises:
+    InputError: see `suite.grade`.
+  """
+  given = suite.grade(task, examples, found.completions, cut=cut, marks=found.marks)
+  if out:
+    out.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(dataclasses.asdict(one)) + "\n" for one in given]
+    files.write(out / f"{task.name}.graded.jsonl", "".join(lines))
+  return Result(given, suite.score(task, given), found.seconds, found.tokens)
 
 
 def report(

@@ -154,17 +154,22 @@ def warning(one: Score) -> str:
 
 
 def table(scores: Mapping[str, Mapping[str, Score]]) -> str:
+  """`rows` as text."""
+  return aligned(rows(scores), left=2)
+
+
+def rows(scores: Mapping[str, Mapping[str, Score]]) -> list[list[str]]:
   """The scores of models on tasks, {label: {task: score}}, and the averages of whole suites."""
   tasks = list(dict.fromkeys(task for of_model in scores.values() for task in of_model))
-  rows = [[HEAD[0], "model", *HEAD[1:]]]
+  table_rows = [[HEAD[0], "model", *HEAD[1:]]]
   for task in tasks:
-    rows += [[task, label, *_cells(of_model[task])] for label, of_model in scores.items()]
+    table_rows += [[task, label, *_cells(of_model[task])] for label, of_model in scores.items()]
   averages = {label: suite_scores(of_model) for label, of_model in scores.items()}
   for name in SUITES:
     for label, of_model in averages.items():
       if name in of_model:
-        rows.append([f"average of {name}", label, "", f"{of_model[name]:.1%}", *[""] * 5])
-  return aligned(rows, left=2)
+        table_rows.append([f"average of {name}", label, "", f"{of_model[name]:.1%}", *[""] * 5])
+  return table_rows
 
 
 def _cells(one):

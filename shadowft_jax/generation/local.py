@@ -226,6 +226,7 @@ def load(
   match: str = "projections",
   batch_size: int = 16,
   mesh: Mesh | None = None,
+  tokenizer_of: str | os.PathLike = "",
 ) -> LocalEngine:
   """Loads a Hugging Face folder.
 
@@ -239,16 +240,18 @@ def load(
     match: the weights to graft, as of `delta.graft`.
     batch_size: answers generated at a time.
     mesh: of `sharding.make_mesh`; None is one device.
+    tokenizer_of: the folder of the tokenizer and chat template, if it is another.
 
   Raises:
     InputError: the folder or delta is incomplete, cannot be run here, or does not fit the other;
       or there is no chat template.
   """
-  tokenizer = tokenizers.load_tokenizer(directory)
+  tokenizer = tokenizers.load_tokenizer(tokenizer_of or directory)
   ChatTemplate(tokenizer, template_args or {})  # its faults come before the weights are read
-  stop = tokenizers.stop_tokens(tokenizer, directory)
+  stop = tokenizers.stop_tokens(tokenizer, tokenizer_of or directory)
   decoder, params = weights.load_model(directory, mesh=mesh)
   named = identity(pathlib.Path(directory))
+  named |= {"tokenizer_of": str(tokenizer_of)} if tokenizer_of else {}
   graftable = None
   if delta is not None:
     graftable = Graftable(params, *deltas.load(delta, mesh=mesh), match)

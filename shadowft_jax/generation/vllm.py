@@ -42,6 +42,16 @@ def vllm_command(
   return shlex.join(words)
 
 
+def advice(model_dir: str | os.PathLike, delta: str | os.PathLike | None) -> str:
+  """How to evaluate a folder by vLLM, in words; "" where vLLM does not serve its delta."""
+  try:
+    line = vllm_command(model_dir, delta)
+  except InputError:  # the delta is no adapter
+    return ""
+  name = DELTA if delta else pathlib.Path(model_dir).name
+  return f"run `{line}`, and evaluate with --server http://localhost:8000/v1 --name {name}"
+
+
 def _max_rank(delta, rank):
   path = delta / "adapter_config.json"
   if not path.is_file():

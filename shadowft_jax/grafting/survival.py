@@ -18,7 +18,7 @@ import numpy as np
 from shadowft_jax.hf import names
 from shadowft_jax.pairs import gap
 from shadowft_jax.progress import aligned
-from shadowft_jax.runs import pictures
+from shadowft_jax.runs import heatmaps
 
 ROW = 1024  # elements summed in float32; the sums of rows are added in float64
 WARN_BELOW = 0.95  # warn if the survival cosine is below this
@@ -270,7 +270,7 @@ def summary(rows: Sequence[Survival], dtype: str) -> str:
 def record(
   rows: Sequence[Survival], settings: dict[str, Any], warned: Sequence[str]
 ) -> dict[str, Any]:
-  """The contents of graft_report.json: settings, warnings, and numbers in total and by group."""
+  """The contents of graft_report.json."""
   return {
     "settings": settings,
     "meaning": MEANING,
@@ -278,9 +278,11 @@ def record(
     "all": numbers(rows),
     "modules": by_module(rows),
     "layers": by_layer(rows),
+    "cells": [{"module": m, "layer": n, **found} for (m, n), found in cells(rows).items()],
     "tensors": [
       {"name": r.name, "layer": r.layer, "module": r.module, **numbers([r])} for r in rows
     ],
+    "warn_below": WARN_BELOW,
   }
 
 
@@ -292,8 +294,7 @@ def write_report(
   warned: Sequence[str] = (),
 ) -> None:
   """Writes graft_report.json and, if a tensor is in a layer, graft_report.png with that title."""
-  directory = pathlib.Path(directory)
-  report = record(rows, settings, warned)
+  directory, report = pathlib.Path(directory), record(rows, settings, warned)
   (directory / "graft_report.json").write_text(json.dumps(report, indent=2) + "\n")
   if parts := cells(rows):
-    pictures.plot_survival(parts, title, directory / "graft_report.png", warn_below=WARN_BELOW)
+    heatmaps.plot_survival(parts, title, directory / "graft_report.png", warn_below=WARN_BELOW)

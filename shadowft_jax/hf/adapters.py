@@ -189,7 +189,7 @@ def check_rank(directory: str | os.PathLike, named: Mapping[str, Any], rank: int
 
   Args:
     directory: the folder to write, for errors.
-    named: {leaf name: array or shape}, "a" and "b" leaves as in lora.py.
+    named: {leaf name: array or shape}, "a" and "b" leaves as in delta.py.
     rank: rank of every module.
 
   Raises:

@@ -195,7 +195,7 @@ def save_adapter(
 
   Args:
     directory: the folder to write.
-    lora_tree: "a" and "b" leaves, as in lora.py.
+    lora_tree: "a" and "b" leaves, as in delta.py.
     rank: rank of every module.
     alpha: the adapter is scaled by alpha / rank.
     base_model: folder or Hub id of the model that the adapter is for.

@@ -74,6 +74,7 @@ class _Trainer:
         loss=self.loss,
         dtype=self.config.gradient_dtype,
       ),
+      self.config.lr,
       tx=self.tx,
     )
     return state, {k: float(v) for k, v in metrics.items()}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import math
 
 import optax
@@ -85,21 +86,28 @@ def make(config: Config, steps: int) -> tuple[optax.GradientTransformation, Call
     steps: total optimizer steps.
 
   Returns:
-    (optax.GradientTransformation, schedule: step -> learning rate).  The schedule is that of the
-    Hugging Face Trainer, whose first warm-up step has rate 0; see `warmup_steps` and `Shape`.
+    (optax.GradientTransformation, schedule: step -> learning rate).  The transformation is for a
+    peak rate of 1: `step.update` multiplies by config.lr, so that runs at other rates share its
+    program; equal settings give the same object.  The schedule is that of the Hugging Face
+    Trainer, whose first warm-up step has rate 0; see `warmup_steps` and `Shape`.
   """
-  schedule = shape_of(config, steps).of(config.lr)
-  clip = (
-    optax.clip_by_global_norm(config.grad_clip_norm) if config.grad_clip_norm else optax.identity()
-  )
+  c, shape = config, shape_of(config, steps)
+  decay, ratio = c.weight_decay, c.loraplus_lr_ratio
+  tx = _adamw(c.b1, c.b2, c.eps, c.moment_dtype, decay, c.grad_clip_norm, ratio, shape)
+  return tx, shape.of(c.lr)
+
+
+@functools.cache
+def _adamw(b1, b2, eps, moment_dtype, weight_decay, clip_norm, ratio, shape):
+  """See `make`."""
   return optax.chain(
-    clip,
+    optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
     # The second moment stays in float32: with b2 = 0.999, bfloat16 would lose the updates.
-    optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps, mu_dtype=config.moment_dtype),
-    optax.add_decayed_weights(config.weight_decay),
-    optax.scale_by_learning_rate(schedule),
-    *([_lora_plus(config.loraplus_lr_ratio)] if config.loraplus_lr_ratio != 1 else []),
-  ), schedule
+    optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=moment_dtype),
+    optax.add_decayed_weights(weight_decay),
+    optax.scale_by_learning_rate(shape.of(1.0)),
+    *([_lora_plus(ratio)] if ratio != 1 else []),
+  )
 
 
 def _lora_plus(ratio):

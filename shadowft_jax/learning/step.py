@@ -5,7 +5,7 @@ This module handles arrays and functions only; loop.py handles data and folders.
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import flax.struct
@@ -36,11 +36,11 @@ def begin(
   config: Config, frozen: Params, tx: optax.GradientTransformation, start: Delta | None = None
 ) -> TrainState:
   """The state at step 0, with a copy of `start`, the initial delta, if given."""
-  delta = (
-    delta_lib.zeros(jax.random.key(config.seed), frozen, config.delta)
-    if start is None
-    else jax.tree.map(jnp.copy, start)
-  )
+  return _state(jax.random.key(config.seed), config.delta, frozen, tx, start)
+
+
+def _state(key, kind, frozen, tx, start):
+  delta = delta_lib.zeros(key, frozen, kind) if start is None else jax.tree.map(jnp.copy, start)
   return TrainState(jnp.int32(0), delta, tx.init(delta))
 
 
@@ -51,13 +51,30 @@ def init_state(
   mesh: Mesh,
   start: Delta | None = None,
 ) -> TrainState:
-  """The state at step 0, as `begin` returns it, created sharded by `sharding.RULES`."""
-  shapes = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, w.dtype), frozen)
+  """As `begin`, but created sharded by `sharding.RULES`; equal runs share the program."""
+  c, named = config.delta, tree.names(frozen).items()
+  shapes = tuple((name, jax.ShapeDtypeStruct(w.shape, w.dtype)) for name, w in named)
+  init = _initialiser(_Kind(c.kind, c.match, c.rank), shapes, tx, mesh)
+  return init(jax.random.key(config.seed), start)
 
-  def init(start):
-    return begin(config, shapes, tx, start)
 
-  return jax.jit(init, out_shardings=sharding.of(jax.eval_shape(init, start), mesh))(start)
+class _Kind(NamedTuple):
+  """The fields of config.delta that `delta.zeros` uses."""
+
+  kind: str
+  match: str
+  rank: int
+
+
+@functools.cache
+def _initialiser(kind, shapes, tx, mesh):
+  """The compiled function of `init_state`, from (key, start) to the state."""
+
+  def init(key, start):
+    return _state(key, kind, tree.nest(dict(shapes)), tx, start)
+
+  placed = sharding.of(jax.eval_shape(init, jax.random.key(0), None), mesh)
+  return jax.jit(init, out_shardings=placed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,11 +201,20 @@ def add(total: objectives.Sums, part: objectives.Sums) -> objectives.Sums:
 
 @functools.partial(jax.jit, static_argnames="tx", donate_argnums=0)
 def update(
-  state: TrainState, grads: Delta, sums: objectives.Sums, *, tx: optax.GradientTransformation
+  state: TrainState,
+  grads: Delta,
+  sums: objectives.Sums,
+  lr: float | jax.Array = 1.0,
+  *,
+  tx: optax.GradientTransformation,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-  """One optimizer step, on the mean gradient over all micro-batches; also returns the metrics."""
+  """One optimizer step on the mean over all micro-batches; also returns the metrics.
+
+  The updates of `tx`, which is made for a peak rate of 1, are multiplied by `lr`.
+  """
   grads = jax.tree.map(lambda g: g / sums["count"], grads)
   updates, opt = tx.update(grads, state.opt, state.delta)
+  updates = jax.tree.map(lambda u: lr * u, updates)
   state = TrainState(state.step + 1, optax.apply_updates(state.delta, updates), opt)
   means = {k: v / sums["count"] for k, v in sums.items() if k != "count"}
   return state, {**means, "grad_norm": optax.tree.norm(grads)}

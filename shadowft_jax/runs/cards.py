@@ -21,6 +21,9 @@ SETTINGS = (
 ).split()
 SHOWN = ("loss", "accuracy", "margin")  # of the metrics, the first
 MOST = 10  # files named
+# Objectives other than SFT: what the loss is a mean over, and what `how` says of the data.
+UNITS = {"dpo": "pair", "kto": "example"}
+TRAINED_ON = {"dpo": " on preference pairs (DPO)", "kto": " on answers labelled good or bad (KTO)"}
 BAR = "\\|"  # in the cell of a table
 
 
@@ -63,9 +66,7 @@ def of_run(
   """
   c, fields = config.delta, flat(config.to_dict())
   how = f"LoRA of rank {c.rank}" if c.kind == "lora" else "full tuning"
-  how += {"dpo": " on preference pairs (DPO)", "kto": " on answers labelled good or bad (KTO)"}.get(
-    config.objective, ""
-  )
+  how += TRAINED_ON.get(config.objective, "")
   is_graft = config.learn_on == "base"
   settings = {
     n if is_graft else n.removeprefix("graft."): fields[n] for n in SETTINGS if _matters(n, config)
@@ -249,7 +250,9 @@ def guide(origin: Origin, losses: Mapping[str, float], kind: str) -> str:
     ("`config.json`", "every field of the run; the same command finds the run by it"),
     ("`metrics.jsonl`", "loss, learning rate and validation, one record a line"),
     ("`tensorboard/`", "the same for TensorBoard"),
-    ("`loss.png`", "the losses as a picture"),
+    ("`report.html`", "a page of the run to look at or to send; it has training examples in it"),
+    ("`pictures/`", "the pictures of the page, as PNG and SVG"),
+    ("`preview.json`", "the training examples of the page"),
     ("`log.txt`", "all that the run printed, and details, with time stamps"),
     ("`checkpoints/`", "optimizer states, from which a stopped run resumes; may be deleted now"),
     ("`data.json`", "the digest of the training data: a run is resumed on the same data only"),

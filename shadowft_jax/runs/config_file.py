@@ -98,7 +98,7 @@ def set_fields(config: Config, fields: Mapping[str, Any], where: str) -> Config:
     rest = unknown[1:20] + [f"{len(unknown) - 20} more"] * (len(unknown) > 20)
     also = f"; also unknown: {', '.join(rest)}" if rest else ""
     raise InputError(f"{where} sets an {unknown_field(unknown[0])}{also}")
-  values = {name: _typed(name, value) for name, value in presets.current(fields).items()}
+  values = {name: typed(name, value) for name, value in presets.current(fields).items()}
   for name, value in values.items():
     if name == presets.OPEN and value:
       raise InputError(unknown_field(name))
@@ -109,7 +109,7 @@ def set_fields(config: Config, fields: Mapping[str, Any], where: str) -> Config:
   return config
 
 
-def _typed(name, value):
+def typed(name: str, value: Any) -> Any:
   """Converts a value to the type of its field: 1 to 1.0, and "1e-4", which YAML reads as text."""
   field = presets.field_of(name)
   if field is None or type(field.default) is not float or isinstance(value, bool):

@@ -6,17 +6,18 @@ import json
 import os
 import pathlib
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from shadowft_jax import files, hosts
 from shadowft_jax.errors import InputError, listing
 from shadowft_jax.presets import Config, current, defaults, flat
 from shadowft_jax.progress import say
-from shadowft_jax.runs import cards, metrics, pictures, provenance
+from shadowft_jax.runs import cards, metrics, page, provenance
+from shadowft_jax.runs.html import REPORT
+from shadowft_jax.runs.page import LOG, PREVIEW
 
 DATA = "data.json"  # the digest of the data of a run
-LOG = "log.txt"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +73,10 @@ class Run:
         "choose another folder"
       )
 
+  def keep_examples(self, examples: Sequence[Mapping[str, Any]]) -> None:
+    """Keeps training examples for the page of the run; see `data.preview.record`."""
+    files.write_json(self.directory / PREVIEW, {"examples": [*examples]})
+
   def finish(
     self,
     losses: Mapping[str, float],
@@ -80,7 +85,7 @@ class Run:
     origin: cards.Origin,
     warnings: Iterable[str] = (),
   ) -> list[dict[str, Any]]:
-    """Writes the last metrics, the picture, the cards and the provenance; returns all metrics.
+    """Writes the last metrics, cards, provenance and the page; returns all metrics.
 
     Args:
       losses: the last metrics.
@@ -90,14 +95,12 @@ class Run:
       warnings: of the run, said once more where they are seen.
     """
     if hosts.is_first():
-      records = metrics.append(self.directory, losses)
-      unit = {"dpo": "pair", "kto": "example"}.get(config.objective, "answer token")
-      trained = "Base" if origin.is_graft else "Instruct"
-      pictures.plot_loss(records, self.directory / "loss.png", unit, trained, origin.result)
+      metrics.append(self.directory, losses)
       self._write_cards(losses, config, origin)
       start = {"delta.init": [config.delta.init]} if config.delta.init else {}
       record = provenance.provenance({**inputs, **start}, seed=config.seed)
       files.write_json(self.directory / "provenance.json", record)
+      page.write(self.directory)
     hosts.wait("the run is complete")
     for name, (before, after) in [*cards.results(losses).items()][: len(cards.SHOWN)]:
       say(f"validation {name}: Instruct {before:.4f}, {origin.result} {after:.4f}")
@@ -109,7 +112,8 @@ class Run:
     scores = f"--model {_quoted(self.directory)} --out {_quoted(self.directory / 'scores')}"
     yield f"{result}: {self.shadow}"
     yield f"delta: {self.delta}"
-    yield f"also in {self.directory}: README.md, {LOG}, loss.png, metrics.jsonl"
+    yield f"report: {self.directory / REPORT}"
+    yield f"also in {self.directory}: README.md, {LOG}, metrics.jsonl"
     yield f"try it: {chat(self.shadow)}"
     yield f"score it: shadowft evaluate --task gsm8k {scores}"
 
@@ -152,24 +156,45 @@ def open_run(config: Config, workdir: str | os.PathLike) -> Iterator[Run]:
 
 
 def _claim(workdir: pathlib.Path, config: Config) -> None:
-  """Makes `workdir` the folder of a run of `config`, or finds that it is."""
   mine = json.loads(config.to_json_best_effort())
-  path = workdir / "config.json"
+  words = ("run", "config", "fields")
+  claim(workdir, "config.json", mine, words, (DATA, LOG, PREVIEW), absent=flat(defaults()))
+
+
+def claim(
+  workdir: pathlib.Path,
+  name: str,
+  mine: Mapping[str, Any],
+  words: tuple[str, str, str],
+  not_begun: Sequence[str] = (),
+  absent: Mapping[str, Any] | None = None,
+) -> None:
+  """Makes `workdir` the folder of what `mine` describes, or finds that it is.
+
+  Args:
+    name: the file in the folder that holds the description, as JSON.
+    words: for errors: what the folder is of, what describes it, and what that consists of.
+    not_begun: names of files that a folder may have before its work has begun.
+    absent: {dotted name: value} of what older folders do not state.
+
+  Raises:
+    InputError: the folder has something else.
+  """
+  path, (noun, by, parts) = workdir / name, words
   there = [p.name for p in workdir.iterdir()] if workdir.is_dir() else []
   # The rest of an interrupted write is not the user's.
-  there = [name for name in there if not name.endswith(".part")]
-  if not set(there) - {path.name, DATA, LOG}:
+  there = [entry for entry in there if not entry.endswith(".part")]
+  if not set(there) - {name, *not_begun}:
     if hosts.is_first():
       workdir.mkdir(parents=True, exist_ok=True)
       files.write_json(path, mine)
     return
-  if path.name not in there:
+  if name not in there:
     raise InputError(
-      f"--workdir {workdir} is not empty and not a run's folder (it has no "
-      "config.json); choose another"
+      f"--workdir {workdir} is not empty and not a {noun}'s folder (it has no {name}); choose "
+      "another"
     )
-  # Fields that are newer than the run had their defaults.
-  theirs, ours = flat(defaults()) | current(flat(files.read_json(path))), flat(mine)
+  theirs, ours = {**(absent or {}), **current(flat(files.read_json(path)))}, flat(dict(mine))
   differ = [
     f"{k}: {theirs.get(k)!r} there, {ours.get(k)!r} now"
     for k in theirs.keys() | ours.keys()
@@ -177,6 +202,6 @@ def _claim(workdir: pathlib.Path, config: Config) -> None:
   ]
   if differ:
     raise InputError(
-      f"--workdir {workdir} belongs to a run of another config; choose another "
-      f"folder, or the same fields:{listing(differ)}"
+      f"--workdir {workdir} belongs to a {noun} of another {by}; choose another folder, or the "
+      f"same {parts}:{listing(differ)}"
     )

@@ -24,6 +24,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Sequence
 
 from shadowft_jax.errors import InputError
 
@@ -65,6 +66,25 @@ def allow() -> None:
       "are written, and elsewhere --outputs scores them"
     )
   _is_allowed = True
+
+
+def check(names: Sequence[str], is_allowed: bool) -> None:
+  """Allows what the grading of these tasks runs.
+
+  Args:
+    names: of tasks that run programs.
+    is_allowed: whether --allow-code-execution is given.
+
+  Raises:
+    InputError: it is needed and not given, or no sandbox can be made here.
+  """
+  if names and not is_allowed:
+    raise InputError(
+      f"grading {', '.join(names)} runs programs that a model wrote; pass --allow-code-execution "
+      "to run them in a sandbox, or --generate-only to write the answers without grading"
+    )
+  if names:
+    allow()
 
 
 def run(program: str, stdin: str = "", seconds: float = 10.0, may_exit: bool = False) -> Outcome:

@@ -79,6 +79,9 @@ class Task:
     return out
 
 
+Asked = tuple[Task, list[Example]]  # a task and the questions that are asked
+
+
 def example(messages: Messages | str, gold: Any, group: str = "") -> Example:
   """An Example with its id; a text is one message by the user."""
   if isinstance(messages, str):

@@ -1,0 +1,258 @@
+"""report.html of a comparison: scores, differences, and every model's answers side by side."""
+
+import itertools
+import json
+import pathlib
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from shadowft_jax import files
+from shadowft_jax.errors import InputError
+from shadowft_jax.evaluation import comparison, picture, suite
+from shadowft_jax.evaluation.graded import Score
+from shadowft_jax.evaluation.tasks.task import Example, Task
+from shadowft_jax.progress import count
+from shadowft_jax.runs import html
+from shadowft_jax.runs.html import Answer, Cell, Code, Page, Picture, Section, Table, Text
+
+SCORES, QUESTIONS = "scores.json", "{}.questions.jsonl"
+MOST = 200  # questions of a task on the page
+LONGEST = 6000  # characters of a text on the page
+LONGEST_REFERENCE = 300  # a longer one, such as the tests of a program, is not shown
+Record = Mapping[str, Any]
+
+
+def keep_questions(out: pathlib.Path, task: Task, examples: Sequence[Example]) -> None:
+  """Writes TASK.questions.jsonl: id, group, messages and gold answer of each question."""
+  rows = [{"id": x.id, "group": x.group, "messages": x.messages, "gold": x.gold} for x in examples]
+  out.mkdir(parents=True, exist_ok=True)
+  text = "".join(json.dumps(row) + "\n" for row in rows)
+  files.write(out / QUESTIONS.format(task.name), text)
+
+
+def write(directory: pathlib.Path) -> None:
+  """Writes `of_folder` as report.html in the folder; raises InputError, see `html.write`."""
+  html.write(of_folder(directory), directory / html.REPORT)
+
+
+def of_folder(directory: pathlib.Path, most: int = MOST) -> Page:
+  """The page of an evaluation.
+
+  Args:
+    directory: --out of `evaluate`.
+    most: questions of a task that are shown, those that changed before others.
+
+  Raises:
+    InputError: scores.json is missing, or of another program.
+  """
+  record = _scores(directory)
+  models, tasks = list(record["models"]), _tasks(record)
+  asked = sum(next(iter(record["models"].values()))["tasks"][t]["questions"] for t in tasks)
+  return Page(
+    title=" and ".join([", ".join(models[:-1]), models[-1]] if models[1:] else models),
+    subtitle=f"{count(len(models), 'model')} on the same questions of {', '.join(tasks)}",
+    facts={
+      "questions": f"{asked:,}",
+      "protocol": str(record["options"].get("protocol", "unknown")),
+      "compared with": models[0] if models[1:] else "nothing",
+    },
+    missing=[*_missing(directory, models, tasks)],
+    sections=sections(directory, most),
+  )
+
+
+def sections(directory: pathlib.Path, most: int = MOST) -> list[Section]:
+  """The sections of `of_folder`, for the page of a run or of a whole comparison."""
+  record = _scores(directory)
+  tasks = _tasks(record)
+  return [
+    Section("Scores", [*_summary(record)]),
+    Section("Answers", [*_answers(directory, list(record["models"]), tasks, most)]),
+    Section("How the answers were made", [*_made(record)]),
+  ]
+
+
+def _scores(directory):
+  record = files.read_json(directory / SCORES)
+  if not record.get("models") or "options" not in record:
+    raise InputError(f"{directory / SCORES} is not of `shadowft evaluate`; it names no models")
+  return record
+
+
+def _tasks(record):
+  return list(dict.fromkeys(task for one in record["models"].values() for task in one["tasks"]))
+
+
+def _missing(directory, models, tasks) -> Iterator[str]:
+  for task in tasks:
+    if not (directory / QUESTIONS.format(task)).exists():
+      yield f"The text of the questions: {QUESTIONS.format(task)} is missing; only ids are shown."
+    for model in models:
+      if not _graded_path(directory, model, task).exists():
+        yield f"Answers of {model} to {task}: {model}/{task}.graded.jsonl is missing."
+
+
+def _graded_path(directory, model, task):
+  return directory / model / f"{task}.graded.jsonl"
+
+
+def _summary(record) -> Iterator[html.Part]:
+  scores = {
+    label: {task: Score(**one) for task, one in x["tasks"].items()}
+    for label, x in record["models"].items()
+  }
+  head, *rows = suite.rows(scores)
+  yield from _differences(record)
+  told = [
+    f"{label}: {one.accuracy:.1%} of {task} ({one.low:.1%} to {one.high:.1%})"
+    for label, x in scores.items()
+    for task, one in x.items()
+  ]
+  alt = f"Scores with 95 % intervals: {'; '.join(told)}."
+  yield Picture("scores", picture.figure_of(scores), alt, "Bars: 95 % intervals.")
+  yield Table("Scores with their 95 % intervals", head, rows, labels=2)
+  for label, x in scores.items():
+    yield from (Text(f"{label}: {note}") for note in suite.notes(x))
+
+
+def _differences(record) -> Iterator[html.Part]:
+  first, rows, told = next(iter(record["models"])), [], []
+  for label, one in record.get("minus_first", {}).items():
+    parts = {**one["tasks"], **{f"average of {n}": x for n, x in one["suites"].items()}}
+    for name, x in parts.items():
+      mark = "good" if x["low"] > 0 else "bad" if x["high"] < 0 else ""
+      interval = f"{x['low']:+.1%} to {x['high']:+.1%}"
+      changed = [f"{len(x[key]):,}" if key in x else "" for key in ("lost", "won")]
+      rows.append([name, label, Cell(f"{x['mean']:+.1%}", mark), interval, f"{x['p']:.3g}"])
+      rows[-1] += changed
+      verdict = {"good": "better", "bad": "worse"}.get(mark, "no difference is shown")
+      points = f"{100 * x['mean']:+.1f} points ({100 * x['low']:+.1f} to {100 * x['high']:+.1f})"
+      told.append(Text(f"{label} minus {first} on {name}: {points}: {verdict}.", mark))
+  if rows:
+    yield from told[:12]
+    caption = f"Paired differences to {first}, with 95 % intervals"
+    yield Table(caption, ["task", "model", *comparison.CHANGE], rows, labels=2)
+
+
+def _answers(directory, models, tasks, most) -> Iterator[html.Questions]:
+  for number, task in enumerate(tasks, 1):
+    given = [_first_samples(_graded_path(directory, model, task)) for model in models]
+    present = [(model, x) for model, x in zip(models, given, strict=True) if x]
+    if not present:
+      continue
+    labels = [model for model, _ in present]
+    ids = [n for n in present[0][1] if all(n in x for _, x in present)]
+    right = {n: [x[n]["state"] == "right" for _, x in present] for n in ids}
+    kept = sorted(ids, key=lambda n: len(set(right[n])) == 1)[:most]
+    kept = [n for n in ids if n in set(kept)]
+    asked = {row["id"]: row for row in _lines(directory / QUESTIONS.format(task))}
+    shared = _shared([row["messages"] for row in asked.values()])
+    questions = []
+    for n in kept:
+      row = asked.get(n, {"messages": [], "gold": None})
+      given = [x[n] for _, x in present]
+      questions.append(question(n, row["messages"][shared:], row["gold"], given))
+    note = "The first sample of each answer." if _has_samples(directory, models, task) else ""
+    if shared:
+      note += f" Every question comes after the same {count(shared, 'message')}, worked examples."
+    if len(kept) < len(ids):
+      note += (
+        f" {len(kept):,} of {len(ids):,} questions are shown, those on which the models differ "
+        f"before others; all are in {task}.graded.jsonl of each model."
+      )
+    filters_ = filters(labels, [right[n] for n in kept], list(right.values()))
+    name = f"questions-{number}"
+    yield html.Questions(name, task, labels, questions, filters_, note.strip())
+
+
+def filters(
+  labels: Sequence[str], shown: Sequence[Sequence[bool]], every: Sequence[Sequence[bool]]
+) -> dict[str, frozenset[int]]:
+  """{filter with its count: numbers of the questions that it shows}, from who is right."""
+  tests: dict[str, Callable[[Sequence[bool]], bool]] = {}
+  if labels[1:]:
+    tests = {
+      f"{labels[a]} right, {labels[b]} wrong": _beats(a, b)
+      for i in range(1, len(labels))
+      for a, b in ((0, i), (i, 0))
+    }
+    tests |= {"all right": all, "all wrong": lambda who: not any(who)}
+  else:
+    tests = {"right": all, "wrong": lambda who: not any(who)}
+  out = {}
+  for name, is_shown in tests.items():
+    numbers = frozenset(n for n, who in enumerate(shown) if is_shown(who))
+    total = sum(map(is_shown, every))
+    more = f" of {total:,}" if total > len(numbers) else ""
+    out[f"{name} ({len(numbers):,}{more})"] = numbers
+  return out
+
+
+def _beats(a, b):
+  return lambda who: who[a] and not who[b]
+
+
+def _lines(path):
+  return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _first_samples(path):
+  """{id: graded answer}, the first of each question."""
+  out: dict[str, Record] = {}
+  for row in _lines(path):
+    out.setdefault(row["id"], row)
+  return out
+
+
+def _has_samples(directory, models, task):
+  return any(row["sample"] for row in _lines(_graded_path(directory, models[0], task))[:2])
+
+
+def _shared(dialogues) -> int:
+  """The number of messages that begin every one of several dialogues, not the last of any."""
+  most = min((len(one) - 1 for one in dialogues), default=0) if len(dialogues) > 1 else 0
+  alike = (all(one[n] == dialogues[0][n] for one in dialogues) for n in range(most))
+  return sum(1 for _ in itertools.takewhile(bool, alike))
+
+
+def question(
+  name: str, messages: Sequence[Mapping[str, str]], gold: Any, answers: Sequence[Record]
+) -> html.Question:
+  """A question with the answers of all models.
+
+  Args:
+    gold: the right answer, None where it is not known.
+    answers: with text, state and, where it is known, extracted.
+  """
+  text = "\n\n".join(
+    m["content"] if len(messages) == 1 else f"{m['role']}: {m['content']}" for m in messages
+  )
+  gold = gold if isinstance(gold, str) else "" if gold is None else json.dumps(gold)
+  return html.Question(
+    name,
+    _short(text),
+    gold if len(gold) <= LONGEST_REFERENCE else "",
+    [Answer(_short(x["text"]), x["state"], x.get("extracted")) for x in answers],
+  )
+
+
+def _short(text):
+  if len(text) <= LONGEST:
+    return text
+  return f"{text[:LONGEST]}… ({count(len(text) - LONGEST, 'more character')})"
+
+
+def _made(record) -> Iterator[html.Part]:
+  given = {n: x for n, x in record["options"].items() if x not in (None, "", False, [])}
+  words = []
+  for name, value in given.items():
+    flag = f"--{name.replace('_', '-')}"
+    for one in value if isinstance(value, list) else [value]:
+      words.append(flag if one is True else f"{flag} {shlex.quote(str(one))}")
+  yield Code(" \\\n  ".join(["shadowft evaluate", *words]), "The same evaluation again:")
+  rows = [
+    [label, one["kind"], one["source"], one["delta"], f"{one['alpha']:g}" if one["delta"] else ""]
+    for label, one in record["models"].items()
+  ]
+  yield Table("Models", ["label", "kind", "source", "delta", "alpha"], rows, is_words=True)

@@ -1,0 +1,205 @@
+"""Trains every run of a grid, and shows the losses of all in a table and a figure.
+
+  shadowft sweep --config lora --config.pair=qwen3-0.6b --config.data.train=rows.jsonl \\
+      --grid config.lr=5e-5,1e-4,2e-4 --grid config.delta.rank=8,128 --arms instruct,base \\
+      --seeds 3 --workdir runs/sweep
+
+Each run has its folder in --workdir.  The same command goes on where it was stopped, and leaves
+finished runs alone.  Exit code 3: some runs failed, and the others are done.
+"""
+
+import dataclasses
+import pathlib
+import time
+import traceback
+from collections.abc import Sequence
+
+from etils import epy
+
+from shadowft_jax import command, progress
+from shadowft_jax.errors import InputError, RunsFailed, listing
+from shadowft_jax.presets import Config
+from shadowft_jax.runs import arrays, config_file, grid
+from shadowft_jax.runs.grid import Axis, Cell
+
+NAME = "sweep.json"  # in the folder of a sweep: its grid
+
+with epy.lazy_imports():  # help and errors of flags, config and grid come before these
+  from shadowft_jax import files, hosts, train
+  from shadowft_jax.runs import outcomes, run as runs, sweep_page
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(command.Options):
+  """Flags of `sweep`."""
+
+  config: command.Config = command.config_option()
+  grid: tuple[str, ...] = command.option(
+    (),
+    help="A field and its values, as config.lr=1e-4,2e-4; fields that are set together, as "
+    "config.base,config.instruct=A:B,C:D. Several flags: every combination.",
+  )
+  arms: str = command.option(
+    "", help="Models to train: instruct, base or instruct,base. Default: config.learn_on."
+  )
+  seeds: int = command.option(1, help="Seeds of each run, from config.seed on.", least=1)
+  workdir: str = command.option(help="Folder of the sweep, with a folder for each run.")
+  table: bool = command.option(False, help="Print the table of the runs so far, and train nothing.")
+  cell: int | None = command.option(
+    None, help="Number of the only run to train, counted from 0.", least=0
+  )
+  array: str = command.option(
+    "",
+    help="Write the files that start the runs as jobs of Slurm or SkyPilot, and train nothing.",
+    choices=("", *arrays.KINDS),
+  )
+
+
+def axes_of(options: Options) -> list[Axis]:
+  """The axes of the options.
+
+  Raises:
+    InputError: see `grid.axes`.
+  """
+  arms = [arm.strip() for arm in options.arms.split(",") if arm.strip()]
+  return grid.axes(options.grid, arms, options.seeds, options.config.seed)
+
+
+def claim(
+  config: Config, axes: Sequence[Axis], workdir: pathlib.Path, *, paths: bool = True
+) -> list[Cell]:
+  """Checks every run of a grid, and makes `workdir` its folder; returns the cells.
+
+  Args:
+    paths: whether models and data are on this machine, and looked for.
+
+  Raises:
+    InputError: a run's config is bad, or the folder is not this grid's.
+  """
+  cells = grid.cells(axes)
+  for cell in cells:
+    one = cell.config(config)
+    try:
+      with progress.silenced():
+        (train.resolve if paths else config_file.check)(one)
+    except InputError as error:
+      raise InputError(f"run {cell.name}: {error}") from error
+  words = ("sweep", "grid", "values")
+  runs.claim(workdir, NAME, grid.record(config, axes), words)
+  return cells
+
+
+def run(config: Config, cells: Sequence[Cell], workdir: pathlib.Path) -> "list[outcomes.Outcome]":
+  """Trains the runs of a grid that are not complete, one after another; one that fails is named.
+
+  Args:
+    cells: of `claim`, all or some.
+    workdir: of the sweep.
+
+  Returns:
+    What became of each.
+  """
+  found = []
+  ready = sum(outcomes.outcome(x, config.learn_on, workdir).is_done for x in cells)
+  if ready:
+    progress.say(f"{ready} of {progress.count(len(cells), 'run')} finished before")
+  for number, cell in enumerate(cells, 1):
+    one = outcomes.outcome(cell, config.learn_on, workdir)
+    title = f"run {number} of {len(cells)}: {cell.name}"
+    if not one.is_done:
+      start = time.monotonic()
+      error = _train(cell.config(config), workdir / cell.name, title)
+      one = outcomes.outcome(cell, config.learn_on, workdir, error)
+      took = progress.duration(time.monotonic() - start)
+      progress.say(f"{title}: {error and f'failed: {error}' or f'{_losses(one)}{took}'}")
+    found.append(one)
+  return found
+
+
+def _train(config, directory, title):
+  """Trains a run; returns its error, or ""."""
+  try:
+    with progress.titled(title):  # details are in the run's log.txt
+      train.train(config, directory)
+  except Exception as error:  # Bad data, a loss that is not finite, no memory: the others go on.
+    progress.detail(traceback.format_exc())
+    return " ".join(str(error).split()) or type(error).__name__
+  return ""
+
+
+def _losses(one):
+  values = [f"{value:.4f}" for value in one.losses.values()]
+  return f"validation loss {' -> '.join(values)}, " if values else ""
+
+
+def report(
+  found: "Sequence[outcomes.Outcome]", axes: Sequence[Axis], workdir: pathlib.Path
+) -> None:
+  """Prints the table of a sweep, and writes sweep.md, sweep.csv and sweep.png."""
+  settings = outcomes.settings(found)
+  text = outcomes.table(settings)
+  if outcomes.chosen(settings):
+    text += (
+      "\nloss: on the validation split, of the Instruct before and of the tuned or grafted model "
+      "after\n*: the lowest mean loss for each trained model; selected on the validation split only"
+    )
+  else:
+    text += "\nno run is selected: none has a validation loss yet"
+  print(text)
+  files.write(workdir / "sweep.md", f"```\n{text}\n```\n")
+  files.write(workdir / "sweep.csv", outcomes.as_csv(found))
+  first, label = axes[0] if axes else None, "validation loss after training (nats)"
+  drawn = outcomes.points(settings), first, workdir / "sweep.png", label, outcomes.before(settings)
+  is_drawn = outcomes.draw(*drawn)
+  sweep_page.write(workdir)
+  figure = ", sweep.png" if is_drawn else ""
+  progress.say(f"written: {workdir}/report.html, sweep.md, sweep.csv{figure}")
+
+
+def check_failed(found: "Sequence[outcomes.Outcome]") -> None:
+  """Raises RunsFailed, which names them, where runs have failed."""
+  failed = [f"{one.cell.name}: {one.state}" for one in found if one.state.startswith("failed")]
+  if failed:
+    raise RunsFailed(
+      f"{len(failed)} of {progress.count(len(found), 'run')} failed; the same command tries "
+      f"them again, and --verbose shows where they failed:{listing(failed)}"
+    )
+
+
+def main(options: Options) -> None:
+  """Trains the runs, or prints their table, or writes the files of an array.
+
+  Raises:
+    InputError: bad input of any kind, before the first run.
+    RunsFailed: some runs failed.
+  """
+  config, axes, workdir = options.config, axes_of(options), _folder(options)
+  cells = claim(config, axes, workdir, paths=options.array != "sky")
+  if options.cell is not None and options.cell >= len(cells):
+    raise InputError(f"--cell {options.cell}: the grid has {len(cells)} runs, from 0 on")
+  if options.array:
+    path = arrays.write(options.array, config, axes, workdir, len(cells))
+    start = f"sbatch {path}" if options.array == "slurm" else f"BUCKET=NAME bash {path}"
+    progress.say(f"written: {path}; it starts {progress.count(len(cells), 'run')}: {start}")
+    return
+  if options.table:
+    report([outcomes.outcome(c, config.learn_on, workdir) for c in cells], axes, workdir)
+    return
+  hosts.start()
+  found = run(config, cells if options.cell is None else [cells[options.cell]], workdir)
+  if hosts.is_first() and options.cell is None:
+    report(found, axes, workdir)
+  check_failed(found)
+
+
+def _folder(options):
+  given = [
+    f"--{x}" for x in ("table", "array", "cell") if getattr(options, x) not in (False, "", None)
+  ]
+  if len(given) > 1:
+    raise InputError(f"{' and '.join(given)} do not go together; give one of them")
+  return pathlib.Path(options.workdir)
+
+
+if __name__ == "__main__":
+  command.run(main, Options)
