@@ -75,8 +75,8 @@ def axes_of(options: Options) -> list[Axis]:
   rate, arms = options.config.lr, ["instruct", "base"]
   rates = ",".join(f"{x:.2g}" for x in (rate / FACTOR, rate, rate * FACTOR))
   texts = options.grid or [f"config.lr={rates}"]
-  found = grid.axes(texts)
-  for field in (field for axis in found for field in axis.fields):
+  axes = grid.axes(texts)
+  for field in (field for axis in axes for field in axis.fields):
     if field.startswith((*grid.APART, grid.ARM)):
       raise InputError(
         f"--grid config.{field}: a comparison has one pair, one data set and one objective, and "
@@ -134,12 +134,12 @@ def compare(options: Options) -> "tuple[str, list[outcomes.Outcome]]":
   settings = _settings(options, asked, development)
   cells = sweep.claim(options.config, axes, workdir)
   hosts.start()
-  found = sweep.run(options.config, cells, workdir)
-  tuned = [one for one in outcomes.settings(found) if one.is_done]
+  results = sweep.run(options.config, cells, workdir)
+  tuned = [one for one in outcomes.settings(results) if one.is_done]
   if {one.arm for one in tuned} != set(grid.ARMS):
-    sweep.check_failed(found)
-  if text := _finished(workdir, settings, found):
-    return text, found
+    sweep.check_failed(results)
+  if text := _finished(workdir, settings, results):
+    return text, results
   given = entrants.Entrants(
     asked, development, lambda arms: _answered(options, arms, asked), config.instruct, config.base
   )
@@ -151,7 +151,7 @@ def compare(options: Options) -> "tuple[str, list[outcomes.Outcome]]":
   _draw(workdir, axes[0], models, tuned)
   comparison_page.write(workdir)
   files.write(workdir / PAGE, text)
-  return text, found
+  return text, results
 
 
 def _settings(options, asked, development):
@@ -162,10 +162,10 @@ def _settings(options, asked, development):
   return json.loads(json.dumps({**fields, "digests": digests, "held": sorted(development)}))
 
 
-def _finished(workdir, settings, found):
+def _finished(workdir, settings, results):
   """The report of a comparison that is finished, or ""."""
   path = workdir / NAME
-  if not path.exists() or not all(one.is_done for one in found):
+  if not path.exists() or not all(one.is_done for one in results):
     return ""
   same = files.read_json(path).get("settings") == settings
   return (workdir / PAGE).read_text() if same and (workdir / PAGE).exists() else ""
@@ -209,10 +209,10 @@ def main(options: Options) -> None:
     InputError: see `compare`.
     RunsFailed: runs failed.
   """
-  text, found = compare(options)
+  text, results = compare(options)
   print(text, end="")
   say(f"written: {options.workdir}/report.html, {PAGE}, {NAME} and compare.png")
-  sweep.check_failed(found)
+  sweep.check_failed(results)
 
 
 if __name__ == "__main__":

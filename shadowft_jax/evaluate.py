@@ -249,9 +249,8 @@ def _engine(arm, options, before, questions):
   _suggest_server(directory, arm, options, questions)
   mesh = sharding.mesh_of(options.mesh)
   settings = {"template_args": args, "batch_size": options.batch_size, "mesh": mesh}
-  settings |= {"tokenizer_of": arm.tokenizer_of} if arm.tokenizer_of else {}
   delta = {"delta": arm.delta, "alpha": arm.alpha} if arm.delta else {}
-  return local.load(directory, **delta, **settings)
+  return local.load(directory, tokenizer_of=arm.tokenizer_of, **delta, **settings)
 
 
 def _suggest_server(directory, arm, options, questions):

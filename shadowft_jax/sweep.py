@@ -99,7 +99,7 @@ def run(config: Config, cells: Sequence[Cell], workdir: pathlib.Path) -> "list[o
   Returns:
     What became of each.
   """
-  found = []
+  results = []
   ready = sum(outcomes.outcome(x, config.learn_on, workdir).is_done for x in cells)
   if ready:
     progress.say(f"{ready} of {progress.count(len(cells), 'run')} finished before")
@@ -112,8 +112,8 @@ def run(config: Config, cells: Sequence[Cell], workdir: pathlib.Path) -> "list[o
       one = outcomes.outcome(cell, config.learn_on, workdir, error)
       took = progress.duration(time.monotonic() - start)
       progress.say(f"{title}: {error and f'failed: {error}' or f'{_losses(one)}{took}'}")
-    found.append(one)
-  return found
+    results.append(one)
+  return results
 
 
 def _train(config, directory, title):
@@ -133,10 +133,10 @@ def _losses(one):
 
 
 def report(
-  found: "Sequence[outcomes.Outcome]", axes: Sequence[Axis], workdir: pathlib.Path
+  results: "Sequence[outcomes.Outcome]", axes: Sequence[Axis], workdir: pathlib.Path
 ) -> None:
   """Prints the table of a sweep, and writes sweep.md, sweep.csv and sweep.png."""
-  settings = outcomes.settings(found)
+  settings = outcomes.settings(results)
   text = outcomes.table(settings)
   if outcomes.chosen(settings):
     text += (
@@ -147,7 +147,7 @@ def report(
     text += "\nno run is selected: none has a validation loss yet"
   print(text)
   files.write(workdir / "sweep.md", f"```\n{text}\n```\n")
-  files.write(workdir / "sweep.csv", outcomes.as_csv(found))
+  files.write(workdir / "sweep.csv", outcomes.as_csv(results))
   first, label = axes[0] if axes else None, "validation loss after training (nats)"
   drawn = outcomes.points(settings), first, workdir / "sweep.png", label, outcomes.before(settings)
   is_drawn = outcomes.draw(*drawn)
@@ -156,12 +156,12 @@ def report(
   progress.say(f"written: {workdir}/report.html, sweep.md, sweep.csv{figure}")
 
 
-def check_failed(found: "Sequence[outcomes.Outcome]") -> None:
+def check_failed(results: "Sequence[outcomes.Outcome]") -> None:
   """Raises RunsFailed, which names them, where runs have failed."""
-  failed = [f"{one.cell.name}: {one.state}" for one in found if one.state.startswith("failed")]
+  failed = [f"{one.cell.name}: {one.state}" for one in results if one.state.startswith("failed")]
   if failed:
     raise RunsFailed(
-      f"{len(failed)} of {progress.count(len(found), 'run')} failed; the same command tries "
+      f"{len(failed)} of {progress.count(len(results), 'run')} failed; the same command tries "
       f"them again, and --verbose shows where they failed:{listing(failed)}"
     )
 
@@ -186,10 +186,10 @@ def main(options: Options) -> None:
     report([outcomes.outcome(c, config.learn_on, workdir) for c in cells], axes, workdir)
     return
   hosts.start()
-  found = run(config, cells if options.cell is None else [cells[options.cell]], workdir)
+  results = run(config, cells if options.cell is None else [cells[options.cell]], workdir)
   if hosts.is_first() and options.cell is None:
-    report(found, axes, workdir)
-  check_failed(found)
+    report(results, axes, workdir)
+  check_failed(results)
 
 
 def _folder(options):

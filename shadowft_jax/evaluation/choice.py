@@ -118,12 +118,12 @@ def pooled(runs: Sequence[Sequence[Graded]]) -> list[Graded]:
 
 def by_loss(models: Iterable[Model]) -> Model | None:
   """The model of the lowest validation loss; None where none has one."""
-  found = [x for x in models if x.loss is not None and math.isfinite(x.loss)]
-  return min(found, key=lambda x: x.loss or 0.0, default=None)
+  candidates = [x for x in models if x.loss is not None and math.isfinite(x.loss)]
+  return min(candidates, key=lambda x: x.loss or 0.0, default=None)
 
 
 def by_accuracy(models: Iterable[Model]) -> Model | None:
   """The model with most right answers to the development questions, and then the lower loss."""
-  found = [x for x in models if x.development]
+  candidates = [x for x in models if x.development]
   key = lambda x: (-(x.on_development or 0.0), math.inf if x.loss is None else x.loss)
-  return min(found, key=key, default=None)
+  return min(candidates, key=key, default=None)

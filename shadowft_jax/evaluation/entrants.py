@@ -60,7 +60,7 @@ def further(texts: Sequence[str]) -> list[Also]:
   Raises:
     InputError: a text is none of them, or one is given twice.
   """
-  found = []
+  extra = []
   for text in texts:
     kind, is_assignment, number = text.partition("=")
     try:
@@ -70,10 +70,10 @@ def further(texts: Sequence[str]) -> list[Also]:
     is_plain = one.kind == "base-tuned"
     if one.kind not in KINDS or is_plain == bool(is_assignment) or not math.isfinite(one.alpha):
       raise InputError(f"--also {text}: expected base-tuned, alpha=NUMBER or wise=NUMBER")
-    if one in found:
+    if one in extra:
       raise InputError(f"--also {text} is given twice")
-    found.append(one)
-  return found
+    extra.append(one)
+  return extra
 
 
 class Entrants:
@@ -165,8 +165,8 @@ class Entrants:
     """Every question with the answers of every model, as JSON."""
     for task, examples in self.asked:
       first = {
-        label: {x.id: x for x in found[task.name].graded if not x.sample}
-        for label, found in self.results.items()
+        label: {x.id: x for x in results[task.name].graded if not x.sample}
+        for label, results in self.results.items()
       }
       for one in examples:
         yield {

@@ -27,19 +27,19 @@ class Result:
 
 
 def graded(
-  task: Task, examples: Sequence[Example], found: Answered, cut: str, out: pathlib.Path | None
+  task: Task, examples: Sequence[Example], answered: Answered, cut: str, out: pathlib.Path | None
 ) -> Result:
   """The result of the answers to a task; the graded answers are written to a folder, if given.
 
   Raises:
     InputError: see `suite.grade`.
   """
-  given = suite.grade(task, examples, found.completions, cut=cut, marks=found.marks)
+  given = suite.grade(task, examples, answered.completions, cut=cut, marks=answered.marks)
   if out:
     out.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(dataclasses.asdict(one)) + "\n" for one in given]
     files.write(out / f"{task.name}.graded.jsonl", "".join(lines))
-  return Result(given, suite.score(task, given), found.seconds, found.tokens)
+  return Result(given, suite.score(task, given), answered.seconds, answered.tokens)
 
 
 def report(

@@ -45,8 +45,8 @@ def interval(model: Model) -> tuple[float, float]:
   of_task = lambda task, given: statistics.strata(
     means(given), {x.id: x.group for x in given}, task.by_group
   )
-  found = statistics.difference([[of_task(*item)] for item in model.test.items()])
-  return found.low, found.high
+  estimate = statistics.difference([[of_task(*item)] for item in model.test.items()])
+  return estimate.low, estimate.high
 
 
 def grid(models: Sequence[Model]) -> str:

@@ -278,7 +278,7 @@ def record(
     "all": numbers(rows),
     "modules": by_module(rows),
     "layers": by_layer(rows),
-    "cells": [{"module": m, "layer": n, **found} for (m, n), found in cells(rows).items()],
+    "cells": [{"module": m, "layer": n, **numbers} for (m, n), numbers in cells(rows).items()],
     "tensors": [
       {"name": r.name, "layer": r.layer, "module": r.module, **numbers([r])} for r in rows
     ],

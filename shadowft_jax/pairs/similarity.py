@@ -119,7 +119,7 @@ def _header_sha256(path):
 def write(
   out: pathlib.Path, rows: Sequence[gap.Row], report: Mapping[str, Any], title: str
 ) -> None:
-  """Writes similarity.json, .csv and .png to the folder `out`; `found` comes from `record`."""
+  """Writes similarity.json, .csv and .png to the folder `out`; `summary` comes from `record`."""
   files.write_json(out / "similarity.json", report)
   with open(out / "similarity.csv", "w", newline="") as file:
     writer = csv.writer(file)

@@ -60,18 +60,18 @@ def axes(
     InputError: a field does not exist or is given twice; an axis has no value or one twice; a
       value has the wrong type or is out of range.
   """
-  found = [_parse(text) for text in texts]
+  axes = [_parse(text) for text in texts]
   if arms:
-    found.append(_axis((ARM,), [[arm] for arm in arms], f"--arms {','.join(arms)}"))
+    axes.append(_axis((ARM,), [[arm] for arm in arms], f"--arms {','.join(arms)}"))
   if seeds > 1:
-    found.append(Axis((SEED,), tuple((first_seed + i,) for i in range(seeds))))
-  counts = collections.Counter(field for axis in found for field in axis.fields)
+    axes.append(Axis((SEED,), tuple((first_seed + i,) for i in range(seeds))))
+  counts = collections.Counter(field for axis in axes for field in axis.fields)
   if twice := [field for field, n in counts.items() if n > 1]:
     flag = {ARM: " or --arms", SEED: " or --seeds"}.get(twice[0], "")
     raise InputError(
       f"config.{twice[0]} is given twice; put all of its values into one --grid{flag}"
     )
-  return found
+  return axes
 
 
 def _parse(text):
@@ -125,16 +125,16 @@ def _value(name, value, where):
   return value
 
 
-def cells(found: Iterable[Axis]) -> list[Cell]:
+def cells(axes: Iterable[Axis]) -> list[Cell]:
   """The cells of a grid, whose last axis changes first; a grid without axes has one."""
-  found = list(found)
-  last = collections.Counter(_last(field) for axis in found for field in axis.fields)
+  axes = list(axes)
+  last = collections.Counter(_last(field) for axis in axes for field in axis.fields)
   label = lambda field: field if last[_last(field)] > 1 else _last(field)
   out: list[Cell] = []
-  for number, places in enumerate(itertools.product(*(axis.places for axis in found))):
+  for number, places in enumerate(itertools.product(*(axis.places for axis in axes))):
     pairs = [
       pair
-      for axis, place in zip(found, places, strict=True)
+      for axis, place in zip(axes, places, strict=True)
       for pair in zip(axis.fields, place, strict=True)
     ]
     name = "-".join(_part(label(field), field, value) for field, value in pairs) or "run"
@@ -165,13 +165,13 @@ def shown(value: Any) -> str:
   return re.split(r"[/\\]", str(value).rstrip("/"))[-1] or "none"
 
 
-def record(common: Config, found: Iterable[Axis]) -> dict[str, Any]:
+def record(common: Config, axes: Iterable[Axis]) -> dict[str, Any]:
   """What tells a grid from others, as JSON: its axes, and the fields that all of its runs share."""
-  found = list(found)
+  axes = list(axes)
   fields = presets.flat(json.loads(common.to_json_best_effort()))
-  varied = {field for axis in found for field in axis.fields}
+  varied = {field for axis in axes for field in axis.fields}
   return {
-    "order": [field for axis in found for field in axis.fields],
-    "axes": {",".join(axis.fields): [list(place) for place in axis.places] for axis in found},
+    "order": [field for axis in axes for field in axis.fields],
+    "axes": {",".join(axis.fields): [list(place) for place in axis.places] for axis in axes},
     "config": {name: value for name, value in fields.items() if name not in varied},
   }

@@ -91,29 +91,29 @@ class Setting:
 
 def settings(outcomes: Iterable[Outcome]) -> list[Setting]:
   """The settings of a grid, in the order of its cells."""
-  found: dict[str, list[Outcome]] = {}
+  groups: dict[str, list[Outcome]] = {}
   fields: dict[str, Fields] = {}
   for one in outcomes:
     own = {k: v for k, v in one.cell.fields.items() if k not in (ARM, SEED)}
     key = repr((own, one.arm))
     fields[key] = own
-    found.setdefault(key, []).append(one)
-  return [Setting(fields[key], runs[0].arm, tuple(runs)) for key, runs in found.items()]
+    groups.setdefault(key, []).append(one)
+  return [Setting(fields[key], runs[0].arm, tuple(runs)) for key, runs in groups.items()]
 
 
-def before(found: Iterable[Setting]) -> float | None:
+def before(settings: Iterable[Setting]) -> float | None:
   """The validation loss of the Instruct as it is, where all runs have the same."""
-  values = {round(x, 6) for one in found for x in one.losses(BEFORE)}
+  values = {round(x, 6) for one in settings for x in one.losses(BEFORE)}
   return values.pop() if len(values) == 1 else None
 
 
-def chosen(found: Sequence[Setting]) -> list[Setting]:
+def chosen(settings: Sequence[Setting]) -> list[Setting]:
   """The setting of the lowest mean validation loss of each arm, where the losses can be compared.
 
   Settings without a loss, or with runs that are not complete, are not chosen.
   """
   best: dict[str, Setting] = {}
-  for one in found:
+  for one in settings:
     key, losses = repr(one.rivals), one.losses()
     if not (one.is_done and losses and math.isfinite(np.mean(losses))):
       continue
@@ -122,11 +122,11 @@ def chosen(found: Sequence[Setting]) -> list[Setting]:
   return list(best.values())
 
 
-def table(found: Sequence[Setting]) -> str:
+def table(settings: Sequence[Setting]) -> str:
   """A row for each setting; a star marks the selected ones."""
-  best, names = chosen(found), list(found[0].fields)
+  best, names = chosen(settings), list(settings[0].fields)
   rows = [[*names, "model", "runs", "loss before", "loss after", "selected"]]
-  for one in found:
+  for one in settings:
     done = sum(x.is_done for x in one.outcomes)
     runs = f"{done}" if one.is_done else f"{done} of {len(one.outcomes)}"
     values = [shown(one.fields[name]) for name in names]
@@ -179,10 +179,10 @@ class Point:
   high: float
 
 
-def points(found: Iterable[Setting]) -> list[Point]:
+def points(settings: Iterable[Setting]) -> list[Point]:
   """The mean validation losses of settings; with several seeds, with their standard deviations."""
   out = []
-  for one in found:
+  for one in settings:
     if losses := one.losses():
       mean = float(np.mean(losses))
       spread = float(np.std(losses, ddof=1)) if len(losses) > 1 else 0.0

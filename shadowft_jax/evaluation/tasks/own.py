@@ -42,17 +42,17 @@ def task(path: pathlib.Path, how: str = "auto", after: str = "", known: Sequence
   """
   if not path.is_file():
     raise InputError(f"--questions {path} is not a file{nearest(path)}; expected {_form()}")
-  found = [_example(row, where) for where, row in files.rows_of(path)]
-  if not found:
+  examples = [_example(row, where) for where, row in files.rows_of(path)]
+  if not examples:
     raise InputError(f"--questions {path} has no questions; expected {_form()}")
-  numbers = [grading.number(grading.normal(x)) is not None for one in found for x in one.gold]
+  numbers = [grading.number(grading.normal(x)) is not None for one in examples for x in one.gold]
   if how == "number" and not all(numbers):
     raise InputError(f"--grading=number: not every reference in {path} is a number; use exact")
   how = ("number" if all(numbers) else "exact") if how == "auto" else how
   name = re.sub(r"[^\w.-]+", "_", path.name.partition(".")[0]) or "questions"
   name = f"own_{name}" if name in known else name
   grade = functools.partial(_grade, how, after)
-  return Task(name, lambda _: found, grade, max_new_tokens=MAX_NEW_TOKENS)
+  return Task(name, lambda _: examples, grade, max_new_tokens=MAX_NEW_TOKENS)
 
 
 def how_graded(one: Task) -> str:
@@ -126,8 +126,8 @@ def _column(row, names, where):
 def _grade(how: str, after: str, text: str, golds: list[str]) -> Grade:
   answer = text.rpartition(after)[2] if after else text
   if how == "number":
-    found = [grading.quantity(answer, gold) for gold in golds]
-    return next((one for one in found if one.correct), found[0])
+    grades = [grading.quantity(answer, gold) for gold in golds]
+    return next((one for one in grades if one.correct), grades[0])
   words = _words(answer)
   if how == "contains":
     whole = lambda gold: rf"(?<!\w){re.escape(_words(gold))}(?!\w)"
