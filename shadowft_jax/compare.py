@@ -15,7 +15,7 @@ import statistics
 
 from etils import epy
 
-from shadowft_jax import command, evaluate, files, sweep
+from shadowft_jax import command, evaluate, files
 from shadowft_jax.errors import InputError
 from shadowft_jax.progress import say, silenced
 from shadowft_jax.runs import grid
@@ -29,7 +29,7 @@ with epy.lazy_imports():  # help and errors of flags, config and grid come befor
   from shadowft_jax import hosts, train
   from shadowft_jax.evaluation import choice, comparison_page, entrants, verdict
   from shadowft_jax.evaluation.tasks import originals, own
-  from shadowft_jax.runs import outcomes
+  from shadowft_jax.runs import outcomes, series
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,12 +132,12 @@ def compare(options: Options) -> "tuple[str, list[outcomes.Outcome]]":
   if extra and config.graft.match != "projections":
     raise InputError("--also needs config.graft.match=projections; remove one of them")
   settings = _settings(options, asked, development)
-  cells = sweep.claim(options.config, axes, workdir)
+  cells = series.claim(options.config, axes, workdir, train.resolve)
   hosts.start()
-  results = sweep.run(options.config, cells, workdir)
+  results = series.run(options.config, cells, workdir, train.train)
   tuned = [one for one in outcomes.settings(results) if one.is_done]
   if {one.arm for one in tuned} != set(grid.ARMS):
-    sweep.check_failed(results)
+    series.check_failed(results)
   if text := _finished(workdir, settings, results):
     return text, results
   given = entrants.Entrants(
@@ -212,7 +212,7 @@ def main(options: Options) -> None:
   text, results = compare(options)
   print(text, end="")
   say(f"written: {options.workdir}/report.html, {PAGE}, {NAME} and compare.png")
-  sweep.check_failed(results)
+  series.check_failed(results)
 
 
 if __name__ == "__main__":

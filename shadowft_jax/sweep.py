@@ -10,23 +10,18 @@ finished runs alone.  Exit code 3: some runs failed, and the others are done.
 
 import dataclasses
 import pathlib
-import time
-import traceback
 from collections.abc import Sequence
 
 from etils import epy
 
 from shadowft_jax import command, progress
-from shadowft_jax.errors import InputError, RunsFailed, listing
-from shadowft_jax.presets import Config
+from shadowft_jax.errors import InputError
 from shadowft_jax.runs import arrays, config_file, grid
-from shadowft_jax.runs.grid import Axis, Cell
-
-NAME = "sweep.json"  # in the folder of a sweep: its grid
+from shadowft_jax.runs.grid import Axis
 
 with epy.lazy_imports():  # help and errors of flags, config and grid come before these
   from shadowft_jax import files, hosts, train
-  from shadowft_jax.runs import outcomes, run as runs, sweep_page
+  from shadowft_jax.runs import outcomes, series, sweep_page
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,73 +60,6 @@ def axes_of(options: Options) -> list[Axis]:
   return grid.axes(options.grid, arms, options.seeds, options.config.seed)
 
 
-def claim(
-  config: Config, axes: Sequence[Axis], workdir: pathlib.Path, *, paths: bool = True
-) -> list[Cell]:
-  """Checks every run of a grid, and makes `workdir` its folder; returns the cells.
-
-  Args:
-    paths: whether models and data are on this machine, and looked for.
-
-  Raises:
-    InputError: a run's config is bad, or the folder is not this grid's.
-  """
-  cells = grid.cells(axes)
-  for cell in cells:
-    one = cell.config(config)
-    try:
-      with progress.silenced():
-        (train.resolve if paths else config_file.check)(one)
-    except InputError as error:
-      raise InputError(f"run {cell.name}: {error}") from error
-  words = ("sweep", "grid", "values")
-  runs.claim(workdir, NAME, grid.record(config, axes), words)
-  return cells
-
-
-def run(config: Config, cells: Sequence[Cell], workdir: pathlib.Path) -> "list[outcomes.Outcome]":
-  """Trains the runs of a grid that are not complete, one after another; one that fails is named.
-
-  Args:
-    cells: of `claim`, all or some.
-    workdir: of the sweep.
-
-  Returns:
-    What became of each.
-  """
-  results = []
-  ready = sum(outcomes.outcome(x, config.learn_on, workdir).is_done for x in cells)
-  if ready:
-    progress.say(f"{ready} of {progress.count(len(cells), 'run')} finished before")
-  for number, cell in enumerate(cells, 1):
-    one = outcomes.outcome(cell, config.learn_on, workdir)
-    title = f"run {number} of {len(cells)}: {cell.name}"
-    if not one.is_done:
-      start = time.monotonic()
-      error = _train(cell.config(config), workdir / cell.name, title)
-      one = outcomes.outcome(cell, config.learn_on, workdir, error)
-      took = progress.duration(time.monotonic() - start)
-      progress.say(f"{title}: {error and f'failed: {error}' or f'{_losses(one)}{took}'}")
-    results.append(one)
-  return results
-
-
-def _train(config, directory, title):
-  """Trains a run; returns its error, or ""."""
-  try:
-    with progress.titled(title):  # details are in the run's log.txt
-      train.train(config, directory)
-  except Exception as error:  # Bad data, a loss that is not finite, no memory: the others go on.
-    progress.detail(traceback.format_exc())
-    return " ".join(str(error).split()) or type(error).__name__
-  return ""
-
-
-def _losses(one):
-  values = [f"{value:.4f}" for value in one.losses.values()]
-  return f"validation loss {' -> '.join(values)}, " if values else ""
-
-
 def report(
   results: "Sequence[outcomes.Outcome]", axes: Sequence[Axis], workdir: pathlib.Path
 ) -> None:
@@ -156,16 +84,6 @@ def report(
   progress.say(f"written: {workdir}/report.html, sweep.md, sweep.csv{figure}")
 
 
-def check_failed(results: "Sequence[outcomes.Outcome]") -> None:
-  """Raises RunsFailed, which names them, where runs have failed."""
-  failed = [f"{one.cell.name}: {one.state}" for one in results if one.state.startswith("failed")]
-  if failed:
-    raise RunsFailed(
-      f"{len(failed)} of {progress.count(len(results), 'run')} failed; the same command tries "
-      f"them again, and --verbose shows where they failed:{listing(failed)}"
-    )
-
-
 def main(options: Options) -> None:
   """Trains the runs, or prints their table, or writes the files of an array.
 
@@ -174,7 +92,8 @@ def main(options: Options) -> None:
     RunsFailed: some runs failed.
   """
   config, axes, workdir = options.config, axes_of(options), _folder(options)
-  cells = claim(config, axes, workdir, paths=options.array != "sky")
+  check = config_file.check if options.array == "sky" else train.resolve  # are files looked for
+  cells = series.claim(config, axes, workdir, check)
   if options.cell is not None and options.cell >= len(cells):
     raise InputError(f"--cell {options.cell}: the grid has {len(cells)} runs, from 0 on")
   if options.array:
@@ -186,10 +105,11 @@ def main(options: Options) -> None:
     report([outcomes.outcome(c, config.learn_on, workdir) for c in cells], axes, workdir)
     return
   hosts.start()
-  results = run(config, cells if options.cell is None else [cells[options.cell]], workdir)
+  todo = cells if options.cell is None else [cells[options.cell]]
+  results = series.run(config, todo, workdir, train.train)
   if hosts.is_first() and options.cell is None:
     report(results, axes, workdir)
-  check_failed(results)
+  series.check_failed(results)
 
 
 def _folder(options):

@@ -31,7 +31,7 @@ with epy.lazy_imports():  # help and errors of flags, config and paths come befo
   from shadowft_jax.hf import deltas, hub, weights
   from shadowft_jax.learning import kernels, loop, preflight, samples, step
   from shadowft_jax.pairs import opened, registry
-  from shadowft_jax.runs import cards, metrics, run as runs, trackers
+  from shadowft_jax.runs import cards, metrics, page, run as runs, trackers
 
 
 def train(config: Config, workdir: str | os.PathLike) -> list[dict[str, Any]]:
@@ -99,7 +99,10 @@ def _tune(config, run, mesh):
   if config.samples:
     samples.write(pair.instruct, run, data, config, mesh, local.load)
   inputs = {"base": [pair.base.directory], "instruct": [pair.instruct.directory], **data.inputs}
-  return run.finish(losses, inputs, config, origin, warnings=[*pair.warnings, *warned])
+  records = run.finish(losses, inputs, config, origin, warnings=[*pair.warnings, *warned])
+  if hosts.is_first():
+    page.write(run.directory)
+  return records
 
 
 def resolve(config: Config) -> None:

@@ -14,7 +14,7 @@ import yaml
 
 from shadowft_jax import presets, sweep, train
 from shadowft_jax.errors import InputError, RunsFailed
-from shadowft_jax.runs import grid, outcomes
+from shadowft_jax.runs import grid, outcomes, series
 from tests import commands, runs
 
 LOSSES = ("instruct_valid_loss", "shadow_valid_loss")
@@ -245,11 +245,11 @@ def real(pair, tmp_path_factory):
   jax.monitoring.register_event_duration_secs_listener(count)
   config = runs.config_of(pair, epochs=1)
   axes = grid.axes(["config.lr=1e-3,2e-2"])
-  cells = sweep.claim(config, axes, folder / "s")
+  cells = series.claim(config, axes, folder / "s", train.resolve)
   found = []
   for cell in cells:
     counts.append(0)
-    found += sweep.run(config, [cell], folder / "s")
+    found += series.run(config, [cell], folder / "s", train.train)
   jax.monitoring.unregister_event_duration_listener(count)
   return folder / "s", counts, found
 

@@ -9,7 +9,7 @@ from shadowft_jax.evaluation import statistics
 from shadowft_jax.evaluation.graded import Graded, means
 from shadowft_jax.evaluation.statistics import Difference, Strata
 from shadowft_jax.progress import aligned
-from shadowft_jax.evaluation.tasks import SUITES
+from shadowft_jax.evaluation.tasks.suites import SUITES
 from shadowft_jax.evaluation.tasks.suites import Suite
 from shadowft_jax.evaluation.tasks.task import Task
 

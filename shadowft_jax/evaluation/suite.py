@@ -15,7 +15,7 @@ from shadowft_jax.evaluation.graded import Graded, Score, means
 from shadowft_jax.generation import thoughts
 from shadowft_jax.generation.completion import Completion
 from shadowft_jax.progress import aligned
-from shadowft_jax.evaluation.tasks import SUITES
+from shadowft_jax.evaluation.tasks.suites import SUITES
 from shadowft_jax.evaluation.tasks.task import Example, Grade, Task
 
 CUT = ("wrong", "grade")  # what a cut answer counts as; "grade" is the published protocol

@@ -1,11 +1,9 @@
 """Signs that models were mixed up: compares the delta with W_B and W_I - W_B."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from shadowft_jax.errors import InputError
-from shadowft_jax.grafting import survival
 from shadowft_jax.grafting.matching import Plan
-from shadowft_jax.grafting.survival import Survival
 from shadowft_jax.pairs import vocabulary
 
 LARGE = 0.5  # warn if the norm of the delta over that of W_B is above this
@@ -24,15 +22,15 @@ def of_pair(plan: Plan) -> list[str]:
   return [f"warning: {f.text}" for f in findings]
 
 
-def warnings(plan: Plan, rows: Sequence[Survival], where: str = "") -> list[str]:
+def warnings(plan: Plan, measured: Mapping[str, float | None], where: str = "") -> list[str]:
   """Warnings if the delta does not seem to belong to this pair.
 
   Args:
     plan: the plan of the graft.
-    rows: the measurements.
+    measured: of `survival.numbers`.
     where: text that says which tensors were measured, if not all.
   """
-  measured, lines = survival.numbers(rows), []
+  lines = []
   weight = max((float(abs(w)) for t in plan.targets for w in t.weights), default=0) or 1.0
   relative, gap = (measured.get(key) for key in ("relative", "gap_norm"))
   if relative and relative / weight > LARGE:

@@ -195,7 +195,9 @@ def sample(plan: Plan) -> list[str]:
       _, sums = compute.chunk_bytes(recipe, no_thresholds, chunk, take)
     assert sums is not None, target.name
     rows.append(survival.Survival.from_chunks(target.name, stop, [sums], True))
-  return mixups.warnings(plan, rows, f" in a sample of {len(rows)} tensors") if rows else []
+  if not rows:
+    return []
+  return mixups.warnings(plan, survival.numbers(rows), f" in a sample of {len(rows)} tensors")
 
 
 def _key(plan, settings, verify):
@@ -224,7 +226,7 @@ def _warnings(plan, survived):
   nothing = f"warning: no number changed; the result is the Instruct, {how}"
   return [
     *survival.warnings(survived, rounding=plan.recipe.rounding),
-    *mixups.warnings(plan, survived),
+    *mixups.warnings(plan, survival.numbers(survived)),
     *([] if survival.changed(survived) else [nothing]),
   ]
 

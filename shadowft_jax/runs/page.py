@@ -13,8 +13,8 @@ from shadowft_jax import files, presets
 from shadowft_jax.progress import count, duration, rate
 from shadowft_jax.runs import cards, heatmaps, html, metrics, pictures
 from shadowft_jax.runs.html import REPORT, Cell, Code, Page, Picture, Sample, Section, Table, Text
+from shadowft_jax.runs.run import LOG, PREVIEW
 
-LOG, PREVIEW = "log.txt", "preview.json"
 HIGHER_IS_BETTER = {"loss": False, "accuracy": True, "margin": True}
 MOST_ROWS = 60  # of the table of steps
 DELTA = ("delta_norm", "gap_cosine", "gap_ratio")

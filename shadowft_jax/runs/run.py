@@ -13,11 +13,11 @@ from shadowft_jax import files, hosts
 from shadowft_jax.errors import InputError, listing
 from shadowft_jax.presets import Config, current, defaults, flat
 from shadowft_jax.progress import say
-from shadowft_jax.runs import cards, metrics, page, provenance
+from shadowft_jax.runs import cards, metrics, provenance
 from shadowft_jax.runs.html import REPORT
-from shadowft_jax.runs.page import LOG, PREVIEW
 
 DATA = "data.json"  # the digest of the data of a run
+LOG, PREVIEW = "log.txt", "preview.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Run:
     origin: cards.Origin,
     warnings: Iterable[str] = (),
   ) -> list[dict[str, Any]]:
-    """Writes the last metrics, cards, provenance and the page; returns all metrics.
+    """Writes the last metrics, cards and provenance; returns all metrics.
 
     Args:
       losses: the last metrics.
@@ -100,7 +100,6 @@ class Run:
       start = {"delta.init": [config.delta.init]} if config.delta.init else {}
       record = provenance.provenance({**inputs, **start}, seed=config.seed)
       files.write_json(self.directory / "provenance.json", record)
-      page.write(self.directory)
     hosts.wait("the run is complete")
     for name, (before, after) in [*cards.results(losses).items()][: len(cards.SHOWN)]:
       say(f"validation {name}: Instruct {before:.4f}, {origin.result} {after:.4f}")

@@ -22,15 +22,7 @@ from shadowft_jax.evaluation.tasks.medqa import MEDQA
 from shadowft_jax.evaluation.tasks.mmlu import MMLU, MMLU_0SHOT, MMLU_BIOLOGY
 from shadowft_jax.evaluation.tasks.mmlu_pro import MMLU_PRO, MMLU_PRO_HEALTH
 from shadowft_jax.evaluation.tasks.pubmedqa import PUBMEDQA
-from shadowft_jax.evaluation.tasks.suites import (
-  CODE3,
-  MATH7,
-  MATH7_PAPER,
-  MEDICAL,
-  REASONING9,
-  REASONING9_PAPER,
-)
-from shadowft_jax.evaluation.tasks.suites import Suite
+from shadowft_jax.evaluation.tasks.suites import SUITES
 from shadowft_jax.evaluation.tasks.svamp import SVAMP, SVAMP_0SHOT
 from shadowft_jax.evaluation.tasks.task import Task
 from shadowft_jax.evaluation.tasks.theoremqa import THEOREMQA
@@ -44,8 +36,6 @@ _ALL = (
   *(GPQA_MEDICAL, MMLU_PRO_HEALTH, MEDMCQA, MEDQA, PUBMEDQA, MMLU_BIOLOGY),
 )
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}
-_SUITES = (MATH7, CODE3, REASONING9, MEDICAL, MATH7_PAPER, REASONING9_PAPER)
-SUITES: dict[str, Suite] = {suite.name: suite for suite in _SUITES}
 
 
 def chosen(names: Iterable[str]) -> list[Task]:

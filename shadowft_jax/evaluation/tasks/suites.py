@@ -53,3 +53,5 @@ REASONING9_PAPER = _suite(
   *("reasoning9_paper", "arc_challenge", "bbh_0shot", "bbh_3shot", "drop_0shot"),
   *("gpqa_diamond_cot", "mmlu_0shot", "mmlu_pro", "winogrande", "theoremqa"),
 )
+_ALL = (MATH7, CODE3, REASONING9, MEDICAL, MATH7_PAPER, REASONING9_PAPER)
+SUITES = {suite.name: suite for suite in _ALL}
