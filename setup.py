@@ -18,12 +18,14 @@ setuptools.setup(
   packages=[
     *setuptools.find_packages(include=["shadowft_jax", "shadowft_jax.*"]),
     "shadowft_jax.configs",
+    "shadowft_jax.configs.paper",
     "shadowft_jax.launch",
   ],
   package_dir={"shadowft_jax.configs": "configs", "shadowft_jax.launch": "launch"},
   entry_points={"console_scripts": ["shadowft = shadowft_jax.__main__:main"]},
   package_data={
     "shadowft_jax": ["assets/**/*", "py.typed"],
+    "shadowft_jax.configs.paper": ["numbers/*"],
     "shadowft_jax.launch": ["slurm.sh", "sky.yaml"],
   },
   install_requires=[

@@ -75,7 +75,13 @@ def _sides(example):
   every = np.arange(len(example.token))
   if not example.second:
     return {"": every}
-  return {"chosen:\n": every[: example.second], "\nrejected:\n": every[example.second :]}
+  other = "the answer of another row, for the KL term"
+  first, second = {
+    None: ("chosen", "rejected"),
+    True: ("good answer", other),
+    False: ("bad answer", other),
+  }[example.desirable]
+  return {f"{first}:\n": every[: example.second], f"\n{second}:\n": every[example.second :]}
 
 
 def _example(number, example, tokenizer, ids, colour):

@@ -6,6 +6,8 @@ from typing import Any, TypeAlias, TypeVar
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from shadowft_jax.presets import Config
+
 State = TypeVar("State")  # a tree of arrays
 Checkpointer: TypeAlias = ocp.training.Checkpointer
 MOST = 3  # checkpoints on disk at a time: the newest, the best, and one being written
@@ -36,6 +38,15 @@ def restore(checkpoints: Checkpointer, like: State, step: int | None = None) -> 
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
   )
   return checkpoints.load(step, abstract)
+
+
+def has_stalled(checkpoints: Checkpointer, step: int, config: Config) -> bool:
+  """Whether the last `early_stopping` validations up to `step` have not lowered the loss.
+
+  The best checkpoint is always kept, so a run that resumes counts as one that was not stopped.
+  """
+  best = best_step(checkpoints) if config.early_stopping else None
+  return best is not None and step - best >= config.early_stopping * config.eval_every
 
 
 def best_step(checkpoints: Checkpointer) -> int | None:

@@ -56,9 +56,9 @@ def of_run(directory: pathlib.Path, *, with_examples: bool = True) -> Page:
   graft = _json(directory / "shadow" / "graft_report.json")
   origin = _json(directory / "provenance.json")
   examples = _json(directory / PREVIEW).get("examples", []) if with_examples else []
-  is_graft, is_paired = config["learn_on"] == "base", config["objective"] in presets.PAIRED
+  is_graft = config["learn_on"] == "base"
   trained, result = ("Base", "grafted") if is_graft else ("Instruct", "tuned")
-  result, unit = f"{result} Instruct", "pair" if is_paired else "answer token"
+  result, unit = f"{result} Instruct", cards.UNITS.get(config["objective"], "answer token")
   samples = [Sample(one["title"], [(t, bool(m)) for t, m in one["parts"]]) for one in examples]
   note = Text("The loss covers the highlighted tokens. The rest is read and not trained on.")
   return Page(
@@ -95,7 +95,7 @@ def _last(path):
 def _how(config):
   is_lora = config["delta.kind"] == "lora"
   how = f"LoRA of rank {config['delta.rank']}" if is_lora else "Full tuning"
-  return f"{how}{' on preference pairs (DPO)' if config['objective'] in presets.PAIRED else ''}"
+  return how + cards.TRAINED_ON.get(config["objective"], "")
 
 
 def _facts(records, result, is_complete) -> Iterator[tuple[str, str | Cell]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from shadowft_jax import files, hosts
 from shadowft_jax.errors import InputError, listing
-from shadowft_jax.presets import Config, current, flat
+from shadowft_jax.presets import Config, current, defaults, flat
 from shadowft_jax.progress import say
 from shadowft_jax.runs import cards, metrics, provenance
 from shadowft_jax.runs.html import REPORT
@@ -156,7 +156,8 @@ def open_run(config: Config, workdir: str | os.PathLike) -> Iterator[Run]:
 
 def _claim(workdir: pathlib.Path, config: Config) -> None:
   mine = json.loads(config.to_json_best_effort())
-  claim(workdir, "config.json", mine, ("run", "config", "fields"), not_begun=(DATA, LOG, PREVIEW))
+  words = ("run", "config", "fields")
+  claim(workdir, "config.json", mine, words, (DATA, LOG, PREVIEW), absent=flat(defaults()))
 
 
 def claim(
@@ -165,6 +166,7 @@ def claim(
   mine: Mapping[str, Any],
   words: tuple[str, str, str],
   not_begun: Sequence[str] = (),
+  absent: Mapping[str, Any] | None = None,
 ) -> None:
   """Makes `workdir` the folder of what `mine` describes, or finds that it is.
 
@@ -172,6 +174,7 @@ def claim(
     name: the file in the folder that holds the description, as JSON.
     words: for errors: what the folder is of, what describes it, and what that consists of.
     not_begun: names of files that a folder may have before its work has begun.
+    absent: {dotted name: value} of what older folders do not state.
 
   Raises:
     InputError: the folder has something else.
@@ -190,7 +193,7 @@ def claim(
       f"--workdir {workdir} is not empty and not a {noun}'s folder (it has no {name}); choose "
       "another"
     )
-  theirs, ours = current(flat(files.read_json(path))), flat(dict(mine))
+  theirs, ours = {**(absent or {}), **current(flat(files.read_json(path)))}, flat(dict(mine))
   differ = [
     f"{k}: {theirs.get(k)!r} there, {ours.get(k)!r} now"
     for k in theirs.keys() | ours.keys()
