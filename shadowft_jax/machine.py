@@ -1,14 +1,44 @@
-"""The local machine: CPU cores, the cache folder, and environment variables for JAX."""
+"""The local machine: CPU cores, disks, the cache folder, and environment variables for JAX."""
 
 import hashlib
 import os
 import pathlib
 import platform
+import shutil
+
+from shadowft_jax.errors import InputError
+from shadowft_jax.progress import size
+
+StrPath = str | os.PathLike[str]
+OTHER_FILES = 100 << 20  # bytes reserved for files other than weights: tokenizer, config, cards
 
 
 def cores() -> int:
   """The number of CPU cores that this process may use."""
   return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def free(out: StrPath) -> int:
+  """The free bytes on the disk of `out`, which need not exist."""
+  place = pathlib.Path(os.path.realpath(out))
+  while not place.exists():
+    place = place.parent
+  return shutil.disk_usage(place).free
+
+
+def check_room(out: StrPath, nbytes: int, already: int = 0, what: str = "") -> None:
+  """Raises InputError if a disk has no space for `nbytes` of weights and OTHER_FILES.
+
+  Args:
+    already: bytes of an unfinished `out`, which are reused or freed.
+    what: the parts of `nbytes` as text.
+  """
+  want, have = nbytes + OTHER_FILES, free(out) + already
+  if have < want:
+    raise InputError(
+      f"{out} needs {size(want)}{what and f' ({what})'}, but its disk has {size(have)} free; free "
+      "some space, or choose a folder on another disk"
+    )
 
 
 def cache_folder() -> pathlib.Path:

@@ -36,7 +36,6 @@ CODE = tuple(
   pathlib.Path(m.__file__ or "") for m in (sys.modules[__name__], chat, paper, tokenizers)
 )
 PACKAGES = ("jinja2", "tokenizers", "transformers")
-SUFFIXES = (".jinja", ".json", ".model", ".tiktoken", ".txt")
 CONTENT = operator.attrgetter(
   *(field.name for field in dataclasses.fields(Row) if field.name != "where")
 )
@@ -84,7 +83,7 @@ def _key(rows, folder, settings):
     digest.update(repr(parts).encode())
 
   add(settings, [(name, importlib.metadata.version(name)) for name in PACKAGES])
-  files = [p for p in pathlib.Path(folder).glob("*") if p.suffix in SUFFIXES and p.is_file()]
+  files = [p for p in pathlib.Path(folder).glob("*") if p.suffix in tokenizers.READ and p.is_file()]
   files += pathlib.Path(folder, "additional_chat_templates").glob("*.jinja")
   for path in [*CODE, *sorted(files)]:
     add(path.name, hashlib.sha256(path.read_bytes()).digest())

@@ -3,20 +3,21 @@
 import dataclasses
 import datetime
 import difflib
-import json
 import os
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from shadowft_jax.errors import InputError
+from shadowft_jax import files
+from shadowft_jax.errors import TOKENS, InputError, check_kinds
 
 # Otherwise transformers warns at import that torch is missing; its tokenizers do not need it.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 Tokenizer = PreTrainedTokenizerFast  # slow tokenizers report no character offsets
+READ = (".jinja", ".json", ".model", ".tiktoken", ".txt")  # suffixes of a tokenizer's files
 CONFIG = "tokenizer_config.json"  # may hold the chat template
 # Some templates insert today's date, which would make a run irreproducible.  This fixed date is the
 # fallback of Llama 3's templates.
@@ -46,6 +47,9 @@ def load_tokenizer(directory: str | os.PathLike) -> Tokenizer:
   """
   if not pathlib.Path(directory).is_dir():
     raise InputError(f"tokenizer: {directory} is not a folder; give a Hugging Face model folder")
+  for path in pathlib.Path(directory).iterdir():
+    if path.suffix in READ:
+      files.check_regular(path)
   # Read tokenizer.json as is: transformers 5 rebuilds some classes (LlamaTokenizer) from its
   # vocabulary, with different rules for spaces.
   whole = (pathlib.Path(directory) / "tokenizer.json").is_file()
@@ -86,10 +90,9 @@ def _stop_tokens(tokenizer, directory):
   for name in ("generation_config.json", "config.json"):
     path = pathlib.Path(directory) / name
     if path.is_file():
-      try:
-        ids = json.loads(path.read_text()).get("eos_token_id")
-      except (ValueError, AttributeError) as error:
-        raise InputError(f"{path} is not a JSON object: {error}") from error
+      fields = files.read_json(path)
+      check_kinds(path, fields, {"eos_token_id": TOKENS})
+      ids = fields.get("eos_token_id")
       named += ids if isinstance(ids, list) else [ids]
   named += [tokenizer.eos_token_id]
   return tuple(dict.fromkeys(i for i in named if i is not None))
@@ -129,10 +132,8 @@ def control_of(tokenizer: Tokenizer) -> Control:
 
 def reads_clock(directory: str | os.PathLike) -> bool:
   """Whether the chat template of a folder inserts today's date."""
-  files = [*pathlib.Path(directory).glob("*.jinja"), pathlib.Path(directory, CONFIG)]
-  return any(
-    path.is_file() and "strftime_now" in path.read_text(errors="replace") for path in files
-  )
+  paths = [*pathlib.Path(directory).glob("*.jinja"), pathlib.Path(directory, CONFIG)]
+  return any(path.is_file() and "strftime_now" in files.read_text(path) for path in paths)
 
 
 def name_of(tokenizer: Tokenizer) -> str:

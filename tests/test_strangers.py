@@ -1,0 +1,243 @@
+"""Files from strangers: what is malformed, absurd or hostile is one InputError, in bounded time."""
+
+import json
+import os
+import shutil
+
+import pytest
+from safetensors import SafetensorError, safe_open
+
+from shadowft_jax import files, models
+from shadowft_jax.data import sources, tokenizer
+from shadowft_jax.errors import InputError
+from shadowft_jax.example import TINY
+from shadowft_jax.hf import folder, safetensors
+from shadowft_jax.pairs import check
+from shadowft_jax.runs import metrics
+
+CONFIG = json.loads((TINY / "instruct/config.json").read_text())
+TOKENIZER = json.loads((TINY / "instruct/tokenizer.json").read_text())
+
+
+def instruct(tmp_path, name, data):
+  """A copy of the tiny Instruct in which one file is bytes, or JSON."""
+  out = tmp_path / "instruct"
+  shutil.copytree(TINY / "instruct", out)
+  (out / name).write_bytes(data if isinstance(data, bytes) else json.dumps(data).encode())
+  return out
+
+
+# JSON.
+
+
+def nested(depth):
+  return f'{{"a": {"[" * depth}1{"]" * depth}}}'
+
+
+@pytest.mark.parametrize(
+  "text, what",
+  [
+    ("[]", "expected an object"),
+    ("{", "not valid JSON"),
+    ('{"a": 1, "a": 2}', "duplicate key 'a'"),
+    (nested(100), "nested deeper than 100"),
+    (nested(100_000), "not valid JSON"),
+    (r'{"a": ["\ud800"]}', "surrogates"),
+    ('{"a": %s}' % ("9" * 5000), "not valid JSON"),
+  ],
+)
+def test_json_of_another_form_is_refused(text, what):
+  with pytest.raises(InputError, match=what):
+    files.parse_json(text, "x.json")
+
+
+def test_json_of_the_right_form_is_read():
+  text = r', "b": "\ud83d\ude00", "c": "\\ud800"}'
+  read = files.parse_json(nested(98)[:-1] + text, "x.json")
+  assert (read["b"], read["c"]) == ("😀", r"\ud800")
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a device", "a folder", "large", "not UTF-8"])
+def test_only_regular_files_are_read(tmp_path, kind, monkeypatch):
+  path = tmp_path / "config.json"
+  monkeypatch.setattr(files.check_regular, "__defaults__", (1000,))
+  if kind == "a pipe":
+    os.mkfifo(path)
+  elif kind == "a device":
+    path.symlink_to("/dev/zero")
+  elif kind == "a folder":
+    path.mkdir()
+  else:
+    path.write_bytes(b'{"a": "%s"}' % (b"x" * 1000 if kind == "large" else b"\xff"))
+  with pytest.raises(InputError, match="not a regular file|at most 1.0 kB|should be UTF-8"):
+    files.read_json(path)
+  if kind != "large":
+    with pytest.raises(InputError, match="not a regular file|not a valid safetensors|truncated"):
+      safetensors.header(path)
+
+
+# config.json.
+
+CONFIGS = {
+  "num_hidden_layers": [0, "5", 1.5, 10**5, 10**9, 2**70, True],
+  "vocab_size": [0, -1, "640", 10**12],
+  "num_attention_heads": [[4], -4],
+  "num_key_value_heads": ["2", 2.0, 3],
+  "head_dim": [31, -1, "32", 10**9],
+  "hidden_size": ["128", -1],
+  "rope_parameters": [
+    *([1], "x", 5, {"rope_type": []}, {"rope_theta": "x"}, {"rope_theta": []}),
+    {"rope_type": "linear", "factor": [2]},
+    {"rope_type": "default", "x": [1]},
+    {
+      "rope_type": "llama3",
+      "factor": 2,
+      "low_freq_factor": 1,
+      "high_freq_factor": 1,
+      "original_max_position_embeddings": 64,
+    },
+  ],
+  "model_type": [[], {}],
+  "quantization_config": [[1]],
+  "text_config": [[1]],
+  "layer_types": [5, [[]]],
+  "intermediate_size": [-1],
+  "rms_norm_eps": ["x", [], 0],
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_field_of_another_type_or_size_is_named(name):
+  for value in CONFIGS[name]:
+    with pytest.raises(InputError, match="config"):
+      models.from_config({**CONFIG, name: value})
+
+
+SMALL = {
+  "chat_template.jinja": [b"\xff"],
+  "tokenizer_config.json": [{"chat_template": 5}, {"chat_template": [{"name": "x"}]}, [1]],
+  "generation_config.json": [{"eos_token_id": [[]]}, {"eos_token_id": {}}],
+  "tokenizer.json": [
+    {**TOKENIZER, "model": {**TOKENIZER["model"], "merges": [5]}},
+    {**TOKENIZER, "model": {**TOKENIZER["model"], "vocab": {"a": "x", "b": 1}}},
+    {**TOKENIZER, "added_tokens": [{"id": [], "content": "x"}]},
+  ],
+  "config.json": [
+    {**CONFIG, "text_config": [1]},
+    {**CONFIG, "quantization_config": "x"},
+    {**CONFIG, "rope_parameters": [1]},
+    {**CONFIG, "vision_config": [1]},
+    {**CONFIG, "model_type": []},
+    {**CONFIG, "eos_token_id": [[]]},
+  ],
+}
+
+
+@pytest.mark.parametrize("name, index", [(n, i) for n, xs in SMALL.items() for i in range(len(xs))])
+def test_a_small_file_of_another_form_is_named_in_the_pair_check(tmp_path, name, index):
+  with pytest.raises(InputError, match=name):
+    check.check(TINY / "base", instruct(tmp_path, name, SMALL[name][index]))
+
+
+def test_stop_tokens_are_ids(tmp_path):
+  there = instruct(tmp_path, "generation_config.json", {"eos_token_id": [[]]})
+  with pytest.raises(InputError, match="eos_token_id"):
+    tokenizer.stop_tokens(tokenizer.load_tokenizer(there), there)
+
+
+@pytest.mark.parametrize("shard", [[], "../x.safetensors", "x" * 300 + ".safetensors"])
+def test_an_index_lists_shards_of_its_folder(tmp_path, shard):
+  (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": shard}}))
+  with pytest.raises(InputError, match="plain|lacks shards"):
+    folder.find(tmp_path)
+
+
+@pytest.mark.parametrize(
+  "name, fields",
+  [
+    ("state.json", {"_data_files": 5}),
+    ("state.json", {"_data_files": [{}]}),
+    ("state.json", {"_data_files": [{"filename": "/etc/passwd"}]}),
+    ("state.json", {"_data_files": [{"filename": "x\0.arrow"}]}),
+    ("dataset_dict.json", {"splits": 5}),
+  ],
+)
+def test_descriptions_of_data_are_checked(tmp_path, name, fields):
+  (tmp_path / name).write_text(json.dumps(fields))
+  with pytest.raises(InputError, match=name):
+    sources.read(str(tmp_path))
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"a": 1}', '{"step": "1"}', "\0"])
+def test_a_torn_line_of_metrics_is_named(tmp_path, line):
+  (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n' + line + '\n{"step": 2}\n')
+  with pytest.raises(InputError, match=r"metrics.jsonl line 2"):
+    metrics.read_metrics(tmp_path)
+
+
+# Safetensors: what the library refuses.
+
+
+def entry(**fields):
+  return {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4], **fields}}
+
+
+HEADERS = [
+  *(entry(dtype=d, data_offsets=[0, n]) for d in ("F128", "f32", "", "C128") for n in (4, 16)),
+  *(entry(dtype="F4", shape=[s], data_offsets=[0, n]) for s, n in ((7, 3), (7, 4), (1, 1))),
+  *({**entry(), "__metadata__": m} for m in (5, [], "x", {"a": 1}, {"a": None}, {"a": {}})),
+  *(entry(shape=s) for s in ([1.0], ["1"], "1", {"1": 1}, [-1], [2], [1, True], None)),
+  *(entry(data_offsets=o) for o in ([0.0, 4], [4, 0], [0], [0, 4, 4], "04", [0, 8], [-4, 0])),
+  *(entry(shape=s, data_offsets=[0, 0]) for s in ([2**64, 0], [2**63, 2, 0])),
+  {**entry(), "b": entry()["a"]},
+  {"a": 5},
+  {"a": {"dtype": "F32"}},
+]
+RAW = [b'{"a\\ud800":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', b"[]", b"{}x", b"\xff"]
+GOOD = [
+  entry(),
+  *({**entry(), "__metadata__": m} for m in (None, {}, {"format": "pt"})),
+  *(entry(dtype=d, shape=[8], data_offsets=[0, b]) for d, b in safetensors.BITS.items()),
+]
+
+
+def write(path, header):
+  text = header if isinstance(header, bytes) else json.dumps(header).encode()
+  ends = (
+    [f.get("data_offsets") for f in header.values() if isinstance(f, dict)]
+    if text != header
+    else []
+  )
+  count = max([4, *(e[1] for e in ends if isinstance(e, list) and len(e) > 1)])
+  path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(int(count)))
+
+
+def accepts(path):
+  try:
+    with safe_open(path, "np") as file:
+      return sorted(file.keys())
+  except (SafetensorError, OverflowError):
+    return None
+
+
+@pytest.mark.parametrize("header", [*HEADERS, *RAW], ids=repr)
+def test_a_header_that_the_library_refuses_is_refused(tmp_path, header):
+  write(tmp_path / "a.safetensors", header)
+  assert accepts(tmp_path / "a.safetensors") is None
+  with pytest.raises(InputError, match="not a valid safetensors file|truncated"):
+    safetensors.header(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("header", GOOD, ids=repr)
+def test_a_header_that_the_library_reads_is_read(tmp_path, header):
+  write(tmp_path / "a.safetensors", header)
+  assert sorted(safetensors.header(tmp_path / "a.safetensors")) == accepts(
+    tmp_path / "a.safetensors"
+  )
+
+
+@pytest.mark.parametrize("shape", [[10**18, 0], [0, 10**18], [0] * 100_000])
+def test_absurd_shapes_of_empty_tensors_are_refused(tmp_path, shape):
+  write(tmp_path / "a.safetensors", entry(shape=shape, data_offsets=[0, 0]))
+  with pytest.raises(InputError, match="has the shape"):
+    safetensors.header(tmp_path / "a.safetensors")
