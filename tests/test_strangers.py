@@ -4,14 +4,16 @@ import json
 import os
 import shutil
 
+import numpy as np
 import pytest
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from shadowft_jax import files, models
-from shadowft_jax.data import sources, tokenizer
+from shadowft_jax.data import renderer, sources, tokenizer
 from shadowft_jax.errors import InputError
 from shadowft_jax.example import TINY
-from shadowft_jax.hf import folder, safetensors
+from shadowft_jax.hf import adapters, deltas, folder, patterns, safetensors
 from shadowft_jax.pairs import check
 from shadowft_jax.runs import metrics
 
@@ -173,6 +175,98 @@ def test_a_torn_line_of_metrics_is_named(tmp_path, line):
   (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n' + line + '\n{"step": 2}\n')
   with pytest.raises(InputError, match=r"metrics.jsonl line 2"):
     metrics.read_metrics(tmp_path)
+
+
+# Adapters.
+
+MODULE = "model.layers.0.self_attn.q_proj"
+
+
+def adapter(tmp_path, **fields):
+  named = {x: np.ones(s, np.float32) for x, s in (("A", (2, 8)), ("B", (8, 2)))}
+  named = {f"base_model.model.{MODULE}.lora_{x}.weight": w for x, w in named.items()}
+  save_file(named, tmp_path / "adapter_model.safetensors", {"format": "pt"})
+  config = adapters.adapter_config(["q_proj"], rank=2, alpha=4, base_model="x")
+  (tmp_path / "adapter_config.json").write_text(json.dumps({**config, **fields}))
+  return deltas.read(tmp_path).parts["layers.0.self_attn.q_proj.weight"]
+
+
+@pytest.mark.parametrize(
+  "patterns, scale",
+  [
+    ({"q_proj": 8}, 4),
+    ({"proj": 8}, 2),
+    ({r"layers\.0\.self_attn\.q_proj": 8, "q_proj": 6}, 4),
+    ({r"layers\.\d+\..*q_proj": 8, "q_proj": 6}, 4),
+    ({r".*\.1\..*": 8, "k_proj|q_proj": 6}, 3),
+    ({"^model.layers.0.self_attn.q_proj": 8}, 4),
+  ],
+)
+def test_the_first_pattern_that_matches_counts(tmp_path, patterns, scale):
+  assert adapter(tmp_path, alpha_pattern=patterns).scale == scale
+
+
+@pytest.mark.parametrize("name", ["rank_pattern", "alpha_pattern"])
+@pytest.mark.parametrize(
+  "pattern, what",
+  [
+    ("(", "not a regular expression"),
+    ("*", "not a regular expression"),
+    ("(" * 5000 + ")" * 5000, "not a regular expression|takes more than"),
+    ("(([a-z_.0-9]+)+)+x", "takes more than"),
+    ("x" * 20_000, "has 20,000 characters"),
+  ],
+)
+def test_a_pattern_that_is_none_or_never_ends_is_named(tmp_path, monkeypatch, name, pattern, what):
+  monkeypatch.setattr(patterns, "CODE", patterns.CODE.replace("(10, 10)", "(1, 1)"))
+  with pytest.raises(InputError, match=f"{name}.*({what})"):
+    adapter(tmp_path, **{name: {pattern: 2}})
+
+
+# Chat templates.
+
+
+@pytest.fixture(scope="module")
+def tiny():
+  return tokenizer.load_tokenizer(TINY / "instruct")
+
+
+def rendered(tiny, template, turns=2):
+  tiny.chat_template = template
+  messages = [{"role": ("user", "assistant")[i % 2], "content": f"turn {i}"} for i in range(turns)]
+  return tokenizer.ChatTemplate(tiny).render(messages)
+
+
+LOOP, END = "{% for i in range(99999) %}", "{% endfor %}"
+
+
+@pytest.mark.parametrize(
+  "template, what",
+  [
+    (LOOP * 3 + END * 3, "takes more than"),
+    ("{{ 2**(2**40) }}", "takes more than|memory"),
+    ("{{ 'x' * 10**10 }}", "memory"),
+    ("{{ 'x'.ljust(10**10) }}", "memory"),
+    ("{{ '%10000000000d' % 1 }}", "memory|."),
+    ("{{ 'x' * 60000000 }}", "has 60,000,000 characters"),
+    pytest.param(LOOP * 2 + "{{ 'x' * 10**6 }}" + END * 2, "memory|takes", marks=pytest.mark.slow),
+    ("{% if %}", "."),
+    ("{{ raise_exception('no such role') }}", "no such role"),
+    ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
+    ("{% include '/etc/passwd' %}", "no loader"),
+  ],
+)
+def test_a_template_has_limits_and_the_next_one_is_rendered(tiny, monkeypatch, template, what):
+  monkeypatch.setattr(renderer, "SECONDS", 1)
+  with pytest.raises(InputError, match=f"the chat template of .* fails .*({what})"):
+    rendered(tiny, template)
+  assert rendered(tiny, "{{ messages[1].content }}") == "turn 1"
+
+
+def test_half_of_a_surrogate_pair_is_rendered(tiny):
+  tiny.chat_template = "{{ messages[0].content }}"
+  messages = [{"role": "user", "content": "\ud800"}]
+  assert tokenizer.ChatTemplate(tiny).render(messages) == "\ud800"
 
 
 # Safetensors: what the library refuses.

@@ -8,13 +8,11 @@ import gc
 import hashlib
 import importlib.metadata
 import json
-import multiprocessing
 import multiprocessing.connection
 import operator
 import os
 import pathlib
 import queue
-import subprocess
 import sys
 import traceback
 from collections.abc import Sequence
@@ -23,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from shadowft_jax import files, machine
-from shadowft_jax.data import chat, paper, tokenizer as tokenizers
+from shadowft_jax.data import chat, paper, renderer, tokenizer as tokenizers
 from shadowft_jax.data.turns import Entry, Example, Row, Settings
 from shadowft_jax.errors import InputError
 from shadowft_jax.progress import detail, say
@@ -33,7 +31,7 @@ CHUNK = 500_000  # characters of rows per chunk
 WORTH = 10_000_000  # characters of rows from which starting worker processes pays off
 # The cache key covers the rows, this code, these packages and the tokenizer's files.
 CODE = tuple(
-  pathlib.Path(m.__file__ or "") for m in (sys.modules[__name__], chat, paper, tokenizers)
+  pathlib.Path(m.__file__ or "") for m in (sys.modules[__name__], chat, paper, renderer, tokenizers)
 )
 PACKAGES = ("jinja2", "tokenizers", "transformers")
 CONTENT = operator.attrgetter(
@@ -151,27 +149,11 @@ def _in_processes(chunks, count, folder, settings, done):
 
 def _start(stack):
   """Starts a worker; returns (process, connection), which `stack` closes."""
-  ours, theirs = multiprocessing.Pipe()
-  stack.enter_context(ours)
-  # multiprocessing would import the main module, and jax with it; a loky process would outlive a
-  # killed run.  torch is blocked because it takes seconds to import and tokenizers do not need it.
-  code = (
-    f"import sys; sys.path = {sys.path!r}; sys.modules['torch'] = None; "
-    f"from {__name__} import serve; serve({theirs.fileno()})"
-  )
-  with theirs:
-    # In its own session the worker does not receive Ctrl-C; it ends when the run closes the pipe.
-    process = stack.enter_context(
-      subprocess.Popen(
-        [sys.executable, "-c", code],
-        pass_fds=[theirs.fileno()],
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-        env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
-      )
-    )
+  process, connection = renderer.start(f"from {__name__} import serve; serve({{}})")
+  stack.enter_context(connection)
+  stack.enter_context(process)
   stack.callback(process.kill)
-  return process, ours
+  return process, connection
 
 
 def serve(descriptor: int) -> None:

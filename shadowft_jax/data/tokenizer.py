@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from shadowft_jax import files
-from shadowft_jax.errors import TOKENS, InputError, check_kinds
+from shadowft_jax.data import renderer
+from shadowft_jax.errors import TOKENS, InputError, check_kinds, inline
 
 # Otherwise transformers warns at import that torch is missing; its tokenizers do not need it.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -186,27 +187,22 @@ class ChatTemplate:
     """Renders a conversation; with `prompt`, adds the generation prompt.
 
     Raises:
-      InputError: the template raises an error.
+      InputError: the template raises an error, or exceeds a limit of `renderer`.
     """
     try:
       template = self.tokenizer.get_chat_template(tools=tools)
-      # transformers renders in jinja2's ImmutableSandboxedEnvironment.
-      return str(
-        self.tokenizer.apply_chat_template(
-          [dict(m) for m in messages],
-          tools=tools,
-          chat_template=CLOCK + template if "strftime_now" in template else template,
-          tokenize=False,
-          add_generation_prompt=prompt,
-          date_string=DATE,
-          **self.args,
-        )
+      return renderer.render(
+        CLOCK + template if "strftime_now" in template else template,
+        messages,
+        tools,
+        prompt,
+        {**self.tokenizer.special_tokens_map, "date_string": DATE, **self.args},
       )
-    except Exception as error:  # A template may raise anything.
+    except (ValueError, TypeError, KeyError) as error:
+      roles = inline([m["role"] for m in messages], limit=10)
       raise InputError(
-        f"the chat template of {self.name} fails for the roles "
-        f"{', '.join(m['role'] for m in messages)}: {error}; change the conversation or the "
-        "template"
+        f"the chat template of {self.name} fails for the roles {roles}: {error}; change the "
+        "conversation or the template"
       ) from error
 
   def prompt(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
