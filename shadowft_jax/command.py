@@ -287,10 +287,10 @@ def execute(main: Callable[[T], None], options: type[T], argv: Sequence[str]) ->
       return
     try:
       main(parse(options, argv))
-    except (InputError, FloatingPointError) as error:
-      if "--debug" in argv:
+    except (InputError, FloatingPointError, OSError) as error:  # an OSError: a full disk, …
+      if "--debug" in argv or isinstance(error, BrokenPipeError):
         raise
-      print(f"error: {error}", file=sys.stderr)
+      print(progress.printable(f"error: {error}"), file=sys.stderr)
       _leave(2)
 
 

@@ -1,10 +1,13 @@
 """The local machine: CPU cores, disks, the cache folder, and environment variables for JAX."""
 
+import contextlib
+import functools
 import hashlib
 import os
 import pathlib
 import platform
 import shutil
+import tempfile
 
 from shadowft_jax.errors import InputError
 from shadowft_jax.progress import size
@@ -43,8 +46,27 @@ def check_room(out: StrPath, nbytes: int, already: int = 0, what: str = "") -> N
 
 def cache_folder() -> pathlib.Path:
   """$XDG_CACHE_HOME/shadowft_jax, or ~/.cache/shadowft_jax; it may not exist yet."""
-  home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-  return home.expanduser() / "shadowft_jax"
+  home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+  if home.startswith("~"):  # $HOME is not set, and the user has no entry in /etc/passwd
+    home = _no_home().name
+  return pathlib.Path(home) / "shadowft_jax"
+
+
+@functools.cache
+def _no_home():
+  return tempfile.TemporaryDirectory()  # of this process alone: nobody else can have filled it
+
+
+def trim(folder: pathlib.Path, pattern: str, most: int) -> None:
+  """Removes the files of a cache that were not used for longest, until it has `most` bytes."""
+  with contextlib.suppress(OSError):  # another process may remove them too
+    stats = sorted((p.stat().st_mtime, p.stat().st_size, p) for p in folder.glob(pattern))
+    total = sum(nbytes for _, nbytes, _ in stats)
+    for _, nbytes, path in stats[:-1]:
+      if total <= most:
+        break
+      path.unlink(missing_ok=True)
+      total -= nbytes
 
 
 def cpu() -> str:

@@ -2,20 +2,28 @@
 
 import json
 import os
+import pathlib
+import re
 import shutil
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from shadowft_jax import files, models
-from shadowft_jax.data import renderer, sources, tokenizer
+from shadowft_jax import files, machine, models, progress
+from shadowft_jax.data import chat, formats, renderer, sources, tokenise, tokenizer
 from shadowft_jax.errors import InputError
 from shadowft_jax.example import TINY
-from shadowft_jax.hf import adapters, deltas, folder, patterns, safetensors
+from shadowft_jax.hf import adapters, deltas, folder, hub, patterns, safetensors
 from shadowft_jax.pairs import check
 from shadowft_jax.runs import metrics
+from tests import commands, runs
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 CONFIG = json.loads((TINY / "instruct/config.json").read_text())
 TOKENIZER = json.loads((TINY / "instruct/tokenizer.json").read_text())
@@ -267,6 +275,155 @@ def test_half_of_a_surrogate_pair_is_rendered(tiny):
   tiny.chat_template = "{{ messages[0].content }}"
   messages = [{"role": "user", "content": "\ud800"}]
   assert tokenizer.ChatTemplate(tiny).render(messages) == "\ud800"
+
+
+# Rows.
+
+
+def conversation(turns, system=True):
+  lead = [{"role": "system", "content": "Be brief."}] * system
+  words = lambda i: f"{'say it' if i % 2 == 0 else 'said'} {i % 7} <b>{'x ' * (i % 5)}"
+  return lead + [{"role": ("user", "assistant")[i % 2], "content": words(i)} for i in range(turns)]
+
+
+@pytest.mark.parametrize(
+  "name", ["chatml", "llama3", "the reply is stripped", "depends on the end"]
+)
+@pytest.mark.parametrize("system", [True, False])
+def test_a_long_conversation_is_tokenised_as_a_short_one(monkeypatch, tiny, name, system):
+  open_, close = ("<|im_start|>", "<|im_end|>\n") if name != "llama3" else ("", "<|im_end|>")
+  content = "m.content | trim" if "stripped" in name else "m.content"
+  mark = "{{ loop.revindex }} " if "end" in name else ""
+  tiny.chat_template = (
+    "{% for m in messages %}" + f"{open_}{{{{ m.role }}}}\n{mark}{{{{ {content} }}}}{close}"
+    "{% endfor %}{% if add_generation_prompt %}" + f"{open_}assistant\n{{% endif %}}"
+  )
+  messages = conversation(21, system)[:-1]
+  calls = []
+  render = renderer.render
+  monkeypatch.setattr(renderer, "render", lambda *args: calls.append(len(args[1])) or render(*args))
+  examples, lengths = [], []
+  for long in (10_000, 4):
+    monkeypatch.setattr(chat, "LONG", long)
+    monkeypatch.setattr(chat, "NEAR", 2)
+    examples.append(runs.encode(messages, tiny, 10_000))
+    lengths.append(sum(calls))
+    calls.clear()
+  one, other = examples
+  assert one.token.tolist() == other.token.tolist()
+  assert one.answer.tolist() == other.answer.tolist()
+  assert one.unterminated == other.unterminated and 0 < one.answer.sum() < len(one.token)
+  if "end" not in name:  # otherwise a part is not rendered as in the whole, and each turn is
+    assert lengths[1] < lengths[0] / 1.5
+
+
+@pytest.mark.slow
+def test_a_conversation_of_3000_turns_takes_seconds(tiny):
+  tiny.chat_template = tokenizer.load_tokenizer(TINY / "instruct").chat_template
+  start = time.process_time()
+  example = runs.encode(conversation(3000), tiny, 10**6)
+  assert example.answer.sum() > 3000 and example.unterminated == 0
+  assert time.process_time() - start < 20
+
+
+@pytest.mark.parametrize("recipe", [("chat",), ("paper", "qwen")])
+@pytest.mark.parametrize("text", ["x" * 600_000, "x " * 6_000_000])
+def test_a_row_that_no_tokenizer_can_take_is_named(tiny, recipe, text):
+  tiny.chat_template = "{{ messages[0].content }}{{ messages[1].content }}"
+  rows = [
+    formats.Row(f"row {i}", [{"role": "user", "content": a}, {"role": "assistant", "content": b}])
+    for i, (a, b) in enumerate([("a", "b"), ("a", text)])
+  ]
+  encode = tokenise.RECIPES[recipe[0]]
+  _, bad = encode(rows, tiny, formats.Settings(64, *recipe))
+  assert isinstance(bad, InputError) and re.match(r"row 1: it has .*0 characters", str(bad))
+
+
+def test_control_characters_are_escaped_and_long_messages_cut(capsys):
+  progress.say("a\x1b[31mb\r\u202e\ud800\n\té", "x" * 30_000)
+  err = capsys.readouterr().err
+  assert "a\\x1b[31mb\\r\\u202e\\ud800\n\té\n" in err
+  assert "x … and 10,000 more characters" in err and len(err) < 21_000
+
+
+# Links.
+
+
+def test_links_out_of_a_folder_are_not_copied(tmp_path):
+  cache = tmp_path / "models--a--b"
+  home = cache / "snapshots" / "c0ffee"
+  home.mkdir(parents=True)
+  (cache / "blobs").mkdir()
+  (cache / "blobs" / "1").write_text("{}")
+  (tmp_path / "secret").write_text("secret")
+  (home / "config.json").symlink_to("../../blobs/1")
+  (home / "README.md").write_text("x")
+  (home / "LICENSE").symlink_to("README.md")
+  (home / "notes.txt").symlink_to(tmp_path / "secret")
+  (home / "more.txt").symlink_to("../../../secret")
+  left_out = hub.copy(home, tmp_path / "out", [])
+  assert left_out == ["more.txt", "notes.txt"]
+  assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+    "LICENSE",
+    "README.md",
+    "config.json",
+  ]
+  (home / "tokenizer.json").symlink_to(tmp_path / "secret")
+  with pytest.raises(InputError, match="tokenizer.json is a link to .*secret.*outside"):
+    hub.copy(home, tmp_path / "out2", [])
+
+
+# Places and caches.
+
+
+def test_an_error_of_the_disk_is_one_line(tmp_path, monkeypatch):
+  (tmp_path / "file").write_text("x")
+  for out in ("file/x", "file"):
+    words = [f"--{x}={TINY / y}" for x, y in (("base", "base"), ("instruct", "instruct"))]
+    done = commands.run("similarity", *words, "--out", tmp_path / out)
+    assert (done.returncode, done.stderr.count("error: ")) == (2, 1), done.stderr
+    assert str(tmp_path / "file") in done.stderr and "Traceback" not in done.stderr
+  assert (tmp_path / "file").read_text() == "x"
+
+
+def test_a_user_without_a_home_has_a_cache_of_the_process():
+  code = "from shadowft_jax import machine; p = machine.cache_folder(); p.mkdir(); print(p)"
+  user = {"user": 54321, "group": 54321} if os.getuid() == 0 else {}
+  env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+  if not user:
+    pytest.skip("needs root, to be a user without an entry in /etc/passwd")
+  run = subprocess.run(
+    [sys.executable, "-c", code], env=env, capture_output=True, text=True, cwd="/", **user
+  )
+  assert run.returncode == 0, run.stderr
+  assert not pathlib.Path(run.stdout.strip()).exists()
+
+
+def test_a_poisoned_entry_of_the_cache_is_made_again(tmp_path, capsys):
+  rows = [formats.Row(f"row {i}", [], text=f"text {i} " * 9) for i in range(3)]
+  ask = lambda: tokenise.tokenise(rows, TINY / "instruct", formats.Settings(16), tmp_path)
+  first = ask()
+  [path] = tmp_path.glob("*.npz")
+  good = path.read_bytes()
+  with np.load(path) as file:
+    arrays = dict(file)
+  for name, array in (("token", arrays["token"][::-1]), ("answer", arrays["token"] * 0)):
+    np.savez(path, **{**arrays, name: array})
+    capsys.readouterr()
+    again = ask()
+    assert "tokenising its rows again" in capsys.readouterr().err
+    for (a, *_), (b, *_) in zip(first, again, strict=True):
+      assert a.token.tolist() == b.token.tolist()
+    assert len(path.read_bytes()) == len(good)
+
+
+def test_the_cache_keeps_what_was_used_last(tmp_path):
+  for i, name in enumerate("abcd"):
+    (tmp_path / f"{name}.npz").write_bytes(bytes(10))
+    os.utime(tmp_path / f"{name}.npz", (i, i))
+  os.utime(tmp_path / "a.npz", (9, 9))
+  machine.trim(tmp_path, "*.npz", 25)
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npz", "d.npz"]
 
 
 # Safetensors: what the library refuses.

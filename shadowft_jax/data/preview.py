@@ -43,8 +43,9 @@ def text(
 
 
 def _example(number, example, tokenizer, ids, colour):
+  where = progress.printable(example.where)
   head = (
-    f"--- example {number}: {example.where}: {progress.count(len(example.token), 'token')}, "
+    f"--- example {number}: {where}: {progress.count(len(example.token), 'token')}, "
     f"{example.trained:,} trained" + (f", {example.cut:,} truncated" if example.cut else "")
   )
   head += f", {example.prompt_cut:,} prompt tokens truncated" if example.prompt_cut else ""
@@ -83,6 +84,7 @@ def _run(tokens, labels, is_trained, tokenizer, ids, colour):
     )
   else:
     out = tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
+    out = progress.printable(out, most=len(out))
     # Trained newlines would otherwise be invisible.
     out = out.replace("\n", "⏎\n") if is_trained else out
   if colour:

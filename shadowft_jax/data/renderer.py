@@ -25,7 +25,7 @@ from shadowft_jax.errors import InputError
 
 SECONDS = 20  # of CPU, per rendering
 MEMORY = 1 << 30  # bytes, besides those of the process itself
-LENGTH = 50_000_000  # characters of the text
+LENGTH = 20_000_000  # characters of the text
 GOOD, BAD = b"+", b"-"  # the first byte of a reply
 _lock = threading.Lock()
 _running: list[tuple[int, subprocess.Popen, Connection]] = []  # at most one, and whose it is

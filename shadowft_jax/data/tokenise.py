@@ -8,6 +8,7 @@ import gc
 import hashlib
 import importlib.metadata
 import json
+import math
 import multiprocessing.connection
 import operator
 import os
@@ -37,6 +38,7 @@ PACKAGES = ("jinja2", "tokenizers", "transformers")
 CONTENT = operator.attrgetter(
   *(field.name for field in dataclasses.fields(Row) if field.name != "where")
 )
+MOST_CACHED = 20 << 30  # bytes of cached tokens, of all data
 FOLDER = "\0"  # placeholder for the tokenizer's folder in a cached error
 
 
@@ -254,11 +256,24 @@ def _load(path):
   if not os.path.exists(path):
     return None
   try:
+    files.check_regular(path, math.inf)
     with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-      return dict(file)  # Reading every array verifies the checksums.
+      flat = dict(file)
+    if flat.pop("digest").tobytes() != _digest(flat):
+      raise ValueError("its digest is of other content")
+    os.utime(path)  # `trim` removes what was not used for longest
+    return flat
   except Exception as error:  # The type depends on which byte is wrong.
     say(f"cannot read the cache file {path} ({error}); tokenising its rows again")
     return None
+
+
+def _digest(flat):
+  digest = hashlib.sha256()
+  for name, array in sorted(flat.items()):
+    digest.update(repr((name, array.dtype.str, array.shape)).encode())
+    digest.update(np.ascontiguousarray(array).data)
+  return digest.digest()
 
 
 def _save(path, flat):
@@ -266,7 +281,8 @@ def _save(path, flat):
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.writing(path) as file:
-      np.savez(file, **flat)
+      np.savez(file, **flat, digest=np.frombuffer(_digest(flat), np.uint8))
+    machine.trim(path.parent, "*.npz", MOST_CACHED)
   except OSError as error:
     say(
       f"cannot cache the tokens for the next run: {error}; set --config.data.cache=FOLDER to use "

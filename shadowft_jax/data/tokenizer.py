@@ -33,6 +33,9 @@ CLOCK = "".join(
     " }}{% endmacro %}\n",
   ]
 )
+# The longest text of a row, and the longest part of it without a blank, in characters: tokenizers
+# need 100 bytes per character, and more time than that of the parts.
+MOST_TEXT, MOST_WORD = 10_000_000, 500_000
 # Arguments that apply_chat_template sets itself.
 RESERVED = {
   *("messages", "conversation", "tools", "documents", "chat_template", "add_generation_prompt"),
@@ -135,6 +138,21 @@ def reads_clock(directory: str | os.PathLike) -> bool:
   """Whether the chat template of a folder inserts today's date."""
   paths = [*pathlib.Path(directory).glob("*.jinja"), pathlib.Path(directory, CONFIG)]
   return any(path.is_file() and "strftime_now" in files.read_text(path) for path in paths)
+
+
+def check_text(text: str) -> None:
+  """Checks that a text can be tokenised in seconds.
+
+  Raises:
+    InputError: it is too long, or a part without a blank is.
+  """
+  if len(text) > MOST_TEXT:
+    raise InputError(f"it has {len(text):,} characters; at most {MOST_TEXT:,} are read: split it")
+  if len(text) > MOST_WORD and (most := max(map(len, text.split()), default=0)) > MOST_WORD:
+    raise InputError(
+      f"it has {most:,} characters without a blank; at most {MOST_WORD:,} are read: is it binary "
+      "data? remove or split the row"
+    )
 
 
 def name_of(tokenizer: Tokenizer) -> str:

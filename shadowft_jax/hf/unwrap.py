@@ -11,6 +11,7 @@ import sys
 from shadowft_jax import files
 from shadowft_jax.errors import InputError, check_kinds, listing
 from shadowft_jax.hf import foreign, safetensors
+from shadowft_jax.progress import printable
 
 
 def unwrap(directory: files.StrPath) -> None:
@@ -55,5 +56,5 @@ if __name__ == "__main__":
       raise InputError(f"expected one folder after the command; got {sys.argv[1:]}")
     unwrap(sys.argv[1])
   except InputError as error:
-    print(f"error: {error}", file=sys.stderr)
+    print(printable(f"error: {error}"), file=sys.stderr)
     sys.exit(2)
