@@ -103,7 +103,7 @@ def parse_json(text: str, name: str) -> dict[str, Any]:
 
 
 def _check_depth(value):
-  level = [value]
+  level = [value] if isinstance(value, dict | list) else []
   for _ in range(MAX_DEPTH):
     parts = (x.values() if isinstance(x, dict) else x for x in level)
     level = [x for part in parts for x in part if isinstance(x, dict | list)]

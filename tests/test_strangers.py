@@ -47,7 +47,7 @@ def nested(depth):
 @pytest.mark.parametrize(
   "text, what",
   [
-    ("[]", "expected an object"),
+    *((text, "expected an object") for text in ("[]", "null", "5")),
     ("{", "not valid JSON"),
     ('{"a": 1, "a": 2}', "duplicate key 'a'"),
     (nested(100), "nested deeper than 100"),
@@ -298,7 +298,7 @@ def test_a_long_conversation_is_tokenised_as_a_short_one(monkeypatch, tiny, name
     "{% for m in messages %}" + f"{open_}{{{{ m.role }}}}\n{mark}{{{{ {content} }}}}{close}"
     "{% endfor %}{% if add_generation_prompt %}" + f"{open_}assistant\n{{% endif %}}"
   )
-  messages = conversation(21, system)[:-1]
+  messages = conversation(40, system)
   calls = []
   render = renderer.render
   monkeypatch.setattr(renderer, "render", lambda *args: calls.append(len(args[1])) or render(*args))
@@ -314,7 +314,7 @@ def test_a_long_conversation_is_tokenised_as_a_short_one(monkeypatch, tiny, name
   assert one.answer.tolist() == other.answer.tolist()
   assert one.unterminated == other.unterminated and 0 < one.answer.sum() < len(one.token)
   if "end" not in name:  # otherwise a part is not rendered as in the whole, and each turn is
-    assert lengths[1] < lengths[0] / 1.5
+    assert lengths[1] < lengths[0] / 2
 
 
 @pytest.mark.slow
@@ -329,14 +329,14 @@ def test_a_conversation_of_3000_turns_takes_seconds(tiny):
 @pytest.mark.parametrize("recipe", [("chat",), ("paper", "qwen")])
 @pytest.mark.parametrize("text", ["x" * 600_000, "x " * 6_000_000])
 def test_a_row_that_no_tokenizer_can_take_is_named(tiny, recipe, text):
-  tiny.chat_template = "{{ messages[0].content }}{{ messages[1].content }}"
+  tiny.chat_template = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
   rows = [
     formats.Row(f"row {i}", [{"role": "user", "content": a}, {"role": "assistant", "content": b}])
     for i, (a, b) in enumerate([("a", "b"), ("a", text)])
   ]
   encode = tokenise.RECIPES[recipe[0]]
   _, bad = encode(rows, tiny, formats.Settings(64, *recipe))
-  assert isinstance(bad, InputError) and re.match(r"row 1: it has .*0 characters", str(bad))
+  assert isinstance(bad, InputError) and re.match(r"row 1: it has [\d,]+ characters", str(bad))
 
 
 def test_control_characters_are_escaped_and_long_messages_cut(capsys):
@@ -387,14 +387,14 @@ def test_an_error_of_the_disk_is_one_line(tmp_path, monkeypatch):
 
 
 def test_a_user_without_a_home_has_a_cache_of_the_process():
-  code = "from shadowft_jax import machine; p = machine.cache_folder(); p.mkdir(); print(p)"
-  user = {"user": 54321, "group": 54321} if os.getuid() == 0 else {}
-  env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
-  if not user:
+  if os.getuid():
     pytest.skip("needs root, to be a user without an entry in /etc/passwd")
-  run = subprocess.run(
-    [sys.executable, "-c", code], env=env, capture_output=True, text=True, cwd="/", **user
+  code = (
+    "import os, pwd; from shadowft_jax import machine; os.setgid(54321); os.setuid(54321); "
+    "p = machine.cache_folder(); p.mkdir(); print(p)"
   )
+  env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+  run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
   assert run.returncode == 0, run.stderr
   assert not pathlib.Path(run.stdout.strip()).exists()
 
