@@ -23,13 +23,13 @@ def heard(event, args):
     mode, flags = str(args[1] or ""), args[2] or 0
     if set(mode) & set("wax+") or flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
       paths = [args[0]]
-  elif event in WRITES or event.startswith("shutil."):
+  elif event in WRITES:
     paths = [a for a in args[:2] if isinstance(a, (str, bytes, os.PathLike))]
   elif event in ("socket.connect", "socket.bind", "socket.getaddrinfo", "socket.sendto"):
     os.write(log, json.dumps([event, repr(args[1:])]).encode() + b"\\n")
     raise OSError("no sockets here")
   elif event in ("subprocess.Popen", "os.exec", "os.posix_spawn", "os.system"):
-    os.write(log, json.dumps([event, repr(args)[:500]]).encode() + b"\\n")
+    os.write(log, json.dumps([event, repr(args)]).encode() + b"\\n")
   for path in paths:
     path = os.path.realpath(os.fsdecode(path))
     os.write(log, json.dumps([event, path]).encode() + b"\\n")
@@ -60,7 +60,8 @@ def audited(tmp_path, name, *words):
 
 @pytest.mark.slow
 def test_a_train_and_a_graft_write_in_their_folder_and_the_caches(tmp_path):
-  pair = runs.make_pair(tmp_path / "pair") if (tmp_path / "pair").mkdir() is None else None
+  (tmp_path / "pair").mkdir()
+  pair = runs.make_pair(tmp_path / "pair")
   before = {p: p.read_bytes() for p in pair.rglob("*") if p.is_file()}
   config = runs.config_of(pair, max_steps=3)
   (tmp_path / "config.json").write_text(config.to_json_best_effort())
@@ -74,8 +75,10 @@ def test_a_train_and_a_graft_write_in_their_folder_and_the_caches(tmp_path):
   scratch = ("/dev/null", "/dev/shm/", "/tmp/", "/proc/")  # Python probes its temporary folder
   for event, where in events:
     assert not event.startswith("socket"), (event, where)
-    if event in ("subprocess.Popen", "os.posix_spawn"):  # ourselves, to render templates
-      assert "serve(" in where or "lscpu" in where or "uname" in where, where
+    if event in ("subprocess.Popen", "os.posix_spawn"):  # renders templates; fonts of matplotlib
+      assert "shadowft_jax.data.renderer import serve" in where or "fc-list" in where, where
+      continue
+    if event == "os.mkdir" and where == str(tmp_path):  # it is there
       continue
     inside = any(where == str(p) or where.startswith(f"{p}/") for p in allowed)
     is_ours = where.startswith(str(tmp_path))
