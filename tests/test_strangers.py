@@ -155,6 +155,12 @@ def test_stop_tokens_are_ids(tmp_path):
     tokenizer.stop_tokens(tokenizer.load_tokenizer(there), there)
 
 
+def test_the_longest_input_of_a_tokenizer_is_a_number(tmp_path):
+  there = instruct(tmp_path, "tokenizer_config.json", {"model_max_length": []})
+  with pytest.raises(InputError, match="model_max_length"):
+    tokenizer.load_tokenizer(there)
+
+
 @pytest.mark.parametrize("shard", [[], "../x.safetensors", "x" * 300 + ".safetensors"])
 def test_an_index_lists_shards_of_its_folder(tmp_path, shard):
   (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": shard}}))

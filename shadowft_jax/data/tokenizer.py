@@ -54,6 +54,8 @@ def load_tokenizer(directory: str | os.PathLike) -> Tokenizer:
   for path in pathlib.Path(directory).iterdir():
     if path.suffix in READ:
       files.check_regular(path)
+  if (settings := pathlib.Path(directory, CONFIG)).exists():
+    check_kinds(settings, files.read_json(settings), {"model_max_length": "a number above 0"})
   # Read tokenizer.json as is: transformers 5 rebuilds some classes (LlamaTokenizer) from its
   # vocabulary, with different rules for spaces.
   whole = (pathlib.Path(directory) / "tokenizer.json").is_file()
