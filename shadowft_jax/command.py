@@ -285,10 +285,10 @@ def execute(main: Callable[[T], None], options: type[T], argv: Sequence[str]) ->
       return
     try:
       main(parse(options, argv))
-    except (InputError, FloatingPointError, RunsFailed) as error:
-      if "--debug" in argv:
+    except (InputError, FloatingPointError, RunsFailed, OSError) as error:  # a full disk, …
+      if "--debug" in argv or isinstance(error, BrokenPipeError):
         raise
-      print(f"error: {error}", file=sys.stderr)
+      print(progress.printable(f"error: {error}"), file=sys.stderr)
       _leave(3 if isinstance(error, RunsFailed) else 2)
 
 

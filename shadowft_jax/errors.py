@@ -2,7 +2,8 @@
 
 import difflib
 import pathlib
-from collections.abc import Iterable, Sequence
+import reprlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 
@@ -18,6 +19,40 @@ class RunsFailed(RuntimeError):
 
   Commands print the message without a traceback, and exit with code 3.
   """
+
+
+TOKENS = "a token id, or an array of them"
+# A kind of JSON value, as errors name it -> whether a value is of that kind.
+KINDS: dict[str, Callable[[Any], bool]] = {
+  "an object": lambda x: isinstance(x, dict),
+  "an array": lambda x: isinstance(x, list),
+  "a string": lambda x: isinstance(x, str),
+  "true or false": lambda x: isinstance(x, bool),
+  "an integer above 0": lambda x: type(x) is int and 0 < x < 1 << 31,
+  "a number above 0": lambda x: type(x) in (int, float) and 0 < x < 1e300,
+  TOKENS: lambda x: all(
+    type(i) is int and 0 <= i < 1 << 31 for i in (x if isinstance(x, list) else [x])
+  ),
+}
+
+
+def check_kinds(where: object, fields: Mapping[str, Any], kinds: Mapping[str, str]) -> None:
+  """Checks the values of the fields of a JSON object; a field may be missing or null.
+
+  Args:
+    where: the file, for the error.
+    fields: the object.
+    kinds: {name of a field: a key of KINDS}.
+
+  Raises:
+    InputError: lists the fields with a value of another kind.
+  """
+  wrong = [
+    n for n, kind in kinds.items() if fields.get(n) is not None and not KINDS[kind](fields[n])
+  ]
+  if wrong:
+    lines = (f"{n} is {reprlib.repr(fields[n])}; expected {kinds[n]}" for n in wrong)
+    raise InputError(f"{where} has fields with wrong values; correct them:{listing(lines)}")
 
 
 def listing(items: Iterable[Any], limit: int = 20) -> str:

@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import shutil
+import stat
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any, BinaryIO
 
@@ -21,7 +22,8 @@ from shadowft_jax.progress import say, size
 StrPath = str | os.PathLike[str]
 JOURNAL = ".journal"  # in an unfinished folder: its lock, and a record of the finished work
 REPLACED = ".replaced"  # suffix of a folder that is being replaced; people use ".old" themselves
-OTHER_FILES = 100 << 20  # bytes reserved for files other than weights: tokenizer, config, cards
+MAX_JSON = 128 << 20  # bytes; tokenizer.json of a large multilingual model has 40 MB
+MAX_DEPTH = 100  # of nested arrays and objects
 
 
 def check_folder(directory: pathlib.Path) -> None:
@@ -30,15 +32,6 @@ def check_folder(directory: pathlib.Path) -> None:
     what = "is a file" if directory.exists() else f"does not exist{nearest(directory)}"
     advice = "for a Hub model: `hf download <owner>/<name> --local-dir <folder>`"
     raise InputError(f"{directory} {what}; expected a folder on this disk ({advice})")
-
-
-def check_apart(directory: StrPath, other: StrPath, role: str = "") -> None:
-  """Raises InputError if one of two folders contains the other; with a `role`, one is --out."""
-  a, b = (pathlib.Path(os.path.realpath(d)) for d in (directory, other))
-  if a == b and role:
-    raise InputError(f"--out is the {role}'s own folder, {other}; name another folder")
-  if a == b or a in b.parents or b in a.parents:
-    raise InputError(f"{a} and {b} are the same, or one is inside the other; name another folder")
 
 
 def check_new(directory: StrPath, overwrite: bool = False) -> pathlib.Path:
@@ -55,53 +48,68 @@ def check_new(directory: StrPath, overwrite: bool = False) -> pathlib.Path:
   return directory
 
 
-def free(out: StrPath) -> int:
-  """The free bytes on the disk of `out`, which need not exist."""
-  place = pathlib.Path(os.path.realpath(out))
-  while not place.exists():
-    place = place.parent
-  return shutil.disk_usage(place).free
+def check_regular(path: StrPath, most: float = MAX_JSON) -> None:
+  """Checks that a file has an end and at most `most` bytes: a pipe or a device has none.
 
-
-def check_room(out: StrPath, nbytes: int, already: int = 0, what: str = "") -> None:
-  """Raises InputError if a disk has no space for `nbytes` of weights and OTHER_FILES.
-
-  Args:
-    already: bytes of an unfinished `out`, which are reused or freed.
-    what: the parts of `nbytes` as text.
+  Raises:
+    InputError: it is no such file, or missing.
   """
-  want, have = nbytes + OTHER_FILES, free(out) + already
-  if have < want:
-    raise InputError(
-      f"{out} needs {size(want)}{what and f' ({what})'}, but its disk has {size(have)} free; free "
-      "some space, or choose a folder on another disk"
-    )
+  try:
+    status = os.stat(path)
+  except (OSError, ValueError) as error:  # a ValueError: a NUL in the name
+    raise InputError(f"{path} cannot be read: {error}; check the file") from error
+  if not stat.S_ISREG(status.st_mode):
+    raise InputError(f"{path} is not a regular file; replace it by one")
+  if status.st_size > most:
+    raise InputError(f"{path} has {size(status.st_size)}; at most {size(most)} are read")
+
+
+def read_text(path: StrPath) -> str:
+  """Reads a UTF-8 file of at most MAX_JSON bytes; raises InputError if it is anything else."""
+  check_regular(path)
+  try:
+    return pathlib.Path(path).read_text("utf-8")
+  except (OSError, UnicodeDecodeError) as error:
+    raise InputError(f"{path} cannot be read: {error}; it should be UTF-8 text") from error
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """Reads the object in a JSON file; raises InputError if it is missing or invalid."""
-  if not path.exists():
+  """Reads the object in a JSON file; InputError if it is missing, or see the readers it calls."""
+  if not os.path.exists(path):
     raise InputError(f"{path.parent} has no {path.name}; expected a Hugging Face folder")
   try:
-    return parse_json(path.read_bytes(), str(path))
+    return parse_json(read_text(path), str(path))
   except InputError as error:
     raise InputError(f"{error}; download it again, or correct it") from error
 
 
-def parse_json(text: bytes | str, name: str) -> dict[str, Any]:
+def parse_json(text: str, name: str) -> dict[str, Any]:
   """Parses a JSON object; `name` is the name of the text in errors.
 
   Raises:
-    InputError: the text is not valid JSON, not an object, or has a duplicate key, which programs
-      may read differently.
+    InputError: the text is not valid JSON, not an object, nested deeper than MAX_DEPTH, has half
+      of a surrogate pair, or a duplicate key, which programs may read differently.
   """
   try:
     out = json.loads(text, object_pairs_hook=_object)
+    _check_depth(out)
+    if "\\ud" in text.lower():
+      json.dumps(out, ensure_ascii=False).encode()  # a ValueError for half of a pair
   except (ValueError, RecursionError) as error:
     raise InputError(f"{name} is not valid JSON ({error})") from error
   if not isinstance(out, dict):
     raise InputError(f"{name} contains a JSON {type(out).__name__}; expected an object")
   return out
+
+
+def _check_depth(value):
+  level = [value] if isinstance(value, dict | list) else []
+  for _ in range(MAX_DEPTH):
+    parts = (x.values() if isinstance(x, dict) else x for x in level)
+    level = [x for part in parts for x in part if isinstance(x, dict | list)]
+    if not level:
+      return
+  raise ValueError(f"nested deeper than {MAX_DEPTH}")
 
 
 def _object(pairs):
@@ -290,10 +298,3 @@ def sync(path: pathlib.Path, deep: bool = True) -> None:
       os.fsync(handle)
     finally:
       os.close(handle)
-
-
-def forget(path: pathlib.Path) -> None:
-  """Drops a file from the page cache, so that the next read is from disk."""
-  if hasattr(os, "posix_fadvise"):
-    with open(path, "rb") as file:
-      os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -15,7 +15,7 @@ from typing import Any
 
 from etils import epy
 
-from shadowft_jax import command, files
+from shadowft_jax import command, files, machine
 from shadowft_jax.errors import InputError
 from shadowft_jax.grafting import settings
 from shadowft_jax.progress import say
@@ -152,7 +152,7 @@ def main(options: Options) -> None:
     files.check_new(options.out, options.overwrite)
   plan = _plan(options)
   need = delta_only.need(plan, form) if form else write.need(plan)
-  say("\n  ".join(report.before(plan, options.out, need, files.free(options.out))))
+  say("\n  ".join(report.before(plan, options.out, need, machine.free(options.out))))
   if form:
     delta_only.check(plan, options.out, form)
   else:

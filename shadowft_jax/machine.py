@@ -1,9 +1,19 @@
-"""The local machine: CPU cores, the cache folder, and environment variables for JAX."""
+"""The local machine: CPU cores, disks, the cache folder, and environment variables for JAX."""
 
+import contextlib
+import functools
 import hashlib
 import os
 import pathlib
 import platform
+import shutil
+import tempfile
+
+from shadowft_jax.errors import InputError
+from shadowft_jax.progress import size
+
+StrPath = str | os.PathLike[str]
+OTHER_FILES = 100 << 20  # bytes reserved for files other than weights: tokenizer, config, cards
 
 
 def cores() -> int:
@@ -11,10 +21,52 @@ def cores() -> int:
   return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def free(out: StrPath) -> int:
+  """The free bytes on the disk of `out`, which need not exist."""
+  place = pathlib.Path(os.path.realpath(out))
+  while not place.exists():
+    place = place.parent
+  return shutil.disk_usage(place).free
+
+
+def check_room(out: StrPath, nbytes: int, already: int = 0, what: str = "") -> None:
+  """Raises InputError if a disk has no space for `nbytes` of weights and OTHER_FILES.
+
+  Args:
+    already: bytes of an unfinished `out`, which are reused or freed.
+    what: the parts of `nbytes` as text.
+  """
+  want, have = nbytes + OTHER_FILES, free(out) + already
+  if have < want:
+    raise InputError(
+      f"{out} needs {size(want)}{what and f' ({what})'}, but its disk has {size(have)} free; free "
+      "some space, or choose a folder on another disk"
+    )
+
+
 def cache_folder() -> pathlib.Path:
   """$XDG_CACHE_HOME/shadowft_jax, or ~/.cache/shadowft_jax; it may not exist yet."""
-  home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-  return home.expanduser() / "shadowft_jax"
+  home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+  if home.startswith("~"):  # $HOME is not set, and the user has no entry in /etc/passwd
+    home = _no_home().name
+  return pathlib.Path(home) / "shadowft_jax"
+
+
+@functools.cache
+def _no_home():
+  return tempfile.TemporaryDirectory()  # of this process alone: nobody else can have filled it
+
+
+def trim(folder: pathlib.Path, pattern: str, most: int) -> None:
+  """Removes the files of a cache that were not used for longest, until it has `most` bytes."""
+  with contextlib.suppress(OSError):  # another process may remove them too
+    stats = sorted((p.stat().st_mtime, p.stat().st_size, p) for p in folder.glob(pattern))
+    total = sum(nbytes for _, nbytes, _ in stats)
+    for _, nbytes, path in stats[:-1]:
+      if total <= most:
+        break
+      path.unlink(missing_ok=True)
+      total -= nbytes
 
 
 def cpu() -> str:

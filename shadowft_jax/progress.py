@@ -8,6 +8,7 @@ import contextlib
 import logging
 import logging.handlers
 import os
+import re
 import select
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+# Control characters but tab and newline, those that turn the direction of text, and half pairs.
+CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 SIGPIPE_CODE = 141  # the exit code of a program whose reader has gone: 128 + SIGPIPE
 LOG_ONLY = 1  # a level below all others: never on the terminal
 
@@ -34,16 +37,22 @@ _logger.addHandler(_terminal)
 _title = ""  # of every bar
 
 
+def printable(text: str, most: int = 20_000) -> str:
+  """A text that changes no terminal: control characters escaped, and at most `most` characters."""
+  cut = f" … and {len(text) - most:,} more characters" if len(text) > most else ""
+  return CONTROL.sub(lambda match: ascii(match[0])[1:-1], text[:most]) + cut
+
+
 def say(*lines: str) -> None:
   """Prints lines that a person needs, and logs them."""
   for line in lines:
-    _logger.info("%s", line)
+    _logger.info("%s", printable(line))
 
 
 def detail(*lines: str) -> None:
   """Logs lines, and prints them with --verbose."""
   for line in lines:
-    _logger.debug("%s", line)
+    _logger.debug("%s", printable(line))
 
 
 def set_verbose(is_verbose: bool) -> None:
@@ -131,7 +140,7 @@ def recording() -> Iterator[Callable[[str | os.PathLike], None]]:
   try:
     yield write_to
   except BaseException as error:
-    _logger.log(LOG_ONLY, "%s", f"error: {str(error) or type(error).__name__}")
+    _logger.log(LOG_ONLY, "%s", printable(f"error: {str(error) or type(error).__name__}"))
     raise
   finally:
     _logger.removeHandler(memory)

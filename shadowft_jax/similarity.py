@@ -14,7 +14,7 @@ from etils import epy
 
 from shadowft_jax import command, files
 from shadowft_jax.errors import InputError
-from shadowft_jax.progress import count, say
+from shadowft_jax.progress import count, printable, say
 
 with epy.lazy_imports():  # help and errors of flags and paths come before these
   from shadowft_jax.hf import folder, hub
@@ -104,7 +104,7 @@ def check(base: "folder.ModelFolder", instruct: "folder.ModelFolder") -> "list[f
     InputError: a finding is an error.
   """
   results = pair_check.check(base, instruct)
-  print(findings.report(results), flush=True)
+  print(printable(findings.report(results), most=1_000_000), flush=True)
   if number := sum(f.level == "error" for f in results):
     raise InputError(
       f"{base.directory} and {instruct.directory} are not a usable pair: {count(number, 'error')} "

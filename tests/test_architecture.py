@@ -31,6 +31,7 @@ SIDEWAYS = {
   "hosts": {"errors", "progress"},
   "presets": {"field"},
   "files": {"errors", "progress"},
+  "machine": {"errors", "progress"},
   "delta": {"scope", "tree"},
   "sharding": {"tree"},
   "data": {"hf"},
@@ -70,7 +71,7 @@ ONLY = {
   "tests": set(),
   "configs": set(),
 }
-MOST_BOXES, MOST_LEVELS = 36, 10
+MOST_BOXES, MOST_LEVELS = 36, 11
 MOST_LINES, MOST_FUNCTION_LINES = 300, 40
 MODULES = {str(p.relative_to(PACKAGE).with_suffix("")): p for p in sorted(PACKAGE.rglob("*.py"))}
 
@@ -257,3 +258,27 @@ def test_cores_are_counted_in_one_place():
   from shadowft_jax import machine
 
   assert machine.cores() == len(os.sched_getaffinity(0))
+
+
+def test_files_of_others_are_read_by_the_strict_reader_of_json():
+  """Others may only parse what is not a file of a model, an adapter or a run."""
+  why = {
+    "files": "the strict reader, and its own journal",
+    "data/files": "rows, each with an error of its own",
+    "data/turns": "values in rows",
+    "data/tokenise": "errors in the cache, which has a digest",
+    "generation/client": "answers of a server",
+    "generation/serving": "requests to a server",
+    "evaluation/harness_model": "keys made here",
+    "runs/run": "the config in memory",
+    "example": "a file of this package",
+  }
+  reading = {
+    module
+    for module, path in MODULES.items()
+    for node in ast.walk(ast.parse(path.read_text()))
+    if isinstance(node, ast.Attribute) and node.attr in ("load", "loads")
+    if getattr(node.value, "id", "") == "json"
+  }
+  others = {m for m in reading if not m.startswith("evaluation/tasks/")}  # rows of benchmarks
+  assert others == why.keys()

@@ -639,7 +639,7 @@ def test_stop_tokens_are_all_that_are_named(tokenizer, tmp_path, generation, con
     with pytest.raises(InputError, match="defines no EOS token; set eos_token_id"):
       stop_tokens(bare, tmp_path)
   (tmp_path / "config.json").write_text("[]")
-  with pytest.raises(InputError, match="config.json is not a JSON object"):
+  with pytest.raises(InputError, match="config.json contains a JSON list"):
     stop_tokens(tokenizer, tmp_path)
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from shadowft_jax import delta, files, presets, train
+from shadowft_jax import delta, machine, presets, train
 from shadowft_jax.data import dataset
 from shadowft_jax.errors import InputError
 from shadowft_jax.hf.folder import open_model
@@ -127,7 +127,8 @@ def test_the_room_of_a_run(pair, tmp_path, monkeypatch):
   base = weights.abstract_model(pair / "base")[1]
   size = sum(x.size for x in jax.tree.leaves(base))
   needs = {}
-  monkeypatch.setattr(files, "check_room", lambda out, nbytes, **more: needs.update(more, n=nbytes))
+  check = lambda out, nbytes, **more: needs.update(more, n=nbytes)
+  monkeypatch.setattr(machine, "check_room", check)
   (tmp_path / "left").write_bytes(bytes(40960))
   for every, checkpoints_ in ((4, 3), (0, 1), (6, 2)):  # of 10 steps
     config.eval_every = every

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 import shadowft_jax
 from shadowft_jax.pairs import vocabulary
 from shadowft_jax.pairs import findings
-from shadowft_jax.hf import safetensors
+from shadowft_jax.hf import folder as folders, safetensors
 from shadowft_jax.pairs import check, registry
 from shadowft_jax.errors import InputError
 from shadowft_jax import presets
@@ -735,7 +735,7 @@ def test_released_pairs_differ_in_their_known_findings(name, tmp_path, monkeypat
     tensors[folder] = {
       n: safetensors.Tensor(None, "BF16", s, 0, 0) for n, s in theirs(name, i).items()
     }
-  monkeypatch.setattr(safetensors, "find", tensors.__getitem__)
+  monkeypatch.setattr(folders, "find", tensors.__getitem__)
   findings = check.check(tmp_path / "base", tmp_path / "instruct")
   text = "\n".join(f"{f.level}: {f.text}" for f in findings)
   assert "error:" not in text

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from shadowft_jax.data.tokenizer import ChatTemplate, Control, Tokenizer, control_of
+from shadowft_jax.data.tokenizer import ChatTemplate, Control, Tokenizer, check_text, control_of
 from shadowft_jax.data.turns import Entry, Example, Row, Settings
 from shadowft_jax.errors import InputError
 
+LONG, NEAR = 50, 6  # messages of a long conversation; those before and after an answer in its part
 MARK = "zqxanswerqxz"  # replaces an answer, to find the text around it
 
 
@@ -35,7 +36,9 @@ def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, settings: Settings) -
   out: list[Entry] = []
   for row in rows:
     try:
-      texts.append((row.text, None) if row.text else _answers(row, template, control))
+      text, spans = (row.text, None) if row.text else _answers(row, template, control)
+      check_text(text)
+      texts.append((text, spans))
       out.append([])
     except InputError as error:
       out.append(InputError(f"{row.where}: {error}"))
@@ -122,13 +125,54 @@ def _answers(row, template, control):
   if not turns:
     raise InputError("it has no assistant turn to train on; expected at least one answer")
   text = template.render(row.messages, row.tools)
-  spans = [_span(text, row.messages, turn, template, row.tools, control) for turn in turns]
+  spans = _spans(text, row.messages, turns, template, row.tools, control)
   start, closing, end = spans[-1]
   # The template does not close the last answer.
   if turns[-1] == len(row.messages) - 1 and not control.pattern.search(text, closing):
     marker = _next_marker(text, row.messages, template, row.tools, control)
     text, spans[-1] = text + marker, (start, closing, end + len(marker))
   return text, spans
+
+
+def _spans(text, messages, turns, template, tools, control):
+  """The `_span` of each answer.
+
+  Each takes a few renderings of the conversation, so a long one is rendered in parts.
+  """
+  rest = (template, tools, control)
+  spans = _spans_in_parts(text, messages, turns, *rest) if len(messages) > LONG else None
+  return spans or [_span(text, messages, turn, *rest) for turn in turns]
+
+
+def _spans_in_parts(text, messages, turns, template, tools, control):
+  """The spans, each found in the turns near it; None if their text is not that of the whole."""
+  lead = messages[0]["role"] == "system"
+  contents, parts = [], []
+  try:
+    for turn in turns:
+      first = max(turn - NEAR, lead)
+      while first > lead and messages[first]["role"] != "user":
+        first -= 1
+      part = [*messages[:lead], *messages[first : turn + NEAR + 1]]
+      at, local = turn - first + lead, template.render(part, tools)
+      before, after = _around(local, part, at, template, tools)
+      contents.append(local[len(before) : len(local) - len(after)])
+      start, closing, end = _span(local, part, at, template, tools, control)
+      parts.append((local[start:closing], local[closing:end]))
+    answers = {*turns}
+    marked = [_marked(m, MARK) if i in answers else m for i, m in enumerate(messages)]
+    around = template.render(marked, tools).split(MARK)
+  except InputError:
+    return None
+  if len(around) != len(turns) + 1 or MARK in text:
+    return None
+  spans, end = [], 0
+  for fixed, content, (answer, closing) in zip(around, contents, parts, strict=False):
+    end += len(fixed) + len(content)
+    spans.append((end - len(answer), end, end + len(closing)))
+  same = (text[a:c] == "".join(part) for (a, _, c), part in zip(spans, parts, strict=True))
+  woven = [x for pair in zip(around, [*contents, ""], strict=True) for x in pair]
+  return spans if "".join(woven) == text and all(same) else None
 
 
 def _span(text, messages, turn, template, tools, control):

@@ -3,11 +3,12 @@
 import fnmatch
 import pathlib
 import re
+import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from shadowft_jax.data.files import KINDS, reader_of
-from shadowft_jax.errors import InputError, listing
+from shadowft_jax.errors import InputError, check_kinds, listing
 from shadowft_jax.files import read_json
 from shadowft_jax.progress import say
 
@@ -68,13 +69,27 @@ def data_files(
   if (folder / "state.json").is_file():  # Written by Dataset.save_to_disk.
     state = read_json(folder / "state.json")
     if "_data_files" in state:
-      return [folder / file["filename"] for file in state["_data_files"]]
+      return _whole(folder, _saved(folder, state["_data_files"]))
   if (folder / "dataset_dict.json").is_file():
-    splits = read_json(folder / "dataset_dict.json").get("splits", [])
+    fields = read_json(folder / "dataset_dict.json")
+    check_kinds(folder / "dataset_dict.json", fields, {"splits": "an array"})
+    splits = fields.get("splits") or []
     if split not in splits:
       raise _no_split(folder, split, splits, flag)
     return data_files(folder / split, split, flag=flag)
   return _whole(folder, _by_name(folder, split, flag))
+
+
+def _saved(folder, entries):
+  """The files that state.json lists."""
+  listed = entries if isinstance(entries, list) else [entries]
+  names = [e.get("filename") if isinstance(e, dict) else None for e in listed]
+  if bad := [n for n in names if not isinstance(n, str) or not re.fullmatch(r"[^/\\\0]+", n)]:
+    raise InputError(
+      f"{folder / 'state.json'}: _data_files should list files of the folder by name; got"
+      f"{listing(map(reprlib.repr, bad))}"
+    )
+  return [folder / name for name in names]
 
 
 def _whole(folder, files):

@@ -128,7 +128,7 @@ def encode_rows(
     raise InputError(f"data.max_length must be above 0; got {settings.max_length}")
   template = _template(settings.template, tokenizer)
   control = tokenizers.control_of(tokenizer)
-  framed = [_framed(row, template, settings.think) for row in rows]
+  framed = [_checked(row, _framed(row, template, settings.think)) for row in rows]
   texts = [
     text
     for turns in framed
@@ -185,6 +185,16 @@ def _template(name, tokenizer):
       f"tokenizer lacks:{listing(lacks)}"
     )
   return template
+
+
+def _checked(row, turns):
+  """The turns, or the InputError of a text that is too long."""
+  try:
+    for text in () if isinstance(turns, InputError) else (t for x in turns for p in x for t in p):
+      tokenizers.check_text(text)
+  except InputError as error:
+    return InputError(f"{row.where}: {error}")
+  return turns
 
 
 def _framed(row, template, think):

@@ -8,16 +8,15 @@ from typing import Any
 import numpy as np
 
 from shadowft_jax import progress
-from shadowft_jax.data import dataset, packing
+from shadowft_jax.data import packing
+from shadowft_jax.data.planned import Dataset, lengths
 from shadowft_jax.data.tokenizer import Tokenizer, load_tokenizer
 
 TRAINED, PLAIN, END = "\x1b[1;32m", "\x1b[2m", "\x1b[0m"
 BAR = 40  # characters of the longest bar
 
 
-def show(
-  data: dataset.Dataset, tokenizer_dir: str | os.PathLike, count: int, *, ids: bool = False
-) -> None:
+def show(data: Dataset, tokenizer_dir: str | os.PathLike, count: int, *, ids: bool = False) -> None:
   """Prints the preview of a dataset, in colour if the terminal supports it.
 
   Raises:
@@ -28,7 +27,7 @@ def show(
 
 
 def text(
-  data: dataset.Dataset, tokenizer: Tokenizer, count: int, *, ids: bool = False, colour: bool = True
+  data: Dataset, tokenizer: Tokenizer, count: int, *, ids: bool = False, colour: bool = True
 ) -> str:
   """The first `count` training examples, then the lengths, totals and steps of all of them.
 
@@ -43,9 +42,7 @@ def text(
   return "\n".join([*shown, _lengths(data), "", _totals(data), _steps(data)])
 
 
-def record(
-  data: dataset.Dataset, tokenizer_dir: str | os.PathLike, count: int
-) -> list[dict[str, Any]]:
+def record(data: Dataset, tokenizer_dir: str | os.PathLike, count: int) -> list[dict[str, Any]]:
   """The first `count` training examples as JSON: a title, and [text, whether it is trained] parts.
 
   Raises:
@@ -63,8 +60,9 @@ def record(
 
 
 def _title(number, example):
+  where = progress.printable(example.where)
   title = (
-    f"example {number}: {example.where}: {progress.count(len(example.token), 'token')}, "
+    f"example {number}: {where}: {progress.count(len(example.token), 'token')}, "
     f"{example.trained:,} trained" + (f", {example.cut:,} truncated" if example.cut else "")
   )
   return title + (f", {example.prompt_cut:,} prompt tokens truncated" if example.prompt_cut else "")
@@ -116,6 +114,7 @@ def _run(tokens, labels, is_trained, tokenizer, ids, colour):
     )
   else:
     out = _decoded(tokens, is_trained, tokenizer)
+    out = progress.printable(out, most=len(out))
   if colour:
     # Some terminals reset the colour at the end of a line.
     mark = TRAINED if is_trained else PLAIN
@@ -171,8 +170,8 @@ def _totals(data):
 def _steps(data):
   """The numbers of steps, rows and micro-batches, and how full they are."""
   examples = [len(s.examples) for s in data.steps]
-  lengths = dataset.lengths(data.train)
-  shapes = [packing.shapes(s, lengths, **data.shape) for s in data.steps]
+  sizes = lengths(data.train)
+  shapes = [packing.shapes(s, sizes, **data.shape) for s in data.steps]
   computed = sum(rows * length for batches in shapes for rows, length in batches)
   tokens = sum(data.tokens(i) for i in range(len(data.steps)))
   rows = [len(s.rows) for s in data.steps]

@@ -8,13 +8,12 @@ import gc
 import hashlib
 import importlib.metadata
 import json
-import multiprocessing
+import math
 import multiprocessing.connection
 import operator
 import os
 import pathlib
 import queue
-import subprocess
 import sys
 import traceback
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from shadowft_jax import files, machine
-from shadowft_jax.data import chat, paper, tokenizer as tokenizers
+from shadowft_jax.data import chat, paper, renderer, tokenizer as tokenizers
 from shadowft_jax.data.turns import Entry, Example, Row, Settings
 from shadowft_jax.errors import InputError
 from shadowft_jax.progress import detail, say
@@ -33,13 +32,13 @@ CHUNK = 500_000  # characters of rows per chunk
 WORTH = 10_000_000  # characters of rows from which starting worker processes pays off
 # The cache key covers the rows, this code, these packages and the tokenizer's files.
 CODE = tuple(
-  pathlib.Path(m.__file__ or "") for m in (sys.modules[__name__], chat, paper, tokenizers)
+  pathlib.Path(m.__file__ or "") for m in (sys.modules[__name__], chat, paper, renderer, tokenizers)
 )
 PACKAGES = ("jinja2", "tokenizers", "transformers")
-SUFFIXES = (".jinja", ".json", ".model", ".tiktoken", ".txt")
 CONTENT = operator.attrgetter(
   *(field.name for field in dataclasses.fields(Row) if field.name != "where")
 )
+MOST_CACHED = 20 << 30  # bytes of cached tokens, of all data
 FOLDER = "\0"  # placeholder for the tokenizer's folder in a cached error
 
 
@@ -84,7 +83,7 @@ def _key(rows, folder, settings):
     digest.update(repr(parts).encode())
 
   add(settings, [(name, importlib.metadata.version(name)) for name in PACKAGES])
-  files = [p for p in pathlib.Path(folder).glob("*") if p.suffix in SUFFIXES and p.is_file()]
+  files = [p for p in pathlib.Path(folder).glob("*") if p.suffix in tokenizers.READ and p.is_file()]
   files += pathlib.Path(folder, "additional_chat_templates").glob("*.jinja")
   for path in [*CODE, *sorted(files)]:
     add(path.name, hashlib.sha256(path.read_bytes()).digest())
@@ -152,27 +151,11 @@ def _in_processes(chunks, count, folder, settings, done):
 
 def _start(stack):
   """Starts a worker; returns (process, connection), which `stack` closes."""
-  ours, theirs = multiprocessing.Pipe()
-  stack.enter_context(ours)
-  # multiprocessing would import the main module, and jax with it; a loky process would outlive a
-  # killed run.  torch is blocked because it takes seconds to import and tokenizers do not need it.
-  code = (
-    f"import sys; sys.path = {sys.path!r}; sys.modules['torch'] = None; "
-    f"from {__name__} import serve; serve({theirs.fileno()})"
-  )
-  with theirs:
-    # In its own session the worker does not receive Ctrl-C; it ends when the run closes the pipe.
-    process = stack.enter_context(
-      subprocess.Popen(
-        [sys.executable, "-c", code],
-        pass_fds=[theirs.fileno()],
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-        env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
-      )
-    )
+  process, connection = renderer.start(f"from {__name__} import serve; serve({{}})")
+  stack.enter_context(connection)
+  stack.enter_context(process)
   stack.callback(process.kill)
-  return process, ours
+  return process, connection
 
 
 def serve(descriptor: int) -> None:
@@ -273,11 +256,24 @@ def _load(path):
   if not os.path.exists(path):
     return None
   try:
+    files.check_regular(path, math.inf)
     with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-      return dict(file)  # Reading every array verifies the checksums.
+      flat = dict(file)
+    if flat.pop("digest").tobytes() != _digest(flat):
+      raise ValueError("its digest is of other content")
+    os.utime(path)  # `trim` removes what was not used for longest
+    return flat
   except Exception as error:  # The type depends on which byte is wrong.
     say(f"cannot read the cache file {path} ({error}); tokenising its rows again")
     return None
+
+
+def _digest(flat):
+  digest = hashlib.sha256()
+  for name, array in sorted(flat.items()):
+    digest.update(repr((name, array.dtype.str, array.shape)).encode())
+    digest.update(np.ascontiguousarray(array).data)
+  return digest.digest()
 
 
 def _save(path, flat):
@@ -285,7 +281,8 @@ def _save(path, flat):
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.writing(path) as file:
-      np.savez(file, **flat)
+      np.savez(file, **flat, digest=np.frombuffer(_digest(flat), np.uint8))
+    machine.trim(path.parent, "*.npz", MOST_CACHED)
   except OSError as error:
     say(
       f"cannot cache the tokens for the next run: {error}; set --config.data.cache=FOLDER to use "

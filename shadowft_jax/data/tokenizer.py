@@ -3,20 +3,22 @@
 import dataclasses
 import datetime
 import difflib
-import json
 import os
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from shadowft_jax.errors import InputError
+from shadowft_jax import files
+from shadowft_jax.data import renderer
+from shadowft_jax.errors import TOKENS, InputError, check_kinds, inline
 
 # Otherwise transformers warns at import that torch is missing; its tokenizers do not need it.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 Tokenizer = PreTrainedTokenizerFast  # slow tokenizers report no character offsets
+READ = (".jinja", ".json", ".model", ".tiktoken", ".txt")  # suffixes of a tokenizer's files
 CONFIG = "tokenizer_config.json"  # may hold the chat template
 # Some templates insert today's date, which would make a run irreproducible.  This fixed date is the
 # fallback of Llama 3's templates.
@@ -31,6 +33,9 @@ CLOCK = "".join(
     " }}{% endmacro %}\n",
   ]
 )
+# The longest text of a row, and the longest part of it without a blank, in characters: tokenizers
+# need 100 bytes per character, and more time than that of the parts.
+MOST_TEXT, MOST_WORD = 10_000_000, 500_000
 # Arguments that apply_chat_template sets itself.
 RESERVED = {
   *("messages", "conversation", "tools", "documents", "chat_template", "add_generation_prompt"),
@@ -46,6 +51,11 @@ def load_tokenizer(directory: str | os.PathLike) -> Tokenizer:
   """
   if not pathlib.Path(directory).is_dir():
     raise InputError(f"tokenizer: {directory} is not a folder; give a Hugging Face model folder")
+  for path in pathlib.Path(directory).iterdir():
+    if path.suffix in READ:
+      files.check_regular(path)
+  if (settings := pathlib.Path(directory, CONFIG)).exists():
+    check_kinds(settings, files.read_json(settings), {"model_max_length": "a number above 0"})
   # Read tokenizer.json as is: transformers 5 rebuilds some classes (LlamaTokenizer) from its
   # vocabulary, with different rules for spaces.
   whole = (pathlib.Path(directory) / "tokenizer.json").is_file()
@@ -86,10 +96,9 @@ def _stop_tokens(tokenizer, directory):
   for name in ("generation_config.json", "config.json"):
     path = pathlib.Path(directory) / name
     if path.is_file():
-      try:
-        ids = json.loads(path.read_text()).get("eos_token_id")
-      except (ValueError, AttributeError) as error:
-        raise InputError(f"{path} is not a JSON object: {error}") from error
+      fields = files.read_json(path)
+      check_kinds(path, fields, {"eos_token_id": TOKENS})
+      ids = fields.get("eos_token_id")
       named += ids if isinstance(ids, list) else [ids]
   named += [tokenizer.eos_token_id]
   return tuple(dict.fromkeys(i for i in named if i is not None))
@@ -129,10 +138,23 @@ def control_of(tokenizer: Tokenizer) -> Control:
 
 def reads_clock(directory: str | os.PathLike) -> bool:
   """Whether the chat template of a folder inserts today's date."""
-  files = [*pathlib.Path(directory).glob("*.jinja"), pathlib.Path(directory, CONFIG)]
-  return any(
-    path.is_file() and "strftime_now" in path.read_text(errors="replace") for path in files
-  )
+  paths = [*pathlib.Path(directory).glob("*.jinja"), pathlib.Path(directory, CONFIG)]
+  return any(path.is_file() and "strftime_now" in files.read_text(path) for path in paths)
+
+
+def check_text(text: str) -> None:
+  """Checks that a text can be tokenised in seconds.
+
+  Raises:
+    InputError: it is too long, or a part without a blank is.
+  """
+  if len(text) > MOST_TEXT:
+    raise InputError(f"it has {len(text):,} characters; at most {MOST_TEXT:,} are read: split it")
+  if len(text) > MOST_WORD and (most := max(map(len, text.split()), default=0)) > MOST_WORD:
+    raise InputError(
+      f"it has {most:,} characters without a blank; at most {MOST_WORD:,} are read: is it binary "
+      "data? remove or split the row"
+    )
 
 
 def name_of(tokenizer: Tokenizer) -> str:
@@ -185,27 +207,22 @@ class ChatTemplate:
     """Renders a conversation; with `prompt`, adds the generation prompt.
 
     Raises:
-      InputError: the template raises an error.
+      InputError: the template raises an error, or exceeds a limit of `renderer`.
     """
     try:
       template = self.tokenizer.get_chat_template(tools=tools)
-      # transformers renders in jinja2's ImmutableSandboxedEnvironment.
-      return str(
-        self.tokenizer.apply_chat_template(
-          [dict(m) for m in messages],
-          tools=tools,
-          chat_template=CLOCK + template if "strftime_now" in template else template,
-          tokenize=False,
-          add_generation_prompt=prompt,
-          date_string=DATE,
-          **self.args,
-        )
+      return renderer.render(
+        CLOCK + template if "strftime_now" in template else template,
+        messages,
+        tools,
+        prompt,
+        {**self.tokenizer.special_tokens_map, "date_string": DATE, **self.args},
       )
-    except Exception as error:  # A template may raise anything.
+    except (ValueError, TypeError, KeyError) as error:
+      roles = inline([m["role"] for m in messages], limit=10)
       raise InputError(
-        f"the chat template of {self.name} fails for the roles "
-        f"{', '.join(m['role'] for m in messages)}: {error}; change the conversation or the "
-        "template"
+        f"the chat template of {self.name} fails for the roles {roles}: {error}; change the "
+        "conversation or the template"
       ) from error
 
   def prompt(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:

@@ -121,9 +121,8 @@ def spans(path: pathlib.Path, dtype: str | None) -> tuple[bytes, list[Span]]:
   if dtype is None:
     return b"", [Span(0, os.path.getsize(path), 0, None)]
   tensors = sorted(safetensors.header(path).items(), key=lambda x: (x[1].offset, x[1].nbytes))
-  with open(path, "rb") as file:
-    fields = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-  fields, end = {k: v for k, v in fields.items() if k == "__metadata__"}, 0
+  fields: dict[str, Any] = {"__metadata__": m} if (m := safetensors.metadata(path)) else {}
+  end = 0
   for name, tensor in tensors:
     wide = tensor.dtype if tensor.dtype in WEIGHTS else None
     begin, end = end, end + tensor.nbytes * _widening(wide)

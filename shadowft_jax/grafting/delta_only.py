@@ -17,7 +17,7 @@ import numpy as np
 from shadowft_jax import files, machine
 from shadowft_jax.grafting import adapter, chunks, recipe
 from shadowft_jax.grafting.matching import Plan
-from shadowft_jax.grafting.settings import Output as Output
+from shadowft_jax.grafting.settings import Output as Output, check_apart
 from shadowft_jax.grafting.verify import Written, read_back
 from shadowft_jax.hf import adapters, arrays, deltas, safetensors
 from shadowft_jax.hf.safetensors import WEIGHTS, Tensor
@@ -63,8 +63,8 @@ def check(plan: Plan, out: str | os.PathLike, output: Output) -> None:
       reverse.
   """
   for role, directory in plan.folders:
-    files.check_apart(out, directory, role)
-  files.check_room(out, need(plan, output)["write"])
+    check_apart(out, directory, role)
+  machine.check_room(out, need(plan, output)["write"])
 
 
 def run(
@@ -207,7 +207,7 @@ def _join(plan: Plan, fresh: pathlib.Path, rank: int) -> list[Written]:
   for target in targets:
     rows, columns = target.tensor.shape
     shapes |= zip(names[target.name], ((rank, columns), (rows, rank)), strict=True)
-  files.check_room(fresh, 4 * sum(map(math.prod, shapes.values())))
+  machine.check_room(fresh, 4 * sum(map(math.prod, shapes.values())))
   places = safetensors.create(fresh / "adapter_model.safetensors", shapes, {"format": "pt"})
   written = []
   for tensor, pair in names.items():

@@ -1,9 +1,12 @@
 """The settings of a graft and the checks that they are consistent; does not import jax."""
 
+import os
+import pathlib
 from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 from shadowft_jax.errors import InputError
+from shadowft_jax.files import StrPath
 
 
 class Recipe(NamedTuple):
@@ -106,3 +109,12 @@ def check_sources(
     raise InputError("--tuned needs --base: the delta is their difference")
   if not (tuned or delta or adapter):
     raise InputError("nothing to graft: give --delta, --adapter, or --base and --tuned")
+
+
+def check_apart(directory: StrPath, other: StrPath, role: str = "") -> None:
+  """Raises InputError if one of two folders contains the other; with a `role`, one is --out."""
+  a, b = (pathlib.Path(os.path.realpath(d)) for d in (directory, other))
+  if a == b and role:
+    raise InputError(f"--out is the {role}'s own folder, {other}; name another folder")
+  if a == b or a in b.parents or b in a.parents:
+    raise InputError(f"{a} and {b} are the same, or one is inside the other; name another folder")

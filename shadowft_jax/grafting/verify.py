@@ -7,7 +7,6 @@ import zlib
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from shadowft_jax import files
 from shadowft_jax.errors import InputError
 from shadowft_jax.grafting import chunks
 from shadowft_jax.hf import safetensors
@@ -34,7 +33,7 @@ def read_back(out: str | os.PathLike, path: pathlib.Path, written: Iterable[Writ
   Raises:
     InputError: a range does not contain the bytes that were written.
   """
-  files.forget(path)
+  _forget(path)
   digest, at = hashlib.sha256(), 0
   with chunks.scratch() as take, open(path, "rb", buffering=0) as file:
     buffer, end = take(), os.path.getsize(path)
@@ -61,3 +60,10 @@ def _digest(file, start, stop, buffer, digest):
     digest.update(data)
     crc = zlib.crc32(data, crc)
   return crc
+
+
+def _forget(path):
+  """Drops a file from the page cache, so that the next read is from disk."""
+  if hasattr(os, "posix_fadvise"):
+    with open(path, "rb") as file:
+      os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

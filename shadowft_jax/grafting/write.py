@@ -19,6 +19,7 @@ from shadowft_jax import files, hosts, machine
 from shadowft_jax.grafting import chunks, compute, matching, mixups, recipe as recipes
 from shadowft_jax.grafting import report, selection, sources, survival
 from shadowft_jax.grafting.matching import Plan
+from shadowft_jax.grafting.settings import check_apart
 from shadowft_jax.grafting.verify import Written, read_back
 from shadowft_jax.hf import hub, safetensors
 from shadowft_jax.hf.folder import ModelFolder
@@ -124,9 +125,9 @@ def check(plan: Plan, out: str | os.PathLike) -> None:
     InputError: the disk has too little space, or `out` is inside an input folder or the reverse.
   """
   for role, directory in plan.folders:
-    files.check_apart(out, directory, role)
+    check_apart(out, directory, role)
   left = files.part(out).glob("*.safetensors")  # from a killed run, resumed or removed
-  files.check_room(out, need(plan)["write"], already=sum(512 * p.stat().st_blocks for p in left))
+  machine.check_room(out, need(plan)["write"], already=sum(512 * p.stat().st_blocks for p in left))
 
 
 def run(

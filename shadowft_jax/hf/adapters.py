@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from shadowft_jax import files
 from shadowft_jax.errors import InputError, listing
-from shadowft_jax.hf import names
+from shadowft_jax.hf import names, patterns
 from shadowft_jax.hf.safetensors import Tensor
 
 # Settings that can change what an adapter computes, with the values that do not.  The
@@ -102,7 +102,7 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _is_size(x: Any) -> bool:
-  return isinstance(x, int | float) and not isinstance(x, bool) and 0 < x < math.inf
+  return isinstance(x, int | float) and not isinstance(x, bool) and 0 < x < 1e300
 
 
 def low_rank(
@@ -122,9 +122,11 @@ def low_rank(
       bad.append(f"{name} {tensor.shape}: expected {expected} with two axes")
     else:
       factors.setdefault(factor[0], {})[factor[1]] = tensor
+  ranks = _settings(directory, config, "rank_pattern", "r", list(factors))
+  alphas = _settings(directory, config, "alpha_pattern", "lora_alpha", list(factors))
   parts = {}
   for module, pair in factors.items():
-    rank = _setting(config, "rank_pattern", "r", module)
+    rank = ranks[module]
     if pair.keys() != {"A", "B"}:
       bad.append(f"{module}: lora_{min({'A', 'B'} - pair.keys())} is missing")
     elif (pair["A"].shape[0], pair["B"].shape[1]) != (rank, rank):
@@ -134,7 +136,7 @@ def low_rank(
     else:
       # Source: peft 0.21, tuners/lora/layer.py, LoraLayer.update_layer.
       below = math.sqrt(rank) if config.get("use_rslora") else rank
-      scale = _setting(config, "alpha_pattern", "lora_alpha", module) / below
+      scale = alphas[module] / below
       parts[module + ".weight"] = LowRank(pair["A"], pair["B"], scale)
   if bad:
     raise InputError(
@@ -145,16 +147,22 @@ def low_rank(
   return parts
 
 
-def _setting(config: Mapping[str, Any], patterns: str, otherwise: str, module: str) -> Any:
-  """A module's rank or alpha: by the first pattern that matches the end of its name, or the
-  default.
+def _settings(
+  directory: pathlib.Path, config: Mapping[str, Any], name: str, otherwise: str, modules: list[str]
+) -> dict[str, Any]:
+  """The rank or alpha of each module: by the first pattern that matches its name, or the default.
 
   Source: peft 0.21, utils.
   """
-  for key, value in (config[patterns] or {}).items():
-    if re.match(rf"(.*\.)?({key})$", module):
-      return value
-  return config[otherwise]
+  values = config[name] or {}
+  try:
+    found = patterns.matching(values, modules)
+  except InputError as error:
+    raise InputError(f"{directory / 'adapter_config.json'}, {name}: {error}") from error
+  out = dict.fromkeys(modules, config[otherwise])
+  for pattern, value in reversed(values.items()):
+    out |= dict.fromkeys(found[pattern], value)
+  return out
 
 
 def factor_of(name: str) -> tuple[str, str] | None:

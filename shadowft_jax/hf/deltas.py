@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from shadowft_jax import files, hosts, tree
 from shadowft_jax.errors import InputError, listing
 from shadowft_jax.files import StrPath
-from shadowft_jax.hf import adapters, arrays, folder, foreign, hub, names, safetensors
+from shadowft_jax.hf import adapters, arrays, folder, foreign, hub, names
 from shadowft_jax.hf.safetensors import WEIGHTS, Tensor
 from shadowft_jax.tree import Delta, Params
 
@@ -77,7 +77,7 @@ def read(directory: StrPath) -> StoredDelta:
       f"{directory} has no delta; expected the folder of a `train` run, its delta/ "
       "(delta.safetensors or adapter_config.json), or a PEFT adapter"
     )
-  tensors = safetensors.find(directory, "delta")
+  tensors = folder.find(directory, "delta")
   _check_dtypes(directory, tensors)
   full_names, _ = names.by_short_name(tensors, directory)
   parts = {short: Dense(tensors[name]) for short, name in full_names.items()}
@@ -98,7 +98,7 @@ def _read_adapter(directory: pathlib.Path) -> StoredDelta:
       f"{directory} has only adapter_model.bin, which is not read because a pickle can run code; "
       "load it with PEFT and save it again"
     )
-  tensors = safetensors.find(directory, "adapter_model")
+  tensors = folder.find(directory, "adapter_model")
   foreign.check_names(directory, tensors)
   _check_dtypes(directory, tensors)
   parts = adapters.low_rank(directory, tensors, config)

@@ -5,17 +5,26 @@ import functools
 import os
 import pathlib
 import re
+import reprlib
 from typing import Any
 
 import numpy as np
 
 from shadowft_jax import files
-from shadowft_jax.errors import InputError
+from shadowft_jax.errors import TOKENS, InputError, check_kinds, listing
 from shadowft_jax.hf import experts, foreign, names, safetensors, tokenizer_files
 from shadowft_jax.hf.safetensors import WEIGHTS, Tensor
 
 # Keys of config.json that hold the config of a part of a multimodal model.
 PARTS = ("text_config", "vision_config", "audio_config", "thinker_config", "codec_config")
+# Field of config.json that is read for any model, ported or not -> a key of errors.KINDS.
+FIELDS = {
+  "model_type": "a string",
+  **dict.fromkeys(PARTS, "an object"),
+  **dict.fromkeys(("quantization_config", "compression_config"), "an object"),
+  **dict.fromkeys(("rope_parameters", "rope_scaling"), "an object"),
+  "eos_token_id": TOKENS,
+}
 COMPARED = 1 << 20  # bytes per comparison
 _BUFFERS = ("I64", "F64", "BOOL")  # dtypes of masks and positions, not of quantised weights
 
@@ -157,18 +166,88 @@ def open_model(directory: str | os.PathLike | ModelFolder) -> ModelFolder:
     )
   foreign.refuse(directory)
   raw = files.read_json(directory / "config.json")
+  check_kinds(directory / "config.json", raw, FIELDS)
   stored = _tensors_of(directory)
   full_names, prefixes = names.by_short_name(stored, directory)
   tensors = {short: stored[name] for short, name in full_names.items()}
   config = {**raw, **(raw.get("text_config") or {})}
+  check_kinds(directory / "config.json", config, FIELDS)
   return ModelFolder(directory, raw, config, tensors, full_names, prefixes)
 
 
 def _tensors_of(directory: pathlib.Path) -> dict[str, Tensor]:
   """{tensor name: Tensor} of a folder's weights."""
-  tensors = safetensors.find(directory)
+  tensors = find(directory)
   foreign.check_names(directory, tensors)
   return experts.unfused(tensors)
+
+
+def find(directory: str | os.PathLike, stem: str = "model") -> dict[str, Tensor]:
+  """{name: Tensor} of `<stem>.safetensors`, or of the shards listed in its index.
+
+  Raises:
+    InputError: the folder, its index, a shard or a tensor is missing or malformed.
+  """
+  directory = pathlib.Path(directory)
+  files.check_folder(directory)
+  single, index = directory / f"{stem}.safetensors", directory / f"{stem}.safetensors.index.json"
+  if index.exists():
+    places = _read_index(index)
+    if single.exists() and set(places.values()) != {single.name}:
+      raise InputError(
+        f"{directory} has both {single.name} and an index that lists other shards, and programs "
+        "differ in which they read; remove one"
+      )
+    return _read_shards(index, places)
+  if not single.exists():
+    foreign.refuse(directory)
+    raise InputError(
+      f"{directory} has neither {single.name} nor {index.name}; download the weights, or save them "
+      "as safetensors"
+    )
+  return safetensors.header(single)
+
+
+def _read_index(path):
+  """{tensor name: file name of its shard}; shards outside the folder are rejected."""
+  places = files.read_json(path).get("weight_map")
+  if not isinstance(places, dict) or not places:
+    raise InputError(f"{path} has no weight_map; download it again")
+  shown = {p if isinstance(p, str) else reprlib.repr(p) for p in places.values()}
+  bad = [p for p in shown if not re.fullmatch(r"[^/\\\0]+\.safetensors", p)]
+  if bad:
+    raise InputError(
+      f"{path}: a shard must be a plain *.safetensors file name in the same folder; got"
+      f"{listing(map(repr, bad))}"
+    )
+  return places
+
+
+def _read_shards(index, places):
+  shards = sorted(set(places.values()))
+  if missing := [s for s in shards if not os.path.exists(index.parent / s)]:
+    raise InputError(
+      f"{index.parent} lacks shards that {index.name} lists; download them:"
+      + listing(missing, limit=len(missing))
+    )
+  headers = {shard: safetensors.header(index.parent / shard) for shard in shards}
+  bad = [
+    f"{name}: missing from {shard}, where the index has it"
+    for name, shard in places.items()
+    if name not in headers[shard]
+  ]
+  # The reverse too: a tensor that the index does not list would never be read.
+  bad += [
+    f"{name}: in {shard}, but the index has it in {places.get(name, 'no shard')}"
+    for shard in shards
+    for name in headers[shard]
+    if places.get(name) != shard
+  ]
+  if bad:
+    raise InputError(
+      f"{index} and its shards disagree; download them again:" + listing(bad, limit=len(bad))
+    )
+  return {name: headers[shard][name] for name, shard in places.items()}
 
 
 def files_of(directory: pathlib.Path, tensors: dict[str, Tensor]) -> list[pathlib.Path]:

@@ -20,6 +20,9 @@ ENDINGS = (
   *(".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp"),
 )
 NAMES = r"licen[cs]e|notice|copying|policy|readme|^tokenizer|^vocab|^merges"
+NEEDED = (
+  r"(config|generation_config|preprocessor_config)\.json|tokenizer|chat_template|vocab|merges"
+)
 # Descriptions of weights in other formats, and their folders.
 STRANGERS = r"(?!model\.safetensors).*\.index\.json|params\.json|(original|checkpoint-\d+)/|\..*"
 DOWNLOADED = [f"*{x}" for x in (*ENDINGS, ".py", ".safetensors")] + ["*LICENSE*", "*NOTICE*"]
@@ -102,7 +105,11 @@ def copy(source: pathlib.Path, target: pathlib.Path, weights: Collection[str]) -
     weights: names of weight files to copy nevertheless.
 
   Returns:
-    The files and folders of `source` that were not copied, sorted.
+    The files and folders of `source` that were not copied, sorted; among them links to files
+    elsewhere, which a download may have to any file of the user.
+
+  Raises:
+    InputError: such a link is a file that the model needs.
   """
   left_out = []
   for parent, folders, names in os.walk(source):
@@ -113,12 +120,29 @@ def copy(source: pathlib.Path, target: pathlib.Path, weights: Collection[str]) -
     for file in names:
       is_weight = parent == str(source) and file in weights
       # Anything other than a file or a link to one (a pipe, a dangling link) cannot be copied.
-      if not is_weight and _is_left_out(file) or not os.path.isfile(f"{parent}/{file}"):
+      is_left_out = _is_left_out(file) or _leads_outside(source, pathlib.Path(parent, file))
+      if not is_weight and is_left_out or not os.path.isfile(f"{parent}/{file}"):
         left_out.append(str(place / file))
         continue
       (target / place).mkdir(parents=True, exist_ok=True)
       shutil.copyfile(f"{parent}/{file}", target / place / file)
   return sorted(left_out)
+
+
+def _leads_outside(source, path):
+  """Whether a file is a link out of its folder, and out of the blobs that the Hub's cache has."""
+  if not path.is_symlink():
+    return False
+  home, target = source.resolve(), path.resolve()
+  inside = [home, home.parents[1] / "blobs"] if home.parent.name == "snapshots" else [home]
+  if any(target.is_relative_to(place) for place in inside):
+    return False
+  if re.match(NEEDED, path.name):
+    raise InputError(
+      f"{path} is a link to {target}, outside of the model's folder; replace it by the file: "
+      f"cp --remove-destination {target} {path}"
+    )
+  return True
 
 
 def copy_with_card(

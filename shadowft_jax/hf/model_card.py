@@ -96,8 +96,9 @@ def trained_on(directory: StrPath) -> list[str]:
   """The Hub ids of the models on which a delta or adapter was trained, according to its files."""
   card, path = front_matter(directory), pathlib.Path(directory) / "adapter_config.json"
   stored = card.get("base_model") or []
-  named = [stored] if isinstance(stored, str) else list(stored)
-  if TAG in (card.get("tags") or []):
+  named = list(stored) if isinstance(stored, list) else [stored]
+  tags = card.get("tags")
+  if isinstance(tags, list) and TAG in tags:
     named = named[1:]  # the first is the Instruct to graft onto, as in adapter_config.json
   elif path.is_file():
     named.append(files.read_json(path).get("base_model_name_or_path"))

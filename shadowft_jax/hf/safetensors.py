@@ -11,7 +11,7 @@ import json
 import math
 import os
 import pathlib
-import re
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -19,34 +19,24 @@ import ml_dtypes
 import numpy as np
 
 from shadowft_jax import files
-from shadowft_jax.errors import InputError, listing
-from shadowft_jax.hf import foreign
+from shadowft_jax.errors import InputError
 
 WEIGHTS = {
   "BF16": np.dtype(ml_dtypes.bfloat16),
   "F16": np.dtype(np.float16),
   "F32": np.dtype(np.float32),
 }
-# Bytes per element.  The lengths of other dtypes are not checked.
-ITEMSIZE = {
-  "BOOL": 1,
-  "U8": 1,
-  "I8": 1,
-  "F8_E4M3": 1,
-  "F8_E5M2": 1,
-  "F8_E8M0": 1,
-  "U16": 2,
-  "I16": 2,
-  "F16": 2,
-  "BF16": 2,
-  "U32": 4,
-  "I32": 4,
-  "F32": 4,
-  "U64": 8,
-  "I64": 8,
-  "F64": 8,
-  "C64": 8,
+# Bits per element of every dtype that the safetensors library 0.8 reads.
+BITS = {
+  "F4": 4,
+  **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+  **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
+  **dict.fromkeys(("F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+  **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
+  **dict.fromkeys(("U32", "I32", "F32"), 32),
+  **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
 }
+MAX_AXES, MAX_ELEMENTS = 64, 1 << 48  # of a tensor; axes of length 0 do not count
 MAX_HEADER = 100_000_000  # bytes
 # Bytes per read.  Kernels are transposed chunk by chunk, and with small chunks the strided writes
 # stay in the cache (six times as fast as transposing a whole tensor).
@@ -70,6 +60,26 @@ def header(path: str | os.PathLike) -> dict[str, Tensor]:
   Raises:
     InputError: the file is truncated or not a valid safetensors file.
   """
+  start, fields = _fields(path)
+  fields.pop("__metadata__", None)
+  try:
+    tensors = {name: _tensor(path, start, **field) for name, field in fields.items()}
+  except (ValueError, TypeError) as error:
+    raise _unparsed(path, error) from error
+  _check_ranges(path, start, tensors)
+  end = max([start, *(t.offset + t.nbytes for t in tensors.values())])
+  _check_size(path, os.path.getsize(path), end)
+  return tensors
+
+
+def metadata(path: str | os.PathLike) -> dict[str, str]:
+  """The metadata in a file's header; {} if there is none."""
+  return _fields(path)[1].get("__metadata__") or {}
+
+
+def _fields(path):
+  """(the offset of the first tensor, the header as JSON)."""
+  files.check_regular(path, math.inf)
   size = os.path.getsize(path)
   with open(path, "rb") as file:
     start = file.read(8)
@@ -85,24 +95,32 @@ def header(path: str | os.PathLike) -> dict[str, Tensor]:
     text = file.read(length)
   try:
     fields = files.parse_json(text.decode("utf-8"), "the header")
-    fields.pop("__metadata__", None)
-    tensors = {name: _tensor(path, 8 + length, **field) for name, field in fields.items()}
-  except (ValueError, TypeError, AttributeError, RecursionError) as error:
-    raise InputError(
-      f"{path} is not a valid safetensors file: its header cannot be parsed ({error}); download it "
-      "again"
-    ) from error
-  _check_ranges(path, 8 + length, tensors)
-  _check_size(path, size, max([8 + length, *(t.offset + t.nbytes for t in tensors.values())]))
-  return tensors
+    stored = {} if (m := fields.get("__metadata__")) is None else m
+    if not isinstance(stored, dict) or not all(isinstance(x, str) for x in stored.values()):
+      raise ValueError("__metadata__ should be an object of strings")
+  except ValueError as error:
+    raise _unparsed(path, error) from error
+  return 8 + length, fields
+
+
+def _unparsed(path, error):
+  return InputError(
+    f"{path} is not a valid safetensors file: its header cannot be parsed ({error}); download it "
+    "again"
+  )
 
 
 def _tensor(path, start, *, dtype, shape, data_offsets):
   begin, end = data_offsets
   numbers = [*shape, begin, end]
-  if not isinstance(dtype, str) or any(type(n) is not int or n < 0 for n in numbers):
-    raise ValueError(f"bad entry {dtype!r}, {shape}, {data_offsets}")
-  if dtype in ITEMSIZE and end - begin != math.prod(shape) * ITEMSIZE[dtype]:
+  is_typed = isinstance(dtype, str) and isinstance(shape, list)
+  if not is_typed or any(type(n) is not int or n < 0 for n in numbers):
+    raise ValueError(f"bad entry {dtype!r}, {reprlib.repr(shape)}, {reprlib.repr(data_offsets)}")
+  if dtype not in BITS:
+    raise ValueError(f"unknown dtype {dtype!r}")
+  if len(shape) > MAX_AXES or math.prod(n or 1 for n in shape) > MAX_ELEMENTS:
+    raise ValueError(f"a tensor has the shape {reprlib.repr(shape)}")
+  if 8 * (end - begin) != math.prod(shape) * BITS[dtype]:
     raise ValueError(f"{dtype} {shape} does not have the {end - begin} bytes it claims")
   return Tensor(pathlib.Path(path), dtype, tuple(shape), start + begin, end - begin)
 
@@ -130,77 +148,6 @@ def _check_size(path, size, want, exact=True):
       f"{path} is not a valid safetensors file: {size - want:,} extra bytes after the last tensor "
       f"(expected {want:,}, got {size:,}); download it again"
     )
-
-
-def find(directory: str | os.PathLike, stem: str = "model") -> dict[str, Tensor]:
-  """{name: Tensor} of `<stem>.safetensors`, or of the shards listed in its index.
-
-  Raises:
-    InputError: the folder, its index, a shard or a tensor is missing or malformed.
-  """
-  directory = pathlib.Path(directory)
-  files.check_folder(directory)
-  single, index = directory / f"{stem}.safetensors", directory / f"{stem}.safetensors.index.json"
-  if index.exists():
-    places = _read_index(index)
-    if single.exists() and set(places.values()) != {single.name}:
-      raise InputError(
-        f"{directory} has both {single.name} and an index that lists other shards, and programs "
-        "differ in which they read; remove one"
-      )
-    return _read_shards(index, places)
-  if not single.exists():
-    foreign.refuse(directory)
-    raise InputError(
-      f"{directory} has neither {single.name} nor {index.name}; download the weights, or save them "
-      "as safetensors"
-    )
-  return header(single)
-
-
-def _read_index(path):
-  """{tensor name: file name of its shard}; shards outside the folder are rejected."""
-  places = files.read_json(path).get("weight_map")
-  if not isinstance(places, dict) or not places:
-    raise InputError(f"{path} has no weight_map; download it again")
-  bad = {
-    p
-    for p in places.values()
-    if not isinstance(p, str) or not re.fullmatch(r"[^/\\\0]+\.safetensors", p)
-  }
-  if bad:
-    raise InputError(
-      f"{path}: a shard must be a plain *.safetensors file name in the same folder; got"
-      f"{listing(map(repr, bad))}"
-    )
-  return places
-
-
-def _read_shards(index, places):
-  shards = sorted(set(places.values()))
-  if missing := [s for s in shards if not (index.parent / s).exists()]:
-    raise InputError(
-      f"{index.parent} lacks shards that {index.name} lists; download them:"
-      + listing(missing, limit=len(missing))
-    )
-  headers = {shard: header(index.parent / shard) for shard in shards}
-  bad = [
-    f"{name}: missing from {shard}, where the index has it"
-    for name, shard in places.items()
-    if name not in headers[shard]
-  ]
-  # The reverse too: a tensor that the index does not list would never be read.
-  bad += [
-    f"{name}: in {shard}, but the index has it in {places.get(name, 'no shard')}"
-    for shard in shards
-    for name in headers[shard]
-    if places.get(name) != shard
-  ]
-  if bad:
-    raise InputError(
-      f"{index} and its shards disagree; download them again:" + listing(bad, limit=len(bad))
-    )
-  return {name: headers[shard][name] for name, shard in places.items()}
 
 
 def rows(

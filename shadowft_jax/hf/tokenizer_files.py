@@ -6,7 +6,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 from shadowft_jax import files
-from shadowft_jax.errors import InputError
+from shadowft_jax.errors import TOKENS, InputError, check_kinds
 
 
 class Tokenizer(NamedTuple):
@@ -46,21 +46,25 @@ def read_tokenizer(directory: pathlib.Path) -> Tokenizer:
         tokens.items() if isinstance(tokens, dict) else ((t, i) for i, (t, _) in enumerate(tokens))
       )
       vocabulary = {i: t for t, i in items if i not in added}
+      if not all(
+        type(i) is int and isinstance(t, str) for i, t in [*added.items(), *vocabulary.items()]
+      ):
+        raise TypeError("a token is no string, or its id no integer")
     else:
       others = (directory / n for n in ("tokenizer.model", "vocab.json"))
-      source = next((p for p in others if p.exists()), None)
+      source = next((p for p in others if p.is_file()), None)
+    settings = {
+      n: v["content"] if isinstance(v, dict) and "content" in v else v for n, v in settings.items()
+    }
+    check_kinds("tokenizer_config.json", settings, {"eos_token": "a string"})
+    merged = _digest_of_merges(merges)
   except (KeyError, TypeError, AttributeError, ValueError) as error:
     raise InputError(
       f"{path} or tokenizer_config.json is malformed ({type(error).__name__}: {error}); download "
       "it again"
     ) from error
   return Tokenizer(
-    source.name if source else "",
-    _digest(source, vocabulary),
-    vocabulary,
-    added,
-    _digest_of_merges(merges),
-    {n: v["content"] if isinstance(v, dict) and "content" in v else v for n, v in settings.items()},
+    source.name if source else "", _digest(source, vocabulary), vocabulary, added, merged, settings
   )
 
 
@@ -78,10 +82,15 @@ def _digest_of_merges(merges: list | None) -> str:
 
 def read_template(directory: pathlib.Path) -> str:
   """All chat templates of a folder, concatenated; "" if there is none."""
-  parts = [p.read_text() for p in [directory / "chat_template.jinja"] if p.exists()]
+  path = directory / "chat_template.jinja"
+  parts = [files.read_text(path)] if path.exists() else []
   for name in ("tokenizer_config.json", "chat_template.json"):
     templates = _optional(directory / name).get("chat_template") or ""
-    parts += [templates] if isinstance(templates, str) else [t["template"] for t in templates]
+    texts = templates if isinstance(templates, list) else [templates]
+    texts = [t.get("template") if isinstance(t, dict) else t for t in texts]
+    if not all(isinstance(t, str) for t in texts):
+      raise InputError(f"{directory / name}: a chat_template is a text, or a list of named ones")
+    parts += texts
   return "\n".join(p for p in dict.fromkeys(parts) if p)
 
 
@@ -89,7 +98,9 @@ def stop_tokens(
   directory: pathlib.Path, config: dict[str, Any], tokenizer: Tokenizer
 ) -> frozenset[str]:
   """The tokens that end generation, as text."""
-  named = _optional(directory / "generation_config.json").get("eos_token_id")
+  generation = _optional(directory / "generation_config.json")
+  check_kinds(directory / "generation_config.json", generation, {"eos_token_id": TOKENS})
+  named = generation.get("eos_token_id")
   named = config.get("eos_token_id") if named is None else named
   known: dict[Any, str] = {**tokenizer.vocabulary, **tokenizer.added}
   stop: set[Any] = {known.get(i) for i in (named if isinstance(named, list) else [named])}

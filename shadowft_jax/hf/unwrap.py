@@ -9,8 +9,9 @@ import shutil
 import sys
 
 from shadowft_jax import files
-from shadowft_jax.errors import InputError, listing
+from shadowft_jax.errors import InputError, check_kinds, listing
 from shadowft_jax.hf import foreign, safetensors
+from shadowft_jax.progress import printable
 
 
 def unwrap(directory: files.StrPath) -> None:
@@ -28,12 +29,13 @@ def unwrap(directory: files.StrPath) -> None:
   for path in paths:
     with open(path, "rb") as old, files.writing(path) as new:
       length = int.from_bytes(old.read(8), "little")
-      fields = files.parse_json(old.read(length), str(path))
+      fields = files.parse_json(old.read(length).decode(), str(path))
       new.write(safetensors.encode({_renamed(n): x for n, x in fields.items()}))
       shutil.copyfileobj(old, new, 1 << 24)
   for path in directory.glob("*.safetensors.index.json"):
     index = files.read_json(path)
-    index["weight_map"] = {_renamed(n): shard for n, shard in index["weight_map"].items()}
+    check_kinds(path, index, {"weight_map": "an object"})
+    index["weight_map"] = {_renamed(n): shard for n, shard in index.get("weight_map", {}).items()}
     files.write_json(path, index)
 
 
@@ -54,5 +56,5 @@ if __name__ == "__main__":
       raise InputError(f"expected one folder after the command; got {sys.argv[1:]}")
     unwrap(sys.argv[1])
   except InputError as error:
-    print(f"error: {error}", file=sys.stderr)
+    print(printable(f"error: {error}"), file=sys.stderr)
     sys.exit(2)

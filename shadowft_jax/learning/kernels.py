@@ -8,7 +8,6 @@ device, versions and code.  For a device that is absent, `expected` looks in VER
 import dataclasses
 import hashlib
 import importlib.metadata
-import json
 import pathlib
 
 import jax
@@ -221,8 +220,8 @@ def _cache():
 
 def _read(path):
   try:
-    return json.loads(path.read_text())
-  except (OSError, ValueError):
+    return files.read_json(path)
+  except InputError:
     return {}
 
 

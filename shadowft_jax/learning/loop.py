@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from shadowft_jax import delta as delta_lib, presets, sharding, tree
-from shadowft_jax.data.dataset import Dataset
+from shadowft_jax.data.planned import Dataset
 from shadowft_jax.data.packing import Arrays
 from shadowft_jax.errors import InputError
 from shadowft_jax.hf import deltas, weights

@@ -6,8 +6,8 @@ import pathlib
 
 import jax
 
-from shadowft_jax import delta as delta_lib, files, presets
-from shadowft_jax.data.dataset import Dataset
+from shadowft_jax import delta as delta_lib, machine, presets
+from shadowft_jax.data.planned import Dataset
 from shadowft_jax.errors import InputError
 from shadowft_jax.hf import weights
 from shadowft_jax.hf.folder import ModelFolder
@@ -106,7 +106,7 @@ def check_room(
     "grafted model": sum(map(os.path.getsize, instruct.shards)),
   }
   there = (p.lstat() for p in workdir.rglob("*"))
-  files.check_room(
+  machine.check_room(
     workdir,
     sum(parts.values()),
     already=sum(512 * s.st_blocks for s in there),

@@ -11,7 +11,7 @@ import numpy as np
 
 from shadowft_jax import files, hosts, sharding
 from shadowft_jax.data.chat import Example
-from shadowft_jax.data.dataset import Dataset
+from shadowft_jax.data.planned import Dataset
 from shadowft_jax.learning import step as step_lib
 from shadowft_jax.progress import detail, say
 from shadowft_jax.tree import Delta, Params

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 import numpy as np
 
 from shadowft_jax import files, hosts
-from shadowft_jax.data.dataset import Dataset
+from shadowft_jax.data.planned import Dataset
 from shadowft_jax.data.tokenizer import load_tokenizer
 from shadowft_jax.data.turns import Example
 from shadowft_jax.generation.engine import Sampling

@@ -41,6 +41,7 @@ def from_config(hf: Mapping[str, Any], **options: Any) -> Decoder:
       quantised.
   """
   kind = hf.get("model_type")
+  config.check(hf)
   if kind not in FAMILIES:
     raise InputError(f"model_type is one of {', '.join(sorted(FAMILIES))}; got {kind!r}")
   config.refuse_quantised(hf)

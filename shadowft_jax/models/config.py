@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import reprlib
 from typing import Any
 
-from shadowft_jax.errors import InputError, listing
+from shadowft_jax.errors import InputError, check_kinds, listing
 from shadowft_jax.models.layers import Rope
 
 REQUIRED = (
@@ -14,6 +15,40 @@ REQUIRED = (
   "num_hidden_layers",
   "num_attention_heads",
 )
+# The largest values that are read, far above those of any model: what is built grows with them.
+MOST = {
+  "vocab_size": 1 << 24,
+  "hidden_size": 1 << 20,
+  "intermediate_size": 1 << 22,
+  "num_hidden_layers": 1000,
+  "num_attention_heads": 1 << 14,
+  "head_dim": 1 << 14,
+  "num_experts": 1 << 14,
+  "num_local_experts": 1 << 14,
+  "moe_intermediate_size": 1 << 22,
+}
+# Field of config.json -> a key of errors.KINDS.
+FIELDS = {
+  "model_type": "a string",
+  **dict.fromkeys(MOST, "an integer above 0"),
+  **dict.fromkeys(("num_key_value_heads", "num_experts_per_tok"), "an integer above 0"),
+  **dict.fromkeys(("sliding_window", "sliding_window_pattern"), "an integer above 0"),
+  "no_rope_layer_interval": "an integer above 0",
+  **dict.fromkeys(("layer_types", "no_rope_layers"), "an array"),
+  **dict.fromkeys(("rope_parameters", "rope_scaling", "text_config"), "an object"),
+  **dict.fromkeys(("rms_norm_eps", "rope_theta", "rope_local_base_freq"), "a number above 0"),
+  **dict.fromkeys(("query_pre_attn_scalar", "attn_logit_softcapping"), "a number above 0"),
+  **dict.fromkeys(("final_logit_softcapping", "partial_rotary_factor"), "a number above 0"),
+  **dict.fromkeys(("tie_word_embeddings", "norm_topk_prob"), "true or false"),
+  **dict.fromkeys(("attention_bias", "mlp_bias"), "true or false"),
+}
+SCALING = {
+  "rope_type": "a string",
+  **dict.fromkeys(("rope_theta", "partial_rotary_factor", "factor"), "a number above 0"),
+  **dict.fromkeys(("low_freq_factor", "high_freq_factor"), "a number above 0"),
+  **dict.fromkeys(("beta_fast", "beta_slow", "attention_factor"), "a number above 0"),
+  "original_max_position_embeddings": "an integer above 0",
+}
 # Options of config.json that would change the computation, and the values that do not.
 PORTED = {"hidden_act": ("silu", "swish"), "attention_dropout": (0, 0.0, None)}
 # Kinds of rope scaling, and the fields each must have; YaRN only where a family asks for it.
@@ -77,6 +112,22 @@ def refuse(hf: Mapping[str, Any], **ported: Sequence[Any]) -> None:
       )
 
 
+def check(hf: Mapping[str, Any]) -> None:
+  """Checks the types and sizes of the fields in config.json, before anything is built of them.
+
+  Raises:
+    InputError: lists those that are wrong.
+  """
+  for fields in (hf, hf.get("text_config") or {}):
+    check_kinds("config.json", fields, FIELDS)
+    if large := [
+      f"{n} is {fields[n]}; at most {x} is supported"
+      for n, x in MOST.items()
+      if (fields.get(n) or 0) > x
+    ]:
+      raise InputError(f"config.json describes no known model:{listing(large)}")
+
+
 def refuse_quantised(hf: Mapping[str, Any]) -> None:
   """Raises InputError for a quantised checkpoint: a delta cannot be added to its weights."""
   for part in (hf, hf.get("text_config") or {}):
@@ -102,13 +153,18 @@ def read_rope(
     InputError: a kind of scaling that is not ported, or one that lacks a field.
   """
   scaling: dict[str, Any] = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
+  check_kinds("the rope of config.json", scaling, SCALING)
   theta = scaling.pop("rope_theta", None) or hf.get("rope_theta") or 10_000.0
   fraction = scaling.pop("partial_rotary_factor", hf.get("partial_rotary_factor"))
   kind: str = scaling.setdefault("rope_type", scaling.pop("type", None) or "default")
-  if kind not in kinds:
+  if not isinstance(kind, str) or kind not in kinds:
     raise InputError(f"config.json: rope_type is one of {', '.join(kinds)}; got {kind!r}")
   if missing := [n for n in kinds[kind] if scaling.get(n) is None]:
     raise InputError(f"config.json: rope_type {kind!r} lacks{listing(missing)}")
+  if odd := [n for n, x in scaling.items() if isinstance(x, list | dict)]:
+    raise InputError(f"config.json: rope_type {kind!r} has no {listing(odd)}")
+  if kind == "llama3" and scaling["low_freq_factor"] == scaling["high_freq_factor"]:
+    raise InputError("config.json: low_freq_factor and high_freq_factor of the rope are equal")
   refuse(
     {**scaling, "partial_rotary_factor": fraction, "model_type": hf.get("model_type")},
     partial_rotary_factor=(fraction,) if partial else (1, 1.0, None),
@@ -162,10 +218,10 @@ def read_windows(hf: Mapping[str, Any], full_every: int) -> tuple[int | None, ..
   _check_required(hf)
   count = hf["num_hidden_layers"]
   kinds = hf.get("layer_types") or [LAYER_TYPES[(i + 1) % full_every != 0] for i in range(count)]
-  if len(kinds) != count or set(kinds) - set(LAYER_TYPES):
+  if len(kinds) != count or any(kind not in LAYER_TYPES for kind in kinds):
     raise InputError(
       f"config.json: layer_types must have {' or '.join(LAYER_TYPES)} for each of {count} layers; "
-      f"got {kinds!r}"
+      f"got {reprlib.repr(kinds)}"
     )
   window = hf.get("sliding_window")
   if "sliding_attention" in kinds and not (isinstance(window, int) and window > 0):
@@ -193,6 +249,9 @@ def read(hf: Mapping[str, Any], **options: Any) -> DecoderConfig:
       f"config.json: num_attention_heads {heads} is not a multiple of num_key_value_heads "
       f"{kv_heads}"
     )
+  head_dim = hf.get("head_dim") or hf["hidden_size"] // heads
+  if not head_dim or head_dim % 2:
+    raise InputError(f"config.json: head_dim is {head_dim}; the rope needs an even number above 0")
   if "windows" not in options:
     options["windows"] = (None,) * count
     if any(kind != "full_attention" for kind in hf.get("layer_types") or ()):
@@ -202,7 +261,7 @@ def read(hf: Mapping[str, Any], **options: Any) -> DecoderConfig:
   return DecoderConfig(
     **{n: hf[n] for n in REQUIRED},
     num_key_value_heads=kv_heads,
-    head_dim=hf.get("head_dim") or hf["hidden_size"] // heads,
+    head_dim=head_dim,
     rms_norm_eps=hf.get("rms_norm_eps", 1e-6),
     tie_word_embeddings=bool(hf.get("tie_word_embeddings", False)),
     **options,

@@ -3,6 +3,7 @@
 Source: configuration_smollm3.py and modeling_smollm3.py of transformers 5.23.
 """
 
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,7 +29,8 @@ def smollm3(hf: Mapping[str, Any]) -> config.DecoderConfig:
     turns = [(i + 1) % every != 0 for i in range(count)]
   if len(turns) < count:
     raise InputError(
-      f"config.json: no_rope_layers must have a 0 or 1 for each of {count} layers; got {turns!r}"
+      f"config.json: no_rope_layers must have a 0 or 1 for each of {count} layers; "
+      f"got {reprlib.repr(turns)}"
     )
   rope, bias = config.read_rope(hf), bool(hf.get("attention_bias", False))
   return config.read(

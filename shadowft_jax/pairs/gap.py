@@ -174,7 +174,7 @@ def compare(
 
 def _pieces(tensor):
   """Splits a tensor into flat ones of at most PIECE elements."""
-  size, width = math.prod(tensor.shape), safetensors.ITEMSIZE[tensor.dtype]
+  size, width = math.prod(tensor.shape), safetensors.WEIGHTS[tensor.dtype].itemsize
   for start in range(0, size, PIECE):
     count = min(PIECE, size - start)
     yield tensor._replace(
@@ -188,7 +188,7 @@ def _chunks(flat):
   A chunk is valid until the next iteration; see `safetensors.rows`.
   """
   whole, rest = divmod(flat.shape[0], STEP)
-  tail = flat.offset + whole * STEP * safetensors.ITEMSIZE[flat.dtype]
+  tail = flat.offset + whole * STEP * safetensors.WEIGHTS[flat.dtype].itemsize
   for part in (
     flat._replace(shape=(whole, STEP)),
     flat._replace(shape=(min(1, rest), rest), offset=tail),

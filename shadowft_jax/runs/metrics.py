@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Self, TextIO
 
 from shadowft_jax import files, hosts, progress
+from shadowft_jax.errors import InputError
 
 LINES = 20  # on the progress of a run, where no terminal shows a bar
 
@@ -15,10 +16,17 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
   """The records of a run's metrics.jsonl, in order; [] if there is none.
 
   A last line that a crash cut short is left out.
+
+  Raises:
+    InputError: another line is malformed.
   """
   path = workdir / "metrics.jsonl"
-  lines = path.read_text().split("\n")[:-1] if path.exists() else []
-  return [json.loads(line) for line in lines]
+  lines = files.read_text(path).split("\n")[:-1] if path.exists() else []
+  records = [files.parse_json(line, f"{path} line {n}") for n, line in enumerate(lines, 1)]
+  for number, record in enumerate(records, 1):
+    if type(record.get("step")) is not int:
+      raise InputError(f"{path} line {number} has no step; remove the line, or the file")
+  return records
 
 
 def _rewrite(workdir, records):
@@ -29,7 +37,7 @@ def append(workdir: pathlib.Path, metrics: Mapping[str, float | None]) -> list[d
   """Makes `metrics`, if there are any, the last record of metrics.jsonl; returns all records."""
   records = [r for r in read_metrics(workdir) if not metrics.keys() & r.keys()]
   if measured := {k: v for k, v in metrics.items() if v is not None}:
-    records.append({"step": records[-1]["step"], **measured})
+    records.append({"step": records[-1]["step"] if records else 0, **measured})
   _rewrite(workdir, records)
   return records
 
