@@ -90,13 +90,13 @@ class Options:
   Attributes:
     accelerator: whether the command computes on one; otherwise none is taken.
     cache: whether compiled programs are kept for the next start.
-
-  Raises:
-    InputError: a value is none of the choices, or out of range.
+    is_stoppable: whether the work calls `progress.check_stop`.
+  Raises InputError for a value that is none of the choices, or out of range.
   """
 
   accelerator: ClassVar[bool] = True
   cache: ClassVar[bool] = True
+  is_stoppable: ClassVar[bool] = False
 
   def __post_init__(self) -> None:
     for flag, field in fields(type(self)).items():
@@ -264,7 +264,7 @@ def help_text(options: type[Options], about: str) -> str:
 
 
 def run(main: Callable[[T], None], options: type[T]) -> None:
-  """Runs a command by the flags of the process, which it ends: code 0, or 2 for bad input.
+  """Runs a command by the flags of the process, which it ends: code 0; 2: bad input; 75: stopped.
 
   Args:
     main: the command.
@@ -276,9 +276,9 @@ def run(main: Callable[[T], None], options: type[T]) -> None:
 
 
 def execute(main: Callable[[T], None], options: type[T], argv: Sequence[str]) -> None:
-  """Calls `main` with the options of a command line; bad input: one line, and exit code 2."""
+  """Calls `main` with the options of a command line; an error or a signal: one line and a code."""
   progress.set_verbose("--verbose" in argv)
-  with progress.reader_may_leave(_leave):
+  with progress.reader_may_leave(_leave), progress.stopping(_leave, options.is_stoppable):
     if f"--{HELP_CONFIG}" in argv and Config in kinds(options).values():
       print(config_file.help_text())
       return

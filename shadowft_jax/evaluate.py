@@ -38,6 +38,8 @@ with epy.lazy_imports():  # help and errors of flags and paths come before these
 class Options(command.Options):
   """Flags of `evaluate`."""
 
+  is_stoppable = True
+
   task: tuple[str, ...] = command.option((), help="A task or a suite of tasks.")
   data: str | None = command.option(
     None, help="Folder of the benchmarks' original files; without it they come from the Hub."

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any, BinaryIO
 
-from shadowft_jax.errors import InputError, nearest
+from shadowft_jax.errors import InputError, Stopped, nearest
 from shadowft_jax.progress import say, size
 
 StrPath = str | os.PathLike[str]
@@ -227,7 +227,7 @@ def folder(out: StrPath, *, overwrite: bool = False, key: str | None = None) -> 
       _heal(out)
       if key is None or isinstance(error, Exception):
         shutil.rmtree(fresh, ignore_errors=True)
-      elif isinstance(error, KeyboardInterrupt):
+      elif isinstance(error, KeyboardInterrupt | Stopped):
         say(f"interrupted; the same command resumes from {fresh}")
       raise
 

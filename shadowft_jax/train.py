@@ -126,6 +126,8 @@ def show(config: Config, count: int, *, ids: bool = False) -> None:
 class Options(command.Options):
   """Flags of `train`."""
 
+  is_stoppable = True
+
   config: command.Config = command.config_option()
   workdir: str | None = command.option(None, help="Folder of the run.")
   preview: int | None = command.option(

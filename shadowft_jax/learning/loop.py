@@ -11,10 +11,10 @@ from jax.sharding import Mesh
 import jax.numpy as jnp
 import optax
 
-from shadowft_jax import delta as delta_lib, presets, sharding, tree
+from shadowft_jax import delta as delta_lib, hosts, presets, sharding, tree
 from shadowft_jax.data.dataset import Dataset
 from shadowft_jax.data.packing import Arrays
-from shadowft_jax.errors import InputError
+from shadowft_jax.errors import InputError, Stopped
 from shadowft_jax.hf import deltas, weights
 from shadowft_jax.hf.folder import ModelFolder, open_model
 from shadowft_jax.learning import checkpoints, guards, optim, reference, step as step_lib
@@ -50,9 +50,9 @@ class _Trainer:
     return prefetch(list(self.data.batches(i, share)) for i in steps)
 
   def step(
-    self, state: step_lib.TrainState, arrays: Iterable[Arrays]
+    self, state: step_lib.TrainState, arrays: Iterable[Arrays], limit: float
   ) -> tuple[step_lib.TrainState, Metrics]:
-    """One optimizer step."""
+    """One optimizer step; it is skipped if its loss is above `limit`."""
     batches = step_lib.on_devices(arrays, self.mesh)
     # The gradients stay unnamed so that their memory is freed before the next step allocates.
     state, metrics = step_lib.update(
@@ -65,6 +65,7 @@ class _Trainer:
         loss=self.loss,
         dtype=self.config.gradient_dtype,
       ),
+      limit,
       tx=self.tx,
     )
     return state, {k: float(v) for k, v in metrics.items()}
@@ -73,9 +74,21 @@ class _Trainer:
     """The metrics on the validation split; {} without one."""
     if not self.data.valid:
       return {}
-    batches = step_lib.on_devices(self.data.valid_batches(sharding.my_share(self.mesh)), self.mesh)
+    batches = _valid_batches(self.data, self.mesh)
     means = step_lib.means(state.delta, self.base, batches, self.start, loss=self.loss)
     return {f"valid_{k}": v for k, v in means.items()}
+
+  def is_due(self, number: int) -> bool:
+    """Whether step `number` ends with a validation and a checkpoint."""
+    every = self.config.eval_every
+    return number == len(self.data.steps) or bool(every) and number % every == 0
+
+
+def _valid_batches(data, mesh):
+  """The batches of the validation split on the devices; raises Stopped between two of them."""
+  for batch in step_lib.on_devices(data.valid_batches(sharding.my_share(mesh)), mesh):
+    hosts.check_stop()
+    yield batch
 
 
 def prefetch(items: Iterator[T]) -> Iterator[T]:
@@ -154,24 +167,43 @@ def _size(base, delta, data, config):
 def _steps(
   state: step_lib.TrainState, trainer: _Trainer, saved: checkpoints.Checkpointer, log: Log
 ) -> step_lib.TrainState:
-  """Runs the optimizer from `state` to the last step; returns the last state."""
-  last, every = len(trainer.data.steps), trainer.config.eval_every
-  if state.step == 0:
+  """Runs the optimizer from `state` to the last step; returns the last state.
+
+  Raises:
+    Stopped: a signal has asked for it; the state is saved.
+  """
+  guard = guards.Guard.of(trainer.config, checkpoints.guard_of(saved))
+  done, data = int(state.step), trainer.data
+  if done == 0:
     log.write(0, **trainer.validate(state))
-  first = int(state.step) + 1
-  for number, arrays in enumerate(trainer.batches(first), first):
-    state, metrics = trainer.step(state, arrays)
-    guards.check_finite(metrics, number, saved)
-    lr = float(trainer.schedule(number - 1))
-    log.step(number, trainer.data.tokens(number - 1), **metrics, lr=lr)
-    if number == last or every and number % every == 0:
-      validation = trainer.validate(state)
-      guards.check_finite(validation, number, saved)
-      log.write(number, **validation)
-      checkpoints.save(saved, state, number, validation.get("valid_loss"))
-      log.restart_clock()
+  elif trainer.is_due(done) and data.valid and saved.latest and not saved.latest.metrics:
+    _validate_and_save(state, trainer, saved, log, guard)  # it was stopped before it had
+  for number, arrays in enumerate(trainer.batches(done + 1), done + 1):
+    lr = float(trainer.schedule(number - 1 - guard.skipped))
+    state, metrics = trainer.step(state, arrays, guard.limit)
+    rows = (data.train[i].where for i in data.steps[number - 1].examples)
+    metrics = guard.check(metrics, number, rows, saved)
+    log.step(number, data.tokens(number - 1), **metrics, lr=lr)
+    if trainer.is_due(number) or hosts.stop_asked():
+      _validate_and_save(state, trainer, saved, log, guard)
     log.report(number)
   return state
+
+
+def _validate_and_save(state, trainer, saved, log, guard):
+  """Validates and saves the state; if a signal stops it, the state is saved without a loss."""
+  number = int(state.step)
+  try:
+    hosts.check_stop()
+    validation = trainer.validate(state)
+  except Stopped:
+    checkpoints.save(saved, state, number, None, guard.state)
+    say(f"saved step {number:,} of {len(trainer.data.steps):,}")
+    raise
+  guards.check_finite(validation, number, saved)
+  log.write(number, **validation)
+  checkpoints.save(saved, state, number, validation.get("valid_loss"), guard.state)
+  log.restart_clock()
 
 
 def load_start(config: Config, base: Params, mesh: Mesh) -> Delta | None:
@@ -221,7 +253,7 @@ def measure(
     if name == "instruct" and presets.is_paired(config):
       data = dataclasses.replace(data, train=[])  # no measurement needs it
       data = reference.measured(None, params, data, loss=of_model, mesh=mesh)
-    batches = step_lib.on_devices(data.valid_batches(sharding.my_share(mesh)), mesh)
+    batches = _valid_batches(data, mesh)
     means = step_lib.means({"delta": {}}, params, batches, loss=of_model)
     out |= {f"{name}_valid_{k}": v for k, v in means.items()}
     del params

@@ -5,6 +5,7 @@ This module handles arrays and functions only; loop.py handles data and folders.
 
 import dataclasses
 import functools
+import math
 from typing import Any
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -184,14 +185,30 @@ def add(total: objectives.Sums, part: objectives.Sums) -> objectives.Sums:
 
 @functools.partial(jax.jit, static_argnames="tx", donate_argnums=0)
 def update(
-  state: TrainState, grads: Delta, sums: objectives.Sums, *, tx: optax.GradientTransformation
+  state: TrainState,
+  grads: Delta,
+  sums: objectives.Sums,
+  limit: float = math.inf,
+  *,
+  tx: optax.GradientTransformation,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-  """One optimizer step, on the mean gradient over all micro-batches; also returns the metrics."""
+  """One optimizer step, on the mean gradient over all micro-batches; also returns the metrics.
+
+  If the loss is above `limit`, or it or the gradient is not finite, only the number of the step
+  changes, and the metric "was_skipped" is 1.
+  """
   grads = jax.tree.map(lambda g: g / sums["count"], grads)
-  updates, opt = tx.update(grads, state.opt, state.delta)
-  state = TrainState(state.step + 1, optax.apply_updates(state.delta, updates), opt)
   means = {k: v / sums["count"] for k, v in sums.items() if k != "count"}
-  return state, {**means, "grad_norm": optax.tree.norm(grads)}
+  norm = optax.tree.norm(grads)
+  is_good = jnp.isfinite(norm) & jnp.isfinite(means["loss"]) & (means["loss"] <= limit)
+  updates, opt = tx.update(grads, state.opt, state.delta)
+  new, old = (optax.apply_updates(state.delta, updates), opt), (state.delta, state.opt)
+  chosen = jax.tree.map(lambda a, b: jnp.where(is_good, a, b), new, old)
+  return TrainState(state.step + 1, *chosen), {
+    **means,
+    "grad_norm": norm,
+    "was_skipped": 1.0 - is_good,
+  }
 
 
 @functools.partial(jax.jit, static_argnames="loss")

@@ -11,7 +11,7 @@ from typing import Any
 
 from shadowft_jax import files, hosts
 from shadowft_jax.errors import InputError, listing
-from shadowft_jax.presets import Config, current, flat, is_paired
+from shadowft_jax.presets import Config, current, defaults, flat, is_paired
 from shadowft_jax.progress import say
 from shadowft_jax.runs import cards, metrics, pictures, provenance
 
@@ -168,7 +168,8 @@ def _claim(workdir: pathlib.Path, config: Config) -> None:
       f"--workdir {workdir} is not empty and not a run's folder (it has no "
       "config.json); choose another"
     )
-  theirs, ours = current(flat(files.read_json(path))), flat(mine)
+  # Fields that are newer than the run had their defaults.
+  theirs, ours = flat(defaults()) | current(flat(files.read_json(path))), flat(mine)
   differ = [
     f"{k}: {theirs.get(k)!r} there, {ours.get(k)!r} now"
     for k in theirs.keys() | ours.keys()
