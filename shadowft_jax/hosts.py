@@ -102,6 +102,18 @@ def agree(value: int) -> int:
   return int(multihost_utils.broadcast_one_to_all(np.int64(value)))
 
 
+def by_first(check: Callable[[], object]) -> None:
+  """Runs a check in the first process, and raises its InputError in all."""
+  error = None
+  if is_first():
+    try:
+      check()
+    except InputError as caught:
+      error = caught
+  if agree(error is not None):
+    raise error or InputError("the first process has refused the input")
+
+
 def stop_asked() -> str:
   """As `progress.stop_asked`, of all processes together; each calls it at the same place."""
   own = progress.stop_asked()

@@ -61,7 +61,11 @@ def _tune(config, run, mesh):
   pair = opened.open_pair(config)
   data = dataset.read(config, pair.instruct.directory, mesh.shape["context"])
   preflight.check(config, data, run.directory, pair.trained, pair.instruct)
-  run.claim_data(data.digest, config.data.train)
+  inputs = {"base": [pair.base.directory], "instruct": [pair.instruct.directory], **data.inputs}
+  if config.delta.init:
+    inputs["delta.init"] = [config.delta.init]
+  run.claim_inputs(data.digest, inputs, mesh.size)
+  preflight.check_finite(pair.base, pair.instruct)
   cfg = weights.abstract_model(pair.trained)[0].cfg
   config.attention = kernels.choose(config.attention, cfg, config.dtype, config.data.max_length)
   with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATIONS):
@@ -90,7 +94,6 @@ def _tune(config, run, mesh):
       verb="grafted onto" if origin.is_graft else "added to",
     )
     losses = loop.measure(pair.instruct, run, loss, data, config, mesh)
-  inputs = {"base": [pair.base.directory], "instruct": [pair.instruct.directory], **data.inputs}
   return run.finish(losses, inputs, config, origin, warnings=[*pair.warnings, *warned])
 
 

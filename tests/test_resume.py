@@ -1,17 +1,25 @@
-"""Runs that are stopped, damaged or started twice: nothing is lost, and nothing goes wrong silently."""
+"""Runs that are stopped, damaged or started twice: nothing is lost, nothing is silent."""
 
 import contextlib
 import os
+import pathlib
 import shutil
 import signal
 import time
 
 import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
-from shadowft_jax import progress, train
-from shadowft_jax.errors import InputError, Stopped
+from shadowft_jax import files, progress, train
+from shadowft_jax.errors import InputError
+from shadowft_jax.grafting import matching, selection, sources, write
+from shadowft_jax.hf import weights
+from shadowft_jax.hf.folder import open_model
 from shadowft_jax.learning import checkpoints, step
+from shadowft_jax.runs import run as run_lib
 from tests import runs
 
 ADAPTER = "delta/adapter_model.safetensors"
@@ -171,3 +179,115 @@ def test_checkpoints_of_older_versions_are_read_and_a_broken_one_is_one_line(tmp
   with checkpoints.open_checkpoints(tmp_path / "c") as saved:
     with pytest.raises(InputError, match="cannot read the checkpoint .*/4 .*; remove that folder"):
       checkpoints.restore(saved, state)
+
+
+# The inputs.
+
+
+def test_a_second_process_in_a_workdir_is_refused(pair, tmp_path):
+  config, workdir = runs.config_of(pair), tmp_path / "run"
+  other = runs.config_of(pair, lr=1.0)
+  with run_lib.open_run(config, workdir):
+    for mine in (config, other):
+      with pytest.raises(InputError, match="another process trains in --workdir .*; wait"):
+        with run_lib.open_run(mine, workdir):
+          pytest.fail("opened")
+  assert files.read_json(workdir / "config.json")["lr"] == config.lr
+  with run_lib.open_run(config, workdir):
+    pass
+
+
+def _begun(tmp_path, **record):
+  """A run that has a checkpoint, and inputs: files of a model and of data."""
+  run = run_lib.Run(tmp_path / "run")
+  (run.checkpoints / "3").mkdir(parents=True)
+  inputs = {"base": [tmp_path / "base"], "train": [tmp_path / "rows.jsonl"]}
+  (tmp_path / "base").mkdir()
+  for name in ("config.json", "model.safetensors", "README.md", "chat_template.jinja"):
+    (tmp_path / "base" / name).write_text(name)
+  (tmp_path / "rows.jsonl").write_text("{}\n")
+  run.claim_inputs("abc", inputs, 4)
+  return run, inputs
+
+
+@pytest.mark.parametrize(
+  "name, digest, told",
+  [
+    ("base/model.safetensors", "abc", True),
+    ("base/config.json", "abc", True),
+    ("base/README.md", "abc", False),
+    ("base/chat_template.jinja", "abc", False),  # it renders all examples as before
+    ("rows.jsonl", "abc", False),
+    ("base/chat_template.jinja", "xyz", True),
+    ("rows.jsonl", "xyz", True),
+  ],
+)
+def test_a_run_is_resumed_on_the_same_inputs_only(tmp_path, name, digest, told):
+  run, inputs = _begun(tmp_path)
+  run.claim_inputs("abc", inputs, 4)
+  (tmp_path / name).write_text("other")
+  with contextlib.ExitStack() as stack:
+    if told:
+      expected = f"was begun with other inputs; .* have changed since:\n  {tmp_path / name}$"
+      stack.enter_context(pytest.raises(InputError, match=expected))
+    run.claim_inputs(digest, inputs, 4)
+
+
+def test_other_tokens_of_the_same_files_and_other_devices_are_told(tmp_path, capsys):
+  run, inputs = _begun(tmp_path)
+  with pytest.raises(InputError, match="or the package that applies it$"):
+    run.claim_inputs("xyz", inputs, 4)
+  assert not capsys.readouterr().err
+  run.claim_inputs("abc", inputs, 2)
+  assert "warning: the run began on 4 devices and resumes on 2: " in capsys.readouterr().err
+  # A version that kept the digest of the tokens only.
+  files.write_json(run.directory / "data.json", {"digest": "abc", "train": "rows.jsonl"})
+  run.claim_inputs("abc", inputs, 2)
+  with pytest.raises(InputError, match="the rows, the tokenizer, the chat template"):
+    run.claim_inputs("xyz", inputs, 2)
+
+
+def test_a_field_of_a_later_version_does_not_end_an_older_run(pair, tmp_path):
+  config = runs.config_of(pair)
+  with run_lib.open_run(config, tmp_path / "run"):
+    pass
+  (tmp_path / "run" / "checkpoints").mkdir()
+  path = tmp_path / "run" / "config.json"
+  fields = files.read_json(path)
+  del fields["guard"], fields["eval_every"]  # 4, not the default
+  files.write_json(path, fields)
+  with pytest.raises(InputError, match="other config.*\n  eval_every: 10 there, 4 now$"):
+    with run_lib.open_run(config, tmp_path / "run"):
+      pass
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["float32", "float16", ml_dtypes.bfloat16])
+def test_a_weight_that_is_not_finite_is_named(pair, tmp_path, value, dtype):
+  folder = pathlib.Path(shutil.copytree(pair / "instruct", tmp_path / "instruct"))
+  path, name = folder / "model.safetensors", "model.embed_tokens.weight"
+  tensors = {n: x.astype(dtype) for n, x in load_file(path).items()}
+  save_file(tensors, path)
+  open_model(folder).check_finite()
+  tensors[name][200, 3] = value
+  save_file(tensors, path)
+  model = open_model(folder)
+  with pytest.raises(InputError, match=f"^{path}: {name} contains NaN or infinity; download"):
+    model.check_finite()
+  model.check_finite(leave_out=[short for short, full in model.names.items() if full == name])
+
+
+def test_a_broken_embedding_of_the_instruct_is_named_before_any_work(pair, tmp_path, monkeypatch):
+  folder = pathlib.Path(shutil.copytree(pair / "instruct", tmp_path / "instruct"))
+  path, name = folder / "model.safetensors", "model.embed_tokens.weight"
+  tensors = load_file(path)
+  tensors[name][0, 0] = np.nan
+  save_file(tensors, path)
+  monkeypatch.setattr(weights, "load_model", lambda *_, **__: pytest.fail("weights are loaded"))
+  with pytest.raises(InputError, match=f"{name} contains NaN"):
+    train.train(runs.config_of(pair, instruct=str(folder)), tmp_path / "run")
+  deltas = [sources.difference(open_model(pair / "base"), pair / "instruct")]
+  plan = matching.plan(open_model(folder), deltas, scope=selection.Scope())
+  with pytest.raises(InputError, match=f"{name} contains NaN"):
+    write.run(plan, tmp_path / "out")
+  assert not (tmp_path / "out").exists() and not list(tmp_path.glob("*.part"))

@@ -14,7 +14,7 @@ import optax
 from shadowft_jax import delta as delta_lib, hosts, presets, sharding, tree
 from shadowft_jax.data.dataset import Dataset
 from shadowft_jax.data.packing import Arrays
-from shadowft_jax.errors import InputError, Stopped
+from shadowft_jax.errors import InputError, Stopped, listing
 from shadowft_jax.hf import deltas, weights
 from shadowft_jax.hf.folder import ModelFolder, open_model
 from shadowft_jax.learning import checkpoints, guards, optim, reference, step as step_lib
@@ -227,6 +227,8 @@ def load_start(config: Config, base: Params, mesh: Mesh) -> Delta | None:
       f"{c.kind}, match {c.match}, rank {c.rank} and alpha {c.alpha:g}, makes "
       f"{forms[1]}; set them as in the run that made it"
     )
+  if bad := [n for n, x in tree.names(start).items() if not jnp.isfinite(x).all()]:
+    raise InputError(f"config.delta.init={c.init} contains NaN or infinity:{listing(bad)}")
   tree.check_fits(start, want, part_is=f"config.delta.init={c.init}", whole_is="the Base")
   return start
 

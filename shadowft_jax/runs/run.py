@@ -7,16 +7,18 @@ import os
 import pathlib
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from shadowft_jax import files, hosts
 from shadowft_jax.errors import InputError, listing
 from shadowft_jax.presets import Config, current, defaults, flat, is_paired
-from shadowft_jax.progress import say
+from shadowft_jax.progress import count, say
 from shadowft_jax.runs import cards, metrics, pictures, provenance
 
-DATA = "data.json"  # the digest of the data of a run
+DATA = "data.json"  # the digests of the inputs of a run
 LOG = "log.txt"
+CONFIG = "config.json"
+Inputs: TypeAlias = Mapping[str, Iterable[str | os.PathLike]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,32 +52,43 @@ class Run:
     """Whether the run has finished: its provenance is written last."""
     return (self.directory / "provenance.json").exists()
 
-  def claim_data(self, digest: str, train: str) -> None:
-    """Keeps the digest of the data that the run trains on.
+  def claim_inputs(self, digest: str, inputs: Inputs, devices: int) -> None:
+    """Keeps what the run trains on; says if a run resumes on another number of devices.
 
     Args:
       digest: of all tokens.
-      train: what config.data.train names, for the error.
+      inputs: {role: files or folders}, with the roles "base" and "instruct".
+      devices: on which the run trains.
 
     Raises:
-      InputError: its checkpoints are of other data.
+      InputError: its checkpoints are of other inputs.
     """
+    hosts.by_first(lambda: self._claim_inputs(digest, inputs, devices))
+
+  def _claim_inputs(self, digest, inputs, devices):
     path = self.directory / DATA
-    has_begun = any(self.checkpoints.glob("*"))
-    if hosts.is_first() and not (has_begun and path.exists()):
-      files.write_json(path, {"digest": digest, "train": train})
-    hosts.wait("the digest of the data is written")
-    if files.read_json(path).get("digest") != digest:
+    found = {"digest": digest, "devices": devices}
+    found["sha256"] = provenance.provenance(inputs, seed=None)["sha256"]
+    if not any(self.checkpoints.glob("*")) or not path.exists():
+      files.write_json(path, found)
+      return
+    before = files.read_json(path)
+    if changed := _changed(before, found):
       raise InputError(
-        f"--workdir {self.directory} was begun with other data: the rows of {train}, the "
-        "validation rows, the tokenizer or the chat template have changed since; restore them, or "
-        "choose another folder"
+        f"--workdir {self.directory} was begun with other inputs; restore them, or choose another "
+        f"folder; these have changed since:{listing(changed)}"
+      )
+    if before.get("devices", devices) != devices:
+      say(
+        f"warning: the run began on {count(before['devices'], 'device')} and resumes on {devices}: "
+        "sums are rounded in another order, so that its delta is not bit by bit that of a run "
+        "which stays on the same devices"
       )
 
   def finish(
     self,
     losses: Mapping[str, float],
-    inputs: Mapping[str, Iterable[str | os.PathLike]],
+    inputs: Inputs,
     config: Config,
     origin: cards.Origin,
     warnings: Iterable[str] = (),
@@ -84,7 +97,7 @@ class Run:
 
     Args:
       losses: the last metrics.
-      inputs: see `provenance.provenance`; the delta that training began with is added.
+      inputs: see `provenance.provenance`.
       config: of the run.
       origin: what it is made from, for the cards.
       warnings: of the run, said once more where they are seen.
@@ -95,8 +108,7 @@ class Run:
       trained = "Base" if origin.is_graft else "Instruct"
       pictures.plot_loss(records, self.directory / "loss.png", unit, trained, origin.result)
       self._write_cards(losses, config, origin)
-      start = {"delta.init": [config.delta.init]} if config.delta.init else {}
-      record = provenance.provenance({**inputs, **start}, seed=config.seed)
+      record = provenance.provenance(inputs, seed=config.seed)
       files.write_json(self.directory / "provenance.json", record)
     hosts.wait("the run is complete")
     for name, (before, after) in [*cards.results(losses).items()][: len(cards.SHOWN)]:
@@ -132,42 +144,74 @@ def _quoted(path):
   return shlex.quote(str(path))
 
 
+def _changed(before, found):
+  """The inputs that have changed since data.json was written, as `_claim_inputs` writes it."""
+  then, now = (
+    {p: d for x in r.get("sha256", {}).values() for p, d in x.items()} for r in (before, found)
+  )
+  changed = {p for p in then.keys() | now.keys() if then.get(p) != now.get(p)} if then else set()
+  if before.get("digest") != found["digest"]:
+    # Without a record of files (older versions), or where none has changed, only the tokens tell.
+    return changed or {"the rows, the tokenizer, the chat template, or the package that applies it"}
+  # Other files, and changes in these that leave all tokens as they were, make no other run.
+  return {p for p in changed if p.endswith((".safetensors", f"{os.sep}config.json"))}
+
+
 @contextlib.contextmanager
 def open_run(config: Config, workdir: str | os.PathLike) -> Iterator[Run]:
   """Yields the run of `config` in `workdir`: a new one, or the one that is there.
 
   Raises:
     InputError: the folder belongs to a run of another config (the fields that differ are
-      listed), or is not a run's.  A run that had not begun to train gives way.
+      listed), is not a run's, or another process trains in it.  A run that had not begun to train
+      gives way.
   """
   run = Run(pathlib.Path(workdir))
-  if hosts.is_first():
-    _claim(run.directory, config)
-  hosts.wait("the run's folder is made")
-  if not hosts.is_first():
-    _claim(run.directory, config)
-  if run.is_complete:
-    say(f"{run.directory} is complete: {run.shadow}; to train again, name another --workdir")
-  yield run
+  with contextlib.ExitStack() as stack:
+    if hosts.is_first():
+      _names(run.directory)
+      if not run.is_complete:
+        stack.enter_context(_alone(run))
+      _claim(run.directory, config)
+    hosts.wait("the run's folder is made")
+    if not hosts.is_first():
+      _claim(run.directory, config)
+    if run.is_complete:
+      say(f"{run.directory} is complete: {run.shadow}; to train again, name another --workdir")
+    yield run
+
+
+def _alone(run):
+  """A context that is held by one process at a time."""
+  run.directory.mkdir(parents=True, exist_ok=True)
+  try:
+    return files.locked(run.log, wait=False)
+  except BlockingIOError as error:
+    raise InputError(
+      f"another process trains in --workdir {run.directory}; wait for it, or choose another folder"
+    ) from error
+
+
+def _names(workdir):
+  """The names in a run's folder without the rests of interrupted writes; refuses other folders."""
+  there = {p.name for p in workdir.iterdir()} if workdir.is_dir() else set()
+  there = {name for name in there if not name.endswith(".part")}
+  if there - {DATA, LOG} and CONFIG not in there:
+    raise InputError(
+      f"--workdir {workdir} is not empty and not a run's folder (it has no "
+      f"{CONFIG}); choose another"
+    )
+  return there
 
 
 def _claim(workdir: pathlib.Path, config: Config) -> None:
   """Makes `workdir` the folder of a run of `config`, or finds that it is."""
   mine = json.loads(config.to_json_best_effort())
-  path = workdir / "config.json"
-  there = [p.name for p in workdir.iterdir()] if workdir.is_dir() else []
-  # The rest of an interrupted write is not the user's.
-  there = [name for name in there if not name.endswith(".part")]
-  if not set(there) - {path.name, DATA, LOG}:
+  path = workdir / CONFIG
+  if not _names(workdir) - {CONFIG, DATA, LOG}:
     if hosts.is_first():
-      workdir.mkdir(parents=True, exist_ok=True)
       files.write_json(path, mine)
     return
-  if path.name not in there:
-    raise InputError(
-      f"--workdir {workdir} is not empty and not a run's folder (it has no "
-      "config.json); choose another"
-    )
   # Fields that are newer than the run had their defaults.
   theirs, ours = flat(defaults()) | current(flat(files.read_json(path))), flat(mine)
   differ = [
