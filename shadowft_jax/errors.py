@@ -1,4 +1,4 @@
-"""The errors of commands, and helpers for their text."""
+"""The error for bad input, and helpers for its text."""
 
 import difflib
 import pathlib
@@ -10,13 +10,6 @@ class InputError(ValueError):
   """Bad input; the message says where, what was expected, what was given and what to do.
 
   Commands print the message without a traceback, and exit with code 2.
-  """
-
-
-class Stopped(BaseException):
-  """A signal asked this process to stop; see `progress.stopping`.
-
-  Like KeyboardInterrupt it is no Exception, so that no code takes it for a failure.
   """
 
 

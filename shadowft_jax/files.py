@@ -15,8 +15,8 @@ import shutil
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any, BinaryIO
 
-from shadowft_jax.errors import InputError, Stopped, nearest
-from shadowft_jax.progress import say, size
+from shadowft_jax.errors import InputError, nearest
+from shadowft_jax.progress import Stopped, say, size
 
 StrPath = str | os.PathLike[str]
 JOURNAL = ".journal"  # in an unfinished folder: its lock, and a record of the finished work

@@ -17,7 +17,8 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from shadowft_jax import progress
-from shadowft_jax.errors import InputError, Stopped
+from shadowft_jax.errors import InputError
+from shadowft_jax.progress import Stopped
 
 EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")

@@ -133,8 +133,8 @@ FIELDS: dict[str, Field] = {
     "grad_clip_norm": Field(1.0, "clip gradients to this global norm; 0: off", least=0),
     "eval_every": Field(10, "steps between validations, each of which saves a checkpoint; 0: only "
                         "at the end", least=0),
-    "guard.skips": _count(5, "skipped updates in a row that end the run; updates are skipped if loss "
-                          "or gradient is not finite"),
+    "guard.skips": _count(5, "skipped updates in a row that end the run; an update is skipped if its "
+                          "loss or gradient is not finite"),
     "guard.window": Field(0, "also skip updates whose loss is a spike, judged by this many last "
                           "losses; 0: off", least=0),
     "guard.sigma": _count(6.0, "a spike is a loss above their mean by more than this many standard "

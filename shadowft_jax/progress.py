@@ -20,7 +20,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from shadowft_jax.errors import Stopped
 
 SIGPIPE_CODE = 141  # the exit code of a program whose reader has gone: 128 + SIGPIPE
 INTERRUPTED_CODE = 130  # 128 + SIGINT
@@ -28,6 +27,13 @@ STOPPED_CODE = 75  # EX_TEMPFAIL: the same command goes on with the work
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 ECHO_S = 1  # seconds within which a signal may arrive twice, once through the process group
 LOG_ONLY = 1  # a level below all others: never on the terminal
+
+
+class Stopped(BaseException):
+  """A signal asked this process to stop; see `stopping`.
+
+  Like KeyboardInterrupt it is no Exception, so that no code takes it for a failure.
+  """
 
 
 class _Terminal(logging.Handler):

@@ -14,12 +14,12 @@ import optax
 from shadowft_jax import delta as delta_lib, hosts, presets, sharding, tree
 from shadowft_jax.data.dataset import Dataset
 from shadowft_jax.data.packing import Arrays
-from shadowft_jax.errors import InputError, Stopped, listing
+from shadowft_jax.errors import InputError, listing
 from shadowft_jax.hf import deltas, weights
 from shadowft_jax.hf.folder import ModelFolder, open_model
 from shadowft_jax.learning import checkpoints, guards, optim, reference, step as step_lib
 from shadowft_jax.presets import Config
-from shadowft_jax.progress import count, duration, rate, say
+from shadowft_jax.progress import Stopped, count, duration, rate, say
 from shadowft_jax.runs.metrics import Log
 from shadowft_jax.runs.run import Run
 from shadowft_jax.tree import Delta, Params
