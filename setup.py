@@ -18,10 +18,14 @@ setuptools.setup(
   packages=[
     *setuptools.find_packages(include=["shadowft_jax", "shadowft_jax.*"]),
     "shadowft_jax.configs",
+    "shadowft_jax.configs.paper",
   ],
   package_dir={"shadowft_jax.configs": "configs"},
   entry_points={"console_scripts": ["shadowft = shadowft_jax.__main__:main"]},
-  package_data={"shadowft_jax": ["assets/**/*", "py.typed"]},
+  package_data={
+    "shadowft_jax": ["assets/**/*", "py.typed"],
+    "shadowft_jax.configs.paper": ["numbers/*"],
+  },
   install_requires=[
     "absl-py",
     "datasets",

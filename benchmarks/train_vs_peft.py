@@ -149,7 +149,7 @@ def ours(folder, options):
   import ml_collections
 
   from shadowft_jax.hf import deltas
-  from shadowft_jax import delta, sharding
+  from shadowft_jax import delta, presets, sharding
   from shadowft_jax.hf import weights
   from shadowft_jax.learning import objectives, optim, step as step_lib
   from shadowft_jax.data import packing
@@ -167,7 +167,8 @@ def ours(folder, options):
     else:
       config = ml_collections.ConfigDict(dict(kind="full", match="all"))
       trained, scale = delta.zeros(jax.random.key(0), frozen, config), 1.0
-    tx, _ = optim.make(ml_collections.ConfigDict(OPTIMIZER), options.steps)
+    config = ml_collections.ConfigDict({**presets.defaults(), **OPTIMIZER})
+    tx, _ = optim.make(config, options.steps)
     state = step_lib.TrainState(jnp.int32(0), trained, tx.init(trained))
     method = step_lib.Loss(model, objectives.sft, scale, options.chunk)
     data = [Example(*example) for example in examples(folder)]

@@ -15,7 +15,10 @@
 #SBATCH --requeue
 #SBATCH --signal=B:USR1@120
 
-trap 'again=1; scancel --signal=TERM "$SLURM_JOB_ID"' USR1   # to the tasks, not to this shell
+# One task of an array has the number of the whole array as its SLURM_JOB_ID.
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+job=${job:-$SLURM_JOB_ID}
+trap 'again=1; scancel --signal=TERM "$job"' USR1            # to the tasks, not to this shell
 trap 'again=1' TERM                                          # the tasks get it from Slurm, too
 
 # No --kill-on-bad-exit: a failure would look like a preemption. The tasks end each other.
@@ -26,8 +29,8 @@ while [ "$again" ]; do                                       # a trap ends the w
   wait $!
   status=$?
 done
-state=$(squeue --noheader --format=%T --jobs="$SLURM_JOB_ID")
+state=$(squeue --noheader --format=%T --jobs="$job")
 if [ "$status/$state" = 143/RUNNING ]; then                  # ended by SIGTERM, not by scancel
-  scontrol requeue "$SLURM_JOB_ID"
+  scontrol requeue "$job"
 fi
 exit "$status"

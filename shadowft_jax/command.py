@@ -10,7 +10,6 @@ A command module has `Options`, `main(options)` and, where it is started, `run(m
 """
 
 import dataclasses
-import difflib
 import itertools
 import re
 import sys
@@ -26,7 +25,7 @@ from ml_collections import ConfigDict as Config
 from shadowft_jax import machine, presets, progress
 from shadowft_jax.errors import InputError
 from shadowft_jax.field import KINDS, Field
-from shadowft_jax.runs import config_file
+from shadowft_jax.runs import config_file, config_help
 
 DEFINE: dict[Any, Callable[..., Any]] = {
   str: flags.DEFINE_string,
@@ -207,9 +206,8 @@ def _unknown(name, types):
   """The error for a flag that there is not."""
   flag, dot, field = name.partition(".")
   if dot and types.get(flag) is Config:
-    return config_file.unknown_field(field)
-  near = difflib.get_close_matches(name, types, n=1)
-  return f"unknown flag --{name}" + (f"; did you mean --{near[0]}?" if near else "")
+    return config_help.unknown_field(field)
+  return config_help.unknown_flag(name, types, has_config=Config in types.values())
 
 
 def _flag_message(error, types):
@@ -227,7 +225,7 @@ def _ignored(types, argv, word):
   name, is_assignment, _ = word.partition("=")
   flag, _, field = name.partition(".")
   if is_assignment and types.get(flag) is Config and field and field not in FIELDS:
-    return f"{word!r} is no flag and would be ignored: {config_file.unknown_field(field)}"
+    return f"{word!r} is no flag and would be ignored: {config_help.unknown_field(field)}"
   groups = ["", *(f"{f}." for f, kind in types.items() if kind is Config)]  # lr=5 is config.lr=5
   for group in groups if is_assignment else ():
     if group + name in types or name.replace("_", "-") in types:
@@ -280,7 +278,7 @@ def execute(main: Callable[[T], None], options: type[T], argv: Sequence[str]) ->
   progress.set_verbose("--verbose" in argv)
   with progress.reader_may_leave(_leave), progress.stopping(_leave, options.is_stoppable):
     if f"--{HELP_CONFIG}" in argv and Config in kinds(options).values():
-      print(config_file.help_text())
+      print(config_help.help_text())
       return
     if HELP & set(argv):
       print(help_text(options, sys.modules[main.__module__].__doc__ or ""))

@@ -9,6 +9,7 @@ A Delta is one of two trees, told apart by the collection it lives in:
 """
 
 from collections.abc import Mapping
+import math
 import re
 from typing import Any
 
@@ -52,8 +53,13 @@ def zeros(key: jax.Array, params: Params, config: Any) -> Delta:
 
 
 def scale_of(config: Any) -> float:
-  """The scale of a delta by config.delta: alpha / rank for an adapter, 1 for a dense delta."""
-  return config.alpha / config.rank if config.kind == "lora" else 1.0
+  """The scale of a delta by config.delta: alpha / rank for an adapter, 1 for a dense delta.
+
+  With rslora it is alpha / sqrt(rank).  Source: rsLoRA, arXiv 2312.03732, theorem 3.2.
+  """
+  if config.kind != "lora":
+    return 1.0
+  return config.alpha / (math.sqrt(config.rank) if config.rslora else config.rank)
 
 
 def add(

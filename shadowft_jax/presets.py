@@ -61,11 +61,12 @@ FIELDS: dict[str, Field] = {
     "delta.match": Field("projections", f"parameters to train: {SCOPE}", is_regex=True),
     "delta.rank": _count(128, "LoRA rank"),
     "delta.alpha": _count(256.0, "LoRA alpha: the adapter is scaled by alpha / rank"),
+    "delta.rslora": Field(False, "rsLoRA: scale the adapter by alpha / sqrt(rank) instead"),
     "delta.init": Field("", "delta to start from, of the same kind and rank: a run's folder, its "
                         "delta/ or a PEFT adapter; empty: start from zero"),
 
-    "objective": Field("sft", "sft: supervised fine-tuning; dpo: preference tuning on pairs",
-                       ("sft", "dpo")),
+    "objective": Field("sft", "sft: supervised fine-tuning; dpo: preference tuning on pairs; kto: "
+                       "on answers labelled good or bad", ("sft", "dpo", "kto")),
     "dpo.beta": _count(0.1, "strength of the KL penalty; smaller lets the policy move further "
                        "from the reference"),
     "dpo.loss": Field("sigmoid", "the preference loss", ("sigmoid", "ipo", "hinge")),
@@ -74,9 +75,13 @@ FIELDS: dict[str, Field] = {
     "dpo.length_normalised": Field(False, "average log-probabilities over an answer's tokens "
                                    "instead of summing them"),
     "dpo.ftx": Field(0.0, "weight of an added SFT loss on the chosen answers", least=0),
-    "dpo.reference": Field("precomputed", "when to compute the reference log-probabilities: once "
-                           "before training, or at every step",
+    "dpo.reference": Field("precomputed", "when to compute the reference log-probabilities, also "
+                           "of KTO: once before training, or at every step",
                            ("precomputed", "on_the_fly")),
+
+    "kto.beta": _count(0.1, "strength of the penalty for moving away from the reference"),
+    "kto.desirable_weight": _count(1.0, "weight of the loss of good answers"),
+    "kto.undesirable_weight": _count(1.0, "weight of the loss of bad answers"),
 
     "data.set": Field("", "name of one of the paper's datasets, used if data.train is empty"),
     "data.train": Field("", "file, FOLDER[:SUBSET] or Hub id ORG/NAME[:SUBSET][@REVISION]; several "
@@ -88,8 +93,8 @@ FIELDS: dict[str, Field] = {
     "data.validation_split": Field("validation", "validation split of data.validation"),
     **{f"data.columns.{name}": Field("", f"key or column of the {name} field; if all are empty, "
                                      "the format is detected from the rows")
-       for name in ("prompt", "response", "system", "messages", "chosen", "rejected", "text",
-                    "images", "tools")},
+       for name in ("prompt", "response", "system", "messages", "chosen", "rejected", "label",
+                    "text", "images", "tools")},
     "data.skip_bad_rows": Field(False, "skip bad rows, and count and list them, instead of ending "
                                 "the run"),
     "data.images": Field("refuse", "rows with images; refuse: an error, ignore: train on the text "
@@ -123,7 +128,14 @@ FIELDS: dict[str, Field] = {
     "rank_examples": _count(2, "for loss_mean=rank: examples per device and micro-batch"),
 
     "lr": _count(2e-4, "peak learning rate"),
+    "schedule": Field("cosine", "learning rate after the warm-up; cosine, linear: falls, constant, "
+                      "wsd: constant, then a linear fall", ("cosine", "linear", "constant", "wsd")),
     "warmup_ratio": Field(0.1, "share of the steps used for linear warm-up", least=0, most=1),
+    "warmup_steps": Field(0, "steps of linear warm-up; 0: set by warmup_ratio", least=0),
+    "min_lr": Field(0.0, "learning rate at the end of a schedule that falls", least=0),
+    "decay_ratio": Field(0.2, "for schedule=wsd: share of the steps in which the rate falls",
+                         above=0, most=1),
+    "loraplus_lr_ratio": _count(1.0, "LoRA+: learning rate of B divided by that of A, which is lr"),
     "b1": _share(0.9, "Adam's beta1"),
     "b2": _share(0.999, "Adam's beta2"),
     "eps": _count(1e-8, "Adam's epsilon"),
@@ -133,12 +145,17 @@ FIELDS: dict[str, Field] = {
     "grad_clip_norm": Field(1.0, "clip gradients to this global norm; 0: off", least=0),
     "eval_every": Field(10, "steps between validations, each of which saves a checkpoint; 0: only "
                         "at the end", least=0),
-    "guard.skips": _count(5, "skipped updates in a row that end the run; an update is skipped if its "
-                          "loss or gradient is not finite"),
+    "early_stopping": Field(0, "end training after this many validations in a row without a lower "
+                            "validation loss; 0: off", least=0),
+    "guard.skips": _count(5, "skipped updates in a row that end the run; an update is skipped if "
+                          "its loss or gradient is not finite"),
     "guard.window": Field(0, "also skip updates whose loss is a spike, judged by this many last "
                           "losses; 0: off", least=0),
     "guard.sigma": _count(6.0, "a spike is a loss above their mean by more than this many standard "
                           "deviations"),
+    "samples": Field(0, "validation prompts that the Instruct and the grafted model answer at the "
+                     "end, in samples.jsonl", least=0),
+    "tracker": Field("none", "where metrics are also sent, beside TensorBoard", ("none", "wandb")),
     "graft.match": Field("projections", f"trained parameters to graft: {SCOPE}", is_regex=True),
     "graft.checkpoint": Field("newest", "checkpoint to graft: newest, or best by validation loss",
                               ("newest", "best")),
@@ -147,7 +164,9 @@ FIELDS: dict[str, Field] = {
 OPEN = "data.template_args"  # the group whose field names are chosen by the user
 # (field, value in older versions) -> current value.
 RENAMED = {("data.think", "learnt"): "trained"}
+ARMS = {"shadow": "base", "ft": "instruct"}  # arm of the paper's tables -> learn_on
 PAIRED = ("dpo",)  # objectives that train on preference pairs
+REFERENCED = ("dpo", "kto")  # objectives that compare with the model before training
 
 
 def field_of(name: str) -> Field | None:
@@ -184,12 +203,18 @@ def sft() -> Config:
   return ConfigDict(defaults())
 
 
-def paper() -> Config:
+def paper(kind: str = "lora") -> Config:
   """`sft` with the templates of the authors' code and the loss mean and steps of their trainer.
 
   docs/paper.md lists the remaining differences from their code, with reasons.
+
+  Args:
+    kind: lora, of rank 128; or full.
   """
   c = sft()
+  c.delta.kind, c.delta.rank, c.delta.alpha, c.lr = kind, 128, 256.0, 2e-4
+  if kind == "full":
+    c.delta.match, c.lr = "all", 1e-5  # norms and embeddings are trained, but not grafted
   c.data.recipe = "paper"  # data.set adds the limit of 2,000 rows
   c.data.select, c.data.val_ratio = "first", 0.01
   c.data.max_length, c.data.layout = 4096, "packed"
@@ -215,6 +240,11 @@ def dpo() -> Config:
 def is_paired(config: Config) -> bool:
   """Whether the objective trains on preference pairs."""
   return config.objective in PAIRED
+
+
+def has_reference(config: Config) -> bool:
+  """Whether the objective compares with the model before training."""
+  return config.objective in REFERENCED
 
 
 def flat(value: Any, name: str = "") -> dict[str, Any]:

@@ -24,11 +24,12 @@ with epy.lazy_imports():  # help and errors of flags, config and paths come befo
 
   from shadowft_jax import hosts, sharding
   from shadowft_jax.data import dataset, first_rows, preview, sets
+  from shadowft_jax.generation import local
   from shadowft_jax.grafting import write
   from shadowft_jax.hf import deltas, hub, weights
-  from shadowft_jax.learning import kernels, loop, preflight, step
+  from shadowft_jax.learning import kernels, loop, preflight, samples, step
   from shadowft_jax.pairs import opened, registry
-  from shadowft_jax.runs import cards, metrics, run as runs
+  from shadowft_jax.runs import cards, metrics, run as runs, trackers
 
 
 def train(config: Config, workdir: str | os.PathLike) -> list[dict[str, Any]]:
@@ -81,6 +82,7 @@ def _tune(config, run, mesh):
       delta,
       rank=config.delta.rank,
       alpha=config.delta.alpha,
+      rslora=config.delta.rslora,
       base_model=config.instruct,
       model_type=pair.instruct.model_type,
     )
@@ -94,6 +96,8 @@ def _tune(config, run, mesh):
       verb="grafted onto" if origin.is_graft else "added to",
     )
     losses = loop.measure(pair.instruct, run, loss, data, config, mesh)
+  if config.samples:
+    samples.write(pair.instruct, run, data, config, mesh, local.load)
   return run.finish(losses, inputs, config, origin, warnings=[*pair.warnings, *warned])
 
 
@@ -104,6 +108,7 @@ def _resolve(config):
   if config.delta.init:
     config.delta.init = str(hub.locate_delta(config.delta.init))
   config_file.check(config)
+  trackers.check(config)
   opened.check_paths(config)
   first_rows.check(config)
 

@@ -12,7 +12,7 @@ import pytest
 
 from shadowft_jax import __main__, command, plan, presets, train
 from shadowft_jax.errors import InputError
-from shadowft_jax.runs import config_file
+from shadowft_jax.runs import config_file, config_help
 from tests import commands
 
 # A config file with one line of its own.
@@ -165,7 +165,12 @@ def test_invalid_options_are_one_line_errors(argv, words):
 
 def test_required_flags():
   refused(Options, [], "--out is required: Folder to write.")
-  refused(WithConfig, [], "--config is required: dpo_lora, full, lora, ", "such as --config lora")
+  refused(
+    WithConfig,
+    [],
+    "--config is required: dpo_lora, full, kto_lora, lora, ",
+    "such as --config lora",
+  )
   refused(WithConfig, ["--config.lr=1"], "--config is required")
   with pytest.raises(TypeError, match="out"):
     Options()
@@ -196,9 +201,9 @@ def test_a_config_and_its_fields(monkeypatch):
     ("--config configs/lroa.py", "configs/lroa.py does not exist; did you mean configs/lora.py?"),
     ("--config lroa", "--config lroa does not exist; did you mean lora?"),
     ("--config nowhere/lora.py", "--config nowhere/lora.py does not exist; did you mean lora?"),
-    ("--config xyzzy", "does not exist; built-in configs are dpo_lora, full, lora"),
+    ("--config xyzzy", "does not exist; built-in configs are dpo_lora, full, kto_lora, lora"),
     ("--config configs", "--config configs is a folder; expected a name such as lora, or a file"),
-    ("--config", "--config is required: dpo_lora, full, lora, "),
+    ("--config", "--config is required: dpo_lora, full, kto_lora, lora, "),
     ("lora", "--config is required"),
     ("{} --config.lrr=1", "unknown field config.lrr; did you mean config.lr?"),
     ("{} --config.trian=1", "unknown field config.trian; did you mean config.data.train?"),
@@ -249,7 +254,7 @@ def test_a_config_that_cannot_be(monkeypatch, argv, words):
     ("a", "base: a\n", " line 1: NameError: name 'a' is not defined; expected a name such as lora"),
     ("a.py", "x = 1\ndef get_config(:\n", " line 2: SyntaxError: invalid syntax"),
     ("a.py", "\0", "SyntaxError"),
-    ("a.py", "def config(): return 1", "a.py has no get_config()"),
+    ("a.py", "def config(): return 1", "a.py: it has no get_config()"),
     ("a.py", "def get_config(x): return x", "TypeError: get_config() missing 1 required"),
     ("a.py", "def get_config():\n  import nothing_of_this_name", " line 2: ModuleNotFoundError"),
     ("a.py", "def get_config(): return {}", "get_config() returns a dict; expected the ConfigDict"),
@@ -353,7 +358,7 @@ def test_help_config_lists_every_field(capsys):
       assert meaning[1:] in words
       assert not field.range or f"Must be {field.range}." in words
       assert all(choice in words for choice in field.choices)
-  for field, heading in config_file.HEADINGS.items():
+  for field, heading in config_help.HEADINGS.items():
     assert f"\n\n{heading}:\n  {field}\n" in text
   assert "peak learning rate".capitalize() + ". Must be above 0. Default: 0.0002." in words
   assert "--help-config" in command.help_text(train.Options, "")

@@ -13,6 +13,8 @@ import venv
 import pytest
 import yaml
 
+from shadowft_jax.runs import config_file
+
 ROOT = pathlib.Path(__file__).parents[1]
 EXTRAS = ("", "cuda13", "tpu")
 
@@ -122,12 +124,11 @@ def test_the_run_steps_install_a_command_that_works_outside_the_repository(insta
   assert done.returncode == 0 and "\n  train " in done.stdout, done.stderr
   assert run(installed, "shadowft", "pairs", "glm").returncode == 0
   done = run(installed, "shadowft", "train", "--help")
-  names = [p.stem for p in sorted((ROOT / "configs").glob("*.py"))]
-  assert done.returncode == 0 and all(name in done.stdout for name in names)
+  assert done.returncode == 0 and all(name in done.stdout for name in config_file.builtin())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [p.stem for p in sorted((ROOT / "configs").glob("*.py"))])
+@pytest.mark.parametrize("name", config_file.builtin())
 def test_a_wheel_has_every_config(installed, name):
   done = run(installed, "shadowft", "train", "--config", name, "--config.lr=-1", "--workdir=x")
   assert done.returncode == 2 and "Traceback" not in done.stderr

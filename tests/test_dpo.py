@@ -618,7 +618,7 @@ def test_the_command_reports_errors_in_one_line(tmp_path):
     "kto": (
       {"prompt": "q", "completion": "a", "label": False},
       "dpo",
-      "row 1 has one answer labelled good or bad, as for KTO",
+      "row 1 has one answer labelled good or bad; use config.objective=kto",
     ),
   }
   for name, (row, objective, words) in cases.items():

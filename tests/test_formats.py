@@ -230,7 +230,8 @@ CONVERSATIONS = [
 def test_a_row_becomes_messages(name, row, expected):
   description, rows, _ = convert(row, row)
   assert description == name
-  assert rows == [formats.Row(f"rows.json row {i}", expected) for i in (1, 2)]
+  label = True if name == "labelled" else None
+  assert rows == [formats.Row(f"rows.json row {i}", expected, desirable=label) for i in (1, 2)]
   assert all(list(m)[:2] == ["role", "content"] for m in rows[0].messages)
 
 

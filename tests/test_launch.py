@@ -3,10 +3,13 @@
 What is proved on the schedulers themselves: launch/README.md.
 """
 
+import itertools
 import json
 import os
 import pathlib
 import re
+import runpy
+import shlex
 import signal
 import subprocess
 import sys
@@ -213,3 +216,72 @@ def test_sky_tells_each_node_who_it_is(fakes, tmp_path, rank):
   arguments = hosts._arguments(variables)
   assert arguments["process_id"] == rank and arguments["num_processes"] == 2
   assert re.fullmatch(r"10\.0\.0\.1:\d+", arguments["coordinator_address"])
+
+
+TABLE1 = (LAUNCH / "table1.txt").read_text().splitlines()
+# Stands for sbatch: runs the tasks of the array that the script's own options ask for.
+SBATCH = """#!/bin/bash
+array=$(sed -n 's/^#SBATCH --array=0-//p' "$1")
+cp "$1" "$SPOOL"
+export SLURM_ARRAY_JOB_ID=40
+for SLURM_ARRAY_TASK_ID in $(seq 0 "$array"); do
+  export SLURM_ARRAY_TASK_ID SLURM_JOB_ID=$((40 + array - SLURM_ARRAY_TASK_ID))
+  bash "$SPOOL" "${@:2}" || exit
+done
+"""
+
+
+def test_the_rows_of_table_1_are_those_of_its_config():
+  table = runpy.run_path(str(LAUNCH.parent / "configs" / "paper" / "table1.py"))
+  assert TABLE1 == [",".join(words) for words in itertools.product(*table["CHOICES"].values())]
+  assert f"--array=0-{len(TABLE1) - 1}\n" in (LAUNCH / "table1_slurm.sh").read_text()
+
+
+def test_the_array_of_table_1_runs_each_row_in_a_folder_of_its_own(fakes, tmp_path):
+  fakes("sbatch", SBATCH)
+  fakes("srun", '#!/bin/bash\n"$@"')
+  fakes("squeue", f'#!/bin/bash\necho "$*" >> {tmp_path}/asked; echo RUNNING')
+  env = {**os.environ, "SPOOL": str(tmp_path / "slurm_script")}
+  script = LAUNCH / "table1_slurm.sh"
+  rest = ["--config.data.train=two words.parquet"]
+  subprocess.run(
+    ["sbatch", script, "/shared/my runs", *rest], env=env, cwd=LAUNCH.parent, check=True
+  )
+  assert [args for args, *_ in environment_of(tmp_path)] == [
+    ["-m", "shadowft_jax.train", "--config", f"paper/table1:{row}"]
+    + ["--workdir", f"/shared/my runs/{row.replace(',', '_')}", *rest]
+    for row in TABLE1
+  ]
+  # By the number of the task: that of the last is the whole array's.
+  asked = (tmp_path / "asked").read_text().splitlines()
+  assert [line.rpartition("--jobs=")[2] for line in asked] == [f"40_{i}" for i in range(28)]
+
+
+def test_what_the_array_lacks_is_named(fakes, tmp_path):
+  script = LAUNCH / "table1_slurm.sh"
+  for args, env, message in (
+    ([], {}, "the folder of the runs is missing"),
+    (["/runs"], {}, "this is an array; submit it with sbatch"),
+    (["/runs"], {"SLURM_ARRAY_TASK_ID": "28"}, "table1.txt has no such line"),
+  ):
+    done = subprocess.run(
+      ["bash", script, *args], env={**os.environ, **env}, cwd=LAUNCH.parent, capture_output=True
+    )
+    assert done.returncode != 0 and message in done.stderr.decode()
+
+
+def test_sky_gets_a_job_for_each_row_of_table_1(fakes, tmp_path):
+  fakes("sky", PYTHON)
+  script = LAUNCH / "table1_sky.sh"
+  rest = ["--config.data.train=/shared/two words.parquet"]
+  env = {**os.environ, "BUCKET": "b"}
+  subprocess.run(["bash", script, *rest], env=env, cwd=LAUNCH.parent, check=True)
+  for row, (args, *_) in zip(TABLE1, environment_of(tmp_path), strict=True):
+    assert args[:2] == ["jobs", "launch"] and args[-1] == "launch/sky.yaml"
+    assert re.fullmatch(r"[a-z][a-z0-9-]*", args[args.index("--name") + 1])
+    [words] = [a.removeprefix("ARGS=") for a in args if a.startswith("ARGS=")]
+    workdir = f"/shared/runs/{row.replace(',', '_')}"
+    assert shlex.split(words) == ["--config", f"paper/table1:{row}", "--workdir", workdir, *rest]
+  del env["BUCKET"]
+  done = subprocess.run(["bash", script], env=env, cwd=LAUNCH.parent, capture_output=True)
+  assert done.returncode != 0 and b"the name of the bucket is missing" in done.stderr

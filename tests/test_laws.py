@@ -6,13 +6,12 @@ import re
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 import pytest
 
 from shadowft_jax.hf import arrays
-from shadowft_jax import delta, lora, models, scope, sharding, tree
+from shadowft_jax import delta, lora, models, presets, scope, sharding, tree
 from shadowft_jax.learning import loss, objectives, optim, step
 from shadowft_jax.data import packing
 from shadowft_jax.data.chat import Example
@@ -403,18 +402,8 @@ def test_another_number_of_microbatches_compiles_nothing():
 def test_training_the_delta_is_training_the_model(weight_decay):
   """With AdamW, whose decay pulls the weights back to W_B, since it decays the delta."""
   model, base, _, _ = setup()
-  config = ml_collections.ConfigDict(
-    dict(
-      lr=1e-3,
-      warmup_ratio=0.1,
-      b1=0.9,
-      b2=0.999,
-      eps=1e-8,
-      moment_dtype="float32",
-      weight_decay=weight_decay,
-      grad_clip_norm=1.0,
-    )
-  )
+  config = presets.sft()
+  config.lr, config.weight_decay = 1e-3, weight_decay
   tx, schedule = optim.make(config, 8)
   adamw = optax.chain(
     optax.clip_by_global_norm(1.0), optax.adamw(schedule, 0.9, 0.999, weight_decay=weight_decay)

@@ -30,7 +30,7 @@ def assistant(text, **more):
 def encode(row, folder, max_length=400, **settings):
   """The one Example of a raw row, which comes the way that all rows come."""
   source = sources.Source("f", 1.0, [("f row 1", row)])
-  _, rows = formats.convert(source, {}, formats.BadRows(False), True)
+  _, rows = formats.convert(source, {}, formats.BadRows(False), "dpo")
   [entry] = preference.encode(rows, folder, formats.Settings(max_length, **settings))
   if isinstance(entry, InputError):
     raise entry
@@ -278,8 +278,16 @@ def test_truncated_refused_and_dropped_rows_are_reported(config, capsys):
     ),
     ("dpo", {"text": "t"}, "row 1 is in the text format and has no chosen and rejected"),
     ("dpo", {"prompt": "q", "rejected": "a"}, "row 1 has rejected but no chosen"),
-    ("dpo", {"messages": [user("q"), assistant("a")], "label": False}, "good or bad, as for KTO"),
-    ("dpo", {"messages": [user("q"), assistant("a")], "label": True}, "good or bad, as for KTO"),
+    (
+      "dpo",
+      {"messages": [user("q"), assistant("a")], "label": False},
+      "good or bad; use config.objective=kto",
+    ),
+    (
+      "dpo",
+      {"messages": [user("q"), assistant("a")], "label": True},
+      "good or bad; use config.objective=kto",
+    ),
   ],
 )
 def test_data_of_another_objective_is_refused(config, objective, row, said_):

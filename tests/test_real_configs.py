@@ -11,7 +11,7 @@ from shadowft_jax.hf import names
 from shadowft_jax.pairs import registry
 from tests.real_configs import CONFIGS, LORA, PARAMETERS, on_meta, theirs
 
-# Families of PAIRS that cannot be trained yet; a family leaves with its port.
+# Families of PAIRS with a config here that cannot be trained yet; a family leaves with its port.
 UNPORTED = {"mllama"}
 PROJECTION = r"\blayers\.\d+\..*\b(q|k|v|o|gate|up|down)_proj\.weight"
 
@@ -74,12 +74,15 @@ def test_our_adapter_has_the_published_count_per_rank(name):
 
 
 def test_unported_families_are_known():
+  assert UNPORTED <= registry.WHY_NOT_TRAIN.keys()
   trained = {p.model_type for p in registry.PAIRS.values() if not p.why_not_train}
-  assert trained - models.FAMILIES.keys() == UNPORTED
+  assert trained <= models.FAMILIES.keys()
 
 
 def test_every_pair_that_is_trained_has_its_configs():
-  assert CONFIGS.keys() == {n for n, p in registry.PAIRS.items() if not p.why_not_train}
+  trained = {n for n, p in registry.PAIRS.items() if not p.why_not_train}
+  unported = {n for n, p in registry.PAIRS.items() if p.model_type in UNPORTED}
+  assert CONFIGS.keys() == trained | unported
   assert len(LORA) == 16
   for name, configs in CONFIGS.items():
     assert {c["model_type"] for c in configs} == {registry.PAIRS[name].model_type}

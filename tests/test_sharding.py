@@ -5,30 +5,19 @@ import re
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 
-from shadowft_jax import delta, models, sharding, tree
+from shadowft_jax import delta, models, presets, sharding, tree
 from shadowft_jax.learning import objectives, optim, step
 from shadowft_jax.data import packing
 from shadowft_jax.data.chat import Example
 from shadowft_jax.errors import InputError
 from tests import pico
 
-CONFIG = ml_collections.ConfigDict(
-  dict(
-    seed=0,
-    lr=1e-2,
-    warmup_ratio=0.0,
-    b1=0.9,
-    b2=0.999,
-    eps=1e-8,
-    weight_decay=0.0,
-    moment_dtype="float32",
-    grad_clip_norm=1.0,
-    delta=dict(kind="lora", match="projections", rank=4, alpha=8.0),
-  )
+CONFIG = presets.sft()
+CONFIG.update_from_flattened_dict(
+  {"seed": 0, "lr": 1e-2, "warmup_ratio": 0.0, "delta.rank": 4, "delta.alpha": 8.0}
 )
 MESHES = {
   "data": dict(data=8),

@@ -34,25 +34,25 @@ def test_rows_fit_and_hold_the_whole_question_and_answer():
 
 
 def test_right_replies_are_right_with_their_working_and_without():
-  asked = items()
+  test_set = items()
   for worked in (False, True):
-    right, shown = world.grade(asked, np.array([[reply_of(i, worked) for i in asked]]))
+    right, shown = world.grade(test_set, np.array([[reply_of(i, worked) for i in test_set]]))
     assert right.all()
-    assert (shown[0] == [worked and i.problem.working is not None for i in asked]).all()
+    assert (shown[0] == [worked and i.problem.working is not None for i in test_set]).all()
 
 
 def test_wrong_replies_are_wrong():
-  asked = items()
-  replies = np.array([reply_of(i, False) for i in asked])
+  test_set = items()
+  replies = np.array([reply_of(i, False) for i in test_set])
   late = np.roll(replies, 1, axis=1)
   late[:, 0] = world.ID["0"]
   digit = np.isin(replies[:, 0], [world.ID[d] for d in "0123456789"])
   other = replies.copy()
   other[digit, 0] = world.ID["0"] + (replies[digit, 0] - world.ID["0"] + 1) % 10
-  assert not world.grade(asked, late)[0].any()
-  assert not world.grade(asked, other)[0][digit].any()
+  assert not world.grade(test_set, late)[0].any()
+  assert not world.grade(test_set, other)[0][digit].any()
   open_end = np.where(replies == world.ID[world.END], world.ID[world.SO], replies)
-  assert not world.grade(asked, open_end)[0].any()
+  assert not world.grade(test_set, open_end)[0].any()
 
 
 def test_training_development_and_test_share_no_question():
@@ -72,10 +72,12 @@ def test_noise_is_wrong_answers_of_old_skills():
 
 
 def test_rows_of_prompts_and_replies_are_those_of_conversations():
-  asked = items()
-  rows = world.with_replies(world.asked(asked), np.array([reply_of(i, True) for i in asked]))
-  for got, wanted in zip(rows, world.conversations(asked, worked=True), strict=True):
-    np.testing.assert_array_equal(got, wanted)
+  test_set = items()
+  rows = world.with_replies(
+    world.prompts_of(test_set), np.array([reply_of(i, True) for i in test_set])
+  )
+  for got, want in zip(rows, world.conversations(test_set, worked=True), strict=True):
+    np.testing.assert_array_equal(got, want)
 
 
 def test_an_estimate_has_the_interval_and_the_exact_test_of_scipy():
@@ -111,8 +113,8 @@ ONE = {
 
 def test_the_frontiers_are_compared_over_their_common_range():
   # FT keeps 0.8 up to new 0.1 and 0.5 up to 0.4; Shadow-FT 0.95 up to 0.05 and 0.9 up to 0.2.
-  wanted = (0.05 * 0.15 + 0.05 * 0.1 + 0.1 * 0.4) / 0.2
-  assert endpoints.frontier_area(ONE) == pytest.approx(wanted)
+  want = (0.05 * 0.15 + 0.05 * 0.1 + 0.1 * 0.4) / 0.2
+  assert endpoints.frontier_area(ONE) == pytest.approx(want)
   same = {**ONE, "Shadow-FT": ONE["FT"]}
   assert endpoints.frontier_area(same) == 0
   assert np.isnan(endpoints.frontier_area({**ONE, "FT": {1.0: point(0.8, 0.0, 2.0)}}))
@@ -198,9 +200,9 @@ def test_a_study_goes_on_where_it_was_stopped(small, tmp_path, monkeypatch):
 def test_the_reply_of_a_model_is_its_likeliest_continuation(small, tmp_path):
   store = pairs.Store(tmp_path, 1)
   params = pairs.one(store.plain(), 0)
-  asked = world.asked(items()[:6])
-  replies = np.asarray(models.answer(params, asked))
-  for ids, length, reply in zip(asked.token, asked.length, replies, strict=True):
+  prompts = world.prompts_of(items()[:6])
+  replies = np.asarray(models.answer(params, prompts))
+  for ids, length, reply in zip(prompts.token, prompts.length, replies, strict=True):
     row = list(ids[:length])
     for token in reply:
       best = int(np.argmax(models.logits({"params": params}, np.array([row]))[0, -1]))

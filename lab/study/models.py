@@ -10,7 +10,7 @@ import optax
 
 from lab import training
 from lab.study import world
-from lab.study.world import Asked, Rows
+from lab.study.world import Prompts, Rows
 from shadowft_jax import models, tree
 from shadowft_jax.generation import steps
 from shadowft_jax.tree import Params
@@ -89,15 +89,15 @@ def stored(params: Params) -> Params:
   return jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), params)
 
 
-def answer(params: Params, asked: Asked) -> jax.Array:
+def answer(params: Params, prompts: Prompts) -> jax.Array:
   """The likeliest replies [N, MOST] int8, padded after their end."""
   model = MODEL.clone(unrolled=True)
   variables = {"params": tree.nest(unrolled(params))}
-  count, slots = len(asked.token), world.PROMPT
+  count, slots = len(prompts.token), world.PROMPT
   zeros, all_rows = jnp.zeros(count, jnp.int32), jnp.arange(count)
-  rows = steps.Rows(zeros, jnp.asarray(asked.length), zeros, zeros, all_rows >= 0, zeros)
+  rows = steps.Rows(zeros, jnp.asarray(prompts.length), zeros, zeros, all_rows >= 0, zeros)
   cache = steps.empty_cache(model, count, slots + world.MOST)
-  first, cache = steps.prefill(model, variables, cache, asked.token, rows, all_rows, None)
+  first, cache = steps.prefill(model, variables, cache, prompts.token, rows, all_rows, None)
   rows = rows._replace(token=first, made=zeros + 1, is_live=first != END)
   rest, *_ = steps.decode(
     *(model, variables, cache, rows, 0, world.MOST - 1, 0, jnp.array([END]), None),

@@ -49,10 +49,10 @@ def fit(width: int, optimizer: Any, starts: Params, data: Sequence[world.Rows], 
   params, state = starts, jax.vmap(optimizer.init)(starts)
   train = compiled(optimizer, min(width, len(data)))
   for i in range(0, len(rate), CHUNK):
-    chosen = order[:, i : i + CHUNK]
+    rows_NSB = order[:, i : i + CHUNK]
     batches = world.Rows(
       *(
-        np.stack([column[index] for column, index in zip(columns, chosen, strict=True)])
+        np.stack([column[index] for column, index in zip(columns, rows_NSB, strict=True)])
         for columns in zip(*data, strict=True)
       )
     )
@@ -118,8 +118,8 @@ class Store:
     """The Instructs of a kind."""
 
     def make():
-      chosen = [itertools.islice(world.items(world.OLD, f"chat {s}"), CHAT_ROWS) for s in SEEDS]
-      data = [world.conversations(items, kind.worked) for items in chosen]
+      drawn = [itertools.islice(world.items(world.OLD, f"chat {s}"), CHAT_ROWS) for s in SEEDS]
+      data = [world.conversations(items, kind.worked) for items in drawn]
       rate = rates(kind.rate, kind.steps, 20, 0.02)
       return fit(self.width, models.ADAM, self.base(kind.base), data, rate)
 

@@ -56,10 +56,10 @@ def share(of: Grids, arm: str, rate: float | str, key: str) -> float:
 def comparison(cells: Sequence[Cell], by_cell: Mapping[str, Sequence[Record]]) -> str:
   """The endpoints of some cells: a row each, Shadow-FT minus FT."""
   of = {cell.name: grids(by_cell[cell.name]) for cell in cells}
-  found = {name: endpoints.estimates(g) for name, g in of.items()}
-  corrected = {key: endpoints.holm([e[key].p for e in found.values()]) for key in MAIN}
+  estimates = {name: endpoints.estimates(g) for name, g in of.items()}
+  corrected = {key: endpoints.holm([e[key].p for e in estimates.values()]) for key in MAIN}
   rows = []
-  for i, (name, e) in enumerate(found.items()):
+  for i, (name, e) in enumerate(estimates.items()):
     p = (corrected[key][i] for key in MAIN)
     wins = endpoints.significant_pairs(by_cell[name], of[name])
     rows.append(

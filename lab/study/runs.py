@@ -93,7 +93,7 @@ def tuner(delta: str, with_kl: bool) -> Callable[..., dict[str, jax.Array]]:
     value = models.mean_loss(variables, batch)
     return value + divergence(params, variables, batch) if with_kl else value
 
-  def tune(run, stack, data, validation, asked):
+  def tune(run, stack, data, validation, prompts):
     params, served = (jax.tree.map(lambda x: x[i], stack) for i in (run.tuned, run.served))
     trained = delta_lib.zeros(jax.random.key(run.seed), params, config)
 
@@ -111,7 +111,7 @@ def tuner(delta: str, with_kl: bool) -> Callable[..., dict[str, jax.Array]]:
     def at(alpha):
       grafted = models.stored(tree.map_named(lambda n, w: w + alpha * dense.get(n, 0.0), served))
       loss = models.mean_loss({"params": grafted}, validation)
-      return {"loss": loss, "replies": models.answer(grafted, asked)}
+      return {"loss": loss, "replies": models.answer(grafted, prompts)}
 
     norm = jnp.sqrt(sum(jnp.sum(d**2) for d in dense.values()))
     return {"norm": norm, **jax.lax.map(at, run.alphas)}
@@ -132,9 +132,9 @@ def questions() -> tuple[list[world.Item], list[world.Item]]:
   return test, world.test_items("development", *pairs.DEVELOPMENT)
 
 
-def asked_of_all() -> world.Asked:
+def all_prompts() -> world.Prompts:
   """The prompts of both, the test first."""
-  return world.asked([item for part in questions() for item in part])
+  return world.prompts_of([item for part in questions() for item in part])
 
 
 def validation_rows(cell: Cell) -> Rows:
@@ -178,9 +178,9 @@ def replayed(cell: Cell, store: Store, pair: int) -> list[Rows]:
       other = world.pretraining(len(rows.token[::REPLAYED]), f"replay {seed}", 0.0, 0.0)
     else:
       items = world.broad(ROWS, str(seed), DATA[cell.data][0])[::REPLAYED]
-      asked = world.asked(items)
+      prompts = world.prompts_of(items)
       instruct = pairs.one(store.instruct(cell.kind), pair)
-      other = world.with_replies(asked, np.asarray(answer(instruct, asked)))
+      other = world.with_replies(prompts, np.asarray(answer(instruct, prompts)))
     for ours, theirs in zip(rows, other, strict=True):
       ours[::REPLAYED] = theirs
     mixed.append(rows)
@@ -215,7 +215,7 @@ def arguments(
   stack = jax.tree.map(
     lambda *x: np.concatenate(x), store.base(cell.kind.base), store.instruct(cell.kind)
   )
-  return runs, stack, tuning_data(cell, store), validation_rows(cell), asked_of_all()
+  return runs, stack, tuning_data(cell, store), validation_rows(cell), all_prompts()
 
 
 def run(
@@ -254,8 +254,8 @@ def graded(replies: np.ndarray) -> Record:
 def compiled_answers(width: int) -> Callable[..., Any]:
   """The loss and the replies of models as they are."""
 
-  def one(params, validation, asked):
-    return models.mean_loss({"params": params}, validation), models.answer(params, asked)
+  def one(params, validation, prompts):
+    return models.mean_loss({"params": params}, validation), models.answer(params, prompts)
 
   return models.many(one, width)
 
@@ -263,7 +263,7 @@ def compiled_answers(width: int) -> Callable[..., Any]:
 def untuned(cell: Cell, store: Store) -> Iterator[Record]:
   """A record for each Base and each Instruct of a cell, before any tuning."""
   stacks = {"Base": store.base(cell.kind.base), "Instruct": store.instruct(cell.kind)}
-  shared = validation_rows(cell), asked_of_all()
+  shared = validation_rows(cell), all_prompts()
   for arm, stack in stacks.items():
     losses, replies = jax.device_get(
       compiled_answers(min(store.width, len(pairs.SEEDS)))(stack, *shared)

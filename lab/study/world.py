@@ -42,7 +42,7 @@ class Rows(NamedTuple):
   weight: np.ndarray
 
 
-class Asked(NamedTuple):
+class Prompts(NamedTuple):
   """Prompts [N, PROMPT], padded, and their lengths [N]."""
 
   token: np.ndarray
@@ -107,24 +107,24 @@ def pretraining(count: int, seed: Any, chats: float, chats_worked: float) -> Row
   return rows(examples, PROMPT_WEIGHT)
 
 
-def conversations(chosen: Iterable[Item], worked: bool) -> Rows:
+def conversations(items: Iterable[Item], worked: bool) -> Rows:
   """Chats with their working or without; the loss covers the replies."""
-  return rows(((prompt(i, CHAT), reply(i.problem, worked)) for i in chosen), 0.0)
+  return rows(((prompt(i, CHAT), reply(i.problem, worked)) for i in items), 0.0)
 
 
 def broad(count: int, seed: Any, new_share: float, noise: float = 0.0) -> list[Item]:
   """Training items: old skills, and a share of the new one; `noise` of old answers are wrong."""
   rng = random.Random(f"study broad {seed}")
   old, new = items(OLD, f"tuning {seed}"), items([NEW], f"tuning {seed}")
-  chosen = [next(new if rng.random() < new_share else old) for _ in range(count)]
+  drawn = [next(new if rng.random() < new_share else old) for _ in range(count)]
   last: dict[str, Problem] = {}
-  for i, (skill, problem) in enumerate(chosen):
+  for i, (skill, problem) in enumerate(drawn):
     if skill != NEW and skill in last and rng.random() < noise:
       other = last[skill]  # the answer of another question of this skill
       wrong = Problem(problem.question, other.answer, other.working)
-      chosen[i] = Item(skill, wrong)
+      drawn[i] = Item(skill, wrong)
     last[skill] = problem
-  return chosen
+  return drawn
 
 
 def test_items(part: str, old: int, new: int) -> list[Item]:
@@ -136,19 +136,19 @@ def test_items(part: str, old: int, new: int) -> list[Item]:
   ]
 
 
-def asked(chosen: Iterable[Item], form: tuple[str, str] = CHAT) -> Asked:
+def prompts_of(items: Iterable[Item], form: tuple[str, str] = CHAT) -> Prompts:
   """Items as prompts."""
-  prompts = [[ID[t] for t in prompt(item, form)] for item in chosen]
-  return Asked(padded(prompts, np.int32, PROMPT), np.array([len(p) for p in prompts], np.int32))
+  rows = [[ID[t] for t in prompt(item, form)] for item in items]
+  return Prompts(padded(rows, np.int32, PROMPT), np.array([len(row) for row in rows], np.int32))
 
 
-def grade(chosen: Sequence[Item], replies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def grade(items: Sequence[Item], replies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """(whether each reply is right, whether it has working), bool [..., N].
 
   Args:
     replies: tokens [..., N, MOST], PAD after the end.
   """
-  answers = padded(([ID[t] for t in reply(i.problem, False)] for i in chosen), np.int8)
+  answers = padded(([ID[t] for t in reply(i.problem, False)] for i in items), np.int8)
   so, end = ID[SO], ID[END]
   worked = np.any(replies == so, -1)
   # Shifts what follows the last SO to the front.
@@ -160,7 +160,7 @@ def grade(chosen: Sequence[Item], replies: np.ndarray) -> tuple[np.ndarray, np.n
   return np.all(shifted == answers[:, :MOST], -1), worked & np.any(replies == end, -1)
 
 
-def with_replies(prompts: Asked, replies: np.ndarray) -> Rows:
+def with_replies(prompts: Prompts, replies: np.ndarray) -> Rows:
   """Prompts followed by replies [N, MOST], as rows whose loss covers the replies."""
   examples = []
   for ids, length, answer in zip(prompts.token, prompts.length, replies, strict=True):

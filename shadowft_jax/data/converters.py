@@ -217,13 +217,8 @@ def _text(row, where):
 
 def _labelled(row, where):
   """Converts a row of another format with a label: true for a good answer, false for a bad one."""
-  if not _label(row):
-    raise InputError(
-      f"{where}: its answer is labelled as bad (label is false), so SFT should not train on it; "
-      "--config.data.skip_bad_rows skips such rows"
-    )
   rest = {key: value for key, value in row.items() if key != "label"}
-  return FORMATS[format_of(rest, where)].convert(rest, where)
+  return {**FORMATS[format_of(rest, where)].convert(rest, where), "desirable": _label(row)}
 
 
 def _user(content):

@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 
 from shadowft_jax import presets
-from shadowft_jax.data import formats, packing, paper, preference, sets, sources, summary
+from shadowft_jax.data import formats, labelled, packing, paper, preference, sets, sources, summary
 from shadowft_jax.data.packing import Arrays, Share, Step
 from shadowft_jax.data.tokenise import tokenise
 from shadowft_jax.data.tokenizer import DATE, reads_clock
@@ -43,7 +43,8 @@ class Dataset:
     for examples in (self.train, self.valid):
       digest.update(f"{len(examples)} examples\n".encode())
       for e in examples:
-        digest.update(f"{len(e.token)} tokens, {e.second}\n".encode())
+        label = "" if e.desirable is None else f", {e.desirable}"
+        digest.update(f"{len(e.token)} tokens, {e.second}{label}\n".encode())
         digest.update(e.token.tobytes() + np.packbits(e.answer > 0).tobytes())
         digest.update(b"" if e.label is None else e.label.tobytes())
     return digest.hexdigest()
@@ -197,16 +198,17 @@ def _source(source, config, tokenizer, bad, limit):
     source = dataclasses.replace(
       source, rows=[source.rows[i] for i in _chosen(len(source.rows), limit, c.select, config.seed)]
     )
-  paired = presets.is_paired(config)
-  kind, rows = formats.convert(source, sets.columns_of(source, config), bad, paired)
+  kind, rows = formats.convert(source, sets.columns_of(source, config), bad, config.objective)
   rows = _without_images(rows, c.images, bad)
   template = c.template or paper.name_of(config.base) if c.recipe == "paper" else ""
   settings = formats.Settings(
     c.max_length, c.recipe, template, c.think, tuple(sorted(c.template_args.to_dict().items()))
   )
   encoded = []
-  encode = preference.encode if paired else tokenise
-  for entry in encode(rows, tokenizer, settings, c.cache):
+  encode = preference.encode if presets.has_reference(config) else tokenise
+  is_kto = config.objective == "kto"
+  entries = encode(labelled.pairs(rows) if is_kto else rows, tokenizer, settings, c.cache)
+  for entry in labelled.marked(entries, rows) if is_kto else entries:
     if isinstance(entry, InputError):
       bad.add(entry)
     else:

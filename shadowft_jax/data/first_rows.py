@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 
-from shadowft_jax import presets
 from shadowft_jax.data import files, formats, sets, sources
 from shadowft_jax.presets import Config
 
@@ -20,7 +19,6 @@ def check(config: Config) -> None:
   c = config.data
   if c.skip_bad_rows or c.select == "uniform":  # the first rows may not be used
     return
-  paired = presets.is_paired(config)
   for spec, split, flag in (
     (c.train, c.split, "--config.data.split"),
     (c.validation, c.validation_split, "--config.data.validation_split"),
@@ -30,4 +28,6 @@ def check(config: Config) -> None:
       rows = [row for path in small[:1] for row in itertools.islice(files.rows_of(path), COUNT)]
       if rows:
         first = dataclasses.replace(source, rows=rows)
-        formats.convert(first, sets.columns_of(first, config), formats.BadRows(False), paired)
+        formats.convert(
+          first, sets.columns_of(first, config), formats.BadRows(False), config.objective
+        )

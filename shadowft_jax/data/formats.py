@@ -31,7 +31,7 @@ class BadRows:
 
 
 def convert(
-  source: Source, columns: Mapping[str, str], bad: BadRows, pairs: bool | None = None
+  source: Source, columns: Mapping[str, str], bad: BadRows, objective: str | None = None
 ) -> tuple[str, list[Row]]:
   """Converts the rows of a source, which all have the format of the first valid row.
 
@@ -40,7 +40,8 @@ def convert(
     columns: {"prompt": "Question", ...}: the column for each key; if not empty, all other columns
       are ignored.
     bad: handles the errors of rows, which begin with "FILE row N".
-    pairs: True: all rows must be preference pairs; False: none may be; None: either.
+    objective: see presets.py; rows that it cannot train on are bad.  None: preference pairs and
+      conversations are good.
 
   Returns:
     (the name of the format with the unused keys, the rows in order).
@@ -59,8 +60,7 @@ def convert(
     try:
       fields = _fields(row, columns, seen, where)
       name = format_of(fields, where)
-      if pairs is not None:
-        _check_kind(name, fields, pairs, where)
+      _check_kind(name, fields, objective, where)
       if not first[1]:
         first = where, name
         keys = FORMATS[name].keys
@@ -70,7 +70,7 @@ def convert(
           f"{where} is in the {name} format, but {first[0]} is in the {first[1]} format; put them "
           "into two sources"
         )
-      out.append(_checked(Row(where, **FORMATS[name].convert(fields, where))))
+      out.append(_checked(Row(where, **FORMATS[name].convert(fields, where)), objective))
     except InputError as error:
       bad.add(error)
       continue
@@ -123,28 +123,41 @@ def _fields(row, columns, seen, where):
   return {key: value for key, value in pairs if value is not None}
 
 
-def _check_kind(name, fields, pairs, where):
-  """Raises InputError if a row is a preference pair and should not be, or the reverse."""
-  if pairs and name == "labelled":
+def _check_kind(name, fields, objective, where):
+  """Raises InputError if the objective cannot train on a row of the format `name`."""
+  if objective == "kto" and name != "labelled":
+    kind = "a preference pair" if name == "preference" else f"in the {name} format without a label"
+    other = "dpo" if name == "preference" else "sft"
     raise InputError(
-      f"{where} has one answer labelled good or bad, as for KTO; config.objective=dpo trains on "
-      "pairs: a chosen and a rejected answer"
+      f"{where} is {kind}; config.objective=kto trains on answers with a label, true for good and "
+      f"false for bad ones (--config.data.columns.label=COLUMN); use config.objective={other} for "
+      "such rows"
     )
-  if pairs and name != "preference":
+  if objective == "dpo" and name == "labelled":
+    raise InputError(
+      f"{where} has one answer labelled good or bad; use config.objective=kto; "
+      "config.objective=dpo trains on pairs: a chosen and a rejected answer"
+    )
+  if objective == "dpo" and name != "preference":
     lacks = " and ".join(key for key in ("chosen", "rejected") if key not in fields)
     raise InputError(
       f"{where} is in the {name} format and has no {lacks}; config.objective=dpo trains on pairs "
       "of both; use config.objective=sft for such rows"
     )
-  if not pairs and name == "preference":
+  if objective == "sft" and name == "preference":
     raise InputError(
       f"{where} is a preference pair; use config.objective=dpo, or train on the chosen answers "
       "only (SFT) with --config.data.columns.prompt=KEY --config.data.columns.response=chosen"
     )
 
 
-def _checked(row):
+def _checked(row, objective):
   """Checks that the loss covers some text, and that the text is valid Unicode."""
+  if row.desirable is False and objective != "kto":
+    raise InputError(
+      f"{row.where}: its answer is labelled as bad (label is false), so SFT should not train on "
+      "it; --config.data.skip_bad_rows skips such rows; config.objective=kto trains on both kinds"
+    )
   if row.text:
     _check_unicode(row.text, "text", row.where)
     return row

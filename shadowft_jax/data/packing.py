@@ -228,7 +228,7 @@ def collate(
   Args:
     rows: for each row, its positions in step.examples.
     weight: loss weight of each of step.examples, see `rank_weights`.
-    labelled: whether the batch has a "label", because some example of the run has one.
+    labelled: whether the batch has a "label": some example of the run has one.
     referenced: whether the batch has a "reference", because all examples of the run have one.
 
   Returns:
@@ -236,7 +236,7 @@ def collate(
     "weight" and "reference": float32, each [row_count, row_length], padded with 0.  Segment ids
     count from 1 in each row, positions from 0 in each segment; a segment is an example, or one of
     the two conversations of a pair.  Its first token is never an answer, because nothing predicts
-    it.  The reference of an answer is stored at the position that predicts its first token.
+    it.  "answer" is 2 in bad answers.  A reference is stored where its answer's first token is due.
 
   Raises:
     InputError: there are more rows than row_count, or more tokens in a row than row_length.
@@ -258,7 +258,7 @@ def collate(
           f"examples {[step.examples[p] for p in row]} do not fit into a row of {row_length} tokens"
         )
       batch["token"][r, here] = example.token
-      batch["answer"][r, here] = example.answer
+      batch["answer"][r, here] = example.answer * (2 if example.desirable is False else 1)
       if labelled:
         batch["label"][r, here] = example.token if example.label is None else example.label
       if weight is not None:

@@ -51,7 +51,12 @@ def _example(number, example, tokenizer, ids, colour):
   every = np.arange(len(example.token))
   sides = {"": every}
   if example.second:
-    sides = {"chosen:\n": every[: example.second], "\nrejected:\n": every[example.second :]}
+    first, second = {
+      None: ("chosen", "rejected"),
+      True: ("good answer", "the answer of another row, for the KL term"),
+      False: ("bad answer", "the answer of another row, for the KL term"),
+    }[example.desirable]
+    sides = {f"{first}:\n": every[: example.second], f"\n{second}:\n": every[example.second :]}
   text = "".join(
     name + "".join(_run(*run, tokenizer, ids, colour) for run in _runs(example, side))
     for name, side in sides.items()

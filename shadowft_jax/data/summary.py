@@ -17,7 +17,7 @@ def line(examples: Sequence[Example], dropped: int) -> str:
     dropped: how many rows have no answer token within data.max_length.
   """
   cut, prompts = sum(e.cut > 0 for e in examples), sum(e.prompt_cut > 0 for e in examples)
-  what = "pair" if examples[0].second else "example"
+  what = "pair" if examples[0].second and examples[0].desirable is None else "example"
   altered = sum(e.altered for e in examples)
   tokens, trained = sum(len(e.token) for e in examples), sum(e.trained for e in examples)
   counted = {

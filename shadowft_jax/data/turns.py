@@ -13,13 +13,8 @@ from shadowft_jax.errors import InputError, listing
 
 Entry: TypeAlias = "list[Example] | InputError"  # the examples of a row, or its error
 # The name of a role in the data -> its name in chat templates.
-ROLES = {
-  "system": "system",
-  "developer": "system",
-  "user": "user",
-  "assistant": "assistant",
-  "tool": "tool",
-}
+ROLES = {"system": "system", "developer": "system"}
+ROLES |= {role: role for role in ("user", "assistant", "tool")}
 SHAREGPT_ROLES = {
   "system": "system",
   "human": "user",
@@ -46,6 +41,7 @@ class Row:
   text: str = ""  # raw text: no template, and the loss covers all of it
   tools: list[dict[str, Any]] | None = None  # JSON schemas, for the template
   images: tuple[Any, ...] = ()  # image references, unchanged
+  desirable: bool | None = None  # whether the answer is labelled good; None: it has no label
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +71,7 @@ class Example:
   second: int = 0  # index of the first token of the rejected conversation; 0: not a pair
   prompt_cut: int = 0  # prompt tokens truncated, from the left
   reference: tuple[float, ...] | None = None  # log p of the two answers under the reference model
+  desirable: bool | None = None  # for KTO, as in Row; the second answer is that of another row
 
   @property
   def trained(self) -> int:

@@ -218,7 +218,13 @@ def is_found(module: str, model_type: str | None) -> bool:
 
 
 def adapter_config(
-  modules: list[str], *, rank: int, alpha: float, base_model: object, model_type: str | None = None
+  modules: list[str],
+  *,
+  rank: int,
+  alpha: float,
+  base_model: object,
+  model_type: str | None = None,
+  rslora: bool = False,
 ) -> dict[str, Any]:
   """The content of adapter_config.json.
 
@@ -227,6 +233,7 @@ def adapter_config(
     rank, alpha: rank and alpha of every module.
     base_model: folder (written as an absolute path) or Hub id of the model that the adapter is for.
     model_type: model_type of that model.
+    rslora: whether the scale is alpha / sqrt(rank) instead of alpha / rank.
   """
   model = str(base_model)
   config = {
@@ -238,7 +245,7 @@ def adapter_config(
     "target_modules": modules,
     "lora_dropout": 0.0,
     "bias": "none",
-    "use_rslora": False,
+    "use_rslora": rslora,
     "use_dora": False,
     "modules_to_save": None,
     "rank_pattern": {},

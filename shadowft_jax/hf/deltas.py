@@ -156,13 +156,14 @@ def save(
   alpha: float,
   base_model: object,
   model_type: str | None,
+  rslora: bool = False,
 ) -> None:
   """Writes a trained delta, as an adapter or delta.safetensors; replaces any existing one.
 
   Args:
     directory: the folder to write.
     delta: see delta.py.
-    rank, alpha, base_model, model_type: for an adapter, see `save_adapter`.
+    rank, alpha, base_model, model_type, rslora: for an adapter, see `save_adapter`.
   """
   if "lora" not in delta:
     save_dense(directory, delta["delta"], overwrite=True)
@@ -174,6 +175,7 @@ def save(
     alpha=alpha,
     base_model=base_model,
     model_type=model_type,
+    rslora=rslora,
     overwrite=True,
   )
 
@@ -186,6 +188,7 @@ def save_adapter(
   alpha: float,
   base_model: object,
   model_type: str | None = None,
+  rslora: bool = False,
   overwrite: bool = False,
 ) -> None:
   """Writes an adapter as a PEFT folder, in float32.
@@ -197,6 +200,7 @@ def save_adapter(
     alpha: the adapter is scaled by alpha / rank.
     base_model: folder or Hub id of the model that the adapter is for.
     model_type: model_type of that model, which determines its module names.
+    rslora: whether it is scaled by alpha / sqrt(rank) instead.
     overwrite: whether to replace an existing folder.
 
   Raises:
@@ -206,7 +210,7 @@ def save_adapter(
   adapters.check_rank(directory, named, rank)
   modules = sorted({name.split("/")[-2] for name in named})
   config = adapters.adapter_config(
-    modules, rank=rank, alpha=alpha, base_model=base_model, model_type=model_type
+    modules, rank=rank, alpha=alpha, base_model=base_model, model_type=model_type, rslora=rslora
   )
 
   def rename(name: str) -> str:

@@ -12,6 +12,7 @@ from orbax.checkpoint import v1 as ocp
 
 from shadowft_jax import files, hosts, machine
 from shadowft_jax.errors import InputError, inline
+from shadowft_jax.presets import Config
 from shadowft_jax.progress import count, say
 
 State = TypeVar("State")  # a tree of arrays
@@ -87,6 +88,15 @@ def guard_of(checkpoints: Checkpointer) -> dict[str, Any]:
   if not checkpoints.latest:
     return {}
   return dict(checkpoints.metadata(checkpoints.latest.step).custom_metadata or {})
+
+
+def has_stalled(checkpoints: Checkpointer, step: int, config: Config) -> bool:
+  """Whether the last `early_stopping` validations up to `step` have not lowered the loss.
+
+  The best checkpoint is always kept, so a run that resumes counts as one that was not stopped.
+  """
+  best = best_step(checkpoints) if config.early_stopping else None
+  return best is not None and step - best >= config.early_stopping * config.eval_every
 
 
 def best_step(checkpoints: Checkpointer) -> int | None:

@@ -19,10 +19,11 @@ from shadowft_jax.hf import deltas, weights
 from shadowft_jax.hf.folder import ModelFolder, open_model
 from shadowft_jax.learning import checkpoints, guards, optim, reference, step as step_lib
 from shadowft_jax.presets import Config
-from shadowft_jax.progress import Stopped, count, duration, rate, say
+from shadowft_jax.progress import Stopped, count, duration, say
+from shadowft_jax.runs import trackers
 from shadowft_jax.runs.metrics import Log
 from shadowft_jax.runs.run import Run
-from shadowft_jax.tree import Delta, Params
+from shadowft_jax.tree import Batch, Delta, Params
 
 Metrics = dict[str, float]
 T = TypeVar("T")
@@ -49,11 +50,19 @@ class _Trainer:
     share, steps = sharding.my_share(self.mesh), range(first - 1, len(self.data.steps))
     return prefetch(list(self.data.batches(i, share)) for i in steps)
 
+  def prepared(
+    self, state: step_lib.TrainState, arrays: Callable[[], Iterable[Arrays]]
+  ) -> Iterable[Batch]:
+    """The micro-batches of a step or split on the devices, as the loss needs them."""
+    batches = lambda: step_lib.on_devices(arrays(), self.mesh)
+    return step_lib.with_divergence(state.delta, self.base, batches, self.start, loss=self.loss)
+
   def step(
     self, state: step_lib.TrainState, arrays: Iterable[Arrays], limit: float
   ) -> tuple[step_lib.TrainState, Metrics]:
     """One optimizer step; it is skipped if its loss is above `limit`."""
-    batches = step_lib.on_devices(arrays, self.mesh)
+    arrays = list(arrays)
+    batches = self.prepared(state, lambda: arrays)
     # The gradients stay unnamed so that their memory is freed before the next step allocates.
     state, metrics = step_lib.update(
       state,
@@ -74,7 +83,7 @@ class _Trainer:
     """The metrics on the validation split; {} without one."""
     if not self.data.valid:
       return {}
-    batches = _valid_batches(self.data, self.mesh)
+    batches = self.prepared(state, lambda: _valid_arrays(self.data, self.mesh))
     means = step_lib.means(state.delta, self.base, batches, self.start, loss=self.loss)
     return {f"valid_{k}": v for k, v in means.items()}
 
@@ -84,11 +93,11 @@ class _Trainer:
     return number == len(self.data.steps) or bool(every) and number % every == 0
 
 
-def _valid_batches(data, mesh):
-  """The batches of the validation split on the devices; raises Stopped between two of them."""
-  for batch in step_lib.on_devices(data.valid_batches(sharding.my_share(mesh)), mesh):
+def _valid_arrays(data, mesh):
+  """This process's batches of the validation split; raises Stopped between two of them."""
+  for arrays in data.valid_batches(sharding.my_share(mesh)):
     hosts.check_stop()
-    yield batch
+    yield arrays
 
 
 def prefetch(items: Iterator[T]) -> Iterator[T]:
@@ -122,30 +131,35 @@ def learn(
   tx, schedule = optim.make(config, len(data.steps))
   start = load_start(config, base, mesh)
   state = step_lib.init_state(config, base, tx, mesh, start)
-  is_precomputed = presets.is_paired(config) and config.dpo.reference == "precomputed"
+  is_precomputed = presets.has_reference(config) and config.dpo.reference == "precomputed"
   if is_precomputed:
     folders = filter(None, [trained.directory, config.delta.init])
     data = reference.loaded_or_computed(
       start, base, data, folders, loss=loss, mesh=mesh, workdir=run.directory
     )
   say(*_size(base, state.delta, data, config))
-  start = start if presets.is_paired(config) and not is_precomputed else None
+  start = start if presets.has_reference(config) and not is_precomputed else None
   trainer = _Trainer(loss, base, data, start, tx, schedule, config, mesh)
   with checkpoints.open_checkpoints(run.checkpoints) as saved:
     if saved.latest:
       state = checkpoints.restore(saved, state)
       say(f"resuming {run.directory} from step {saved.latest.step}")
     first, began = int(state.step), time.monotonic()
-    with Log(run.directory, first, len(data.steps), config.eval_every) as log:
+    tracker = trackers.opened(run.directory, config)
+    with Log(run.directory, first, len(data.steps), config.eval_every, tracker) as log:
       state = _steps(state, trainer, saved, log)
-    took = duration(time.monotonic() - began)
-    say(f"trained {count(len(data.steps) - first, 'step')} in {took}")
+    last, best = int(state.step), checkpoints.best_step(saved)
+    say(f"trained {count(last - first, 'step')} in {duration(time.monotonic() - began)}")
+    if last < len(data.steps):
+      say(
+        f"stopped early, at step {last} of {len(data.steps)}; the validation loss is lowest at "
+        f"step {best}, and config.graft.checkpoint={config.graft.checkpoint} is grafted"
+      )
     given = load_start(config, base, mesh)  # `state` may have given its arrays to the steps
-    guards.check_changed(state.delta, given, config, len(data.steps))
+    guards.check_changed(state.delta, given, config, last)
     if config.graft.checkpoint == "best":
-      best = checkpoints.best_step(saved)
       state = checkpoints.restore(saved, state, best)
-      guards.check_changed(state.delta, given, config, len(data.steps), best)
+      guards.check_changed(state.delta, given, config, last, best)
   return state.delta
 
 
@@ -156,18 +170,16 @@ def _size(base, delta, data, config):
   steps, batch = len(data.steps), max(len(s.examples) for s in data.steps)
   unit = "pair" if presets.is_paired(config) else "example"
   epochs = "" if config.max_steps > 0 else f" in {count(config.epochs, 'epoch')}"
-  warmup = optim.warmup_steps(config, steps)
-  start = f"warm-up over {count(warmup, 'step')} to" if warmup else "from"
   yield (
-    f"{count(steps, 'step')} of {count(batch, unit)}{epochs}; learning rate: {start} "
-    f"{rate(config.lr)}, cosine to 0"
+    f"{count(steps, 'step')} of {count(batch, unit)}{epochs}; learning rate: "
+    f"{optim.describe(config, steps)}"
   )
 
 
 def _steps(
   state: step_lib.TrainState, trainer: _Trainer, saved: checkpoints.Checkpointer, log: Log
 ) -> step_lib.TrainState:
-  """Runs the optimizer from `state` to the last step; returns the last state.
+  """Runs the optimizer from `state` to the last step, or an early stop; returns the last state.
 
   Raises:
     Stopped: a signal has asked for it; the state is saved.
@@ -178,6 +190,8 @@ def _steps(
     log.write(0, **trainer.validate(state))
   elif trainer.is_due(done) and data.valid and saved.latest and not saved.latest.metrics:
     _validate_and_save(state, trainer, saved, log, guard)  # it was stopped before it had
+  if checkpoints.has_stalled(saved, done, trainer.config):
+    return state
   for number, arrays in enumerate(trainer.batches(done + 1), done + 1):
     lr = float(trainer.schedule(number - 1 - guard.skipped))
     state, metrics = trainer.step(state, arrays, guard.limit)
@@ -187,6 +201,8 @@ def _steps(
     if trainer.is_due(number) or hosts.stop_asked():
       _validate_and_save(state, trainer, saved, log, guard)
     log.report(number)
+    if checkpoints.has_stalled(saved, number, trainer.config):
+      break
   return state
 
 
@@ -239,7 +255,7 @@ def measure(
   """Evaluates the Instruct and the grafted model on the validation split, loaded from disk.
 
   They are loaded one after the other, in the dtype of training, so that this needs no more memory
-  than training did.  For preference pairs the reference of both is the original Instruct.
+  than training did.  For objectives with a reference, that of both is the original Instruct.
 
   Returns:
     {"instruct_valid_loss", "shadow_valid_loss", ...}; {} without a split.
@@ -252,11 +268,13 @@ def measure(
       folder, dtype=jnp.dtype(config.dtype), mesh=mesh, backend=config.attention
     )
     of_model = dataclasses.replace(loss, model=model)
-    if name == "instruct" and presets.is_paired(config):
+    if name == "instruct" and presets.has_reference(config):
       data = dataclasses.replace(data, train=[])  # no measurement needs it
       data = reference.measured(None, params, data, loss=of_model, mesh=mesh)
-    batches = _valid_batches(data, mesh)
-    means = step_lib.means({"delta": {}}, params, batches, loss=of_model)
+    batches = lambda data=data: step_lib.on_devices(_valid_arrays(data, mesh), mesh)
+    none: Delta = {"delta": {}}
+    prepared = step_lib.with_divergence(none, params, batches, loss=of_model)
+    means = step_lib.means(none, params, prepared, loss=of_model)
     out |= {f"{name}_valid_{k}": v for k, v in means.items()}
     del params
   return out

@@ -150,5 +150,66 @@ def dpo(config: Config) -> Dpo:
   return Dpo(c.beta, c.loss, c.label_smoothing, c.length_normalised, c.ftx)
 
 
+@dataclasses.dataclass(frozen=True)
+class Kto:
+  """Kahneman-Tversky optimisation of labelled answers: (policy, reference, batch) -> sums.
+
+  An example is a pair of segments: its answer, and the answer of another row to its prompt.  With
+  r(y) = log policy(y) - log reference(y) of an answer's tokens, summed, and z = batch["kl"], the
+  loss of a good answer is w (1 - sigmoid(beta (r - z))), that of a bad one w (1 - sigmoid(beta (z -
+  r))), with the weight w of its kind.  The sums beside it, an example:
+    accuracy    r is on the right side of z; a tie counts half
+    reward      beta r, negated for bad answers
+    logp        log policy(y), nats
+    kl          z, nats
+
+  Source: KTO, arXiv 2402.01306, section 4.1, with the reference point of trl's KTOTrainer: z is the
+  mean of r over the answers of other rows, at least 0, and has no gradient.
+  """
+
+  beta: float = 0.1
+  desirable_weight: float = 1.0
+  undesirable_weight: float = 1.0
+
+  def __call__(self, policy: Logprobs, reference: Logprobs, batch: Batch) -> Sums:
+    weight_BT, segment_BT = answer_weight(batch), batch["segment"]
+    there = by_answer(weight_BT, segment_BT)[..., 0] > 0
+    is_bad_BT = jnp.pad((batch["answer"][:, 1:] == 2).astype(jnp.float32), ((0, 0), (0, 1)))
+    good = by_answer(weight_BT * is_bad_BT, segment_BT)[..., 0] == 0
+    logp, logp_ref = (
+      by_answer(of(batch) * weight_BT, segment_BT)[..., 0] for of in (policy, reference)
+    )
+    sign = jnp.where(good, 1.0, -1.0)
+    margin = sign * (logp - logp_ref - batch["kl"])
+    weight = jnp.where(good, self.desirable_weight, self.undesirable_weight)
+    measured = {
+      "loss": weight * (1 - jax.nn.sigmoid(self.beta * margin)),
+      "accuracy": (1 + jnp.sign(margin)) / 2,
+      "reward": sign * self.beta * (logp - logp_ref),
+      "logp": logp,
+      "kl": jnp.broadcast_to(batch["kl"], logp.shape),
+    }
+    sums = {name: jnp.sum(jnp.where(there, x, 0.0)) for name, x in measured.items()}
+    return {**sums, "count": jnp.sum(there.astype(jnp.float32))}
+
+
+def divergence(policy: Logprobs, reference: Logprobs, batch: Batch) -> Sums:
+  """For Kto: {"kl": sum of log policy(y) - log reference(y) of other rows' answers y, "count"}."""
+  weight_BT, segment_BT = answer_weight(batch), batch["segment"]
+  there = by_answer(weight_BT, segment_BT)[..., 0] > 0
+  logp, logp_ref = (by_answer(of(batch) * weight_BT, segment_BT) for of in (policy, reference))
+  kl = jnp.sum(jnp.where(there, (logp - logp_ref)[..., 1], 0.0))
+  return {"kl": kl, "count": jnp.sum(there.astype(jnp.float32))}
+
+
+def kto(config: Config) -> Kto:
+  """The Kto of config.kto."""
+  return Kto(config.kto.beta, config.kto.desirable_weight, config.kto.undesirable_weight)
+
+
 # Name -> a function that returns the objective for a config, see presets.py.
-OBJECTIVES: dict[str, Callable[[Config], Objective]] = {"sft": lambda config: sft, "dpo": dpo}
+OBJECTIVES: dict[str, Callable[[Config], Objective]] = {
+  "sft": lambda config: sft,
+  "dpo": dpo,
+  "kto": kto,
+}

@@ -1,38 +1,94 @@
 """The optimizer and learning rate schedule of a config."""
 
 from collections.abc import Callable
+import dataclasses
 import math
 
 import optax
 
+from shadowft_jax import tree
 from shadowft_jax.presets import Config
+from shadowft_jax.progress import count, rate
 
 
 def warmup_steps(config: Config, steps: int) -> int:
-  """ceil(warmup_ratio * steps), but less than `steps`.
+  """warmup_steps, or ceil(warmup_ratio * steps), but less than `steps`.
 
   Otherwise the only step of a one-step run would be a warm-up step with learning rate 0.
   """
-  return min(math.ceil(config.warmup_ratio * steps), steps - 1)
+  return min(config.warmup_steps or math.ceil(config.warmup_ratio * steps), steps - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+  """The shape of a learning rate schedule.
+
+  Attributes:
+    kind: presets.py, `schedule`.
+    steps: total optimizer steps.
+    warmup: steps of linear warm-up.
+    fall: steps from the peak to the end; 0 for a constant rate.
+    end: the rate at the end, as a share of the peak.
+  """
+
+  kind: str
+  steps: int
+  warmup: int
+  fall: int
+  end: float
+
+  def of(self, peak: float) -> optax.Schedule:
+    """The schedule of this shape: step -> learning rate.
+
+    Source: transformers 5.23 optimization.py, the schedules cosine_with_min_lr, linear,
+    constant_with_warmup, and warmup_stable_decay with a linear decay.
+    """
+    if self.kind == "constant":
+      after = optax.constant_schedule(peak)
+    elif self.kind == "cosine":
+      after = optax.cosine_decay_schedule(peak, self.fall, self.end)
+    else:
+      stable = self.steps - self.warmup - self.fall
+      after = optax.linear_schedule(peak, self.end * peak, self.fall, stable)
+    if not self.warmup:
+      return after
+    start = optax.linear_schedule(0.0, peak, self.warmup)
+    return optax.join_schedules([start, after], [self.warmup])
+
+
+def shape_of(config: Config, steps: int) -> Shape:
+  """The Shape of a config's schedule over `steps` steps."""
+  warmup = warmup_steps(config, steps)
+  fall = steps - warmup
+  if config.schedule == "wsd":
+    fall = min(math.ceil(config.decay_ratio * steps), fall)
+  return Shape(config.schedule, steps, warmup, fall, config.min_lr / config.lr)
+
+
+def describe(config: Config, steps: int) -> str:
+  """The schedule in words: "warm-up over 2 steps to 1e-3, cosine to 0"."""
+  shape = shape_of(config, steps)
+  start = f"warm-up over {count(shape.warmup, 'step')} to" if shape.warmup else "from"
+  end = f"to {rate(config.min_lr)}" if config.min_lr else "to 0"
+  after = {
+    "constant": "constant",
+    "wsd": f"constant, linear {end} over the last {count(shape.fall, 'step')}",
+  }.get(config.schedule, f"{config.schedule} {end}")
+  return f"{start} {rate(config.lr)}, {after}"
 
 
 def make(config: Config, steps: int) -> tuple[optax.GradientTransformation, Callable[[int], float]]:
-  """AdamW with global norm clipping; cosine decay to zero after a linear warm-up.
+  """AdamW with global norm clipping, and the learning rate schedule.
 
   Args:
-    config: lr, warmup_ratio, b1, b2, eps, moment_dtype, weight_decay, grad_clip_norm.
+    config: see presets.py, from `lr` to `grad_clip_norm`.
     steps: total optimizer steps.
 
   Returns:
     (optax.GradientTransformation, schedule: step -> learning rate).  The schedule is that of the
-    Hugging Face Trainer, whose first warm-up step has rate 0; see `warmup_steps`.
-
-  Source: transformers 5.23 optimization.py, `get_cosine_schedule_with_warmup`.
+    Hugging Face Trainer, whose first warm-up step has rate 0; see `warmup_steps` and `Shape`.
   """
-  warmup = warmup_steps(config, steps)
-  schedule = optax.warmup_cosine_decay_schedule(
-    0.0 if warmup else config.lr, config.lr, warmup, steps
-  )
+  schedule = shape_of(config, steps).of(config.lr)
   clip = (
     optax.clip_by_global_norm(config.grad_clip_norm) if config.grad_clip_norm else optax.identity()
   )
@@ -42,4 +98,15 @@ def make(config: Config, steps: int) -> tuple[optax.GradientTransformation, Call
     optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps, mu_dtype=config.moment_dtype),
     optax.add_decayed_weights(config.weight_decay),
     optax.scale_by_learning_rate(schedule),
+    *([_lora_plus(config.loraplus_lr_ratio)] if config.loraplus_lr_ratio != 1 else []),
   ), schedule
+
+
+def _lora_plus(ratio):
+  """Multiplies the updates of B by `ratio`.  Source: LoRA+, arXiv 2402.12354, section 4."""
+
+  def scaled(updates, params):
+    del params
+    return tree.map_named(lambda n, u: ratio * u if n.endswith("/b") else u, updates)
+
+  return optax.stateless(scaled)

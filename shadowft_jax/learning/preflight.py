@@ -31,7 +31,22 @@ def check(
   check_tokens(data, model.cfg.vocab_size, config.instruct)
   check_graft(config, base, instruct)
   check_room(config, data, workdir, base, instruct)
+  check_warmup(config, len(data.steps))
+  for name in ("early_stopping", "samples"):
+    if config[name] and not data.valid:
+      raise InputError(
+        f"config.{name} needs validation rows; set config.data.validation or data.val_ratio"
+      )
   warn_of_few_updates(config, data)
+
+
+def check_warmup(config: Config, steps: int) -> None:
+  """Raises InputError if config.warmup_steps leaves no step of `steps` at the peak rate."""
+  if config.warmup_steps >= steps:
+    raise InputError(
+      f"config.warmup_steps must be less than the {count(steps, 'step')} of this run; got "
+      f"{config.warmup_steps}"
+    )
 
 
 def warn_of_few_updates(config: Config, data: Dataset) -> None:

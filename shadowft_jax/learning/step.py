@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import math
 from typing import Any
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import flax.struct
 import jax
@@ -225,6 +225,28 @@ def means(
   parts = [measure(delta, base, batch, start, loss=loss) for batch in batches]
   total = jax.tree.map(lambda *x: sum(map(float, x)), *parts)
   return {k: v / total["count"] for k, v in total.items() if k != "count"}
+
+
+def with_divergence(
+  delta: Delta,
+  base: Params,
+  batches: Callable[[], Iterable[Batch]],
+  start: Delta | None = None,
+  *,
+  loss: Loss,
+) -> Iterable[Batch]:
+  """The batches of a step or split; for KTO with "kl", which is one number for all of them.
+
+  It needs a forward pass of its own, and makes the loss independent of micro-batches.
+
+  Args:
+    batches: yields all of them whenever it is called.
+  """
+  if not isinstance(loss.objective, objectives.Kto):
+    return batches()
+  of_others = dataclasses.replace(loss, objective=objectives.divergence)
+  kl: Any = np.float32(max(0.0, means(delta, base, batches(), start, loss=of_others)["kl"]))
+  return ({**batch, "kl": kl} for batch in batches())
 
 
 @functools.partial(jax.jit, static_argnames="loss")

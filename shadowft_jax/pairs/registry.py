@@ -17,10 +17,14 @@ from shadowft_jax.presets import Config
 # model_type -> why it cannot be trained here.  Such models can still be grafted and compared.
 WHY_NOT_TRAIN = {
   kind: (
-    f"{kind} models need remote code, which is never run, and are not implemented in JAX here: "
-    "train the Base elsewhere, then graft with --base and --tuned"
+    f"{kind} models {needs}not implemented in JAX here: train the Base elsewhere, then graft with "
+    "--base and --tuned"
   )
-  for kind in ("internlm2", "baichuan")
+  for kind, needs in {
+    "internlm2": "need remote code, which is never run, and are ",
+    "baichuan": "need remote code, which is never run, and are ",
+    "mllama": "(with images) are ",
+  }.items()
 }
 
 

@@ -96,7 +96,7 @@ def abstract_run(
     )
 
   names: dict[str, Any] = dict.fromkeys(("token", "segment", "position", "answer"), jnp.int32)
-  if presets.is_paired(config) and config.dpo.reference == "precomputed":
+  if presets.has_reference(config) and config.dpo.reference == "precomputed":
     names["reference"] = jnp.float32
   batch = {
     name: jax.ShapeDtypeStruct(
@@ -104,6 +104,8 @@ def abstract_run(
     )
     for name, dtype in names.items()
   }
+  if config.objective == "kto":
+    batch["kl"] = jax.ShapeDtypeStruct((), jnp.float32)
   loss = step.loss_of(model, config)
   return Run(
     loss,

@@ -9,14 +9,15 @@ import huggingface_hub
 
 from shadowft_jax.hf import model_card
 from shadowft_jax.hf.model_card import Parent
-from shadowft_jax.presets import Config, flat, is_paired
+from shadowft_jax.presets import Config, flat
 
 PAPER = "[arXiv 2505.12716](https://arxiv.org/abs/2505.12716)"
 # Fields of a config that a reader of the card asks for, and when.
 SETTINGS = (
-  "objective dpo.loss dpo.beta delta.kind delta.rank delta.alpha delta.match graft.match "
-  "graft.checkpoint lr warmup_ratio weight_decay batch_size epochs max_steps data.max_length "
-  "data.recipe dtype seed"
+  "objective dpo.loss dpo.beta kto.beta kto.desirable_weight kto.undesirable_weight "
+  "delta.kind delta.rank delta.alpha delta.rslora delta.match "
+  "graft.match graft.checkpoint lr loraplus_lr_ratio schedule min_lr warmup_ratio warmup_steps "
+  "weight_decay batch_size epochs max_steps data.max_length data.recipe dtype seed"
 ).split()
 SHOWN = ("loss", "accuracy", "margin")  # of the metrics, the first
 MOST = 10  # files named
@@ -62,7 +63,9 @@ def of_run(
   """
   c, fields = config.delta, flat(config.to_dict())
   how = f"LoRA of rank {c.rank}" if c.kind == "lora" else "full tuning"
-  how += " on preference pairs (DPO)" if is_paired(config) else ""
+  how += {"dpo": " on preference pairs (DPO)", "kto": " on answers labelled good or bad (KTO)"}.get(
+    config.objective, ""
+  )
   is_graft = config.learn_on == "base"
   settings = {
     n if is_graft else n.removeprefix("graft."): fields[n] for n in SETTINGS if _matters(n, config)
@@ -74,13 +77,17 @@ def of_run(
 def _matters(name, config):
   """Whether a field of SETTINGS has an effect in a run."""
   group = name.partition(".")[0]
-  if group == "dpo":
-    return is_paired(config)
+  if group in ("dpo", "kto"):
+    return config.objective == group
   if name in ("delta.rank", "delta.alpha"):
     return config.delta.kind == "lora"
+  if name in ("delta.rslora", "loraplus_lr_ratio"):
+    return flat(config.to_dict())[name] not in (False, 1)
   if name == "graft.match":
     return config.learn_on == "base" or config.graft.match != config.delta.match
-  return name != "max_steps" or config.max_steps > 0
+  if name == "warmup_ratio":
+    return not config.warmup_steps
+  return name not in ("max_steps", "min_lr", "warmup_steps") or config[name] > 0
 
 
 def _data(inputs):

@@ -1,7 +1,8 @@
-"""--config: a built-in config by name or a config file; and errors and help of config fields.
+"""--config: a built-in config by name or a config file; and the check of a config.
 
   lora                  configs/lora.py, which is also in the wheel
-  mine.py               the result of its get_config()
+  paper/table1:qwen3-4b,full    configs/paper/table1.py with arguments
+  mine.py               the result of its get_config(); mine.py:TEXT: of its get_config("TEXT")
   mine.yaml             a mapping of the fields to change
   runs/a/config.json    the config of an earlier run, to repeat it
 
@@ -9,12 +10,12 @@ Fields that are not in the file have their defaults; an unknown field is an erro
 """
 
 import difflib
+import inspect
 import itertools
 import os
 import pathlib
-import textwrap
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict as Config
@@ -22,28 +23,18 @@ import yaml
 
 from shadowft_jax import files, presets
 from shadowft_jax.errors import InputError, nearest
+from shadowft_jax.runs.config_help import unknown_field
 
 EXPECTED = "expected a name such as lora, or a file: .py with get_config(), .yaml or .json"
 PACKAGE = pathlib.Path(__file__).parents[1]
-# The first field of each section of --help-config -> its heading.
-HEADINGS = {
-  "pair": "Models",
-  "seed": "Computation",
-  "mesh.data": "Devices",
-  "delta.kind": "Delta",
-  "objective": "Objective",
-  "data.set": "Data",
-  "epochs": "Steps and batches",
-  "lr": "Optimizer",
-  "eval_every": "Validation and graft",
-}
 
 
 def builtin() -> dict[str, pathlib.Path]:
   """{name: file} of the built-in configs."""
   places = (PACKAGE / "configs", PACKAGE.parent / "configs")  # in a wheel, and in the repository
   folder = next((p for p in places if p.is_dir()), places[0])
-  return {p.stem: p for p in sorted(folder.glob("*.py"))}
+  found = [*sorted(folder.glob("*.py")), *sorted(folder.glob("*/*.py"))]
+  return {p.relative_to(folder).with_suffix("").as_posix(): p for p in found}
 
 
 def find(flag: str, argv: Sequence[str]) -> Config:
@@ -67,17 +58,27 @@ def load(name: str | os.PathLike) -> Config:
   Raises:
     InputError: there is no such name or file, it cannot be read, or it sets an unknown field.
   """
-  path = builtin().get(str(name), pathlib.Path(name))
+  path, arguments = _split(os.fspath(name))
   if not path.is_file():
     raise InputError(f"--config {path} {_missing(path)}")
   kind = path.suffix.lower()
+  if arguments and kind in (".json", ".yaml", ".yml"):
+    raise InputError(f"--config {path} takes no arguments; got {arguments!r} after the colon")
   if kind == ".json":
     fields = _fields(files.read_json(path))
   elif kind in (".yaml", ".yml"):
     fields = _fields(_yaml(path))
   else:
-    fields = presets.flat(_python(path).to_dict())
+    fields = presets.flat(_python(path, arguments).to_dict())
   return set_fields(presets.sft(), fields, f"--config {path}").lock()
+
+
+def _split(name):
+  """(file, arguments) of FILE or FILE:ARGUMENTS, with a file or the name of a built-in config."""
+  if pathlib.Path(name).is_file():
+    return pathlib.Path(name), ""
+  file, _, arguments = name.partition(":")
+  return builtin().get(file, pathlib.Path(file)), arguments
 
 
 def merged(config: str | os.PathLike | Config, fields: Mapping[str, Any]) -> Config:
@@ -143,16 +144,18 @@ def _yaml(path):
   return fields
 
 
-def _python(path):
-  """The result of get_config() in a file."""
+def _python(path, arguments):
+  """The result of get_config() in a file, or of get_config(arguments) if there are arguments."""
   names = {"__name__": path.stem, "__file__": str(path)}
   try:
     exec(compile(path.read_bytes(), str(path), "exec"), names)
     if "get_config" not in names:
-      raise InputError(f"--config {path} has no get_config(); {EXPECTED}")
-    config = names["get_config"]()
-  except InputError:
-    raise
+      raise InputError(f"it has no get_config(); {EXPECTED}")
+    if arguments and not inspect.signature(names["get_config"]).parameters:
+      raise InputError(f"it takes no arguments; got {arguments!r} after the colon")
+    config = names["get_config"](*filter(None, [arguments]))
+  except InputError as error:
+    raise InputError(f"--config {path}: {error}") from error
   except Exception as error:  # The file may raise anything.
     raise InputError(
       f"--config {path}{_line(error, path)}: {_one_line(error)}; {EXPECTED}"
@@ -171,8 +174,9 @@ def _missing(path):
     run = path / "config.json"
     return f"is a folder; {f'to repeat its run, give {run}' if run.is_file() else EXPECTED}"
   is_name = path.parent == pathlib.Path()
-  close = difflib.get_close_matches(path.stem, builtin(), n=1)
-  built_in = f"; did you mean {close[0]}?" if close else ""
+  places = {n.rpartition("/")[2]: n for n in builtin()}  # table1 for paper/table1
+  close = difflib.get_close_matches(path.stem, places, n=1)
+  built_in = f"; did you mean {places[close[0]]}?" if close else ""
   hint = built_in or nearest(path) if is_name else nearest(path) or built_in
   return "does not exist" + (hint or f"; built-in configs are {', '.join(builtin())}")
 
@@ -188,36 +192,6 @@ def _one_line(error):
   """An error as one line of text."""
   text = error.msg if isinstance(error, SyntaxError) else str(error)
   return f"{type(error).__name__}: {' '.join(str(text).split())}"
-
-
-def help_text() -> str:
-  """The text of --help-config: every field with its meaning, range and default."""
-  lines = ["Fields of a config. Set them by --config.FIELD=VALUE or in the file given by --config."]
-  for name, field in presets.FIELDS.items():
-    if name in HEADINGS:
-      lines += ["", f"{HEADINGS[name]}:"]
-    default = "empty" if field.default in ("", {}) else field.default
-    text = f"{field.description} Default: {default}."
-    text = textwrap.fill(text, 88, break_on_hyphens=False)
-    lines += [f"  {name}", textwrap.indent(text, 6 * " ")]
-  return "\n".join(lines)
-
-
-def unknown_field(name: str, known: Iterable[str] = presets.FIELDS) -> str:
-  """The error text for an unknown field, with a suggestion."""
-  known = list(known)
-  if name == presets.OPEN:
-    return f"config.{name} is a group; set a name in it, such as {name}.enable_thinking=false"
-  if group := [k for k in known if k.startswith(f"{name}.")]:
-    return (
-      f"unknown field config.{name}: it is a group; set one of its fields, such as "
-      f"config.{group[0]}"
-    )
-  last = name.rpartition(".")[2]
-  # Compares the whole name, and its last part: config.rank for config.delta.rank.
-  places = {k.rpartition(".")[2]: k for k in reversed(known)} | {k: k for k in known}
-  near = last if last in places else next(iter(difflib.get_close_matches(name, places, n=1)), "")
-  return f"unknown field config.{name}" + (f"; did you mean config.{places[near]}?" if near else "")
 
 
 def faults(config: Config, *, complete: bool = True) -> list[str]:
@@ -255,14 +229,26 @@ def _contradictions(config: Config) -> list[str]:
       "config.gradient_dtype=bfloat16 needs config.delta.kind=full and "
       f"config.dtype=bfloat16; got {config.delta.kind} and {config.dtype}; set it to float32"
     )
-  if presets.is_paired(config):
+  if config.delta.kind != "lora":
+    asked = {
+      "delta.rslora": config.delta.rslora,
+      "loraplus_lr_ratio": config.loraplus_lr_ratio != 1,
+    }
+    out += [f"config.{n} needs config.delta.kind=lora" for n, is_set in asked.items() if is_set]
+  if config.min_lr and config.schedule == "constant":
+    out.append("config.min_lr needs a schedule that falls; got schedule=constant")
+  if config.min_lr > config.lr:
+    out.append(f"config.min_lr must be at most config.lr={config.lr:g}; got {config.min_lr:g}")
+  if config.early_stopping and not config.eval_every:
+    out.append("config.early_stopping counts validations during training; set config.eval_every")
+  if presets.has_reference(config):
     c = config.dpo
-    if c.label_smoothing and c.loss != "sigmoid":
+    if presets.is_paired(config) and c.label_smoothing and c.loss != "sigmoid":
       out.append(f"config.dpo.label_smoothing needs dpo.loss=sigmoid; got dpo.loss={c.loss}")
     if config.loss_mean != "token":
       out.append(
-        "config.loss_mean=rank applies only to objective=sft; dpo averages over pairs: set "
-        "--config.loss_mean=token"
+        f"config.loss_mean=rank applies only to objective=sft; {config.objective} averages over "
+        "examples: set --config.loss_mean=token"
       )
   return out
 

@@ -41,11 +41,15 @@ class Log:
   """Writes the metrics of a run that has done `step` of its `steps` and shows its progress.
 
   It is validated every `eval_every` steps (0: at the end only).  A run that resumes from a
-  checkpoint repeats the steps after it, so earlier records of those steps are dropped.  Only the
+  checkpoint repeats the steps after it, so earlier records of those steps are dropped.  `tracker`
+  is one of trackers.py, or None.  Only the
   first of several processes writes.
   """
 
-  def __init__(self, workdir: pathlib.Path, step: int, steps: int, eval_every: int) -> None:
+  def __init__(
+    self, workdir: pathlib.Path, step: int, steps: int, eval_every: int, tracker: Any = None
+  ) -> None:
+    self._tracker = tracker
     self._last = time.monotonic()
     self._bar = progress.bar(
       steps, "step", initial=step, disable=None if hosts.is_first() else True
@@ -80,6 +84,8 @@ class Log:
     self._file.flush()
     for name, value in measured.items():
       self._board.add_scalar(name, value, step)
+    if self._tracker:
+      self._tracker.write(step, measured)
 
   def step(self, step: int, tokens: int, **metrics: float | None) -> None:
     """Records an optimizer step of `tokens` tokens."""
@@ -120,3 +126,5 @@ class Log:
       closing = threading.Thread(target=self._board.close, daemon=True)
       closing.start()
       closing.join(CLOSE_S)
+    if self._tracker:
+      self._tracker.close()

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from shadowft_jax import files, hosts
 from shadowft_jax.errors import InputError, listing
-from shadowft_jax.presets import Config, current, defaults, flat, is_paired
+from shadowft_jax.presets import Config, current, defaults, flat
 from shadowft_jax.progress import count, say
 from shadowft_jax.runs import cards, metrics, pictures, provenance
 
@@ -104,7 +104,7 @@ class Run:
     """
     if hosts.is_first():
       records = metrics.append(self.directory, losses)
-      unit = "pair" if is_paired(config) else "answer token"
+      unit = {"dpo": "pair", "kto": "example"}.get(config.objective, "answer token")
       trained = "Base" if origin.is_graft else "Instruct"
       pictures.plot_loss(records, self.directory / "loss.png", unit, trained, origin.result)
       self._write_cards(losses, config, origin)

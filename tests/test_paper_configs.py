@@ -1,0 +1,177 @@
+"""configs/paper: every cell of the paper's tables has a config, which the planner accepts."""
+
+import csv
+import json
+import itertools
+import runpy
+
+import jax
+import pytest
+
+from shadowft_jax import command, plan
+from shadowft_jax.data import sets
+from shadowft_jax.errors import InputError
+from shadowft_jax.learning import step
+from shadowft_jax.pairs import registry
+from shadowft_jax.planning import search, topologies
+from shadowft_jax.runs import arguments, config_file
+from tests import commands
+from tests.real_configs import CONFIGS
+
+PAPER = commands.ROOT / "configs" / "paper"
+FILES = {p.stem: runpy.run_path(str(p)) for p in sorted(PAPER.glob("*.py"))}
+UNPORTED = ("llama-3.2-11b-vision", "llama-3.2-90b-vision")
+FAST = ("table1:llama-3.2-1b,full,shadow", "table3:r8,shadow", "table5:gemma-3-4b,lora,ft")
+
+
+def cells(name):
+  """The arguments of every config of a file."""
+  return [",".join(words) for words in itertools.product(*FILES[name]["CHOICES"].values())]
+
+
+ALL = [f"{name}:{cell}" for name in FILES for cell in cells(name)]
+
+
+def numbers(table):
+  (path,) = (PAPER / "numbers").glob(f"{table}_*.csv")
+  return list(csv.DictReader(path.read_text().splitlines()))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_config_is_whole_but_for_the_data_and_says_what_its_name_says(name):
+  c = config_file.load(f"paper/{name}")
+  assert c.to_dict() == config_file.load(f"{PAPER / name.replace(':', '.py:')}").to_dict()
+  words = name.partition(":")[2].split(",")
+  assert c.learn_on == {"shadow": "base", "ft": "instruct"}[words[-1]]
+  assert c.pair in words or c.pair.startswith("llama-3")
+  assert (c.delta.kind, c.lr) == ("full", 1e-5) if "full" in words else c.delta.kind == "lora"
+  assert c.delta.alpha == 2 * c.delta.rank
+  if c.pair in UNPORTED:
+    with pytest.raises(InputError, match="cannot be trained: mllama models .* not implemented"):
+      registry.resolve(c)
+    return
+  registry.resolve(c)
+  sets.resolve(c, needed=False)
+  c.data.train = c.data.train or "Shadow_2k.parquet"
+  config_file.check(c)
+
+
+def test_the_files_have_the_rows_of_the_papers_tables():
+  for table in ("table1", "table5"):
+    models = set(FILES[table]["MODELS"].values())
+    printed = [(row["model"], row["method"]) for row in numbers(table)]
+    assert set(printed) == set(itertools.product(models, ("Vanilla", "FT", "Shadow-FT")))
+    assert len(printed) == len(set(printed)) == 3 * len(models)
+  two = FILES["table2"]
+  assert numbers("table2")[0].keys() == {"benchmark"} | {
+    f"{model}_{column}"
+    for model in two["MODELS"].values()
+    for column in (
+      "vanilla",
+      *(f"{d}_{m}" for d in two["DATA"].values() for m in ("lora", "shadow")),
+    )
+  }
+  ranks = {int(row["rank"]) for row in numbers("table3") if row["rank"]}
+  assert ranks == set(FILES["table3"]["RANKS"].values())
+  assert {(r["model"], r["size"]) for r in numbers("table4")} == set(
+    FILES["table4"]["MODELS"].values()
+  )
+
+
+def test_the_printed_averages_are_means_of_their_columns():
+  """So no number was lost in copying; 0.1 is rounding."""
+  for table, count in (("table1", 21), ("table5", 18)):
+    rows = numbers(table)
+    assert len(rows) == count
+    for row in rows:
+      parts = [float(v) for k, v in row.items() if k.endswith(("_full", "_lora"))]
+      assert sum(parts) / 6 == pytest.approx(float(row["avg"]), abs=0.1)
+
+
+@pytest.mark.parametrize(
+  "words, message",
+  [
+    (
+      "qwen3-4",
+      "unknown argument 'qwen3-4'; did you mean qwen3-4b? (one of each: model: qwen3-4b,",
+    ),
+    ("lora,qwen3-4b,full", "the arguments name two of kind: lora and full; give one"),
+  ],
+)
+def test_a_wrong_argument_is_one_line(words, message):
+  with pytest.raises(InputError) as error:
+    config_file.load(f"paper/table1:{words}")
+  assert message in str(error.value) and "table1.py: " in str(error.value)
+
+
+def test_arguments_are_read_in_any_order_and_default_to_the_first():
+  choices = {"model": ("a", "b"), "kind": ("c", "d")}
+  assert arguments.choose("", **choices) == ["a", "c"]
+  assert arguments.choose("d, b", **choices) == ["b", "d"]
+  assert arguments.choose("d", **choices) == ["a", "d"]
+
+
+@pytest.mark.parametrize(
+  "name, message",
+  [
+    ("lora:x", "it takes no arguments; got 'x' after the colon"),
+    ("a.json:x", "takes no arguments"),
+    ("paper/tabel1:x", "did you mean paper/table1?"),
+    ("table1", "did you mean paper/table1?"),
+  ],
+)
+def test_arguments_of_a_config_that_has_none_or_is_not_there(tmp_path, monkeypatch, name, message):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "a.json").write_text("{}")
+  with pytest.raises(InputError) as error:
+    config_file.load(name)
+  assert message in str(error.value)
+
+
+def test_a_file_of_ones_own_may_take_arguments_and_have_a_colon_in_its_name(tmp_path):
+  text = "from shadowft_jax import presets\n\ndef get_config(text='none'):\n"
+  text += "  c = presets.sft()\n  c.base = text\n  return c\n"
+  for name in ("mine.py", "a:b.py"):
+    (tmp_path / name).write_text(text)
+    assert config_file.load(tmp_path / name).base == "none"
+  assert config_file.load(f"{tmp_path / 'mine.py'}:x,y").base == "x,y"
+  (tmp_path / "mine.py").write_text(text.replace("='none'", ""))
+  with pytest.raises(InputError, match="missing 1 required positional argument"):
+    config_file.load(tmp_path / "mine.py")
+
+
+def abstract_step(name):
+  """Plans a config on 8 A100 and traces its step: no array is made."""
+  c = config_file.load(f"paper/{name}")
+  made = search.make(c, CONFIGS[c.pair][c.learn_on == "instruct"], "a100-80gb:8", compile=False)
+  run = made.run
+  grads, sums = jax.eval_shape(
+    lambda *x: step.accumulate(*x, loss=run.loss), run.grads, run.state.delta, run.base, run.batch
+  )
+  state, metrics = jax.eval_shape(lambda *x: step.update(*x, tx=run.tx), run.state, grads, sums)
+  assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(
+    lambda x: (x.shape, x.dtype), run.state
+  )
+  assert metrics["loss"].shape == ()
+  return made
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_the_planner_accepts_a_config(name):
+  assert abstract_step(name).fits
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "name", [n for n in ALL if n not in FAST and not n.partition(":")[2].startswith(UNPORTED)]
+)
+def test_the_planner_accepts_every_config_and_8_a100_are_enough(name):
+  assert abstract_step(name).fits
+
+
+def test_the_command_plans_a_config_with_arguments(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(topologies, "has_compiler", lambda accelerator: False)
+  (tmp_path / "config.json").write_text(json.dumps(CONFIGS["qwen3-4b"][0]))
+  argv = ["--config=paper/table1:qwen3-4b,shadow", "--topology=a100-80gb:8", f"--model={tmp_path}"]
+  plan.main(command.parse(plan.Options, argv))
+  assert "qwen3 of 4,022,468,096 parameters, 264,241,152 trained" in capsys.readouterr().out
