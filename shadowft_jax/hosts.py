@@ -100,7 +100,7 @@ def agree(value: int) -> int:
   """The first process's `value`, for all; every process calls it at the same place."""
   if not jax.distributed.is_initialized():
     return value
-  return int(multihost_utils.broadcast_one_to_all(np.int64(value)))
+  return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 def by_first(check: Callable[[], object]) -> None:
