@@ -89,13 +89,13 @@ class Options:
   Attributes:
     accelerator: whether the command computes on one; otherwise none is taken.
     cache: whether compiled programs are kept for the next start.
-
-  Raises:
-    InputError: a value is none of the choices, or out of range.
+    is_stoppable: whether the work calls `progress.check_stop`.
+  Raises InputError for a value that is none of the choices, or out of range.
   """
 
   accelerator: ClassVar[bool] = True
   cache: ClassVar[bool] = True
+  is_stoppable: ClassVar[bool] = False
 
   def __post_init__(self) -> None:
     for flag, field in fields(type(self)).items():
@@ -262,7 +262,7 @@ def help_text(options: type[Options], about: str) -> str:
 
 
 def run(main: Callable[[T], None], options: type[T]) -> None:
-  """Runs a command and ends the process: code 0, 2 (bad input) or 3 (some runs failed).
+  """Runs a command and ends the process: code 0, 2 (bad input), 3 (some runs failed), 75 (stopped).
 
   Args:
     main: the command.
@@ -274,9 +274,9 @@ def run(main: Callable[[T], None], options: type[T]) -> None:
 
 
 def execute(main: Callable[[T], None], options: type[T], argv: Sequence[str]) -> None:
-  """Calls `main` with the options of a command line; its errors are one line each, see `run`."""
+  """Calls `main` with the options of a command line; an error or a signal: one line and a code."""
   progress.set_verbose("--verbose" in argv)
-  with progress.reader_may_leave(_leave):
+  with progress.reader_may_leave(_leave), progress.stopping(_leave, options.is_stoppable):
     if f"--{HELP_CONFIG}" in argv and Config in kinds(options).values():
       print(config_help.help_text())
       return

@@ -38,6 +38,8 @@ with epy.lazy_imports():  # help and errors of flags and paths come before these
 class Asking(command.Options):
   """Flags of the questions and of how they are answered and graded."""
 
+  is_stoppable = True
+
   task: tuple[str, ...] = command.option((), help="A task or a suite of tasks.", aliases=("suite",))
   questions: tuple[str, ...] = command.option(
     (),

@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Any, BinaryIO
 
 from shadowft_jax.errors import InputError, nearest
-from shadowft_jax.progress import say, size
+from shadowft_jax.progress import Stopped, say, size
 
 StrPath = str | os.PathLike[str]
 JOURNAL = ".journal"  # in an unfinished folder: its lock, and a record of the finished work
@@ -144,7 +144,7 @@ def writing(path: StrPath) -> Iterator[BinaryIO]:
   A second process that writes the same file waits for the first.
   """
   fresh = part(path)
-  with _locked(fresh, wait=True) as file:
+  with locked(fresh, wait=True) as file:
     try:
       file.truncate()  # removes what a killed process has left
       yield file
@@ -157,7 +157,7 @@ def writing(path: StrPath) -> Iterator[BinaryIO]:
     sync(fresh.parent, deep=False)
 
 
-def _locked(path, *, wait):
+def locked(path: StrPath, *, wait: bool) -> BinaryIO:
   """Opens a file, created if missing, and locks it until it is closed; BlockingIOError if another
   process has the lock and `wait` is False."""
   while True:
@@ -235,7 +235,7 @@ def folder(out: StrPath, *, overwrite: bool = False, key: str | None = None) -> 
       _heal(out)
       if key is None or isinstance(error, Exception):
         shutil.rmtree(fresh, ignore_errors=True)
-      elif isinstance(error, KeyboardInterrupt):
+      elif isinstance(error, KeyboardInterrupt | Stopped):
         say(f"interrupted; the same command resumes from {fresh}")
       raise
 
@@ -243,7 +243,7 @@ def folder(out: StrPath, *, overwrite: bool = False, key: str | None = None) -> 
 def _opened_journal(fresh):
   try:
     fresh.mkdir(exist_ok=True)
-    return _locked(fresh / JOURNAL, wait=False)
+    return locked(fresh / JOURNAL, wait=False)
   except (BlockingIOError, FileNotFoundError) as error:  # another process is active, or just ended
     raise InputError(f"another process is writing {fresh}; wait or use another folder") from error
 

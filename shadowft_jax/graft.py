@@ -32,6 +32,7 @@ with epy.lazy_imports():  # help and errors of flags and paths come before these
 class Options(command.Options):
   """Flags of `graft`."""
 
+  is_stoppable = True
   accelerator = False  # from disk to disk
 
   base: str | None = command.option(

@@ -14,9 +14,11 @@ from typing import Any, NoReturn
 import jax
 from jax._src import distributed
 from jax.experimental import multihost_utils
+import numpy as np
 
 from shadowft_jax import progress
 from shadowft_jax.errors import InputError
+from shadowft_jax.progress import Stopped
 
 EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
@@ -44,7 +46,7 @@ def start() -> None:
   arguments = _arguments(os.environ)
   if arguments is None or jax.distributed.is_initialized():
     return
-  # JAX's preemption service catches SIGTERM, and we have no handler: SIGTERM would be ignored.
+  # JAX's preemption service would catch SIGTERM in the place of `progress.stopping`.
   jax.config.update("jax_enable_preemption_service", False)
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
   _cancel = _print_at_exit(
@@ -92,6 +94,40 @@ def wait(name: str) -> None:
   """A barrier: returns once every process has called it with this `name`."""
   if jax.distributed.is_initialized():
     multihost_utils.sync_global_devices(name)
+
+
+def agree(value: int) -> int:
+  """The first process's `value`, for all; every process calls it at the same place."""
+  if not jax.distributed.is_initialized():
+    return value
+  return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def by_first(check: Callable[[], object]) -> None:
+  """Runs a check in the first process, and raises its InputError in all."""
+  error = None
+  if is_first():
+    try:
+      check()
+    except InputError as caught:
+      error = caught
+  if agree(error is not None):
+    raise error or InputError("the first process has refused the input")
+
+
+def stop_asked() -> str:
+  """As `progress.stop_asked`, of all processes together; each calls it at the same place."""
+  own = progress.stop_asked()
+  if not jax.distributed.is_initialized():
+    return own
+  is_any = multihost_utils.process_allgather(np.int32(bool(own))).any()
+  return own or ("a signal to another process" if is_any else "")
+
+
+def check_stop() -> None:
+  """Raises Stopped in all processes if a signal has asked any of them to stop."""
+  if name := stop_asked():
+    raise Stopped(name)
 
 
 def leave(code: int) -> NoReturn:

@@ -147,6 +147,12 @@ FIELDS: dict[str, Field] = {
                         "at the end", least=0),
     "early_stopping": Field(0, "end training after this many validations in a row without a lower "
                             "validation loss; 0: off", least=0),
+    "guard.skips": _count(5, "skipped updates in a row that end the run; an update is skipped if "
+                          "its loss or gradient is not finite"),
+    "guard.window": Field(0, "also skip updates whose loss is a spike, judged by this many last "
+                          "losses; 0: off", least=0),
+    "guard.sigma": _count(6.0, "a spike is a loss above their mean by more than this many standard "
+                          "deviations"),
     "samples": Field(0, "validation prompts that the Instruct and the grafted model answer at the "
                      "end, in samples.jsonl", least=0),
     "tracker": Field("none", "where metrics are also sent, beside TensorBoard", ("none", "wandb")),

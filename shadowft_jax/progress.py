@@ -2,6 +2,8 @@
 
 `say` is for what a person needs; `detail` for the rest, which the terminal shows with --verbose
 only.  Both go into the log file of a run.
+
+Also signals: within `stopping`, long work ends where it calls `check_stop`.
 """
 
 import contextlib
@@ -10,7 +12,10 @@ import logging.handlers
 import os
 import re
 import select
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,7 +24,18 @@ from tqdm import tqdm
 # Control characters but tab and newline, those that turn the direction of text, and half pairs.
 CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 SIGPIPE_CODE = 141  # the exit code of a program whose reader has gone: 128 + SIGPIPE
+INTERRUPTED_CODE = 130  # 128 + SIGINT
+STOPPED_CODE = 75  # EX_TEMPFAIL: the same command goes on with the work
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+ECHO_S = 1  # seconds within which a signal may arrive twice, once through the process group
 LOG_ONLY = 1  # a level below all others: never on the terminal
+
+
+class Stopped(BaseException):
+  """A signal asked this process to stop; see `stopping`.
+
+  Like KeyboardInterrupt it is no Exception, so that no code takes it for a failure.
+  """
 
 
 class _Terminal(logging.Handler):
@@ -35,6 +51,7 @@ _logger.setLevel(LOG_ONLY)
 _logger.propagate = False
 _logger.addHandler(_terminal)
 _title = ""  # of every bar
+_stop = ""  # the name of the signal that asked for a stop
 
 
 def printable(text: str, most: int = 20_000) -> str:
@@ -109,6 +126,79 @@ def reader_may_leave(leave: Callable[[int], object]) -> Iterator[None]:
     for stream in closed:
       os.dup2(null, stream.fileno())  # Python flushes the streams once more when it exits
     leave(SIGPIPE_CODE)
+
+
+@contextlib.contextmanager
+def stopping(leave: Callable[[int], object], is_stoppable: bool = True) -> Iterator[None]:
+  """Within the context, a signal ends the process with one line, and no traceback.
+
+  Args:
+    leave: ends the process with an exit code.
+    is_stoppable: whether the work calls `check_stop`: then a first signal of STOPPING is answered
+      at once, and the work ends where it is whole; a second one ends the process at once.
+  """
+  try:
+    with _watching() if is_stoppable else contextlib.nullcontext():
+      yield
+  except Stopped as name:
+    print(f"stopped by {name}; run the same command again to go on", file=sys.stderr)
+    leave(STOPPED_CODE)
+  except KeyboardInterrupt:
+    print("interrupted", file=sys.stderr)
+    leave(INTERRUPTED_CODE)
+
+
+@contextlib.contextmanager
+def _watching():
+  """Within the context signals raise nothing: `_watch` answers them, and `check_stop` raises."""
+  if threading.current_thread() is not threading.main_thread():  # only it can set handlers
+    yield
+    return
+  global _stop
+  reader, writer = os.pipe()
+  os.set_blocking(writer, False)
+  # What is ignored stays so (nohup).
+  handled = [s for s in STOPPING if signal.getsignal(s) is not signal.SIG_IGN]
+  before = {s: signal.signal(s, lambda *_: None) for s in handled}
+  # Handlers in Python wait for the end of a compilation; this pipe is written to at once.
+  fd = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+  watcher = threading.Thread(target=_watch, args=(reader,), daemon=True)
+  watcher.start()
+  try:
+    yield
+  finally:
+    signal.set_wakeup_fd(fd)
+    for number, handler in before.items():
+      signal.signal(number, handler)
+    os.close(writer)
+    watcher.join()
+    os.close(reader)
+    _stop = ""
+
+
+def _watch(reader):
+  """Answers the signals whose numbers arrive in a pipe, until it is closed."""
+  global _stop
+  first = 0.0
+  while number := os.read(reader, 1):
+    if number[0] not in STOPPING:
+      continue
+    if not _stop:
+      _stop, first = signal.Signals(number[0]).name, time.monotonic()
+      say(f"{_stop}: stopping after the step under way; a second signal ends the process at once")
+    elif time.monotonic() - first > ECHO_S:
+      os._exit(128 + number[0])
+
+
+def stop_asked() -> str:
+  """The name of the signal that has asked this process to stop; "" if none has."""
+  return _stop
+
+
+def check_stop() -> None:
+  """Raises Stopped if a signal has asked this process to stop; see `stopping`."""
+  if _stop:
+    raise Stopped(_stop)
 
 
 def _is_closed(stream):

@@ -25,6 +25,7 @@ with epy.lazy_imports():  # help and errors of flags and paths come before these
 class Options(command.Options):
   """Flags of `similarity`."""
 
+  is_stoppable = True
   accelerator = False
 
   base: str | None = command.option(None, help="The Base: a folder, or a Hub id.")

@@ -64,7 +64,11 @@ def _tune(config, run, mesh):
   pair = opened.open_pair(config)
   data = dataset.read(config, pair.instruct.directory, mesh.shape["context"])
   preflight.check(config, data, run.directory, pair.trained, pair.instruct)
-  run.claim_data(data.digest, config.data.train)
+  inputs = {"base": [pair.base.directory], "instruct": [pair.instruct.directory], **data.inputs}
+  if config.delta.init:
+    inputs["delta.init"] = [config.delta.init]
+  run.claim_inputs(data.digest, inputs, mesh.size)
+  preflight.check_finite(pair.base, pair.instruct)
   if hosts.is_first():
     run.keep_examples(preview.record(data, pair.instruct.directory, EXAMPLES))
   cfg = weights.abstract_model(pair.trained)[0].cfg
@@ -98,7 +102,6 @@ def _tune(config, run, mesh):
     losses = loop.measure(pair.instruct, run, loss, data, config, mesh)
   if config.samples:
     samples.write(pair.instruct, run, data, config, mesh, local.load)
-  inputs = {"base": [pair.base.directory], "instruct": [pair.instruct.directory], **data.inputs}
   records = run.finish(losses, inputs, config, origin, warnings=[*pair.warnings, *warned])
   if hosts.is_first():
     page.write(run.directory)
@@ -141,6 +144,8 @@ def show(config: Config, count: int, *, ids: bool = False) -> None:
 @dataclasses.dataclass(frozen=True)
 class Options(command.Options):
   """Flags of `train`."""
+
+  is_stoppable = True
 
   config: command.Config = command.config_option()
   workdir: str | None = command.option(None, help="Folder of the run.")

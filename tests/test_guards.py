@@ -4,9 +4,12 @@ import itertools
 import json
 import re
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 
 from shadowft_jax import delta, machine, presets, train
@@ -14,7 +17,7 @@ from shadowft_jax.data import dataset
 from shadowft_jax.errors import InputError
 from shadowft_jax.hf.folder import open_model
 from shadowft_jax.hf import deltas, weights
-from shadowft_jax.learning import guards, optim, preflight
+from shadowft_jax.learning import guards, optim, preflight, step
 from tests import runs
 
 
@@ -121,7 +124,7 @@ def test_disk_space_is_checked_before_training(pair, tmp_path, monkeypatch):
 
 
 def test_the_room_of_a_run(pair, tmp_path, monkeypatch):
-  """A full run of two moments in float32: 3 x 3 deltas as checkpoints, the delta, the model."""
+  """A full run of two moments in float32: 3 deltas as a checkpoint, the delta, the model."""
   config = runs.config_of(pair, **{"delta.kind": "full", "delta.match": "all"})
   data = dataset.read(config, config.instruct)
   base = weights.abstract_model(pair / "base")[1]
@@ -130,9 +133,107 @@ def test_the_room_of_a_run(pair, tmp_path, monkeypatch):
   check = lambda out, nbytes, **more: needs.update(more, n=nbytes)
   monkeypatch.setattr(machine, "check_room", check)
   (tmp_path / "left").write_bytes(bytes(40960))
-  for every, checkpoints_ in ((4, 3), (0, 1), (6, 2)):  # of 10 steps
+  for every, checkpoints_ in ((4, 3), (0, 1), (6, 2), (1, 5)):  # of 10 steps
     config.eval_every = every
     preflight.check_room(config, data, tmp_path, base, open_model(pair / "instruct"))
     model = (pair / "instruct" / "model.safetensors").stat().st_size
     assert abs(needs["n"] - (checkpoints_ * 12 + 4) * size - model) < 100
   assert needs["already"] >= 40960 and json.dumps(needs["what"])
+
+
+# Updates that are skipped.
+
+
+def _guard(most=3, window=0, sigma=2.0, **state):
+  return guards.Guard(most, window, sigma, **state)
+
+
+def _look(guard, losses, was_skipped=0.0):
+  saved = types.SimpleNamespace(latest=types.SimpleNamespace(step=2))
+  return [
+    guard.check({"loss": x, "was_skipped": was_skipped}, n, ["a.jsonl row 7"], saved)
+    for n, x in enumerate(losses, 5)
+  ]
+
+
+def test_skipped_updates_are_counted_and_end_the_run_when_they_are_in_a_row(capsys):
+  guard, nan = _guard(), float("nan")
+  logged = _look(guard, [1.0, nan, nan, 2.0, nan])
+  assert logged == [
+    {"loss": 1.0},
+    {"skipped": 1},
+    {"skipped": 2},
+    {"loss": 2.0, "skipped": 2},
+    {"skipped": 3},
+  ]
+  warning = "warning: not finite at step 7: {'loss': nan}; the update is skipped (2 in a row, 2 in"
+  assert warning in capsys.readouterr().err
+  again = _guard(**json.loads(json.dumps(guard.state)))  # a resumed run
+  assert again == guard
+  with pytest.raises(FloatingPointError) as error:
+    _look(again, [nan, nan])
+  assert str(error.value) == (
+    "not finite at step 6: {'loss': nan}; no update in 3 steps in a row (config.guard.skips); rows "
+    "of the step: a.jsonl row 7; the checkpoint of step 2 stays; try a lower config.lr or "
+    "config.dtype=float32"
+  )
+
+
+def test_a_spike_is_a_loss_far_above_the_last_ones(capsys):
+  assert _guard(window=0).limit == float("inf")
+  guard = _guard(window=4, sigma=2.0)
+  _look(guard, [9.0, 1.0, 3.0, 1.0])
+  assert guard.limit < float("inf")
+  _look(guard, [3.0])
+  assert guard.losses == [1.0, 3.0, 1.0, 3.0] and guard.limit == 2.0 + 2.0 * 1.0
+  assert _look(guard, [4.5], was_skipped=1.0) == [{"loss": 4.5, "skipped": 1}]
+  assert "warning: loss 4.5 at step 5, above the limit of 4;" in capsys.readouterr().err
+  assert guard.losses == [1.0, 3.0, 1.0, 3.0]  # a spike does not raise the limit
+
+
+@pytest.mark.parametrize("bad", ["gradient", "loss", "spike"])
+def test_a_skipped_update_changes_nothing_but_the_step(bad):
+  tx = optax.adamw(0.1)
+  delta_ = {"delta": {"w": jnp.arange(3.0)}}
+  copy = lambda: jax.tree.map(jnp.copy, state)
+  state = step.TrainState(jnp.int32(4), delta_, tx.init(delta_))
+  grads = {"delta": {"w": jnp.ones(3)}}
+  sums = {"loss": jnp.float32(6.0), "count": jnp.float32(2.0)}
+  state, metrics = step.update(copy(), copy_of(grads), sums, tx=tx)  # moments that are not zero
+  assert metrics["was_skipped"] == 0 and metrics["loss"] == 3.0
+  before = jax.tree.map(np.asarray, state)
+  limit = 2.9 if bad == "spike" else 3.0
+  if bad == "gradient":
+    grads["delta"]["w"] = grads["delta"]["w"].at[1].set(jnp.nan)
+  if bad == "loss":
+    sums["loss"] = jnp.float32("inf")
+  after, metrics = step.update(copy(), copy_of(grads), sums, limit, tx=tx)
+  assert metrics["was_skipped"] == 1 and after.step == before.step + 1
+  jax.tree.map(np.testing.assert_array_equal, (after.delta, after.opt), (before.delta, before.opt))
+  good, metrics = step.update(
+    copy(), {"delta": {"w": jnp.ones(3)}}, {**sums, "loss": 6.0}, 3.0, tx=tx
+  )
+  assert metrics["was_skipped"] == 0 and not jnp.array_equal(
+    good.delta["delta"]["w"], after.delta["delta"]["w"]
+  )
+
+
+def copy_of(tree):
+  return jax.tree.map(jnp.copy, tree)
+
+
+def test_a_run_goes_on_after_a_bad_step(pair, tmp_path, monkeypatch):
+  real, calls = step.gradients, []
+
+  def gradients(*args, **options):
+    calls.append(1)
+    grads, sums = real(*args, **options)
+    return (jax.tree.map(lambda g: g * jnp.nan, grads) if len(calls) == 3 else grads), sums
+
+  monkeypatch.setattr(step, "gradients", gradients)
+  records = train.train(runs.config_of(pair, **{"data.val_ratio": 0.0}), tmp_path / "run")
+  by_step = {r["step"]: r for r in records if "lr" in r}
+  assert "grad_norm" not in by_step[3] and by_step[3]["skipped"] == 1
+  assert by_step[4]["lr"] == by_step[3]["lr"]  # the schedule has not moved
+  assert [r.get("skipped") for r in by_step.values()] == [None, None, *[1] * 8]
+  assert (tmp_path / "run" / "shadow").is_dir()

@@ -20,8 +20,8 @@ from shadowft_jax.learning import checkpoints
 from tests import runs
 config = runs.config_of(pathlib.Path(os.environ["PAIR"]), **json.loads(os.environ["FIELDS"]))
 save = checkpoints.save
-def save_and_stop(saved, state, step, loss):
-  save(saved, state, step, loss)
+def save_and_stop(saved, state, step, *rest):
+  save(saved, state, step, *rest)
   if step == int(os.environ.get("STOP", -1)):
     saved.close()
     hosts.wait("killed")

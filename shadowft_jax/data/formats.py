@@ -11,6 +11,7 @@ from shadowft_jax.data.converters import FORMATS, format_of
 from shadowft_jax.data.sources import Source
 from shadowft_jax.data.turns import Row as Row, Settings as Settings
 from shadowft_jax.errors import InputError, listing
+from shadowft_jax.progress import check_stop
 
 OPTIONAL = ("system", "tools", "images")  # keys of data.columns that a row may lack
 
@@ -55,6 +56,7 @@ def convert(
   out: list[Row] = []
   before = len(bad.errors)
   for where, row in source.rows:
+    check_stop()
     try:
       fields = _fields(row, columns, seen, where)
       name = format_of(fields, where)

@@ -25,7 +25,7 @@ from shadowft_jax import files, machine
 from shadowft_jax.data import chat, paper, renderer, tokenizer as tokenizers
 from shadowft_jax.data.turns import Entry, Example, Row, Settings
 from shadowft_jax.errors import InputError
-from shadowft_jax.progress import detail, say
+from shadowft_jax.progress import check_stop, detail, say
 
 RECIPES = {"chat": chat.encode_rows, "paper": paper.encode_rows}
 CHUNK = 500_000  # characters of rows per chunk
@@ -105,6 +105,7 @@ def _encoded(rows, sizes, folder, settings):
   with tqdm(total=len(rows), unit="row", desc="tokenising", leave=False, disable=None) as bar:
 
     def done(part):
+      check_stop()
       parts.append(part)
       bar.update(len(part["count"]))
 

@@ -12,7 +12,7 @@ from shadowft_jax.evaluation.answers import Answers, Key, read
 from shadowft_jax.generation import thoughts
 from shadowft_jax.generation.completion import Completion
 from shadowft_jax.generation.engine import Engine, Sampling
-from shadowft_jax.progress import count, say
+from shadowft_jax.progress import check_stop, count, say
 from shadowft_jax.evaluation.tasks.task import Example, Task
 
 
@@ -43,6 +43,7 @@ def answer(
 
       def receive(group: Sequence[Example], index: int, sample: int, one: Completion) -> None:
         nonlocal tokens
+        check_stop()
         tokens += one.tokens or 0
         key = (task.name, group[index].id, sample)
         if key not in file.done:

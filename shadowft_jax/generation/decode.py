@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from shadowft_jax import sharding
+from shadowft_jax import progress, sharding
 from shadowft_jax.generation import sampling as sampling_lib, steps
 from shadowft_jax.generation.engine import Sampling
 from shadowft_jax.generation.steps import Rows, Variables
@@ -215,6 +215,7 @@ def answers(
       model, variables, prompts, stop=stop, sampling=sampling, batch_size=batch_size, size=size
     )
   while batch.waiting or (batch.index >= 0).any():
+    progress.check_stop()
     with on(mesh):
       batch.fill()
     yield from batch.look(is_over)  # an answer may end with its first token

@@ -156,6 +156,9 @@ def run(
       those written.  No folder is left then.
   """
   check(plan, out)
+  # The sums tell of the others.
+  whole = {t.short for t in plan.targets if t.count == math.prod(t.tensor.shape)}
+  plan.instruct.check_finite(leave_out=whole)
   settings = {**(settings or {}), **plan.recipe.record}
   with (
     files.folder(out, overwrite=overwrite, key=_key(plan, settings, verify)) as making,

@@ -1,16 +1,18 @@
 """A model's Hugging Face folder, opened once per run and passed on."""
 
+import concurrent.futures
 import dataclasses
 import functools
 import os
 import pathlib
 import re
 import reprlib
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 
-from shadowft_jax import files
+from shadowft_jax import files, machine
 from shadowft_jax.errors import TOKENS, InputError, check_kinds, listing
 from shadowft_jax.hf import experts, foreign, names, safetensors, tokenizer_files
 from shadowft_jax.hf.safetensors import WEIGHTS, Tensor
@@ -136,6 +138,27 @@ class ModelFolder:
     """The files that contain or describe these tensors: weights, config, index."""
     return files_of(self.directory, tensors)
 
+  def check_finite(self, leave_out: Collection[str] = ()) -> None:
+    """Reads all weights but those of the tensors `leave_out` (short names).
+
+    Raises:
+      InputError: one is NaN or infinite; names its file and tensor.
+    """
+    tensors = [
+      (self.names[n], t)
+      for n, t in self.tensors.items()
+      if t.dtype in WEIGHTS and n not in leave_out
+    ]
+    with concurrent.futures.ThreadPoolExecutor(machine.cores()) as pool:
+      for (name, tensor), is_good in zip(
+        tensors, pool.map(_is_finite, (t for _, t in tensors)), strict=True
+      ):
+        if not is_good:
+          raise InputError(
+            f"{tensor.path}: {name} contains NaN or infinity; download the file again, or use a "
+            "checkpoint that did not diverge"
+          )
+
   def check_unquantised(self) -> None:
     """Checks that the weights are not quantised.
 
@@ -147,6 +170,13 @@ class ModelFolder:
         f"{self.directory} is quantised ({self.quantised}): a delta cannot be added to its "
         "weights; choose the unquantised model"
       )
+
+
+def _is_finite(tensor):
+  tensor = tensor if tensor.shape else tensor._replace(shape=(1,))
+  infinity = safetensors.bits(np.array(np.inf, WEIGHTS[tensor.dtype]))  # the exponents of NaN, too
+  parts = (safetensors.bits(part) for _, part in safetensors.rows(tensor))
+  return not any(((part & infinity) == infinity).any() for part in parts)
 
 
 def open_model(directory: str | os.PathLike | ModelFolder) -> ModelFolder:

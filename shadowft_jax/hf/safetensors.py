@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from shadowft_jax import files
+from shadowft_jax import files, progress
 from shadowft_jax.errors import InputError
 
 WEIGHTS = {
@@ -38,8 +38,7 @@ BITS = {
 }
 MAX_AXES, MAX_ELEMENTS = 64, 1 << 48  # of a tensor; axes of length 0 do not count
 MAX_HEADER = 100_000_000  # bytes
-# Bytes per read.  Kernels are transposed chunk by chunk, and with small chunks the strided writes
-# stay in the cache (six times as fast as transposing a whole tensor).
+# Bytes per read: few, so that strided writes of a transposed kernel stay in the cache (6x as fast).
 CHUNK = 1 << 17
 Shape = tuple[int, ...]
 
@@ -172,6 +171,7 @@ def rows(
 
 def read_at(file: io.FileIO, part: np.ndarray, offset: int) -> None:
   """Fills the byte array `part` from an unbuffered file's bytes at `offset`."""
+  progress.check_stop()
   done = 0
   while done < len(part):
     count = os.preadv(file.fileno(), [part[done:].data], offset + done)

@@ -11,15 +11,15 @@ from jax.sharding import Mesh
 import jax.numpy as jnp
 import optax
 
-from shadowft_jax import delta as delta_lib, presets, sharding, tree
+from shadowft_jax import delta as delta_lib, hosts, presets, sharding, tree
 from shadowft_jax.data.planned import Dataset
 from shadowft_jax.data.packing import Arrays
-from shadowft_jax.errors import InputError
+from shadowft_jax.errors import InputError, listing
 from shadowft_jax.hf import deltas, weights
 from shadowft_jax.hf.folder import ModelFolder, open_model
 from shadowft_jax.learning import checkpoints, guards, optim, reference, step as step_lib
 from shadowft_jax.presets import Config
-from shadowft_jax.progress import count, duration, say
+from shadowft_jax.progress import Stopped, count, duration, say
 from shadowft_jax.runs import trackers
 from shadowft_jax.runs.metrics import Log
 from shadowft_jax.runs.run import Run
@@ -58,9 +58,9 @@ class _Trainer:
     return step_lib.with_divergence(state.delta, self.base, batches, self.start, loss=self.loss)
 
   def step(
-    self, state: step_lib.TrainState, arrays: Iterable[Arrays]
+    self, state: step_lib.TrainState, arrays: Iterable[Arrays], limit: float
   ) -> tuple[step_lib.TrainState, Metrics]:
-    """One optimizer step."""
+    """One optimizer step; it is skipped if its loss is above `limit`."""
     arrays = list(arrays)
     batches = self.prepared(state, lambda: arrays)
     # The gradients stay unnamed so that their memory is freed before the next step allocates.
@@ -75,6 +75,7 @@ class _Trainer:
         dtype=self.config.gradient_dtype,
       ),
       self.config.lr,
+      limit,
       tx=self.tx,
     )
     return state, {k: float(v) for k, v in metrics.items()}
@@ -83,10 +84,21 @@ class _Trainer:
     """The metrics on the validation split; {} without one."""
     if not self.data.valid:
       return {}
-    share = sharding.my_share(self.mesh)
-    batches = self.prepared(state, lambda: self.data.valid_batches(share))
+    batches = self.prepared(state, lambda: _valid_arrays(self.data, self.mesh))
     means = step_lib.means(state.delta, self.base, batches, self.start, loss=self.loss)
     return {f"valid_{k}": v for k, v in means.items()}
+
+  def is_due(self, number: int) -> bool:
+    """Whether step `number` ends with a validation and a checkpoint."""
+    every = self.config.eval_every
+    return number == len(self.data.steps) or bool(every) and number % every == 0
+
+
+def _valid_arrays(data, mesh):
+  """This process's batches of the validation split; raises Stopped between two of them."""
+  for arrays in data.valid_batches(sharding.my_share(mesh)):
+    hosts.check_stop()
+    yield arrays
 
 
 def prefetch(items: Iterator[T]) -> Iterator[T]:
@@ -168,28 +180,47 @@ def _size(base, delta, data, config):
 def _steps(
   state: step_lib.TrainState, trainer: _Trainer, saved: checkpoints.Checkpointer, log: Log
 ) -> step_lib.TrainState:
-  """Runs the optimizer from `state` to the last step, or an early stop; returns the last state."""
-  last, every = len(trainer.data.steps), trainer.config.eval_every
-  if state.step == 0:
+  """Runs the optimizer from `state` to the last step, or an early stop; returns the last state.
+
+  Raises:
+    Stopped: a signal has asked for it; the state is saved.
+  """
+  guard = guards.Guard.of(trainer.config, checkpoints.guard_of(saved))
+  done, data = int(state.step), trainer.data
+  if done == 0:
     log.write(0, **trainer.validate(state))
-  first = int(state.step) + 1
-  if checkpoints.has_stalled(saved, first - 1, trainer.config):
+  elif trainer.is_due(done) and data.valid and saved.latest and not saved.latest.metrics:
+    _validate_and_save(state, trainer, saved, log, guard)  # it was stopped before it had
+  if checkpoints.has_stalled(saved, done, trainer.config):
     return state
-  for number, arrays in enumerate(trainer.batches(first), first):
-    state, metrics = trainer.step(state, arrays)
-    guards.check_finite(metrics, number, saved)
-    lr = float(trainer.schedule(number - 1))
-    log.step(number, trainer.data.tokens(number - 1), **metrics, lr=lr)
-    if number == last or every and number % every == 0:
-      validation = trainer.validate(state)
-      guards.check_finite(validation, number, saved)
-      log.write(number, **validation)
-      checkpoints.save(saved, state, number, validation.get("valid_loss"))
-      log.restart_clock()
+  for number, arrays in enumerate(trainer.batches(done + 1), done + 1):
+    lr = float(trainer.schedule(number - 1 - guard.skipped))
+    state, metrics = trainer.step(state, arrays, guard.limit)
+    rows = (data.train[i].where for i in data.steps[number - 1].examples)
+    metrics = guard.check(metrics, number, rows, saved)
+    log.step(number, data.tokens(number - 1), **metrics, lr=lr)
+    if trainer.is_due(number) or hosts.stop_asked():
+      _validate_and_save(state, trainer, saved, log, guard)
     log.report(number)
     if checkpoints.has_stalled(saved, number, trainer.config):
       break
   return state
+
+
+def _validate_and_save(state, trainer, saved, log, guard):
+  """Validates and saves the state; if a signal stops it, the state is saved without a loss."""
+  number = int(state.step)
+  try:
+    hosts.check_stop()
+    validation = trainer.validate(state)
+  except Stopped:
+    checkpoints.save(saved, state, number, None, guard.state)
+    say(f"saved step {number:,} of {len(trainer.data.steps):,}")
+    raise
+  guards.check_finite(validation, number, saved)
+  log.write(number, **validation)
+  checkpoints.save(saved, state, number, validation.get("valid_loss"), guard.state)
+  log.restart_clock()
 
 
 def load_start(config: Config, base: Params, mesh: Mesh) -> Delta | None:
@@ -213,6 +244,8 @@ def load_start(config: Config, base: Params, mesh: Mesh) -> Delta | None:
       f"{c.kind}, match {c.match}, rank {c.rank} and alpha {c.alpha:g}, makes "
       f"{forms[1]}; set them as in the run that made it"
     )
+  if bad := [n for n, x in tree.names(start).items() if not jnp.isfinite(x).all()]:
+    raise InputError(f"config.delta.init={c.init} contains NaN or infinity:{listing(bad)}")
   tree.check_fits(start, want, part_is=f"config.delta.init={c.init}", whole_is="the Base")
   return start
 
@@ -239,9 +272,7 @@ def measure(
     if name == "instruct" and presets.has_reference(config):
       data = dataclasses.replace(data, train=[])  # no measurement needs it
       data = reference.measured(None, params, data, loss=of_model, mesh=mesh)
-    batches = lambda data=data: step_lib.on_devices(
-      data.valid_batches(sharding.my_share(mesh)), mesh
-    )
+    batches = lambda data=data: step_lib.on_devices(_valid_arrays(data, mesh), mesh)
     none: Delta = {"delta": {}}
     prepared = step_lib.with_divergence(none, params, batches, loss=of_model)
     means = step_lib.means(none, params, prepared, loss=of_model)

@@ -6,7 +6,7 @@ import pathlib
 
 import jax
 
-from shadowft_jax import delta as delta_lib, machine, presets
+from shadowft_jax import delta as delta_lib, hosts, machine, presets
 from shadowft_jax.data.planned import Dataset
 from shadowft_jax.errors import InputError
 from shadowft_jax.hf import weights
@@ -116,6 +116,12 @@ def check_room(
 
 def _nbytes(tree_):
   return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree_))
+
+
+def check_finite(*models: ModelFolder) -> None:
+  """Raises InputError if a weight of a model, grafted or not, is NaN or infinite."""
+  for model in models:
+    hosts.by_first(model.check_finite)
 
 
 def check_tokens(data: Dataset, vocab_size: int, instruct: str) -> None:

@@ -39,6 +39,7 @@ def logprobs(
   if not examples:
     return out
   for batch, rows in data.once(examples, sharding.my_share(mesh)):
+    hosts.check_stop()
     [placed] = step_lib.on_devices([batch], mesh)
     logp = sharding.whole(step_lib.answer_logprobs(delta, base, placed, loss=loss))
     for row, pairs in enumerate(rows):

@@ -5,6 +5,7 @@ This module handles arrays and functions only; loop.py handles data and folders.
 
 import dataclasses
 import functools
+import math
 from typing import Any, NamedTuple
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
@@ -205,19 +206,29 @@ def update(
   grads: Delta,
   sums: objectives.Sums,
   lr: float | jax.Array = 1.0,
+  limit: float = math.inf,
   *,
   tx: optax.GradientTransformation,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-  """One optimizer step on the mean over all micro-batches; also returns the metrics.
+  """One optimizer step, on the mean gradient over all micro-batches; also returns the metrics.
 
-  The updates of `tx`, which is made for a peak rate of 1, are multiplied by `lr`.
+  The updates of `tx`, which is made for a peak rate of 1, are multiplied by `lr`.  If the loss is
+  above `limit`, or it or the gradient is not finite, only the number of the step changes, and the
+  metric "was_skipped" is 1.
   """
   grads = jax.tree.map(lambda g: g / sums["count"], grads)
+  means = {k: v / sums["count"] for k, v in sums.items() if k != "count"}
+  norm = optax.tree.norm(grads)
+  is_good = jnp.isfinite(norm) & jnp.isfinite(means["loss"]) & (means["loss"] <= limit)
   updates, opt = tx.update(grads, state.opt, state.delta)
   updates = jax.tree.map(lambda u: lr * u, updates)
-  state = TrainState(state.step + 1, optax.apply_updates(state.delta, updates), opt)
-  means = {k: v / sums["count"] for k, v in sums.items() if k != "count"}
-  return state, {**means, "grad_norm": optax.tree.norm(grads)}
+  new, old = (optax.apply_updates(state.delta, updates), opt), (state.delta, state.opt)
+  chosen = jax.tree.map(lambda a, b: jnp.where(is_good, a, b), new, old)
+  return TrainState(state.step + 1, *chosen), {
+    **means,
+    "grad_norm": norm,
+    "was_skipped": 1.0 - is_good,
+  }
 
 
 @functools.partial(jax.jit, static_argnames="loss")

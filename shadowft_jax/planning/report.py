@@ -72,7 +72,7 @@ def describe(plan: search.Plan, hf: dict[str, Any], rows: Rows) -> list[str]:
     "axis tensor; examples as long as their rows",
     "disk, in GB: "
     + ", ".join(f"{name} {size / 1e9:.1f}" for name, size in disk.items())
-    + f"; total {sum(disk.values()) / 1e9:.1f} (up to three checkpoints)",
+    + f"; total {sum(disk.values()) / 1e9:.1f} (up to five checkpoints)",
   ]
 
 

@@ -1,7 +1,9 @@
 """The metrics of a run: a progress bar, metrics.jsonl, TensorBoard."""
 
 import json
+import math
 import pathlib
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any, Self, TextIO
@@ -9,6 +11,7 @@ from typing import Any, Self, TextIO
 from shadowft_jax import files, hosts, progress
 from shadowft_jax.errors import InputError
 
+CLOSE_S = 10  # seconds that TensorBoard has to write its last numbers
 LINES = 20  # on the progress of a run, where no terminal shows a bar
 
 
@@ -104,7 +107,7 @@ class Log:
     if self._file is None:
       return
     is_validated, steps = self._validated == step, self._bar.total
-    loss = f"loss {self._newest['loss']:.4f}"
+    loss = f"loss {self._newest.get('loss', math.nan):.4f}"
     valid = f", validation {self._newest['valid_loss']:.4f}" if self._validated >= 0 else ""
     speed = (
       f"lr {progress.rate(self._newest['lr'])}, {self._newest['tokens_per_second']:,.0f} tok/s"
@@ -126,7 +129,10 @@ class Log:
   def __exit__(self, *_: object) -> None:
     self._bar.close()
     if self._file is not None:
-      self._board.close()
       self._file.close()
+      # An interrupt may leave its queue in a state in which it waits forever.
+      closing = threading.Thread(target=self._board.close, daemon=True)
+      closing.start()
+      closing.join(CLOSE_S)
     if self._tracker:
       self._tracker.close()

@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from shadowft_jax import files, machine
+from shadowft_jax import files, machine, progress
 
 PACKAGES = (
   "shadowft_jax",
@@ -35,8 +35,12 @@ def sha256(path: str | os.PathLike) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _sha256(path: str, size: int, mtime_ns: int) -> str:
-  with open(path, "rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
+  digest = hashlib.sha256()
+  with open(path, "rb", buffering=0) as file:
+    while data := file.read(1 << 24):
+      progress.check_stop()
+      digest.update(data)
+  return digest.hexdigest()
 
 
 def provenance(

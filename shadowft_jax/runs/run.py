@@ -7,17 +7,19 @@ import os
 import pathlib
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from shadowft_jax import files, hosts
 from shadowft_jax.errors import InputError, listing
 from shadowft_jax.presets import Config, current, defaults, flat
-from shadowft_jax.progress import say
+from shadowft_jax.progress import count, say
 from shadowft_jax.runs import cards, metrics, provenance
 from shadowft_jax.runs.html import REPORT
 
-DATA = "data.json"  # the digest of the data of a run
+CONFIG, DATA = "config.json", "data.json"  # of a run, and the digests of its inputs
 LOG, PREVIEW = "log.txt", "preview.json"
+NOT_BEGUN = (DATA, LOG, PREVIEW)  # what a run's folder may have before the run has begun
+Inputs: TypeAlias = Mapping[str, Iterable[str | os.PathLike]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,26 +53,37 @@ class Run:
     """Whether the run has finished: its provenance is written last."""
     return (self.directory / "provenance.json").exists()
 
-  def claim_data(self, digest: str, train: str) -> None:
-    """Keeps the digest of the data that the run trains on.
+  def claim_inputs(self, digest: str, inputs: Inputs, devices: int) -> None:
+    """Keeps what the run trains on; says if a run resumes on another number of devices.
 
     Args:
       digest: of all tokens.
-      train: what config.data.train names, for the error.
+      inputs: {role: files or folders}, with the roles "base" and "instruct".
+      devices: on which the run trains.
 
     Raises:
-      InputError: its checkpoints are of other data.
+      InputError: its checkpoints are of other inputs.
     """
+    hosts.by_first(lambda: self._claim_inputs(digest, inputs, devices))
+
+  def _claim_inputs(self, digest, inputs, devices):
     path = self.directory / DATA
-    has_begun = any(self.checkpoints.glob("*"))
-    if hosts.is_first() and not (has_begun and path.exists()):
-      files.write_json(path, {"digest": digest, "train": train})
-    hosts.wait("the digest of the data is written")
-    if files.read_json(path).get("digest") != digest:
+    found = {"digest": digest, "devices": devices}
+    found["sha256"] = provenance.provenance(inputs, seed=None)["sha256"]
+    if not any(self.checkpoints.glob("*")) or not path.exists():
+      files.write_json(path, found)
+      return
+    before = files.read_json(path)
+    if changed := _changed(before, found):
       raise InputError(
-        f"--workdir {self.directory} was begun with other data: the rows of {train}, the "
-        "validation rows, the tokenizer or the chat template have changed since; restore them, or "
-        "choose another folder"
+        f"--workdir {self.directory} was begun with other inputs; restore them, or choose another "
+        f"folder; these have changed since:{listing(changed)}"
+      )
+    if before.get("devices", devices) != devices:
+      say(
+        f"warning: the run began on {count(before['devices'], 'device')} and resumes on {devices}: "
+        "sums are rounded in another order, so that its delta is not bit by bit that of a run "
+        "which stays on the same devices"
       )
 
   def keep_examples(self, examples: Sequence[Mapping[str, Any]]) -> None:
@@ -80,7 +93,7 @@ class Run:
   def finish(
     self,
     losses: Mapping[str, float],
-    inputs: Mapping[str, Iterable[str | os.PathLike]],
+    inputs: Inputs,
     config: Config,
     origin: cards.Origin,
     warnings: Iterable[str] = (),
@@ -89,7 +102,7 @@ class Run:
 
     Args:
       losses: the last metrics.
-      inputs: see `provenance.provenance`; the delta that training began with is added.
+      inputs: see `provenance.provenance`.
       config: of the run.
       origin: what it is made from, for the cards.
       warnings: of the run, said once more where they are seen.
@@ -97,8 +110,7 @@ class Run:
     if hosts.is_first():
       metrics.append(self.directory, losses)
       self._write_cards(losses, config, origin)
-      start = {"delta.init": [config.delta.init]} if config.delta.init else {}
-      record = provenance.provenance({**inputs, **start}, seed=config.seed)
+      record = provenance.provenance(inputs, seed=config.seed)
       files.write_json(self.directory / "provenance.json", record)
     hosts.wait("the run is complete")
     for name, (before, after) in [*cards.results(losses).items()][: len(cards.SHOWN)]:
@@ -135,29 +147,70 @@ def _quoted(path):
   return shlex.quote(str(path))
 
 
+def _changed(before, found):
+  """The inputs that have changed since data.json was written, as `_claim_inputs` writes it."""
+  then, now = (
+    {p: d for x in r.get("sha256", {}).values() for p, d in x.items()} for r in (before, found)
+  )
+  changed = {p for p in then.keys() | now.keys() if then.get(p) != now.get(p)} if then else set()
+  if before.get("digest") != found["digest"]:
+    # Without a record of files (older versions), or where none has changed, only the tokens tell.
+    return changed or {"the rows, the tokenizer, the chat template, or the package that applies it"}
+  # Other files, and changes in these that leave all tokens as they were, make no other run.
+  return {p for p in changed if p.endswith((".safetensors", f"{os.sep}config.json"))}
+
+
 @contextlib.contextmanager
 def open_run(config: Config, workdir: str | os.PathLike) -> Iterator[Run]:
   """Yields the run of `config` in `workdir`: a new one, or the one that is there.
 
   Raises:
     InputError: the folder belongs to a run of another config (the fields that differ are
-      listed), or is not a run's.  A run that had not begun to train gives way.
+      listed), is not a run's, or another process trains in it.  A run that had not begun to train
+      gives way.
   """
   run = Run(pathlib.Path(workdir))
-  if hosts.is_first():
-    _claim(run.directory, config)
-  hosts.wait("the run's folder is made")
-  if not hosts.is_first():
-    _claim(run.directory, config)
-  if run.is_complete:
-    say(f"{run.directory} is complete: {run.shadow}; to train again, name another --workdir")
-  yield run
+  with contextlib.ExitStack() as stack:
+    if hosts.is_first():
+      _names(run.directory, CONFIG, "run", NOT_BEGUN)
+      if not run.is_complete:
+        stack.enter_context(_alone(run))
+      _claim(run.directory, config)
+    hosts.wait("the run's folder is made")
+    if not hosts.is_first():
+      _claim(run.directory, config)
+    if run.is_complete:
+      say(f"{run.directory} is complete: {run.shadow}; to train again, name another --workdir")
+    yield run
+
+
+def _alone(run):
+  """A context that is held by one process at a time."""
+  run.directory.mkdir(parents=True, exist_ok=True)
+  try:
+    return files.locked(run.log, wait=False)
+  except BlockingIOError as error:
+    raise InputError(
+      f"another process trains in --workdir {run.directory}; wait for it, or choose another folder"
+    ) from error
+
+
+def _names(workdir, name, noun, not_begun):
+  """The names in a folder without the rests of interrupted writes; refuses other folders."""
+  there = {p.name for p in workdir.iterdir()} if workdir.is_dir() else set()
+  there = {entry for entry in there if not entry.endswith(".part")}
+  if there - {*not_begun} and name not in there:
+    raise InputError(
+      f"--workdir {workdir} is not empty and not a {noun}'s folder (it has no {name}); choose "
+      "another"
+    )
+  return there
 
 
 def _claim(workdir: pathlib.Path, config: Config) -> None:
   mine = json.loads(config.to_json_best_effort())
   words = ("run", "config", "fields")
-  claim(workdir, "config.json", mine, words, (DATA, LOG, PREVIEW), absent=flat(defaults()))
+  claim(workdir, CONFIG, mine, words, NOT_BEGUN, absent=flat(defaults()))
 
 
 def claim(
@@ -180,19 +233,11 @@ def claim(
     InputError: the folder has something else.
   """
   path, (noun, by, parts) = workdir / name, words
-  there = [p.name for p in workdir.iterdir()] if workdir.is_dir() else []
-  # The rest of an interrupted write is not the user's.
-  there = [entry for entry in there if not entry.endswith(".part")]
-  if not set(there) - {name, *not_begun}:
+  if not _names(workdir, name, noun, not_begun) - {name, *not_begun}:
     if hosts.is_first():
       workdir.mkdir(parents=True, exist_ok=True)
       files.write_json(path, mine)
     return
-  if name not in there:
-    raise InputError(
-      f"--workdir {workdir} is not empty and not a {noun}'s folder (it has no {name}); choose "
-      "another"
-    )
   theirs, ours = {**(absent or {}), **current(flat(files.read_json(path)))}, flat(dict(mine))
   differ = [
     f"{k}: {theirs.get(k)!r} there, {ours.get(k)!r} now"
