@@ -81,14 +81,9 @@ def _tune(config, run, mesh):
     delta = loop.learn(loss, base, data, config, run, mesh, trained=pair.trained)  # W_B + delta
     del base  # its memory is for W_I
     origin = cards.of_run(config, pair.parents(config), data.inputs)
+    form = {name: config.delta[name] for name in ("rank", "alpha", "rslora")}
     deltas.save(
-      run.delta,
-      delta,
-      rank=config.delta.rank,
-      alpha=config.delta.alpha,
-      rslora=config.delta.rslora,
-      base_model=config.instruct,
-      model_type=pair.instruct.model_type,
+      run.delta, delta, base_model=config.instruct, model_type=pair.instruct.model_type, **form
     )
     warned = write.graft(  # W_I + delta
       run.shadow,
