@@ -262,9 +262,7 @@ def _suggest_server(directory, arm, options, questions):
   rate = 2e10 if jax.default_backend() == "cpu" else 1e12  # bytes per second
   steps = questions * options.samples * min(options.max_new_tokens or 256, 256)
   seconds = steps / options.batch_size * nbytes / rate
-  if seconds < LONG:
-    return
-  if line := vllm.advice(directory, arm.delta or None):
+  if seconds >= LONG and (line := vllm.advice(directory, arm.delta or None)):
     say(f"{arm.label}: this may take about {duration(seconds)} here; vLLM is faster: {line}")
 
 

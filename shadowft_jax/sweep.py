@@ -28,6 +28,8 @@ with epy.lazy_imports():  # help and errors of flags, config and grid come befor
 class Options(command.Options):
   """Flags of `sweep`."""
 
+  is_stoppable = True
+
   config: command.Config = command.config_option()
   grid: tuple[str, ...] = command.option(
     (),

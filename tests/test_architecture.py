@@ -271,6 +271,8 @@ def test_files_of_others_are_read_by_the_strict_reader_of_json():
     "generation/serving": "requests to a server",
     "evaluation/harness_model": "keys made here",
     "runs/run": "the config in memory",
+    "runs/grid": "the config in memory",
+    "compare": "the options in memory",
     "example": "a file of this package",
   }
   reading = {

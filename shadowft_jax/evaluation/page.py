@@ -194,7 +194,8 @@ def _beats(a, b):
 
 
 def _lines(path):
-  return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+  lines = path.read_text().splitlines() if path.exists() else []
+  return [files.parse_json(line, f"a line of {path}") for line in lines]
 
 
 def _first_samples(path):

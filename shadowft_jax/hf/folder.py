@@ -144,19 +144,14 @@ class ModelFolder:
     Raises:
       InputError: one is NaN or infinite; names its file and tensor.
     """
-    tensors = [
-      (self.names[n], t)
-      for n, t in self.tensors.items()
-      if t.dtype in WEIGHTS and n not in leave_out
-    ]
+    tensors = {n: t for n, t in self.tensors.items() if t.dtype in WEIGHTS and n not in leave_out}
     with concurrent.futures.ThreadPoolExecutor(machine.cores()) as pool:
-      for (name, tensor), is_good in zip(
-        tensors, pool.map(_is_finite, (t for _, t in tensors)), strict=True
-      ):
+      are_finite = pool.map(_is_finite, tensors.values())
+      for (name, tensor), is_good in zip(tensors.items(), are_finite, strict=True):
         if not is_good:
           raise InputError(
-            f"{tensor.path}: {name} contains NaN or infinity; download the file again, or use a "
-            "checkpoint that did not diverge"
+            f"{tensor.path}: {self.names[name]} contains NaN or infinity; download the file again, "
+            "or use a checkpoint that did not diverge"
           )
 
   def check_unquantised(self) -> None:
