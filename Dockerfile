@@ -14,6 +14,7 @@ WORKDIR /opt/shadowft_jax
 
 COPY setup.py pyproject.toml constraints.txt README.md LICENSE ./
 COPY configs configs
+COPY launch launch
 COPY shadowft_jax shadowft_jax
 RUN python -m pip install --no-cache-dir --disable-pip-version-check -c constraints.txt ".${EXTRA:+[$EXTRA]}"
 

@@ -171,9 +171,11 @@ def conclusions(comparisons: Sequence[Comparison]) -> list[str]:
   """What the differences show, whichever way they come out."""
   lines = []
   for key, does, what in (("old", "keeps", "old skills"), ("new", "learns", "new skill")):
-    clear = {"Shadow-FT": places(comparisons, key, 1), "FT": places(comparisons, key, -1)}
-    lines += [f"{arm} {does} more of the {what}: {where}." for arm, where in clear.items() if where]
-    if not any(clear.values()):
+    better = {"Shadow-FT": places(comparisons, key, 1), "FT": places(comparisons, key, -1)}
+    lines += [
+      f"{arm} {does} more of the {what}: {where}." for arm, where in better.items() if where
+    ]
+    if not any(better.values()):
       lines.append(f"The {what}: no clear difference between FT and Shadow-FT.")
   gains = [
     f"{arm}, {c.tuning.name}, rate {c.rate:g}: {points(gain)}"

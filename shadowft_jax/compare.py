@@ -132,7 +132,8 @@ def compare(options: Options) -> "tuple[str, list[outcomes.Outcome]]":
   if extra and config.graft.match != "projections":
     raise InputError("--also needs config.graft.match=projections; remove one of them")
   settings = _settings(options, asked, development)
-  cells = series.claim(options.config, axes, workdir, train.resolve)
+  cells = grid.checked_cells(options.config, axes, train.resolve)
+  series.claim(options.config, axes, workdir)
   hosts.start()
   results = series.run(options.config, cells, workdir, train.train)
   tuned = [one for one in outcomes.settings(results) if one.is_done]

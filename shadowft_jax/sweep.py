@@ -95,7 +95,8 @@ def main(options: Options) -> None:
   """
   config, axes, workdir = options.config, axes_of(options), _folder(options)
   check = config_file.check if options.array == "sky" else train.resolve  # are files looked for
-  cells = series.claim(config, axes, workdir, check)
+  cells = grid.checked_cells(config, axes, check)
+  series.claim(config, axes, workdir)
   if options.cell is not None and options.cell >= len(cells):
     raise InputError(f"--cell {options.cell}: the grid has {len(cells)} runs, from 0 on")
   if options.array:

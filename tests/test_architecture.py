@@ -273,6 +273,7 @@ def test_files_of_others_are_read_by_the_strict_reader_of_json():
     "runs/run": "the config in memory",
     "runs/grid": "the config in memory",
     "compare": "the options in memory",
+    "evaluation/page": "answers, whatever characters a model writes",
     "example": "a file of this package",
   }
   reading = {

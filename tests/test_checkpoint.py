@@ -20,7 +20,7 @@ from shadowft_jax.hf import hub
 from shadowft_jax.hf.folder import open_model
 from shadowft_jax.hf import arrays
 from shadowft_jax import delta, models, sharding, tree
-from shadowft_jax.hf import deltas, safetensors as safetensors_file, weights
+from shadowft_jax.hf import deltas, folder as model_folder, safetensors as safetensors_file, weights
 from shadowft_jax.errors import InputError
 from tests import pico
 
@@ -187,7 +187,7 @@ def test_a_process_reads_only_the_rows_it_needs(made, monkeypatch):
   monkeypatch.setattr(
     safetensors_file, "rows", lambda t, a, b: ranges.append((t.shape, a, b)) or rows(t, a, b)
   )
-  tensor = safetensors_file.find(made("qwen2"))["model.embed_tokens.weight"]
+  tensor = model_folder.find(made("qwen2"))["model.embed_tokens.weight"]
   part = np.zeros((33, 16), np.float32)
   arrays._read_into([(((33, 66), (16, 32)), part)], tensor, part.dtype)
   assert ranges == [((264, 32), 33, 66)]
@@ -464,7 +464,7 @@ def test_export_of_load_has_every_tensor_and_bit(made, dtype, shards, mesh):
 
 def assert_exports(params, path):
   """`arrays.export` gives the tensors of a folder: names, dtypes and bits."""
-  tensors, got = safetensors_file.find(path), dict(arrays.export(params))
+  tensors, got = model_folder.find(path), dict(arrays.export(params))
   assert got.keys() == tensors.keys()
   for name, tensor in tensors.items():
     raw = tensor.path.read_bytes()[tensor.offset :][: tensor.nbytes]
@@ -485,7 +485,7 @@ def test_every_bit_survives(copy):
   raw[start:] = np.random.default_rng(0).bytes(len(raw) - start)
   (path / MODEL).write_bytes(raw)
   named = tree.names(weights.load_model(path, mesh=mesh_of("2x2x2"))[1])
-  tensors = safetensors_file.find(path)
+  tensors = model_folder.find(path)
   for hf_name, name, index in names.tensors(named):
     part = np.asarray(jax.device_get(named[name]))[index]  # no program runs on the way
     part = part.T if names.is_transposed(name) else part
@@ -804,9 +804,9 @@ def test_a_dense_delta_comes_back(made, tmp_path, monkeypatch, name, limit):
     ]
     assert all(
       t.path.stat().st_size <= limit + 4000 or t.nbytes > limit
-      for t in safetensors_file.find(tmp_path / "delta", "delta").values()
+      for t in model_folder.find(tmp_path / "delta", "delta").values()
     )
-  tensors = safetensors_file.find(tmp_path / "delta", "delta").values()
+  tensors = model_folder.find(tmp_path / "delta", "delta").values()
   assert not any(
     min(t.offset for t in tensors if t.path == path) % 8 for path in {t.path for t in tensors}
   )  # readers that map a file want it so

@@ -87,7 +87,7 @@ def fails(config, workdir, match):
   [
     ("learn_on", "both", "config.learn_on is one of base, instruct; got 'both'"),
     ("delta.kind", "dora", "config.delta.kind is one of lora, full; got 'dora'"),
-    ("objective", "kto", "config.objective is one of"),
+    ("objective", "ppo", "config.objective is one of"),
     ("attention", "fast", "config.attention is one of"),
     ("dtype", "float8", "config.dtype is one of bfloat16, float32; got 'float8'"),
     ("lr", 0.0, "config.lr must be above 0"),
@@ -110,7 +110,7 @@ def test_a_runs_folder_is_accepted_as_its_delta(pair, tmp_path):
   (tmp_path / "run" / "delta" / "adapter_config.json").touch()
   for given in (tmp_path / "run", tmp_path / "run" / "delta"):
     config = runs.config_of(pair, **{"delta.init": str(given)})
-    train._resolve(config)
+    train.resolve(config)
     assert config.delta.init == str(tmp_path / "run" / "delta")
   message = f"delta.init={tmp_path}/rnu is not a folder; did you mean {tmp_path}/run"
   fails(runs.config_of(pair, **{"delta.init": str(tmp_path / "rnu")}), tmp_path / "new", message)

@@ -16,7 +16,7 @@ from shadowft_jax.hf import arrays
 from shadowft_jax.grafting import selection
 from shadowft_jax.hf.folder import open_model
 from shadowft_jax.grafting import adapter as adapters, chunks, delta_only, matching, sources
-from shadowft_jax.hf import deltas, safetensors as safetensors_file
+from shadowft_jax.hf import deltas, folder as model_folder, safetensors as safetensors_file
 from shadowft_jax.errors import InputError
 from tests import pico
 from tests.test_write import adapter, command, load, near, raw, run, sides, trio
@@ -125,7 +125,7 @@ def test_a_large_delta_is_cut_into_shards(bf16, tmp_path, monkeypatch):
   one, several = load(tmp_path / "one"), load(tmp_path / "several")
   assert index["metadata"]["total_size"] == sum(4 * x.numel() for x in one.values())
   assert one.keys() == several.keys() and all(torch.equal(one[n], several[n]) for n in one)
-  assert {t.path.name for t in safetensors_file.find(tmp_path / "several", "delta").values()} == {
+  assert {t.path.name for t in model_folder.find(tmp_path / "several", "delta").values()} == {
     *files
   }
 

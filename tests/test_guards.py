@@ -207,11 +207,11 @@ def test_a_skipped_update_changes_nothing_but_the_step(bad):
     grads["delta"]["w"] = grads["delta"]["w"].at[1].set(jnp.nan)
   if bad == "loss":
     sums["loss"] = jnp.float32("inf")
-  after, metrics = step.update(copy(), copy_of(grads), sums, limit, tx=tx)
+  after, metrics = step.update(copy(), copy_of(grads), sums, 1.0, limit, tx=tx)
   assert metrics["was_skipped"] == 1 and after.step == before.step + 1
   jax.tree.map(np.testing.assert_array_equal, (after.delta, after.opt), (before.delta, before.opt))
   good, metrics = step.update(
-    copy(), {"delta": {"w": jnp.ones(3)}}, {**sums, "loss": 6.0}, 3.0, tx=tx
+    copy(), {"delta": {"w": jnp.ones(3)}}, {**sums, "loss": 6.0}, 1.0, 3.0, tx=tx
   )
   assert metrics["was_skipped"] == 0 and not jnp.array_equal(
     good.delta["delta"]["w"], after.delta["delta"]["w"]

@@ -143,7 +143,8 @@ def test_tables_have_headers_with_their_scope(run_page, scores_shown):
 
 @pytest.mark.parametrize("kind", ["run", "scores"])
 def test_what_comes_from_data_stays_text(undrawn, tmp_path, kind):
-  text = made.NASTY
+  # A run's config.json with half of a surrogate pair is refused when it is read.
+  text = made.NASTY.replace("\ud800", "") if kind == "run" else made.NASTY
   write = made.write_run if kind == "run" else made.write_scores
   reader = shown(write(tmp_path / "it", text=text))
   assert "script" not in {tag for tag, _ in reader.elements} and not reader.all("img")
@@ -257,7 +258,7 @@ def test_worked_examples_are_not_repeated_in_every_question():
   assert scores_page._shared(dialogues) == 2
   assert scores_page._shared(dialogues[:1]) == 0 == scores_page._shared([])
   assert scores_page._shared([*dialogues, dialogues[0][1:]]) == 0
-  one = scores_page._question("x", {"messages": dialogues[1], "gold": 3}, 2, [])
+  one = scores_page.question("x", dialogues[1][2:], 3, [])
   assert (one.text, one.reference) == ("b", "3")
 
 

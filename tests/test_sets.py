@@ -146,6 +146,8 @@ def test_no_config_limits_or_renames_the_users_own_rows(name, tmp_path, capsys):
   rows = [{"instruction": f"q{i}", "output": f"a{i}"} for i in range(2100)]
   if presets.is_paired(c):
     rows = [{"prompt": f"q{i}", "chosen": f"a{i}", "rejected": f"b{i}"} for i in range(1100)]
+  if c.objective == "kto":
+    rows = [{**row, "label": i % 2 == 0} for i, row in enumerate(rows)]
   path = tmp_path / "mine.jsonl"
   path.write_text("".join(json.dumps(row) + "\n" for row in rows))
   c.data.train, c.data.template, c.data.val_ratio = str(path), "qwen3", 0.0

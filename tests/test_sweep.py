@@ -245,7 +245,8 @@ def real(pair, tmp_path_factory):
   jax.monitoring.register_event_duration_secs_listener(count)
   config = runs.config_of(pair, epochs=1)
   axes = grid.axes(["config.lr=1e-3,2e-2"])
-  cells = series.claim(config, axes, folder / "s", train.resolve)
+  cells = grid.checked_cells(config, axes, train.resolve)
+  series.claim(config, axes, folder / "s")
   found = []
   for cell in cells:
     counts.append(0)

@@ -133,7 +133,7 @@ def _parsed(text, path, start=1, task=""):
 
 def _other_settings(path, first, settings):
   try:
-    before = parse_json(first, f"{path} line 1").get("settings")
+    before = parse_json(first.decode(errors="replace"), f"{path} line 1").get("settings")
   except InputError:
     before = None
   if not isinstance(before, dict):

@@ -195,7 +195,7 @@ def _beats(a, b):
 
 def _lines(path):
   lines = path.read_text().splitlines() if path.exists() else []
-  return [files.parse_json(line, f"a line of {path}") for line in lines]
+  return [json.loads(line) for line in lines]
 
 
 def _first_samples(path):

@@ -11,10 +11,10 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from shadowft_jax import presets
+from shadowft_jax import presets, progress
 from shadowft_jax.errors import InputError
 from shadowft_jax.presets import Config
 from shadowft_jax.runs import config_file
@@ -163,6 +163,25 @@ def shown(value: Any) -> str:
     short = f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
     return min(f"{value:g}", short, key=len)
   return re.split(r"[/\\]", str(value).rstrip("/"))[-1] or "none"
+
+
+def checked_cells(
+  config: Config, axes: Sequence[Axis], check: Callable[[Config], None]
+) -> list[Cell]:
+  """The cells of a grid, whose configs `check` accepts.
+
+  Raises:
+    InputError: names the run whose config is bad.
+  """
+  out = cells(axes)
+  for cell in out:
+    one = cell.config(config)
+    try:
+      with progress.silenced():
+        check(one)
+    except InputError as error:
+      raise InputError(f"run {cell.name}: {error}") from error
+  return out
 
 
 def record(common: Config, axes: Iterable[Axis]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from shadowft_jax import progress
-from shadowft_jax.errors import InputError, RunsFailed, listing
+from shadowft_jax.errors import RunsFailed, listing
 from shadowft_jax.presets import Config
 from shadowft_jax.runs import grid, run as run_lib
 from shadowft_jax.runs.grid import Axis, Cell
@@ -16,28 +16,9 @@ from shadowft_jax.runs.outcomes import Outcome, outcome
 NAME = "sweep.json"  # in the folder of a sweep: its grid
 
 
-def claim(
-  config: Config, axes: Sequence[Axis], workdir: pathlib.Path, check: Callable[[Config], None]
-) -> list[Cell]:
-  """Checks every run of a grid, and makes `workdir` its folder; returns the cells.
-
-  Args:
-    check: raises InputError for a bad config.
-
-  Raises:
-    InputError: a run's config is bad, or the folder is not this grid's.
-  """
-  cells = grid.cells(axes)
-  for cell in cells:
-    one = cell.config(config)
-    try:
-      with progress.silenced():
-        check(one)
-    except InputError as error:
-      raise InputError(f"run {cell.name}: {error}") from error
-  words = ("sweep", "grid", "values")
-  run_lib.claim(workdir, NAME, grid.record(config, axes), words)
-  return cells
+def claim(config: Config, axes: Sequence[Axis], workdir: pathlib.Path) -> None:
+  """Makes `workdir` the folder of a grid; raises InputError if it is another's."""
+  run_lib.claim(workdir, NAME, grid.record(config, axes), ("sweep", "grid", "values"))
 
 
 def run(
@@ -49,7 +30,7 @@ def run(
   """Trains the runs of a grid that are not complete, one after another; one that fails is named.
 
   Args:
-    cells: of `claim`, all or some.
+    cells: of `grid.checked_cells`, all or some.
     workdir: of the grid.
     train: trains one run in its folder.
 
