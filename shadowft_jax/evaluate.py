@@ -187,14 +187,14 @@ def answers(
   Raises:
     InputError: a model or its answers are missing or bad.
   """
-  for one in questions if options.out else ():
-    page.keep_questions(pathlib.Path(options.out or ""), *one)
   results: dict[str, Any] = {}
   model, before = None, None
   for arm in models:
     if before is None or not arm.delta or (arm.source, arm.delta) != (before.source, before.delta):
       model = None  # gives its memory to the next
     model, before = _engine(arm, options, model, sum(len(x) for _, x in questions)), arm
+    for one in questions if options.out and not results else ():
+      page.keep_questions(pathlib.Path(options.out), *one)
     results[arm.label] = _results(arm, model, options, questions)
   return results
 
