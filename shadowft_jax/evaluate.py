@@ -194,7 +194,7 @@ def answers(
       model = None  # gives its memory to the next
     model, before = _engine(arm, options, model, sum(len(x) for _, x in questions)), arm
     for one in questions if options.out and not results else ():
-      page.keep_questions(pathlib.Path(options.out), *one)
+      page.keep_questions(pathlib.Path(options.out or ""), *one)
     results[arm.label] = _results(arm, model, options, questions)
   return results
 
