@@ -147,8 +147,16 @@ def _answers(record, most) -> Iterator[html.Questions]:
       page.question(own[i]["id"], own[i]["messages"], own[i]["reference"], given[i]) for i in chosen
     ]
     note = f"{len(chosen):,} of {count(len(own), 'question')}" if len(chosen) < len(own) else ""
-    filters = page.filters(list(labels), [right[i] for i in chosen], right)
+    filters = page.filters(list(labels), [right[i] for i in chosen], right, _rivals(record, labels))
     yield html.Questions(f"questions-{number}", task, list(labels), questions, filters, note)
+
+
+def _rivals(record, labels):
+  """The models that each choice compares, as pairs of their numbers: FT with Shadow-FT first."""
+  numbers = {label: number for number, label in enumerate(labels)}
+  several = [[numbers[x] for x in choice["models"][:3]] for choice in record["choices"]]
+  pairs = [(1, 2), (0, 1), (0, 2)]
+  return list(dict.fromkeys((models[a], models[b]) for a, b in pairs for models in several))
 
 
 def keys_of_answers(record: Record) -> dict[str, str]:

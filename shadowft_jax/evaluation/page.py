@@ -167,15 +167,24 @@ def _answers(directory, models, tasks, most) -> Iterator[html.Questions]:
 
 
 def filters(
-  labels: Sequence[str], shown: Sequence[Sequence[bool]], every: Sequence[Sequence[bool]]
+  labels: Sequence[str],
+  shown: Sequence[Sequence[bool]],
+  every: Sequence[Sequence[bool]],
+  rivals: Sequence[tuple[int, int]] = (),
 ) -> dict[str, frozenset[int]]:
-  """{filter with its count: numbers of the questions that it shows}, from who is right."""
+  """{filter with its count: numbers of the questions that it shows}, from who is right.
+
+  Args:
+    labels: of the models.
+    shown, every: who is right, of the questions on the page and of all.
+    rivals: models to compare, by number; by default the first with every other.
+  """
   tests: dict[str, Callable[[Sequence[bool]], bool]] = {}
   if labels[1:]:
     tests = {
       f"{labels[a]} right, {labels[b]} wrong": _beats(a, b)
-      for i in range(1, len(labels))
-      for a, b in ((0, i), (i, 0))
+      for i, j in rivals or [(0, j) for j in range(1, len(labels))]
+      for a, b in ((i, j), (j, i))
     }
     tests |= {"all right": all, "all wrong": lambda who: not any(who)}
   else:
