@@ -38,7 +38,7 @@ def test_the_page_runs(page):
   assert model.decoder.apply({"params": model.params}, tokens).shape == (
     1,
     3,
-    model.config.vocab_size,
+    model.decoder.cfg.vocab_size,
   )
   run = folder / names["run"].directory
   assert [r["step"] for r in metrics.read_metrics(run) if "lr" in r] == [1, 2]
