@@ -19,6 +19,7 @@ import time
 
 import numpy as np
 
+from shadowft_jax import machine
 from shadowft_jax.data import formats, sources, tokenise
 from shadowft_jax.data.tokenizer import load_tokenizer
 
@@ -112,7 +113,7 @@ def main():
   parser.add_argument("--rows", type=int, default=20000)
   options = parser.parse_args()
   rows = make_rows(options.data / "llamafactory_demo" / "alpaca_en_demo.json", options.rows)
-  cores, out = tokenise._cores, {}
+  cores, out = machine.cores, {}
   with tempfile.TemporaryDirectory() as folder:
     name = make_tokenizer(options.data, folder)
     pairs, out["map"] = timed(mapped, rows, folder)
@@ -120,7 +121,7 @@ def main():
     assert same(ours, pairs)
     hit, out["cached"] = timed(tokenise.tokenise, rows, folder, SETTINGS, f"{folder}/cache")
     assert same(hit, pairs)
-    tokenise._cores = lambda: 1
+    machine.cores = lambda: 1
     # Within one process the tokenizer would use threads of its own.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _, out["one_process"] = timed(tokenise.tokenise, rows, folder, SETTINGS, f"{folder}/other")
