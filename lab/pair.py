@@ -37,13 +37,21 @@ from shadowft_jax import models, tree
 from shadowft_jax.hf import weights
 
 SEED = 0
-SHAPE = {
+ARCHITECTURE = {
+  "architectures": ["Qwen3ForCausalLM"],
+  "model_type": "qwen3",
   "hidden_size": 64,
   "intermediate_size": 128,
   "num_hidden_layers": 3,
   "num_attention_heads": 4,
   "num_key_value_heads": 2,
   "head_dim": 16,
+  "tie_word_embeddings": True,
+  "attention_bias": False,
+  "hidden_act": "silu",
+  "rms_norm_eps": 1e-6,
+  "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+  "initializer_range": 0.02,
 }
 LENGTH, ROWS = 64, 32  # tokens a packed row, rows a step
 PER_ROW = 3  # documents that fill a row, at least
@@ -70,17 +78,9 @@ def config(tok) -> dict:
   """Returns the pair's config.json; transformers fills in what is left out."""
   end = tok.convert_tokens_to_ids("<|endoftext|>")
   return {
-    "architectures": ["Qwen3ForCausalLM"],
-    "model_type": "qwen3",
-    **SHAPE,
+    **ARCHITECTURE,
     "vocab_size": tokenizer.VOCAB_SIZE,
     "max_position_embeddings": 512,
-    "tie_word_embeddings": True,
-    "attention_bias": False,
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-6,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
-    "initializer_range": 0.02,
     "use_cache": True,
     "dtype": "bfloat16",
     "bos_token_id": end,

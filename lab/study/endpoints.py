@@ -21,13 +21,9 @@ Grid = Mapping[str, Mapping[float, Mapping[str, float]]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Estimate:
+class Estimate(statistics.Difference):
   """The mean of one number a pair, its 95 % t interval and exact sign-flip p-value."""
 
-  mean: float
-  low: float
-  high: float
-  p: float
   pairs: int
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lab import training
+from lab import pair, training
 from lab.study import world
 from lab.study.world import Prompts, Rows
 from shadowft_jax import models, tree
@@ -16,22 +16,10 @@ from shadowft_jax.generation import steps
 from shadowft_jax.tree import Params
 
 CONFIG = {
-  "architectures": ["Qwen3ForCausalLM"],
-  "model_type": "qwen3",
-  "hidden_size": 64,
-  "intermediate_size": 128,
+  **pair.ARCHITECTURE,
   "num_hidden_layers": 2,
-  "num_attention_heads": 4,
-  "num_key_value_heads": 2,
-  "head_dim": 16,
   "vocab_size": len(world.VOCAB),
   "max_position_embeddings": 64,
-  "tie_word_embeddings": True,
-  "attention_bias": False,
-  "hidden_act": "silu",
-  "rms_norm_eps": 1e-6,
-  "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
-  "initializer_range": 0.02,
 }
 END = world.ID[world.END]
 MODEL = models.from_config(CONFIG, dtype=jnp.float32)

@@ -12,6 +12,7 @@ from lab.study import endpoints, pairs
 from lab.study.cells import ALPHAS, Cell, CELLS, CONTROLS, PRIMARY, SECONDARY
 from lab.study.endpoints import Estimate, Grid
 from lab.study.runs import Record, names
+from shadowft_jax.evaluation import verdict
 
 MAIN = ("old, by accuracy", "frontier", "equal loss", "old, by loss")
 COLUMNS = ("old", "hard", "new", "worked", "loss", "norm", "development old", "development new")
@@ -22,9 +23,8 @@ def text(e: Estimate) -> str:
   """An estimate in points, such as "+3.1 (+0.2 to +6.0)"."""
   if math.isnan(e.mean):
     return "-"
-  mean, low, high = (round(100 * x, 1) + 0.0 for x in (e.mean, e.low, e.high))  # no -0.0
-  note = "" if e.pairs == len(pairs.SEEDS) else f", {e.pairs} pairs"
-  return f"{mean:+.1f} ({low:+.1f} to {high:+.1f}{note})"
+  note = "" if e.pairs == len(pairs.SEEDS) else f", {e.pairs} pairs)"
+  return verdict.points(e).removesuffix(")" * bool(note)) + note
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -18,6 +18,7 @@ from lab.study.cells import Cell, SEEDS, SIZES
 from lab.study.pairs import Store
 from lab.study.world import Rows
 from shadowft_jax import delta as delta_lib, tree
+from shadowft_jax.learning import optim
 from shadowft_jax.tree import Params
 
 ROWS, VALIDATION = 2048, 300
@@ -65,7 +66,8 @@ def tuning_rows(data: str, seed: str, count: int) -> Rows:
 
 def schedule(rate: float, steps: int) -> np.ndarray:
   """Rates [S]: a warm-up over a tenth of the steps, then a cosine to 0, as `train` has it."""
-  rates = optax.warmup_cosine_decay_schedule(0.0, rate, math.ceil(0.1 * steps), steps)
+  warmup = math.ceil(0.1 * steps)
+  rates = optim.Shape("cosine", steps, warmup, steps - warmup, 0.0).of(rate)
   return np.array([rates(i) for i in range(steps)], np.float32)
 
 

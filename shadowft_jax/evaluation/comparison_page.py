@@ -141,8 +141,7 @@ def _answers(record, most) -> Iterator[html.Questions]:
     own = [q for q in rows if q["task"] == task]
     given = [[q["answers"][label] for label in labels.values()] for q in own]
     right = [[x["state"] == "right" for x in answers] for answers in given]
-    chosen = sorted(range(len(own)), key=lambda i: len(set(right[i])) == 1)[:most]
-    chosen.sort()
+    chosen = page.differing_first(right, most)
     questions = [
       page.question(own[i]["id"], own[i]["messages"], own[i]["reference"], given[i]) for i in chosen
     ]

@@ -144,8 +144,7 @@ def _answers(directory, models, tasks, most) -> Iterator[html.Questions]:
     labels = [model for model, _ in present]
     ids = [n for n in present[0][1] if all(n in x for _, x in present)]
     right = {n: [x[n]["state"] == "right" for _, x in present] for n in ids}
-    kept = sorted(ids, key=lambda n: len(set(right[n])) == 1)[:most]
-    kept = [n for n in ids if n in set(kept)]
+    kept = [ids[i] for i in differing_first([right[n] for n in ids], most)]
     asked = {row["id"]: row for row in _lines(directory / QUESTIONS.format(task))}
     shared = _shared([row["messages"] for row in asked.values()])
     questions = []
@@ -164,6 +163,15 @@ def _answers(directory, models, tasks, most) -> Iterator[html.Questions]:
     filters_ = filters(labels, [right[n] for n in kept], list(right.values()))
     name = f"questions-{number}"
     yield html.Questions(name, task, labels, questions, filters_, note.strip())
+
+
+def differing_first(right: Sequence[Sequence[bool]], most: int) -> list[int]:
+  """The numbers of `most` questions in their order, those that models answer unlike before others.
+
+  Args:
+    right: which models are right, for each question.
+  """
+  return sorted(sorted(range(len(right)), key=lambda i: len(set(right[i])) == 1)[:most])
 
 
 def filters(
