@@ -96,21 +96,21 @@ def questions_of(options: Options) -> tuple[list, set[str]]:
       "no questions to compare the models on; give your own with --questions FILE, or a benchmark "
       "with --task NAME (for validation losses alone, use `shadowft sweep --arms instruct,base`)"
     )
-  asked = evaluate.questions_of(options)
+  tasks = evaluate.questions_of(options)
   if options.development:
-    known = [task.name for task, _ in asked]
+    known = [task.name for task, _ in tasks]
     path = pathlib.Path(options.development)
     task = own.task(path, options.grading, options.answer_after, known)
     examples = task.examples(originals.Data(), options.limit)
-    both = {one.id for one in examples} & {one.id for _, others in asked for one in others}
+    both = {one.id for one in examples} & {one.id for _, others in tasks for one in others}
     if both:
       raise InputError(
         f"--development {path} shares {len(both)} questions with those that are compared; the "
         "choice of the rate would be made on the test questions"
       )
-    return [*asked, (task, examples)], {one.id for one in examples}
-  held = [choice.held_out(examples, options.hold_out, SPLIT_SEED) for _, examples in asked]
-  return asked, set().union(*held)
+    return [*tasks, (task, examples)], {one.id for one in examples}
+  held = [choice.held_out(examples, options.hold_out, SPLIT_SEED) for _, examples in tasks]
+  return tasks, set().union(*held)
 
 
 def compare(options: Options) -> "tuple[str, list[outcomes.Outcome]]":
@@ -125,13 +125,13 @@ def compare(options: Options) -> "tuple[str, list[outcomes.Outcome]]":
   """
   extra, axes = entrants.further(options.also), axes_of(options)
   workdir = pathlib.Path(options.workdir)
-  asked, development = questions_of(options)
+  tasks, development = questions_of(options)
   config = grid.Cell("", {}).config(options.config)
   with silenced():
     train.resolve(config)
   if extra and config.graft.match != "projections":
     raise InputError("--also needs config.graft.match=projections; remove one of them")
-  settings = _settings(options, asked, development)
+  settings = _settings(options, tasks, development)
   cells = grid.checked_cells(options.config, axes, train.resolve)
   series.claim(options.config, axes, workdir)
   hosts.start()
@@ -142,7 +142,7 @@ def compare(options: Options) -> "tuple[str, list[outcomes.Outcome]]":
   if text := _finished(workdir, settings, results):
     return text, results
   given = entrants.Entrants(
-    asked, development, lambda arms: _answered(options, arms, asked), config.instruct, config.base
+    tasks, development, lambda arms: _answered(options, arms, tasks), config.instruct, config.base
   )
   models = given.models([_entry(one, workdir) for one in tuned], outcomes.before(tuned))
   chosen = given.choices(models, extra)
@@ -155,11 +155,11 @@ def compare(options: Options) -> "tuple[str, list[outcomes.Outcome]]":
   return text, results
 
 
-def _settings(options, asked, development):
+def _settings(options, tasks, development):
   """What a finished comparison depends on beside the grid, as JSON."""
   fields = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
   fields = {k: v for k, v in fields.items() if k not in ("config", "workdir", "batch_size", "mesh")}
-  digests = {task.name: own.digest(examples) for task, examples in asked}
+  digests = {task.name: own.digest(examples) for task, examples in tasks}
   return json.loads(json.dumps({**fields, "digests": digests, "held": sorted(development)}))
 
 
@@ -172,12 +172,12 @@ def _finished(workdir, settings, results):
   return (workdir / PAGE).read_text() if same and (workdir / PAGE).exists() else ""
 
 
-def _answered(options, arms, asked):
+def _answered(options, arms, tasks):
   """The results of models that answer as the options say; their answers are in scores/."""
   shared = {f.name: getattr(options, f.name) for f in dataclasses.fields(evaluate.Asking)}
   out = str(pathlib.Path(options.workdir, "scores"))
   return evaluate.answers(
-    arms, evaluate.Options(**shared, protocol=options.protocol, out=out), asked
+    arms, evaluate.Options(**shared, protocol=options.protocol, out=out), tasks
   )
 
 

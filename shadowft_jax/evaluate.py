@@ -163,7 +163,7 @@ def main(options: Options) -> None:
     say(f"written: {options.out}")
 
 
-def questions_of(options: Asking) -> "list[task_lib.Asked]":
+def questions_of(options: Asking) -> "list[task_lib.TaskQuestions]":
   """The tasks that the options name, each with its questions.
 
   Raises:
@@ -180,7 +180,7 @@ def questions_of(options: Asking) -> "list[task_lib.Asked]":
 
 
 def answers(
-  models: "Sequence[arms.Arm]", options: Options, questions: "Sequence[task_lib.Asked]"
+  models: "Sequence[arms.Arm]", options: Options, questions: "Sequence[task_lib.TaskQuestions]"
 ) -> "dict[str, dict[str, report.Result]]":
   """The results of every arm, {label: {task: result}}; their answers and grades are written.
 

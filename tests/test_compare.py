@@ -145,12 +145,12 @@ def stood_in(monkeypatch):
     (workdir / "metrics.jsonl").write_text(json.dumps(record) + "\n")
     (workdir / "provenance.json").write_text("{}")
 
-  def fake_answered(found, options, asked):
-    calls.extend(arm.label for arm in found)
+  def fake_answered(arms, options, tasks):
+    calls.extend(arm.label for arm in arms)
     out = {}
-    for arm in found:
+    for arm in arms:
       out[arm.label] = {}
-      for task, examples in asked:
+      for task, examples in tasks:
         share = 0.5 if "0.1-" in arm.label else 0.9
         given = [
           Graded(

@@ -262,7 +262,7 @@ LOOP, END = "{% for i in range(99999) %}", "{% endfor %}"
     ("{{ 'x' * 10**10 }}", "memory"),
     ("{{ 'x'.ljust(10**10) }}", "memory"),
     ("{{ '%10000000000d' % 1 }}", "memory|."),
-    ("{{ 'x' * 60000000 }}", "has 60,000,000 characters"),
+    ("{{ 'x' * 20000001 }}", "has 20,000,001 characters"),
     pytest.param(LOOP * 2 + "{{ 'x' * 10**6 }}" + END * 2, "memory|takes", marks=pytest.mark.slow),
     ("{% if %}", "."),
     ("{{ raise_exception('no such role') }}", "no such role"),
@@ -271,7 +271,8 @@ LOOP, END = "{% for i in range(99999) %}", "{% endfor %}"
   ],
 )
 def test_a_template_has_limits_and_the_next_one_is_rendered(tiny, monkeypatch, template, what):
-  monkeypatch.setattr(renderer, "SECONDS", 1)
+  if "takes" in what:  # the others end by themselves, on a slow machine after more than a second
+    monkeypatch.setattr(renderer, "SECONDS", 1)
   with pytest.raises(InputError, match=f"the chat template of .* fails .*({what})"):
     rendered(tiny, template)
   assert rendered(tiny, "{{ messages[1].content }}") == "turn 1"

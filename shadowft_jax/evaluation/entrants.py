@@ -11,7 +11,7 @@ from shadowft_jax.evaluation import choice
 from shadowft_jax.evaluation.arms import Arm
 from shadowft_jax.evaluation.choice import Model
 from shadowft_jax.evaluation.report import Result
-from shadowft_jax.evaluation.tasks.task import Asked
+from shadowft_jax.evaluation.tasks.task import TaskQuestions
 from shadowft_jax.hf import hub
 from shadowft_jax.runs.grid import ARMS
 
@@ -80,17 +80,22 @@ class Entrants:
   """The questions, and the models that answer them."""
 
   def __init__(
-    self, asked: Sequence[Asked], development: set[str], answer: Answer, instruct: str, base: str
+    self,
+    tasks: Sequence[TaskQuestions],
+    development: set[str],
+    answer: Answer,
+    instruct: str,
+    base: str,
   ) -> None:
     """Nothing is asked yet.
 
     Args:
-      asked: the tasks and all of their questions.
+      tasks: the tasks and all of their questions.
       development: ids of those by which the rate is chosen.
       answer: asks models all questions.
       instruct, base: folders or Hub ids.
     """
-    self.asked, self.development, self.answer = asked, development, answer
+    self.tasks, self.development, self.answer = tasks, development, answer
     self.instruct, self.base = instruct, base
     self.results: dict[str, Mapping[str, Result]] = {}
 
@@ -101,7 +106,7 @@ class Entrants:
   def _model(self, name, labels, fields, folders=(), loss=None):
     """The Model of one label, or of those of several seeds."""
     parts: list[dict] = [{}, {}]
-    for task, _ in self.asked:
+    for task, _ in self.tasks:
       runs = [self.results[label][task.name].graded for label in labels]
       for is_held, part in enumerate(parts):
         own = [[x for x in run if (x.id in self.development) == is_held] for run in runs]
@@ -163,7 +168,7 @@ class Entrants:
 
   def questions(self) -> Iterator[dict[str, Any]]:
     """Every question with the answers of every model, as JSON."""
-    for task, examples in self.asked:
+    for task, examples in self.tasks:
       first = {
         label: {x.id: x for x in results[task.name].graded if not x.sample}
         for label, results in self.results.items()

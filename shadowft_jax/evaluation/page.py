@@ -48,12 +48,12 @@ def of_folder(directory: pathlib.Path, most: int = MOST) -> Page:
   """
   record = _scores(directory)
   models, tasks = list(record["models"]), _tasks(record)
-  asked = sum(next(iter(record["models"].values()))["tasks"][t]["questions"] for t in tasks)
+  total = sum(next(iter(record["models"].values()))["tasks"][t]["questions"] for t in tasks)
   return Page(
     title=" and ".join([", ".join(models[:-1]), models[-1]] if models[1:] else models),
     subtitle=f"{count(len(models), 'model')} on the same questions of {', '.join(tasks)}",
     facts={
-      "questions": f"{asked:,}",
+      "questions": f"{total:,}",
       "protocol": str(record["options"].get("protocol", "unknown")),
       "compared with": models[0] if models[1:] else "nothing",
     },
@@ -145,11 +145,11 @@ def _answers(directory, models, tasks, most) -> Iterator[html.Questions]:
     ids = [n for n in present[0][1] if all(n in x for _, x in present)]
     right = {n: [x[n]["state"] == "right" for _, x in present] for n in ids}
     kept = [ids[i] for i in differing_first([right[n] for n in ids], most)]
-    asked = {row["id"]: row for row in _lines(directory / QUESTIONS.format(task))}
-    shared = _shared([row["messages"] for row in asked.values()])
+    rows = {row["id"]: row for row in _lines(directory / QUESTIONS.format(task))}
+    shared = _shared([row["messages"] for row in rows.values()])
     questions = []
     for n in kept:
-      row = asked.get(n, {"messages": [], "gold": None})
+      row = rows.get(n, {"messages": [], "gold": None})
       given = [x[n] for _, x in present]
       questions.append(question(n, row["messages"][shared:], row["gold"], given))
     note = "The first sample of each answer." if _has_samples(directory, models, task) else ""

@@ -156,12 +156,12 @@ def _settings(
   """
   values = config[name] or {}
   try:
-    found = patterns.matching(values, modules)
+    matches = patterns.matching(values, modules)
   except InputError as error:
     raise InputError(f"{directory / 'adapter_config.json'}, {name}: {error}") from error
   out = dict.fromkeys(modules, config[otherwise])
   for pattern, value in reversed(values.items()):
-    out |= dict.fromkeys(found[pattern], value)
+    out |= dict.fromkeys(matches[pattern], value)
   return out
 
 

@@ -20,14 +20,14 @@ CODE = rf"""
 import json, re, resource, sys
 resource.setrlimit(resource.RLIMIT_AS, ({MEMORY}, {MEMORY}))
 resource.setrlimit(resource.RLIMIT_CPU, ({SECONDS}, {SECONDS}))
-asked, found = json.load(sys.stdin), {{}}
-for pattern in asked["patterns"]:
+given, matches = json.load(sys.stdin), {{}}
+for pattern in given["patterns"]:
   try:
     whole = re.compile(rf"(.*\.)?({{pattern}})$")
-    found[pattern] = [n for n in asked["names"] if whole.match(n)]
+    matches[pattern] = [n for n in given["names"] if whole.match(n)]
   except (re.error, OverflowError, RecursionError, MemoryError) as error:
-    found[pattern] = str(error) or type(error).__name__
-json.dump(found, sys.stdout)
+    matches[pattern] = str(error) or type(error).__name__
+json.dump(matches, sys.stdout)
 """
 
 
@@ -57,7 +57,7 @@ def matching(patterns: Iterable[str], names: Iterable[str]) -> dict[str, list[st
       f"matching the patterns {', '.join(map(repr, patterns))[:300]} takes more than {SECONDS} s; "
       "write module names in their place"
     ) from error
-  found = files.parse_json(done.stdout, "the result")
-  if bad := [f"{p!r}: {x}" for p, x in found.items() if isinstance(x, str)]:
+  matches = files.parse_json(done.stdout, "the result")
+  if bad := [f"{p!r}: {x}" for p, x in matches.items() if isinstance(x, str)]:
     raise InputError(f"not a regular expression: {bad[0]}")
-  return found
+  return matches

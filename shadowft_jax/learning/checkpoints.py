@@ -142,6 +142,6 @@ def _fault(folder):
     expected = files.read_json(folder / CHECKSUMS)
   except InputError:
     return "it has no checksums"
-  found = _checksums(folder)
-  wrong = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
+  actual = _checksums(folder)
+  wrong = sorted(n for n in expected.keys() | actual.keys() if expected.get(n) != actual.get(n))
   return f"{count(len(wrong), 'file')}: {inline(wrong, 3)}" if wrong else ""

@@ -33,8 +33,8 @@ def builtin() -> dict[str, pathlib.Path]:
   """{name: file} of the built-in configs."""
   places = (PACKAGE / "configs", PACKAGE.parent / "configs")  # in a wheel, and in the repository
   folder = next((p for p in places if p.is_dir()), places[0])
-  found = [*sorted(folder.glob("*.py")), *sorted(folder.glob("*/*.py"))]
-  return {p.relative_to(folder).with_suffix("").as_posix(): p for p in found}
+  paths = [*sorted(folder.glob("*.py")), *sorted(folder.glob("*/*.py"))]
+  return {p.relative_to(folder).with_suffix("").as_posix(): p for p in paths}
 
 
 def find(flag: str, argv: Sequence[str]) -> Config:
@@ -230,11 +230,11 @@ def _contradictions(config: Config) -> list[str]:
       f"config.dtype=bfloat16; got {config.delta.kind} and {config.dtype}; set it to float32"
     )
   if config.delta.kind != "lora":
-    asked = {
+    lora_only = {
       "delta.rslora": config.delta.rslora,
       "loraplus_lr_ratio": config.loraplus_lr_ratio != 1,
     }
-    out += [f"config.{n} needs config.delta.kind=lora" for n, is_set in asked.items() if is_set]
+    out += [f"config.{n} needs config.delta.kind=lora" for n, is_set in lora_only.items() if is_set]
   if config.min_lr and config.schedule == "constant":
     out.append("config.min_lr needs a schedule that falls; got schedule=constant")
   if config.min_lr > config.lr:

@@ -68,13 +68,13 @@ class Run:
 
   def _claim_inputs(self, digest, inputs, devices):
     path = self.directory / DATA
-    found = {"digest": digest, "devices": devices}
-    found["sha256"] = provenance.provenance(inputs, seed=None)["sha256"]
+    now = {"digest": digest, "devices": devices}
+    now["sha256"] = provenance.provenance(inputs, seed=None)["sha256"]
     if not any(self.checkpoints.glob("*")) or not path.exists():
-      files.write_json(path, found)
+      files.write_json(path, now)
       return
     before = files.read_json(path)
-    if changed := _changed(before, found):
+    if changed := _changed(before, now):
       raise InputError(
         f"--workdir {self.directory} was begun with other inputs; restore them, or choose another "
         f"folder; these have changed since:{listing(changed)}"
@@ -147,13 +147,13 @@ def _quoted(path):
   return shlex.quote(str(path))
 
 
-def _changed(before, found):
+def _changed(before, after):
   """The inputs that have changed since data.json was written, as `_claim_inputs` writes it."""
   then, now = (
-    {p: d for x in r.get("sha256", {}).values() for p, d in x.items()} for r in (before, found)
+    {p: d for x in r.get("sha256", {}).values() for p, d in x.items()} for r in (before, after)
   )
   changed = {p for p in then.keys() | now.keys() if then.get(p) != now.get(p)} if then else set()
-  if before.get("digest") != found["digest"]:
+  if before.get("digest") != after["digest"]:
     # Without a record of files (older versions), or where none has changed, only the tokens tell.
     return changed or {"the rows, the tokenizer, the chat template, or the package that applies it"}
   # Other files, and changes in these that leave all tokens as they were, make no other run.

@@ -80,8 +80,8 @@ def _example(row, where):
   if not isinstance(row, Mapping):
     raise InputError(f"{where} is no object; expected {_form()}")
   row = {str(key): value for key, value in row.items() if value not in turns.EMPTY}
-  asked = _column(row, QUESTIONS, where)
-  messages, answer = _messages(row, asked, where)
+  question = _column(row, QUESTIONS, where)
+  messages, answer = _messages(row, question, where)
   references = row[_column(row, REFERENCES, where)] if answer is None else answer
   golds = references if isinstance(references, list) else [references]
   if not all(isinstance(x, str | int | float) for x in golds):

@@ -79,7 +79,7 @@ class Task:
     return out
 
 
-Asked = tuple[Task, list[Example]]  # a task and the questions that are asked
+TaskQuestions = tuple[Task, list[Example]]  # a task and the questions that are asked
 
 
 def example(messages: Messages | str, gold: Any, group: str = "") -> Example:
