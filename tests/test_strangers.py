@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -325,12 +324,20 @@ def test_a_long_conversation_is_tokenised_as_a_short_one(monkeypatch, tiny, name
 
 
 @pytest.mark.slow
-def test_a_conversation_of_3000_turns_takes_seconds(tiny):
+def test_the_work_of_a_conversation_grows_with_its_turns_not_with_their_square(tiny, monkeypatch):
+  """So that 3,000 turns take seconds, not minutes: messages rendered, for each message."""
   tiny.chat_template = tokenizer.load_tokenizer(TINY / "instruct").chat_template
-  start = time.process_time()
-  example = runs.encode(conversation(3000), tiny, 10**6)
-  assert example.answer.sum() > 3000 and example.unterminated == 0
-  assert time.process_time() - start < 20
+  rendered, render = [], renderer.render
+  monkeypatch.setattr(
+    renderer, "render", lambda *args: rendered.append(len(args[1])) or render(*args)
+  )
+  work = {}
+  for turns in (300, 3000):
+    rendered.clear()
+    example = runs.encode(conversation(turns), tiny, 10**6)
+    assert example.answer.sum() > turns and example.unterminated == 0
+    work[turns] = sum(rendered) / turns
+  assert work[3000] < 1.1 * work[300] < 100
 
 
 @pytest.mark.parametrize("recipe", [("chat",), ("paper", "qwen")])
