@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 from jax.typing import DTypeLike
 
-from shadowft_jax import delta as delta_lib, hosts, train as train_lib
+from shadowft_jax import delta as delta_lib, hosts, train as train_lib, tree
 from shadowft_jax.data import tokenizer as tokenizers
 from shadowft_jax.errors import InputError
 from shadowft_jax.generation.engine import Sampling
 from shadowft_jax.generation.local import LocalEngine
-from shadowft_jax.hf import deltas, hub, weights
+from shadowft_jax.hf import deltas, hub, leaves, weights
 from shadowft_jax.models.decoder import Decoder
 from shadowft_jax.presets import Config
 from shadowft_jax.runs import config_file
@@ -70,15 +70,20 @@ def load_model(model: str | os.PathLike, *, dtype: DTypeLike | None = None) -> M
   return Model(*weights.load_model(directory, dtype=dtype), directory)
 
 
-def load_delta(delta: str | os.PathLike) -> LoadedDelta:
+def load_delta(delta: str | os.PathLike, model: Model | None = None) -> LoadedDelta:
   """Loads a delta: a run's folder, its delta/ folder, or a LoRA adapter of PEFT.
 
     delta = load_delta("runs/a")
 
+  Args:
+    delta: the folder.
+    model: the model that it is for; needed if that has layers of several kinds (Qwen3.5).
+
   Raises:
     InputError: there is no delta, or it cannot be read.
   """
-  return LoadedDelta(*deltas.load(delta))
+  runs = leaves.runs_of(tree.names(model.params)) if model else ()
+  return LoadedDelta(*deltas.load(delta, runs=runs))
 
 
 def graft(

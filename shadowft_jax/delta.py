@@ -11,7 +11,6 @@ A Delta is one of two trees, told apart by the collection it lives in:
 
 from collections.abc import Mapping
 import math
-import re
 from typing import Any
 
 import jax
@@ -40,11 +39,11 @@ def zeros(key: jax.Array, params: Params, config: Any) -> Delta:
   if config.kind not in KINDS:
     raise InputError(f"delta.kind must be one of {', '.join(KINDS)}; got {config.kind!r}")
   if config.kind == "lora":
-    return {"lora": init_adapter(key, params, rank=config.rank, match=scope.pattern(config.match))}
+    return {"lora": init_adapter(key, params, rank=config.rank, match=config.match)}
   leaves = {
     n: jnp.zeros(w.shape, jnp.float32)
     for n, w in tree.names(params).items()
-    if re.search(scope.pattern(config.match), n)
+    if scope.has(config.match, n)
   }
   if not leaves:
     raise InputError(
@@ -64,7 +63,7 @@ def init_adapter(key: jax.Array, params: Params, *, rank: int, match: str) -> Pa
   adapter = {}
   for name, w in tree.names(params).items():
     # The head only exposes its kernel to the loss, so an adapter there would have no effect.
-    if not (name.endswith("/kernel") and "/layers/" in name and re.search(match, name)):
+    if not (name.endswith("/kernel") and "/layers/" in name and scope.has(match, name)):
       continue
     key, key_a = jax.random.split(key)
     *stack, d_in, d_out = w.shape
@@ -205,7 +204,7 @@ def grafted_names(delta: Delta, params: Params, match: str) -> list[str]:
     InputError: the delta does not fit `params`, or `match` matches none of its leaves.
   """
   dense = jax.eval_shape(densify, delta, 1.0)
-  chosen = sorted(n for n in dense if re.search(scope.pattern(match), n))
+  chosen = sorted(n for n in dense if scope.has(match, n))
   if not chosen:
     raise InputError(
       f"graft.match {match!r} matches none of the delta's leaves: {', '.join(sorted(dense))}"

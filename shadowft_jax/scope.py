@@ -5,18 +5,21 @@ Source: arXiv 2505.12716, section 3.2; the authors' src/shadow/apply_diff.py, an
 lora_target=all, with which they train: every linear layer.
 """
 
+import re
+
 # Projections of the trainable families, including the fused qkv_proj (Phi) and gate_up_proj
-# (GLM-4).
+# (GLM-4), and those of a gated delta-net (Qwen3.5).
 DEFAULT = (
   *("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj"),
   *("gate_proj", "up_proj", "gate_up_proj", "down_proj"),
+  *("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj"),
 )
 # Adds those of other families, which can only be grafted.
 PROJECTIONS = frozenset(
   {
     *DEFAULT,
     # InternLM2, Baichuan, Mixtral, LFM2
-    *("wqkv", "wo", "w1", "w2", "w3", "W_pack", "in_proj", "out_proj"),
+    *("wqkv", "wo", "w1", "w2", "w3", "W_pack", "in_proj"),
     # attention with latent heads (DeepSeek, MiniCPM3)
     *("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"),
     # OPT, Phi, StarCoder2, GPT-2, Qwen
@@ -26,7 +29,7 @@ PROJECTIONS = frozenset(
     *("att_proj", "attn_out", "ff_proj", "ff_out"),
     # experts in one tensor (Granite), linear attention (Qwen3-Next, Mamba)
     *("input_linear", "output_linear", "x_proj", "dt_proj"),
-    *("in_proj_qkvz", "in_proj_ba", "in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"),
+    *("in_proj_qkvz", "in_proj_ba"),
   }
 )
 # Matrices of layers that are not projections: routers, convolutions, and parameters per token or
@@ -39,6 +42,14 @@ NO_PROJECTION = (
 SCOPES = {"projections": rf"layers/.*/({'|'.join(DEFAULT)})/", "all": r""}
 
 
+RUN = re.compile(r"(?<=layers/)\d+(-\d+)?of\d+/")  # in a leaf's name, see hf/leaves.py
+
+
 def pattern(match: str) -> str:
   """The regex on leaf names for `match`, which is a name in SCOPES or a regex itself."""
   return SCOPES.get(match, match)
+
+
+def has(match: str, leaf: str) -> bool:
+  """Whether `match`, see `pattern`, selects a leaf; the run in its name is ignored."""
+  return bool(re.search(pattern(match), RUN.sub("", leaf)))

@@ -29,9 +29,12 @@ RULES = (
   (r"experts/down_proj/(kernel|a)$", P(None, "fsdp", "tensor")),
   (r"experts/(gate|up)_proj/(kernel|b)$", P(None, "fsdp", None, "tensor")),
   (r"experts/", P(None, "fsdp")),
+  # A number per head or one in all: too few to be sharded.
+  (r"(in_proj_[ab]|shared_expert_gate)/(kernel|a)$", P(None, "fsdp")),
+  (r"(in_proj_[ab]|shared_expert_gate)/b$", P()),
   # Sharded by rows, like all kernels: to gather columns, XLA would first transpose all layers.
-  (r"layers/.*(o_proj|down_proj)/(kernel|a)$", P(None, ("tensor", "fsdp"))),
-  (r"layers/.*(o_proj|down_proj)/b$", P(None, None, "fsdp")),
+  (r"layers/.*(o_proj|down_proj|out_proj)/(kernel|a)$", P(None, ("tensor", "fsdp"))),
+  (r"layers/.*(o_proj|down_proj|out_proj)/b$", P(None, None, "fsdp")),
   (r"layers/.*kernel$", P(None, "fsdp", "tensor")),
   (r"layers/.*/a$", P(None, "fsdp")),
   (r"layers/.*/b$", P(None, None, ("tensor", "fsdp"))),

@@ -11,7 +11,7 @@ import transformers
 from tokenizers import decoders, models, pre_tokenizers
 
 from shadowft_jax import tree
-from shadowft_jax.hf import names
+from shadowft_jax.hf import leaves
 
 # Every size is a multiple of 8, so that 8 devices divide it.  Of the 264 tokens a tokenizer
 # uses 259: like released models, these have a table longer than their vocabulary.
@@ -91,6 +91,23 @@ QWEN3_MOE = {
   "num_experts_per_tok": 3,
   "moe_intermediate_size": 16,
 }
+QWEN35 = {
+  **SIZES,
+  "model_type": "qwen3_5_text",
+  "rope_parameters": {
+    "rope_type": "default",
+    "rope_theta": 1e6,
+    "partial_rotary_factor": 0.25,
+    "mrope_section": [1, 1, 0],
+  },
+  "rms_norm_eps": 1e-6,
+  "pad_token_id": None,
+  "num_hidden_layers": 8,
+  "linear_num_key_heads": 2,
+  "linear_num_value_heads": 4,
+  "linear_key_head_dim": 8,
+  "linear_value_head_dim": 16,
+}
 CONFIGS = {
   "llama3": {**SIZES, "model_type": "llama", "rope_scaling": LLAMA3_ROPE},
   "llama3_tied": {
@@ -162,6 +179,23 @@ CONFIGS = {
     "partial_rotary_factor": 0.5,
     "attention_bias": True,
   },
+  "qwen3_5": QWEN35,
+  "qwen3_5_tied": {
+    **QWEN35,
+    "tie_word_embeddings": True,
+    "num_hidden_layers": 3,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+  },
+  "qwen3_5_moe": {
+    **{k: v for k, v in QWEN35.items() if k != "intermediate_size"},
+    "model_type": "qwen3_5_moe_text",
+    "num_hidden_layers": 4,
+    "layer_types": ["linear_attention", "full_attention"] * 2,
+    "num_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 24,
+  },
   "glm4_32b": {**SIZES, "model_type": "glm4", "pad_token_id": None, "attention_bias": False},
 }
 # A folder that holds more than the text model.
@@ -181,7 +215,25 @@ VISION = {
     "image_token_index": 263,
     "boi_token_index": 262,
     "eoi_token_index": 261,
-  }
+  },
+  "qwen3_5_vision": {
+    "model_type": "qwen3_5",
+    "text_config": {**QWEN35, "num_hidden_layers": 4},
+    "vision_config": {
+      "depth": 1,
+      "hidden_size": 16,
+      "intermediate_size": 32,
+      "num_heads": 2,
+      "patch_size": 8,
+      "out_hidden_size": 32,
+      "num_position_embeddings": 16,
+    },
+    "tie_word_embeddings": False,
+    "image_token_id": 263,
+    "video_token_id": 262,
+    "vision_start_token_id": 261,
+    "vision_end_token_id": 260,
+  },
 }
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # tokens 0, 1, 2
 CHAT_TEMPLATE = (
@@ -196,7 +248,8 @@ def hf_model(name, seed=0):
   """The float32 torch model of CONFIGS or VISION; a seed gives the same weights every time."""
   options = dict({**CONFIGS, **VISION}[name])
   config = transformers.AutoConfig.for_model(options.pop("model_type"), **options)
-  model = transformers.AutoModelForCausalLM.from_config(config).eval()
+  kind = "ImageTextToText" if name in VISION else "CausalLM"
+  model = getattr(transformers, f"AutoModelFor{kind}").from_config(config).eval()
   random = torch.Generator().manual_seed(seed)
   with torch.no_grad():
     for parameter_name, w in model.named_parameters():
@@ -252,9 +305,10 @@ def load(read, abstract):
 
   def leaf(name, want):
     parts = [
-      read(n).T if names.is_transposed(name) else read(n) for n in names.hf_names(name, want.shape)
+      read(n).T if leaves.is_transposed(name) else read(n)
+      for n in leaves.hf_names(name, want.shape)
     ]
-    stack = want.shape[: names.stacked_axes(name)]
+    stack = want.shape[: leaves.stacked_axes(name)]
     return np.stack(parts).reshape(*stack, *parts[0].shape).astype(want.dtype)
 
   return tree.map_named(leaf, abstract)

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 import torch
 import transformers
 
-from shadowft_jax.hf import names
+from shadowft_jax.hf import leaves
 from shadowft_jax.hf import hub
 from shadowft_jax.hf.folder import open_model
 from shadowft_jax.hf import arrays
@@ -486,9 +486,9 @@ def test_every_bit_survives(copy):
   (path / MODEL).write_bytes(raw)
   named = tree.names(weights.load_model(path, mesh=mesh_of("2x2x2"))[1])
   tensors = model_folder.find(path)
-  for hf_name, name, index in names.tensors(named):
+  for hf_name, name, index in leaves.tensors(named):
     part = np.asarray(jax.device_get(named[name]))[index]  # no program runs on the way
-    part = part.T if names.is_transposed(name) else part
+    part = part.T if leaves.is_transposed(name) else part
     tensor = tensors.pop(hf_name)
     assert part.tobytes() == bytes(raw[tensor.offset :][: tensor.nbytes])
   assert not tensors

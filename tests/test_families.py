@@ -24,12 +24,12 @@ from shadowft_jax.pairs import check
 from shadowft_jax.data import packing
 from shadowft_jax.data.chat import Example
 from shadowft_jax.errors import InputError
-from shadowft_jax.models import attention, decoder, layers
+from shadowft_jax.models import attention, layers, stack
 from tests import pico, runs
 
 TOKENS = np.random.default_rng(0).integers(0, 96, (2, 24))
 MODEL = "model.safetensors"
-FAMILIES = ("gemma2", "gemma3", "mistral", "olmo2", "olmo3_yarn", "smollm3", "glm4")
+FAMILIES = ("gemma2", "gemma3", "mistral", "olmo2", "olmo3_yarn", "smollm3", "glm4", "qwen3_5_tied")
 
 
 def torch_logits(folder, adapter=None):
@@ -170,7 +170,7 @@ def test_windows_and_ropes_are_known_before_anything_runs():
   assert read("mistral").windows == (8, 8)
   assert [r == layers.NO_ROPE for r in read("smollm3").ropes] == [False, True, False]
   # Only what differs by layer is an array that is scanned.
-  by_layer = {name: set(decoder.by_layer(read(name))) for name in pico.CONFIGS}
+  by_layer = {name: set(stack.by_layer(read(name))) for name in pico.CONFIGS}
   varied = {k: v for k, v in by_layer.items() if v}
   assert varied == {
     "gemma2": {"window"},
@@ -206,6 +206,8 @@ def both(name, dtype=torch.float32):
 
 # Over 21 models and three seeds: at most 0.019 from float32, and 1.16 times transformers' error.
 BF16, BESIDE_THEIRS = 0.025, 1.25
+# A state carries rounding along; over three seeds transformers is 0.144 and 0.044 away.
+RECURRENT_BF16 = {"qwen3_5": 0.14, "qwen3_5_tied": 0.044}
 
 
 # For experts see test_moe.py: rounding swaps two of them for a token that scores both alike.
@@ -224,7 +226,7 @@ def test_bfloat16_is_as_near_to_float32_as_that_of_transformers(name):
   )
   assert ours.dtype == jnp.bfloat16
   error = lambda x: np.linalg.norm(np.asarray(x, np.float32) - want) / np.linalg.norm(want)
-  assert 0 < error(ours) <= BF16
+  assert 0 < error(ours) <= RECURRENT_BF16.get(name, BF16)
   assert error(ours) <= BESIDE_THEIRS * error(theirs)
 
 

@@ -16,11 +16,11 @@ import transformers
 from shadowft_jax.hf.folder import open_model
 from shadowft_jax.grafting import write
 from shadowft_jax.pairs import findings
-from shadowft_jax.hf import arrays
+from shadowft_jax.hf import arrays, leaves
 from shadowft_jax.hf import deltas
 from shadowft_jax import delta, models, sharding, train, tree
 from shadowft_jax.generation import decode
-from shadowft_jax.hf import names, weights
+from shadowft_jax.hf import weights
 from shadowft_jax.learning import objectives, step
 from shadowft_jax.pairs import check
 from shadowft_jax.errors import InputError
@@ -294,13 +294,13 @@ def test_generation_with_a_cache_agrees_with_transformers():
 def test_a_leaf_holds_one_tensor_per_layer_and_expert():
   params = models.abstract_params(models.from_config(pico.CONFIGS["qwen3_moe"]))
   named = tree.names({**params, **random_adapter(params, WITH_ROUTER)})
-  tensors = list(names.tensors(named))
+  tensors = list(leaves.tensors(named))
   assert len({hf_name for hf_name, _, _ in tensors}) == len(tensors)
-  shapes = names.file_shapes(named)
+  shapes = leaves.file_shapes(named)
   for hf_name, name, index in tensors:
-    assert names.leaf_of(hf_name, len(shapes[hf_name])) == (name, index)
+    assert leaves.leaf_of(hf_name, len(shapes[hf_name])) == (name, index)
   for name, x in named.items():
-    assert names.hf_names(name, x.shape) == [hf for hf, n, _ in tensors if n == name]
+    assert leaves.hf_names(name, x.shape) == [hf for hf, n, _ in tensors if n == name]
   assert (
     "model.layers.1.mlp.experts.7.down_proj.weight",
     "model/layers/mlp/experts/down_proj/kernel",
@@ -311,7 +311,7 @@ def test_a_leaf_holds_one_tensor_per_layer_and_expert():
     "model.layers.1.experts.03.gate.weight",
     "model.layers.1.mlp.experts.gate_proj.weight",
   ):
-    assert names.leaf_of(hf_name, 2) == (None, None), hf_name
+    assert leaves.leaf_of(hf_name, 2) == (None, None), hf_name
 
 
 def test_load_then_export_gives_every_tensor_back():

@@ -12,7 +12,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from shadowft_jax import delta, models, tree
 from shadowft_jax.generation import decode
-from shadowft_jax.hf import names, weights
+from shadowft_jax.hf import leaves, weights
 from shadowft_jax.learning import loss
 from shadowft_jax.errors import InputError
 from shadowft_jax.models import layers
@@ -134,7 +134,7 @@ def test_real_configs_make_the_tensors_transformers_makes(name, shared_data):
 
     theirs = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path.parent))
   want = {n: tuple(p.shape) for n, p in theirs.named_parameters()}
-  assert names.file_shapes(ours) == want
+  assert leaves.file_shapes(ours) == want
 
 
 def read_llama2c(path):

@@ -103,7 +103,7 @@ def test_operations_are_those_the_compiler_counts():
     compiled = step.accumulate.lower(
       run.grads, run.state.delta, run.base, run.batch, loss=run.loss
     ).compile()
-  half = estimate.attention_flops(run.loss.model.cfg, 128)
+  half = estimate.mixing_flops(run.loss.model.cfg, 128)
   want = 128 * (estimate.work(run).executed - 2 * 256 * 2048 + 3 * 2 * half - 3.5 * half)
   assert compiled.cost_analysis()["flops"] == pytest.approx(want, rel=0.02)
 
@@ -112,7 +112,7 @@ def test_a_window_bounds_what_attention_computes():
   _, base = CONFIGS["gemma-2-2b"]
   cfg = abstract(base, config_of(rows=1)).loss.model.cfg
   seen = sum(min(t, w or t) for w in cfg.windows for t in range(1, 8193)) / 8192
-  got = estimate.attention_flops(cfg, 8192) / (4 * cfg.num_attention_heads * cfg.head_dim)
+  got = estimate.mixing_flops(cfg, 8192) / (4 * cfg.num_attention_heads * cfg.head_dim)
   assert got == pytest.approx(seen, rel=1e-3)
 
 

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from shadowft_jax import delta, models, scope, tree
-from shadowft_jax.hf import names
+from shadowft_jax.hf import leaves
 from shadowft_jax.pairs import registry
 from tests.real_configs import CONFIGS, LORA, PARAMETERS, on_meta, theirs
 
@@ -40,7 +40,7 @@ def abstract(hf):
 @pytest.mark.parametrize("side", [0, 1], ids=["base", "instruct"])
 def test_our_tensors_are_those_of_transformers(name, side):
   hf = text(CONFIGS[name][side])
-  ours = names.file_shapes(tree.names(abstract(hf)))
+  ours = leaves.file_shapes(tree.names(abstract(hf)))
   want = on_meta(hf)
   assert ours == want
   assert tree.size(abstract(hf)) == count(want)

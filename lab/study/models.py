@@ -13,6 +13,7 @@ from lab.study import world
 from lab.study.world import Prompts, Rows
 from shadowft_jax import models, tree
 from shadowft_jax.generation import steps
+from shadowft_jax.hf import leaves
 from shadowft_jax.tree import Params
 
 CONFIG = {
@@ -101,9 +102,8 @@ def unrolled(params: Params) -> dict[str, jax.Array]:
   """Parameters by name, each layer's by itself, as generation takes them."""
   out = {}
   for name, x in tree.names(params).items():
-    before, is_layer, after = name.partition("/layers/")
-    parts = {f"{before}/layers_{i}/{after}": part for i, part in enumerate(x)} if is_layer else {}
-    out |= parts or {name: x}
+    parts = leaves.unrolled(name, len(x))
+    out |= zip(parts, x, strict=True) if parts else {name: x}
   return out
 
 

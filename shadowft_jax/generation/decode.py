@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from shadowft_jax import progress, sharding
+from shadowft_jax import progress, sharding, tree
 from shadowft_jax.generation import sampling as sampling_lib, steps
 from shadowft_jax.generation.engine import Sampling
 from shadowft_jax.generation.steps import Rows, Variables
@@ -156,11 +156,11 @@ class Batch:
     source = np.zeros(self.slots + ring, np.int32)
     source[: self.slots] = np.arange(self.slots)
     source[self.slots + step % ring] = self.slots + step % self.ring
-    leaves, kind = jax.tree.flatten(self.cache)
+    named = tree.names(self.cache)
     self.cache = None
-    for i, leaf in enumerate(leaves):
-      leaves[i] = steps.moved(leaf, source)
-    self.cache = jax.tree.unflatten(kind, leaves)
+    for name in filter(steps.has_slots, named):
+      named[name] = steps.moved(named[name], source)
+    self.cache = tree.nest(named)
     age = (self.clock - self.rows.start) % self.ring
     self.rows.start[:] = (self.clock - age) % ring
     self.ring = ring

@@ -9,7 +9,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from shadowft_jax import files
+from shadowft_jax import files, tree
 from shadowft_jax.data import tokenizer as tokenizers
 from shadowft_jax.data.tokenizer import ChatTemplate
 from shadowft_jax.errors import InputError
@@ -18,7 +18,7 @@ from shadowft_jax.generation import texts, thoughts
 from shadowft_jax.generation.completion import Completion
 from shadowft_jax.generation.engine import Messages, Receive, Sampling
 from shadowft_jax.generation.graftable import Graftable
-from shadowft_jax.hf import deltas, weights
+from shadowft_jax.hf import deltas, leaves, weights
 from shadowft_jax.progress import count
 from shadowft_jax.models.decoder import Decoder
 from shadowft_jax.runs.provenance import sha256
@@ -254,7 +254,8 @@ def load(
   named |= {"tokenizer_of": str(tokenizer_of)} if tokenizer_of else {}
   graftable = None
   if delta is not None:
-    graftable = Graftable(params, *deltas.load(delta, mesh=mesh), match)
+    runs = leaves.runs_of(tree.names(params))
+    graftable = Graftable(params, *deltas.load(delta, mesh=mesh, runs=runs), match)
     params = graftable.grafted(alpha)
     named |= {"delta": str(delta), "delta_sha256": _digest(deltas.read(delta).files)}
     named["alpha"] = alpha

@@ -9,13 +9,14 @@ step at which the row joined the batch.
 import functools
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from shadowft_jax import sharding, tree
+from shadowft_jax.hf import leaves
+from shadowft_jax.models import block
 from shadowft_jax.generation import sampling as sampling_lib
 from shadowft_jax.models.decoder import Decoder
 from shadowft_jax.models.layers import softcap, transposed_product
@@ -57,21 +58,17 @@ def unrolled(variables: Variables, *, mesh: Mesh | None = None, consume: bool = 
   out = {}
   turns = mesh is None and jax.default_backend() == "cpu" and "delta" not in variables
   for name, x in tree.names(variables).items():
-    before, is_layer, after = name.partition("/layers/")
+    layers = leaves.unrolled(name, len(x))
     # Experts' kernels have one axis more.
-    is_turned = turns and name.endswith("/kernel") and x.ndim == 2 + bool(is_layer)
-    if is_turned:
-      after = after.removesuffix("kernel") + "transposed"
-    if not is_layer:
-      out[name.removesuffix("kernel") + "transposed" if is_turned else name] = (
-        x.T if is_turned else x
-      )
+    is_turned = turns and name.endswith("/kernel") and x.ndim == 2 + bool(layers)
+    rename = lambda n, turned=is_turned: n.removesuffix("kernel") + "transposed" if turned else n
+    if not layers:
+      out[rename(name)] = x.T if is_turned else x
       continue
     where = None
     if mesh is not None:
       where = NamedSharding(mesh, P(*sharding.of({name: x}, mesh)[name].spec[1:]))
-    for i, part in enumerate(_parts(x, is_turned, where)):
-      out[f"{before}/layers_{i}/{after}"] = part
+    out |= zip(map(rename, layers), _parts(x, is_turned, where), strict=True)
     if consume and isinstance(x, jax.Array):
       x.delete()
   if mesh is None:  # committed, all of them: JAX would compile anew for what is not
@@ -92,14 +89,17 @@ def logits(model: Decoder, h_BD: jax.Array, head_DV: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames=("model", "batch", "slots"))
 def empty_cache(model: Decoder, batch: int, slots: int) -> Variables:
-  """Keys and values of no token."""
-  cfg = model.cfg
-  shape = (batch, cfg.num_key_value_heads, slots, cfg.head_dim)
-  zeros = lambda: nn.with_logical_constraint(jnp.zeros(shape, model.dtype), ("batch", "heads"))
+  """The cache of no token."""
   layers = {
-    f"layers_{i}": {"self_attn": {"k": zeros(), "v": zeros()}} for i in range(cfg.num_hidden_layers)
+    f"layers_{i}": block.empty_cache(model.cfg, kind, batch, slots, model.dtype)
+    for i, kind in enumerate(model.cfg.kinds)
   }
   return {"model": layers}
+
+
+def has_slots(name: str) -> bool:
+  """Whether a variable of the cache has slots for tokens, on axis 2; others are states of rows."""
+  return name.rsplit("/", 1)[-1] in block.SLOTTED
 
 
 @functools.partial(jax.jit, static_argnames="model", donate_argnames="cache")
@@ -128,11 +128,13 @@ def prefill(
   )
   h_RD = jnp.take_along_axis(h_RTD, (rows.length - 1)[:, None, None], axis=1)[:, 0]
   logit_RV = logits(model, h_RD, head_DV)
-  written = lambda all_, x: all_.at[row_R, :, :T].set(x.astype(all_.dtype), mode="drop")
-  return (
-    sampling_lib.pick(logit_RV, limits, rows.key, rows.made),
-    jax.tree.map(written, cache, new["cache"]),
-  )
+  read = tree.names(new["cache"])
+
+  def written(name, all_):
+    place = (row_R, slice(None), slice(T)) if has_slots(name) else row_R
+    return all_.at[place].set(read[name].astype(all_.dtype), mode="drop")
+
+  return sampling_lib.pick(logit_RV, limits, rows.key, rows.made), tree.map_named(written, cache)
 
 
 def _positions(rows, made_B, slots, ring):
@@ -170,7 +172,7 @@ def decode(
     limits: of `sampling.limits`.
     slots: of prompts.
   """
-  ring = cache["model"]["layers_0"]["self_attn"]["k"].shape[2] - slots
+  ring = max((x.shape[2] for n, x in tree.names(cache).items() if has_slots(n))) - slots
 
   def step(state):
     i, out_BC, token_B, is_live_B, cache = state

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from shadowft_jax import scope
 from shadowft_jax.errors import InputError
-from shadowft_jax.hf import names
+from shadowft_jax.hf import leaves, names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Scope:
   def is_declined(self, tensor: str, axes: int) -> bool:
     """Whether the user excluded a tensor, by match, include or exclude."""
     if self.match is not None:
-      leaf, _ = names.leaf_of(names.text_name(tensor), axes)
-      if leaf is None or not re.search(scope.pattern(self.match), leaf):
+      leaf, _ = leaves.leaf_of(names.text_name(tensor), axes)
+      if leaf is None or not scope.has(self.match, leaf):
         return True
     is_excluded = bool(self.exclude) and re.search(self.exclude or "", tensor)
     return bool(is_excluded) or not re.search(self.include or "", tensor)

@@ -51,6 +51,7 @@ FUSED = frozenset(
   {
     *("mixtral", "minimax", "minimax_m2"),
     *("qwen3_moe", "qwen3_next", "qwen3_omni_moe", "qwen3_omni_moe_thinker", "olmoe", "flex_olmo"),
+    *("qwen3_5_moe", "qwen3_5_moe_text"),
     *("deepseek_v2", "deepseek_v3", "deepseek_v32", "dots1", "ernie4_5_moe", "hunyuan_v1_moe"),
     *("glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "glm4v_moe", "longcat_flash", "solar_open"),
     *("mellum", "beam", "afmoe", "exaone_moe", "cohere2_moe"),

@@ -4,7 +4,7 @@ import itertools
 import json
 import math
 import pathlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import jax
 from jax.sharding import Mesh
@@ -14,7 +14,7 @@ import numpy as np
 from shadowft_jax.hf.safetensors import Shape
 from shadowft_jax import sharding, tree
 from shadowft_jax.errors import InputError, listing
-from shadowft_jax.hf import names, safetensors
+from shadowft_jax.hf import leaves, names, safetensors
 from shadowft_jax.hf.safetensors import Tensor
 from shadowft_jax.tree import Params
 
@@ -37,7 +37,10 @@ def place(abstract: Params, tensors: Mapping[str, Tensor], mesh: Mesh | None) ->
 
 
 def stacked(
-  directory: pathlib.Path, tensors: Mapping[str, Tensor], kinds: Collection[str]
+  directory: pathlib.Path,
+  tensors: Mapping[str, Tensor],
+  kinds: Collection[str],
+  runs: Sequence[str] = (),
 ) -> Params:
   """The float32 shape tree of a delta's tensors, with layers and experts stacked.
 
@@ -45,28 +48,28 @@ def stacked(
     directory: the folder of the delta, for errors.
     tensors: {name as in a text-only model: Tensor}.
     kinds: the allowed last parts of leaf names.
+    runs: of the model, see `leaves.leaf_of`.
 
   Raises:
     InputError: lists tensors that match no leaf, and layers that are missing or differ in shape.
   """
-  leaves: dict[str, dict[tuple[int, ...], Tensor]] = {}
+  found: dict[str, dict[tuple[int, ...], Tensor]] = {}
   bad = []
   for hf_name, tensor in tensors.items():
-    name, index = names.leaf_of(hf_name, len(tensor.shape))
+    name, index = leaves.leaf_of(hf_name, len(tensor.shape), runs)
     if name is None or index is None or name.rsplit("/", 1)[-1] not in kinds:
       bad.append(f"{hf_name}: its name or shape does not match a part of such a delta")
       continue
-    leaves.setdefault(name, {})[index] = tensor
-  # The largest numbers of layers and of experts in any leaf.
-  counts = [
-    1 + max(i)
-    for i in itertools.zip_longest(
-      *(index for parts in leaves.values() for index in parts), fillvalue=-1
-    )
-  ]
+    found.setdefault(name, {})[index] = tensor
+  # The largest numbers of layers and of experts in any leaf of a run.
+  counts: dict[str, list[int]] = {}
+  for name, parts in found.items():
+    run = leaves.run_of(name)
+    numbers = [counts.get(run, []), *([1 + i for i in index] for index in parts)]
+    counts[run] = [max(x) for x in itertools.zip_longest(*numbers, fillvalue=0)]
   shapes = {}
-  for name, parts in leaves.items():
-    stack = counts[: names.stacked_axes(name)]
+  for name, parts in found.items():
+    stack = counts[leaves.run_of(name)][: leaves.stacked_axes(name)]
     if missing := math.prod(stack) - len(parts):
       first = next(i for i in itertools.product(*map(range, stack)) if i not in parts)
       where = ", ".join(f"{a} {i}" for a, i in zip(("layer", "expert"), first, strict=False))
@@ -74,7 +77,7 @@ def stacked(
     if len(part_shapes := {t.shape for t in parts.values()}) > 1:
       bad.append(f"{name}: layers differ in shape, {' and '.join(map(str, sorted(part_shapes)))}")
     shape = next(iter(parts.values())).shape
-    shape = shape[::-1] if names.is_transposed(name) else shape
+    shape = shape[::-1] if leaves.is_transposed(name) else shape
     shapes[name] = jax.ShapeDtypeStruct((*stack, *shape), jnp.float32)
   if bad:
     raise InputError(
@@ -97,7 +100,7 @@ def _place_leaf(name, want, where, tensors):
   buffers = {
     box: np.empty([end - start for start, end in box], want.dtype) for box in boxes.values()
   }
-  for hf_name, _, index in names.tensors({name: want}):
+  for hf_name, _, index in leaves.tensors({name: want}):
     _read_into(list(_views(name, index, buffers)), tensors[names.short(hf_name)], want.dtype)
   parts = [jax.device_put(buffers[box], device) for device, box in boxes.items()]
   # Waiting frees the buffers before those of the next leaf are allocated.
@@ -113,7 +116,7 @@ def _views(name, index, buffers):
     stack, box = box[: len(index)], box[len(index) :]
     if all(first <= i < end for i, (first, end) in zip(index, stack, strict=True)):
       buffer = buffer[tuple(i - first for i, (first, _) in zip(index, stack, strict=True))]
-      yield (box[::-1], buffer.T) if names.is_transposed(name) else (box, buffer)
+      yield (box[::-1], buffer.T) if leaves.is_transposed(name) else (box, buffer)
 
 
 def _read_into(views, tensor, dtype):
@@ -136,9 +139,9 @@ def export(params: Params) -> Iterator[tuple[str, np.ndarray]]:
   In a multi-process run every process must exhaust this: fetching remote shards is collective.
   """
   named = tree.names(params)
-  for hf_name, name, index in names.tensors(named):
+  for hf_name, name, index in leaves.tensors(named):
     part = sharding.whole(named[name][index])
-    yield hf_name, np.ascontiguousarray(part.T if names.is_transposed(name) else part)
+    yield hf_name, np.ascontiguousarray(part.T if leaves.is_transposed(name) else part)
 
 
 def take_part(params: Params) -> None:
@@ -156,7 +159,7 @@ def write(
   max_shard: float,
 ) -> None:
   """Writes a tree to one file, or to shards with an index; `rename` maps the tensor names."""
-  shapes = {rename(n): shape for n, shape in names.file_shapes(tree.names(part)).items()}
+  shapes = {rename(n): shape for n, shape in leaves.file_shapes(tree.names(part)).items()}
   stream = ((rename(name), x) for name, x in export(part))
   for file, shard in shards(directory, stem, shapes, max_shard).items():
     safetensors.write(directory / file, shard, itertools.islice(stream, len(shard)), metadata)

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
@@ -23,7 +23,7 @@ from shadowft_jax.hf.safetensors import WEIGHTS, Tensor
 from shadowft_jax.tree import Delta, Params
 
 ADAPTER = ("a", "b")  # the leaf names of each kind
-DENSE = ("kernel", "bias", "scale", "embedding")
+DENSE = ("kernel", "bias", "scale", "embedding", "filter", "A_log", "dt_bias")
 MAX_SHARD = 5_000_000_000  # bytes
 DENSE_METADATA = {"format": "pt", "shadowft": "delta"}
 
@@ -107,12 +107,15 @@ def _read_adapter(directory: pathlib.Path) -> StoredDelta:
   return StoredDelta(directory, "lora", parts, full_names, folder.files_of(directory, tensors))
 
 
-def load(directory: StrPath, *, mesh: Mesh | None = None) -> tuple[Delta, float]:
+def load(
+  directory: StrPath, *, mesh: Mesh | None = None, runs: Sequence[str] = ()
+) -> tuple[Delta, float]:
   """Loads a stored delta as a trainable tree.
 
   Args:
     directory: the folder.
     mesh: a mesh from `sharding.make_mesh`; None puts everything on one device.
+    runs: `leaves.runs_of` the model that it is for.
 
   Returns:
     (delta, scale): {"lora": tree} and the factor of A B, or {"delta": tree} and 1.0; float32.
@@ -123,7 +126,7 @@ def load(directory: StrPath, *, mesh: Mesh | None = None) -> tuple[Delta, float]
   stored = read(directory)
   if stored.kind == "full":
     tensors = {names.text_name(n): part.tensor for n, part in stored.parts.items()}
-    return {"delta": _placed(stored.directory, tensors, DENSE, mesh)}, 1.0
+    return {"delta": _placed(stored.directory, tensors, DENSE, mesh, runs)}, 1.0
   kinds = {f"rank {p.a.shape[0]}, scale {p.scale:g}" for p in stored.parts.values()}
   if len(kinds) > 1:
     raise InputError(
@@ -135,13 +138,17 @@ def load(directory: StrPath, *, mesh: Mesh | None = None) -> tuple[Delta, float]
     module = names.text_name(name).removesuffix("weight")
     factors |= {f"{module}lora_A.weight": part.a, f"{module}lora_B.weight": part.b}
   scale = next(iter(stored.parts.values())).scale
-  return {"lora": _placed(stored.directory, factors, ADAPTER, mesh)}, scale
+  return {"lora": _placed(stored.directory, factors, ADAPTER, mesh, runs)}, scale
 
 
 def _placed(
-  directory: pathlib.Path, tensors: dict[str, Tensor], kinds: tuple[str, ...], mesh: Mesh | None
+  directory: pathlib.Path,
+  tensors: dict[str, Tensor],
+  kinds: tuple[str, ...],
+  mesh: Mesh | None,
+  runs: Sequence[str],
 ) -> Params:
-  abstract = arrays.stacked(directory, tensors, kinds)
+  abstract = arrays.stacked(directory, tensors, kinds, runs)
   return arrays.place(abstract, {names.short(n): t for n, t in tensors.items()}, mesh)
 
 

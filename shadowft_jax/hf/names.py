@@ -1,34 +1,14 @@
-"""All rules about tensor names, in Hugging Face folders and in our parameter trees.
-
-A leaf of our trees stands for one tensor, or for a stack of them, by a rule that is used in both
-directions.  Its path is the tensor's name with "/" for ".".  Below `layers` the layer number is
-dropped and layers are stacked on axis 0; below `experts` experts are stacked on axis 1.  Kernels
-and adapter factors are transposed.
+"""The rules about tensor names in Hugging Face folders; `leaves.py` has those of our trees.
 
 Different folders of the same model may use different prefixes for a tensor.  Its short name has
 none.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
-
-import numpy as np
+from collections.abc import Iterable, Mapping
 
 from shadowft_jax import scope
 from shadowft_jax.errors import InputError
-
-# The last part of a leaf's path -> the last part of the tensor's name.
-SUFFIX = {
-  "kernel": "weight",
-  "bias": "bias",
-  "scale": "weight",
-  "embedding": "weight",
-  "a": "lora_A.weight",
-  "b": "lora_B.weight",
-}
-TRANSPOSED = ("kernel", "a", "b")
-STACKED = ("layers", "experts")
 
 # Prefixes of the same name in different checkpoints of a model; the longest come first.
 # transformers 4.52 renamed the first to the second; text-only models have the last.
@@ -46,10 +26,14 @@ _TEXT_WORDS = {
 # Outside the layers: parts of other towers, and their connectors to the language model.
 BESIDE = (
   r"vision|visual|image|\bvit\b|video|audio|speech|sound|projector|connector|resampler|merger"
+  r"|^mtp\."
 )
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 # model_type of trainable models with a vision tower -> their modules outside the language model.
-BESIDE_TEXT = {"gemma3": r"(model\.)?(vision_tower|multi_modal_projector)\..*"}
+BESIDE_TEXT = {
+  "gemma3": r"(model\.)?(vision_tower|multi_modal_projector)\..*",
+  **dict.fromkeys(("qwen3_5", "qwen3_5_moe"), r"((model\.)?visual|mtp)\..*"),
+}
 EXPERT = r"\.experts\.\d+\."  # in the names of a single expert's tensors
 ALL_EXPERTS = re.compile(r"(.*\.experts)\.(gate_up|down)_proj")  # one tensor for all experts
 ADAPTER_PREFIX = "base_model.model."  # PEFT's prefix of module names
@@ -75,75 +59,6 @@ MODULES = {
   "head": f"^({HEADS})$",
   "other": r"",
 }
-
-
-# ---- leaves and tensors
-
-
-def hf_names(name: str, shape: tuple[int, ...]) -> list[str]:
-  """The tensor names of a leaf: one, or one per index into its stacked axes, in order.
-
-  Args:
-    name: name of the leaf, such as model/layers/mlp/up_proj/kernel.
-    shape: shape of the leaf; only its stacked axes matter.
-  """
-  *module, kind = name.split("/")
-  dotted = ".".join([*module, SUFFIX[kind]])
-  return [_numbered(dotted, index) for index in np.ndindex(*shape[: stacked_axes(name)])]
-
-
-def _numbered(dotted: str, index: tuple[int, ...]) -> str:
-  for part, i in zip(STACKED, index, strict=False):
-    dotted = dotted.replace(f"{part}.", f"{part}.{i}.", 1)
-  return dotted
-
-
-def stacked_axes(name: str) -> int:
-  """The number of stacked leading axes of a leaf: layers, and experts."""
-  return sum(part in STACKED for part in name.split("/"))
-
-
-def is_transposed(name: str) -> bool:
-  """Whether a leaf contains the transpose of its tensors."""
-  return name.rsplit("/", 1)[-1] in TRANSPOSED
-
-
-def tensors(named: Mapping[str, Any]) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-  """Yields (tensor name, leaf name, index into stacked axes) for {leaf name: array or shape}."""
-  for name, leaf in named.items():
-    stack = leaf.shape[: stacked_axes(name)]
-    for hf_name, index in zip(hf_names(name, leaf.shape), np.ndindex(*stack), strict=True):
-      yield hf_name, name, index
-
-
-def file_shapes(named: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-  """{tensor name: its shape on disk} for {leaf name: array or shape}."""
-  out = {}
-  for hf_name, name, index in tensors(named):
-    shape = named[name].shape[len(index) :]
-    out[hf_name] = tuple(shape[::-1] if is_transposed(name) else shape)
-  return out
-
-
-def leaf_of(hf_name: str, ndim: int) -> tuple[str, tuple[int, ...]] | tuple[None, None]:
-  """(leaf name, index into stacked axes) of a tensor with `ndim` axes: the inverse of `hf_names`.
-
-  (None, None) if no leaf can have a tensor of that name.
-  """
-  module = hf_name
-  index: tuple[int, ...] = ()
-  for part in STACKED:
-    if match := re.search(rf"\b{part}\.(0|[1-9]\d{{0,4}})\.", module):
-      module = module.replace(match[0], f"{part}.", 1)
-      index += (int(match[1]),)
-  is_table = module.endswith(TABLE)
-  kinds = {1: ("scale", "bias"), 2: ("a", "b", "embedding" if is_table else "kernel")}
-  for kind in kinds.get(ndim, ()):
-    name = module.removesuffix("." + SUFFIX[kind]).replace(".", "/") + "/" + kind
-    dotted = ".".join([*name.split("/")[:-1], SUFFIX[kind]])
-    if stacked_axes(name) == len(index) and _numbered(dotted, index) == hf_name:
-      return name, index
-  return None, None
 
 
 # ---- prefixes

@@ -11,7 +11,7 @@ import numpy as np
 
 from shadowft_jax import delta, models, tree
 from shadowft_jax.errors import InputError, listing
-from shadowft_jax.hf import arrays, names
+from shadowft_jax.hf import arrays, leaves, names
 from shadowft_jax.hf.folder import ModelFolder, open_model
 from shadowft_jax.hf.safetensors import WEIGHTS
 from shadowft_jax.models.decoder import Decoder
@@ -67,7 +67,7 @@ def abstract_model(
   _check_tensors(folder, named)
 
   def leaf(name: str, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    stored = folder.tensors[names.short(names.hf_names(name, x.shape)[0])].dtype
+    stored = folder.tensors[names.short(leaves.hf_names(name, x.shape)[0])].dtype
     return jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype or WEIGHTS[stored]))
 
   return model, tree.nest({n: leaf(n, x) for n, x in named.items()})
@@ -88,7 +88,7 @@ def _main_dtype(folder: ModelFolder) -> np.dtype:
 
 def _check_tensors(folder: ModelFolder, named: dict[str, Any]) -> None:
   """Raises one InputError for all tensors that are missing, unknown or of the wrong shape."""
-  want = {names.short(n): (n, shape) for n, shape in names.file_shapes(named).items()}
+  want = {names.short(n): (n, shape) for n, shape in leaves.file_shapes(named).items()}
   beside = names.BESIDE_TEXT.get(folder.model_type or "", "(?!)")
   have = {n: t for n, t in folder.distinct_tensors.items() if not re.fullmatch(beside, n)}
   bad = [
@@ -107,7 +107,7 @@ def _check_tensors(folder: ModelFolder, named: dict[str, Any]) -> None:
     if bare in want and tensor.dtype not in WEIGHTS:
       bad.append(f"{want[bare][0]}: dtype {tensor.dtype}, expected one of {', '.join(WEIGHTS)}")
   for name, leaf in named.items():
-    stored = (have.get(names.short(n)) for n in names.hf_names(name, leaf.shape))
+    stored = (have.get(names.short(n)) for n in leaves.hf_names(name, leaf.shape))
     if len(dtypes := {t.dtype for t in stored if t}) > 1:
       bad.append(f"{name}: layers are stored in {' and '.join(sorted(dtypes))}; expected one dtype")
   if bad:

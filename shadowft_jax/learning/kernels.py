@@ -19,8 +19,7 @@ from shadowft_jax import files, machine
 from shadowft_jax.errors import InputError, listing
 from shadowft_jax.progress import detail, say
 from shadowft_jax.models import attention, chunked, flash, splash
-from shadowft_jax.models.config import DecoderConfig
-from shadowft_jax.models.decoder import distinct
+from shadowft_jax.models.config import DecoderConfig, distinct
 
 # The backends that "auto" tries, in this order; the reference implementation always works.
 PREFERRED = {

@@ -15,7 +15,7 @@ from shadowft_jax import delta as delta_lib, hosts, presets, sharding, tree
 from shadowft_jax.data.planned import Dataset
 from shadowft_jax.data.packing import Arrays
 from shadowft_jax.errors import InputError, listing
-from shadowft_jax.hf import deltas, weights
+from shadowft_jax.hf import deltas, leaves, weights
 from shadowft_jax.hf.folder import ModelFolder, open_model
 from shadowft_jax.learning import checkpoints, guards, optim, reference, step as step_lib
 from shadowft_jax.presets import Config
@@ -232,7 +232,7 @@ def load_start(config: Config, base: Params, mesh: Mesh) -> Delta | None:
   c = config.delta
   if not c.init:
     return None
-  start, scale = deltas.load(c.init, mesh=mesh)
+  start, scale = deltas.load(c.init, mesh=mesh, runs=leaves.runs_of(tree.names(base)))
   want = jax.eval_shape(lambda: delta_lib.zeros(jax.random.key(0), base, c))
   forms = [
     f"a delta of {', '.join(d)}, scale {s:g}, {tree.size(d):,} parameters"

@@ -171,7 +171,8 @@ def accumulate(
 
   pullback: Any  # jax's type has no with_refs
   _, pullback, sums = jax.vjp(summed, at, has_aux=True)
-  if "lora" in delta:
+  # JAX 0.10 confuses the references of a scan within a scan, as layers of several kinds have it.
+  if "lora" in delta or len(set(loss.model.cfg.kinds)) > 1:
     return jax.tree.map(jnp.add, grads, pullback(jnp.float32(1))[0]), sums
   # The backward pass adds each layer's gradients to the total as it computes them, so the full
   # gradients of a micro-batch never exist in addition to the total.

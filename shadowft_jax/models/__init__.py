@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from shadowft_jax.errors import InputError
-from shadowft_jax.models import config, gemma, glm, llama, mistral, olmo, qwen, smollm
+from shadowft_jax.models import checks, gemma, glm, llama, mistral, olmo, qwen, qwen35, smollm
 from shadowft_jax.models.config import DecoderConfig
 from shadowft_jax.models.decoder import Decoder
 
@@ -18,6 +18,10 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], DecoderConfig]] = {
   "qwen2": qwen.qwen2,
   "qwen3": qwen.qwen3,
   "qwen3_moe": qwen.qwen3_moe,
+  "qwen3_5": qwen35.qwen3_5,
+  "qwen3_5_text": qwen35.qwen3_5_text,
+  "qwen3_5_moe": qwen35.qwen3_5_moe,
+  "qwen3_5_moe_text": qwen35.qwen3_5_moe_text,
   "gemma2": gemma.gemma2,
   "gemma3": gemma.gemma3,
   "gemma3_text": gemma.gemma3_text,
@@ -41,10 +45,10 @@ def from_config(hf: Mapping[str, Any], **options: Any) -> Decoder:
       quantised.
   """
   kind = hf.get("model_type")
-  config.check(hf)
+  checks.check(hf)
   if kind not in FAMILIES:
     raise InputError(f"model_type is one of {', '.join(sorted(FAMILIES))}; got {kind!r}")
-  config.refuse_quantised(hf)
+  checks.refuse_quantised(hf)
   return Decoder(FAMILIES[kind](hf), **options)
 
 

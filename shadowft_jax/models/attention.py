@@ -228,10 +228,10 @@ def window_of(windows: Sequence[int | None], kind: int | jax.Array) -> Window:
   return jnp.array([far if w is None else w for w in windows], jnp.int32)[kind]
 
 
-def _mesh_axes(name, size):
+def mesh_axes(name: str, size: int) -> tuple[tuple[str, ...] | None, int]:
   """The mesh axes over which the activation axis `name` is sharded, and the number of shards."""
   mesh = jax.sharding.get_abstract_mesh()
-  axes = nn.logical_to_mesh_axes((name,))[0] or ()
+  axes = (nn.logical_to_mesh_axes((name,)) or P(None))[0] or ()
   axes = tuple(a for a in ((axes,) if isinstance(axes, str) else axes) if a in mesh.shape)
   ways = math.prod(mesh.shape[a] for a in axes)
   return (axes, ways) if ways > 1 and size % ways == 0 else (None, 1)
@@ -245,7 +245,7 @@ def _on_own_part(name, fn, window, q_BTNH, k_BTKH, v_BTKH, rows):
   """
   (B, T, N, _), K = q_BTNH.shape, k_BTKH.shape[2]
   (batch, b), (context, c), (heads, h) = (
-    _mesh_axes(*x) for x in (("batch", B), ("context", T), ("heads", N))
+    mesh_axes(*x) for x in (("batch", B), ("context", T), ("heads", N))
   )
   if c > 1 and not BACKENDS[name].shards_rows:
     able = ", ".join(n for n, backend in BACKENDS.items() if backend.shards_rows)

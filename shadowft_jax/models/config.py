@@ -1,13 +1,14 @@
 """The shape and options of a decoder, and how they are read from config.json."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import reprlib
-from typing import Any
+from typing import Any, TypeVar
 
 from shadowft_jax.errors import InputError, check_kinds, listing
 from shadowft_jax.models.layers import Rope
 
+Value = TypeVar("Value")
 REQUIRED = (
   "vocab_size",
   "hidden_size",
@@ -15,33 +16,6 @@ REQUIRED = (
   "num_hidden_layers",
   "num_attention_heads",
 )
-# The largest values that are read, far above those of any model: what is built grows with them.
-MOST = {
-  "vocab_size": 1 << 24,
-  "hidden_size": 1 << 20,
-  "intermediate_size": 1 << 22,
-  "num_hidden_layers": 1000,
-  "num_attention_heads": 1 << 14,
-  "head_dim": 1 << 14,
-  "num_experts": 1 << 14,
-  "num_local_experts": 1 << 14,
-  "moe_intermediate_size": 1 << 22,
-}
-# Field of config.json -> a key of errors.KINDS.
-FIELDS = {
-  "model_type": "a string",
-  **dict.fromkeys(MOST, "an integer above 0"),
-  **dict.fromkeys(("num_key_value_heads", "num_experts_per_tok"), "an integer above 0"),
-  **dict.fromkeys(("sliding_window", "sliding_window_pattern"), "an integer above 0"),
-  "no_rope_layer_interval": "an integer above 0",
-  **dict.fromkeys(("layer_types", "no_rope_layers"), "an array"),
-  **dict.fromkeys(("rope_parameters", "rope_scaling", "text_config"), "an object"),
-  **dict.fromkeys(("rms_norm_eps", "rope_theta", "rope_local_base_freq"), "a number above 0"),
-  **dict.fromkeys(("query_pre_attn_scalar", "attn_logit_softcapping"), "a number above 0"),
-  **dict.fromkeys(("final_logit_softcapping", "partial_rotary_factor"), "a number above 0"),
-  **dict.fromkeys(("tie_word_embeddings", "norm_topk_prob"), "true or false"),
-  **dict.fromkeys(("attention_bias", "mlp_bias"), "true or false"),
-}
 SCALING = {
   "rope_type": "a string",
   **dict.fromkeys(("rope_theta", "partial_rotary_factor", "factor"), "a number above 0"),
@@ -59,6 +33,29 @@ ROPE_TYPES: dict[str, tuple[str, ...]] = {
 }
 YARN = {"yarn": ("factor", "original_max_position_embeddings")}
 LAYER_TYPES = ("full_attention", "sliding_attention")
+# Layers of different kinds have different parameters; others differ in `windows` and `ropes`.
+ATTENTION, LINEAR = LAYER_KINDS = ("full_attention", "linear_attention")
+
+
+@dataclasses.dataclass(frozen=True)
+class DeltaNetConfig:
+  """The shape of a gated delta-net; see `models/delta_net.py`."""
+
+  key_heads: int
+  value_heads: int
+  key_dim: int
+  value_dim: int
+  taps: int  # tokens that the convolution covers
+
+  @property
+  def channels(self) -> int:
+    """Channels of the convolution: queries, keys and values of all heads."""
+    return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
+
+
+def distinct(values: Iterable[Value]) -> tuple[Value, ...]:
+  """The distinct values, in order of first occurrence."""
+  return tuple(dict.fromkeys(values))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,20 +70,26 @@ class DecoderConfig:
   num_key_value_heads: int
   head_dim: int
   rms_norm_eps: float
-  # One entry per layer: the window (number of visible keys, None: all), and the rope.
+  # One entry per layer: its kind, one of LAYER_KINDS; the window (number of visible keys, None:
+  # all); and the rope.
+  kinds: tuple[str, ...]
   windows: tuple[int | None, ...]
   ropes: tuple[Rope, ...]
+  rope_dim: int | None = None  # Qwen3.5: only the first of a head are rotated, as if it had no more
   rope_interleaved: bool = False  # GLM-4
   tie_word_embeddings: bool = False
   qkv_bias: bool = False  # Qwen2; Llama, Qwen3, … with attention_bias
   o_bias: bool = False  # Llama, Qwen3, … with attention_bias
   mlp_bias: bool = False  # Llama and SmolLM3 with mlp_bias
   qk_norm: str | None = None  # of each "head" (Qwen3, Gemma 3), or of the "whole" (OLMo 2)
+  attention_gate: bool = False  # Qwen3.5: q_proj also gives a gate of the output
+  delta_net: DeltaNetConfig | None = None  # Qwen3.5, of its linear_attention
   fused_gate_up: bool = False  # GLM-4
   num_experts: int = 0  # Qwen3-MoE: experts replace the MLP
   num_experts_per_tok: int = 0
   moe_intermediate_size: int = 0
   norm_topk_prob: bool = False
+  shared_expert_intermediate_size: int = 0  # Qwen3.5-MoE
   hidden_act: str = "silu"
   # The norms before and after attention, before and after the MLP.
   norms: tuple[str | None, ...] = ("input_layernorm", None, "post_attention_layernorm", None)
@@ -109,33 +112,6 @@ def refuse(hf: Mapping[str, Any], **ported: Sequence[Any]) -> None:
       raise InputError(
         f"config.json of model_type {hf.get('model_type')!r}: {name} is "
         f"{hf[name]!r}; only {supported} is supported"
-      )
-
-
-def check(hf: Mapping[str, Any]) -> None:
-  """Checks the types and sizes of the fields in config.json, before anything is built of them.
-
-  Raises:
-    InputError: lists those that are wrong.
-  """
-  for fields in (hf, hf.get("text_config") or {}):
-    check_kinds("config.json", fields, FIELDS)
-    if large := [
-      f"{n} is {fields[n]}; at most {x} is supported"
-      for n, x in MOST.items()
-      if (fields.get(n) or 0) > x
-    ]:
-      raise InputError(f"config.json describes no known model:{listing(large)}")
-
-
-def refuse_quantised(hf: Mapping[str, Any]) -> None:
-  """Raises InputError for a quantised checkpoint: a delta cannot be added to its weights."""
-  for part in (hf, hf.get("text_config") or {}):
-    if (quantised := part.get("quantization_config")) is not None:
-      method = quantised.get("quant_method") if isinstance(quantised, dict) else None
-      raise InputError(
-        f"config.json has a quantization_config ({method or 'unknown method'}), and a delta cannot "
-        "be added to quantised weights; use the checkpoint of this model in BF16, F16 or F32"
       )
 
 
@@ -229,6 +205,38 @@ def read_windows(hf: Mapping[str, Any], full_every: int) -> tuple[int | None, ..
   return tuple(window if kind == "sliding_attention" else None for kind in kinds)
 
 
+def read_kinds(hf: Mapping[str, Any], period: Sequence[str]) -> tuple[str, ...]:
+  """The kind of each layer, by layer_types, or by repeating `period` if that is absent.
+
+  Raises:
+    InputError: a kind is unknown, or their number is not that of the layers.
+  """
+  _check_required(hf)
+  count = hf["num_hidden_layers"]
+  kinds = hf.get("layer_types") or [period[i % len(period)] for i in range(count)]
+  if len(kinds) != count or any(kind not in LAYER_KINDS for kind in kinds):
+    raise InputError(
+      f"config.json: layer_types must have {' or '.join(LAYER_KINDS)} for each of {count} layers; "
+      f"got {reprlib.repr(kinds)}"
+    )
+  return tuple(kinds)
+
+
+def text_part(hf: Mapping[str, Any], tied: bool = False) -> dict[str, Any]:
+  """The fields of the language model in the config.json of a multimodal model.
+
+  Args:
+    hf: config.json.
+    tied: whether the embeddings are tied where config.json does not say.
+  """
+  text = hf.get("text_config") or {}
+  return {
+    **text,
+    "model_type": hf.get("model_type"),
+    "tie_word_embeddings": hf.get("tie_word_embeddings", text.get("tie_word_embeddings", tied)),
+  }
+
+
 def _check_required(hf):
   if missing := [n for n in REQUIRED if hf.get(n) is None]:
     raise InputError(f"config.json lacks{listing(missing)}")
@@ -258,6 +266,7 @@ def read(hf: Mapping[str, Any], **options: Any) -> DecoderConfig:
       raise InputError("config.json: layer_types other than full_attention are not supported")
   if "ropes" not in options:
     options["ropes"] = (read_rope(hf),) * count
+  options.setdefault("kinds", (ATTENTION,) * count)
   return DecoderConfig(
     **{n: hf[n] for n in REQUIRED},
     num_key_value_heads=kv_heads,

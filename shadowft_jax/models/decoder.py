@@ -2,169 +2,29 @@
 
 Parameters are a plain nested dict whose paths are Hugging Face's names: the leaf
 model/layers/self_attn/q_proj/kernel, [L, D, N*H], holds the transposes of
-model.layers.{0..L-1}.self_attn.q_proj.weight.  See `names.py`.
+model.layers.{0..L-1}.self_attn.q_proj.weight.  See `hf/leaves.py`, and `stack.py` for
+models whose layers are of several kinds.
 """
 
-from typing import Any, TypeVar
-from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-import numpy as np
 
-from shadowft_jax.models import attention, moe
-from shadowft_jax.models.config import DecoderConfig
-from shadowft_jax.models.layers import (
-  ACTIVATIONS,
-  Embed,
-  Head,
-  Linear,
-  RMSNorm,
-  apply_rope,
-  rope_angles,
-  softcap,
-)
+from shadowft_jax.models import stack
+from shadowft_jax.models.block import Block
+from shadowft_jax.models.config import DecoderConfig, distinct
+from shadowft_jax.models.layers import Embed, Head, RMSNorm, rope_angles, softcap
 
-Value = TypeVar("Value")
 # What a rematerialised block keeps for its backward pass, by config.remat.
 REMAT = {
   "full": jax.checkpoint_policies.nothing_saveable,
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   "none": None,
 }
-
-
-def norm(cfg: DecoderConfig, name: str | None) -> Callable[[jax.Array], jax.Array]:
-  """The RMSNorm of that name, or the identity if the family has none."""
-  return RMSNorm(cfg.rms_norm_eps, cfg.norm_offset, name=name) if name else lambda x: x
-
-
-class Attention(nn.Module):
-  cfg: DecoderConfig
-  backend: str
-
-  @nn.compact
-  def __call__(self, x_BTD: jax.Array, rows: Mapping[str, Any]) -> jax.Array:
-    cfg = self.cfg
-    B, T, D = x_BTD.shape
-    N, K, H = cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim
-    q_BTNH, k_BTKH = (self.heads(n, x_BTD, count, cfg.qk_norm) for n, count in (("q", N), ("k", K)))
-    v_BTKH = self.heads("v", x_BTD, K, None)
-    q_BTNH, k_BTKH = (
-      apply_rope(x, rows["sin"], rows["cos"], cfg.rope_interleaved) for x in (q_BTNH, k_BTKH)
-    )
-    out_BTNH = self.attend(q_BTNH, k_BTKH, v_BTKH, rows)
-    return Linear(D, cfg.o_bias, name="o_proj")(out_BTNH.reshape(B, T, N * H))
-
-  def attend(
-    self, q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, rows: Mapping[str, Any]
-  ) -> jax.Array:
-    """Attention within the rows, or over the key-value cache if there is one.
-
-    Where the collection "cache" is mutable and has no keys yet, the keys of the rows are stored.
-    """
-    segment_BT, position_BT, windows = rows["segment"], rows["position"], distinct(self.cfg.windows)
-    options = dict(
-      scale=(self.cfg.query_pre_attn_scalar or self.cfg.head_dim) ** -0.5,
-      softcap=self.cfg.attn_logit_softcapping,
-    )
-    new = (("k", k_BTKH), ("v", v_BTKH))
-    if not self.has_variable("cache", "k"):
-      if self.is_mutable_collection("cache") and not self.is_initializing():
-        for name, x_BTKH in new:
-          self.put_variable("cache", name, x_BTKH.transpose(0, 2, 1, 3))
-      return attention.attend(
-        self.backend,
-        q_BTNH,
-        k_BTKH,
-        v_BTKH,
-        segment_BT,
-        position_BT,
-        windows=windows,
-        kind=rows["window"],
-        **options,
-      )
-    all_ = {}
-    for name, x_BTKH in new:
-      old_BKSH: jax.Array = self.get_variable("cache", name)
-      all_[name] = jax.lax.dynamic_update_slice_in_dim(
-        old_BKSH, x_BTKH.transpose(0, 2, 1, 3).astype(old_BKSH.dtype), rows["slot"], axis=2
-      )
-      self.put_variable("cache", name, all_[name])
-    position_BS = rows["cached"]
-    segment_BS = (position_BS >= 0).astype(jnp.int32)
-    window = attention.window_of(windows, rows["window"])
-    seen_BTS = attention.visible(segment_BT, segment_BS, position_BT, position_BS, window)
-    return attention.over_heads(q_BTNH, all_["k"], all_["v"], seen_BTS, **options)
-
-  def heads(self, name: str, x_BTD: jax.Array, count: int, normed: str | None) -> jax.Array:
-    """Projects to `count` heads, [B, T, count, H], normalised per head or over all (`normed`)."""
-    B, T, _ = x_BTD.shape
-    H = self.cfg.head_dim
-    x = Linear(count * H, self.cfg.qkv_bias, name=f"{name}_proj")(x_BTD)
-    if normed:
-      width = {"head": H, "whole": count * H}[normed]
-      x = norm(self.cfg, f"{name}_norm")(x.reshape(B, T, -1, width))
-    return x.reshape(B, T, count, H)
-
-
-class MLP(nn.Module):
-  cfg: DecoderConfig
-
-  @nn.compact
-  def __call__(self, x_BTD: jax.Array) -> jax.Array:
-    F, bias = self.cfg.intermediate_size, self.cfg.mlp_bias
-    if self.cfg.fused_gate_up:
-      gate_BTF, up_BTF = jnp.split(Linear(2 * F, bias, name="gate_up_proj")(x_BTD), 2, axis=-1)
-    else:
-      gate_BTF, up_BTF = (Linear(F, bias, name=f"{n}_proj")(x_BTD) for n in ("gate", "up"))
-    act = ACTIVATIONS[self.cfg.hidden_act]
-    h_BTF = nn.with_logical_constraint(act(gate_BTF) * up_BTF, ("batch", "context", "mlp"))
-    return Linear(x_BTD.shape[-1], bias, name="down_proj")(h_BTF)
-
-
-class Block(nn.Module):
-  cfg: DecoderConfig
-  backend: str
-
-  @nn.compact
-  def __call__(
-    self, x_BTD: jax.Array, layer: Mapping[str, jax.Array | int], rows: Mapping[str, Any]
-  ) -> tuple[jax.Array, None]:
-    """Applies the block; `layer`: its values of `by_layer`; `rows`: segment, position and rope."""
-    cfg = self.cfg
-    before_attn, after_attn, before_mlp, after_mlp = (norm(cfg, name) for name in cfg.norms)
-    rope = layer.get("rope", 0)
-    rows = {
-      **rows,
-      "sin": rows["sin"][rope],
-      "cos": rows["cos"][rope],
-      "window": layer.get("window", 0),
-    }
-    x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "context", None))
-    h_BTD = Attention(cfg, self.backend, name="self_attn")(before_attn(x_BTD), rows)
-    x_BTD += after_attn(h_BTD)
-    mlp = (moe.MoE if cfg.num_experts else MLP)(cfg, name="mlp")
-    return x_BTD + after_mlp(mlp(before_mlp(x_BTD))), None
-
-
-def by_layer(cfg: DecoderConfig) -> dict[str, np.ndarray]:
-  """{"window", "rope": int32 [L]} of those that differ between layers.
-
-  Each value is an index into the `distinct` values of `cfg.windows` or `cfg.ropes`.
-  """
-  values = {
-    name: [distinct(all_).index(x) for x in all_]
-    for name, all_ in (("window", cfg.windows), ("rope", cfg.ropes))
-  }
-  return {k: np.array(v, np.int32) for k, v in values.items() if len(set(v)) > 1}
-
-
-def distinct(values: Iterable[Value]) -> tuple[Value, ...]:
-  """The distinct values, in order of first occurrence."""
-  return tuple(dict.fromkeys(values))
 
 
 class Backbone(nn.Module):
@@ -186,16 +46,10 @@ class Backbone(nn.Module):
     self.norm = self.mapped(RMSNorm)(cfg.rms_norm_eps, cfg.norm_offset)
     if self.unrolled:
       self.each_layer = [
-        block(cfg, self.backend, name=f"layers_{i}") for i in range(cfg.num_hidden_layers)
+        block(cfg, self.backend, kind, name=f"layers_{i}") for i, kind in enumerate(cfg.kinds)
       ]
       return
-    self.layers = nn.scan(
-      block,
-      variable_axes={c: 0 for c in ("params", "delta", "lora")},
-      split_rngs={"params": True},
-      in_axes=(0, nn.broadcast),
-      length=cfg.num_hidden_layers,
-    )(cfg, self.backend)
+    self.layers = stack.layers(block, cfg, self.backend)
 
   def __call__(
     self,
@@ -206,15 +60,16 @@ class Backbone(nn.Module):
   ) -> jax.Array:
     x_BTD = self.embed_tokens(token_BT).astype(self.dtype)
     x_BTD *= jnp.asarray(self.cfg.embedding_scale, self.dtype)
-    angles = [rope_angles(position_BT, self.cfg.head_dim, r) for r in distinct(self.cfg.ropes)]
+    rotated = self.cfg.rope_dim or self.cfg.head_dim
+    angles = [rope_angles(position_BT, rotated, rope) for rope in distinct(self.cfg.ropes)]
     sin, cos = (jnp.stack(x) for x in zip(*angles, strict=True))
     rows = {"segment": segment_BT, "position": position_BT, "sin": sin, "cos": cos, **(keys or {})}
-    values = by_layer(self.cfg)
     if self.unrolled:
+      values = stack.by_layer(self.cfg)
       for i, layer in enumerate(self.each_layer):
         x_BTD, _ = layer(x_BTD, {k: int(v[i]) for k, v in values.items()}, rows)
     else:
-      x_BTD, _ = self.layers(x_BTD, values, rows)
+      x_BTD, _ = self.layers(x_BTD, stack.values(self.cfg), rows)
     return self.norm(x_BTD)
 
 

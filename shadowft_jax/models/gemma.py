@@ -84,10 +84,4 @@ def gemma3_text(hf: Mapping[str, Any]) -> config.DecoderConfig:
 
 def gemma3(hf: Mapping[str, Any]) -> config.DecoderConfig:
   """config.json of a Gemma3ForConditionalGeneration -> DecoderConfig of its language model."""
-  return gemma3_text(
-    {
-      **(hf.get("text_config") or {}),
-      "model_type": "gemma3",
-      "tie_word_embeddings": hf.get("tie_word_embeddings", True),
-    }
-  )
+  return gemma3_text(config.text_part(hf, tied=True))

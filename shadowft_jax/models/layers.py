@@ -19,9 +19,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 
-def _as_row(x, ndim):
-  """Reshapes a vector to `ndim` axes, so that no product broadcasts by accident."""
-  return jnp.expand_dims(x, range(ndim - 1))
+def as_row(x: jax.Array, ndim: int) -> jax.Array:
+  """Adds leading axes up to `ndim`, so that no product broadcasts by accident."""
+  return jnp.expand_dims(x, range(ndim - x.ndim))
 
 
 @jax.custom_vjp
@@ -85,7 +85,7 @@ class Linear(nn.Module):
       y = product(x, kernel.astype(x.dtype))
     if self.use_bias:
       bias = self.param("bias", nn.initializers.zeros, (self.features,))
-      y += _as_row(bias.astype(x.dtype), x.ndim)
+      y += as_row(bias.astype(x.dtype), x.ndim)
     if self.has_variable("lora", "a"):
       a: jax.Array = self.get_variable("lora", "a")
       b: jax.Array = self.get_variable("lora", "b")
@@ -105,7 +105,7 @@ class RMSNorm(nn.Module):
     scale = self.param("scale", start, x.shape[-1:]).astype(jnp.float32) + self.offset
     x32 = x.astype(jnp.float32)
     x32 *= jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
-    return (x32 * _as_row(scale, x.ndim)).astype(x.dtype)
+    return (x32 * as_row(scale, x.ndim)).astype(x.dtype)
 
 
 class Embed(nn.Module):
@@ -148,6 +148,32 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   "swish": jax.nn.silu,
   "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
 }
+
+
+class MLP(nn.Module):
+  """down(act(gate x) * up x).
+
+  Attributes:
+    features: the width F between the projections.
+    act: a key of ACTIVATIONS.
+    is_fused: whether gate and up are one projection, gate first.
+  """
+
+  features: int
+  act: str
+  use_bias: bool = False
+  is_fused: bool = False
+
+  @nn.compact
+  def __call__(self, x_BTD: jax.Array) -> jax.Array:
+    F, bias = self.features, self.use_bias
+    if self.is_fused:
+      gate_BTF, up_BTF = jnp.split(Linear(2 * F, bias, name="gate_up_proj")(x_BTD), 2, axis=-1)
+    else:
+      gate_BTF, up_BTF = (Linear(F, bias, name=f"{n}_proj")(x_BTD) for n in ("gate", "up"))
+    h_BTF = ACTIVATIONS[self.act](gate_BTF) * up_BTF
+    h_BTF = nn.with_logical_constraint(h_BTF, ("batch", "context", "mlp"))
+    return Linear(x_BTD.shape[-1], bias, name="down_proj")(h_BTF)
 
 
 def softcap(x: jax.Array, cap: float | None) -> jax.Array:
@@ -221,7 +247,7 @@ def rope_magnitude(rope: Rope) -> float:
 
 def rope_angles(position_BT: jax.Array, head_dim: int, rope: Rope) -> tuple[jax.Array, jax.Array]:
   """sin and cos of every angle, float32 [B, T, 1, H / 2], times `rope_magnitude`."""
-  angle_BT1h = position_BT.astype(jnp.float32)[:, :, None, None] * _as_row(
+  angle_BT1h = position_BT.astype(jnp.float32)[:, :, None, None] * as_row(
     rope_frequencies(head_dim, rope), 4
   )
   magnitude = rope_magnitude(rope)
@@ -231,11 +257,17 @@ def rope_angles(position_BT: jax.Array, head_dim: int, rope: Rope) -> tuple[jax.
 def apply_rope(
   x_BTNH: jax.Array, sin: jax.Array, cos: jax.Array, interleaved: bool = False
 ) -> jax.Array:
-  """Rotates each pair by its angle: (i, i + H / 2), or (2i, 2i + 1) if `interleaved`."""
-  half, axis = x_BTNH.shape[-1] // 2, -1 if interleaved else -2
-  pairs = x_BTNH.astype(jnp.float32).reshape(
-    *x_BTNH.shape[:-1], *((half, 2) if interleaved else (2, half))
+  """Rotates each pair by its angle: (i, i + R / 2), or (2i, 2i + 1) if `interleaved`.
+
+  R is twice the number of angles; what a head has beyond its first R numbers stays as it is.
+  """
+  half, axis = sin.shape[-1], -1 if interleaved else -2
+  x_BTNR = x_BTNH[..., : 2 * half]
+  pairs = x_BTNR.astype(jnp.float32).reshape(
+    *x_BTNR.shape[:-1], *((half, 2) if interleaved else (2, half))
   )
   x1, x2 = jnp.unstack(pairs, axis=axis)
   turned = jnp.stack([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis)
-  return turned.reshape(x_BTNH.shape).astype(x_BTNH.dtype)
+  turned = turned.reshape(x_BTNR.shape).astype(x_BTNH.dtype)
+  rest = x_BTNH[..., 2 * half :]
+  return jnp.concatenate([turned, rest], axis=-1) if rest.size else turned

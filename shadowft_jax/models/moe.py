@@ -1,9 +1,11 @@
-"""The mixture of experts that replaces the MLP in Qwen3-MoE.
+"""The mixture of experts that replaces the MLP in Qwen3-MoE and Qwen3.5-MoE.
 
 Each token goes to the k of E experts that its router scores highest.  The M = B T k pairs of a
 token and an expert are sorted by expert; each projection is then one `grouped_matmul`.
 
-Source: modeling_qwen3_moe.py of transformers 5.23.
+In Qwen3.5 every token also goes to one shared expert, weighted by a gate of its own.
+
+Source: modeling_qwen3_moe.py and modeling_qwen3_5_moe.py of transformers 5.23.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from shadowft_jax.models.layers import ACTIVATIONS, Linear
+from shadowft_jax.models.layers import ACTIVATIONS, MLP, Linear
 
 ExpertKernels = Mapping[str, Sequence[jax.Array]]  # {projection: its `Kernels`}
 
@@ -216,4 +218,8 @@ class MoE(nn.Module):
     if cfg.norm_topk_prob:
       weight_BTk /= jnp.sum(weight_BTk, axis=-1, keepdims=True)
     act = functools.partial(mixture, act=ACTIVATIONS[cfg.hidden_act])
-    return on_own_rows(act, x_BTD, weight_BTk, expert_BTk, kernels=Experts(cfg, name="experts")())
+    y_BTD = on_own_rows(act, x_BTD, weight_BTk, expert_BTk, kernels=Experts(cfg, name="experts")())
+    if cfg.shared_expert_intermediate_size:
+      shared = MLP(cfg.shared_expert_intermediate_size, cfg.hidden_act, name="shared_expert")
+      y_BTD += jax.nn.sigmoid(Linear(1, name="shared_expert_gate")(x_BTD)) * shared(x_BTD)
+    return y_BTD

@@ -11,7 +11,9 @@ from typing import Any
 import jax
 
 from shadowft_jax import sharding, tree
-from shadowft_jax.models.config import DecoderConfig
+from shadowft_jax.hf import leaves
+from shadowft_jax.models import delta_rule
+from shadowft_jax.models.config import LINEAR, DecoderConfig
 from shadowft_jax.planning.topologies import Accelerator
 
 Run = Any  # a `shapes.Run`; its module imports the training step, which is not needed here
@@ -54,12 +56,19 @@ def multiplied(run: Run) -> dict[str, float]:
   }
 
 
-def attention_flops(cfg: DecoderConfig, length: int) -> float:
-  """FLOPs per token of attention in the forward pass, for examples as long as their rows."""
+def mixing_flops(cfg: DecoderConfig, length: int) -> float:
+  """FLOPs per token of attention and delta rule in the forward pass, for rows of one example."""
   seen = [
-    length / 2 if w is None or w >= length else w * (1 - w / (2 * length)) for w in cfg.windows
+    length / 2 if w is None or w >= length else w * (1 - w / (2 * length))
+    for w, kind in zip(cfg.windows, cfg.kinds, strict=True)
+    if kind != LINEAR
   ]
-  return 4 * cfg.num_attention_heads * cfg.head_dim * sum(seen)
+  flops = 4.0 * cfg.num_attention_heads * cfg.head_dim * sum(seen)
+  if net := cfg.delta_net:
+    state = 3 * net.key_dim * net.value_dim
+    chunk = delta_rule.CHUNK * (3 * net.key_dim + 2 * net.value_dim)
+    flops += 2 * net.value_heads * (state + chunk) * cfg.kinds.count(LINEAR)
+  return flops
 
 
 def work(run: Run, length: int | None = None) -> Work:
@@ -72,9 +81,9 @@ def work(run: Run, length: int | None = None) -> Work:
     useful += 2 * weights * passes
     # The gradient of the head always recomputes the logits, whatever `remat` is.
     executed += 2 * weights * (passes + (again if "/layers/" in name else name in trained))
-  attention = attention_flops(model.cfg, length or run.batch["token"].shape[1])
-  # The backward pass has five products to the forward pass's two, one of them a recomputation.
-  return Work(useful + 3 * attention, executed + (3.5 + (model.remat != "none")) * attention)
+  mixing = mixing_flops(model.cfg, length or run.batch["token"].shape[1])
+  # The backward pass has five products to attention's two, one of them a recomputation.
+  return Work(useful + 3 * mixing, executed + (3.5 + (model.remat != "none")) * mixing)
 
 
 def _ways(run, *axes):
@@ -82,7 +91,7 @@ def _ways(run, *axes):
 
 
 def _widths(run):
-  """(outputs of all matrix products of a block, vocabulary size), per token and device."""
+  """(outputs of all matrix products of a mean block, vocabulary size), per token and device."""
   names = {
     n: x
     for n, x in {**tree.names(run.base), **tree.names(run.state.delta.get("lora", {}))}.items()
@@ -90,7 +99,10 @@ def _widths(run):
   }
   cfg = run.loss.model.cfg
   chosen = cfg.num_experts_per_tok or 1
-  inner = sum(x.shape[-1] * (chosen if "/experts/" in n else 1) for n, x in names.items())
+  inner = sum(
+    x.shape[0] / cfg.num_hidden_layers * x.shape[-1] * (chosen if "/experts/" in n else 1)
+    for n, x in names.items()
+  )
   return inner / _ways(run, "tensor"), cfg.vocab_size / _ways(run, "tensor")
 
 
@@ -122,13 +134,24 @@ def temporaries(run: Run) -> float:
   loss = (
     head * (size + 4 * _head_is_trained(run)) + 2.5 * 4 * rows * min(chunk, length) * vocabulary
   )
-  block = {
-    n: x.size / x.shape[0] / _ways(run, "tensor")
-    for n, x in tree.names(run.base).items()
-    if "/layers/" in n
-  }
-  gathered = sum(block.values()) * (3 if trained else 1) * size
-  return max(loss, gathered + (6 * cfg.hidden_size + 3 * inner) * rows * length * size)
+  blocks: dict[str, float] = {}  # the weights of a block of each run
+  for name, x in tree.names(run.base).items():
+    if "/layers/" in name:
+      of = leaves.run_of(name)
+      blocks[of] = blocks.get(of, 0) + x.size / x.shape[0] / _ways(run, "tensor")
+  gathered = max(blocks.values()) * (3 if trained else 1) * size
+  tokens = rows * length
+  mixing = 4 * tokens * _rule_numbers(cfg) / _ways(run, "tensor")
+  return max(loss, gathered + (6 * cfg.hidden_size + 3 * inner) * tokens * size + mixing)
+
+
+def _rule_numbers(cfg):
+  """Float32 numbers per token that the delta rule of one layer keeps for its gradient."""
+  net = cfg.delta_net
+  if net is None:
+    return 0
+  per_chunk = net.key_dim * net.value_dim / delta_rule.CHUNK  # the state
+  return net.value_heads * (per_chunk + 8 * delta_rule.CHUNK + 6 * (net.key_dim + net.value_dim))
 
 
 def memory(run: Run, compiled: Any = None) -> dict[str, float]:
