@@ -2,10 +2,10 @@
 
   python -m tests.kills --kind full --kills 20 --seed 0
 
-Each chain of runs has a folder of its own: it is started, killed and started again by the same
-command, up to 5 times, and then runs to its end.  Its delta, grafted model and metrics must be those
-of a run that was never killed, and nothing temporary may be left.  Prints a line for each kill;
-exit code 1 if a chain ends otherwise.
+Each chain of runs has a folder of its own: a run is started, killed and started again by the same
+command, up to 5 times, and then goes to its end.  Its delta, grafted model and metrics must be
+those of a run that was never killed, and nothing temporary may be left.  Prints a line for each
+kill; exit code 1 if a chain ends otherwise.
 
 A moment is in a phase, either some time after its start or at one of its operations on files.  The
 runs are forks of one interpreter that has done its imports.
@@ -40,15 +40,15 @@ if __name__ == "__main__":  # before jax is imported
   )
   os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(several.ROOT / ".pytest_cache" / "xla"))
 
-import tensorboardX  # noqa: E402, F401
+import tensorboardX  # noqa: F401
 
-from shadowft_jax import command, train  # noqa: E402
-from shadowft_jax.data import tokenise  # noqa: E402
-from shadowft_jax.grafting import write  # noqa: E402
-from shadowft_jax.hf import deltas, weights  # noqa: E402
-from shadowft_jax.learning import checkpoints, loop, reference, step  # noqa: E402
-from shadowft_jax.runs import heatmaps, page, run as run_lib  # noqa: E402
-from tests import runs  # noqa: E402
+from shadowft_jax import command, train
+from shadowft_jax.data import tokenise
+from shadowft_jax.grafting import write
+from shadowft_jax.hf import deltas, weights
+from shadowft_jax.learning import checkpoints, loop, reference, step
+from shadowft_jax.runs import heatmaps, page, run as run_lib
+from tests import runs
 
 # In the order in which a run meets them.
 PHASES: dict[str, tuple[Any, str]] = {
@@ -244,7 +244,7 @@ def run(kind: str, kills: int, seed: int, keep: bool = False) -> tuple[list[str]
   try:
     pair = runs.make_pair(_made(root / "pair"))
     if kind == "dpo":
-      _write_pairs(pair / "rows.jsonl")
+      write_pairs(pair / "rows.jsonl")
     config = root / "config.json"
     fields = {"eval_every": 2, "attention": "auto", **KINDS[kind]}
     config.write_text(runs.config_of(pair, **fields).to_json_best_effort())
@@ -279,7 +279,7 @@ def _made(folder):
   return folder
 
 
-def _write_pairs(path):
+def write_pairs(path):
   rows = [json.loads(line) for line in path.read_text().splitlines()]
   pairs = [
     {"prompt": r["instruction"], "chosen": r["output"], "rejected": f"{r['output']} not"}
