@@ -90,6 +90,11 @@ def is_first() -> bool:
   return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
+def is_several() -> bool:
+  """Whether this process is one of several of a run."""
+  return jax.distributed.is_initialized()
+
+
 def wait(name: str) -> None:
   """A barrier: returns once every process has called it with this `name`."""
   if jax.distributed.is_initialized():

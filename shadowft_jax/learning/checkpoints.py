@@ -1,11 +1,15 @@
-"""The checkpoints of a run, from which it resumes: the newest ones and the best, with checksums."""
+"""The checkpoints of a run, from which it resumes: the newest ones and the best, with checksums.
+
+They are written in the background: a save returns once it has copied the arrays.
+"""
 
 import concurrent.futures
 import hashlib
 import pathlib
 import shutil
-from collections.abc import Mapping
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 import jax
 from orbax.checkpoint import v1 as ocp
@@ -16,15 +20,76 @@ from shadowft_jax.presets import Config
 from shadowft_jax.progress import count, say
 
 State = TypeVar("State")  # a tree of arrays
-Checkpointer: TypeAlias = ocp.training.Checkpointer
 NEWEST = 3  # checkpoints that are kept, so that one is left if the newest is damaged
 MOST = NEWEST + 2  # checkpoints on disk at a time: the newest, the best, and one being written
 CHECKSUMS = "checksums.json"  # in a checkpoint's folder: {file: its sha256}
 _keep = ocp.training.preservation_policies
 
 
+class Checkpointer:
+  """The checkpoints of a folder, and the one that is being written; its end is waited for on exit.
+
+  Attributes:
+    orbax: reads and writes them.
+  """
+
+  def __init__(self, orbax: ocp.training.Checkpointer) -> None:
+    self.orbax = orbax
+    self._thread = concurrent.futures.ThreadPoolExecutor(1)
+    self._writing: concurrent.futures.Future | None = None
+
+  @property
+  def directory(self) -> pathlib.Path:
+    """Their folder."""
+    return pathlib.Path(str(self.orbax.directory))
+
+  @property
+  def checkpoints(self) -> Sequence[Any]:
+    """orbax's records (step, metrics) of all, the one being written included, the newest last."""
+    return self.orbax.checkpoints
+
+  @property
+  def latest(self) -> Any:
+    """The last of `checkpoints`; None if there is none."""
+    return self.orbax.latest
+
+  def write(self, step: int, response: Any) -> None:
+    """Adds the checksums once orbax has written `step`; orbax's `response` tells when."""
+    self._writing = self._thread.submit(_add_checksums, self.directory / str(step), response)
+    if hosts.is_several():  # orbax's threads would wait for each other among the steps' collectives
+      self.wait()
+
+  def check(self) -> None:
+    """Raises the error of a write that has failed."""
+    if self._writing and self._writing.done():
+      self.wait()
+
+  def wait(self) -> None:
+    """Returns once the checkpoint being written is whole; raises its error."""
+    writing, self._writing = self._writing, None
+    if writing:
+      writing.result()
+      hosts.wait("the checkpoint is whole")
+
+  def close(self) -> None:
+    """Waits for the checkpoint being written; no more are saved."""
+    try:
+      self.wait()
+    finally:
+      self._thread.shutdown()
+      self.orbax.close()
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(
+    self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+  ) -> None:
+    self.close()
+
+
 def open_checkpoints(directory: pathlib.Path) -> Checkpointer:
-  """An orbax Checkpointer that keeps the NEWEST checkpoints and the one with the lowest "loss".
+  """A Checkpointer that keeps the NEWEST checkpoints and the one with the lowest "loss".
 
   Damaged checkpoints are named and removed first.
   """
@@ -35,9 +100,11 @@ def open_checkpoints(directory: pathlib.Path) -> Checkpointer:
     get_metric_fn=lambda m: m["loss"], reverse=True, n=1, keep_checkpoints_without_metrics=False
   )
   return Checkpointer(
-    directory.resolve(),
-    cleanup_tmp_directories=True,
-    preservation_policy=_keep.AnyPreservationPolicy([_keep.LatestN(n=NEWEST), best]),
+    ocp.training.Checkpointer(
+      directory.resolve(),
+      cleanup_tmp_directories=True,
+      preservation_policy=_keep.AnyPreservationPolicy([_keep.LatestN(n=NEWEST), best]),
+    )
   )
 
 
@@ -48,18 +115,23 @@ def save(
   loss: float | None,
   guard: Mapping[str, Any] | None = None,
 ) -> None:
-  """Writes `state` under `step`, with checksums.
+  """Begins to write `state` under `step`, with checksums; its arrays may be donated afterwards.
+
+  With several processes it returns once all is written.
 
   Args:
     loss: decides which checkpoint is the best.
     guard: the state of the run's guard, as JSON values.
+
+  Raises:
+    Exception: the write before this one has failed.
   """
+  checkpoints.wait()
   metrics = None if loss is None else {"loss": loss}
-  checkpoints.save(step, state, metrics=metrics, custom_metadata=guard, overwrite=True)
-  if hosts.is_first():
-    folder = pathlib.Path(str(checkpoints.directory), str(step))
-    files.write_json(folder / CHECKSUMS, _checksums(folder))
-  hosts.wait(f"the checkpoint of step {step} is whole")
+  response = checkpoints.orbax.save_async(
+    step, state, metrics=metrics, custom_metadata=guard, overwrite=True
+  )
+  checkpoints.write(step, response)
 
 
 def restore(checkpoints: Checkpointer, like: State, step: int | None = None) -> State:
@@ -71,11 +143,12 @@ def restore(checkpoints: Checkpointer, like: State, step: int | None = None) -> 
   abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
   )
+  checkpoints.wait()
   try:
-    return checkpoints.load(step, abstract)
+    return checkpoints.orbax.load(step, abstract)
   except Exception as error:  # its type depends on what is wrong
     newest = checkpoints.latest.step if checkpoints.latest else None
-    path = pathlib.Path(str(checkpoints.directory), str(newest if step is None else step))
+    path = checkpoints.directory / str(newest if step is None else step)
     reason = str(error).strip().split("\n")[0][:200]
     raise InputError(
       f"cannot read the checkpoint {path} ({type(error).__name__}: {reason}); remove that folder: "
@@ -87,7 +160,7 @@ def guard_of(checkpoints: Checkpointer) -> dict[str, Any]:
   """The `guard` saved with the newest checkpoint; {} if there is none."""
   if not checkpoints.latest:
     return {}
-  return dict(checkpoints.metadata(checkpoints.latest.step).custom_metadata or {})
+  return dict(checkpoints.orbax.metadata(checkpoints.latest.step).custom_metadata or {})
 
 
 def has_stalled(checkpoints: Checkpointer, step: int, config: Config) -> bool:
@@ -105,6 +178,13 @@ def best_step(checkpoints: Checkpointer) -> int | None:
   if measured:
     return min(measured, key=lambda c: c.metrics["loss"]).step
   return checkpoints.latest.step if checkpoints.latest else None
+
+
+def _add_checksums(folder, response):
+  """Waits for orbax to have written a checkpoint's folder, and completes it."""
+  response.result()
+  if hosts.is_first():
+    files.write_json(folder / CHECKSUMS, _checksums(folder))
 
 
 def _checksums(folder):

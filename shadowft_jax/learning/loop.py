@@ -194,6 +194,7 @@ def _steps(
   if checkpoints.has_stalled(saved, done, trainer.config):
     return state
   for number, arrays in enumerate(trainer.batches(done + 1), done + 1):
+    saved.check()
     lr = float(trainer.schedule(number - 1 - guard.skipped))
     state, metrics = trainer.step(state, arrays, guard.limit)
     rows = (data.train[i].where for i in data.steps[number - 1].examples)
@@ -215,6 +216,7 @@ def _validate_and_save(state, trainer, saved, log, guard):
     validation = trainer.validate(state)
   except Stopped:
     checkpoints.save(saved, state, number, None, guard.state)
+    saved.wait()
     say(f"saved step {number:,} of {len(trainer.data.steps):,}")
     raise
   guards.check_finite(validation, number, saved)
