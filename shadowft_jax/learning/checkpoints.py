@@ -168,7 +168,7 @@ def has_stalled(checkpoints: Checkpointer, step: int, config: Config) -> bool:
 
   The best checkpoint is always kept, so a run that resumes counts as one that was not stopped.
   """
-  best = best_step(checkpoints) if config.early_stopping else None
+  best = hosts.agree(best_step(checkpoints)) if config.early_stopping else None
   return best is not None and step - best >= config.early_stopping * config.eval_every
 
 
