@@ -130,13 +130,14 @@ def by_first(work: Callable[[], T]) -> T:
   Args:
     work: returns a value of JSON; only the first process does it.
   """
-  value, error = None, None
+  value: Any = None
+  error = None
   if is_first():
     try:
       value = work()
     except InputError as caught:
       error = caught
-  has_failed, value = agree([error is not None, value])
+  has_failed, value = agree((error is not None, value))
   if has_failed:
     raise error or InputError("the first process has refused the input")
   return value

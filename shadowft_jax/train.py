@@ -72,9 +72,7 @@ def _tune(config, run, mesh):
   if hosts.is_first():
     run.keep_examples(preview.record(data, pair.instruct.directory, EXAMPLES))
   cfg = weights.abstract_model(pair.trained)[0].cfg
-  config.attention = hosts.by_first(  # the check of a kernel could end differently on another host
-    lambda: kernels.choose(config.attention, cfg, config.dtype, config.data.max_length)
-  )
+  config.attention = kernels.choose(config.attention, cfg, config.dtype, config.data.max_length)
   with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATIONS):
     model, base = weights.load_model(  # W_B, frozen
       pair.trained, dtype=config.dtype, mesh=mesh, backend=config.attention, remat=config.remat
