@@ -1,6 +1,8 @@
 """Checkpoints are written while training goes on: whole, and as the state was when it was saved."""
 
 import functools
+import resource
+import signal
 import threading
 
 import jax
@@ -83,3 +85,25 @@ def test_an_error_of_the_writer_is_raised_at_the_next_step(tmp_path, monkeypatch
       checkpoints.save(saved, state_of(2, 10), 2, None)
       with pytest.raises(OSError, match="No space left"):
         checkpoints.save(saved, state_of(3, 10), 3, None)
+
+
+def test_a_disk_that_takes_no_more_is_one_line_and_the_checkpoint_before_stays(tmp_path):
+  """A limit on the size of files stands for a full disk; tensorstore writes, and raises."""
+  handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  state = {"w": jax.random.normal(jax.random.key(0), (1_000_000,))}
+  expected = r"^cannot write the checkpoint .*/2 \(ValueError: .*File too large.*\); check the disk"
+  try:
+    with pytest.raises(OSError, match=expected):
+      with checkpoints.open_checkpoints(tmp_path / "c") as saved:
+        checkpoints.save(saved, state, 1, None)
+        saved.wait()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+        checkpoints.save(saved, state, 2, None)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+  assert (tmp_path / "c" / "2.orbax-checkpoint-tmp").is_dir()
+  with checkpoints.open_checkpoints(tmp_path / "c") as saved:
+    assert saved.latest.step == 1 and [p.name for p in (tmp_path / "c").iterdir()] == ["1"]
+    assert (checkpoints.restore(saved, state)["w"] == state["w"]).all()

@@ -37,6 +37,7 @@ class Checkpointer:
     self.orbax = orbax
     self._thread = concurrent.futures.ThreadPoolExecutor(1)
     self._writing: concurrent.futures.Future | None = None
+    self._has_failed = False
 
   @property
   def directory(self) -> pathlib.Path:
@@ -68,6 +69,7 @@ class Checkpointer:
     """Returns once the checkpoint being written is whole; raises its error."""
     writing, self._writing = self._writing, None
     if writing:
+      self._has_failed = writing.exception() is not None
       writing.result()
       hosts.wait("the checkpoint is whole")
 
@@ -77,7 +79,11 @@ class Checkpointer:
       self.wait()
     finally:
       self._thread.shutdown()
-      self.orbax.close()
+      try:
+        self.orbax.close()
+      except Exception:
+        if not self._has_failed:  # otherwise it is the error that `wait` has raised
+          raise
 
   def __enter__(self) -> Self:
     return self
@@ -91,9 +97,11 @@ class Checkpointer:
 def open_checkpoints(directory: pathlib.Path) -> Checkpointer:
   """A Checkpointer that keeps the NEWEST checkpoints and the one with the lowest "loss".
 
-  Damaged checkpoints are named and removed first.
+  Damaged checkpoints are named and removed first, and those that a killed run was writing.
   """
   if hosts.is_first() and directory.exists():
+    for unfinished in directory.glob("*.orbax-checkpoint-tmp*"):  # orbax would, but later
+      shutil.rmtree(unfinished)
     _remove_damaged(directory)
   hosts.wait("the checkpoints are checked")
   best = _keep.BestN(
@@ -102,7 +110,6 @@ def open_checkpoints(directory: pathlib.Path) -> Checkpointer:
   return Checkpointer(
     ocp.training.Checkpointer(
       directory.resolve(),
-      cleanup_tmp_directories=True,
       preservation_policy=_keep.AnyPreservationPolicy([_keep.LatestN(n=NEWEST), best]),
     )
   )
@@ -149,11 +156,14 @@ def restore(checkpoints: Checkpointer, like: State, step: int | None = None) -> 
   except Exception as error:  # its type depends on what is wrong
     newest = checkpoints.latest.step if checkpoints.latest else None
     path = checkpoints.directory / str(newest if step is None else step)
-    reason = str(error).strip().split("\n")[0][:200]
     raise InputError(
-      f"cannot read the checkpoint {path} ({type(error).__name__}: {reason}); remove that folder: "
-      "the run then resumes from the checkpoint before"
+      f"cannot read the checkpoint {path} ({_reason(error)}); remove that folder: the run then "
+      "resumes from the checkpoint before"
     ) from error
+
+
+def _reason(error):
+  return f"{type(error).__name__}: {str(error).strip().split(chr(10))[0][:500]}"
 
 
 def guard_of(checkpoints: Checkpointer) -> dict[str, Any]:
@@ -182,9 +192,15 @@ def best_step(checkpoints: Checkpointer) -> int | None:
 
 def _add_checksums(folder, response):
   """Waits for orbax to have written a checkpoint's folder, and completes it."""
-  response.result()
-  if hosts.is_first():
-    files.write_json(folder / CHECKSUMS, _checksums(folder))
+  try:
+    response.result()
+    if hosts.is_first():
+      files.write_json(folder / CHECKSUMS, _checksums(folder))
+  except Exception as error:  # its type depends on what is wrong
+    raise OSError(
+      f"cannot write the checkpoint {folder} ({_reason(error)}); check the disk, and run the same "
+      "command again"
+    ) from error
 
 
 def _checksums(folder):
