@@ -6,6 +6,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constr
 SAY_INSTALL = @echo "Installing $(1) in $(2). This takes a few minutes, and pip prints nothing."
 
 .PHONY: quickstart test test-slow test-all test-aot plan-env vllm-env chromium lint docs docs-links
+.PHONY: coverage audit
 
 quickstart: $(VENV)/installed
 	$(BIN)/python -m lab.quickstart --workdir runs/quickstart
@@ -17,6 +18,14 @@ test-slow: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m slow --slow -vv --durations=20
 
 test-all: test test-slow
+
+# Which branches of the package the fast tests take, by file; takes about twice as long as they do.
+coverage: $(VENV)/installed-checks
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term-missing:skip-covered
+
+# Asks the web for known vulnerabilities of the exact set of packages.
+audit: $(VENV)/installed-checks
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
 
 # Compilers for GPUs and TPUs that are not there: 5 GB, so in an environment of its own.
 AOT_VENV ?= .venv-aot
@@ -61,6 +70,11 @@ $(VENV)/installed: setup.py constraints.txt
 $(VENV)/installed-test: $(VENV)/installed
 	$(call SAY_INSTALL,what the tests need,$(VENV))
 	$(PIP) -e '.[test]'
+	touch $@
+
+$(VENV)/installed-checks: $(VENV)/installed-test
+	$(call SAY_INSTALL,what coverage and audit need,$(VENV))
+	$(PIP) -e '.[checks]'
 	touch $@
 
 $(VENV)/installed-docs: $(VENV)/installed

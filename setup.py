@@ -55,6 +55,7 @@ setuptools.setup(
     "eval": ["lm_eval>=0.4.13", "math-verify"],
     "serve": ["starlette", "uvicorn"],
     "tpu": ["jax[tpu]"],
+    "checks": ["pip-audit", "pytest-cov"],
     "docs": ["myst-parser>=5.2", "pydata-sphinx-theme>=0.24", "sphinx>=9"],
     "test": [
       *("axe-playwright-python", "lm_eval[api]", "mypy", "openai", "peft>=0.21", "playwright"),

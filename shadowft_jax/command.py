@@ -268,7 +268,7 @@ def run(main: Callable[[T], None], options: type[T]) -> None:
     main: the command.
     options: its dataclass.
   """
-  logging.set_verbosity(logging.WARNING)  # orbax logs every file it writes
+  logging.set_verbosity(logging.FATAL)  # orbax logs all it writes, and errors that it raises, too
   machine.configure_jax(options.accelerator, options.cache)
   app.run(lambda _: execute(main, options, sys.argv[1:]), argv=sys.argv[:1])
 

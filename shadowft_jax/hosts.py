@@ -4,12 +4,13 @@ Every process runs the same command, and `jax.distributed` connects them.
 """
 
 import atexit
+import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TypeVar
 
 import jax
 from jax._src import distributed
@@ -26,6 +27,7 @@ JOIN_S = 300  # seconds to wait for the slowest host to start
 HEARTBEAT_S = 30  # seconds of silence after which a process counts as dead
 FINISH_S = 3600  # seconds that a finished process waits for others that still write
 LEAVE_S = 5  # seconds for processes with the same error to print it before one ends the others
+T = TypeVar("T")
 _cancel: Callable[[], Any] = lambda: None  # cancels the message of `_print_at_exit`
 
 
@@ -90,29 +92,55 @@ def is_first() -> bool:
   return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
+def is_several() -> bool:
+  """Whether this process is one of several of a run."""
+  return jax.distributed.is_initialized()
+
+
 def wait(name: str) -> None:
   """A barrier: returns once every process has called it with this `name`."""
   if jax.distributed.is_initialized():
     multihost_utils.sync_global_devices(name)
 
 
-def agree(value: int) -> int:
-  """The first process's `value`, for all; every process calls it at the same place."""
-  if not jax.distributed.is_initialized():
+def agree(value: T) -> T:
+  """The first process's `value`, for all; every process calls it at the same place.
+
+  Args:
+    value: of JSON; the others' values are not looked at.
+  """
+  if not is_several():
     return value
-  return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+  own = np.frombuffer(json.dumps(value).encode() if is_first() else b"", np.uint8)
+  length = int(multihost_utils.broadcast_one_to_all(np.int32(own.size)))
+  theirs = multihost_utils.broadcast_one_to_all(own if is_first() else np.zeros(length, np.uint8))
+  return json.loads(np.asarray(theirs).astype(np.uint8).tobytes())
 
 
-def by_first(check: Callable[[], object]) -> None:
-  """Runs a check in the first process, and raises its InputError in all."""
+def arrays_of_first(own: Sequence[np.ndarray]) -> list[np.ndarray]:
+  """The first process's arrays, for all; those of the others have the same shapes and dtypes."""
+  if not is_several():
+    return [*own]
+  return [np.asarray(x) for x in multihost_utils.broadcast_one_to_all([*own])]
+
+
+def by_first(work: Callable[[], T]) -> T:
+  """What `work` returns in the first process, for all; its InputError is raised in all.
+
+  Args:
+    work: returns a value of JSON; only the first process does it.
+  """
+  value: Any = None
   error = None
   if is_first():
     try:
-      check()
+      value = work()
     except InputError as caught:
       error = caught
-  if agree(error is not None):
+  has_failed, value = agree((error is not None, value))
+  if has_failed:
     raise error or InputError("the first process has refused the input")
+  return value
 
 
 def stop_asked() -> str:

@@ -153,6 +153,8 @@ FIELDS: dict[str, Field] = {
                           "losses; 0: off", least=0),
     "guard.sigma": _count(6.0, "a spike is a loss above their mean by more than this many standard "
                           "deviations"),
+    "debug_nans": Field(False, "at the first loss or gradient that is not finite, end the run and "
+                        "name the module in which it arises; one process only"),
     "samples": Field(0, "validation prompts that the Instruct and the grafted model answer at the "
                      "end, in samples.jsonl", least=0),
     "tracker": Field("none", "where metrics are also sent, beside TensorBoard", ("none", "wandb")),
@@ -164,6 +166,7 @@ FIELDS: dict[str, Field] = {
 OPEN = "data.template_args"  # the group whose field names are chosen by the user
 # (field, value in older versions) -> current value.
 RENAMED = {("data.think", "learnt"): "trained"}
+FREE = ("debug_nans",)  # fields that a resumed run may have with another value
 ARMS = {"shadow": "base", "ft": "instruct"}  # arm of the paper's tables -> learn_on
 PAIRED = ("dpo",)  # objectives that train on preference pairs
 REFERENCED = ("dpo", "kto")  # objectives that compare with the model before training

@@ -270,6 +270,7 @@ def test_files_of_others_are_read_by_the_strict_reader_of_json():
     "generation/client": "answers of a server",
     "generation/serving": "requests to a server",
     "evaluation/harness_model": "keys made here",
+    "hosts": "values of the first process",
     "runs/run": "the config in memory",
     "runs/grid": "the config in memory",
     "compare": "the options in memory",

@@ -185,3 +185,59 @@ def test_a_cluster_that_is_not_there_is_named(monkeypatch):
   monkeypatch.setenv("SHADOWFT_CLUSTER", "nonsense")
   with pytest.raises(InputError, match="cannot connect the processes .*nonsense"):
     hosts.start()
+
+
+# Each process has an answer of its own, and a folder of its own; only the first has the cache.
+AGREE = """
+import os, pathlib, types
+from shadowft_jax import hosts
+hosts.start()
+import jax, numpy as np
+from shadowft_jax.errors import InputError
+from shadowft_jax.learning import reference
+n = jax.process_index()
+own = {"step": 7 + n, "name": "é" * (3 + 5 * n), "none": None}
+print("agreed", hosts.agree(own), hosts.agree(n))
+print("chosen", hosts.by_first(lambda: ["flash", "chunked"][n]))
+def refused():
+  raise InputError("no such backend")
+try:
+  hosts.by_first(refused)
+except InputError as error:
+  print("refused:", error)
+folder = pathlib.Path(os.environ["FOLDER"], str(n))
+folder.mkdir()
+example = types.SimpleNamespace(token=np.arange(3), answer=np.arange(3), label=None, second=1)
+data = types.SimpleNamespace(train=[example] * 2, valid=[], with_reference=lambda *some: some)
+loss = types.SimpleNamespace(model=types.SimpleNamespace(dtype="float32"))
+reference.logprobs = lambda delta, base, data, some, **_: np.full((len(some), 2), 1.5, np.float32)
+if n == 0:
+  key = reference._key([], data, "float32")
+  np.savez(folder / reference.NAME, key=key, train=[[1, 2], [3, 4.5]], valid=np.zeros((0, 2)))
+train, valid = reference.loaded_or_computed(
+  None, {}, data, [], loss=loss, mesh=None, workdir=folder
+)
+print("reference", train.tolist(), valid.shape)
+"""
+
+
+def test_the_first_process_answers_for_all(tmp_path):
+  codes = several.wait(several.start(AGREE, 2, tmp_path, FOLDER=str(tmp_path)), 120)
+  texts = [(tmp_path / f"{n}.txt").read_text() for n in range(2)]
+  assert codes == [0, 0], "\n".join(texts)
+  for text in texts:
+    assert "agreed {'step': 7, 'name': 'ééé', 'none': None} 0\n" in text
+    assert "chosen flash\n" in text
+    assert "reference [[1.0, 2.0], [3.0, 4.5]] (0, 2)\n" in text
+  assert "refused: no such backend\n" in texts[0]
+  assert "refused: the first process has refused the input\n" in texts[1]
+
+
+def test_a_process_alone_answers_for_itself():
+  assert hosts.agree({"a": [1]}) == {"a": [1]} and hosts.by_first(lambda: 3) == 3
+  with pytest.raises(InputError, match="of its own"):
+    hosts.by_first(refuse)
+
+
+def refuse():
+  raise InputError("of its own")

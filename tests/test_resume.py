@@ -261,6 +261,13 @@ def test_a_field_of_a_later_version_does_not_end_an_older_run(pair, tmp_path):
       pass
 
 
+def test_a_run_is_resumed_to_look_for_nans(pair, tmp_path):
+  for is_wanted in (False, True, False):
+    with run_lib.open_run(runs.config_of(pair, debug_nans=is_wanted), tmp_path / "run") as run:
+      run.checkpoints.mkdir(exist_ok=True)
+  assert files.read_json(tmp_path / "run" / "config.json")["debug_nans"] is False
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", ["float32", "float16", ml_dtypes.bfloat16])
 def test_a_weight_that_is_not_finite_is_named(pair, tmp_path, value, dtype):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 import numpy as np
 
-from shadowft_jax import files, machine
+from shadowft_jax import files, hosts, machine
 from shadowft_jax.errors import InputError, listing
 from shadowft_jax.progress import detail, say
 from shadowft_jax.models import attention, chunked, flash, splash
@@ -71,6 +71,8 @@ VERIFIED = (
 def choose(name: str, cfg: DecoderConfig, dtype: DTypeLike, length: int) -> str:
   """The backend to use on the local devices: `name`, or for "auto" the first that agrees.
 
+  Of several processes, the first one chooses for all.
+
   Args:
     name: "auto", or a name in `attention.BACKENDS`.
     cfg: the model's config.
@@ -80,6 +82,11 @@ def choose(name: str, cfg: DecoderConfig, dtype: DTypeLike, length: int) -> str:
   Raises:
     InputError: the named backend does not work here; says why, and lists those that do.
   """
+  return hosts.by_first(lambda: _chosen(name, cfg, dtype, length))
+
+
+def _chosen(name, cfg, dtype, length):
+  """As `choose`, for this process alone."""
   platform = jax.default_backend()
   preferred: tuple[str, ...] = PREFERRED.get(platform, ("chunked",))
   if platform == "cpu" and length <= SHORT:

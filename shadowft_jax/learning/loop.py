@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
@@ -17,7 +18,7 @@ from shadowft_jax.data.packing import Arrays
 from shadowft_jax.errors import InputError, listing
 from shadowft_jax.hf import deltas, leaves, weights
 from shadowft_jax.hf.folder import ModelFolder, open_model
-from shadowft_jax.learning import checkpoints, guards, optim, reference, step as step_lib
+from shadowft_jax.learning import checkpoints, guards, nans, optim, reference, step as step_lib
 from shadowft_jax.presets import Config
 from shadowft_jax.progress import Stopped, count, duration, say
 from shadowft_jax.runs import trackers
@@ -78,7 +79,12 @@ class _Trainer:
       limit,
       tx=self.tx,
     )
-    return state, {k: float(v) for k, v in metrics.items()}
+    metrics = {k: float(v) for k, v in metrics.items()}
+    if self.config.debug_nans and not all(map(math.isfinite, metrics.values())):
+      batches = self.prepared(state, lambda: arrays)  # the update was skipped: the same delta
+      where = nans.fault(state.delta, self.base, batches, self.start, loss=self.loss)
+      raise FloatingPointError(f"not finite at step {int(state.step)}: first {where}")
+    return state, metrics
 
   def validate(self, state: step_lib.TrainState) -> Metrics:
     """The metrics on the validation split; {} without one."""
@@ -129,6 +135,8 @@ def learn(
     InputError: config.delta.init does not fit the config.
     FloatingPointError: a loss or gradient is not finite; the last good checkpoint stays.
   """
+  if config.debug_nans and hosts.is_several():
+    raise InputError("config.debug_nans needs one process; run the command on one machine, alone")
   tx, schedule = optim.make(config, len(data.steps))
   start = load_start(config, base, mesh)
   state = step_lib.init_state(config, base, tx, mesh, start)
@@ -142,9 +150,10 @@ def learn(
   start = start if presets.has_reference(config) and not is_precomputed else None
   trainer = _Trainer(loss, base, data, start, tx, schedule, config, mesh)
   with checkpoints.open_checkpoints(run.checkpoints) as saved:
-    if saved.latest:
-      state = checkpoints.restore(saved, state)
-      say(f"resuming {run.directory} from step {saved.latest.step}")
+    resumed = hosts.agree(saved.latest.step if saved.latest else None)
+    if resumed is not None:
+      state = checkpoints.restore(saved, state, resumed)
+      say(f"resuming {run.directory} from step {resumed}")
     first, began = int(state.step), time.monotonic()
     tracker = trackers.opened(run.directory, config)
     with Log(run.directory, first, len(data.steps), config.eval_every, tracker) as log:
@@ -185,7 +194,7 @@ def _steps(
   Raises:
     Stopped: a signal has asked for it; the state is saved.
   """
-  guard = guards.Guard.of(trainer.config, checkpoints.guard_of(saved))
+  guard = guards.Guard.of(trainer.config, hosts.agree(checkpoints.guard_of(saved)))
   done, data = int(state.step), trainer.data
   if done == 0:
     log.write(0, **trainer.validate(state))
@@ -194,6 +203,7 @@ def _steps(
   if checkpoints.has_stalled(saved, done, trainer.config):
     return state
   for number, arrays in enumerate(trainer.batches(done + 1), done + 1):
+    saved.check()
     lr = float(trainer.schedule(number - 1 - guard.skipped))
     state, metrics = trainer.step(state, arrays, guard.limit)
     rows = (data.train[i].where for i in data.steps[number - 1].examples)
@@ -215,6 +225,7 @@ def _validate_and_save(state, trainer, saved, log, guard):
     validation = trainer.validate(state)
   except Stopped:
     checkpoints.save(saved, state, number, None, guard.state)
+    saved.wait()
     say(f"saved step {number:,} of {len(trainer.data.steps):,}")
     raise
   guards.check_finite(validation, number, saved)

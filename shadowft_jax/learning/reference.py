@@ -72,9 +72,11 @@ def loaded_or_computed(
     folders: the folders of the model and of the initial delta.  The log-probabilities are computed
       again if a file there, or any token of the data, has changed.
   """
-  path, key = pathlib.Path(workdir, NAME), _key(folders, data, str(loss.model.dtype))
-  stored = _load(path, key)
-  if stored is None:
+  path, key, stored = pathlib.Path(workdir, NAME), "", None
+  if hosts.is_first():
+    key = _key(folders, data, str(loss.model.dtype))
+    stored = _load(path, key)
+  if not hosts.agree(stored is not None):
     say(f"computing reference log-probabilities (pairs: {len(data.train) + len(data.valid):,})")
     stored = [
       logprobs(delta, base, data, some, loss=loss, mesh=mesh) for some in (data.train, data.valid)
@@ -84,6 +86,8 @@ def loaded_or_computed(
         np.savez(file, key=key, train=stored[0], valid=stored[1])
   else:
     detail(f"reference log-probabilities: loaded from {path}")
+    shapes = ((len(some), 2) for some in (data.train, data.valid))
+    stored = hosts.arrays_of_first(stored or [np.zeros(shape, np.float32) for shape in shapes])
   return data.with_reference(*stored)
 
 
@@ -103,14 +107,9 @@ def _key(folders, data, *more):
 
 
 def _load(path, key):
-  """The saved (train, valid), or None if the file is missing, unreadable or has another key.
-
-  All processes read it before one of them may rewrite it.
-  """
+  """The saved (train, valid), or None if the file is missing, unreadable or has another key."""
   try:
     with np.load(path, allow_pickle=False) as file:
-      arrays = (file["train"], file["valid"]) if str(file["key"]) == key else None
+      return (file["train"], file["valid"]) if str(file["key"]) == key else None
   except Exception:  # its type depends on which byte is wrong
-    arrays = None
-  hosts.wait("the reference is read")
-  return arrays
+    return None

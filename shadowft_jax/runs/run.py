@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from shadowft_jax import files, hosts
 from shadowft_jax.errors import InputError, listing
-from shadowft_jax.presets import Config, current, defaults, flat
+from shadowft_jax.presets import FREE, Config, current, defaults, flat
 from shadowft_jax.progress import count, say
 from shadowft_jax.runs import cards, metrics, provenance
 from shadowft_jax.runs.html import REPORT
@@ -242,7 +242,7 @@ def claim(
   differ = [
     f"{k}: {theirs.get(k)!r} there, {ours.get(k)!r} now"
     for k in theirs.keys() | ours.keys()
-    if theirs.get(k) != ours.get(k)
+    if theirs.get(k) != ours.get(k) and k not in FREE
   ]
   if differ:
     raise InputError(
