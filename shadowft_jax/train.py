@@ -78,7 +78,10 @@ def _tune(config, run, mesh):
       pair.trained, dtype=config.dtype, mesh=mesh, backend=config.attention, remat=config.remat
     )
     loss = step.loss_of(model, config)
-    delta = loop.learn(loss, base, data, config, run, mesh, trained=pair.trained)  # W_B + delta
+    asked = samples.Samples(pair.instruct, run, data, config, mesh)
+    delta = loop.learn(  # W_B + delta
+      loss, base, data, config, run, mesh, trained=pair.trained, samples=asked
+    )
     del base  # its memory is for W_I
     origin = cards.of_run(config, pair.parents(config), data.inputs)
     form = {name: config.delta[name] for name in ("rank", "alpha", "rslora")}
@@ -95,8 +98,7 @@ def _tune(config, run, mesh):
       verb="grafted onto" if origin.is_graft else "added to",
     )
     losses = loop.measure(pair.instruct, run, loss, data, config, mesh)
-  if config.samples:
-    samples.write(pair.instruct, run, data, config, mesh, local.load)
+  asked.after(local.load)
   records = run.finish(losses, inputs, config, origin, warnings=[*pair.warnings, *warned])
   if hosts.is_first():
     page.write(run.directory)

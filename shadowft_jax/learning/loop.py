@@ -18,6 +18,7 @@ from shadowft_jax.errors import InputError, listing
 from shadowft_jax.hf import deltas, weights
 from shadowft_jax.hf.folder import ModelFolder, open_model
 from shadowft_jax.learning import checkpoints, guards, optim, reference, step as step_lib
+from shadowft_jax.learning.samples import Samples
 from shadowft_jax.presets import Config
 from shadowft_jax.progress import Stopped, count, duration, say
 from shadowft_jax.runs import trackers
@@ -41,6 +42,7 @@ class _Trainer:
   schedule: Callable[[int], float]
   config: Config
   mesh: Mesh
+  samples: Samples | None
 
   def batches(self, first: int) -> Iterator[list[Arrays]]:
     """This process's micro-batches of each step from number `first` on, counted from 1.
@@ -88,6 +90,12 @@ class _Trainer:
     means = step_lib.means(state.delta, self.base, batches, self.start, loss=self.loss)
     return {f"valid_{k}": v for k, v in means.items()}
 
+  def answer(self, state: step_lib.TrainState) -> None:
+    """Answers sample prompts, if there are any."""
+    if self.samples:
+      model, scale = self.loss.model, self.loss.scale
+      self.samples.during(int(state.step), model, self.base, state.delta, scale)
+
   def is_due(self, number: int) -> bool:
     """Whether step `number` ends with a validation and a checkpoint."""
     every = self.config.eval_every
@@ -119,11 +127,13 @@ def learn(
   mesh: Mesh,
   *,
   trained: ModelFolder,
+  samples: Samples | None = None,
 ) -> Delta:
   """Trains W_B + delta from where the run left off; returns the newest delta, or the best.
 
   Args:
     base: the frozen parameters, of the folder `trained`.
+    samples: answered with each validation.
 
   Raises:
     InputError: config.delta.init does not fit the config.
@@ -140,12 +150,14 @@ def learn(
     )
   say(*_size(base, state.delta, data, config))
   start = start if presets.has_reference(config) and not is_precomputed else None
-  trainer = _Trainer(loss, base, data, start, tx, schedule, config, mesh)
+  trainer = _Trainer(loss, base, data, start, tx, schedule, config, mesh, samples)
   with checkpoints.open_checkpoints(run.checkpoints) as saved:
     if saved.latest:
       state = checkpoints.restore(saved, state)
       say(f"resuming {run.directory} from step {saved.latest.step}")
     first, began = int(state.step), time.monotonic()
+    if samples:
+      samples.restart(first)
     tracker = trackers.opened(run.directory, config)
     with Log(run.directory, first, len(data.steps), config.eval_every, tracker) as log:
       state = _steps(state, trainer, saved, log)
@@ -189,6 +201,7 @@ def _steps(
   done, data = int(state.step), trainer.data
   if done == 0:
     log.write(0, **trainer.validate(state))
+    trainer.answer(state)
   elif trainer.is_due(done) and data.valid and saved.latest and not saved.latest.metrics:
     _validate_and_save(state, trainer, saved, log, guard)  # it was stopped before it had
   if checkpoints.has_stalled(saved, done, trainer.config):
@@ -213,6 +226,7 @@ def _validate_and_save(state, trainer, saved, log, guard):
   try:
     hosts.check_stop()
     validation = trainer.validate(state)
+    trainer.answer(state)
   except Stopped:
     checkpoints.save(saved, state, number, None, guard.state)
     say(f"saved step {number:,} of {len(trainer.data.steps):,}")
