@@ -84,25 +84,30 @@ def _tune(config, run, mesh):
     )
     del base  # its memory is for W_I
     origin = cards.of_run(config, pair.parents(config), data.inputs)
-    form = {name: config.delta[name] for name in ("rank", "alpha", "rslora")}
-    deltas.save(
-      run.delta, delta, base_model=config.instruct, model_type=pair.instruct.model_type, **form
-    )
-    warned = write.graft(  # W_I + delta
-      run.shadow,
-      run.delta,
-      instruct=pair.instruct,
-      base=pair.base,
-      match=config.graft.match,
-      card=cards.text(origin, "model"),
-      verb="grafted onto" if origin.is_graft else "added to",
-    )
+    warned = _graft(delta, config, run, pair, origin)  # W_I + delta
     losses = loop.measure(pair.instruct, run, loss, data, config, mesh)
   asked.after(local.load)
   records = run.finish(losses, inputs, config, origin, warnings=[*pair.warnings, *warned])
   if hosts.is_first():
     page.write(run.directory)
   return records
+
+
+def _graft(delta, config, run, pair, origin):
+  """Writes the delta, and the Instruct with it; returns warnings."""
+  form = {name: config.delta[name] for name in ("rank", "alpha", "rslora")}
+  deltas.save(
+    run.delta, delta, base_model=config.instruct, model_type=pair.instruct.model_type, **form
+  )
+  return write.graft(
+    run.shadow,
+    run.delta,
+    instruct=pair.instruct,
+    base=pair.base,
+    match=config.graft.match,
+    card=cards.text(origin, "model"),
+    verb="grafted onto" if origin.is_graft else "added to",
+  )
 
 
 def resolve(config: Config) -> None:
