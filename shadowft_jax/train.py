@@ -29,7 +29,7 @@ with epy.lazy_imports():  # help and errors of flags, config and paths come befo
   from shadowft_jax.generation import local
   from shadowft_jax.grafting import write
   from shadowft_jax.hf import deltas, hub, weights
-  from shadowft_jax.learning import kernels, loop, preflight, samples, step
+  from shadowft_jax.learning import kernels, loop, measured, preflight, samples, step
   from shadowft_jax.pairs import opened, registry
   from shadowft_jax.runs import cards, metrics, page, run as runs, trackers
 
@@ -85,7 +85,7 @@ def _tune(config, run, mesh):
     del base  # its memory is for W_I
     origin = cards.of_run(config, pair.parents(config), data.inputs)
     warned = _graft(delta, config, run, pair, origin)  # W_I + delta
-    losses = loop.measure(pair.instruct, run, loss, data, config, mesh)
+    losses = measured.measure(pair.instruct, run, loss, data, config, mesh)
   asked.after(local.load)
   records = run.finish(losses, inputs, config, origin, warnings=[*pair.warnings, *warned])
   if hosts.is_first():

@@ -7,6 +7,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax.monitoring
 import pytest
@@ -14,6 +15,8 @@ import yaml
 
 from shadowft_jax import presets, sweep, train
 from shadowft_jax.errors import InputError, RunsFailed
+from shadowft_jax.hf import weights
+from shadowft_jax.learning import measured
 from shadowft_jax.runs import curves, grid, outcomes, series
 from tests import commands, runs
 
@@ -235,13 +238,18 @@ def test_the_figure_has_a_line_for_each_arm_and_combination(tmp_path):
 
 @pytest.fixture(scope="module")
 def real(pair, tmp_path_factory):
-  """(folder of a real sweep over two rates, programs compiled in each of its runs)."""
+  """(folder of a real sweep over two rates, [programs compiled, models loaded] by run, outcomes)."""
   folder, counts = tmp_path_factory.mktemp("real"), []
 
   def count(event, seconds, **_):
     if event.endswith("backend_compile_duration"):
-      counts[-1] += 1
+      counts[-1][0] += 1
 
+  def load(*args, **options):
+    counts[-1][1] += 1
+    return load_model(*args, **options)
+
+  load_model = weights.load_model
   jax.monitoring.register_event_duration_secs_listener(count)
   config = runs.config_of(pair, epochs=1)
   axes = grid.axes(["config.lr=1e-3,2e-2"])
@@ -249,8 +257,10 @@ def real(pair, tmp_path_factory):
   series.claim(config, axes, folder / "s")
   found = []
   for cell in cells:
-    counts.append(0)
-    found += series.run(config, [cell], folder / "s", train.train)
+    counts.append([0, 0])
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(weights, "load_model", load)
+      found += series.run(config, [cell], folder / "s", train.train)
   jax.monitoring.unregister_event_duration_listener(count)
   return folder / "s", counts, found
 
@@ -258,7 +268,23 @@ def real(pair, tmp_path_factory):
 def test_the_second_rate_compiles_nothing(real):
   _, counts, found = real
   assert [one.state for one in found] == ["done"] * 2, found
-  assert counts[0] > 5 and counts[1] == 0
+  assert counts[0][0] > 5 and counts[1][0] == 0
+
+
+def test_an_instruct_is_measured_once_and_again_when_its_files_change(real, pair):
+  """Loaded are the Base, the Instruct and the grafted model; then the Base and the grafted one."""
+  _, counts, found = real
+  assert [loaded for _, loaded in counts] == [3, 2]
+  assert len({one.losses[LOSSES[0]] for one in found}) == 1
+  data = types.SimpleNamespace(digest="a", layout="packed", row_length=96, rows=8)
+  loss = types.SimpleNamespace(objective="sft", chunk=32)
+  folder, config = types.SimpleNamespace(directory=pair / "instruct"), runs.config_of(pair)
+  key = lambda: measured._key(folder, loss, data, config, None)
+  before = key()
+  assert before == key()
+  path = pair / "instruct" / "model.safetensors"
+  os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+  assert before != key()
 
 
 def test_the_rate_of_a_run_counts(real):

@@ -1,4 +1,4 @@
-"""The training loop: starts or resumes, steps, validates and saves; evaluates the grafted model."""
+"""The training loop: starts or resumes, steps, validates and saves."""
 
 import concurrent.futures
 import dataclasses
@@ -15,9 +15,9 @@ from shadowft_jax import delta as delta_lib, hosts, presets, sharding, tree
 from shadowft_jax.data.planned import Dataset
 from shadowft_jax.data.packing import Arrays
 from shadowft_jax.errors import InputError, listing
-from shadowft_jax.hf import deltas, weights
-from shadowft_jax.hf.folder import ModelFolder, open_model
-from shadowft_jax.learning import checkpoints, guards, optim, reference, step as step_lib
+from shadowft_jax.hf import deltas
+from shadowft_jax.hf.folder import ModelFolder
+from shadowft_jax.learning import checkpoints, guards, measured, optim, reference, step as step_lib
 from shadowft_jax.learning.samples import Samples
 from shadowft_jax.presets import Config
 from shadowft_jax.progress import Stopped, count, duration, say
@@ -86,7 +86,7 @@ class _Trainer:
     """The metrics on the validation split; {} without one."""
     if not self.data.valid:
       return {}
-    batches = self.prepared(state, lambda: _valid_arrays(self.data, self.mesh))
+    batches = self.prepared(state, lambda: measured.valid_arrays(self.data, self.mesh))
     means = step_lib.means(state.delta, self.base, batches, self.start, loss=self.loss)
     return {f"valid_{k}": v for k, v in means.items()}
 
@@ -100,13 +100,6 @@ class _Trainer:
     """Whether step `number` ends with a validation and a checkpoint."""
     every = self.config.eval_every
     return number == len(self.data.steps) or bool(every) and number % every == 0
-
-
-def _valid_arrays(data, mesh):
-  """This process's batches of the validation split; raises Stopped between two of them."""
-  for arrays in data.valid_batches(sharding.my_share(mesh)):
-    hosts.check_stop()
-    yield arrays
 
 
 def prefetch(items: Iterator[T]) -> Iterator[T]:
@@ -262,34 +255,3 @@ def load_start(config: Config, base: Params, mesh: Mesh) -> Delta | None:
     raise InputError(f"config.delta.init={c.init} contains NaN or infinity:{listing(bad)}")
   tree.check_fits(start, want, part_is=f"config.delta.init={c.init}", whole_is="the Base")
   return start
-
-
-def measure(
-  instruct: ModelFolder, run: Run, loss: step_lib.Loss, data: Dataset, config: Config, mesh: Mesh
-) -> Metrics:
-  """Evaluates the Instruct and the grafted model on the validation split, loaded from disk.
-
-  They are loaded one after the other, in the dtype of training, so that this needs no more memory
-  than training did.  For objectives with a reference, that of both is the original Instruct.
-
-  Returns:
-    {"instruct_valid_loss", "shadow_valid_loss", ...}; {} without a split.
-  """
-  if not data.valid:
-    return {}
-  out: Metrics = {}
-  for name, folder in (("instruct", instruct), ("shadow", open_model(run.shadow))):
-    model, params = weights.load_model(
-      folder, dtype=jnp.dtype(config.dtype), mesh=mesh, backend=config.attention
-    )
-    of_model = dataclasses.replace(loss, model=model)
-    if name == "instruct" and presets.has_reference(config):
-      data = dataclasses.replace(data, train=[])  # no measurement needs it
-      data = reference.measured(None, params, data, loss=of_model, mesh=mesh)
-    batches = lambda data=data: step_lib.on_devices(_valid_arrays(data, mesh), mesh)
-    none: Delta = {"delta": {}}
-    prepared = step_lib.with_divergence(none, params, batches, loss=of_model)
-    means = step_lib.means(none, params, prepared, loss=of_model)
-    out |= {f"{name}_valid_{k}": v for k, v in means.items()}
-    del params
-  return out
