@@ -9,7 +9,7 @@ import numpy as np
 
 from shadowft_jax import files
 from shadowft_jax.runs import pictures, svg
-from shadowft_jax.runs.grid import ARMS, Axis, shown
+from shadowft_jax.runs.grid import ARM, ARMS, SEED, Axis, shown
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
@@ -27,6 +27,11 @@ class Point:
   value: float
   low: float
   high: float
+
+
+def first_axis(axes: Sequence[Axis]) -> Axis | None:
+  """The axis that figures are drawn against: the first that is not of models or seeds."""
+  return next((axis for axis in axes if not {ARM, SEED} & {*axis.fields}), None)
 
 
 def draw(
