@@ -110,20 +110,21 @@ def main(options: Options) -> None:
     return
   if options.table:
     results = [outcomes.outcome(c, config.learn_on, workdir) for c in cells]
-    report(scored.known(results, workdir), axes, workdir)
+    report(outcomes.scored(results, scored.known(workdir)), axes, workdir)
     return
   hosts.start()
   todo = cells if options.cell is None else [cells[options.cell]]
   results = series.run(config, todo, workdir, train.train)
   if hosts.is_first() and options.cell is None:
-    report(_scored(options, results, workdir, tasks), axes, workdir)
+    scores = _scores(options, results, workdir, tasks)
+    report(outcomes.scored(results, scores), axes, workdir)
   series.check_failed(results)
 
 
-def _scored(options, results, workdir, tasks):
-  """The results with the scores that are known, and with those of the tasks."""
+def _scores(options, results, workdir, tasks):
+  """The scores of the runs that are done, and whose models are asked where there are tasks."""
   if not tasks:
-    return scored.known(results, workdir)
+    return scored.known(workdir)
   names = [field.name for field in dataclasses.fields(evaluate.Asking)]
   ask = lambda arms: evaluate.asked(options, arms, tasks, workdir / "scores")
   instructs = {}
@@ -131,9 +132,8 @@ def _scored(options, results, workdir, tasks):
     config = one.cell.config(options.config)
     with progress.silenced():
       train.resolve(config)
-    instructs[one.cell.name] = config.instruct
-  settings = scored.settings(options, names, tasks)
-  return scored.asked(results, instructs, workdir, settings, ask)
+    instructs |= {one.cell.name: config.instruct} if one.is_done else {}
+  return scored.asked(instructs, workdir, scored.settings(options, names, tasks), ask)
 
 
 def _folder(options):

@@ -1,6 +1,5 @@
 """The scores of the runs of a sweep: shares of right answers, in accuracy.json beside the runs."""
 
-import dataclasses
 import json
 import pathlib
 import statistics
@@ -12,9 +11,10 @@ from shadowft_jax.evaluation.arms import Arm
 from shadowft_jax.evaluation.report import Result
 from shadowft_jax.evaluation.tasks import own
 from shadowft_jax.evaluation.tasks.task import TaskQuestions
-from shadowft_jax.runs.outcomes import RIGHT_AFTER, RIGHT_BEFORE, Outcome
 
 NAME = "accuracy.json"  # in the folder of a sweep
+# {name of a run: {"instruct", "shadow": share of right answers before and after}}
+Scores = Mapping[str, Mapping[str, float]]
 Answer = Callable[[list[Arm]], Mapping[str, Mapping[str, Result]]]
 
 
@@ -33,29 +33,19 @@ def settings(
   return json.loads(json.dumps({**fields, "digests": digests}))
 
 
-def known(results: Sequence[Outcome], workdir: pathlib.Path) -> list[Outcome]:
-  """The results with the scores that lie in the sweep's folder."""
+def known(workdir: pathlib.Path) -> Scores:
+  """The scores that lie in a sweep's folder."""
   path = workdir / NAME
-  scores = files.read_json(path)["runs"] if path.exists() else {}
-  return [_with(one, scores.get(one.cell.name, {}) if one.is_done else {}) for one in results]
-
-
-def _with(one, scores):
-  return dataclasses.replace(one, numbers={**one.numbers, **scores})
+  return files.read_json(path)["runs"] if path.exists() else {}
 
 
 def asked(
-  results: Sequence[Outcome],
-  instructs: Mapping[str, str],
-  workdir: pathlib.Path,
-  settings: Mapping[str, Any],
-  answer: Answer,
-) -> list[Outcome]:
-  """The results with scores; the models that have none yet for these questions are asked.
+  instructs: Mapping[str, str], workdir: pathlib.Path, settings: Mapping[str, Any], answer: Answer
+) -> Scores:
+  """The scores of runs; the models that have none yet for these questions are asked.
 
   Args:
-    results: of `runs.series.run`.
-    instructs: {name of the run: its Instruct}.
+    instructs: {name of a run that is done: its Instruct}.
     workdir: of the sweep.
     settings: of `settings`.
     answer: asks models all questions.
@@ -63,7 +53,7 @@ def asked(
   path = workdir / NAME
   before = files.read_json(path) if path.exists() else {}
   scores = dict(before["runs"]) if before.get("settings") == settings else {}
-  new = [x.cell.name for x in results if x.is_done and x.cell.name not in scores]
+  new = [name for name in instructs if name not in scores]
   if new:
     sources = list(dict.fromkeys(instructs.values()))
     labels = {x: f"Instruct-{n}" if len(sources) > 1 else "Instruct" for n, x in enumerate(sources)}
@@ -72,7 +62,7 @@ def asked(
     found = answer([*arms, *(Arm(name, "model", str(workdir / name)) for name in new)])
     share = lambda label: statistics.mean(x.score.accuracy for x in found[label].values())
     scores |= {
-      name: {RIGHT_BEFORE: share(labels[instructs[name]]), RIGHT_AFTER: share(name)} for name in new
+      name: {"instruct": share(labels[instructs[name]]), "shadow": share(name)} for name in new
     }
     files.write_json(path, {"settings": settings, "runs": scores})
-  return known(results, workdir)
+  return scores

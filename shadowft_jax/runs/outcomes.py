@@ -9,7 +9,7 @@ import dataclasses
 import io
 import math
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,20 @@ def outcome(cell: Cell, arm: str, workdir: pathlib.Path, error: str = "") -> Out
     return Outcome(cell, arm, state, {})
   last = metrics.read_metrics(run.directory)[-1]
   return Outcome(cell, arm, "done", {k: last[k] for k in (BEFORE, AFTER) if k in last})
+
+
+def scored(outcomes: Iterable[Outcome], scores: Mapping[str, Mapping[str, float]]) -> list[Outcome]:
+  """The outcomes with the scores {name of a run: {"instruct", "shadow": share}} of those done."""
+  return [
+    dataclasses.replace(one, numbers={**one.numbers, **_numbers(scores.get(one.cell.name, {}))})
+    if one.is_done
+    else one
+    for one in outcomes
+  ]
+
+
+def _numbers(scores):
+  return {f"{model}_accuracy": share for model, share in scores.items()}
 
 
 @dataclasses.dataclass(frozen=True)
