@@ -88,10 +88,10 @@ class Samples:
     return [str(self.tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
 
   def _records(self, **texts):
-    decode = self.tokenizer.decode
+    texts = {"expected": self._texts([a for _, a in self.asked]), **texts}
     return [
-      {"prompt": decode(p), "expected": decode(a), **{name: t[i] for name, t in texts.items()}}
-      for i, (p, a) in enumerate(self.asked)
+      {"prompt": self.tokenizer.decode(p), **{name: given[i] for name, given in texts.items()}}
+      for i, p in enumerate(self.prompts)
     ]
 
   def after(self, load: Callable[..., Any]) -> None:

@@ -65,5 +65,5 @@ def parts(directory: pathlib.Path, trained: str, result: str) -> Iterator[html.P
     rows = table.setdefault((one["prompt"], one["expected"]), [])
     rows += [["Instruct before", one["instruct"]], [result, one["shadow"]]]
   for (prompt, expected), rows in table.items():
-    named = [[name, text.strip()] for name, text in [["in the data", expected], *rows]]
-    yield html.Table(f"Answers to: {prompt.strip()}", ["answer of", "text"], named, is_words=True)
+    named = [[name, text.strip()] for name, text in [["the data", expected], *rows]]
+    yield html.Table(f"Answers to: {prompt.strip()}", ["answer from", "text"], named, is_words=True)

@@ -86,7 +86,9 @@ def figure(
   _scale(axes, places, is_number)
   if level is not None:
     axes.axhline(level, linestyle=":", color=pictures.GREY, label="Instruct, untuned")
-  axes.set(xlabel=svg.plain(", ".join(fields)), ylabel=label)
+  more = f" (with {', '.join(fields[1:])})" if is_number and fields[1:] else ""
+  names = fields[:1] if is_number else fields
+  axes.set(xlabel=svg.plain(", ".join(names) + more), ylabel=label)
   axes.grid(True, linewidth=0.6)
   axes.spines[["top", "right"]].set_visible(False)
   figure.legend(loc="outside lower center", ncols=1)

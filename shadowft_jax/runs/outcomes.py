@@ -145,7 +145,7 @@ def rows(settings: Sequence[Setting]) -> list[list[str]]:
   shown_numbers = {
     "loss before": (BEFORE, loss_text),
     "loss after": (AFTER, loss_text),
-    "right before": (RIGHT_BEFORE, share_text),
+    "right before": (RIGHT_BEFORE, lambda x: share_text([*{*x}])),  # the same for all seeds
     "right after": (RIGHT_AFTER, share_text),
   }
   if not has_scores(settings):

@@ -24,8 +24,10 @@ def of_folder(directory: pathlib.Path) -> Page:
   """
   runs = outcomes.read(directory)
   settings = outcomes.settings(runs)
-  varied = {name: {repr(one.fields[name]) for one in settings} for name in settings[0].fields}
-  shape = " × ".join(f"{count(len(values), 'value')} of {name}" for name, values in varied.items())
+  axes = _axes(directory, settings)
+  shape = " × ".join(
+    f"{count(len(axis.places), 'value')} of {', '.join(axis.fields)}" for axis in axes
+  )
   seeds = len({one.cell.fields.get(SEED) for one in runs})
   done = sum(one.is_done for one in runs)
   scored = outcomes.has_scores(settings)
@@ -41,7 +43,7 @@ def of_folder(directory: pathlib.Path) -> Page:
     facts={"done": f"{done} of {len(runs)}", **_best(settings)},
     missing=missing,
     sections=[
-      Section("Right answers" if scored else "Validation loss", [*_parts(directory, settings)]),
+      Section("Right answers" if scored else "Validation loss", [*_parts(settings, axes)]),
       Section("Every run", [_runs(runs)]),
     ],
   )
@@ -56,17 +58,16 @@ def _best(settings) -> dict[str, str]:
   return {f"selected for {ARMS[one.arm]}": said(one) for one in best if one.fields}
 
 
-def _parts(directory, settings: Sequence[Setting]) -> Iterator[html.Part]:
+def _parts(settings: Sequence[Setting], axes: Sequence[Axis]) -> Iterator[html.Part]:
   points, label, level = outcomes.drawn(settings)
-  axis = _axis(directory, settings)
-  if points and axis:
+  if points and axes:
     said = "; ".join(
       f"{ARMS[x.arm]} at {', '.join(map(shown, x.fields.values()))}: {x.value:.4g}"
       for x in points[:30]
     )
     has_seeds = any(x.low < x.high for x in points)
     note = "Means; bars are standard deviations over seeds." if has_seeds else ""
-    figure = curves.figure(points, axis.fields, axis.places, label, level)
+    figure = curves.figure(points, axes[0].fields, axes[0].places, label, level)
     yield Picture("sweep", figure, f"{label.capitalize()}: {said}.", note)
   if not any(one.values() for one in settings):
     yield Text("No run has a validation loss.")
@@ -80,14 +81,17 @@ def _parts(directory, settings: Sequence[Setting]) -> Iterator[html.Part]:
     )
 
 
-def _axis(directory, settings) -> Axis | None:
-  """What the figure is drawn against: the first axis of sweep.json, or the first field."""
-  path, names = directory / series.NAME, tuple(settings[0].fields)[:1]
+def _axes(directory, settings) -> list[Axis]:
+  """The axes of the grid but for models and seeds, by sweep.json; without it one for each field."""
+  path = directory / series.NAME
   if path.exists():
-    first = curves.first_axis(grid.axes_of(files.read_json(path)))
-    names = first.fields if first else ()
-  places = dict.fromkeys(tuple(one.fields[name] for name in names) for one in settings)
-  return Axis(names, tuple(places)) if names else None
+    found = grid.axes_of(files.read_json(path))
+    groups = [axis.fields for axis in found if not {ARM, SEED} & {*axis.fields}]
+  else:
+    groups = [(name,) for name in settings[0].fields]
+  # The values are those of the runs: in a table of text a number may have another form.
+  places = lambda names: dict.fromkeys(tuple(one.fields[x] for x in names) for one in settings)
+  return [Axis(names, tuple(places(names))) for names in groups]
 
 
 def _runs(runs: Sequence[Outcome]) -> Table:
