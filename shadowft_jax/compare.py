@@ -9,7 +9,6 @@ every rate is shown.  The same command goes on where it was stopped.
 """
 
 import dataclasses
-import json
 import pathlib
 import statistics
 
@@ -27,7 +26,7 @@ NAME, PAGE = "compare.json", "report.md"
 
 with epy.lazy_imports():  # help and errors of flags, config and grid come before these
   from shadowft_jax import hosts, train
-  from shadowft_jax.evaluation import choice, comparison_page, entrants, verdict
+  from shadowft_jax.evaluation import choice, comparison_page, entrants, scored, verdict
   from shadowft_jax.evaluation.tasks import originals, own
   from shadowft_jax.runs import curves, outcomes, series
 
@@ -58,11 +57,6 @@ class Options(evaluate.Asking):
     (),
     help="A further model; base-tuned: the Base that Shadow-FT trained, alpha=0.5: Shadow-FT with "
     "half of its delta, wise=0.5: halfway between the Instruct and FT.",
-  )
-  protocol: str = command.option(
-    "greedy",
-    help="greedy: thinking as the template has it by default; paper: with thinking off.",
-    choices=("greedy", "paper"),
   )
 
 
@@ -141,9 +135,8 @@ def compare(options: Options) -> "tuple[str, list[outcomes.Outcome]]":
     series.check_failed(results)
   if text := _finished(workdir, settings, results):
     return text, results
-  given = entrants.Entrants(
-    tasks, development, lambda arms: _answered(options, arms, tasks), config.instruct, config.base
-  )
+  ask = lambda arms: evaluate.asked(options, arms, tasks, workdir / "scores")
+  given = entrants.Entrants(tasks, development, ask, config.instruct, config.base)
   models = given.models([_entry(one, workdir) for one in tuned], outcomes.before(tuned))
   chosen = given.choices(models, extra)
   text = verdict.report(models, chosen)
@@ -157,10 +150,8 @@ def compare(options: Options) -> "tuple[str, list[outcomes.Outcome]]":
 
 def _settings(options, tasks, development):
   """What a finished comparison depends on beside the grid, as JSON."""
-  fields = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
-  fields = {k: v for k, v in fields.items() if k not in ("config", "workdir", "batch_size", "mesh")}
-  digests = {task.name: own.digest(examples) for task, examples in tasks}
-  return json.loads(json.dumps({**fields, "digests": digests, "held": sorted(development)}))
+  names = [f.name for f in dataclasses.fields(options) if f.name not in ("config", "workdir")]
+  return {**scored.settings(options, names, tasks), "held": sorted(development)}
 
 
 def _finished(workdir, settings, results):
@@ -172,17 +163,8 @@ def _finished(workdir, settings, results):
   return (workdir / PAGE).read_text() if same and (workdir / PAGE).exists() else ""
 
 
-def _answered(options, arms, tasks):
-  """The results of models that answer as the options say; their answers are in scores/."""
-  shared = {f.name: getattr(options, f.name) for f in dataclasses.fields(evaluate.Asking)}
-  out = str(pathlib.Path(options.workdir, "scores"))
-  return evaluate.answers(
-    arms, evaluate.Options(**shared, protocol=options.protocol, out=out), tasks
-  )
-
-
 def _entry(setting, workdir):
-  losses = setting.losses()
+  losses = setting.values()
   folders = tuple(workdir / one.cell.name for one in setting.outcomes)
   mean = sum(losses) / len(losses) if losses else None
   return entrants.Entry(setting.arm, setting.fields, folders, mean)

@@ -5,8 +5,8 @@
   shadowft evaluate --task gsm8k --data DIR --server http://localhost:8000/v1 --name a --out scores
   shadowft evaluate --task gsm8k --data DIR --outputs scores/a --outputs scores/b
 
-Every model answers the same prompts, in its own chat template, and the other models are compared
-with the first.  Answers are written as they come; the same command resumes a run that was stopped.
+Every model answers the same prompts, in its own chat template, and the others are compared with the
+first.  Answers are written as they come; the same command resumes a run that was stopped.
 """
 
 import dataclasses
@@ -18,14 +18,10 @@ from etils import epy
 
 from shadowft_jax import command, files
 from shadowft_jax.errors import InputError
-from shadowft_jax.progress import duration, say
+from shadowft_jax.progress import say
 from shadowft_jax.runs import config_file
 
-LONG = 600  # seconds of answering, above which a server is suggested
-
 with epy.lazy_imports():  # help and errors of flags and paths come before these
-  import jax
-
   from shadowft_jax import sharding
   from shadowft_jax.data import tokenizer
   from shadowft_jax.evaluation import answering, arms, harness, page, report, tasks
@@ -79,6 +75,11 @@ class Asking(command.Options):
   )
   allow_code_execution: bool = command.option(
     False, help="Run programs that the model wrote, in a sandbox, for tasks that ask for code."
+  )
+  protocol: str = command.option(
+    "greedy",
+    help="greedy: thinking as the template has it by default; paper: with thinking off.",
+    choices=("greedy", "paper"),
   )
 
 
@@ -154,9 +155,9 @@ def main(options: Options) -> None:
   questions = questions_of(options)
   results = answers(models, options, questions)
   if not options.generate_only:
-    by_label = {arm.label: arm for arm in models}
+    by_label, asked_of = {arm.label: arm for arm in models}, [task for task, _ in questions]
     out = pathlib.Path(options.out) if options.out else None
-    report.report(results, by_label, [x for x, _ in questions], dataclasses.asdict(options), out)
+    report.report(results, by_label, asked_of, dataclasses.asdict(options), out)
     if out:
       page.write(out)
   if options.out:
@@ -188,7 +189,7 @@ def answers(
     InputError: a model or its answers are missing or bad.
   """
   results: dict[str, Any] = {}
-  model, before = None, None
+  model = before = None
   for arm in models:
     if before is None or not arm.delta or (arm.source, arm.delta) != (before.source, before.delta):
       model = None  # gives its memory to the next
@@ -199,6 +200,17 @@ def answers(
   return results
 
 
+def asked(
+  options: Asking,
+  models: "Sequence[arms.Arm]",
+  questions: "Sequence[task_lib.TaskQuestions]",
+  out: pathlib.Path,
+) -> "dict[str, dict[str, report.Result]]":
+  """As `answers`, for a command that trains the models."""
+  shared = {x.name: getattr(options, x.name) for x in dataclasses.fields(Asking)}
+  return answers(models, Options(**shared, out=str(out)), questions)
+
+
 def _run_harness(options, models):
   """Prints and writes what tasks of lm-evaluation-harness give for each model."""
   harness.check_installed()
@@ -206,10 +218,10 @@ def _run_harness(options, models):
     model = _engine(arm, options, None, questions=0)
     results = harness.run(model, options.task, limit=options.limit, seed=options.seed)
     print(f"{arm.label}\n{harness.table(results)}")
-    path = pathlib.Path(options.out, arm.label, "lm_eval.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_json(path, results)
-    say(f"written: {path}")
+    folder = pathlib.Path(options.out, arm.label)
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_json(folder / "lm_eval.json", results)
+    say(f"written: {folder / 'lm_eval.json'}")
 
 
 def _results(arm, model, options, questions):
@@ -218,8 +230,7 @@ def _results(arm, model, options, questions):
   results = {}
   for task, examples in questions:
     if model and out:
-      sampling = _sampling(options, task)
-      answered = answering.answer(model, task, examples, sampling, out)
+      answered = answering.answer(model, task, examples, _sampling(options, task), out)
     else:
       answered = answering.saved(arm.source, task.name, is_only=len(questions) == 1)
     if options.generate_only:
@@ -248,30 +259,18 @@ def _engine(arm, options, before, questions):
   if options.protocol == "paper":
     known = tokenizer.ChatTemplate(tokenizer.load_tokenizer(directory)).arguments
     args = {"enable_thinking": False} | args if "enable_thinking" in known else args
-  _suggest_server(directory, arm, options, questions)
+  steps = questions * options.samples * min(options.max_new_tokens or 256, 256) / options.batch_size
+  vllm.suggest(directory, arm.delta, arm.label, steps)
   mesh = sharding.mesh_of(options.mesh)
   settings = {"template_args": args, "batch_size": options.batch_size, "mesh": mesh}
   delta = {"delta": arm.delta, "alpha": arm.alpha} if arm.delta else {}
   return local.load(directory, tokenizer_of=arm.tokenizer_of, **delta, **settings)
 
 
-def _suggest_server(directory, arm, options, questions):
-  """Says how vLLM would serve a model that would answer for more than ten minutes here."""
-  nbytes = sum(p.stat().st_size for p in directory.glob("*.safetensors"))
-  # A step reads all weights once; answers are guessed to have 256 tokens.
-  rate = 2e10 if jax.default_backend() == "cpu" else 1e12  # bytes per second
-  steps = questions * options.samples * min(options.max_new_tokens or 256, 256)
-  seconds = steps / options.batch_size * nbytes / rate
-  if seconds >= LONG and (line := vllm.advice(directory, arm.delta or None)):
-    say(f"{arm.label}: this may take about {duration(seconds)} here; vLLM is faster: {line}")
-
-
 def check_options(o: Options) -> None:
   """Raises InputError for options that do not go together."""
   if not o.task and not o.questions:
-    raise InputError(
-      "--task is not given; expected a task or suite, such as --task gsm8k, or --questions FILE"
-    )
+    raise InputError("--task is not given; expected e.g. --task gsm8k, or --questions FILE")
   if not (o.model or o.name or o.outputs):
     raise InputError(
       "nothing to score; give --model DIR, which answers the questions, --server URL with --name, "

@@ -155,8 +155,8 @@ FIELDS: dict[str, Field] = {
                           "deviations"),
     "debug_nans": Field(False, "at the first loss or gradient that is not finite, end the run and "
                         "name the module in which it arises; one process only"),
-    "samples": Field(0, "validation prompts that the Instruct and the grafted model answer at the "
-                     "end, in samples.jsonl", least=0),
+    "samples": Field(0, "validation prompts that are answered with each validation, and at the end "
+                     "by the Instruct and the grafted model", least=0),
     "tracker": Field("none", "where metrics are also sent, beside TensorBoard", ("none", "wandb")),
     "graft.match": Field("projections", f"trained parameters to graft: {SCOPE}", is_regex=True),
     "graft.checkpoint": Field("newest", "checkpoint to graft: newest, or best by validation loss",

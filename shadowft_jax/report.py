@@ -18,7 +18,7 @@ from shadowft_jax.progress import say
 
 with epy.lazy_imports():  # help and errors of flags and paths come before these
   from shadowft_jax.evaluation import comparison_page, page as scores_page
-  from shadowft_jax.runs import html, page as run_page, sweep_page
+  from shadowft_jax.runs import html, outcomes, page as run_page, sweep_page
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,13 +77,13 @@ def page_of(directory: pathlib.Path, questions: int, with_examples: bool) -> "ht
     return comparison_page.of_folder(directory, questions)
   if (directory / scores_page.SCORES).exists():
     return scores_page.of_folder(directory, questions)
-  if (directory / sweep_page.NAME).exists():
-    return sweep_page.of_trials(directory.name, sweep_page.read(directory))
+  if (directory / outcomes.NAME).exists():
+    return sweep_page.of_folder(directory)
   if not run_page.is_run(directory):
     there = sorted(p.name for p in directory.iterdir())
     raise InputError(
       f"{directory} is not the folder of a run (it has no config.json of `shadowft train`), of a "
-      f"sweep ({sweep_page.NAME}), a comparison ({comparison_page.NAME}) or an evaluation "
+      f"sweep ({outcomes.NAME}), a comparison ({comparison_page.NAME}) or an evaluation "
       f"({scores_page.SCORES}); it has "
       + (", ".join(there[:5]) + (", …" if there[5:] else "") if there else "nothing")
     )

@@ -1,11 +1,12 @@
-"""Trains every run of a grid, and shows the losses of all in a table and a figure.
+"""Trains every run of a grid, and shows the losses and scores of all in a table and a figure.
 
   shadowft sweep --config lora --config.pair=qwen3-0.6b --config.data.train=rows.jsonl \\
       --grid config.lr=5e-5,1e-4,2e-4 --grid config.delta.rank=8,128 --arms instruct,base \\
-      --seeds 3 --workdir runs/sweep
+      --seeds 3 --questions questions.jsonl --workdir runs/sweep
 
 Each run has its folder in --workdir.  The same command goes on where it was stopped, and leaves
-finished runs alone.  Exit code 3: some runs failed, and the others are done.
+finished runs alone.  With --questions or --task, the Instruct and every result are asked; runs are
+selected by validation loss all the same.  Exit code 3: some runs failed, and the others are done.
 """
 
 import dataclasses
@@ -14,21 +15,20 @@ from collections.abc import Sequence
 
 from etils import epy
 
-from shadowft_jax import command, progress
+from shadowft_jax import command, evaluate, progress
 from shadowft_jax.errors import InputError
 from shadowft_jax.runs import arrays, config_file, grid
 from shadowft_jax.runs.grid import Axis
 
 with epy.lazy_imports():  # help and errors of flags, config and grid come before these
   from shadowft_jax import files, hosts, train
+  from shadowft_jax.evaluation import scored
   from shadowft_jax.runs import curves, outcomes, series, sweep_page
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(command.Options):
+class Options(evaluate.Asking):
   """Flags of `sweep`."""
-
-  is_stoppable = True
 
   config: command.Config = command.config_option()
   grid: tuple[str, ...] = command.option(
@@ -65,7 +65,7 @@ def axes_of(options: Options) -> list[Axis]:
 def report(
   results: "Sequence[outcomes.Outcome]", axes: Sequence[Axis], workdir: pathlib.Path
 ) -> None:
-  """Prints the table of a sweep, and writes sweep.md, sweep.csv and sweep.png."""
+  """Prints the table of a sweep, and writes report.html, sweep.md, sweep.csv and sweep.png."""
   settings = outcomes.settings(results)
   text = outcomes.table(settings)
   if outcomes.chosen(settings):
@@ -75,14 +75,16 @@ def report(
     )
   else:
     text += "\nno run is selected: none has a validation loss yet"
+  if outcomes.has_scores(settings):
+    text += "\nright: the share of right answers to the questions, which select nothing"
   print(text)
   files.write(workdir / "sweep.md", f"```\n{text}\n```\n")
-  files.write(workdir / "sweep.csv", outcomes.as_csv(results))
-  first, label = axes[0] if axes else None, "validation loss after training (nats)"
-  drawn = outcomes.points(settings), first, workdir / "sweep.png", label, outcomes.before(settings)
-  is_drawn = curves.draw(*drawn)
+  files.write(workdir / outcomes.NAME, outcomes.as_csv(results))
+  points, label, level = outcomes.drawn(settings)
+  path = workdir / "sweep.png"
+  is_drawn = curves.draw(points, curves.first_axis(axes), path, label, level)
   sweep_page.write(workdir)
-  figure = ", sweep.png" if is_drawn else ""
+  figure = f", sweep.png ({label.partition(' (')[0]})" if is_drawn else ""
   progress.say(f"written: {workdir}/report.html, sweep.md, sweep.csv{figure}")
 
 
@@ -96,6 +98,8 @@ def main(options: Options) -> None:
   config, axes, workdir = options.config, axes_of(options), _folder(options)
   check = config_file.check if options.array == "sky" else train.resolve  # are files looked for
   cells = grid.checked_cells(config, axes, check)
+  is_asking = bool(options.task or options.questions)
+  tasks = evaluate.questions_of(options) if is_asking else []
   series.claim(config, axes, workdir)
   if options.cell is not None and options.cell >= len(cells):
     raise InputError(f"--cell {options.cell}: the grid has {len(cells)} runs, from 0 on")
@@ -105,14 +109,31 @@ def main(options: Options) -> None:
     progress.say(f"written: {path}; it starts {progress.count(len(cells), 'run')}: {start}")
     return
   if options.table:
-    report([outcomes.outcome(c, config.learn_on, workdir) for c in cells], axes, workdir)
+    results = [outcomes.outcome(c, config.learn_on, workdir) for c in cells]
+    report(outcomes.scored(results, scored.known(workdir)), axes, workdir)
     return
   hosts.start()
   todo = cells if options.cell is None else [cells[options.cell]]
   results = series.run(config, todo, workdir, train.train)
   if hosts.is_first() and options.cell is None:
-    report(results, axes, workdir)
+    scores = _scores(options, results, workdir, tasks)
+    report(outcomes.scored(results, scores), axes, workdir)
   series.check_failed(results)
+
+
+def _scores(options, results, workdir, tasks):
+  """The scores of the runs that are done, and whose models are asked where there are tasks."""
+  if not tasks:
+    return scored.known(workdir)
+  names = [field.name for field in dataclasses.fields(evaluate.Asking)]
+  ask = lambda arms: evaluate.asked(options, arms, tasks, workdir / "scores")
+  instructs = {}
+  for one in results:
+    config = one.cell.config(options.config)
+    with progress.silenced():
+      train.resolve(config)
+    instructs |= {one.cell.name: config.instruct} if one.is_done else {}
+  return scored.asked(instructs, workdir, scored.settings(options, names, tasks), ask)
 
 
 def _folder(options):

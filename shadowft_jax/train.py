@@ -29,7 +29,7 @@ with epy.lazy_imports():  # help and errors of flags, config and paths come befo
   from shadowft_jax.generation import local
   from shadowft_jax.grafting import write
   from shadowft_jax.hf import deltas, hub, weights
-  from shadowft_jax.learning import kernels, loop, preflight, samples, step
+  from shadowft_jax.learning import kernels, loop, measured, preflight, samples, step
   from shadowft_jax.pairs import opened, registry
   from shadowft_jax.runs import cards, metrics, page, run as runs, trackers
 
@@ -78,29 +78,36 @@ def _tune(config, run, mesh):
       pair.trained, dtype=config.dtype, mesh=mesh, backend=config.attention, remat=config.remat
     )
     loss = step.loss_of(model, config)
-    delta = loop.learn(loss, base, data, config, run, mesh, trained=pair.trained)  # W_B + delta
+    asked = samples.Samples(pair.instruct, run, data, config, mesh)
+    delta = loop.learn(  # W_B + delta
+      loss, base, data, config, run, mesh, trained=pair.trained, samples=asked
+    )
     del base  # its memory is for W_I
     origin = cards.of_run(config, pair.parents(config), data.inputs)
-    form = {name: config.delta[name] for name in ("rank", "alpha", "rslora")}
-    deltas.save(
-      run.delta, delta, base_model=config.instruct, model_type=pair.instruct.model_type, **form
-    )
-    warned = write.graft(  # W_I + delta
-      run.shadow,
-      run.delta,
-      instruct=pair.instruct,
-      base=pair.base,
-      match=config.graft.match,
-      card=cards.text(origin, "model"),
-      verb="grafted onto" if origin.is_graft else "added to",
-    )
-    losses = loop.measure(pair.instruct, run, loss, data, config, mesh)
-  if config.samples:
-    samples.write(pair.instruct, run, data, config, mesh, local.load)
+    warned = _graft(delta, config, run, pair, origin)  # W_I + delta
+    losses = measured.measure(pair.instruct, run, loss, data, config, mesh)
+  asked.after(local.load)
   records = run.finish(losses, inputs, config, origin, warnings=[*pair.warnings, *warned])
   if hosts.is_first():
     page.write(run.directory)
   return records
+
+
+def _graft(delta, config, run, pair, origin):
+  """Writes the delta, and the Instruct with it; returns warnings."""
+  form = {name: config.delta[name] for name in ("rank", "alpha", "rslora")}
+  deltas.save(
+    run.delta, delta, base_model=config.instruct, model_type=pair.instruct.model_type, **form
+  )
+  return write.graft(
+    run.shadow,
+    run.delta,
+    instruct=pair.instruct,
+    base=pair.base,
+    match=config.graft.match,
+    card=cards.text(origin, "model"),
+    verb="grafted onto" if origin.is_graft else "added to",
+  )
 
 
 def resolve(config: Config) -> None:

@@ -1,6 +1,7 @@
 """Folders of runs and evaluations as the commands write them, made without a model."""
 
 import dataclasses
+import itertools
 import json
 import math
 
@@ -11,6 +12,7 @@ from shadowft_jax.evaluation.graded import Graded
 from shadowft_jax.evaluation import page, suite, tasks
 from shadowft_jax.evaluation.tasks.task import example
 from shadowft_jax.grafting.survival import WARN_BELOW, Survival, record
+from shadowft_jax.runs import grid, outcomes
 
 NASTY = (
   '</pre></title><script>alert(1)</script><img src=x onerror=alert(2)>"&\x00\x1b[31m\u202e\ud800$x^'
@@ -86,4 +88,55 @@ def write_scores(folder, *, count=30, models=("Instruct", "FT", "Shadow-FT"), te
     (folder / model / "gsm8k.graded.jsonl").write_text("".join(lines))
   options = {"task": ["gsm8k"], "model": [*models], "protocol": "greedy", "limit": None, "seed": 0}
   report.report(results, arms, [task], options, folder)
+  return folder
+
+
+def write_sweep(folder, *, text="hello"):
+  """The folder of a sweep over two rates and two seeds, as `sweep` writes it, with scores."""
+  folder.mkdir(parents=True)
+  found = []
+  for n, (rate, arm, seed) in enumerate(itertools.product((1e-4, 1e-3), grid.ARMS, (1, 2))):
+    fields = {"lr": rate, "data.train": text, grid.ARM: arm, grid.SEED: seed}
+    numbers = dict(zip(outcomes.NUMBERS, (3.0, 1 + 0.1 * n, 0.5, 0.4 + 0.02 * n), strict=True))
+    is_done = n != 5
+    state = "done" if is_done else f"failed: {text}"
+    cell = grid.Cell(f"lr{n}-{arm}-seed{seed}", fields)
+    found.append(outcomes.Outcome(cell, arm, state, numbers if is_done else {}))
+  (folder / outcomes.NAME).write_text(outcomes.as_csv(found))
+  return folder
+
+
+def write_comparison(folder, *, text="hello", count=12):
+  """The folder of a comparison, as `compare` writes it, with `text` in questions and answers."""
+  folder.mkdir(parents=True)
+  models, labels = {}, {"Instruct": "Instruct", "FT (lr 1e-3)": "a", "Shadow-FT (lr 1e-3)": "b"}
+  for k, (label, key) in enumerate(labels.items()):
+    score = {"accuracy": 0.5 + 0.1 * k, "low": 0.4, "high": 0.8, "groups": {"x": 0.5, text: 0.6}}
+    models[label] = {
+      "model": label.partition(" (")[0],
+      "fields": {"lr": 1e-3} if k else {},
+      "folders": [key] if k else [],
+      "validation_loss": 1.0 + k,
+      "development": 0.5,
+      "test": {"mine": score},
+    }
+  first, ft, shadow = labels
+  apart = {"mean": -0.1, "low": -0.2, "high": -0.05, "p": 0.01}
+  differences = [{"model": a, "minus": first, **apart} for a in (ft, shadow)]
+  questions = [
+    {
+      **{"task": "mine", "id": str(n), "group": "x" if n % 2 else text, "part": "test"},
+      "messages": [{"role": "user", "content": f"{text} {n}?"}],
+      "reference": text,
+      "answers": {
+        key: {"text": text, "state": "right" if n % (k + 2) else "wrong"}
+        for k, key in enumerate(labels.values())
+      },
+    }
+    for n in range(count)
+  ]
+  choice = {"by": "validation loss", "models": [*labels], "differences": differences}
+  choice["sentences"] = [f"{text}."]
+  record = {"settings": {"task": [text]}, "models": models, "choices": [choice]}
+  (folder / "compare.json").write_text(json.dumps({**record, "questions": questions}))
   return folder

@@ -41,7 +41,7 @@ SIDEWAYS = {
   "planning": {"learning"},
   **{name: {"command"} for name in FLOORS["commands"] - {"command"}},
   "api": {"train"},
-  "sweep": {"command", "train"},
+  "sweep": {"command", "evaluate", "train"},
   "compare": {"command", "evaluate", "train"},
 }
 # What a room, or a module, must not bring along, however indirectly.
@@ -273,7 +273,7 @@ def test_files_of_others_are_read_by_the_strict_reader_of_json():
     "hosts": "values of the first process",
     "runs/run": "the config in memory",
     "runs/grid": "the config in memory",
-    "compare": "the options in memory",
+    "evaluation/scored": "the options in memory",
     "evaluation/page": "answers, whatever characters a model writes",
     "example": "a file of this package",
   }

@@ -35,13 +35,19 @@ def browser():
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory):
-  """The page of a run with its scores, and that of an evaluation."""
+  """The pages of a run with its scores, of an evaluation, a sweep and a comparison."""
   folder = tmp_path_factory.mktemp("pages")
   run = made.write_run(folder / "run", layers=36, text=TEXT)
   made.write_scores(run / "scores", text=TEXT, count=12)
-  for place in (run, run / "scores"):
+  places = {
+    "run": run,
+    "scores": run / "scores",
+    "sweep": made.write_sweep(folder / "sweep", text=TEXT),
+    "comparison": made.write_comparison(folder / "comparison", text=TEXT),
+  }
+  for place in places.values():
     report.main(report.Options(dir=str(place)))
-  return {"run": run / "report.html", "scores": run / "scores" / "report.html"}
+  return {name: place / "report.html" for name, place in places.items()}
 
 
 class Opened:
@@ -72,10 +78,12 @@ def opened(browser, path, width=1600, scheme="light", **options):
 SLOW = pytest.mark.slow
 VIEWS = [
   *(("run", 390, "dark"), ("scores", 1600, "light")),
+  *(("sweep", 390, "light"), ("comparison", 390, "dark")),
   *(
     pytest.param(n, w, s, marks=SLOW) for n, w, s in (("run", 1600, "light"), ("run", 390, "light"))
   ),
   *(pytest.param("scores", w, "dark", marks=SLOW) for w in (390, 1600)),
+  *(pytest.param(n, 1600, "dark", marks=SLOW) for n in ("sweep", "comparison")),
 ]
 
 

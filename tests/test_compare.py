@@ -281,3 +281,18 @@ def test_a_new_user_compares_on_500_rows_and_100_questions(tmp_path):
   (tmp_path / "c" / "compare.json").unlink()
   again = commands.run("compare", *flags)
   assert again.returncode == 0 and again.stdout == done.stdout
+
+
+def test_the_page_shows_the_groups_of_each_choice():
+  ask = lambda task, group, part="test": {"task": task, "group": group, "part": part}
+  record = {
+    "questions": [ask("a", "x"), ask("a", "x"), ask("a", "y"), ask("a", "y", "development")],
+    "models": {
+      "Instruct": {"test": {"a": {"groups": {"x": 0.5, "y": 1.0}}}},
+      "FT": {"test": {"a": {"groups": {"x": 1.0, "y": 0.0}}}},
+    },
+  }
+  found = comparison_page._groups(record, ["FT", "Instruct"])
+  assert found == [["x", "2", "100.0%", "50.0%"], ["y", "1", "0.0%", "100.0%"]]
+  record["questions"].append(ask("b", ""))
+  assert [row[0] for row in comparison_page._groups(record, ["FT"])] == ["a: x", "a: y"]

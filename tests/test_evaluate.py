@@ -10,7 +10,7 @@ from shadowft_jax import evaluate, example
 from shadowft_jax.errors import InputError
 from shadowft_jax.evaluate import Options, main
 from shadowft_jax.evaluation import arms
-from shadowft_jax.generation import client, decode, local
+from shadowft_jax.generation import client, decode, local, vllm
 from shadowft_jax.hf import hub
 from shadowft_jax.evaluation.tasks import TASKS
 from shadowft_jax.evaluation.tasks.originals import Data
@@ -204,7 +204,7 @@ def test_answers_of_a_server_before_an_error_are_saved(data, tmp_path, monkeypat
 
 
 def test_a_server_is_suggested_where_answering_takes_long(data, tmp_path, monkeypatch, capsys):
-  monkeypatch.setattr(evaluate, "LONG", 0)
+  monkeypatch.setattr(vllm, "LONG", 0)
   options = {
     "task": ("gsm8k_0shot",),
     "data": str(data),

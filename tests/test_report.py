@@ -271,10 +271,10 @@ def test_the_page_of_a_run_has_its_scores(undrawn, tmp_path):
   assert titles[:3] == ["Result", "Scores", "Answers"] and "Training" in titles
 
 
-def write_sweep(folder, rows):
+def write_sweep(folder, rows, *more):
   folder.mkdir()
   names = ["run", "lr", "delta.rank", "learn_on", "seed", "state"]
-  names += ["instruct_valid_loss", "shadow_valid_loss", "chosen"]
+  names += ["instruct_valid_loss", "shadow_valid_loss", "chosen", *more]
   text = "\n".join(",".join(map(str, row)) for row in (names, *rows))
   (folder / "sweep.csv").write_text(text + "\n")
   return folder
@@ -293,15 +293,22 @@ def test_the_page_of_a_sweep(undrawn, tmp_path):
   reader = shown(write_sweep(tmp_path / "rates", SWEEP))
   for words in ("Sweep rates", "5 runs: 2 values of lr × 1 value of delta.rank, 2 seeds", "4 of 5"):
     assert words in reader.said, words
-  assert "e: failed: no <memory>" in reader.said
+  assert "e: failed: no <memory>" in reader.said and "has asked no questions" in reader.said
   cells = [text.strip() for text in reader.within("td")]
-  assert {"0.5000, lowest", "0.2500, lowest", "1.0000", "yes", "Shadow-FT", "FT", "–"} <= {*cells}
+  assert {"1.5000 ± 0.7071", "0.5000", "1 of 2", "0.2500", "Shadow-FT", "FT", "–"} <= {*cells}
+  assert cells.count("*") == 1  # FT's lowest is not complete
   assert len(reader.all("svg")) == 1
 
 
+def drawn_of(folder):
+  """The axes of the figure on the page of a sweep."""
+  parts = [part for section in sweep_page.of_folder(folder).sections for part in section.parts]
+  [picture] = [part for part in parts if part.kind == "picture"]
+  return picture.figure.axes[0]
+
+
 def test_the_figure_of_a_sweep_has_means_and_spreads(tmp_path):
-  trials = sweep_page.read(write_sweep(tmp_path / "rates", SWEEP))
-  [axes] = sweep_page.figure_of(trials, "lr").axes
+  axes = drawn_of(write_sweep(tmp_path / "rates", SWEEP))
   shadow, ft = axes.containers
   assert [(c.get_label()) for c in axes.containers] == [
     "Shadow-FT, delta.rank 8",
@@ -312,10 +319,29 @@ def test_the_figure_of_a_sweep_has_means_and_spreads(tmp_path):
   heights = [segment[1][1] - segment[0][1] for segment in bars.get_segments()]
   assert heights == pytest.approx([2 * 0.5**0.5, 0])  # of 1 and 2, two standard deviations
   assert ft[0].get_xydata().tolist() == [[1e-3, 0.25]] and axes.get_xscale() == "log"
+  assert "loss" in axes.get_ylabel()
   words = [(*row[:1], "x y" if row[1] == 1e-4 else "$z", *row[2:]) for row in SWEEP]
-  trials = sweep_page.read(write_sweep(tmp_path / "words", words))
-  [axes] = sweep_page.figure_of(trials, "lr").axes
+  axes = drawn_of(write_sweep(tmp_path / "words", words))
   assert [x.get_text() for x in axes.get_xticklabels()] == ["x y", "$z"]
+
+
+def test_fields_that_are_set_together_are_one_axis_of_the_figure(tmp_path):
+  rows = [
+    (f"{rank}{arm}", 1e-4, rank, arm, 1, "done", 3.0, 1 / rank, "", 0.5, rank / 100)
+    for rank in (8, 16)
+    for arm in ("base", "instruct")
+  ]
+  folder = write_sweep(tmp_path / "ranks", rows, "instruct_accuracy", "shadow_accuracy")
+  axes = {"delta.rank,lr": [[8, 1e-4], [16, 1e-4]], "learn_on": [["base"], ["instruct"]]}
+  (folder / "sweep.json").write_text(json.dumps({"axes": axes, "config": {}, "order": []}))
+  axes = drawn_of(folder)
+  assert axes.get_ylabel() == "right answers (%)"
+  for line in axes.containers:
+    assert line[0].get_xydata().tolist() == [[8, 8.0], [16, 16.0]]
+  level = next(line for line in axes.lines if line.get_label() == "Instruct, untuned")
+  assert set(level.get_ydata()) == {50.0}
+  (folder / "sweep.json").write_text(json.dumps({"axes": {"learn_on": [["base"]]}}))
+  assert not any(part.kind == "picture" for part in sweep_page.of_folder(folder).sections[0].parts)
 
 
 def test_a_table_that_is_no_sweep_is_refused(tmp_path):

@@ -5,16 +5,22 @@ import json
 import math
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
+import types
 
 import jax.monitoring
 import pytest
 import yaml
 
-from shadowft_jax import presets, sweep, train
+from shadowft_jax import evaluate, presets, sweep, train
 from shadowft_jax.errors import InputError, RunsFailed
-from shadowft_jax.runs import curves, grid, outcomes, series
+from shadowft_jax.evaluation import report, suite
+from shadowft_jax.evaluation.graded import Graded
+from shadowft_jax.hf import weights
+from shadowft_jax.learning import measured
+from shadowft_jax.runs import curves, grid, outcomes, series, sweep_page
 from tests import commands, runs
 
 LOSSES = ("instruct_valid_loss", "shadow_valid_loss")
@@ -207,7 +213,7 @@ def test_losses_of_other_data_or_models_are_not_rivals():
   assert outcomes.chosen(found) == found
   found = [setting(data_train="A", losses=[2]), setting(data_train="A", losses=[1])]
   assert outcomes.chosen(found) == found[1:]
-  assert outcomes.chosen([setting(losses=[math.nan]), setting(losses=[3, 4])])[0].losses() == [3, 4]
+  assert outcomes.chosen([setting(losses=[math.nan]), setting(losses=[3, 4])])[0].values() == [3, 4]
   assert not outcomes.chosen([setting(losses=[])])
 
 
@@ -233,15 +239,88 @@ def test_the_figure_has_a_line_for_each_arm_and_combination(tmp_path):
   assert (tmp_path / "b.png").exists() and not (tmp_path / "c.png").exists()
 
 
+@pytest.fixture
+def asked(tmp_path, monkeypatch):
+  """(a file of 10 questions, the labels of the models that were asked).
+
+  A run of rate 1e-3 answers 6 right, one of another rate 3, the Instruct 8.
+  """
+  path, labels = tmp_path / "questions.jsonl", []
+  rows = [{"question": f"{i}?", "answer": str(i)} for i in range(10)]
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+  def answers(arms, options, tasks):
+    out = {}
+    for arm in arms:
+      labels.append(arm.label)
+      many = 8 if "Instruct" in arm.label else 6 if "lr1e-3" in arm.label else 3
+      [(task, examples)] = tasks
+      states = ["right" if i < many else "wrong" for i in range(len(examples))]
+      given = [
+        Graded(task.name, x.id, 0, "", state, "a", "stop", 1, "a", "")
+        for x, state in zip(examples, states, strict=True)
+      ]
+      out[arm.label] = {task.name: report.Result(given, suite.score(task, given), 0.0, 0)}
+    return out
+
+  monkeypatch.setattr(evaluate, "answers", answers)
+  return path, labels
+
+
+def test_a_sweep_asks_its_questions_once_and_selects_by_loss(
+  pair, trained, asked, tmp_path, capsys
+):
+  path, labels = asked
+  axes = ["config.lr=1e-3,1e-2"]
+  more = {"arms": "instruct,base", "seeds": 2, "questions": (str(path),)}
+  sweep.main(options(pair, tmp_path / "s", *axes, **more))
+  out = capsys.readouterr().out
+  assert len(labels) == len(set(labels)) == 9 and labels[0] == "Instruct"
+  [row] = [line for line in out.splitlines() if line.startswith("1e-3") and " FT " in line]
+  assert "80.0 %  60.0 ± 0.0 %" in row and row.endswith("*")
+  assert "right: the share of right answers" in out
+  rows = list(csv.DictReader((tmp_path / "s" / "sweep.csv").open()))
+  assert [float(row["shadow_accuracy"]) for row in rows] == [0.6] * 4 + [0.3] * 4
+  [figure, *_] = sweep_page.of_folder(tmp_path / "s").sections[0].parts
+  assert figure.figure.axes[0].get_ylabel() == "right answers (%)"
+  for again in ({}, {"questions": ()}, {"questions": (), "table": True}):
+    sweep.main(options(pair, tmp_path / "s", *axes, **{**more, **again}))
+    assert capsys.readouterr().out == out and len(labels) == 9
+  sweep.main(options(pair, tmp_path / "s", *axes, **{**more, "limit": 5}))
+  assert len(labels) == 18 and "100.0" in capsys.readouterr().out  # other questions: all anew
+  with pytest.raises(InputError, match=r"none.jsonl"):
+    sweep.main(options(pair, tmp_path / "s", *axes, **{**more, "questions": ("none.jsonl",)}))
+
+
+def test_each_instruct_of_a_matrix_is_asked(pair, trained, asked, tmp_path, capsys):
+  path, labels = asked
+  other = tmp_path / "other"
+  shutil.copytree(pair / "instruct", other)
+  axis = f"config.instruct={pair / 'instruct'},{other}"
+  sweep.main(options(pair, tmp_path / "s", axis, questions=(str(path),)))
+  assert labels[:2] == ["Instruct-0", "Instruct-1"] and len(labels) == 4
+
+
+def test_models_alone_are_a_sweep_without_a_figure(pair, trained, tmp_path, capsys):
+  sweep.main(options(pair, tmp_path / "s", arms="instruct,base"))
+  assert capsys.readouterr().out.count("*") == 3 and not (tmp_path / "s" / "sweep.png").exists()
+  assert (tmp_path / "s" / "report.html").exists()
+
+
 @pytest.fixture(scope="module")
 def real(pair, tmp_path_factory):
-  """(folder of a real sweep over two rates, programs compiled in each of its runs)."""
+  """(folder of a real sweep over two rates, [programs compiled, models loaded] by run, results)."""
   folder, counts = tmp_path_factory.mktemp("real"), []
 
   def count(event, seconds, **_):
     if event.endswith("backend_compile_duration"):
-      counts[-1] += 1
+      counts[-1][0] += 1
 
+  def load(*args, **options):
+    counts[-1][1] += 1
+    return load_model(*args, **options)
+
+  load_model = weights.load_model
   jax.monitoring.register_event_duration_secs_listener(count)
   config = runs.config_of(pair, epochs=1)
   axes = grid.axes(["config.lr=1e-3,2e-2"])
@@ -249,8 +328,10 @@ def real(pair, tmp_path_factory):
   series.claim(config, axes, folder / "s")
   found = []
   for cell in cells:
-    counts.append(0)
-    found += series.run(config, [cell], folder / "s", train.train)
+    counts.append([0, 0])
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(weights, "load_model", load)
+      found += series.run(config, [cell], folder / "s", train.train)
   jax.monitoring.unregister_event_duration_listener(count)
   return folder / "s", counts, found
 
@@ -258,13 +339,29 @@ def real(pair, tmp_path_factory):
 def test_the_second_rate_compiles_nothing(real):
   _, counts, found = real
   assert [one.state for one in found] == ["done"] * 2, found
-  assert counts[0] > 5 and counts[1] == 0
+  assert counts[0][0] > 5 and counts[1][0] == 0
+
+
+def test_an_instruct_is_measured_once_and_again_when_its_files_change(real, pair):
+  """Loaded are the Base, the Instruct and the grafted model; then the Base and the grafted one."""
+  _, counts, found = real
+  assert [loaded for _, loaded in counts] == [3, 2]
+  assert len({one.numbers[LOSSES[0]] for one in found}) == 1
+  data = types.SimpleNamespace(digest="a", layout="packed", row_length=96, rows=8)
+  loss = types.SimpleNamespace(objective="sft", chunk=32)
+  folder, config = types.SimpleNamespace(directory=pair / "instruct"), runs.config_of(pair)
+  key = lambda: measured._key(folder, loss, data, config, None)
+  before = key()
+  assert before == key()
+  path = pair / "instruct" / "model.safetensors"
+  os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+  assert before != key()
 
 
 def test_the_rate_of_a_run_counts(real):
   """Runs that share a program end at different losses, and the metrics have their own rates."""
   folder, _, found = real
-  losses = [one.losses["shadow_valid_loss"] for one in found]
+  losses = [one.numbers["shadow_valid_loss"] for one in found]
   assert len(set(losses)) == 2
   for rate in ("1e-3", "0.02"):
     lines = [

@@ -73,6 +73,25 @@ def _choices(record) -> Iterator[html.Part]:
       rows,
     )
     yield from (Text(sentence) for sentence in choice["sentences"])
+    if len(by_group := _groups(record, choice["models"])) > 1:
+      head = ["group", "questions", *choice["models"]]
+      yield Table(f"By group of questions, chosen by {choice['by']}", head, by_group)
+
+
+def _groups(record, labels) -> list[list[str | Cell]]:
+  """A row for each group of questions: how many, and the shares of right answers of models."""
+  asked = [(q["task"], q["group"]) for q in record["questions"] if q["part"] == "test"]
+  shares = [record["models"][label]["test"] for label in labels]
+  tasks = {task for task, _ in asked}
+  return [
+    [
+      f"{task}: {group}" if len(tasks) > 1 else group,
+      f"{asked.count((task, group)):,}",
+      *(_percent(one[task]["groups"].get(group)) for one in shares),
+    ]
+    for task, group in sorted(set(asked))
+    if group
+  ]
 
 
 def _difference(x):
@@ -94,7 +113,7 @@ def _percent(value):
 
 
 def _settings(record) -> Iterator[html.Part]:
-  place = lambda one: [(str(type(x)), x) for x in one["fields"].values()]
+  place = lambda one: ([(str(type(x)), x) for x in one["fields"].values()], one["model"])
   models = dict(sorted(record["models"].items(), key=lambda item: place(item[1])))
   names = list(next((x["fields"] for x in models.values() if x["fields"]), {}))
   rows = []

@@ -7,7 +7,9 @@ import shlex
 
 from shadowft_jax.errors import InputError
 from shadowft_jax.hf import adapters
+from shadowft_jax.progress import duration, say
 
+LONG = 600  # seconds of answering, above which a server is suggested
 DELTA = "delta"  # the name under which an adapter is served
 # What --max-lora-rank may be.  Source: MaxLoRARanks in vLLM 0.32, vllm/config/lora.py.
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -50,6 +52,24 @@ def advice(model_dir: str | os.PathLike, delta: str | os.PathLike | None) -> str
     return ""
   name = DELTA if delta else pathlib.Path(model_dir).name
   return f"run `{line}`, and evaluate with --server http://localhost:8000/v1 --name {name}"
+
+
+def suggest(directory: pathlib.Path, delta: str, label: str, steps: float) -> None:
+  """Says how vLLM would serve a model that would answer for more than ten minutes here.
+
+  Args:
+    directory: of the model.
+    delta: grafted onto it, or "".
+    label: of the model.
+    steps: how often all weights are read: tokens of the answers by the size of a batch.
+  """
+  import jax
+
+  nbytes = sum(p.stat().st_size for p in directory.glob("*.safetensors"))
+  rate = 2e10 if jax.default_backend() == "cpu" else 1e12  # bytes per second
+  seconds = steps * nbytes / rate
+  if seconds >= LONG and (line := advice(directory, delta or None)):
+    say(f"{label}: this may take about {duration(seconds)} here; vLLM is faster: {line}")
 
 
 def _max_rank(delta, rank):

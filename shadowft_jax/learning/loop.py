@@ -1,4 +1,4 @@
-"""The training loop: starts or resumes, steps, validates and saves; evaluates the grafted model."""
+"""The training loop: starts or resumes, steps, validates and saves."""
 
 import concurrent.futures
 import dataclasses
@@ -16,9 +16,11 @@ from shadowft_jax import delta as delta_lib, hosts, presets, sharding, tree
 from shadowft_jax.data.planned import Dataset
 from shadowft_jax.data.packing import Arrays
 from shadowft_jax.errors import InputError, listing
-from shadowft_jax.hf import deltas, leaves, weights
-from shadowft_jax.hf.folder import ModelFolder, open_model
-from shadowft_jax.learning import checkpoints, guards, nans, optim, reference, step as step_lib
+from shadowft_jax.hf import deltas, leaves
+from shadowft_jax.hf.folder import ModelFolder
+from shadowft_jax.learning import checkpoints, guards, measured, nans, optim, reference
+from shadowft_jax.learning import step as step_lib
+from shadowft_jax.learning.samples import Samples
 from shadowft_jax.presets import Config
 from shadowft_jax.progress import Stopped, count, duration, say
 from shadowft_jax.runs import trackers
@@ -42,6 +44,7 @@ class _Trainer:
   schedule: Callable[[int], float]
   config: Config
   mesh: Mesh
+  samples: Samples | None
 
   def batches(self, first: int) -> Iterator[list[Arrays]]:
     """This process's micro-batches of each step from number `first` on, counted from 1.
@@ -90,21 +93,20 @@ class _Trainer:
     """The metrics on the validation split; {} without one."""
     if not self.data.valid:
       return {}
-    batches = self.prepared(state, lambda: _valid_arrays(self.data, self.mesh))
+    batches = self.prepared(state, lambda: measured.valid_arrays(self.data, self.mesh))
     means = step_lib.means(state.delta, self.base, batches, self.start, loss=self.loss)
     return {f"valid_{k}": v for k, v in means.items()}
+
+  def answer(self, state: step_lib.TrainState) -> None:
+    """Answers sample prompts, if there are any."""
+    if self.samples:
+      model, scale = self.loss.model, self.loss.scale
+      self.samples.during(int(state.step), model, self.base, state.delta, scale)
 
   def is_due(self, number: int) -> bool:
     """Whether step `number` ends with a validation and a checkpoint."""
     every = self.config.eval_every
     return number == len(self.data.steps) or bool(every) and number % every == 0
-
-
-def _valid_arrays(data, mesh):
-  """This process's batches of the validation split; raises Stopped between two of them."""
-  for arrays in data.valid_batches(sharding.my_share(mesh)):
-    hosts.check_stop()
-    yield arrays
 
 
 def prefetch(items: Iterator[T]) -> Iterator[T]:
@@ -125,11 +127,13 @@ def learn(
   mesh: Mesh,
   *,
   trained: ModelFolder,
+  samples: Samples | None = None,
 ) -> Delta:
   """Trains W_B + delta from where the run left off; returns the newest delta, or the best.
 
   Args:
     base: the frozen parameters, of the folder `trained`.
+    samples: answered with each validation.
 
   Raises:
     InputError: config.delta.init does not fit the config.
@@ -148,13 +152,15 @@ def learn(
     )
   say(*_size(base, state.delta, data, config))
   start = start if presets.has_reference(config) and not is_precomputed else None
-  trainer = _Trainer(loss, base, data, start, tx, schedule, config, mesh)
+  trainer = _Trainer(loss, base, data, start, tx, schedule, config, mesh, samples)
   with checkpoints.open_checkpoints(run.checkpoints) as saved:
     resumed = hosts.agree(saved.latest.step if saved.latest else None)
     if resumed is not None:
       state = checkpoints.restore(saved, state, resumed)
       say(f"resuming {run.directory} from step {resumed}")
     first, began = int(state.step), time.monotonic()
+    if samples:
+      samples.restart(first)
     tracker = trackers.opened(run.directory, config)
     with Log(run.directory, first, len(data.steps), config.eval_every, tracker) as log:
       state = _steps(state, trainer, saved, log)
@@ -198,6 +204,7 @@ def _steps(
   done, data = int(state.step), trainer.data
   if done == 0:
     log.write(0, **trainer.validate(state))
+    trainer.answer(state)
   elif trainer.is_due(done) and data.valid and saved.latest and not saved.latest.metrics:
     _validate_and_save(state, trainer, saved, log, guard)  # it was stopped before it had
   if checkpoints.has_stalled(saved, done, trainer.config):
@@ -223,6 +230,7 @@ def _validate_and_save(state, trainer, saved, log, guard):
   try:
     hosts.check_stop()
     validation = trainer.validate(state)
+    trainer.answer(state)
   except Stopped:
     checkpoints.save(saved, state, number, None, guard.state)
     saved.wait()
@@ -259,34 +267,3 @@ def load_start(config: Config, base: Params, mesh: Mesh) -> Delta | None:
     raise InputError(f"config.delta.init={c.init} contains NaN or infinity:{listing(bad)}")
   tree.check_fits(start, want, part_is=f"config.delta.init={c.init}", whole_is="the Base")
   return start
-
-
-def measure(
-  instruct: ModelFolder, run: Run, loss: step_lib.Loss, data: Dataset, config: Config, mesh: Mesh
-) -> Metrics:
-  """Evaluates the Instruct and the grafted model on the validation split, loaded from disk.
-
-  They are loaded one after the other, in the dtype of training, so that this needs no more memory
-  than training did.  For objectives with a reference, that of both is the original Instruct.
-
-  Returns:
-    {"instruct_valid_loss", "shadow_valid_loss", ...}; {} without a split.
-  """
-  if not data.valid:
-    return {}
-  out: Metrics = {}
-  for name, folder in (("instruct", instruct), ("shadow", open_model(run.shadow))):
-    model, params = weights.load_model(
-      folder, dtype=jnp.dtype(config.dtype), mesh=mesh, backend=config.attention
-    )
-    of_model = dataclasses.replace(loss, model=model)
-    if name == "instruct" and presets.has_reference(config):
-      data = dataclasses.replace(data, train=[])  # no measurement needs it
-      data = reference.measured(None, params, data, loss=of_model, mesh=mesh)
-    batches = lambda data=data: step_lib.on_devices(_valid_arrays(data, mesh), mesh)
-    none: Delta = {"delta": {}}
-    prepared = step_lib.with_divergence(none, params, batches, loss=of_model)
-    means = step_lib.means(none, params, prepared, loss=of_model)
-    out |= {f"{name}_valid_{k}": v for k, v in means.items()}
-    del params
-  return out

@@ -1,61 +1,174 @@
-"""Sample answers of a run: the Instruct's and the grafted model's to a few validation prompts."""
+"""Sample answers of a run to a few validation prompts: with each validation, and at the end.
 
-import json
-from collections.abc import Callable
+During training W_B + delta answers as it lies in memory, so that this needs no copy of the weights:
+each token is a pass over the whole row, as a validation makes it.
+"""
+
+from collections.abc import Callable, Sequence
+import functools
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from shadowft_jax import files, hosts
+from shadowft_jax import delta as delta_lib, hosts, sharding
 from shadowft_jax.data.planned import Dataset
-from shadowft_jax.data.tokenizer import load_tokenizer
+from shadowft_jax.data.tokenizer import load_tokenizer, stop_tokens
 from shadowft_jax.data.turns import Example
+from shadowft_jax.generation import steps
 from shadowft_jax.generation.engine import Sampling
 from shadowft_jax.hf.folder import ModelFolder
+from shadowft_jax.models.decoder import Decoder
 from shadowft_jax.presets import Config
 from shadowft_jax.progress import detail, say
+from shadowft_jax.runs import answers
 from shadowft_jax.runs.run import Run
+from shadowft_jax.tree import Delta, Params
 
-NAME = "samples.jsonl"  # in a run's folder
 LONGEST = 256  # tokens per answer
+WIDTH = 128  # rows are a multiple of this, for kernels that work on blocks
 
 
-def write(
-  instruct: ModelFolder,
-  run: Run,
-  data: Dataset,
-  config: Config,
+class Samples:
+  """The first validation prompts of a run, and the answers to them."""
+
+  def __init__(
+    self, instruct: ModelFolder, run: Run, data: Dataset, config: Config, mesh: Mesh
+  ) -> None:
+    """Chooses `config.samples` prompts; asks no model yet.
+
+    Args:
+      instruct: whose tokenizer the prompts are in.
+      run: whose folder gets the answers.
+      data: with its validation split.
+      mesh: of the run.
+    """
+    self.run, self.instruct, self.mesh = run, instruct, mesh
+    splits = [split(e) for e in data.valid] if config.samples else []
+    self.asked = [(prompt, answer) for prompt, answer in splits if prompt][: config.samples]
+    self.longest = config.data.max_length
+    if self.asked:
+      self.tokenizer = load_tokenizer(instruct.directory)
+      self.stop = np.array(stop_tokens(self.tokenizer, instruct.directory), np.int32)
+
+  @property
+  def prompts(self) -> list[list[int]]:
+    """The prompts as tokens."""
+    return [prompt for prompt, _ in self.asked]
+
+  def restart(self, step: int) -> None:
+    """Drops the answers after `step`, which a run that resumes there gives again."""
+    if hosts.is_first():
+      answers.keep(self.run.directory, step)
+
+  def during(self, step: int, model: Decoder, base: Params, delta: Delta, scale: float) -> None:
+    """Writes the greedy answers of W_B + delta after a step.
+
+    Raises:
+      Stopped: a signal has asked for it; nothing is written.
+    """
+    if not self.asked:
+      return
+    variables = delta_lib.variables(base, delta, scale)
+    given = self._texts(greedy(model, variables, self.prompts, self.stop, self._width(), self.mesh))
+    if hosts.is_first():
+      answers.add(self.run.directory, step, self._records(answer=given))
+      for text in given:
+        detail(f"step {step}, sample answer: {text}")
+
+  def _width(self):
+    """Tokens of a row: enough for the longest prompt and an answer, within what is trained on."""
+    unit = WIDTH * self.mesh.shape["context"]
+    longest = max(map(len, self.prompts)) + LONGEST
+    return min(self.longest, -(-longest // unit) * unit)
+
+  def _texts(self, rows: list[list[int]]) -> list[str]:
+    return [str(self.tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
+
+  def _records(self, **texts):
+    texts = {"expected": self._texts([a for _, a in self.asked]), **texts}
+    return [
+      {"prompt": self.tokenizer.decode(p), **{name: given[i] for name, given in texts.items()}}
+      for i, p in enumerate(self.prompts)
+    ]
+
+  def after(self, load: Callable[..., Any]) -> None:
+    """Writes the answers of the Instruct and of the grafted model, loaded from disk in turn.
+
+    Args:
+      load: `generation.local.load`.
+    """
+    if not self.asked:
+      return
+    texts = []
+    for folder in (self.instruct.directory, self.run.shadow):
+      engine = load(folder, mesh=self.mesh, batch_size=len(self.asked))
+      sampling = Sampling(LONGEST, fit_context=True)
+      texts.append([c.text for [c] in engine.complete_tokens(self.prompts, sampling)])
+      del engine
+    records = self._records(instruct=texts[0], shadow=texts[1])
+    if hosts.is_first():
+      path = answers.write(self.run.directory, records)
+      for record in records:
+        detail("\n".join(f"{name}: {text}" for name, text in record.items()))
+      say(f"sample answers: {path}")
+
+
+def greedy(
+  model: Decoder,
+  variables: steps.Variables,
+  prompts: Sequence[Sequence[int]],
+  stop: np.ndarray,
+  width: int,
   mesh: Mesh,
-  load: Callable[..., Any],
-) -> None:
-  """Writes samples.jsonl: {"prompt", "expected", "instruct", "shadow"} of config.samples prompts.
+) -> list[list[int]]:
+  """Greedy answers without a cache, of at most LONGEST tokens and within rows of `width`.
 
-  Both models answer greedily, loaded from disk one after the other by `load`, which is
-  `generation.local.load`.
+  Args:
+    model: as it is trained, with stacked layers.
+    variables: of `delta.variables`.
+    stop: tokens that end an answer; they are left out.
+    mesh: that the variables lie on.
+
+  Raises:
+    Stopped: a signal has asked for it.
   """
-  splits = [split(e) for e in data.valid]
-  chosen = [(prompt, answer) for prompt, answer in splits if prompt][: config.samples]
-  if not chosen:
-    return
-  prompts = [prompt for prompt, _ in chosen]
-  answers = {}
-  for name, folder in (("instruct", instruct.directory), ("shadow", run.shadow)):
-    engine = load(folder, mesh=mesh, batch_size=len(prompts))
-    sampling = Sampling(LONGEST, fit_context=True)
-    answers[name] = [c.text for [c] in engine.complete_tokens(prompts, sampling)]
-    del engine
-  decode = load_tokenizer(instruct.directory).decode
-  records = [
-    {"prompt": decode(p), "expected": decode(a), **{name: answers[name][i] for name in answers}}
-    for i, (p, a) in enumerate(chosen)
-  ]
-  if hosts.is_first():
-    lines = [json.dumps(record, ensure_ascii=False) for record in records]
-    files.write(run.directory / NAME, "".join(f"{line}\n" for line in lines))
-    for record in records:
-      detail("\n".join(f"{name}: {text}" for name, text in record.items()))
-    say(f"sample answers: {run.directory / NAME}")
+  ways = sharding.my_share(mesh)[2]
+  count = -(-len(prompts) // ways) * ways
+  token_RT = np.zeros((count, width), np.int32)
+  length_R, most_R = np.ones(count, np.int32), np.ones(count, np.int32)
+  for i, prompt in enumerate(prompts):
+    token_RT[i, : len(prompt)] = prompt
+    length_R[i], most_R[i] = len(prompt), min(len(prompt) + LONGEST, width)
+  live_R = length_R < most_R
+  while live_R.any():
+    hosts.check_stop()
+    state = _continued(model, variables, (token_RT, length_R, live_R), most_R, stop)
+    token_RT, length_R, live_R = map(sharding.whole, state)
+  rows = [token_RT[i, len(p) : length_R[i]].tolist() for i, p in enumerate(prompts)]
+  return [row[:-1] if row and row[-1] in stop else row for row in rows]
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _continued(model, variables, state, most_R, stop_E):
+  """(tokens, lengths, whether a row goes on) after up to CHUNK more tokens."""
+
+  def step(state):
+    i, (token_RT, length_R, live_R) = state
+    row_R, place_T = jnp.arange(len(length_R)), jnp.arange(token_RT.shape[1])
+    segment_RT = (place_T[None] < length_R[:, None]).astype(jnp.int32)
+    h_RTD, head_DV = model.apply(variables, token_RT, segment_RT, method="hidden_and_head")
+    new_R = jnp.argmax(steps.logits(model, h_RTD[row_R, length_R - 1], head_DV), axis=-1)
+    place_R = jnp.where(live_R, length_R, token_RT.shape[1])  # beyond the row: written nowhere
+    token_RT = token_RT.at[row_R, place_R].set(new_R.astype(jnp.int32), mode="drop")
+    length_R = length_R + live_R
+    live_R &= ~jnp.isin(new_R, stop_E) & (length_R < most_R)
+    return i + 1, (token_RT, length_R, live_R)
+
+  going = lambda state: (state[0] < steps.CHUNK) & state[1][2].any()
+  return jax.lax.while_loop(going, step, (jnp.int32(0), state))[1]
 
 
 def split(example: Example) -> tuple[list[int], list[int]]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from shadowft_jax import files
 from shadowft_jax.runs import pictures, svg
-from shadowft_jax.runs.grid import ARMS, Axis, shown
+from shadowft_jax.runs.grid import ARM, ARMS, SEED, Axis, shown
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
@@ -27,6 +27,11 @@ class Point:
   value: float
   low: float
   high: float
+
+
+def first_axis(axes: Sequence[Axis]) -> Axis | None:
+  """The axis that figures are drawn against: the first that is not of models or seeds."""
+  return next((axis for axis in axes if not {ARM, SEED} & {*axis.fields}), None)
 
 
 def draw(
@@ -81,7 +86,9 @@ def figure(
   _scale(axes, places, is_number)
   if level is not None:
     axes.axhline(level, linestyle=":", color=pictures.GREY, label="Instruct, untuned")
-  axes.set(xlabel=svg.plain(", ".join(fields)), ylabel=label)
+  more = f" (with {', '.join(fields[1:])})" if is_number and fields[1:] else ""
+  names = fields[:1] if is_number else fields
+  axes.set(xlabel=svg.plain(", ".join(names) + more), ylabel=label)
   axes.grid(True, linewidth=0.6)
   axes.spines[["top", "right"]].set_visible(False)
   figure.legend(loc="outside lower center", ncols=1)

@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from shadowft_jax import presets, progress
@@ -182,6 +182,14 @@ def checked_cells(
     except InputError as error:
       raise InputError(f"run {cell.name}: {error}") from error
   return out
+
+
+def axes_of(record: Mapping[str, Any]) -> list[Axis]:
+  """The axes of a `record`."""
+  return [
+    Axis(tuple(names.split(",")), tuple(tuple(place) for place in places))
+    for names, places in record["axes"].items()
+  ]
 
 
 def record(common: Config, axes: Iterable[Axis]) -> dict[str, Any]:

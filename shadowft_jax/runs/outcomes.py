@@ -1,21 +1,29 @@
-"""What became of the runs of a grid: a table, a choice by validation loss, points of a figure."""
+"""What became of the runs of a grid: a table, a choice by validation loss, points of a figure.
 
+They lie in the sweep's folder as sweep.csv, a row for each run.
+"""
+
+import contextlib
 import csv
 import dataclasses
 import io
 import math
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from shadowft_jax.errors import InputError
 from shadowft_jax.progress import aligned
 from shadowft_jax.runs import curves, metrics
 from shadowft_jax.runs.grid import APART, ARM, ARMS, SEED, Cell, shown
 from shadowft_jax.runs.run import Run
 
+NAME = "sweep.csv"
 BEFORE, AFTER = "instruct_valid_loss", "shadow_valid_loss"
+RIGHT_BEFORE, RIGHT_AFTER = "instruct_accuracy", "shadow_accuracy"
+NUMBERS = (BEFORE, AFTER, RIGHT_BEFORE, RIGHT_AFTER)
 Fields = dict[str, Any]
 
 
@@ -27,13 +35,14 @@ class Outcome:
     cell: its name and fields.
     arm: "base" or "instruct", the model that was trained.
     state: "done", "not run", "not complete", or why it failed.
-    losses: the validation losses of the Instruct before and of the result; {} until it is done.
+    numbers: {name in NUMBERS: value}: the validation losses of the Instruct before and of the
+      result, and their shares of right answers, as far as they are known.
   """
 
   cell: Cell
   arm: str
   state: str
-  losses: dict[str, float]
+  numbers: dict[str, float]
 
   @property
   def is_done(self) -> bool:
@@ -56,6 +65,20 @@ def outcome(cell: Cell, arm: str, workdir: pathlib.Path, error: str = "") -> Out
   return Outcome(cell, arm, "done", {k: last[k] for k in (BEFORE, AFTER) if k in last})
 
 
+def scored(outcomes: Iterable[Outcome], scores: Mapping[str, Mapping[str, float]]) -> list[Outcome]:
+  """The outcomes with the scores {name of a run: {"instruct", "shadow": share}} of those done."""
+  return [
+    dataclasses.replace(one, numbers={**one.numbers, **_numbers(scores.get(one.cell.name, {}))})
+    if one.is_done
+    else one
+    for one in outcomes
+  ]
+
+
+def _numbers(scores):
+  return {f"{model}_accuracy": share for model, share in scores.items()}
+
+
 @dataclasses.dataclass(frozen=True)
 class Setting:
   """The runs of a grid that differ in their seeds alone.
@@ -73,9 +96,9 @@ class Setting:
     """Whether all of its runs are complete."""
     return all(one.is_done for one in self.outcomes)
 
-  def losses(self, key: str = AFTER) -> list[float]:
-    """The validation losses of the runs that have one."""
-    return [one.losses[key] for one in self.outcomes if key in one.losses]
+  def values(self, name: str = AFTER) -> list[float]:
+    """A number of the runs that have it: one of NUMBERS."""
+    return [one.numbers[name] for one in self.outcomes if name in one.numbers]
 
   @property
   def rivals(self) -> tuple[Any, ...]:
@@ -95,9 +118,9 @@ def settings(outcomes: Iterable[Outcome]) -> list[Setting]:
   return [Setting(fields[key], runs[0].arm, tuple(runs)) for key, runs in groups.items()]
 
 
-def before(settings: Iterable[Setting]) -> float | None:
-  """The validation loss of the Instruct as it is, where all runs have the same."""
-  values = {round(x, 6) for one in settings for x in one.losses(BEFORE)}
+def before(settings: Iterable[Setting], name: str = BEFORE) -> float | None:
+  """A number of the Instruct as it is, where all runs have the same."""
+  values = {round(x, 6) for one in settings for x in one.values(name)}
   return values.pop() if len(values) == 1 else None
 
 
@@ -108,66 +131,125 @@ def chosen(settings: Sequence[Setting]) -> list[Setting]:
   """
   best: dict[str, Setting] = {}
   for one in settings:
-    key, losses = repr(one.rivals), one.losses()
+    key, losses = repr(one.rivals), one.values()
     if not (one.is_done and losses and math.isfinite(np.mean(losses))):
       continue
-    if key not in best or np.mean(losses) < np.mean(best[key].losses()):
+    if key not in best or np.mean(losses) < np.mean(best[key].values()):
       best[key] = one
   return list(best.values())
 
 
-def table(settings: Sequence[Setting]) -> str:
-  """A row for each setting; a star marks the selected ones."""
+def rows(settings: Sequence[Setting]) -> list[list[str]]:
+  """A head, and a row for each setting: its fields, model, runs, numbers, and * if selected."""
   best, names = chosen(settings), list(settings[0].fields)
-  rows = [[*names, "model", "runs", "loss before", "loss after", "selected"]]
+  shown_numbers = {
+    "loss before": (BEFORE, loss_text),
+    "loss after": (AFTER, loss_text),
+    "right before": (RIGHT_BEFORE, lambda x: share_text([*{*x}])),  # the same for all seeds
+    "right after": (RIGHT_AFTER, share_text),
+  }
+  if not has_scores(settings):
+    shown_numbers = {k: v for k, v in shown_numbers.items() if k.startswith("loss")}
+  out = [[*names, "model", "runs", *shown_numbers, "selected"]]
   for one in settings:
     done = sum(x.is_done for x in one.outcomes)
     runs = f"{done}" if one.is_done else f"{done} of {len(one.outcomes)}"
-    values = [shown(one.fields[name]) for name in names]
-    star = "*" if one in best else ""
-    losses = [_spread(one.losses(key)) for key in (BEFORE, AFTER)]
-    rows.append([*values, ARMS[one.arm], runs, *losses, star])
-  return aligned(rows, left=len(names) + 1)
+    fields = [shown(one.fields[name]) for name in names]
+    numbers = [text(one.values(name)) for name, text in shown_numbers.values()]
+    out.append([*fields, ARMS[one.arm], runs, *numbers, "*" if one in best else ""])
+  return out
 
 
-def _spread(values):
+def table(settings: Sequence[Setting]) -> str:
+  """The rows of `rows` as text."""
+  return aligned(rows(settings), left=len(settings[0].fields) + 1)
+
+
+def has_scores(settings: Iterable[Setting]) -> bool:
+  """Whether any run has answered questions."""
+  return any(one.values(RIGHT_AFTER) for one in settings)
+
+
+def _spread(values, form):
   """The mean of values, and their standard deviation where there are several."""
   if not values:
     return "-"
-  spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
-  return f"{np.mean(values):.4f}{spread}"
+  spread = f" ± {np.std(values, ddof=1):{form}}" if len(values) > 1 else ""
+  return f"{np.mean(values):{form}}{spread}"
+
+
+def loss_text(values: Sequence[float]) -> str:
+  """Losses as text: the mean, with the standard deviation where there are several; or "-"."""
+  return _spread(values, ".4f")
+
+
+def share_text(values: Sequence[float]) -> str:
+  """Shares as `loss_text`, in per cent."""
+  return _spread([100 * x for x in values], ".1f") + (" %" if values else "")
 
 
 def as_csv(outcomes: Sequence[Outcome]) -> str:
-  """A row for each run, as CSV, in the form that sweep_page.py reads."""
+  """A row for each run, as CSV, in the form that `read` reads."""
   best = {one.cell.name for setting in chosen(settings(outcomes)) for one in setting.outcomes}
-  names = list(outcomes[0].cell.fields)
+  names = [name for name in outcomes[0].cell.fields if name != ARM]
   file = io.StringIO()
   writer = csv.writer(file, lineterminator="\n")
-  arm = [] if ARM in names else [ARM]
-  writer.writerow(["run", *names, *arm, "state", BEFORE, AFTER, "chosen"])
+  writer.writerow(["run", *names, ARM, "state", *NUMBERS, "chosen"])
   for one in outcomes:
-    values = [one.cell.fields[name] for name in names]
-    losses = [one.losses.get(key, "") for key in (BEFORE, AFTER)]
-    writer.writerow(
-      [
-        one.cell.name,
-        *values,
-        *([one.arm] if arm else []),
-        one.state,
-        *losses,
-        "*" * (one.cell.name in best),
-      ]
-    )
+    fields = [one.cell.fields[name] for name in names]
+    numbers = [one.numbers.get(name, "") for name in NUMBERS]
+    star = "*" * (one.cell.name in best)
+    writer.writerow([one.cell.name, *fields, one.arm, one.state, *numbers, star])
   return file.getvalue()
 
 
-def points(settings: Iterable[Setting]) -> list[curves.Point]:
-  """The mean validation losses of settings; with several seeds, with their standard deviations."""
+def read(directory: pathlib.Path) -> list[Outcome]:
+  """The runs of sweep.csv.
+
+  Raises:
+    InputError: it has other columns.
+  """
+  with open(directory / NAME, newline="") as file:
+    table = list(csv.DictReader(file))
+  known = ("run", ARM, "state", BEFORE, AFTER)
+  if not table or any(row.get(name) is None for row in table for name in known):
+    raise InputError(f"{directory / NAME} has no run, or not the columns {', '.join(known)}")
+  out = []
+  for row in table:
+    names = [name for name in row if name not in (*known, *NUMBERS, "chosen")]
+    cell = Cell(row["run"], {name: _value(row[name]) for name in names})
+    numbers = {name: float(row[name]) for name in NUMBERS if row.get(name)}
+    out.append(Outcome(cell, row[ARM], row["state"], numbers))
+  return out
+
+
+def _value(text):
+  """A field's value from its text: a number, where it is one."""
+  with contextlib.suppress(ValueError):
+    number = float(text)
+    if math.isfinite(number):
+      return int(number) if number.is_integer() and text.isdecimal() else number
+  return text
+
+
+def points(
+  settings: Iterable[Setting], name: str = AFTER, factor: float = 1.0
+) -> list[curves.Point]:
+  """The means of a number of settings; with several seeds, with their standard deviations."""
   out = []
   for one in settings:
-    if losses := one.losses():
-      mean = float(np.mean(losses))
-      spread = float(np.std(losses, ddof=1)) if len(losses) > 1 else 0.0
+    values = [factor * x for x in one.values(name) if math.isfinite(x)]
+    if values:
+      mean = float(np.mean(values))
+      spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
       out.append(curves.Point(one.fields, one.arm, mean, mean - spread, mean + spread))
   return out
+
+
+def drawn(settings: Sequence[Setting]) -> tuple[list[curves.Point], str, float | None]:
+  """(points, label of their axis, level of the Instruct) of a figure: scores, or else losses."""
+  if has_scores(settings):
+    level = before(settings, RIGHT_BEFORE)
+    found = points(settings, RIGHT_AFTER, 100), "right answers (%)"
+    return *found, None if level is None else 100 * level
+  return points(settings), "validation loss after training (nats)", before(settings)

@@ -11,7 +11,7 @@ from typing import Any
 
 from shadowft_jax import files, presets
 from shadowft_jax.progress import count, duration, rate
-from shadowft_jax.runs import cards, heatmaps, html, metrics, pictures
+from shadowft_jax.runs import answers, cards, heatmaps, html, metrics, pictures
 from shadowft_jax.runs.html import REPORT, Cell, Code, Page, Picture, Sample, Section, Table, Text
 from shadowft_jax.runs.run import LOG, PREVIEW
 
@@ -71,6 +71,7 @@ def of_run(directory: pathlib.Path, *, with_examples: bool = True) -> Page:
       Section("Result", [*_result(records, result, unit)]),
       Section("Warnings", [*_warnings(directory, graft)]),
       Section("Training", [*_training(records, unit, trained, result)]),
+      Section("Sample answers", [*answers.parts(directory, trained, result)]),
       Section("Training examples", [note, *samples] if samples else []),
       Section("The delta and the gap", [*_heat(graft, DELTA)]),
       Section("What storing kept of the delta", [*_heat(graft, KEPT), *_modules(graft)]),

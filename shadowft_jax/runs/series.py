@@ -66,7 +66,7 @@ def _error(train, config, directory, title):
 
 
 def _losses(one):
-  values = [f"{value:.4f}" for value in one.losses.values()]
+  values = [f"{value:.4f}" for value in one.numbers.values()]
   return f"validation loss {' -> '.join(values)}, " if values else ""
 
 

@@ -1,150 +1,111 @@
-"""report.html of a sweep: the losses of all runs, as a figure against the first axis and a table.
+"""report.html of a sweep: scores or losses against the first axis, every setting, every run."""
 
-A sweep's folder has sweep.csv, one row a run: `run`, a column for each field of the grid,
-`learn_on`, `state`, `instruct_valid_loss`, `shadow_valid_loss` and, where a choice was made,
-`chosen`.
-"""
-
-import csv
-import dataclasses
-import math
 import pathlib
-import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
 
-from shadowft_jax.errors import InputError
+from shadowft_jax import files
 from shadowft_jax.progress import count
-from shadowft_jax.runs import curves, html
-from shadowft_jax.runs.grid import ARMS
-from shadowft_jax.runs.html import Cell, Page, Picture, Section, Table, Text
-
-if TYPE_CHECKING:
-  from matplotlib.figure import Figure
-
-NAME = "sweep.csv"
-DONE = "done"
-
-
-@dataclasses.dataclass(frozen=True)
-class Trial:
-  """A run of a sweep.
-
-  Attributes:
-    name: of its folder.
-    fields: {field: value} of the grid, without the arm and the seed.
-    arm: "base" (Shadow-FT) or "instruct" (FT), the model that is trained.
-    seed: None where the sweep does not set it.
-    state: "done", or what else became of it.
-    before, after: validation losses of the Instruct and of the result.
-    is_chosen: whether its setting was chosen.
-  """
-
-  name: str
-  fields: Mapping[str, Any]
-  arm: str
-  seed: int | None = None
-  state: str = DONE
-  before: float | None = None
-  after: float | None = None
-  is_chosen: bool = False
-
-
-def read(directory: pathlib.Path) -> list[Trial]:
-  """The runs of sweep.csv.
-
-  Raises:
-    InputError: it has other columns.
-  """
-  with open(directory / NAME, newline="") as file:
-    rows = list(csv.DictReader(file))
-  known = ("run", "learn_on", "state", "instruct_valid_loss", "shadow_valid_loss")
-  if not rows or any(row.get(name) is None for row in rows for name in known):
-    raise InputError(f"{directory / NAME} has no run, or not the columns {', '.join(known)}")
-  number = lambda text: float(text) if text else None
-  return [
-    Trial(
-      row["run"],
-      {k: v for k, v in row.items() if k not in (*known, "seed", "chosen")},
-      row["learn_on"],
-      int(row["seed"]) if row.get("seed") else None,
-      row["state"],
-      number(row["instruct_valid_loss"]),
-      number(row["shadow_valid_loss"]),
-      bool(row.get("chosen")),
-    )
-    for row in rows
-  ]
+from shadowft_jax.runs import curves, grid, html, outcomes, series
+from shadowft_jax.runs.grid import ARM, ARMS, SEED, Axis, shown
+from shadowft_jax.runs.html import Page, Picture, Section, Table, Text
+from shadowft_jax.runs.outcomes import Outcome, Setting
 
 
 def write(directory: pathlib.Path) -> None:
-  """Writes the page of a sweep as report.html in its folder; raises InputError, see `read`."""
-  html.write(of_trials(directory.name, read(directory)), directory / html.REPORT)
+  """Writes the page of a sweep as report.html in its folder; raises InputError, see `of_folder`."""
+  html.write(of_folder(directory), directory / html.REPORT)
 
 
-def of_trials(title: str, trials: Sequence[Trial]) -> Page:
-  """The page of a sweep; runs that failed or are not done are named."""
-  done = [one for one in trials if one.state == DONE]
-  axes = {name: len({one.fields[name] for one in trials}) for name in trials[0].fields}
-  shape = " × ".join(f"{count(n, 'value')} of {name}" for name, n in axes.items())
-  seeds = len({one.seed for one in trials})
+def of_folder(directory: pathlib.Path) -> Page:
+  """The page of a sweep; runs that failed or are not done are named.
+
+  Raises:
+    InputError: sweep.csv has other columns, or sweep.json is damaged.
+  """
+  runs = outcomes.read(directory)
+  settings = outcomes.settings(runs)
+  axes = _axes(directory, settings)
+  shape = " × ".join(
+    f"{count(len(axis.places), 'value')} of {', '.join(axis.fields)}" for axis in axes
+  )
+  seeds = len({one.cell.fields.get(SEED) for one in runs})
+  done = sum(one.is_done for one in runs)
+  scored = outcomes.has_scores(settings)
+  missing = [f"{one.cell.name}: {one.state}" for one in runs if not one.is_done]
+  if not scored:
+    missing.append(
+      "Scores: the sweep has asked no questions, and the figure has validation losses. A low loss "
+      "does not tell what was forgotten; the same command with --questions FILE asks them."
+    )
   return Page(
-    title=f"Sweep {title}",
-    subtitle=f"{count(len(trials), 'run')}: {shape or 'one setting'}, {count(seeds, 'seed')}",
-    facts={"done": f"{len(done)} of {len(trials)}"},
-    missing=[f"{one.name}: {one.state}" for one in trials if one.state != DONE],
-    sections=[Section("Validation loss", [*_parts(trials)])],
+    title=f"Sweep {directory.resolve().name}",
+    subtitle=f"{count(len(runs), 'run')}: {shape or 'one setting'}, {count(seeds, 'seed')}",
+    facts={"done": f"{done} of {len(runs)}", **_best(settings)},
+    missing=missing,
+    sections=[
+      Section("Right answers" if scored else "Validation loss", [*_parts(settings, axes)]),
+      Section("Every run", [_runs(runs)]),
+    ],
   )
 
 
-def _parts(trials) -> Iterator[html.Part]:
-  axes = list(trials[0].fields)
-  with_loss = [one for one in trials if one.after is not None]
-  if with_loss and axes:
-    alt = "; ".join(f"{one.name}: {one.after:.4g}" for one in with_loss[:30])
-    note = "Means; bars are standard deviations over seeds." if any(t.seed for t in trials) else ""
-    yield Picture("sweep", figure_of(trials, axes[0]), f"Validation losses: {alt}.", note)
-  if not with_loss:
+def _best(settings) -> dict[str, str]:
+  """{fact: the selected setting} for each trained model, where there is one each."""
+  best = outcomes.chosen(settings)
+  if len({one.arm for one in best}) < len(best):
+    return {}
+  said = lambda one: ", ".join(f"{k} {shown(v)}" for k, v in one.fields.items())
+  return {f"selected for {ARMS[one.arm]}": said(one) for one in best if one.fields}
+
+
+def _parts(settings: Sequence[Setting], axes: Sequence[Axis]) -> Iterator[html.Part]:
+  points, label, level = outcomes.drawn(settings)
+  if points and axes:
+    said = "; ".join(
+      f"{ARMS[x.arm]} at {', '.join(map(shown, x.fields.values()))}: {x.value:.4g}"
+      for x in points[:30]
+    )
+    has_seeds = any(x.low < x.high for x in points)
+    note = "Means; bars are standard deviations over seeds." if has_seeds else ""
+    figure = curves.figure(points, axes[0].fields, axes[0].places, label, level)
+    yield Picture("sweep", figure, f"{label.capitalize()}: {said}.", note)
+  if not any(one.values() for one in settings):
     yield Text("No run has a validation loss.")
-  best = {arm: min((t.after for t in with_loss if t.arm == arm), default=None) for arm in ARMS}
-  is_told = any(one.is_chosen for one in trials)
-  head = ["run", *axes, "model", "seed", "Instruct before", "result", *["chosen"] * is_told]
-  cell = lambda x: "–" if x is None else f"{x:.4f}"
+  head, *rows = outcomes.rows(settings)
+  labels = 1 + len(settings[0].fields)
+  yield Table("Every setting, with means over its runs; losses in nats", head, rows, labels)
+  if outcomes.chosen(settings):
+    yield Text(
+      "*: the lowest mean validation loss for each trained model. Nothing else selects, and a low "
+      "loss does not tell what was forgotten."
+    )
+
+
+def _axes(directory, settings) -> list[Axis]:
+  """The axes of the grid but for models and seeds, by sweep.json; without it one for each field."""
+  path = directory / series.NAME
+  if path.exists():
+    found = grid.axes_of(files.read_json(path))
+    groups = [axis.fields for axis in found if not {ARM, SEED} & {*axis.fields}]
+  else:
+    groups = [(name,) for name in settings[0].fields]
+  # The values are those of the runs: in a table of text a number may have another form.
+  places = lambda names: dict.fromkeys(tuple(one.fields[x] for x in names) for one in settings)
+  return [Axis(names, tuple(places(names))) for names in groups]
+
+
+def _runs(runs: Sequence[Outcome]) -> Table:
+  names = [name for name in runs[0].cell.fields if name != ARM]
+  columns = {name: name.replace("_", " ") for name in outcomes.NUMBERS}
+  columns = {k: v for k, v in columns.items() if any(k in one.numbers for one in runs)}
   rows = [
     [
-      *(one.name, *map(str, one.fields.values()), ARMS.get(one.arm, one.arm)),
-      "–" if one.seed is None else str(one.seed),
-      cell(one.before),
-      Cell(cell(one.after) + (", lowest" if one.after == best.get(one.arm) else "")),
-      *["yes" if one.is_chosen else ""] * is_told,
+      one.cell.name,
+      *(shown(one.cell.fields[name]) for name in names),
+      *(ARMS.get(one.arm, one.arm), one.state),
+      *(f"{one.numbers[k]:.4f}" if k in one.numbers else "–" for k in columns),
     ]
-    for one in trials
+    for one in runs
   ]
-  yield Table("Every run, with validation losses in nats; lowest: of its model", head, rows)
-
-
-def figure_of(trials: Sequence[Trial], axis: str) -> "Figure":
-  """The validation loss of the results against a field of the grid; see `curves.figure`."""
-  value = lambda text: text if _number(text) is None else _number(text)
-  places = [[value(x)] for x in dict.fromkeys(one.fields[axis] for one in trials)]
-  settings: dict[tuple, list[float]] = {}
-  for one in trials:
-    if one.after is not None and math.isfinite(one.after):
-      fields = tuple((k, value(v)) for k, v in one.fields.items())
-      settings.setdefault((one.arm, fields), []).append(one.after)
-  points = []
-  for (arm, fields), losses in settings.items():
-    mean = statistics.mean(losses)
-    spread = statistics.stdev(losses) if len(losses) > 1 else 0.0
-    points.append(curves.Point(dict(fields), arm, mean, mean - spread, mean + spread))
-  before = {round(one.before, 6) for one in trials if one.before is not None}
-  level = before.pop() if len(before) == 1 else None
-  return curves.figure(points, [axis], places, "validation loss (nats)", level)
-
-
-def _number(text):
-  try:
-    value = float(text)
-  except ValueError:
-    return None
-  return value if math.isfinite(value) else None
+  head = ["run", *names, "model", "state", *columns.values()]
+  return Table(f"All {count(len(runs), 'run')}, as numbers", head, rows, is_folded=True)
