@@ -70,6 +70,12 @@ def test_the_effective_rank_of_known_values():
   assert halves == pytest.approx(2 * math.sqrt(2))  # 1.5 ln 2 nats
 
 
+@pytest.mark.parametrize("n", [2, 3, 7, 10])
+def test_equal_singular_values_are_all_kept(n):
+  for matrix in (np.eye(n), np.eye(n, 12), np.pad(np.eye(n), 4)):
+    assert lowrank.approximate(matrix.astype(np.float32), Cut("erank")) == n
+
+
 def test_matrices_of_zeros_and_of_one_number_stay():
   for matrix in (np.zeros((4, 6), np.float32), np.full((1, 1), 2, np.float32)):
     got = matrix.copy()

@@ -107,8 +107,9 @@ def _decomposed(tall):
 def _count(squares, rank, energy):
   """The number of singular values to keep, from all squared ones; at least 1."""
   if rank == ERANK:
-    return max(1, math.ceil(effective_rank(np.sqrt(squares))))
-  if rank is None:
+    # Less the rounding of exp and log: two equal singular values are 2, not 3.
+    rank = max(1, math.ceil(effective_rank(np.sqrt(squares)) * (1 - 1e-9)))
+  elif rank is None:
     sums = np.cumsum(squares)
     rank = 1 + np.searchsorted(sums, energy * sums[-1])
   return min(int(rank), len(squares))
