@@ -21,8 +21,8 @@ from shadowft_jax.grafting import settings
 from shadowft_jax.progress import say
 
 with epy.lazy_imports():  # help and errors of flags and paths come before these
-  from shadowft_jax.grafting import delta_only, matching, mixups, report, selection, sources
-  from shadowft_jax.grafting import write
+  from shadowft_jax.grafting import delta_only, lowrank, matching, mixups, report, selection
+  from shadowft_jax.grafting import sources, write
   from shadowft_jax.hf import folder, hub, model_card
   from shadowft_jax.pairs import registry
   from shadowft_jax.runs import cards, run
@@ -60,15 +60,19 @@ class Options(command.Options):
     help="Dtype of the delta that --output=delta writes. Default: float32.",
     choices=("float32", "bfloat16"),
   )
-  rank: int | None = command.option(
-    None, help="For --output=adapter: singular values to keep of each tensor.", least=1
+  rank: str | None = command.option(
+    None,
+    help="Singular values to keep of each matrix of the delta: a number, or erank: the matrix's "
+    "effective rank. Default: all.",
   )
   energy: float | None = command.option(
     None,
-    help="Instead of --rank: share of the squared singular values to keep of each tensor, such as "
-    "0.9.",
+    help="Instead of --rank: share of the squared singular values to keep, such as 0.9.",
     above=0,
     most=1,
+  )
+  tail: float | None = command.option(
+    None, help="Factor of the singular values that are not kept. Default: 0.", least=0, most=1
   )
   alpha: float = command.option(1.0, help="Factor of every delta.")
   scope: str = command.option(
@@ -137,21 +141,21 @@ def main(options: Options) -> None:
   Raises:
     InputError: the options contradict each other, or the models do not fit.
   """
-  form = settings.output_of(
-    options.output, dtype=options.delta_dtype, rank=options.rank, energy=options.energy
-  )
+  recipe = _recipe(options)
+  form = settings.output_of(options.output, dtype=options.delta_dtype, cut=recipe.cut)
   if form and (options.rounding != "nearest" or options.dtype):
     raise InputError(
       "--rounding and --dtype are for --output=shadow, where a sum is stored; got "
       f"--output={options.output}"
     )
-  settings.check(_recipe(options))
+  settings.check(recipe)
   settings.check_sources(options.base, options.tuned, options.delta, options.adapter)
   if options.push_to:
     hub.check_push(options.push_to)
   if not options.dry_run:
     files.check_new(options.out, options.overwrite)
   plan = _plan(options)
+  lowrank.check(plan)
   need = delta_only.need(plan, form) if form else write.need(plan)
   say("\n  ".join(report.before(plan, options.out, need, machine.free(options.out))))
   if form:
@@ -176,7 +180,8 @@ def main(options: Options) -> None:
 
 def _recipe(options):
   """How the deltas are combined and the sum is stored."""
-  return settings.Recipe(**{name: getattr(options, name) for name in settings.Recipe._fields})
+  own = {name: getattr(options, name) for name in settings.Recipe._fields if name != "cut"}
+  return settings.Recipe(**own, cut=settings.cut_of(options.rank, options.energy, options.tail))
 
 
 def _plan(options):

@@ -3,8 +3,10 @@
   shadowft similarity --base DIR --instruct DIR [--out DIR]
   shadowft similarity --pair qwen3-8b --check-only
   shadowft similarity --candidates DIR --candidates DIR --instruct DIR
+  shadowft similarity --lineage BASE --lineage SFT --lineage DPO
 
-DIR may be a Hub id.  --candidates ranks possible Bases of an Instruct, nearest first.
+DIR may be a Hub id.  --candidates ranks possible Bases of an Instruct, nearest first; --lineage
+compares all stages of one model, and the directions of the steps between them.
 """
 
 import contextlib
@@ -18,7 +20,7 @@ from shadowft_jax.progress import count, printable, say
 
 with epy.lazy_imports():  # help and errors of flags and paths come before these
   from shadowft_jax.hf import folder, hub
-  from shadowft_jax.pairs import check as pair_check, findings, registry, similarity
+  from shadowft_jax.pairs import check as pair_check, findings, lineage, registry, similarity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,13 +36,16 @@ class Options(command.Options):
     None, help="A released pair by name; sets --base and --instruct if they are not given."
   )
   candidates: tuple[str, ...] = command.option((), help="Rank these Bases for --instruct.")
+  lineage: tuple[str, ...] = command.option(
+    (), help="Three or more stages of a model in order, such as Base, SFT and DPO."
+  )
   check_only: bool = command.option(
     False, help="Only run the pair check: reads headers, small files and some embedding rows."
   )
   out: str | None = command.option(
     None,
     help="Folder to write, with similarity.json, .csv and .png, and weights.png (or, with "
-    "--candidates, candidates.json).",
+    "--candidates, candidates.json; with --lineage, lineage.json).",
   )
   view: str | None = command.option(
     None,
@@ -52,7 +57,7 @@ class Options(command.Options):
 
 
 def main(options: Options) -> None:
-  """Checks and measures a pair, or ranks candidates, and writes the results.
+  """Checks and measures a pair or a lineage, or ranks candidates, and writes the results.
 
   Raises:
     InputError: the options contradict each other, or the models do not form a pair.
@@ -62,7 +67,9 @@ def main(options: Options) -> None:
   with contextlib.ExitStack() as stack:
     making = stack.enter_context(files.folder(out, overwrite=options.overwrite)) if out else None
     fresh = making.directory if making else None
-    if options.candidates:
+    if options.lineage:
+      _stages(options, fresh)
+    elif options.candidates:
       _rank(options, fresh)
     else:
       _compare(options, fresh)
@@ -73,11 +80,25 @@ def main(options: Options) -> None:
 def _check_options(options):
   """Raises InputError for options that cannot be combined."""
   o = options
+  if o.lineage:
+    _check_lineage(o)
   if o.view is not None and (not o.out or o.check_only or o.candidates):
     raise InputError("--view needs --out, and cannot be combined with --check-only or --candidates")
   if o.candidates and (o.base or o.pair or o.check_only or not o.instruct):
     raise InputError(
       "--candidates needs --instruct, and cannot be combined with --base, --pair or --check-only"
+    )
+
+
+def _check_lineage(options):
+  """Raises InputError for options that do not apply to a lineage, or fewer than three stages."""
+  o, n = options, len(options.lineage)
+  if o.base or o.instruct or o.pair or o.candidates or o.check_only or o.view is not None:
+    raise InputError("--lineage can be combined only with --out and --overwrite")
+  if n < 3:
+    raise InputError(
+      f"--lineage is given {count(n, 'time')}; expected three or more, each as --lineage DIR (for "
+      "two models: --base DIR --instruct DIR)"
     )
 
 
@@ -120,6 +141,15 @@ def _rank(options, fresh):
   print(similarity.ranking_text(ranking))
   if fresh:
     files.write_json(fresh / "candidates.json", ranking)
+
+
+def _stages(options, fresh):
+  """Prints the comparison of a lineage, and writes it to the folder `fresh` if there is one."""
+  stages = [folder.open_model(hub.locate(name)) for name in options.lineage]
+  rows, left_out = lineage.measure(stages)
+  print(lineage.text(options.lineage, rows, left_out))
+  if fresh:
+    files.write_json(fresh / "lineage.json", lineage.record(options.lineage, rows, left_out))
 
 
 def _compare(options, fresh):

@@ -25,14 +25,15 @@ def _llama3(hidden, layers, heads, kv, mlp, *, factor, tied):
       head_dim=hidden // heads,
       rms_norm_eps=1e-5,
       rope_theta=500000.0,
-      rope_scaling=dict(
+      rope_scaling=factor  # None: Llama 3, before 3.1
+      and dict(
         factor=factor,
         low_freq_factor=1.0,
         high_freq_factor=4.0,
         original_max_position_embeddings=8192,
         rope_type="llama3",
       ),
-      max_position_embeddings=131072,
+      max_position_embeddings=131072 if factor else 8192,
       tie_word_embeddings=tied,
       attention_bias=False,
       mlp_bias=False,
@@ -245,6 +246,64 @@ def _mllama(hidden, layers, heads, mlp):
   )
 
 
+def _olmo3(hidden, layers, heads, kv, mlp):
+  return _pair(
+    dict(
+      model_type="olmo3",
+      vocab_size=100278,
+      hidden_size=hidden,
+      num_hidden_layers=layers,
+      num_attention_heads=heads,
+      num_key_value_heads=kv,
+      intermediate_size=mlp,
+      rms_norm_eps=1e-6,
+      rope_theta=500000,
+      rope_scaling=dict(
+        rope_type="yarn",
+        factor=8.0,
+        original_max_position_embeddings=8192,
+        beta_fast=32,
+        beta_slow=1,
+        attention_factor=1.2079441541679836,
+      ),
+      sliding_window=4096,
+      layer_types=([*["sliding_attention"] * 3, "full_attention"] * (layers // 4)),
+      attention_bias=False,
+      tie_word_embeddings=False,
+      hidden_act="silu",
+      max_position_embeddings=65536,
+      pad_token_id=100277,
+      eos_token_id=100257,
+    ),
+    {},
+    {},
+  )
+
+
+def _mistral(mlp, theta):
+  return _pair(
+    dict(
+      model_type="mistral",
+      vocab_size=131072,
+      hidden_size=5120,
+      num_hidden_layers=40,
+      num_attention_heads=32,
+      num_key_value_heads=8,
+      head_dim=128,
+      intermediate_size=mlp,
+      rms_norm_eps=1e-5,
+      rope_theta=theta,
+      sliding_window=None,
+      tie_word_embeddings=False,
+      hidden_act="silu",
+      bos_token_id=1,
+      eos_token_id=2,
+    ),
+    {},
+    {},
+  )
+
+
 CONFIGS = {
   "llama-3.2-1b": _llama3(2048, 16, 32, 8, 8192, factor=32.0, tied=True),
   "llama-3.2-3b": _llama3(3072, 28, 24, 8, 8192, factor=32.0, tied=True),
@@ -394,6 +453,34 @@ CONFIGS["glm-4-32b-0414"] = _pair(
   {},
 )
 
+# Like Qwen3-4B-Instruct-2507, the thinking model has a longer context than the Base.
+CONFIGS["qwen3-4b-thinking-2507"] = (CONFIGS["qwen3-4b-2507"][1],) * 2
+CONFIGS["olmo-3-7b"] = _olmo3(4096, 32, 32, 32, 11008)
+CONFIGS["olmo-3-7b-sft"] = CONFIGS["olmo-3-7b-dpo"] = CONFIGS["olmo-3-7b"]
+CONFIGS["olmo-3-32b"] = _olmo3(5120, 64, 40, 8, 27648)
+CONFIGS["smollm3-3b"] = _pair(
+  dict(
+    model_type="smollm3",
+    vocab_size=128256,
+    hidden_size=2048,
+    num_hidden_layers=36,
+    num_attention_heads=16,
+    num_key_value_heads=4,
+    intermediate_size=11008,
+    rms_norm_eps=1e-6,
+    rope_theta=5000000.0,
+    no_rope_layer_interval=4,
+    tie_word_embeddings=True,
+    hidden_act="silu",
+    max_position_embeddings=65536,
+  ),
+  dict(eos_token_id=128001),
+  dict(eos_token_id=128012),
+)
+CONFIGS["llama-3-70b"] = _llama3(8192, 80, 64, 8, 28672, factor=None, tied=False)
+CONFIGS["mistral-nemo-12b"] = _mistral(14336, theta=1e6)
+CONFIGS["mistral-small-24b"] = _mistral(32768, theta=1e8)
+
 # Parameters of the Instruct, vision included, tied tables counted once: as its page on the Hub
 # counts them; of Gemma 3 as keras-hub's presets do (12B without the last 64 rows of its table).
 PARAMETERS = {
@@ -422,6 +509,12 @@ PARAMETERS = {
   "gemma-3-12b": 12_187_079_280 + 64 * 3840,
   "gemma-3-27b": 27_432_406_640,
   "mistral-7b": 7_241_732_096,
+  "mistral-nemo-12b": 12_247_782_400,
+  "mistral-small-24b": 23_572_403_200,
+  "llama-3-70b": 70_553_706_496,
+  "smollm3-3b": 3_075_098_624,
+  "olmo-3-7b": 7_298_011_136,
+  "olmo-3-32b": 32_233_522_176,
   "yi-6b": 6_061_035_520,
   "yi-coder-9b": 8_829_407_232,
   "glm-4-32b-0414": 32_566_081_536,

@@ -15,7 +15,9 @@ import transformers
 from shadowft_jax.hf import arrays
 from shadowft_jax.grafting import selection
 from shadowft_jax.hf.folder import open_model
-from shadowft_jax.grafting import adapter as adapters, chunks, delta_only, matching, sources
+from shadowft_jax.grafting import adapter as adapter_lib, chunks, delta_only, lowrank, matching
+from shadowft_jax.grafting import sources
+from shadowft_jax.grafting.settings import Cut, Recipe
 from shadowft_jax.hf import deltas, folder as model_folder, safetensors as safetensors_file
 from shadowft_jax.errors import InputError
 from tests import pico
@@ -25,11 +27,14 @@ DELTA, ADAPTER = delta_only.Output("delta"), delta_only.Output("adapter")
 TOKEN = torch.arange(3, 35).reshape(2, 16)
 
 
-def write(out, instruct, deltas, form, scope="paper", *, vocab="refuse", verify=True, **options):
+def write(
+  out, instruct, deltas, form, scope="paper", *, vocab="refuse", verify=True, cut=None, **options
+):
   """As the command does, without its flags."""
   target = open_model(instruct)
   chosen = selection.Scope(scope, **options)
-  plan = matching.plan(target, deltas, scope=chosen, vocab=vocab)
+  recipe = Recipe(cut=cut)
+  plan = matching.plan(target, deltas, scope=chosen, vocab=vocab, recipe=recipe)
   return delta_only.run(plan, out, form, verify=verify)
 
 
@@ -147,10 +152,10 @@ def test_a_tensor_of_several_chunks_is_put_together(tmp_path):
   base, tuned, instruct = sides(tmp_path)
   trained = [sources.difference(base, tuned)]
   write(tmp_path / "delta", instruct, trained, DELTA)
-  write(tmp_path / "adapter", instruct, trained, ADAPTER._replace(rank=2))
+  write(tmp_path / "adapter", instruct, trained, ADAPTER, cut=Cut(rank=2))
   want = load(tuned)[name].float() - load(base)[name].float()
   assert torch.equal(load(tmp_path / "delta")[name], want)
-  factors = adapters.truncated(want.numpy(), rank=2)
+  factors = lowrank.truncated(want.numpy(), rank=2)
   b, a = (load(tmp_path / "adapter")[f"base_model.model.{name[:-6]}lora_{x}.weight"] for x in "BA")
   np.testing.assert_array_equal(b @ a, factors.b @ factors.a)
 
@@ -257,11 +262,11 @@ def test_an_adapter_of_a_model_with_vision_is_named_as_engines_want(tmp_path, is
     near(tmp_path / name, model, seed, dtype=torch.float32)
   base, tuned, instruct = sides(tmp_path)
   if is_dense:
-    trained, form = [sources.difference(base, tuned)], ADAPTER._replace(energy=1.0)
+    trained, cut = [sources.difference(base, tuned)], Cut(energy=1.0)
   else:
     folder = random_adapter(tmp_path / "low", instruct, "^language_model.*_proj", lora_alpha=6)
-    trained, form = [sources.stored(folder)], ADAPTER
-  write(tmp_path / "adapter", instruct, trained, form)
+    trained, cut = [sources.stored(folder)], None
+  write(tmp_path / "adapter", instruct, trained, ADAPTER, cut=cut)
   names = safetensors.numpy.load_file(tmp_path / "adapter" / "adapter_model.safetensors").keys()
   assert len(names) == 2 * 7 * 3 and all(
     n.startswith("base_model.model.model.language_model.layers.") for n in names
@@ -343,14 +348,15 @@ def test_peft_finds_every_module_of_an_adapter(tmp_path, kind, recwarn):
     noisy = {n: w + size * torch.randn(w.shape) * (w.ndim > 1) for n, w in tensors.items()}
     safetensors.torch.save_file(noisy, tmp_path / side / "model.safetensors", {"format": "pt"})
   base, tuned, instruct = sides(tmp_path)
-  trained, form = [sources.difference(base, tuned)], ADAPTER._replace(energy=1.0)
+  trained, cut = [sources.difference(base, tuned)], Cut(energy=1.0)
   flags = {"exclude": "bias$"}
   if kind == "deepseek_v2":
-    text = fails("modules that PEFT supports", tmp_path / "out", instruct, trained, form, **flags)
+    out = tmp_path / "out"
+    text = fails("modules that PEFT supports", out, instruct, trained, ADAPTER, cut=cut, **flags)
     assert "mlp.shared_experts.up_proj.weight" in text and "experts.0." not in text
     flags = {"exclude": re.search(r"--exclude='([^']*)'", text)[1]}
     assert flags["exclude"].startswith("bias$|")
-  write(tmp_path / "adapter", instruct, trained, form, **flags)
+  write(tmp_path / "adapter", instruct, trained, ADAPTER, cut=cut, **flags)
   run(tmp_path / "out", instruct, trained, **flags)
   with torch.no_grad():
     plain = model.eval()(input_ids=TOKEN).logits
@@ -372,15 +378,15 @@ def test_experts_of_families_that_peft_does_not_fuse_are_in_no_adapter(tmp_path)
       raw(tmp_path / kind / side, {n: torch.randn(6, 4) for n in [*names, q]}, kind)
       for side in ("base", "tuned", "instruct")
     ]
-    trained, form = [sources.difference(*folders[:2])], ADAPTER._replace(rank=2)
-    text = fails(
-      "PEFT (supports|loads)", tmp_path / kind / "out", folders[2], trained, form, **more
-    )
+    trained, cut = [sources.difference(*folders[:2])], Cut(rank=2)
+    out, cannot = tmp_path / kind / "out", "PEFT (supports|loads)"
+    text = fails(cannot, out, folders[2], trained, ADAPTER, cut=cut, **more)
     write(
       tmp_path / kind / "out",
       folders[2],
       trained,
-      form,
+      ADAPTER,
+      cut=cut,
       exclude=re.search(r"--exclude='([^']*)'", text)[1],
       **more,
     )
@@ -405,10 +411,10 @@ def test_a_delta_of_that_rank_comes_back(shape):
   r = min(5, *shape)
   x = matrix_of(shape, np.linspace(1, 0.1, r))
   for how in ({"rank": r}, {"energy": 1.0}, {"rank": 99}):
-    got = adapters.truncated(x, **how)
+    got = lowrank.truncated(x, **how)
     assert got.b.shape == (shape[0], len(got.a)) and got.a.shape[1] == shape[1]
     assert np.linalg.norm(got.b @ got.a - x) <= 1e-5 * np.linalg.norm(x)
-  assert len(adapters.truncated(x, rank=r).a) == r
+  assert len(lowrank.truncated(x, rank=r).a) == r
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -416,7 +422,7 @@ def test_a_delta_of_that_rank_comes_back(shape):
 def test_the_error_is_the_tail_of_the_singular_values(shape, rank):
   x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
   values = np.linalg.svd(x.astype(np.float64), compute_uv=False)
-  got = adapters.truncated(x, rank=rank)
+  got = lowrank.truncated(x, rank=rank)
   tail = np.sqrt(np.sum(values[rank:] ** 2))
   assert abs(np.linalg.norm(got.b @ got.a - x) - tail) <= 1e-4 * np.linalg.norm(x)
   np.testing.assert_allclose(
@@ -428,24 +434,24 @@ def test_the_error_is_the_tail_of_the_singular_values(shape, rank):
 def test_no_lower_rank_keeps_that_energy(energy):
   x = np.random.default_rng(0).normal(size=(30, 50)).astype(np.float32)
   squares = np.linalg.svd(x.astype(np.float64), compute_uv=False) ** 2
-  rank = len(adapters.truncated(x, energy=energy).a)
+  rank = len(lowrank.truncated(x, energy=energy).a)
   assert squares[:rank].sum() >= energy * squares.sum() > squares[: rank - 1].sum()
 
 
 def test_all_energy_is_every_singular_value():
   x = np.random.default_rng(0).normal(size=(30, 50)).astype(np.float32)
-  assert len(adapters.truncated(x, energy=1.0).a) == 30
+  assert len(lowrank.truncated(x, energy=1.0).a) == 30
 
 
 def test_a_delta_of_zeros_has_factors_of_zeros():
-  got = adapters.truncated(np.zeros((4, 6), np.float32), energy=0.5)
+  got = lowrank.truncated(np.zeros((4, 6), np.float32), energy=0.5)
   assert len(got.a) == 1 and not (got.b @ got.a).any() and np.isfinite(got.a).all()
 
 
 def test_an_adapter_of_a_difference_is_the_best_of_its_rank(bf16, tmp_path):
   base, tuned, instruct = sides(bf16)
   trained = [sources.difference(base, tuned, 0.5)]
-  result = write(tmp_path / "adapter", instruct, trained, ADAPTER._replace(rank=20))
+  result = write(tmp_path / "adapter", instruct, trained, ADAPTER, cut=Cut(rank=20))
   a, b, got = load(base), load(tuned), load(tmp_path / "adapter")
   energy, total = {}, {}
   for name in (n for n in a if "_proj." in n):
@@ -472,7 +478,7 @@ def test_the_rank_is_the_largest_that_a_tensor_needs(float32, tmp_path):
   base, tuned, instruct = sides(float32)
   trained = [sources.difference(base, tuned)]
   record = write(
-    tmp_path / "adapter", instruct, trained, ADAPTER._replace(energy=0.8), exclude="bias"
+    tmp_path / "adapter", instruct, trained, ADAPTER, cut=Cut(energy=0.8), exclude="bias"
   )
   a, b, got = load(base), load(tuned), load(tmp_path / "adapter")
   ranks = []
@@ -492,7 +498,7 @@ def test_all_energy_of_a_difference_is_served_as_the_grafted_model(float32, tmp_
   base, tuned, instruct = sides(float32)
   trained = [sources.difference(base, tuned)]
   record = write(
-    tmp_path / "adapter", instruct, trained, ADAPTER._replace(energy=1.0), exclude="bias"
+    tmp_path / "adapter", instruct, trained, ADAPTER, cut=Cut(energy=1.0), exclude="bias"
   )
   run(tmp_path / "out", instruct, trained, exclude="bias")
   assert_served(tmp_path / "adapter", instruct, tmp_path / "out")
@@ -513,17 +519,18 @@ def test_tensors_that_no_adapter_can_hold_are_listed_with_the_flag_to_exclude_th
   float32, tmp_path
 ):
   base, tuned, instruct = sides(float32)
-  trained, form = [sources.difference(base, tuned)], ADAPTER._replace(rank=2)
+  trained, cut = [sources.difference(base, tuned)], Cut(rank=2)
   for scope, lost in (
     ("paper", "self_attn.q_proj.bias"),
     ("all", "model.embed_tokens.weight"),
     ("all", "model.norm.weight"),
     ("all", "layers.*.input_layernorm.weight (3 tensors): (32,)"),
   ):
-    text = fails("no biases, norms or embeddings", tmp_path / "out", instruct, trained, form, scope)
+    out, cannot = tmp_path / "out", "no biases, norms or embeddings"
+    text = fails(cannot, out, instruct, trained, ADAPTER, scope, cut=cut)
     assert lost in text
     flag = re.search(r"--exclude='([^']*)'", text)[1]
-    write(tmp_path / "out", instruct, trained, form, scope, exclude=flag)
+    write(tmp_path / "out", instruct, trained, ADAPTER, scope, cut=cut, exclude=flag)
     names = load(tmp_path / "out").keys()
     assert len(names) == 2 * (3 * 7 + (scope == "all"))
     shutil.rmtree(tmp_path / "out")
@@ -539,8 +546,9 @@ def test_vision_is_in_no_adapter(tmp_path):
     tmp_path / "out",
     tmp_path / "instruct",
     trained,
-    ADAPTER._replace(rank=2),
+    ADAPTER,
     "all",
+    cut=Cut(rank=2),
   )
   assert re.search(r"vision_tower\S*fc1.weight", text)
   assert "language_model.model.layers.0.mlp" not in text
@@ -556,10 +564,9 @@ def test_a_dense_delta_needs_a_rank_for_an_adapter(bf16, tmp_path):
   )
 
 
-@pytest.mark.parametrize(
-  "form", [DELTA, ADAPTER, ADAPTER._replace(rank=2)], ids=["delta", "joined", "cut"]
-)
-def test_an_invalid_number_is_named(bf16, tmp_path, form):
+@pytest.mark.parametrize("cut", [None, Cut(rank=2)], ids=["whole", "cut"])
+@pytest.mark.parametrize("form", [DELTA, ADAPTER], ids=["delta", "adapter"])
+def test_an_invalid_number_is_named(bf16, tmp_path, form, cut):
   folder = random_adapter(tmp_path / "low", bf16 / "instruct", "q_proj", lora_alpha=1)
   path = folder / "adapter_model.safetensors"
   tensors = safetensors.torch.load_file(path)
@@ -571,6 +578,7 @@ def test_an_invalid_number_is_named(bf16, tmp_path, form):
     bf16 / "instruct",
     [sources.stored(folder)],
     form,
+    cut=cut,
   )
 
 
@@ -588,8 +596,8 @@ def test_an_input_is_not_overwritten(bf16):
       write(out, bf16 / "instruct", trained, DELTA)
 
 
-@pytest.mark.parametrize("form", [DELTA, ADAPTER._replace(rank=2)], ids=["delta", "adapter"])
-def test_a_byte_that_is_read_back_wrong_is_an_error(bf16, tmp_path, monkeypatch, form):
+@pytest.mark.parametrize("form, cut", [(DELTA, None), (ADAPTER, Cut(rank=2))])
+def test_a_byte_that_is_read_back_wrong_is_an_error(bf16, tmp_path, monkeypatch, form, cut):
   trained = [sources.difference(bf16 / "base", bf16 / "tuned")]
   real = safetensors_file.write_at
 
@@ -599,15 +607,19 @@ def test_a_byte_that_is_read_back_wrong_is_an_error(bf16, tmp_path, monkeypatch,
     real(path, offset, data)
 
   monkeypatch.setattr(safetensors_file, "write_at", spoilt)
-  fails("reads back different bytes", tmp_path / "out", bf16 / "instruct", trained, form)
-  write(tmp_path / "unseen", bf16 / "instruct", trained, form, verify=False)
+  fails("reads back different bytes", tmp_path / "out", bf16 / "instruct", trained, form, cut=cut)
+  write(tmp_path / "unseen", bf16 / "instruct", trained, form, verify=False, cut=cut)
 
 
 def test_a_plan_knows_the_size_of_its_output(bf16, tmp_path):
   instruct = open_model(bf16 / "instruct")
   trained = [sources.difference(bf16 / "base", bf16 / "tuned")]
-  plan = matching.plan(instruct, trained, scope=selection.Scope())
-  for form in (DELTA, DELTA._replace(dtype="bfloat16"), ADAPTER._replace(rank=3)):
+  for form, cut in (
+    (DELTA, None),
+    (DELTA._replace(dtype="bfloat16"), Cut(rank="erank")),
+    (ADAPTER, Cut(rank=3)),
+  ):
+    plan = matching.plan(instruct, trained, scope=selection.Scope(), recipe=Recipe(cut=cut))
     delta_only.run(plan, tmp_path / "out", form)
     [file] = (tmp_path / "out").glob("*.safetensors")
     times = 2 if form.name == "adapter" else 1  # the factors lie there twice for a while
@@ -642,23 +654,27 @@ def test_the_command(float32, tmp_path):
     r"rank 8 .*\n.*kept: down_proj 0\.\d{4}, .*all 0\.\d{4}\n", result.stderr
   ), result.stderr
   record = json.loads((tmp_path / "adapter" / "provenance.json").read_text())
-  assert record["output"] == {"name": "adapter", "dtype": "float32", "rank": 8, "energy": None}
+  assert record["output"] == {"name": "adapter", "dtype": "float32"}
+  assert record["cut"] == {"rank": 8, "energy": None, "tail": 0.0}
 
 
 @pytest.mark.parametrize(
   "flags, message",
   [
-    (["--rank=8"], "--rank applies only to --output=adapter; got --output=shadow"),
+    (["--rank=rank"], "--rank must be a whole number of at least 1, or erank; got 'rank'"),
+    (["--tail=0.5"], "--tail is the factor of what --rank or --energy does not keep"),
+    (["--rank=8", "--tail=-1"], "--tail must be at least 0 and at most 1; got -1"),
+    (["--rank=8", "--include=bias"], "rank 8: no grafted tensor is a matrix"),
     (
-      ["--output=delta", "--energy=0.5"],
-      "--energy applies only to --output=adapter; got --output=delta",
+      ["--output=adapter", "--rank=erank", "--tail=0.5"],
+      "--tail=0.5 keeps every singular value, which an adapter cannot",
     ),
     (
       ["--output=adapter", "--delta-dtype=bfloat16"],
       "--delta-dtype applies only to --output=delta",
     ),
     (["--output=adapter", "--rank=8", "--energy=0.5"], "--rank and --energy both set"),
-    (["--output=adapter", "--rank=0"], "--rank must be at least 1; got 0"),
+    (["--output=adapter", "--rank=0"], "--rank must be a whole number of at least 1"),
     (["--output=adapter", "--energy=1.5"], "--energy must be above 0 and at most 1; got 1.5"),
   ],
 )
@@ -680,7 +696,7 @@ def test_every_number_that_changes_is_read_once(bf16):
   trained = [sources.difference(bf16 / "base", bf16 / "tuned")]
   plan = matching.plan(instruct, trained, scope=selection.Scope("all"))
   counts = {}
-  for chunk in adapters.changed_chunks(plan):
+  for chunk in adapter_lib.changed_chunks(plan):
     counts[chunk.target.name] = counts.get(chunk.target.name, 0) + chunk.stop - chunk.first
   assert counts == {t.name: t.count for t in plan.targets}
   assert sum(counts.values()) == sum(

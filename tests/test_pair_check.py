@@ -554,7 +554,7 @@ def test_a_base_that_stops_at_the_end_of_a_turn_looks_swapped(pair, file, field,
     edit(side / file, **{field: stop})
   right, swapped = check.check(base, instruct), check.check(instruct, base)
   assert {f.level for f in right} == {"note"}
-  (got,) = [f.text for f in swapped if f.level != "note"]
+  (got,) = [f.text for f in swapped if f.level != "note" and "does not stop" not in f.text]
   assert got == (
     "Base and Instruct look swapped: only the Base has a stop token that is in the "
     "chat template; the delta would be trained on the Instruct and grafted onto the Base"

@@ -14,11 +14,11 @@ import torch
 import torch.distributed.checkpoint
 from huggingface_hub.utils import filter_repo_objects
 
-from shadowft_jax import presets
+from shadowft_jax import models, presets
 from shadowft_jax.errors import InputError
 from shadowft_jax.hf import foreign, hub, names, unwrap
 from shadowft_jax.hf.folder import open_model
-from shadowft_jax.pairs import registry
+from shadowft_jax.pairs import authors, others, registry
 from tests import commands
 
 TABLE, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -52,24 +52,28 @@ WRONG = (
 
 
 def test_names_and_ids_are_well_formed_and_used_once():
-  assert len(registry.PAIRS) == 37
-  ids = [p.instruct for p in registry.PAIRS.values()]
+  assert len(authors.AUTHORS) == 37 and not authors.AUTHORS.keys() & others.OTHERS.keys()
+  ids = [(p.base, p.instruct) for p in registry.PAIRS.values()]
   assert len(set(ids)) == len(ids)
   for name, pair in registry.PAIRS.items():
     assert re.fullmatch(r"[a-z0-9.-]+", name)
     for model in (pair.base, pair.instruct):
       assert re.fullmatch(r"[\w-]+/[\w.-]+", model) and model not in WRONG
     assert pair.base != pair.instruct
-    assert pair.base.split("/")[0] == pair.instruct.split("/")[0]
+    assert pair.base.split("/")[0] == pair.instruct.split("/")[0] or "tulu" in name
     assert not re.search(r"Instruct|[Cc]hat|-it$", pair.base), pair.base
 
 
-@pytest.mark.parametrize("name", registry.PAIRS)
+@pytest.mark.parametrize("name", authors.AUTHORS)
 def test_templates_are_those_of_the_authors_script(name):
-  pair = registry.PAIRS[name]
+  pair = authors.AUTHORS[name]
   want = next((t for part, t in GLOBS if part in pair.base), None)
   # Their script knows no vision models; mllama is llama3 with an image token.
   assert pair.template == ("mllama" if pair.model_type == "mllama" else want)
+
+
+def test_other_pairs_use_the_template_of_their_instruct():
+  assert {p.template for p in others.OTHERS.values()} == {None}
 
 
 def test_a_pair_is_found_by_name_and_a_misspelt_one_names_the_nearest():
@@ -84,11 +88,19 @@ def test_a_pair_is_found_by_name_and_a_misspelt_one_names_the_nearest():
 
 
 def test_remote_code_is_graft_only_and_says_why():
-  why = {n: p.why_not_train for n, p in registry.PAIRS.items() if p.why_not_train}
+  why = {n: p.why_not_train for n, p in authors.AUTHORS.items() if p.why_not_train}
   vision = {n for n in why if n.endswith("-vision")}
   assert {n.split("-")[0] for n in why.keys() - vision} == {"internlm2", "internlm2.5", "baichuan2"}
   assert len(why) == 8 and len(vision) == 2
   assert "remote code" in why["baichuan2-7b"] and "graft" in why["baichuan2-7b"]
+
+
+def test_families_without_a_port_are_graft_only_until_they_have_one():
+  why = {p.model_type: p.why_not_train for p in others.OTHERS.values()}
+  for kind, text in why.items():
+    assert (text is None) == (kind in models.FAMILIES), kind
+    assert text is None or f"{kind} models are not implemented in JAX here" in text
+  assert len(others.OTHERS) == 25
 
 
 def test_training_a_family_of_remote_code_is_refused(tmp_path):

@@ -13,7 +13,7 @@ from shadowft_jax.grafting import selection
 from shadowft_jax.hf.folder import open_model
 from shadowft_jax import delta, graft, machine
 from shadowft_jax.grafting import chunks, delta_only, matching, recipe as recipes, sources, write
-from shadowft_jax.grafting.settings import Recipe, check
+from shadowft_jax.grafting.settings import Cut, Recipe, check
 from shadowft_jax.errors import InputError
 from tests.test_write import (
   WEIGHTS,
@@ -451,6 +451,7 @@ def test_the_flags_reach_the_plan_and_the_record(made, tmp_path):
     "combine": "ties",
     "density": 0.2,
     "drop_rate": 0.1,
+    "cut": None,
     "rounding": "stochastic",
     "dtype": None,
     "seed": 4,
@@ -551,7 +552,8 @@ def test_the_delta_or_the_adapter_of_a_recipe_grafts_to_the_same(made, tmp_path,
   )
   write.run(plan, tmp_path / "direct")
   delta_only.run(plan, tmp_path / "delta", delta_only.Output("delta"))
-  delta_only.run(plan, tmp_path / "adapter", delta_only.Output("adapter", energy=1.0))
+  whole = plan._replace(recipe=plan.recipe._replace(cut=Cut(energy=1.0)))
+  delta_only.run(whole, tmp_path / "adapter", delta_only.Output("adapter"))
   by = {}
   for name in ("delta", "adapter"):
     record = json.loads((tmp_path / name / "provenance.json").read_text())
@@ -579,11 +581,8 @@ def test_adapters_are_not_joined_where_numbers_are_dropped(made, tmp_path):
     if recipe:
       with pytest.raises(InputError, match="with TIES or DARE, is a low-rank approximation"):
         delta_only.check(plan, tmp_path / "out", delta_only.Output("adapter"))
-    delta_only.check(
-      plan,
-      tmp_path / "out",
-      delta_only.Output("adapter", rank=4) if recipe else delta_only.Output("adapter"),
-    )
+      plan = plan._replace(recipe=plan.recipe._replace(cut=Cut(rank=4)))
+    delta_only.check(plan, tmp_path / "out", delta_only.Output("adapter"))
 
 
 def test_how_sums_are_stored_is_for_whole_models(made, tmp_path):

@@ -63,6 +63,27 @@ def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, settings: Settings) -
   return out
 
 
+def unstopped(tokenizer: Tokenizer) -> str | None:
+  """The token that ends an answer in the chat template, if the model does not stop at it.
+
+  Returns:
+    None if every answer ends with a stop token; "" if no token follows an answer.
+
+  Raises:
+    InputError: the template does not render a plain conversation.
+  """
+  turns = [{"role": r, "content": f"{r} {i}"} for i in (1, 2) for r in ("user", "assistant")]
+  (entry,) = encode_rows([Row("a plain conversation", turns)], tokenizer, Settings(1 << 20))
+  if isinstance(entry, InputError):
+    raise entry
+  if not entry[0].unterminated:
+    return None
+  template = ChatTemplate(tokenizer)
+  _, after = _around(template.render(turns), turns, 1, template, None)
+  found = control_of(tokenizer).pattern.search(after)
+  return found[0] if found else ""
+
+
 def _example(row, text, spans, ids, offsets, control: Control, max_length):
   """The Example of a conversation, truncated to `max_length` tokens."""
   begin = _begin(np.array(offsets, np.int64).reshape(-1, 2))

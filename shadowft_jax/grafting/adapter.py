@@ -3,30 +3,18 @@
 The product of an adapter is B A, with A [R, in] and B [out, R] as in PEFT.
 """
 
-import math
 import re
-from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from shadowft_jax.errors import InputError, listing
-from shadowft_jax.grafting import chunks, recipe
+from shadowft_jax.grafting import chunks, lowrank, recipe
+from shadowft_jax.grafting.lowrank import Factors
 from shadowft_jax.grafting.matching import Plan, Target
 from shadowft_jax.hf import adapters, names
 from shadowft_jax.hf.adapters import LowRank
 from shadowft_jax.hf.safetensors import WEIGHTS, Tensor
-
-BLOCK = 1 << 10  # rows of a matrix that are converted to float64 at a time
-
-
-class Factors(NamedTuple):
-  """An approximation B A of a matrix; `kept` / `total` is the share of its energy."""
-
-  a: np.ndarray  # [R, in]
-  b: np.ndarray  # [out, R]
-  kept: float  # sum of the squared singular values of B A
-  total: float  # sum of the squared singular values of the matrix
 
 
 def distinct_targets(plan: Plan) -> list[Target]:
@@ -40,16 +28,12 @@ def changed_chunks(plan: Plan) -> list[chunks.Chunk]:
   return [c for c in every if c.target]
 
 
-def check(plan: Plan, is_cut: bool) -> None:
+def check(plan: Plan) -> None:
   """Checks that the combined delta can be written as one adapter.
-
-  Args:
-    plan: a plan from `matching.plan`.
-    is_cut: whether a rank or an energy is given for a low-rank approximation.
 
   Raises:
     InputError: the scope has tensors that an adapter cannot contain; or the combined delta is not a
-      sum of adapters, and neither rank nor energy is given.
+      sum of adapters, and is not cut to a low rank.
   """
   if bad := [t for t in distinct_targets(plan) if not module(plan, t)]:
     listed = listing(names.alike({t.name: str(t.tensor.shape) for t in bad}))
@@ -66,10 +50,10 @@ def check(plan: Plan, is_cut: bool) -> None:
     and not plan.recipe.drop_rate
     and all(len(low_ranks(t)) == len(t.parts) for t in plan.targets)
   )
-  if not is_cut and not is_joined:
+  if not plan.recipe.cut and not is_joined:
     raise InputError(
       "an adapter of a dense delta, or with TIES or DARE, is a low-rank approximation; set --rank "
-      "(the number of singular values to keep) or --energy (the share of their squares to keep)"
+      "(the number of singular values to keep, or erank) or --energy (the share of their squares)"
     )
 
 
@@ -133,39 +117,21 @@ def target_modules(plan: Plan) -> list[str]:
   return sorted(mine.values() if ends & others else ends)
 
 
-def factors(
-  plan: Plan, *, rank: int | None = None, energy: float | None = None
-) -> Iterator[tuple[Target, Factors]]:
+def factors(plan: Plan) -> Iterator[tuple[Target, Factors]]:
   """Yields the factors of each tensor's combined delta, with one tensor in memory at a time.
 
   Args:
-    plan: a Plan that has passed `check`.
-    rank, energy: see `truncated`; with neither, adapters are concatenated exactly.
+    plan: a Plan that has passed `check`; without a `cut`, adapters are concatenated exactly.
 
   Raises:
     InputError: a combined delta is not finite.
   """
-  if not (rank or energy):
-    for target in distinct_targets(plan):
-      yield target, _joined_of(target)
-    return
-  pieces: dict[str, list[chunks.Chunk]] = {}
-  read = recipe.reader(distinct_targets(plan), plan.recipe)
-  for chunk in changed_chunks(plan):
-    pieces.setdefault(chunk.target.name, []).append(chunk)
   for target in distinct_targets(plan):
-    matrix = _matrix(read, target, pieces[target.name])
-    yield target, truncated(matrix, rank=rank, energy=energy)
-
-
-def _matrix(
-  read: Callable[[chunks.Chunk], np.ndarray], target: Target, parts: Iterable[chunks.Chunk]
-) -> np.ndarray:
-  """A target's combined delta, float32; embedding rows that the deltas lack are 0."""
-  out = np.zeros(math.prod(target.tensor.shape), np.float32)
-  for chunk in parts:
-    out[chunk.first : chunk.stop] = read(chunk)
-  return out.reshape(target.tensor.shape)
+    if cut := plan.recipe.cut:
+      matrix = recipe.whole(target, plan.recipe)
+      yield target, lowrank.truncated(matrix, rank=cut.rank, energy=cut.energy)
+    else:
+      yield target, _joined_of(target)
 
 
 def _joined_of(target: Target) -> Factors:
@@ -185,43 +151,6 @@ def _whole(tensor: Tensor) -> np.ndarray:
   out = np.empty(tensor.shape, WEIGHTS[tensor.dtype])
   chunks.fill(tensor, 0, out)
   return out
-
-
-def truncated(
-  matrix: np.ndarray, *, rank: int | None = None, energy: float | None = None
-) -> Factors:
-  """The best low-rank approximation of a matrix.
-
-  The smaller Gram matrix is decomposed in float64; singular values below 1e-8 of the largest are
-  then noise, which is below the float32 precision of the matrix itself.
-
-  Args:
-    matrix: [out, in], float32.
-    rank: the number of singular values to keep; all if there are fewer.
-    energy: instead of the rank, the share of the sum of squared singular values to keep, in (0, 1],
-      with as few values as possible.
-
-  Source: Eckart and Young, Psychometrika 1 (1936), 211.
-  """
-  is_tall = matrix.shape[0] >= matrix.shape[1]
-  tall = matrix if is_tall else matrix.T
-  squares, vectors = np.linalg.eigh(_gram(tall))
-  squares, vectors = np.maximum(squares[::-1], 0), vectors[:, ::-1]
-  sums = np.cumsum(squares)
-  count = min(rank or 1 + np.searchsorted(sums, energy * sums[-1]), len(sums))
-  right = vectors[:, :count].astype(np.float32)
-  left = tall @ right  # U S, of U S V^T
-  a, b = (right.T, left) if is_tall else (left.T, right)
-  return Factors(a, b, sums[count - 1], sums[-1])
-
-
-def _gram(tall: np.ndarray) -> np.ndarray:
-  """X^T X in float64."""
-  gram = np.zeros((tall.shape[1],) * 2)
-  for first in range(0, len(tall), BLOCK):
-    block = tall[first : first + BLOCK].astype(np.float64)
-    gram += block.T @ block
-  return gram
 
 
 def joined(

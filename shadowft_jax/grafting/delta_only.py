@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from shadowft_jax import files, machine
-from shadowft_jax.grafting import adapter, chunks, recipe
+from shadowft_jax.grafting import adapter, chunks, lowrank, recipe
 from shadowft_jax.grafting.matching import Plan
 from shadowft_jax.grafting.settings import Output as Output, check_apart
 from shadowft_jax.grafting.verify import Written, read_back
@@ -34,7 +34,7 @@ def need(plan: Plan, output: Output) -> dict[str, int]:
     InputError: the deltas cannot be written as an adapter (`adapter.check`).
   """
   if output.name == "adapter":
-    adapter.check(plan, output.is_cut)
+    adapter.check(plan)
   targets = adapter.distinct_targets(plan)
   read = sum(t.nbytes for target in targets for _, t in target.inputs)
   sizes = [math.prod(t.tensor.shape) for t in targets]
@@ -43,16 +43,16 @@ def need(plan: Plan, output: Output) -> dict[str, int]:
     return {
       "read": read,
       "write": WEIGHTS[DTYPES[output.dtype]].itemsize * sum(sizes),
-      "memory": chunks.JAX_MEMORY + machine.cores() * buffers * chunks.BUFFER,
+      "memory": chunks.JAX_MEMORY
+      + machine.cores() * buffers * chunks.BUFFER
+      + lowrank.memory(plan),
     }
-  if output.is_cut:
-    rank, sides = output.rank or 1, max(min(t.tensor.shape) for t in targets)
-    memory = 8 * max(sizes) + 3 * 8 * sides**2
+  if cut := plan.recipe.cut:
+    rank = cut.rank if isinstance(cut.rank, int) else 1
   else:
     rank = max(sum(p.a.shape[0] for p in adapter.low_ranks(t)) for t in targets)
-    memory = 0
   factors = 4 * rank * sum(sum(t.tensor.shape) for t in targets)
-  return {"read": read, "write": 2 * factors, "memory": chunks.JAX_MEMORY + memory}
+  return {"read": read, "write": 2 * factors, "memory": chunks.JAX_MEMORY + lowrank.memory(plan)}
 
 
 def check(plan: Plan, out: str | os.PathLike, output: Output) -> None:
@@ -92,7 +92,7 @@ def run(
 
   Returns:
     The results in provenance.json: for an adapter its rank, and for a low-rank approximation the
-    share of the energy kept, by module type and in total.
+    share of the energy kept, by module type and in total; for a delta, the rank of each matrix.
 
   Raises:
     InputError: see `check`; `out` exists; a combined delta is not finite; or the bytes read back
@@ -103,7 +103,7 @@ def run(
     fresh = making.directory
     results: dict[str, Any] = {}
     if output.name == "delta":
-      written = _write_delta(plan, fresh, output)
+      written, results = _write_delta(lowrank.applied(plan), fresh, output)
     else:
       written, results = _write_adapter(plan, fresh, output, served_by or plan.instruct.directory)
     if card is not None:
@@ -145,8 +145,10 @@ def _put(place: Tensor, name: str, array: np.ndarray, first: int = 0) -> Written
   return Written(name, place.path, offset, len(data), zlib.crc32(data.data))
 
 
-def _write_delta(plan: Plan, fresh: pathlib.Path, output: Output) -> list[Written]:
-  """Writes the dense delta; embedding rows that the deltas lack are 0."""
+def _write_delta(
+  plan: Plan, fresh: pathlib.Path, output: Output
+) -> tuple[list[Written], dict[str, Any]]:
+  """Writes the dense delta, 0 in rows that the deltas lack; returns (written, results)."""
   dtype = DTYPES[output.dtype]
   places: dict[str, Tensor] = {}
   targets = adapter.distinct_targets(plan)
@@ -164,7 +166,8 @@ def _write_delta(plan: Plan, fresh: pathlib.Path, output: Output) -> list[Writte
     return _put(places[chunk.target.name], chunk.target.name, read(chunk), chunk.first)
 
   with concurrent.futures.ThreadPoolExecutor(machine.cores()) as pool:
-    return list(pool.map(write, adapter.changed_chunks(plan)))
+    written = list(pool.map(write, adapter.changed_chunks(plan)))
+  return written, {"ranks": ranks} if (ranks := lowrank.ranks(plan)) else {}
 
 
 def _write_adapter(
@@ -173,7 +176,7 @@ def _write_adapter(
   """Writes one adapter, with the largest rank that a tensor needs; returns (written, results)."""
   ranks: dict[str, int] = {}
   squares: dict[str, list[tuple[float, float]]] = {}  # {type of module: (kept, total) of each}
-  for target, factors in adapter.factors(plan, rank=output.rank, energy=output.energy):
+  for target, factors in adapter.factors(plan):
     ranks[target.name] = len(factors.a)
     kind = target.name.split(".")[-2]
     squares.setdefault(kind, []).append((factors.kept, factors.total))
@@ -190,7 +193,7 @@ def _write_adapter(
   )
   (fresh / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
   results: dict[str, Any] = {"rank": rank}
-  if output.is_cut:
+  if plan.recipe.cut:
     sums = {kind: np.sum(squares[kind], 0) for kind in sorted(squares)}
     sums["all"] = sum(sums.values())
     results["energy"] = {
@@ -227,5 +230,6 @@ def run_and_report(plan: Plan, out: str | os.PathLike, output: Output, **options
   if "energy" in results:
     shares = ", ".join(f"{kind} {share:.4f}" for kind, share in results["energy"].items())
     say(f"share of the squared singular values kept: {shares}")
+  say(*lowrank.lines(results.get("ranks", {})))
   targets, instruct = len(plan.targets), plan.instruct.directory
   say(f"wrote the {output.name} of {targets} tensors for {instruct}: {out}")

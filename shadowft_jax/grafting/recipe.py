@@ -20,6 +20,7 @@ the element's index, not on chunks or threads.
 import concurrent.futures
 import functools
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -208,6 +209,20 @@ def reader(targets: Iterable[Any], recipe: Recipe) -> Callable[[chunks.Chunk], n
   with concurrent.futures.ThreadPoolExecutor(machine.cores()) as pool:
     cuts = all_thresholds(targets, recipe, pool)
   return functools.partial(_read, recipe, cuts)
+
+
+def whole(target: Any, recipe: Recipe) -> np.ndarray:
+  """A target's combined delta, float32 in the tensor's shape; rows that the deltas lack are 0.
+
+  Raises:
+    InputError: see `reader`.
+  """
+  cuts = {target.name: thresholds(target, recipe)}
+  out = np.zeros(math.prod(target.tensor.shape), np.float32)
+  for first, stop in chunks.ranges(target.tensor.shape, target.count):
+    chunk = chunks.Chunk(target.tensor.path, 0, 0, 0, None, target, first, stop)
+    out[first:stop] = _read(recipe, cuts, chunk)
+  return out.reshape(target.tensor.shape)
 
 
 def _read(recipe, thresholds, chunk):

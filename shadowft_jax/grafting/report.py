@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from shadowft_jax.errors import inline
 from shadowft_jax.grafting import survival
 from shadowft_jax.grafting.matching import Plan
-from shadowft_jax.hf import names
+from shadowft_jax.hf import matrices, names
 from shadowft_jax.hf.safetensors import WEIGHTS
 from shadowft_jax.progress import count, size
 
@@ -27,7 +27,16 @@ def before(plan: Plan, out: str | os.PathLike, need: Mapping[str, int], free: in
   )
   yield from plan.recipe.lines()
   yield from plan.notes
+  yield from left_out(plan)
   yield from out_of_scope(plan)
+
+
+def left_out(plan: Plan) -> Iterator[str]:
+  """A line on the Instruct's matrices in the layers that the scope leaves out, for a terminal."""
+  instruct = plan.instruct
+  shapes = {instruct.names[n]: t.shape for n, t in instruct.distinct_tensors.items()}
+  chosen = [n for n, shape in shapes.items() if plan.scope.has(n, len(shape))]
+  yield from matrices.left_out(shapes, chosen, str(plan.scope))
 
 
 def out_of_scope(plan: Plan) -> Iterator[str]:

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from shadowft_jax import files, hosts, machine
-from shadowft_jax.grafting import chunks, compute, matching, mixups, recipe as recipes
+from shadowft_jax.grafting import chunks, compute, lowrank, matching, mixups, recipe as recipes
 from shadowft_jax.grafting import report, selection, sources, survival
 from shadowft_jax.grafting.matching import Plan
 from shadowft_jax.grafting.settings import check_apart
@@ -36,6 +36,7 @@ class Outcome(NamedTuple):
   left_out: list[str]  # files of the Instruct's folder that were not copied
   survival: list[survival.Survival]  # one per target, in the plan's order
   warnings: list[str]  # lines to print last
+  ranks: dict[str, int]  # {matrix: singular values kept}, of those cut to a low rank in this call
 
   @property
   def changed(self) -> int:
@@ -114,7 +115,7 @@ def need(plan: Plan) -> dict[str, int]:
   return {
     "read": sum(map(os.path.getsize, plan.shards)) + extra,
     "write": sum(chunks.file_size(p, plan.recipe.dtype) for p in plan.shards),
-    "memory": chunks.JAX_MEMORY + machine.cores() * held * chunks.BUFFER,
+    "memory": chunks.JAX_MEMORY + machine.cores() * held * chunks.BUFFER + lowrank.memory(plan),
   }
 
 
@@ -166,8 +167,9 @@ def run(
     concurrent.futures.ThreadPoolExecutor(1) as keeper,
   ):
     left_out = _begin(plan, making, card)
-    work = list(chunks.split(plan.shards, plan.targets, plan.recipe.dtype))
-    results, syncing = _fill(plan, making, work, pool, keeper, verify)
+    cut = lowrank.applied(plan)
+    work = list(chunks.split(plan.shards, cut.targets, plan.recipe.dtype))
+    results, syncing = _fill(cut, making, work, pool, keeper, verify)
     inputs = _inputs(plan, left_out) if verify else {}
     hashing = pool.submit(provenance.provenance, inputs, seed=None)  # while the disk writes
     survived = _survivals(plan, work, results)
@@ -179,7 +181,7 @@ def run(
     if verify:
       record["sha256"]["output"] = _verify(plan, making, out, work, results, pool)
     (making.directory / "provenance.json").write_text(json.dumps(record, indent=2) + "\n")
-  return Outcome(left_out, survived, warned)
+  return Outcome(left_out, survived, warned, lowrank.ranks(cut))
 
 
 def sample(plan: Plan) -> list[str]:
@@ -293,5 +295,6 @@ def run_and_report(
     plan, out, title=f"{report.sum_in_words(plan)}, {verb} {plan.instruct.directory}", **options
   )
   detail(survival.table(outcome.survival))
+  say(*lowrank.lines(outcome.ranks))
   say(*report.after(plan, outcome.survival, outcome.left_out))
   return outcome.warnings

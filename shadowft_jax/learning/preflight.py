@@ -3,13 +3,14 @@
 import math
 import os
 import pathlib
+from collections.abc import Iterable, Iterator
 
 import jax
 
-from shadowft_jax import delta as delta_lib, hosts, machine, presets
+from shadowft_jax import delta as delta_lib, hosts, machine, presets, tree
 from shadowft_jax.data.planned import Dataset
 from shadowft_jax.errors import InputError
-from shadowft_jax.hf import weights
+from shadowft_jax.hf import matrices, names, weights
 from shadowft_jax.hf.folder import ModelFolder
 from shadowft_jax.learning import checkpoints, optim, step
 from shadowft_jax.presets import Config
@@ -135,6 +136,31 @@ def check_tokens(data: Dataset, vocab_size: int, instruct: str) -> None:
 
 
 def check_graft(config: Config, base: Params, instruct: ModelFolder) -> None:
-  """Raises InputError if the delta could not be grafted onto the Instruct."""
+  """Checks that the delta can be grafted; prints which matrices are not trained or not grafted.
+
+  Raises:
+    InputError: the delta could not be grafted onto the Instruct.
+  """
   delta = jax.eval_shape(lambda: delta_lib.zeros(jax.random.key(0), base, config.delta))
-  delta_lib.grafted_names(delta, weights.abstract_model(instruct)[1], config.graft.match)
+  grafted = delta_lib.grafted_names(delta, weights.abstract_model(instruct)[1], config.graft.match)
+  trained = jax.eval_shape(delta_lib.densify, delta, 1.0)
+  say(*left_out(config, base, trained, grafted))
+
+
+def left_out(
+  config: Config, base: Params, trained: Iterable[str], grafted: Iterable[str]
+) -> Iterator[str]:
+  """Lines on matrices in the layers that are not trained, and on trained ones not grafted.
+
+  Args:
+    config: the config of the run.
+    base: the shapes of the trained model.
+    trained, grafted: names of its leaves.
+  """
+  leaves = tree.names(base)
+  shapes = names.file_shapes(leaves)
+  tensors = {n: names.file_shapes({n: leaves[n]}) for n in {*trained, *grafted}}
+  in_delta = {t: s for n in trained for t, s in tensors[n].items()}
+  yield from matrices.left_out(shapes, in_delta, f"delta.match={config.delta.match}")
+  kept = {t for n in grafted for t in tensors[n]}
+  yield from matrices.left_out(in_delta, kept, f"graft.match={config.graft.match}")

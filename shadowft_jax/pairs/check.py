@@ -11,7 +11,7 @@ from typing import Any
 from shadowft_jax.errors import listing
 from shadowft_jax.hf import names
 from shadowft_jax.hf.folder import ModelFolder, open_model, same_bytes
-from shadowft_jax.pairs import registry, vocabulary
+from shadowft_jax.pairs import registry, stops, vocabulary
 from shadowft_jax.pairs.findings import LEVELS, Finding, versus
 
 SIZES = (
@@ -51,7 +51,7 @@ def check(
     InputError: a folder cannot be read, because files are missing or malformed.
   """
   base, instruct = open_model(base), open_model(instruct)
-  looks = (_families, _sizes, _tensors, _behaviour, *vocabulary.LOOKS)
+  looks = (_families, _sizes, _tensors, _behaviour, *vocabulary.LOOKS, stops.unstopped)
   findings = [f for look in looks for f in look(base, instruct)]
   return sorted(findings, key=lambda f: LEVELS.index(f.level))
 

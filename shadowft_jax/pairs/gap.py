@@ -6,9 +6,10 @@ No model is built, so any two safetensors checkpoints can be compared.
 Source: Shadow-FT, arXiv 2505.12716, equation 1, which paper and scripts read in three ways.
 """
 
+import collections
 import concurrent.futures
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -103,8 +104,14 @@ def total(parts: Iterable[Sums]) -> Sums:
   return Sums._make(sum(column) for column in columns)
 
 
-def comparable(base: ModelFolder, instruct: ModelFolder) -> tuple[list[str], dict[str, str]]:
+def comparable(
+  base: ModelFolder, instruct: ModelFolder, called: tuple[str, str] = ("the Base", "the Instruct")
+) -> tuple[list[str], dict[str, str]]:
   """The tensors that two models share.
+
+  Args:
+    base, instruct: the two models.
+    called: what they are called in the reasons.
 
   Returns:
     (sorted names, {name of any other tensor: reason for leaving it out}).
@@ -114,7 +121,7 @@ def comparable(base: ModelFolder, instruct: ModelFolder) -> tuple[list[str], dic
     b, i = (side.tensors.get(name) for side in (base, instruct))
     odd = {t.dtype for t in (b, i) if t} - safetensors.WEIGHTS.keys()
     if not (b and i):
-      left_out[name] = f"only the {'Base' if b else 'Instruct'} has it"
+      left_out[name] = f"only {called[0 if b else 1]} has it"
     elif b.shape != i.shape:
       left_out[name] = f"shapes {list(b.shape)} and {list(i.shape)}"
     elif odd:
@@ -124,6 +131,14 @@ def comparable(base: ModelFolder, instruct: ModelFolder) -> tuple[list[str], dic
     elif base.tied and instruct.tied and names.is_head(name):
       left_out[name] = "the head is the embedding (tied), which is compared"
   return [n for n in sorted(base.tensors) if n not in left_out], left_out
+
+
+def left_out_lines(left_out: Mapping[str, str]) -> Iterator[str]:
+  """Lines on {tensor that is left out: reason}; those alike in several layers share a line."""
+  alike = collections.Counter((names.any_layer(n), why) for n, why in left_out.items())
+  for (name, why), count in sorted(alike.items()):
+    several = f" ({count} tensors)" if count > 1 else ""
+    yield f"left out: {name}{several}: {why}"
 
 
 def compare(
@@ -152,7 +167,7 @@ def compare(
   tasks = [
     (name, *pair)
     for name in shared
-    for pair in zip(_pieces(base.tensors[name]), _pieces(instruct.tensors[name]), strict=True)
+    for pair in zip(pieces(base.tensors[name]), pieces(instruct.tensors[name]), strict=True)
   ]
   parts: dict[str, list[Sums]] = {name: [] for name in shared}
   with concurrent.futures.ThreadPoolExecutor(machine.cores()) as pool:
@@ -172,7 +187,7 @@ def compare(
   return sorted(rows, key=lambda r: (r.layer is None, r.layer, r.name)), left_out
 
 
-def _pieces(tensor):
+def pieces(tensor: safetensors.Tensor) -> Iterator[safetensors.Tensor]:
   """Splits a tensor into flat ones of at most PIECE elements."""
   size, width = math.prod(tensor.shape), safetensors.WEIGHTS[tensor.dtype].itemsize
   for start in range(0, size, PIECE):
@@ -182,7 +197,7 @@ def _pieces(tensor):
     )
 
 
-def _chunks(flat):
+def chunks(flat: safetensors.Tensor) -> Iterator[np.ndarray]:
   """Yields the elements of a flat tensor in chunks of STEP, for any dtype.
 
   A chunk is valid until the next iteration; see `safetensors.rows`.
@@ -200,19 +215,28 @@ def _chunks(flat):
 def _measure(task):
   """The Sums of a piece of a tensor."""
   name, base, instruct = task
-  out = total(sums(b, i) for b, i in zip(_chunks(base), _chunks(instruct), strict=True))
+  out = total(sums(b, i) for b, i in zip(chunks(base), chunks(instruct), strict=True))
   for side, value in ((base, out.base), (instruct, out.instruct)):
-    if not math.isfinite(value):
-      raise InputError(
-        f"{side.path}: {name} contains NaN or Inf; download the file again, or use a checkpoint "
-        "that did not diverge"
-      )
+    check_finite(name, side, value)
   if not math.isfinite(out.diff):
     raise InputError(
       f"{base.path} and {instruct.path}: the difference of {name} exceeds the range of float32; "
       "expected two related models"
     )
   return out
+
+
+def check_finite(name: str, tensor: safetensors.Tensor, value: float) -> None:
+  """Checks the sum of the magnitudes of a tensor.
+
+  Raises:
+    InputError: it is not finite.
+  """
+  if not math.isfinite(value):
+    raise InputError(
+      f"{tensor.path}: {name} contains NaN or Inf; download the file again, or use a checkpoint "
+      "that did not diverge"
+    )
 
 
 def grouped(rows: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:

@@ -1,6 +1,5 @@
 """Reports of the gap ratio (tables, records, pictures), and the ranking of candidate Bases."""
 
-import collections
 import csv
 import difflib
 import hashlib
@@ -60,10 +59,7 @@ def table(rows: Sequence[gap.Row]) -> str:
 def summary(rows: Sequence[gap.Row], left_out: Mapping[str, str], pair: str | None = None) -> str:
   """The table, the tensors left out, the three readings, and the published value, if any."""
   lines = [table(rows), f"unchanged: |difference| < {gap.CLOSE:g}"]
-  alike = collections.Counter((names.any_layer(n), why) for n, why in left_out.items())
-  for (name, why), count in sorted(alike.items()):
-    several = f" ({count} tensors)" if count > 1 else ""
-    lines.append(f"left out: {name}{several}: {why}")
+  lines += gap.left_out_lines(left_out)
   lines.append("gap ratio, sum|B - I| / (sum|B| + sum|I|):")
   for key, value in gap.readings(rows).items():
     number = "no tensor is in a layer" if value is None else f"{value:.6f}"
