@@ -43,3 +43,11 @@ def test_a_terminal_has_a_bar_and_no_lines(tmp_path, capsys, monkeypatch):
   monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
   monkeypatch.setenv("COLUMNS", "120")
   assert printed(tmp_path, capsys, 5, 1) == []
+
+
+def test_a_clock_that_stands_still_costs_only_the_speed(tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(metrics.time, "monotonic", lambda: 5.0)
+  assert printed(tmp_path, capsys, 3, 1) == [(n, True) for n in (1, 2, 3)]
+  records = metrics.read_metrics(tmp_path)
+  assert [r["loss"] for r in records if "loss" in r] == [1.0] * 3
+  assert not any("tokens_per_second" in r for r in records)

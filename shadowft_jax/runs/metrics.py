@@ -98,9 +98,9 @@ class Log:
   def step(self, step: int, tokens: int, **metrics: float | None) -> None:
     """Records an optimizer step of `tokens` tokens."""
     now = time.monotonic()
-    speed = tokens / (now - self._last)
-    self._last = now
-    self.write(step, **metrics, tokens=tokens, tokens_per_second=round(speed, 1))
+    seconds, self._last = now - self._last, now
+    speed = round(tokens / seconds, 1) if seconds else None  # a coarse clock may stand still
+    self.write(step, **metrics, tokens=tokens, tokens_per_second=speed)
 
   def report(self, step: int) -> None:
     """Shows a step that is recorded: moves the bar; without a terminal, prints some lines a run."""
@@ -109,9 +109,8 @@ class Log:
     is_validated, steps = self._validated == step, self._bar.total
     loss = f"loss {self._newest.get('loss', math.nan):.4f}"
     valid = f", validation {self._newest['valid_loss']:.4f}" if self._validated >= 0 else ""
-    speed = (
-      f"lr {progress.rate(self._newest['lr'])}, {self._newest['tokens_per_second']:,.0f} tok/s"
-    )
+    rate = self._newest.get("tokens_per_second")
+    speed = f"lr {progress.rate(self._newest['lr'])}" + (f", {rate:,.0f} tok/s" if rate else "")
     self._bar.set_postfix_str(f"{loss}{valid}, {speed}", refresh=False)
     self._bar.update(1)
     is_due = step == steps or step % self._every == 0 or is_validated and self._tells_validations
