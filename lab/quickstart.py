@@ -6,7 +6,6 @@ is chosen.
 """
 
 import argparse
-import json
 import os
 import pathlib
 import time
@@ -20,7 +19,7 @@ import jax
 
 from lab import asking, findings
 from lab.findings import ARMS, Model, TUNING, Tuning
-from shadowft_jax import machine, progress, train
+from shadowft_jax import files, machine, progress, train
 from shadowft_jax.presets import Config
 from shadowft_jax.runs import config_file
 
@@ -89,10 +88,9 @@ def main():
   jax.config.update("jax_compilation_cache_dir", str(machine.compiled_folder()))
   models = compare(options.workdir, options.seed)
   report = findings.report(models)
-  (options.workdir / "report.md").write_text(report)
-  (options.workdir / "result.json").write_text(
-    json.dumps({"seed": options.seed, "models": [m.record() for m in models]}, indent=2) + "\n"
-  )
+  files.write(options.workdir / "report.md", report)
+  result = {"seed": options.seed, "models": [m.record() for m in models]}
+  files.write_json(options.workdir / "result.json", result)
   findings.draw(models, options.workdir / "skills.png")
   print(
     f"\n{report}\nWritten: {options.workdir}/report.md, result.json and skills.png (a picture of "

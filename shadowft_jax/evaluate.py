@@ -207,7 +207,6 @@ def _run_harness(options, models):
     results = harness.run(model, options.task, limit=options.limit, seed=options.seed)
     print(f"{arm.label}\n{harness.table(results)}")
     path = pathlib.Path(options.out, arm.label, "lm_eval.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(path, results)
     say(f"written: {path}")
 

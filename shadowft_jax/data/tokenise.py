@@ -280,7 +280,6 @@ def _digest(flat):
 def _save(path, flat):
   """Writes the arrays to the cache, or prints why it cannot."""
   try:
-    path.parent.mkdir(parents=True, exist_ok=True)
     with files.writing(path) as file:
       np.savez(file, **flat, digest=np.frombuffer(_digest(flat), np.uint8))
     machine.trim(path.parent, "*.npz", MOST_CACHED)

@@ -1,10 +1,12 @@
 """The checkpoints of a run, from which it resumes: the newest ones and the best, with checksums."""
 
 import concurrent.futures
+import contextlib
 import hashlib
 import pathlib
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias, TypeVar
 
 import jax
@@ -23,10 +25,14 @@ CHECKSUMS = "checksums.json"  # in a checkpoint's folder: {file: its sha256}
 _keep = ocp.training.preservation_policies
 
 
-def open_checkpoints(directory: pathlib.Path) -> Checkpointer:
-  """An orbax Checkpointer that keeps the NEWEST checkpoints and the one with the lowest "loss".
+@contextlib.contextmanager
+def open_checkpoints(directory: pathlib.Path) -> Iterator[Checkpointer]:
+  """Yields an orbax Checkpointer that keeps the NEWEST checkpoints and the one of lowest "loss".
 
   Damaged checkpoints are named and removed first.
+
+  Raises:
+    OSError: a checkpoint cannot be written, for example because the disk is full.
   """
   if hosts.is_first() and directory.exists():
     _remove_damaged(directory)
@@ -34,11 +40,18 @@ def open_checkpoints(directory: pathlib.Path) -> Checkpointer:
   best = _keep.BestN(
     get_metric_fn=lambda m: m["loss"], reverse=True, n=1, keep_checkpoints_without_metrics=False
   )
-  return Checkpointer(
-    directory.resolve(),
-    cleanup_tmp_directories=True,
-    preservation_policy=_keep.AnyPreservationPolicy([_keep.LatestN(n=NEWEST), best]),
-  )
+  try:
+    with Checkpointer(
+      directory.resolve(),
+      cleanup_tmp_directories=True,
+      preservation_policy=_keep.AnyPreservationPolicy([_keep.LatestN(n=NEWEST), best]),
+    ) as checkpoints:
+      yield checkpoints
+  except ValueError as error:
+    status = re.match("[A-Z_]+: .*", str(error))  # of tensorstore, which has no class of its own
+    if not status or isinstance(error, InputError):
+      raise
+    raise OSError(f"cannot write a checkpoint in {directory}: {status[0][:500]}") from error
 
 
 def save(
@@ -58,6 +71,7 @@ def save(
   checkpoints.save(step, state, metrics=metrics, custom_metadata=guard, overwrite=True)
   if hosts.is_first():
     folder = pathlib.Path(str(checkpoints.directory), str(step))
+    files.sync(folder)  # before what says that it is whole
     files.write_json(folder / CHECKSUMS, _checksums(folder))
   hosts.wait(f"the checkpoint of step {step} is whole")
 

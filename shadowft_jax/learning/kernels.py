@@ -227,7 +227,6 @@ def _read(path):
 
 def _write(path, value):
   try:
-    path.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(path, value)
   except OSError as error:
     say(f"attention: cannot cache the check for the next run: {error}")
