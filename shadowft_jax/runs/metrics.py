@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Self, TextIO
 
 from shadowft_jax import files, hosts, progress
-from shadowft_jax.errors import InputError
+from shadowft_jax.errors import InputError, in_words
 
 CLOSE_S = 10  # seconds that TensorBoard has to write its last numbers
 LINES = 20  # on the progress of a run, where no terminal shows a bar
@@ -77,7 +77,10 @@ class Log:
     # Imported late: it imports torch where that is installed, and a graft need not wait for it.
     from tensorboardX import SummaryWriter
 
-    self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+    try:  # its queue needs a semaphore, which is a file in /dev/shm
+      self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+    except OSError as error:
+      progress.say(f"warning: TensorBoard's files are left out: {in_words(error)}")
 
   def write(self, step: int, **metrics: float | None) -> None:
     """Appends one record of numbers; None stands for one that was not measured, and is left out."""
@@ -90,7 +93,7 @@ class Log:
     self._validated = step if "valid_loss" in measured else self._validated
     self._file.write(json.dumps({"step": step, **measured}) + "\n")
     self._file.flush()
-    for name, value in measured.items():
+    for name, value in measured.items() if self._board else ():
       self._board.add_scalar(name, value, step)
     if self._tracker:
       self._tracker.write(step, measured)
@@ -129,6 +132,7 @@ class Log:
     self._bar.close()
     if self._file is not None:
       self._file.close()
+    if self._board:
       # An interrupt may leave its queue in a state in which it waits forever.
       closing = threading.Thread(target=self._board.close, daemon=True)
       closing.start()
