@@ -21,6 +21,7 @@ csv.field_size_limit(2**31 - 1)
 BATCH = 100
 # What a compressed file may become: so many bytes, or so many times its own size.
 MOST, RATIO = 512 << 20, 100
+END = b"\xff\xff\xff\xff\0\0\0\0"  # of an Arrow stream; without it, batches may be missing
 EMPTY = 200  # bytes of a row that has nothing
 LONGEST = 100_000_000  # characters of a line; a row has at most a tenth of it
 POINTER = b"version https://git-lfs.github.com/spec/"  # the first bytes of a Git LFS pointer
@@ -174,6 +175,9 @@ def _arrow(path):
         yield from map(opened.get_batch, range(opened.num_record_batches))
       else:
         yield from pyarrow.ipc.open_stream(file)
+        file.seek(-len(END), os.SEEK_END)
+        if file.read() != END:
+          raise ValueError("its last message is missing")
 
   return _arrow_rows(path, batches)
 
