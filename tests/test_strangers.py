@@ -440,6 +440,19 @@ def test_the_cache_keeps_what_was_used_last(tmp_path):
   assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npz", "d.npz"]
 
 
+def test_compiled_programs_have_a_limit(tmp_path, monkeypatch):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  monkeypatch.setattr(machine, "MOST_COMPILED", 25)
+  for cpu, name, used in (("a", "x", 1), ("a", "y", 4), ("b", "x", 2), ("b", "y", 3)):
+    path = machine.cache_folder() / "xla" / cpu / f"jit_{name}-cache"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(bytes(10))
+    os.utime(path, (used, 0))
+  machine.configure_jax()
+  left = [p.relative_to(machine.cache_folder()) for p in tmp_path.rglob("*-cache")]
+  assert sorted(map(str, left)) == ["xla/a/jit_y-cache", "xla/b/jit_y-cache"]
+
+
 # Safetensors: what the library refuses.
 
 
