@@ -96,3 +96,21 @@ except OSError as error:
   words = [sys.executable, "-c", code, tmp_path / "checkpoints"]
   done = subprocess.run(words, cwd=commands.ROOT, capture_output=True, text=True)
   assert re.match(r"cannot write a checkpoint in .*checkpoints: [A-Z_]+: .*File too", done.stdout)
+
+
+CLOSED = {
+  "closed": ("exec 1>&- 2>&-", ["--check-only"], 0),
+  "what is printed, on a full disk": ("exec 1>/dev/full", ["--check-only"], 2),
+  "messages, on a full disk": ("exec 2>/dev/full", ["--nothing"], 2),
+}
+
+
+@pytest.mark.parametrize("how", CLOSED)
+def test_streams_that_take_nothing_give_no_traceback(how):
+  redirect, more, code = CLOSED[how]
+  words = [sys.executable, "-m", "shadowft_jax.similarity", *PAIR, *more]
+  shell = ["bash", "-c", f'{redirect}; exec "$@" 0<&-', "bash", *words]
+  done = subprocess.run(shell, cwd=commands.ROOT, capture_output=True, text=True)
+  assert (done.returncode, done.stdout) == (code, "")
+  lines = done.stderr.splitlines()
+  assert len(lines) == ("printed" in how) and all("No space left on device" in x for x in lines)
