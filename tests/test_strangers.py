@@ -353,6 +353,13 @@ def test_a_row_that_no_tokenizer_can_take_is_named(tiny, recipe, text):
   assert isinstance(bad, InputError) and re.match(r"row 1: it has [\d,]+ characters", str(bad))
 
 
+def test_a_template_that_gives_half_of_a_surrogate_pair_is_a_bad_row(tiny):
+  tiny.chat_template = "{% for m in messages %}\udce8{{ m.content }}<|im_end|>{% endfor %}"
+  turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+  [bad] = chat.encode_rows([formats.Row("row 0", turns)], tiny, formats.Settings(64))
+  assert isinstance(bad, InputError) and "half of a surrogate pair" in str(bad)
+
+
 def test_control_characters_are_escaped_and_long_messages_cut(capsys):
   progress.say("a\x1b[31mb\r\u202e\ud800\n\té", "x" * 30_000)
   err = capsys.readouterr().err
