@@ -5,8 +5,7 @@ Both get the same three data sets, examples, steps and learning rates.  All of i
 is chosen.
 """
 
-import argparse
-import json
+import dataclasses
 import os
 import pathlib
 import time
@@ -20,7 +19,7 @@ import jax
 
 from lab import asking, findings
 from lab.findings import ARMS, Model, TUNING, Tuning
-from shadowft_jax import machine, progress, train
+from shadowft_jax import command, files, machine, progress, train
 from shadowft_jax.presets import Config
 from shadowft_jax.runs import config_file
 
@@ -77,28 +76,34 @@ def compare(workdir: pathlib.Path, seed: int) -> list[Model]:
   return models
 
 
-def main():
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--workdir", type=pathlib.Path, default=ROOT / "runs" / "quickstart")
-  parser.add_argument("--seed", type=int, default=42)
-  options = parser.parse_args()
-  options.workdir.mkdir(parents=True, exist_ok=True)
+@dataclasses.dataclass(frozen=True)
+class Options(command.Options):
+  """Flags of the quickstart."""
+
+  is_stoppable = True
+
+  workdir: str = command.option(str(ROOT / "runs" / "quickstart"), help="Folder of the runs.")
+  seed: int = command.option(42, help="Seed of all runs.", least=0)
+
+
+def main(options: Options) -> None:
+  """Compares FT and Shadow-FT; the same command goes on where it was stopped."""
+  workdir = pathlib.Path(options.workdir)
   # Several steps in flight can lock up the collectives of several CPU devices.
   jax.config.update("jax_cpu_enable_async_dispatch", False)
   # The runs share their programs, and a second quickstart finds them compiled.
   jax.config.update("jax_compilation_cache_dir", str(machine.compiled_folder()))
-  models = compare(options.workdir, options.seed)
+  models = compare(workdir, options.seed)
   report = findings.report(models)
-  (options.workdir / "report.md").write_text(report)
-  (options.workdir / "result.json").write_text(
-    json.dumps({"seed": options.seed, "models": [m.record() for m in models]}, indent=2) + "\n"
-  )
-  findings.draw(models, options.workdir / "skills.png")
+  files.write(workdir / "report.md", report)
+  result = {"seed": options.seed, "models": [m.record() for m in models]}
+  files.write_json(workdir / "result.json", result)
+  findings.draw(models, workdir / "skills.png")
   print(
-    f"\n{report}\nWritten: {options.workdir}/report.md, result.json and skills.png (a picture of "
+    f"\n{report}\nWritten: {workdir}/report.md, result.json and skills.png (a picture of "
     "the table); the tuned models are its folders */shadow."
   )
 
 
 if __name__ == "__main__":
-  main()
+  command.run(main, Options)

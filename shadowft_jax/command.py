@@ -23,7 +23,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict as Config
 
 from shadowft_jax import machine, presets, progress
-from shadowft_jax.errors import InputError, RunsFailed
+from shadowft_jax.errors import InputError, RunsFailed, in_words
 from shadowft_jax.field import KINDS, Field
 from shadowft_jax.runs import config_file, config_help
 
@@ -268,7 +268,7 @@ def run(main: Callable[[T], None], options: type[T]) -> None:
     main: the command.
     options: its dataclass.
   """
-  logging.set_verbosity(logging.FATAL)  # orbax logs all it writes, and errors that it raises, too
+  logging.set_verbosity(logging.FATAL)  # orbax logs every file, and what it also raises
   machine.configure_jax(options.accelerator, options.cache)
   app.run(lambda _: execute(main, options, sys.argv[1:]), argv=sys.argv[:1])
 
@@ -288,7 +288,7 @@ def execute(main: Callable[[T], None], options: type[T], argv: Sequence[str]) ->
     except (InputError, FloatingPointError, RunsFailed, OSError) as error:  # a full disk, …
       if "--debug" in argv or isinstance(error, BrokenPipeError):
         raise
-      print(progress.printable(f"error: {error}"), file=sys.stderr)
+      print(progress.printable(f"error: {in_words(error)}"), file=sys.stderr)
       _leave(3 if isinstance(error, RunsFailed) else 2)
 
 

@@ -1,8 +1,11 @@
 """The error for bad input, and helpers for its text."""
 
 import difflib
+import errno
 import pathlib
+import re
 import reprlib
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -34,6 +37,28 @@ KINDS: dict[str, Callable[[Any], bool]] = {
     type(i) is int and 0 <= i < 1 << 31 for i in (x if isinstance(x, list) else [x])
   ),
 }
+
+
+_ROOM = "free some space, or choose a folder on another disk"
+_RIGHTS = "check its permissions, or choose a folder that you can write"
+_WAY = "a file is where a folder should be; move it away, or choose another folder"
+ADVICE = {  # by the number of an error of the operating system
+  **{errno.ENOSPC: _ROOM, errno.EDQUOT: _ROOM, errno.EFBIG: _ROOM},
+  **{errno.EROFS: _RIGHTS, errno.EACCES: _RIGHTS, errno.EPERM: _RIGHTS},
+  **{errno.EEXIST: _WAY, errno.ENOTDIR: _WAY},
+  errno.EMFILE: "raise the limit of open files: ulimit -n 4096",
+}
+
+
+def in_words(error: BaseException) -> str:
+  """The text of an error; for one of the operating system, with what to do."""
+  text = str(error)
+  if isinstance(error, shutil.Error) and isinstance(error.args[0], list):
+    text = error.args[0][0][2]  # of the first file that could not be copied
+  if match := re.match(r"\[Errno (\d+)\] ", text):
+    advice = ADVICE.get(int(match[1]))
+    return text[match.end() :] + (f"; {advice}" if advice else "")
+  return text
 
 
 def check_kinds(where: object, fields: Mapping[str, Any], kinds: Mapping[str, str]) -> None:

@@ -218,10 +218,9 @@ def _run_harness(options, models):
     model = _engine(arm, options, None, questions=0)
     results = harness.run(model, options.task, limit=options.limit, seed=options.seed)
     print(f"{arm.label}\n{harness.table(results)}")
-    folder = pathlib.Path(options.out, arm.label)
-    folder.mkdir(parents=True, exist_ok=True)
-    files.write_json(folder / "lm_eval.json", results)
-    say(f"written: {folder / 'lm_eval.json'}")
+    path = pathlib.Path(options.out, arm.label, "lm_eval.json")
+    files.write_json(path, results)
+    say(f"written: {path}")
 
 
 def _results(arm, model, options, questions):

@@ -84,7 +84,6 @@ def write(out: pathlib.Path) -> None:
   """
   lines = (TINY / "new_skill.jsonl").read_text().splitlines()
   pairs = preference_pairs([json.loads(line) for line in lines[-2 * PAIRS :]])[:PAIRS]
-  out.parent.mkdir(parents=True, exist_ok=True)
   with files.folder(out) as making:
     fresh = making.directory
     for side in ("base", "instruct"):

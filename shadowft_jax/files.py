@@ -16,7 +16,7 @@ import stat
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any, BinaryIO
 
-from shadowft_jax.errors import InputError, nearest
+from shadowft_jax.errors import InputError
 from shadowft_jax.progress import Stopped, say, size
 
 StrPath = str | os.PathLike[str]
@@ -24,14 +24,6 @@ JOURNAL = ".journal"  # in an unfinished folder: its lock, and a record of the f
 REPLACED = ".replaced"  # suffix of a folder that is being replaced; people use ".old" themselves
 MAX_JSON = 128 << 20  # bytes; tokenizer.json of a large multilingual model has 40 MB
 MAX_DEPTH = 100  # of nested arrays and objects
-
-
-def check_folder(directory: pathlib.Path) -> None:
-  """Raises InputError if `directory` is not a folder."""
-  if not directory.is_dir():
-    what = "is a file" if directory.exists() else f"does not exist{nearest(directory)}"
-    advice = "for a Hub model: `hf download <owner>/<name> --local-dir <folder>`"
-    raise InputError(f"{directory} {what}; expected a folder on this disk ({advice})")
 
 
 def check_new(directory: StrPath, overwrite: bool = False) -> pathlib.Path:
@@ -44,16 +36,21 @@ def check_new(directory: StrPath, overwrite: bool = False) -> pathlib.Path:
   if directory.exists() and not (overwrite and directory.is_dir()):
     what, more = ("exists", ", or pass --overwrite") if directory.is_dir() else ("is a file", "")
     raise InputError(f"{directory} {what}; name another folder{more}")
-  directory.parent.mkdir(parents=True, exist_ok=True)
+  make_folder(directory.parent)
   return directory
 
 
-def check_regular(path: StrPath, most: float = MAX_JSON) -> None:
-  """Checks that a file has an end and at most `most` bytes: a pipe or a device has none.
+def make_folder(path: StrPath) -> None:
+  """Makes a folder and those above it, if they are missing; they are on disk when it returns."""
+  path = pathlib.Path(path)
+  if not path.is_dir():
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    sync(path.parent, deep=False)
 
-  Raises:
-    InputError: it is no such file, or missing.
-  """
+
+def check_regular(path: StrPath, most: float = MAX_JSON) -> None:
+  """Raises InputError if a file is missing, a pipe or a device, or has more than `most` bytes."""
   try:
     status = os.stat(path)
   except (OSError, ValueError) as error:  # a ValueError: a NUL in the name
@@ -87,8 +84,8 @@ def parse_json(text: str, name: str) -> dict[str, Any]:
   """Parses a JSON object; `name` is the name of the text in errors.
 
   Raises:
-    InputError: the text is not valid JSON, not an object, nested deeper than MAX_DEPTH, has half
-      of a surrogate pair, or a duplicate key, which programs may read differently.
+    InputError: it is not valid JSON, not an object, nested deeper than MAX_DEPTH, or has half of a
+      surrogate pair or a duplicate key, which programs may read differently.
   """
   try:
     out = json.loads(text, object_pairs_hook=_object)
@@ -122,8 +119,7 @@ def _object(pairs):
 
 def part(path: StrPath) -> pathlib.Path:
   """The temporary path of a file or folder while it is written."""
-  path = pathlib.Path(os.path.realpath(path))
-  return path.with_name(f"{path.name}.part")
+  return pathlib.Path(os.path.realpath(path) + ".part")
 
 
 def write(path: StrPath, data: str | bytes) -> None:
@@ -141,9 +137,10 @@ def write_json(path: StrPath, value: Any) -> None:
 def writing(path: StrPath) -> Iterator[BinaryIO]:
   """Yields an open binary file that replaces `path` at the end; on error `path` is unchanged.
 
-  A second process that writes the same file waits for the first.
+  Its folder is made if it is missing.  A second process that writes the file waits for the first.
   """
   fresh = part(path)
+  make_folder(fresh.parent)
   with locked(fresh, wait=True) as file:
     try:
       file.truncate()  # removes what a killed process has left
@@ -151,10 +148,17 @@ def writing(path: StrPath) -> Iterator[BinaryIO]:
       file.flush()
       os.fsync(file.fileno())
       os.replace(fresh, os.path.realpath(path))
-    except BaseException:
+    except BaseException as error:
       fresh.unlink(missing_ok=True)
+      _name(error, path)
       raise
     sync(fresh.parent, deep=False)
+
+
+def _name(error, path):
+  """Adds the path to an error of the operating system that has none, as that of a full disk."""
+  if isinstance(error, OSError) and error.errno and error.filename is None:
+    error.filename = str(path)
 
 
 def locked(path: StrPath, *, wait: bool) -> BinaryIO:
@@ -177,12 +181,7 @@ def locked(path: StrPath, *, wait: bool) -> BinaryIO:
 
 @dataclasses.dataclass(frozen=True)
 class Making:
-  """A folder that is being written.
-
-  Attributes:
-    directory: its temporary path.
-    done: the values recorded by `add` in the run that this one resumes, in order.
-  """
+  """A folder that is being written, by its temporary path, and what an earlier run has `add`ed."""
 
   directory: pathlib.Path
   done: list[Any]
@@ -232,6 +231,7 @@ def folder(out: StrPath, *, overwrite: bool = False, key: str | None = None) -> 
       sync(fresh)
       _move(fresh, out)
     except BaseException as error:
+      _name(error, fresh)
       _heal(out)
       if key is None or isinstance(error, Exception):
         shutil.rmtree(fresh, ignore_errors=True)
@@ -279,8 +279,8 @@ def _move(fresh, out):
   os.rename(fresh, out)
   # Only now, so that no other process can lock the folder before it has its final name.
   (out / JOURNAL).unlink()
-  for path in (out, out.parent):
-    sync(path, deep=False)
+  sync(out, deep=False)
+  sync(out.parent, deep=False)
   _heal(out)
 
 

@@ -13,6 +13,7 @@ from shadowft_jax.errors import InputError
 from shadowft_jax.progress import size
 
 StrPath = str | os.PathLike[str]
+MOST_COMPILED = 10 << 30  # bytes of compiled programs that are kept
 OTHER_FILES = 100 << 20  # bytes reserved for files other than weights: tokenizer, config, cards
 
 
@@ -60,9 +61,10 @@ def _no_home():
 def trim(folder: pathlib.Path, pattern: str, most: int) -> None:
   """Removes the files of a cache that were not used for longest, until it has `most` bytes."""
   with contextlib.suppress(OSError):  # another process may remove them too
-    stats = sorted((p.stat().st_mtime, p.stat().st_size, p) for p in folder.glob(pattern))
-    total = sum(nbytes for _, nbytes, _ in stats)
-    for _, nbytes, path in stats[:-1]:
+    files = [(p.stat(), p) for p in folder.glob(pattern)]
+    used = sorted((max(s.st_mtime, s.st_atime), s.st_size, p) for s, p in files)
+    total = sum(nbytes for _, nbytes, _ in used)
+    for _, nbytes, path in used[:-1]:
       if total <= most:
         break
       path.unlink(missing_ok=True)
@@ -98,6 +100,8 @@ def configure_jax(accelerator: bool = True, cache: bool = True) -> None:
   if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:  # the older name; setting both is an error
     os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", "0.975")
   os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled_folder()))
+  # JAX's own limit takes a lock at every program; this one also counts those of other CPUs.
+  trim(cache_folder() / "xla", "*/*-cache", MOST_COMPILED)
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
   if not cache:
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"

@@ -7,6 +7,7 @@ Also signals: within `stopping`, long work ends where it calls `check_stop`.
 """
 
 import contextlib
+import errno
 import logging
 import logging.handlers
 import os
@@ -108,24 +109,32 @@ def titled(title: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reader_may_leave(leave: Callable[[int], object]) -> Iterator[None]:
-  """Within the context, a closed stdout or stderr (`shadowft … | head`) ends the process quietly.
+  """Within the context, a closed stdout or stderr (`shadowft … | head`) ends the process quietly;
+  one on a full disk with code 2; one that was never open (`>&-`) prints nothing.
 
   The context is left by an exception, so files are written whole or not at all, as ever.
 
   Args:
     leave: ends the process with an exit code.
   """
+  for name in ("stdin", "stdout", "stderr"):
+    if getattr(sys, name) is None:
+      setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))
   try:
     yield
     print(end="", flush=True)  # what is buffered must not fail after the context
-  except BrokenPipeError:
-    closed = [stream for stream in (sys.stdout, sys.stderr) if stream and _is_closed(stream)]
-    if not closed:
-      raise  # another pipe
+  except OSError as error:
+    is_pipe, is_full = isinstance(error, BrokenPipeError), error.errno == errno.ENOSPC
+    closed = [s for s in (sys.stdout, sys.stderr) if is_full or is_pipe and _is_closed(s)]
+    if not closed or error.filename:
+      raise  # another pipe, or file
+    if is_full:
+      with contextlib.suppress(OSError):
+        print(f"error: {error.strerror}: what is printed is lost", file=sys.stderr, flush=True)
     null = os.open(os.devnull, os.O_WRONLY)
     for stream in closed:
       os.dup2(null, stream.fileno())  # Python flushes the streams once more when it exits
-    leave(SIGPIPE_CODE)
+    leave(SIGPIPE_CODE if is_pipe else 2)
 
 
 @contextlib.contextmanager

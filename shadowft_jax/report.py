@@ -57,7 +57,6 @@ def main(options: Options) -> None:
     raise InputError(
       f"the files of {directory} are damaged, or of another version: {error!r}; --debug shows where"
     ) from error
-  path.parent.mkdir(parents=True, exist_ok=True)
   html.write(page, path)
   say(f"written: {path}")
 

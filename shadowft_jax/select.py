@@ -112,7 +112,6 @@ def main(options: Options) -> None:
     several=options.several,
     language=options.language,
   )
-  out.parent.mkdir(parents=True, exist_ok=True)
   write(out, rows)
   files.write_json(report_path, {"source": options.rows, **dataclasses.asdict(report)})
   print(report.table())

@@ -3,12 +3,17 @@
   python -m tests.fuzz --count 100000 --seed 0
 
 Prints the outcomes of each kind, and the first cases that end otherwise; exit code 1 if any does.
-Cases run in forked processes, so that one that hangs or takes all memory is one case.
+Cases run in forked processes, so that one that hangs or takes all memory is one case.  A case that
+writes outside its folder, or opens a connection, is named, too.  The kind `commands` runs real
+commands: success, or one line and exit code 2.
 """
 
 import argparse
 import collections
+import concurrent.futures
+import gzip
 import json
+import math
 import os
 import pathlib
 import random
@@ -17,12 +22,15 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import traceback
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 from safetensors.numpy import save_file
 
-from shadowft_jax import models, progress
+from shadowft_jax import machine, models, progress
 from shadowft_jax.data import chat, formats, sources, tokenise, tokenizer
 from shadowft_jax.errors import InputError
 from shadowft_jax.example import TINY
@@ -30,9 +38,10 @@ from shadowft_jax.hf import adapters, deltas, folder, safetensors
 from shadowft_jax.models import abstract_params
 from shadowft_jax.pairs import check
 from shadowft_jax.runs import config_file, metrics
+from tests import commands
 from tests.real_configs import CONFIGS
 
-BATCH, SECONDS, MEMORY = 200, 10, 2 << 30
+BATCH, SECONDS, MEMORY = 1000, 10, 2 << 30
 ODD = [
   *(None, True, False, -1, 0, 1, 2, 1.5, -0.0, 1e308, 2**31, 2**63, 2**70, 10**9, 10**18),
   *("", "x", "../../etc/passwd", "/etc/passwd", "a\0b", "\ud800", "\x1b[31m", "x" * 5000, "5"),
@@ -215,6 +224,57 @@ class Cases:
     _, rows = formats.convert(sources.read(str(path))[0], {}, bad)
     chat.encode_rows(rows, self.tokenizer, formats.Settings(64))
 
+  def arrow(self, rng):
+    table = pyarrow.table({"messages": [self.rows_["messages"]] * 3, "n": [1, None, 3]})
+    kind = rng.choice(("parquet", "file", "stream", "jsonl.gz"))
+    path = self.place / (f"table.{kind}" if "." in kind or kind == "parquet" else "table.arrow")
+    if kind == "parquet":
+      pyarrow.parquet.write_table(table, path, compression=rng.choice(("none", "zstd")))
+    elif kind == "jsonl.gz":
+      path.write_bytes(gzip.compress(json.dumps(self.rows_).encode() * 2, mtime=0))
+    else:
+      opened = pyarrow.ipc.new_file if kind == "file" else pyarrow.ipc.new_stream
+      with opened(str(path), table.schema) as writer:
+        writer.write_table(table)
+    path.write_bytes(mutated_bytes(path.read_bytes(), rng))
+    sources.read(str(path))
+
+  def commands(self, rng):
+    name = rng.choice(("config.json", "tokenizer.json", "tokenizer_config.json", "model", "rows"))
+    kind = rng.choice(("graft", "similarity", "train"))
+    rows = self.place / "in.jsonl"
+    rows.write_text("".join(json.dumps(mutated_value(self.rows_, rng)) + "\n" for _ in range(3)))
+    pair = [f"--base={TINY / 'base'}", f"--instruct={self.model}"]
+    argv = {
+      "graft": [*pair, f"--tuned={TINY / 'base'}", f"--out={self.place / 'out'}", "--dry-run"],
+      "similarity": [*pair, "--check-only"],
+      "train": [
+        "--config=lora",
+        f"--config.base={TINY / 'base'}",
+        f"--config.instruct={self.model}",
+        f"--config.data.train={rows}",
+        "--config.pair=",
+        "--preview=1",
+      ],
+    }[kind]
+    done = []
+    data = b""
+    if name == "model":
+      text = mutated_json(self.header_, rng)
+      data = len(text).to_bytes(8, "little") + text + bytes(self.size)
+    elif name != "rows":
+      data = mutated_json(self.json[name], rng)
+    if name == "rows":
+      done.append(commands.run(kind, *argv))
+    else:
+      file = "model.safetensors" if name == "model" else name
+      self.with_file(file, data, lambda: done.append(commands.run(kind, *argv)))
+    [(code, _, err)] = done
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert (code, len(lines)) in ((0, 0), (2, 1)) and "Traceback" not in err, (argv, code, err)
+    if code:
+      raise InputError(lines[0])
+
   def run_files(self, rng):
     if rng.random() < 0.5:
       records = [{"step": i, "loss": 1.0} for i in range(3)]
@@ -240,22 +300,46 @@ class Cases:
 
 SHARES = {
   **{"header": 30, "index": 15, "config": 20, "pair": 3, "tokens": 2, "templates": 2},
-  **{"adapter": 12, "delta": 5, "rows": 6, "run_files": 4, "cache": 1},
+  **{"adapter": 12, "delta": 5, "rows": 6, "arrow": 3, "run_files": 4, "cache": 1, "commands": 0.2},
 }
+WRITES = {"os.mkdir", "os.remove", "os.rmdir", "os.rename", "os.link", "os.symlink", "os.truncate"}
 
 
 class Hang(BaseException):
   """A case takes more than SECONDS of CPU."""
 
 
-def outcome(cases, kind, seed):
+def watch(place):
+  """A list, to which every write outside of `place` and every connection is added from now on."""
+  outside, root = [], os.path.realpath(place)
+
+  def heard(event, args):
+    paths = []
+    if event == "open" and isinstance(args[0], str | bytes | os.PathLike):
+      flags = args[2] or 0
+      if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+        paths = [args[0]]
+    elif event in WRITES:
+      paths = [a for a in args[:2] if isinstance(a, str | bytes | os.PathLike)]
+    elif event in ("socket.connect", "socket.bind", "socket.getaddrinfo", "socket.sendto"):
+      outside.append(f"{event} {args[1:]}")
+    for path in map(os.path.realpath, map(os.fsdecode, paths)):
+      if not path.startswith((f"{root}/", "/dev/null", "/dev/shm/")) and path != root:
+        outside.append(f"{event} {path}")
+
+  sys.addaudithook(heard)
+  return outside
+
+
+def outcome(cases, kind, seed, outside):
   """ "success", "InputError" or what else became of a case, with its reason."""
   signal.setitimer(signal.ITIMER_PROF, SECONDS)
+  outside.clear()
   try:
     getattr(cases, kind)(random.Random(f"{kind} {seed}"))
-    return "success"
+    return f"outside {outside[0]}" if outside else "success"
   except InputError:
-    return "InputError"
+    return f"outside {outside[0]}" if outside else "InputError"
   except Hang:
     return "hang"
   except MemoryError:
@@ -281,43 +365,58 @@ def worker(jobs, write):
   resource.setrlimit(resource.RLIMIT_AS, (most, most))
   with tempfile.TemporaryDirectory() as place, os.fdopen(write, "w", errors="replace") as out:
     os.chdir(place)
-    cases = Cases(pathlib.Path(place))
+    tempfile.tempdir = os.environ["TMPDIR"] = os.environ["XDG_CACHE_HOME"] = place
+    cases, outside = Cases(pathlib.Path(place)), watch(place)
     for kind, seed in jobs:
-      text = outcome(cases, kind, seed).replace("\n", " ")[:300]
+      text = outcome(cases, kind, seed, outside).replace("\n", " ")[:300]
       out.write(ascii(text)[1:-1] + "\n")
       out.flush()
 
 
-def run(jobs):
-  """Yields (kind, seed, outcome) of all jobs."""
-  while jobs:
-    batch, jobs = jobs[:BATCH], jobs[BATCH:]
-    read, write = os.pipe()
-    pid = os.fork()
-    if not pid:
-      try:
-        os.close(read)
-        worker(batch, write)
-        os._exit(0)
-      except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-    os.close(write)
+_fork = threading.Lock()
+
+
+def forked(batch):
+  """Runs some jobs in a forked process; returns [(kind, seed, outcome)] of all."""
+  results = []
+  while batch:
+    with _fork:  # otherwise another child would keep this pipe open
+      read, write = os.pipe()
+      pid = os.fork()
+      if not pid:
+        try:
+          os.close(read)
+          worker(batch, write)
+          os._exit(0)
+        except BaseException:
+          traceback.print_exc()
+          os._exit(1)
+      os.close(write)
     with os.fdopen(read) as lines:
       done = [line.rstrip("\n") for line in lines]
     _, status = os.waitpid(pid, 0)
     if len(done) < len(batch):
       done.append(f"died with {os.waitstatus_to_exitcode(status)}")
-      jobs = batch[len(done) :] + jobs
-    yield from ((*job, text) for job, text in zip(batch, done, strict=False))
+    results += ((*job, text) for job, text in zip(batch, done, strict=False))
+    batch = batch[len(done) :]
+  return results
 
 
-def fuzz(count, seed, kinds=SHARES):
+def run(jobs, workers):
+  """Yields (kind, seed, outcome) of all jobs."""
+  size = min(BATCH, -(-len(jobs) // workers))
+  batches = [jobs[i : i + size] for i in range(0, len(jobs), size)]
+  with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+    for results in pool.map(forked, batches):
+      yield from results
+
+
+def fuzz(count, seed, kinds=SHARES, workers=1):
   """{kind: Counter of outcomes} of `count` cases, and the cases that end otherwise."""
   total = sum(SHARES[k] for k in kinds)
-  jobs = [(k, f"{seed}.{i}") for k in kinds for i in range(-(-count * SHARES[k] // total))]
+  jobs = [(k, f"{seed}.{i}") for k in kinds for i in range(math.ceil(count * SHARES[k] / total))]
   counts, bad = collections.defaultdict(collections.Counter), []
-  for kind, case, text in run(jobs):
+  for kind, case, text in run(jobs, workers):
     counts[kind][text.split()[0]] += 1
     if text not in ("success", "InputError"):
       bad.append(f"{kind} {case}: {text}")
@@ -329,11 +428,12 @@ def main():
   parser.add_argument("--count", type=int, default=100_000)
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--kind", choices=SHARES, action="append")
+  parser.add_argument("--workers", type=int, default=machine.cores())
   options = parser.parse_args()
-  counts, bad = fuzz(options.count, options.seed, options.kind or SHARES)
-  names = ["success", "InputError", "traceback", "hang", "memory", "died"]
+  counts, bad = fuzz(options.count, options.seed, options.kind or SHARES, options.workers)
+  names = ["success", "InputError", "traceback", "hang", "memory", "died", "outside"]
   lines = [[k, str(sum(c.values())), *(str(c[n]) for n in names)] for k, c in counts.items()]
-  lines.append(["all", *(str(sum(int(line[i]) for line in lines)) for i in range(1, 8))])
+  lines.append(["all", *(str(sum(int(line[i]) for line in lines)) for i in range(1, 9))])
   print(progress.aligned([["kind", "cases", *names], *lines]))
   print("\n".join({line.partition(": ")[2]: line for line in bad}.values()))
   sys.exit(bool(bad))

@@ -103,7 +103,7 @@ def test_a_nan_is_no_agreement(monkeypatch):
 def test_a_passed_check_is_not_run_again(monkeypatch, cache, capfd, verbose):
   assert kernels.choose("auto", CFG, "float32", 512) == "chunked"
   assert "chunked agrees with the reference within 0.00%" in capfd.readouterr().err
-  [(key, error)] = json.loads(cache.read_text()).items()
+  [(key, error)] = json.loads(cache.read_text())["passed"].items()
   assert "jax 0." in key and "cpu" in key and max(error.values()) < 1e-5
 
   def forbidden(*args):
@@ -128,7 +128,23 @@ def test_a_broken_cache_is_made_anew(cache):
   cache.parent.mkdir()
   cache.write_text('{"chunked')
   assert kernels.choose("auto", CFG, "float32", 512) == "chunked"
-  assert len(json.loads(cache.read_text())) == 1
+  assert len(json.loads(cache.read_text())["passed"]) == 1
+
+
+def test_a_check_that_nobody_ran_is_run(monkeypatch, cache):
+  """An entry that was written by hand has no digest that fits."""
+  assert kernels.choose("chunked", CFG, "float32", 512) == "chunked"
+  record = json.loads(cache.read_text())
+  other = dataclasses.replace(CFG, head_dim=16)
+  record["passed"][kernels._key("chunked", other, "float32")] = {"output": 0.0}
+  cache.write_text(json.dumps(record))
+  ran = []
+  monkeypatch.setattr(kernels, "disagreement", lambda *_: ran.append(1) or {"output": 0.0})
+  monkeypatch.setattr(kernels, "MOST_CHECKS", 2)
+  for cfg in (other, CFG, dataclasses.replace(CFG, head_dim=32), other):
+    assert kernels.refusal("chunked", cfg, "float32") is None
+  assert len(ran) == 4  # the last one was the oldest of three, of which two were kept
+  assert len(json.loads(cache.read_text())["passed"]) == 2
 
 
 @pytest.mark.parametrize(

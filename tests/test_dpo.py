@@ -386,8 +386,13 @@ def test_the_reference_is_computed_once_and_again_when_its_inputs_change(
   assert load(data, [like])[1] and not load(data, [like])[1]
   fewer = dataclasses.replace(data, train=data.train[1:])
   assert load(fewer, [like]) == (first[1:], True)
-  (tmp_path / reference.NAME).write_bytes(b"torn")
+  path = tmp_path / reference.NAME
+  path.write_bytes(b"torn")
   assert load(data, [like]) == (first, True)
+  with np.load(path) as file:
+    arrays = dict(file)
+  np.savez(path, **{**arrays, "train": arrays["train"] + 1})  # well formed, but not what was kept
+  assert load(data, [like]) == (first, True) and load(data, [like]) == (first, False)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The progress of a run where no terminal shows a bar."""
 
+import errno
 import re
 
 import pytest
@@ -43,3 +44,20 @@ def test_a_terminal_has_a_bar_and_no_lines(tmp_path, capsys, monkeypatch):
   monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
   monkeypatch.setenv("COLUMNS", "120")
   assert printed(tmp_path, capsys, 5, 1) == []
+
+
+def test_a_clock_that_stands_still_costs_only_the_speed(tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(metrics.time, "monotonic", lambda: 5.0)
+  assert printed(tmp_path, capsys, 3, 1) == [(n, True) for n in (1, 2, 3)]
+  records = metrics.read_metrics(tmp_path)
+  assert [r["loss"] for r in records if "loss" in r] == [1.0] * 3
+  assert not any("tokens_per_second" in r for r in records)
+
+
+def test_a_machine_without_semaphores_has_no_board(tmp_path, capsys, monkeypatch):
+  def none(*_, **__):
+    raise OSError(errno.EROFS, "Read-only file system")
+
+  monkeypatch.setattr("tensorboardX.SummaryWriter", none)
+  assert printed(tmp_path, capsys, 2, 1) == [(1, True), (2, True)]
+  assert len(metrics.read_metrics(tmp_path)) == 4

@@ -5,10 +5,12 @@ import hashlib
 import http.server
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -185,6 +187,61 @@ def test_a_broken_gzip_file_is_refused(tmp_path):
   for content in (whole[:-9], whole[:40] + b"\x00\xff\x00" + whole[43:], as_jsonl(ROWS)):
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"rows.jsonl.gz is not a valid gzip file, .*; download"):
+      sources.read(path)
+
+
+def bomb(kind):
+  """Some kB that become some MB: one text that many rows share, or rows that have nothing."""
+  if kind == "rows.jsonl.gz":
+    return gzip.compress(as_jsonl([{"text": "x" * 100}] * 20_000))
+  shared = pa.array(["x" * 1000]).dictionary_encode()
+  shared = pa.DictionaryArray.from_arrays(pa.array([0] * 5000), shared.dictionary)
+  table = pa.table({"text": pa.nulls(50_000) if kind == "nulls.arrow" else shared})
+  sink = pa.BufferOutputStream()
+  if kind == "rows.parquet":
+    pyarrow.parquet.write_table(table, sink, compression="zstd")
+  else:
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions()) as writer:
+      writer.write_table(table)
+  return sink.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize("kind", ["rows.jsonl.gz", "rows.parquet", "rows.arrow", "nulls.arrow"])
+def test_a_file_that_becomes_too_large_is_refused_before_it_does(tmp_path, monkeypatch, kind):
+  path = tmp_path / kind
+  path.write_bytes(bomb(kind))
+  most = 1 << 20
+  monkeypatch.setattr(files, "RATIO", 1)
+  assert path.stat().st_size < most / 2
+  assert len(sources.read(path)[0].rows) >= 5000
+  monkeypatch.setattr(files, "MOST", most)
+  with pytest.raises(InputError, match=rf"{kind} has .*(kB|bytes) and becomes more than 1.0 MB"):
+    sources.read(path)
+
+
+def test_a_line_that_is_too_long_is_a_malformed_row(write, monkeypatch):
+  path = write(as_jsonl(ROWS[:1] + [{"text": "x" * 2000}]), "rows.jsonl")
+  monkeypatch.setattr(files, "LONGEST", 1000)
+  [(_, good), (_, bad)] = sources.read(path)[0].rows
+  assert good == ROWS[0] and re.match(".* row 2 .* the line has 2,012 characters", str(bad))
+
+
+@pytest.mark.parametrize("new", [pa.ipc.new_file, pa.ipc.new_stream])
+def test_an_arrow_file_with_wrong_offsets_is_refused(tmp_path, new):
+  path, text = tmp_path / "rows.arrow", ["ab", "cdef", "g"]
+  content = as_arrow([{"text": x} for x in text], new)
+  offsets = np.array([0, 2, 6], np.int32).tobytes()
+  assert content.count(offsets) == 1
+  for wrong in ([0, 6, 2], [0, 2, 10**9], [-8, 2, 6], [0, 1 << 30, 6]):
+    path.write_bytes(content.replace(offsets, np.array(wrong, np.int32).tobytes()))
+    with pytest.raises(InputError, match="rows.arrow is not a valid .arrow file, or is truncated"):
+      sources.read(path)
+  path.write_bytes(content.replace(b"abcdef", b"ab\xff\xffef"))
+  with pytest.raises(InputError, match="rows.arrow is not a valid .arrow file.*UTF8"):
+    sources.read(path)
+  for length in range(0, len(content), 8):
+    path.write_bytes(content[:length])
+    with pytest.raises(InputError, match="rows.arrow .*is not a valid|rows.arrow has no rows"):
       sources.read(path)
 
 

@@ -353,6 +353,13 @@ def test_a_row_that_no_tokenizer_can_take_is_named(tiny, recipe, text):
   assert isinstance(bad, InputError) and re.match(r"row 1: it has [\d,]+ characters", str(bad))
 
 
+def test_a_template_that_gives_half_of_a_surrogate_pair_is_a_bad_row(tiny):
+  tiny.chat_template = "{% for m in messages %}\udce8{{ m.content }}<|im_end|>{% endfor %}"
+  turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+  [bad] = chat.encode_rows([formats.Row("row 0", turns)], tiny, formats.Settings(64))
+  assert isinstance(bad, InputError) and "half of a surrogate pair" in str(bad)
+
+
 def test_control_characters_are_escaped_and_long_messages_cut(capsys):
   progress.say("a\x1b[31mb\r\u202e\ud800\n\té", "x" * 30_000)
   err = capsys.readouterr().err
@@ -438,6 +445,19 @@ def test_the_cache_keeps_what_was_used_last(tmp_path):
   os.utime(tmp_path / "a.npz", (9, 9))
   machine.trim(tmp_path, "*.npz", 25)
   assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npz", "d.npz"]
+
+
+def test_compiled_programs_have_a_limit(tmp_path, monkeypatch):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  monkeypatch.setattr(machine, "MOST_COMPILED", 25)
+  for cpu, name, used in (("a", "x", 1), ("a", "y", 4), ("b", "x", 2), ("b", "y", 3)):
+    path = machine.cache_folder() / "xla" / cpu / f"jit_{name}-cache"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(bytes(10))
+    os.utime(path, (used, 0))
+  machine.configure_jax()
+  left = [p.relative_to(machine.cache_folder()) for p in tmp_path.rglob("*-cache")]
+  assert sorted(map(str, left)) == ["xla/a/jit_y-cache", "xla/b/jit_y-cache"]
 
 
 # Safetensors: what the library refuses.

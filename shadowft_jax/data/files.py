@@ -4,17 +4,26 @@ import csv
 import gzip
 import io
 import json
+import math
+import os
 import pathlib
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from shadowft_jax.errors import InputError
+from shadowft_jax.files import check_regular
+from shadowft_jax.progress import size
 
 # The longest CSV cell, in characters; Python's default limit is shorter than many documents.
 csv.field_size_limit(2**31 - 1)
 # Rows per batch of a Parquet file: Arrow refuses batches with more than 2 GB of text.
 BATCH = 100
+# What a compressed file may become: so many bytes, or so many times its own size.
+MOST, RATIO = 512 << 20, 100
+END = b"\xff\xff\xff\xff\0\0\0\0"  # of an Arrow stream; without it, batches may be missing
+EMPTY = 200  # bytes of a row that has nothing
+LONGEST = 100_000_000  # characters of a line; a row has at most a tenth of it
 POINTER = b"version https://git-lfs.github.com/spec/"  # the first bytes of a Git LFS pointer
 Rows = list[tuple[str, Any]]
 
@@ -27,14 +36,32 @@ def _first_bytes(path, count=-1):
     raise InputError(f"{path} cannot be read: {error.strerror}; check the file") from error
 
 
+def _most(path):
+  return max(MOST, RATIO * os.path.getsize(path))
+
+
+def _too_large(path, most):
+  return InputError(
+    f"{path} has {size(os.path.getsize(path))} and becomes more than {size(most)} when it is "
+    "decompressed; decompress it, and give the result, if that is right"
+  )
+
+
 def _bytes(path):
-  content = _first_bytes(path)
+  if path.suffix.lower() != ".gz":
+    return _first_bytes(path)
+  parts, most = [], _most(path)
   try:
-    return gzip.decompress(content) if path.suffix.lower() == ".gz" else content
-  except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+    with gzip.open(path) as file:
+      while part := file.read(1 << 24):
+        parts.append(part)
+        if len(parts) << 24 > most:
+          raise _too_large(path, most)
+  except (OSError, EOFError, zlib.error) as error:
     raise InputError(
       f"{path} is not a valid gzip file, or is truncated: {error}; download it again"
     ) from error
+  return b"".join(parts)
 
 
 def _text(path):
@@ -74,6 +101,8 @@ def _jsonl(path):
   rows = []
   for where, line in _lines(path):
     try:
+      if len(line) > LONGEST:
+        raise ValueError(f"the line has {len(line):,} characters, more than {LONGEST:,}")
       rows.append((where, json.loads(line)))
     except (ValueError, RecursionError) as error:
       error = InputError(f"{where} is not valid JSON: {error}; expected one object per line")
@@ -122,8 +151,14 @@ def _parquet(path):
   import pyarrow.parquet  # The import takes a quarter of a second.
 
   # read_table would treat folder names of the form a=b as columns.
-  file = lambda: pyarrow.parquet.ParquetFile(path)
-  return _arrow_rows(path, lambda: file().iter_batches(batch_size=BATCH))
+  def batches():
+    file = pyarrow.parquet.ParquetFile(path)
+    groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
+    if sum(group.total_byte_size for group in groups) > _most(path):
+      raise _too_large(path, _most(path))
+    yield from file.iter_batches(batch_size=BATCH)
+
+  return _arrow_rows(path, batches)
 
 
 def _arrow(path):
@@ -131,11 +166,18 @@ def _arrow(path):
   import pyarrow
 
   def batches():
-    with pyarrow.memory_map(str(path)) as file:
+    # Not mapped into memory, where an offset beyond the end of the file kills the process.
+    with pyarrow.OSFile(str(path)) as file:
       indexed = file.read(6) == b"ARROW1"
       file.seek(0)
-      opened = pyarrow.ipc.open_file(file) if indexed else pyarrow.ipc.open_stream(file)
-      yield from opened.read_all().to_batches()
+      if indexed:
+        opened = pyarrow.ipc.open_file(file)
+        yield from map(opened.get_batch, range(opened.num_record_batches))
+      else:
+        yield from pyarrow.ipc.open_stream(file)
+        file.seek(-len(END), os.SEEK_END)
+        if file.read() != END:
+          raise ValueError("its last message is missing")
 
   return _arrow_rows(path, batches)
 
@@ -143,22 +185,42 @@ def _arrow(path):
 def _arrow_rows(path, batches):
   import pyarrow
 
+  rows, left = [], _most(path)
   try:
-    return [(f"{path} row {number}", row) for number, row in enumerate(plain(batches()), 1)]
-  except (pyarrow.ArrowException, OSError) as error:
-    reason = str(error).strip().split("\n")[0]
+    for number, row in enumerate(plain(batches()), 1):
+      left -= EMPTY + _characters(row)
+      if left < 0:
+        raise _too_large(path, _most(path))
+      rows.append((f"{path} row {number}", row))
+    return rows
+  except InputError:
+    raise
+  except (pyarrow.ArrowException, OSError, ValueError, ArithmeticError, RecursionError) as error:
+    reason = str(error).strip().split("\n")[0][:300]
     raise InputError(
       f"{path} is not a valid {path.suffix} file, or is truncated: {reason}; download or write it "
       "again"
     ) from error
 
 
+def _characters(value):
+  """The characters of all texts in a row: of some types of Arrow, many share the same bytes."""
+  if isinstance(value, dict):
+    return sum(map(_characters, value.values()))
+  if isinstance(value, list):
+    return 8 * len(value) + sum(map(_characters, value))
+  return len(value) if isinstance(value, str | bytes) else 0
+
+
 def plain(batches: Iterable[Any]) -> Iterator[dict[str, Any]]:
-  """Yields the rows of Arrow batches as dicts of Python values."""
+  """Yields the rows of Arrow batches, which are validated, as dicts of Python values."""
   for batch in batches:
+    batch.validate(full=True)  # otherwise a text could begin and end anywhere in memory
     convert = {field.name: _converter(field.type) for field in batch.schema}
     convert = {name: function for name, function in convert.items() if function}
-    for row in batch.to_pylist():
+    for row in (
+      row for at in range(0, batch.num_rows, BATCH) for row in batch.slice(at, BATCH).to_pylist()
+    ):
       for name, function in convert.items():
         row[name] = function(row[name])
       yield row
@@ -219,6 +281,7 @@ def rows_of(path: pathlib.Path) -> Rows:
   read = reader_of(path)
   if read is None:
     raise InputError(f"{path} is not a supported data file; expected {KINDS}")
+  check_regular(path, math.inf)
   if _first_bytes(path, len(POINTER)) == POINTER:
     raise InputError(
       f"{path} is a Git LFS pointer, not the data itself; run git lfs pull in its folder, or "

@@ -8,7 +8,6 @@ import gc
 import hashlib
 import importlib.metadata
 import json
-import math
 import multiprocessing.connection
 import operator
 import os
@@ -21,8 +20,8 @@ from collections.abc import Sequence
 import numpy as np
 from tqdm import tqdm
 
-from shadowft_jax import files, machine
-from shadowft_jax.data import chat, paper, renderer, tokenizer as tokenizers
+from shadowft_jax import machine
+from shadowft_jax.data import chat, kept, paper, renderer, tokenizer as tokenizers
 from shadowft_jax.data.turns import Entry, Example, Row, Settings
 from shadowft_jax.errors import InputError
 from shadowft_jax.progress import check_stop, detail, say
@@ -257,32 +256,18 @@ def _load(path):
   if not os.path.exists(path):
     return None
   try:
-    files.check_regular(path, math.inf)
-    with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-      flat = dict(file)
-    if flat.pop("digest").tobytes() != _digest(flat):
-      raise ValueError("its digest is of other content")
+    flat = kept.load(path)
     os.utime(path)  # `trim` removes what was not used for longest
     return flat
-  except Exception as error:  # The type depends on which byte is wrong.
+  except (InputError, OSError) as error:
     say(f"cannot read the cache file {path} ({error}); tokenising its rows again")
     return None
-
-
-def _digest(flat):
-  digest = hashlib.sha256()
-  for name, array in sorted(flat.items()):
-    digest.update(repr((name, array.dtype.str, array.shape)).encode())
-    digest.update(np.ascontiguousarray(array).data)
-  return digest.digest()
 
 
 def _save(path, flat):
   """Writes the arrays to the cache, or prints why it cannot."""
   try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with files.writing(path) as file:
-      np.savez(file, **flat, digest=np.frombuffer(_digest(flat), np.uint8))
+    kept.save(path, flat)
     machine.trim(path.parent, "*.npz", MOST_CACHED)
   except OSError as error:
     say(

@@ -146,8 +146,12 @@ def check_text(text: str) -> None:
   """Checks that a text can be tokenised in seconds.
 
   Raises:
-    InputError: it is too long, or a part without a blank is.
+    InputError: it is too long, or a part without a blank is, or it is no valid Unicode.
   """
+  try:
+    text.encode()
+  except UnicodeEncodeError as error:
+    raise InputError(f"its character {error.start + 1} is half of a surrogate pair") from error
   if len(text) > MOST_TEXT:
     raise InputError(f"it has {len(text):,} characters; at most {MOST_TEXT:,} are read: split it")
   if len(text) > MOST_WORD and (most := max(map(len, text.split()), default=0)) > MOST_WORD:

@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from shadowft_jax import files
 from shadowft_jax.errors import InputError, listing
 from shadowft_jax.files import parse_json
 from shadowft_jax.generation.completion import Completion
@@ -35,8 +36,9 @@ class Answers:
       InputError: it was written with other settings, another process writes it, or it has a
         damaged line.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    files.make_folder(path.parent)
     self._file = open(path, "a+b")
+    files.sync(path.parent, deep=False)
     try:
       self.done: dict[Key, Completion] = self._opened(path, settings)
     except BaseException:

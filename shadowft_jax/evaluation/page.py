@@ -26,7 +26,6 @@ Record = Mapping[str, Any]
 def keep_questions(out: pathlib.Path, task: Task, examples: Sequence[Example]) -> None:
   """Writes TASK.questions.jsonl: id, group, messages and gold answer of each question."""
   rows = [{"id": x.id, "group": x.group, "messages": x.messages, "gold": x.gold} for x in examples]
-  out.mkdir(parents=True, exist_ok=True)
   text = "".join(json.dumps(row) + "\n" for row in rows)
   files.write(out / QUESTIONS.format(task.name), text)
 

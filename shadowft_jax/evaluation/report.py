@@ -36,7 +36,6 @@ def graded(
   """
   given = suite.grade(task, examples, answered.completions, cut=cut, marks=answered.marks)
   if out:
-    out.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(dataclasses.asdict(one)) + "\n" for one in given]
     files.write(out / f"{task.name}.graded.jsonl", "".join(lines))
   return Result(given, suite.score(task, given), answered.seconds, answered.tokens)

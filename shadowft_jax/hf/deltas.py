@@ -68,7 +68,7 @@ def read(directory: StrPath) -> StoredDelta:
     InputError: neither the folder nor its delta/ has one, or an adapter has unsupported settings or
       tensors; lists all of them.
   """
-  files.check_folder(pathlib.Path(directory))
+  foreign.check_folder(pathlib.Path(directory))
   directory = hub.locate_delta(directory)
   if (directory / "adapter_config.json").exists():
     return _read_adapter(directory)

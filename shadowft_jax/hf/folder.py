@@ -184,7 +184,7 @@ def open_model(directory: str | os.PathLike | ModelFolder) -> ModelFolder:
   if isinstance(directory, ModelFolder):
     return directory
   directory = pathlib.Path(directory)
-  files.check_folder(directory)
+  foreign.check_folder(directory)
   if (directory / "adapter_config.json").exists():
     raise InputError(
       f"{directory} is an adapter; expected a whole model (graft an adapter with --adapter)"
@@ -214,7 +214,7 @@ def find(directory: str | os.PathLike, stem: str = "model") -> dict[str, Tensor]
     InputError: the folder, its index, a shard or a tensor is missing or malformed.
   """
   directory = pathlib.Path(directory)
-  files.check_folder(directory)
+  foreign.check_folder(directory)
   single, index = directory / f"{stem}.safetensors", directory / f"{stem}.safetensors.index.json"
   if index.exists():
     places = _read_index(index)

@@ -5,7 +5,7 @@ import pathlib
 import re
 from collections.abc import Iterable
 
-from shadowft_jax.errors import InputError, listing
+from shadowft_jax.errors import InputError, listing, nearest
 
 StrPath = str | os.PathLike[str]
 
@@ -26,6 +26,14 @@ OTHERS = {
   "*.npz": "MLX",
   "*.nemo": "NeMo",
 }
+
+
+def check_folder(directory: pathlib.Path) -> None:
+  """Raises InputError if `directory` is not a folder."""
+  if not directory.is_dir():
+    what = "is a file" if directory.exists() else f"does not exist{nearest(directory)}"
+    advice = "for a Hub model: `hf download <owner>/<name> --local-dir <folder>`"
+    raise InputError(f"{directory} {what}; expected a folder on this disk ({advice})")
 
 
 def refuse(directory: StrPath) -> None:

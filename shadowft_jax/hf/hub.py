@@ -9,7 +9,7 @@ from collections.abc import Collection
 import huggingface_hub
 
 from shadowft_jax.errors import InputError, nearest
-from shadowft_jax.files import StrPath, check_folder
+from shadowft_jax.files import StrPath
 from shadowft_jax.hf import foreign
 
 # Endings and names of the non-weight files that belong to a model.  All other files (weights in
@@ -33,7 +33,7 @@ def check_named(model: StrPath) -> None:
   """Raises InputError if `model` is neither a folder nor has the form of a Hub id."""
   path = pathlib.Path(model)
   if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)):
-    check_folder(path)
+    foreign.check_folder(path)
 
 
 def locate(model: StrPath, *, weights: bool = True) -> pathlib.Path:

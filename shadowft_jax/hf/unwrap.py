@@ -21,7 +21,7 @@ def unwrap(directory: files.StrPath) -> None:
     InputError: two tensors would get the same name, or there is no such folder or file.
   """
   directory = pathlib.Path(directory)
-  files.check_folder(directory)
+  foreign.check_folder(directory)
   if not (paths := sorted(directory.glob("*.safetensors"))):
     raise InputError(f"{directory} has no *.safetensors; expected a model or an adapter")
   for path in paths:

@@ -195,6 +195,7 @@ def _add_checksums(folder, response):
   try:
     response.result()
     if hosts.is_first():
+      files.sync(folder)  # before what says that it is whole
       files.write_json(folder / CHECKSUMS, _checksums(folder))
   except Exception as error:  # its type depends on what is wrong
     raise OSError(

@@ -8,6 +8,7 @@ device, versions and code.  For a device that is absent, `expected` looks in VER
 import dataclasses
 import hashlib
 import importlib.metadata
+import json
 import pathlib
 
 import jax
@@ -33,6 +34,7 @@ SHORT = 128  # tokens per row up to which the reference is faster than blocks on
 TOLERANCE = {"bfloat16": 2e-2, "float16": 5e-3, "float32": 3e-3}
 EXAMPLES = ((100, 57, 130), (259,))  # tokens of each, a row; the last row has padding
 LENGTH = 300
+MOST_CHECKS = 1000  # that the cache keeps, the newest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,18 +227,25 @@ def _cache():
 
 
 def _read(path):
+  """{key of a check: its errors} of the cache; {} if it is missing or damaged."""
   try:
-    return files.read_json(path)
+    record = files.read_json(path)
   except InputError:
     return {}
+  passed = record.get("passed")
+  return passed if record.get("sha256") == _digest(passed) else {}
 
 
-def _write(path, value):
+def _write(path, passed):
+  passed = dict([*passed.items()][-MOST_CHECKS:])
   try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_json(path, value)
+    files.write_json(path, {"sha256": _digest(passed), "passed": passed})
   except OSError as error:
     say(f"attention: cannot cache the check for the next run: {error}")
+
+
+def _digest(passed):
+  return hashlib.sha256(json.dumps(passed, sort_keys=True).encode()).hexdigest()
 
 
 def _key(name, cfg, dtype):

@@ -10,7 +10,7 @@ import jax
 from shadowft_jax import delta as delta_lib, hosts, machine, presets, tree
 from shadowft_jax.data.planned import Dataset
 from shadowft_jax.errors import InputError
-from shadowft_jax.hf import matrices, names, weights
+from shadowft_jax.hf import leaves, matrices, weights
 from shadowft_jax.hf.folder import ModelFolder
 from shadowft_jax.learning import checkpoints, optim, step
 from shadowft_jax.presets import Config
@@ -157,9 +157,9 @@ def left_out(
     base: the shapes of the trained model.
     trained, grafted: names of its leaves.
   """
-  leaves = tree.names(base)
-  shapes = names.file_shapes(leaves)
-  tensors = {n: names.file_shapes({n: leaves[n]}) for n in {*trained, *grafted}}
+  named = tree.names(base)
+  shapes = leaves.file_shapes(named)
+  tensors = {n: leaves.file_shapes({n: named[n]}) for n in {*trained, *grafted}}
   in_delta = {t: s for n in trained for t, s in tensors[n].items()}
   yield from matrices.left_out(shapes, in_delta, f"delta.match={config.delta.match}")
   kept = {t for n in grafted for t in tensors[n]}

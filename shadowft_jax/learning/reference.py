@@ -9,14 +9,16 @@ import pathlib
 from jax.sharding import Mesh
 import numpy as np
 
-from shadowft_jax import files, hosts, sharding
+from shadowft_jax import hosts, sharding
+from shadowft_jax.data import kept
 from shadowft_jax.data.chat import Example
 from shadowft_jax.data.planned import Dataset
+from shadowft_jax.errors import InputError
 from shadowft_jax.learning import step as step_lib
 from shadowft_jax.progress import detail, say
 from shadowft_jax.tree import Delta, Params
 
-NAME = "reference.npz"  # in a run's folder
+NAME, PARTS = "reference.npz", ("train", "valid")  # in a run's folder, and its arrays
 
 
 def logprobs(
@@ -82,8 +84,7 @@ def loaded_or_computed(
       logprobs(delta, base, data, some, loss=loss, mesh=mesh) for some in (data.train, data.valid)
     ]
     if hosts.is_first():
-      with files.writing(path) as file:
-        np.savez(file, key=key, train=stored[0], valid=stored[1])
+      kept.save(path, dict(zip(PARTS, stored, strict=True)), key)
   else:
     detail(f"reference log-probabilities: loaded from {path}")
     shapes = ((len(some), 2) for some in (data.train, data.valid))
@@ -109,7 +110,7 @@ def _key(folders, data, *more):
 def _load(path, key):
   """The saved (train, valid), or None if the file is missing, unreadable or has another key."""
   try:
-    with np.load(path, allow_pickle=False) as file:
-      return (file["train"], file["valid"]) if str(file["key"]) == key else None
-  except Exception:  # its type depends on which byte is wrong
+    arrays = kept.load(path, key)
+    return [arrays[name] for name in PARTS]
+  except (InputError, KeyError):
     return None

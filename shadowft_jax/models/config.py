@@ -271,7 +271,7 @@ def read(hf: Mapping[str, Any], **options: Any) -> DecoderConfig:
     **{n: hf[n] for n in REQUIRED},
     num_key_value_heads=kv_heads,
     head_dim=head_dim,
-    rms_norm_eps=hf.get("rms_norm_eps", 1e-6),
+    rms_norm_eps=float(hf.get("rms_norm_eps", 1e-6)),
     tie_word_embeddings=bool(hf.get("tie_word_embeddings", False)),
     **options,
   )

@@ -200,7 +200,6 @@ def write(page: Page, path: pathlib.Path) -> None:
   for picture in _pictures(page):
     drawn[picture.name] = pictures.svg(picture.figure)
     folder = path.parent / PICTURES
-    folder.mkdir(parents=True, exist_ok=True)
     files.write(folder / f"{picture.name}.svg", drawn[picture.name])
     files.write(folder / f"{picture.name}.png", pictures.png(picture.figure))
   files.write(path, _rendered(page, drawn).encode(errors="replace"))

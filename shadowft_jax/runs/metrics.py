@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Self, TextIO
 
 from shadowft_jax import files, hosts, progress
-from shadowft_jax.errors import InputError
+from shadowft_jax.errors import InputError, in_words
 
 CLOSE_S = 10  # seconds that TensorBoard has to write its last numbers
 LINES = 20  # on the progress of a run, where no terminal shows a bar
@@ -77,7 +77,10 @@ class Log:
     # Imported late: it imports torch where that is installed, and a graft need not wait for it.
     from tensorboardX import SummaryWriter
 
-    self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+    try:  # its queue needs a semaphore, which is a file in /dev/shm
+      self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+    except OSError as error:
+      progress.say(f"warning: TensorBoard's files are left out: {in_words(error)}")
 
   def write(self, step: int, **metrics: float | None) -> None:
     """Appends one record of numbers; None stands for one that was not measured, and is left out."""
@@ -90,7 +93,7 @@ class Log:
     self._validated = step if "valid_loss" in measured else self._validated
     self._file.write(json.dumps({"step": step, **measured}) + "\n")
     self._file.flush()
-    for name, value in measured.items():
+    for name, value in measured.items() if self._board else ():
       self._board.add_scalar(name, value, step)
     if self._tracker:
       self._tracker.write(step, measured)
@@ -98,9 +101,9 @@ class Log:
   def step(self, step: int, tokens: int, **metrics: float | None) -> None:
     """Records an optimizer step of `tokens` tokens."""
     now = time.monotonic()
-    speed = tokens / (now - self._last)
-    self._last = now
-    self.write(step, **metrics, tokens=tokens, tokens_per_second=round(speed, 1))
+    seconds, self._last = now - self._last, now
+    speed = round(tokens / seconds, 1) if seconds else None  # a coarse clock may stand still
+    self.write(step, **metrics, tokens=tokens, tokens_per_second=speed)
 
   def report(self, step: int) -> None:
     """Shows a step that is recorded: moves the bar; without a terminal, prints some lines a run."""
@@ -109,9 +112,8 @@ class Log:
     is_validated, steps = self._validated == step, self._bar.total
     loss = f"loss {self._newest.get('loss', math.nan):.4f}"
     valid = f", validation {self._newest['valid_loss']:.4f}" if self._validated >= 0 else ""
-    speed = (
-      f"lr {progress.rate(self._newest['lr'])}, {self._newest['tokens_per_second']:,.0f} tok/s"
-    )
+    rate = self._newest.get("tokens_per_second")
+    speed = f"lr {progress.rate(self._newest['lr'])}" + (f", {rate:,.0f} tok/s" if rate else "")
     self._bar.set_postfix_str(f"{loss}{valid}, {speed}", refresh=False)
     self._bar.update(1)
     is_due = step == steps or step % self._every == 0 or is_validated and self._tells_validations
@@ -130,6 +132,7 @@ class Log:
     self._bar.close()
     if self._file is not None:
       self._file.close()
+    if self._board:
       # An interrupt may leave its queue in a state in which it waits forever.
       closing = threading.Thread(target=self._board.close, daemon=True)
       closing.start()

@@ -186,7 +186,7 @@ def open_run(config: Config, workdir: str | os.PathLike) -> Iterator[Run]:
 
 def _alone(run):
   """A context that is held by one process at a time."""
-  run.directory.mkdir(parents=True, exist_ok=True)
+  files.make_folder(run.directory)
   try:
     return files.locked(run.log, wait=False)
   except BlockingIOError as error:
@@ -235,7 +235,6 @@ def claim(
   path, (noun, by, parts) = workdir / name, words
   if not _names(workdir, name, noun, not_begun) - {name, *not_begun}:
     if hosts.is_first():
-      workdir.mkdir(parents=True, exist_ok=True)
       files.write_json(path, mine)
     return
   theirs, ours = {**(absent or {}), **current(flat(files.read_json(path)))}, flat(dict(mine))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from shadowft_jax import progress
-from shadowft_jax.errors import RunsFailed, listing
+from shadowft_jax.errors import RunsFailed, in_words, listing
 from shadowft_jax.presets import Config
 from shadowft_jax.runs import grid, run as run_lib
 from shadowft_jax.runs.grid import Axis, Cell
@@ -61,7 +61,7 @@ def _error(train, config, directory, title):
       train(config, directory)
   except Exception as error:  # Bad data, a loss that is not finite, no memory: the others go on.
     progress.detail(traceback.format_exc())
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(in_words(error).split()) or type(error).__name__
   return ""
 
 
