@@ -166,6 +166,39 @@ def _gemma2(hidden, layers, heads, kv, mlp):
   return _pair(both, {}, {})
 
 
+def _qwen35(hidden, layers, heads, kv, mlp, linear_values, *, tied):
+  text = dict(
+    model_type="qwen3_5_text",
+    vocab_size=248320,
+    hidden_size=hidden,
+    num_hidden_layers=layers,
+    num_attention_heads=heads,
+    num_key_value_heads=kv,
+    intermediate_size=mlp,
+    head_dim=256,
+    linear_num_key_heads=16,
+    linear_num_value_heads=linear_values,
+    linear_key_head_dim=128,
+    linear_value_head_dim=128,
+    linear_conv_kernel_dim=4,
+    full_attention_interval=4,
+    rms_norm_eps=1e-6,
+    rope_parameters=dict(
+      rope_type="default",
+      rope_theta=10_000_000,
+      partial_rotary_factor=0.25,
+      mrope_interleaved=True,
+      mrope_section=[11, 11, 10],
+    ),
+    max_position_embeddings=262144,
+    tie_word_embeddings=tied,
+    attention_bias=False,
+    hidden_act="silu",
+    eos_token_id=248044,
+  )
+  return _pair(dict(model_type="qwen3_5", tie_word_embeddings=tied, text_config=text), {}, {})
+
+
 def _gemma3(hidden, layers, mlp, **heads):
   """The text_config on the Hub leaves to the class whatever is its default."""
   both = dict(
@@ -322,6 +355,8 @@ CONFIGS = {
   "falcon3-10b": _falcon3(3072, 40, 12, 23040),
   "gemma-2-2b": _gemma2(2304, 26, 8, 4, 9216),
   "gemma-2-9b": _gemma2(3584, 42, 16, 8, 14336),
+  "qwen3.5-0.8b": _qwen35(1024, 24, 8, 2, 3584, 16, tied=True),
+  "qwen3.5-9b": _qwen35(4096, 32, 16, 4, 12288, 32, tied=False),
   "gemma-3-4b": _gemma3(2560, 34, 10240),
   "gemma-3-12b": _gemma3(3840, 48, 15360, num_attention_heads=16, num_key_value_heads=8),
   "gemma-3-27b": _gemma3(

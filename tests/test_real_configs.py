@@ -15,6 +15,7 @@ from tests.real_configs import CONFIGS, LORA, PARAMETERS, on_meta, theirs
 UNPORTED = {"mllama"}
 # Trained pairs whose Instruct's config.json could not be read: Ai2 adds rows for a token.
 UNREAD = {"tulu-3-8b-sft", "tulu-3-8b-dpo", "tulu-3-8b"}
+UNREAD |= {"qwen3.5-2b", "qwen3.5-4b", "qwen3.5-35b-a3b"}
 PROJECTION = r"\blayers\.\d+\..*\b(q|k|v|o|gate|up|down)_proj\.weight"
 
 

@@ -16,8 +16,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from shadowft_jax import sharding, tree
 from shadowft_jax.hf import leaves
-from shadowft_jax.models import block
 from shadowft_jax.generation import sampling as sampling_lib
+from shadowft_jax.models import decoder
 from shadowft_jax.models.decoder import Decoder
 from shadowft_jax.models.layers import softcap, transposed_product
 
@@ -91,7 +91,7 @@ def logits(model: Decoder, h_BD: jax.Array, head_DV: jax.Array) -> jax.Array:
 def empty_cache(model: Decoder, batch: int, slots: int) -> Variables:
   """The cache of no token."""
   layers = {
-    f"layers_{i}": block.empty_cache(model.cfg, kind, batch, slots, model.dtype)
+    f"layers_{i}": decoder.empty_cache(model.cfg, kind, batch, slots, model.dtype)
     for i, kind in enumerate(model.cfg.kinds)
   }
   return {"model": layers}
@@ -99,7 +99,7 @@ def empty_cache(model: Decoder, batch: int, slots: int) -> Variables:
 
 def has_slots(name: str) -> bool:
   """Whether a variable of the cache has slots for tokens, on axis 2; others are states of rows."""
-  return name.rsplit("/", 1)[-1] in block.SLOTTED
+  return name.rsplit("/", 1)[-1] in decoder.SLOTTED
 
 
 @functools.partial(jax.jit, static_argnames="model", donate_argnames="cache")

@@ -66,6 +66,16 @@ def layer_number(name: str, index: int) -> int:
   return index // length * period + first + index % length
 
 
+def layers_of(run: str, count: int) -> list[int]:
+  """The numbers of a run's layers in a model of `count` layers; all of them for ""."""
+  if not run:
+    return list(range(count))
+  match = _RUN.fullmatch(f"layers/{run}/")
+  assert match
+  first, last, period = int(match[1]), int(match[2] or match[1]), int(match[3])
+  return [n for n in range(count) if first <= n % period <= last]
+
+
 def without_run(name: str) -> str:
   """A leaf's name without its run, as in a model whose layers are all alike."""
   return scope.RUN.sub("", name)

@@ -18,7 +18,7 @@ from shadowft_jax.data.packing import Arrays
 from shadowft_jax.errors import InputError, listing
 from shadowft_jax.hf import deltas, leaves
 from shadowft_jax.hf.folder import ModelFolder
-from shadowft_jax.learning import checkpoints, guards, measured, nans, optim, reference
+from shadowft_jax.learning import checkpoints, guards, nans, optim, reference
 from shadowft_jax.learning import step as step_lib
 from shadowft_jax.learning.samples import Samples
 from shadowft_jax.presets import Config
@@ -93,7 +93,7 @@ class _Trainer:
     """The metrics on the validation split; {} without one."""
     if not self.data.valid:
       return {}
-    batches = self.prepared(state, lambda: measured.valid_arrays(self.data, self.mesh))
+    batches = self.prepared(state, lambda: step_lib.valid_arrays(self.data, self.mesh))
     means = step_lib.means(state.delta, self.base, batches, self.start, loss=self.loss)
     return {f"valid_{k}": v for k, v in means.items()}
 

@@ -1,14 +1,12 @@
 """The validation losses of the Instruct and of the grafted model, as they lie on disk."""
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 from jax.sharding import Mesh
 import jax.numpy as jnp
 
-from shadowft_jax import hosts, presets, sharding
-from shadowft_jax.data.packing import Arrays
+from shadowft_jax import presets
 from shadowft_jax.data.planned import Dataset
 from shadowft_jax.hf import weights
 from shadowft_jax.hf.folder import ModelFolder, open_model
@@ -19,13 +17,6 @@ from shadowft_jax.tree import Delta
 
 Metrics = dict[str, float]
 _known: dict[Any, Metrics] = {}  # of Instructs, which the runs of a sweep share
-
-
-def valid_arrays(data: Dataset, mesh: Mesh) -> Iterator[Arrays]:
-  """This process's batches of the validation split; raises Stopped between two of them."""
-  for arrays in data.valid_batches(sharding.my_share(mesh)):
-    hosts.check_stop()
-    yield arrays
 
 
 def measure(
@@ -55,7 +46,7 @@ def measure(
     if name == "instruct" and presets.has_reference(config):
       data = dataclasses.replace(data, train=[])  # no measurement needs it
       data = reference.measured(None, params, data, loss=of_model, mesh=mesh)
-    batches = lambda data=data: step_lib.on_devices(valid_arrays(data, mesh), mesh)
+    batches = lambda data=data: step_lib.on_devices(step_lib.valid_arrays(data, mesh), mesh)
     none: Delta = {"delta": {}}
     prepared = step_lib.with_divergence(none, params, batches, loss=of_model)
     means = step_lib.means(none, params, prepared, loss=of_model)

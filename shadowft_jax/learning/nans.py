@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from shadowft_jax import tree
+from shadowft_jax.hf import leaves
 from shadowft_jax.learning.step import Loss
 from shadowft_jax.tree import Batch, Delta, Params
 
@@ -92,10 +93,12 @@ class _Probes:
 
   def look(self, x: jax.Array, path: tuple[str, ...], what: str) -> str:
     """Raises _Found if x is not finite; returns its place, in words."""
-    number = self.calls[path, what] % self.layers
+    name = "/".join(path) + "/"
+    numbers = leaves.layers_of(leaves.run_of(name), self.layers)
+    number = numbers[self.calls[path, what] % len(numbers)]
     self.calls[path, what] += 1
-    parts = (f"{part}.{number}" if part == "layers" else part for part in path)
-    place = f"{what} {'.'.join(parts)}"
+    parts = leaves.without_run(name).rstrip("/").split("/")
+    place = f"{what} {'.'.join(f'{x}.{number}' if x == 'layers' else x for x in parts)}"
     if not jnp.isfinite(x).all():
       raise _Found(f"in the forward pass, in {place}")
     return place

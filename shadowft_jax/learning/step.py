@@ -1,6 +1,6 @@
 """The training step: loss and gradients of micro-batches, accumulated into one optimizer update.
 
-This module handles arrays and functions only; loop.py handles data and folders.
+This module handles arrays and functions; loop.py handles folders.
 """
 
 import dataclasses
@@ -17,7 +17,9 @@ from jax.typing import DTypeLike
 import numpy as np
 import optax
 
-from shadowft_jax import delta as delta_lib, sharding, tree
+from shadowft_jax import delta as delta_lib, hosts, sharding, tree
+from shadowft_jax.data.packing import Arrays
+from shadowft_jax.data.planned import Dataset
 from shadowft_jax.learning import loss as loss_lib, objectives
 from shadowft_jax.models.decoder import Decoder
 from shadowft_jax.presets import Config
@@ -275,6 +277,13 @@ def answer_logprobs(delta: Delta, base: Params, batch: Batch, *, loss: Loss) -> 
   """log p of both answers of each pair under W_B + delta, arranged as by `objectives.by_answer`."""
   logp_BT = loss.logprobs(delta_lib.variables(base, delta, loss.scale))(batch)
   return objectives.by_answer(logp_BT * objectives.answer_weight(batch), batch["segment"])
+
+
+def valid_arrays(data: Dataset, mesh: Mesh) -> Iterator[Arrays]:
+  """This process's batches of the validation split; raises Stopped between two of them."""
+  for arrays in data.valid_batches(sharding.my_share(mesh)):
+    hosts.check_stop()
+    yield arrays
 
 
 def on_devices(batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh) -> Iterator[Batch]:

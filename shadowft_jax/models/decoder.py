@@ -14,17 +14,156 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from shadowft_jax.models import stack
-from shadowft_jax.models.block import Block
-from shadowft_jax.models.config import DecoderConfig, distinct
-from shadowft_jax.models.layers import Embed, Head, RMSNorm, rope_angles, softcap
+from shadowft_jax.models import attention, delta_net, moe, stack
+from shadowft_jax.models.config import LINEAR, DecoderConfig, distinct
+from shadowft_jax.models.layers import (
+  MLP,
+  Embed,
+  Head,
+  Linear,
+  RMSNorm,
+  apply_rope,
+  rope_angles,
+  softcap,
+)
 
+SLOTTED = ("k", "v")  # variables of the cache that have slots for tokens, on axis 2
 # What a rematerialised block keeps for its backward pass, by config.remat.
 REMAT = {
   "full": jax.checkpoint_policies.nothing_saveable,
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   "none": None,
 }
+
+
+def norm(cfg: DecoderConfig, name: str | None) -> Callable[[jax.Array], jax.Array]:
+  """The RMSNorm of that name, or the identity if the family has none."""
+  return RMSNorm(cfg.rms_norm_eps, cfg.norm_offset, name=name) if name else lambda x: x
+
+
+class Attention(nn.Module):
+  cfg: DecoderConfig
+  backend: str
+
+  @nn.compact
+  def __call__(self, x_BTD: jax.Array, rows: Mapping[str, Any]) -> jax.Array:
+    cfg = self.cfg
+    B, T, D = x_BTD.shape
+    N, K, H = cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim
+    q_BTNH, gate_BTNH = self.heads("q", x_BTD, N, cfg.qk_norm, 1 + cfg.attention_gate)
+    k_BTKH, _ = self.heads("k", x_BTD, K, cfg.qk_norm)
+    v_BTKH, _ = self.heads("v", x_BTD, K, None)
+    q_BTNH, k_BTKH = (
+      apply_rope(x, rows["sin"], rows["cos"], cfg.rope_interleaved) for x in (q_BTNH, k_BTKH)
+    )
+    out_BTNH = self.attend(q_BTNH, k_BTKH, v_BTKH, rows)
+    if gate_BTNH is not None:
+      out_BTNH *= jax.nn.sigmoid(gate_BTNH)
+    return Linear(D, cfg.o_bias, name="o_proj")(out_BTNH.reshape(B, T, N * H))
+
+  def attend(
+    self, q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, rows: Mapping[str, Any]
+  ) -> jax.Array:
+    """Attention within the rows, or over the key-value cache if there is one.
+
+    Where the collection "cache" is mutable and has no keys yet, the keys of the rows are stored.
+    """
+    segment_BT, position_BT, windows = rows["segment"], rows["position"], distinct(self.cfg.windows)
+    options = dict(
+      scale=(self.cfg.query_pre_attn_scalar or self.cfg.head_dim) ** -0.5,
+      softcap=self.cfg.attn_logit_softcapping,
+    )
+    new = (("k", k_BTKH), ("v", v_BTKH))
+    if not self.has_variable("cache", "k"):
+      if self.is_mutable_collection("cache") and not self.is_initializing():
+        for name, x_BTKH in new:
+          self.put_variable("cache", name, x_BTKH.transpose(0, 2, 1, 3))
+      return attention.attend(
+        self.backend,
+        q_BTNH,
+        k_BTKH,
+        v_BTKH,
+        segment_BT,
+        position_BT,
+        windows=windows,
+        kind=rows["window"],
+        **options,
+      )
+    all_ = {}
+    for name, x_BTKH in new:
+      old_BKSH: jax.Array = self.get_variable("cache", name)
+      all_[name] = jax.lax.dynamic_update_slice_in_dim(
+        old_BKSH, x_BTKH.transpose(0, 2, 1, 3).astype(old_BKSH.dtype), rows["slot"], axis=2
+      )
+      self.put_variable("cache", name, all_[name])
+    position_BS = rows["cached"]
+    segment_BS = (position_BS >= 0).astype(jnp.int32)
+    window = attention.window_of(windows, rows["window"])
+    seen_BTS = attention.visible(segment_BT, segment_BS, position_BT, position_BS, window)
+    return attention.over_heads(q_BTNH, all_["k"], all_["v"], seen_BTS, **options)
+
+  def heads(
+    self, name: str, x_BTD: jax.Array, count: int, normed: str | None, parts: int = 1
+  ) -> tuple[jax.Array, jax.Array | None]:
+    """Projects to `count` heads, [B, T, count, H], normalised per head or over all (`normed`).
+
+    If there are two `parts`, each head's second half of the projection is returned too.
+    """
+    B, T, _ = x_BTD.shape
+    H = self.cfg.head_dim
+    x = Linear(count * parts * H, self.cfg.qkv_bias, name=f"{name}_proj")(x_BTD)
+    x, *rest = jnp.split(x.reshape(B, T, count, parts * H), parts, axis=-1)
+    if normed:
+      width = {"head": H, "whole": count * H}[normed]
+      x = norm(self.cfg, f"{name}_norm")(x.reshape(B, T, -1, width)).reshape(B, T, count, H)
+    return x, rest[0] if rest else None
+
+
+def empty_cache(
+  cfg: DecoderConfig, kind: str, batch: int, slots: int, dtype: DTypeLike
+) -> dict[str, dict[str, jax.Array]]:
+  """The cache of a layer of that kind for `batch` rows of `slots` tokens."""
+  if kind == LINEAR:
+    assert cfg.delta_net is not None
+    return {"linear_attn": delta_net.empty(cfg.delta_net, batch, dtype)}
+  shape = (batch, cfg.num_key_value_heads, slots, cfg.head_dim)
+  zeros = lambda: nn.with_logical_constraint(jnp.zeros(shape, dtype), ("batch", "heads"))
+  return {"self_attn": {name: zeros() for name in SLOTTED}}
+
+
+class Block(nn.Module):
+  cfg: DecoderConfig
+  backend: str
+  kind: str  # one of config.LAYER_KINDS
+
+  @nn.compact
+  def __call__(
+    self, x_BTD: jax.Array, layer: Mapping[str, jax.Array | int], rows: Mapping[str, Any]
+  ) -> tuple[jax.Array, None]:
+    """Applies the block; `layer`: its values of `by_layer`; `rows`: segment, position and rope."""
+    cfg = self.cfg
+    before_mix, after_mix, before_mlp, after_mlp = (norm(cfg, name) for name in cfg.norms)
+    rope = layer.get("rope", 0)
+    rows = {
+      **rows,
+      "sin": rows["sin"][rope],
+      "cos": rows["cos"][rope],
+      "window": layer.get("window", 0),
+    }
+    x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "context", None))
+    mix: nn.Module
+    if self.kind == LINEAR:
+      assert cfg.delta_net is not None
+      mix = delta_net.GatedDeltaNet(cfg.delta_net, cfg.rms_norm_eps, name="linear_attn")
+    else:
+      mix = Attention(cfg, self.backend, name="self_attn")
+    x_BTD += after_mix(mix(before_mix(x_BTD), rows))
+    mlp: nn.Module
+    if cfg.num_experts:
+      mlp = moe.MoE(cfg, name="mlp")
+    else:
+      mlp = MLP(cfg.intermediate_size, cfg.hidden_act, cfg.mlp_bias, cfg.fused_gate_up, name="mlp")
+    return x_BTD + after_mlp(mlp(before_mlp(x_BTD))), None
 
 
 class Backbone(nn.Module):

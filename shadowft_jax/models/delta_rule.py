@@ -102,14 +102,7 @@ def chunked(
   q, k, v, g, beta = map(split, (q_BTNH, k_BTNH, v_BTNW, decay_BTN, beta_BTN))
   # The row's padding belongs to the last example, so that its state is kept.
   example = split(jnp.cumsum(first_BT, axis=1)[..., None], "edge")  # [n, B, 1, C]
-  before = jnp.pad(example[:-1, ..., -1:], ((1, 0), *((0, 0),) * 3))  # that of the state
-  cum = jnp.cumsum(g, axis=-1)
-  # Decays from token j to i, from the state before the chunk to i, and from j to the one after.
-  is_own = example[..., :, None] == example[..., None, :]
-  is_own &= as_row(jnp.tri(size, dtype=bool), 5)
-  within = jnp.exp(jnp.where(is_own, cum[..., :, None] - cum[..., None, :], -jnp.inf))
-  enter = jnp.where(example == before, jnp.exp(cum), 0)
-  leave = within[..., -1, :]
+  within, enter = _decays(g, example)
   k_beta = beta[..., None] * k
   k_turned = jnp.swapaxes(k, -1, -2)
   inverse = unit_lower_inverse(jnp.tril(k_beta @ k_turned * within, -1))
@@ -118,7 +111,7 @@ def chunked(
     inverse @ (enter[..., None] * k_beta),
     q @ k_turned * within,
     enter[..., None] * q,
-    leave[..., None] * k,
+    within[..., -1, :, None] * k,
     enter[..., -1:, None],
   )
 
@@ -132,6 +125,19 @@ def chunked(
   state, out = jax.lax.scan(one, start, chunks)
   out = jnp.moveaxis(out, (0, 2), (1, 3)).reshape(B, T + pad, *out.shape[2:3], -1)
   return out[:, :T], state
+
+
+def _decays(g, example):
+  """Decays [n, B, N, C, C] from token j of a chunk to i, and [n, B, N, C] from the state before.
+
+  They are 0 between examples [n, B, 1, C].
+  """
+  before = jnp.pad(example[:-1, ..., -1:], ((1, 0), *((0, 0),) * 3))  # that of the state
+  cum = jnp.cumsum(g, axis=-1)
+  is_own = example[..., :, None] == example[..., None, :]
+  is_own &= as_row(jnp.tri(g.shape[-1], dtype=bool), 5)
+  within = jnp.exp(jnp.where(is_own, cum[..., :, None] - cum[..., None, :], -jnp.inf))
+  return within, jnp.where(example == before, jnp.exp(cum), 0)
 
 
 def one_token(
