@@ -45,8 +45,18 @@ def send(number):
     time.sleep(0.01)
 
 
+@pytest.fixture
+def heeded(number):
+  """A signal that is not ignored, as SIGHUP is under nohup."""
+  before = signal.getsignal(number)
+  if before is signal.SIG_IGN:
+    signal.signal(number, signal.SIG_DFL)
+  yield number
+  signal.signal(number, before)
+
+
 @pytest.mark.parametrize("number", progress.STOPPING)
-def test_a_signal_stops_work_where_it_is_whole(number, capsys):
+def test_a_signal_stops_work_where_it_is_whole(number, heeded, capsys):
   before, done = signal.getsignal(number), []
   with exit_code() as codes:
     progress.check_stop()
