@@ -32,6 +32,7 @@ RULES = (
   # A number per head or one in all: too few to be sharded.
   (r"(in_proj_[ab]|shared_expert_gate)/(kernel|a)$", P(None, "fsdp")),
   (r"(in_proj_[ab]|shared_expert_gate)/b$", P()),
+  (r"conv1d/filter$", P(None, "fsdp")),
   # Sharded by rows, like all kernels: to gather columns, XLA would first transpose all layers.
   (r"layers/.*(o_proj|down_proj|out_proj)/(kernel|a)$", P(None, ("tensor", "fsdp"))),
   (r"layers/.*(o_proj|down_proj|out_proj)/b$", P(None, None, "fsdp")),

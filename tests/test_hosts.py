@@ -193,6 +193,7 @@ import os, pathlib, types
 from shadowft_jax import hosts
 hosts.start()
 import jax, numpy as np
+from shadowft_jax.data import kept
 from shadowft_jax.errors import InputError
 from shadowft_jax.learning import reference
 n = jax.process_index()
@@ -213,7 +214,8 @@ loss = types.SimpleNamespace(model=types.SimpleNamespace(dtype="float32"))
 reference.logprobs = lambda delta, base, data, some, **_: np.full((len(some), 2), 1.5, np.float32)
 if n == 0:
   key = reference._key([], data, "float32")
-  np.savez(folder / reference.NAME, key=key, train=[[1, 2], [3, 4.5]], valid=np.zeros((0, 2)))
+  logprobs = np.array([[1, 2], [3, 4.5]], np.float32), np.zeros((0, 2), np.float32)
+  kept.save(folder / reference.NAME, dict(zip(reference.PARTS, logprobs)), key)
 train, valid = reference.loaded_or_computed(
   None, {}, data, [], loss=loss, mesh=None, workdir=folder
 )

@@ -58,11 +58,13 @@ def test_logits_and_gradients_agree_with_transformers(name, backend):
       )
     ) / (2 * 39)
 
+  # States carry rounding along, and experts enlarge it: 1.7e-4 or 3.5e-4 by the order of sums.
+  tolerance = 1e-3 if name == "qwen3_5_moe" else TOLERANCE
   got_grads = tree.names(jax.jit(jax.grad(mean_nll))(params))
   for leaf, g in tree.names(want_grads).items():
     norm = np.linalg.norm(g)
     assert norm > 0, leaf
-    assert np.linalg.norm(got_grads[leaf] - g) <= TOLERANCE * norm, leaf
+    assert np.linalg.norm(got_grads[leaf] - g) <= tolerance * norm, leaf
 
 
 @pytest.mark.parametrize("name", ["llama3", "qwen2", "qwen3_tied", "gemma3"])

@@ -95,7 +95,10 @@ except OSError as error:
 """
   words = [sys.executable, "-c", code, tmp_path / "checkpoints"]
   done = subprocess.run(words, cwd=commands.ROOT, capture_output=True, text=True)
-  assert re.match(r"cannot write a checkpoint in .*checkpoints: [A-Z_]+: .*File too", done.stdout)
+  assert re.fullmatch(
+    r"cannot write the checkpoint .*checkpoints/1 \(.*: File too large .*\); check the disk, .*\n",
+    done.stdout,
+  )
 
 
 CLOSED = {

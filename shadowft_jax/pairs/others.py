@@ -48,7 +48,10 @@ OTHERS = {
   ),
   **{
     f"qwen3.5-{size.lower()}": _pair(
-      f"Qwen/Qwen3.5-{size}-Base", f"Qwen/Qwen3.5-{size}", kind, QWEN
+      f"Qwen/Qwen3.5-{size}-Base",
+      f"Qwen/Qwen3.5-{size}",
+      kind,
+      f"tied embeddings; {QWEN}" if size == "0.8B" else QWEN,
     )
     for size, kind in {
       **dict.fromkeys(("0.8B", "2B", "4B", "9B"), "qwen3_5"),
