@@ -10,7 +10,7 @@ import pytest
 from shadowft_jax.learning import kernels
 from shadowft_jax.errors import InputError
 from shadowft_jax.models import attention, chunked
-from shadowft_jax.models.config import DecoderConfig
+from shadowft_jax.models.config import ATTENTION, DecoderConfig
 from shadowft_jax.models.layers import Rope
 
 CFG = DecoderConfig(
@@ -22,6 +22,7 @@ CFG = DecoderConfig(
   num_key_value_heads=2,
   head_dim=8,
   rms_norm_eps=1e-6,
+  kinds=(ATTENTION,) * 2,
   windows=(None, 4096),
   ropes=(Rope(),) * 2,
 )

@@ -72,7 +72,8 @@ def test_a_signal_stops_work_where_it_is_whole(number, heeded, capsys):
   assert signal.getsignal(number) is before and not progress.stop_asked()
 
 
-def test_a_second_signal_ends_the_process_at_once():
+@pytest.mark.parametrize("number", [signal.SIGINT])
+def test_a_second_signal_ends_the_process_at_once(heeded):
   reader, writer = os.pipe()
   if not (child := os.fork()):
     with progress.stopping(lambda code: None):
@@ -80,11 +81,11 @@ def test_a_second_signal_ends_the_process_at_once():
       os.kill(os.getpid(), signal.SIGTERM)  # the same one, through the process group
       time.sleep(progress.ECHO_S + 0.3)
       os.write(writer, b"still there")
-      os.kill(os.getpid(), signal.SIGINT)
+      os.kill(os.getpid(), heeded)
       time.sleep(30)
     os._exit(0)
   assert os.read(reader, 11) == b"still there"
-  assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGINT
+  assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + heeded
 
 
 def test_an_interrupt_without_a_watcher_is_one_line(capsys):
