@@ -18,7 +18,7 @@ from shadowft_jax.pairs import findings
 from shadowft_jax.hf import deltas
 from shadowft_jax import delta, models, sharding, train, tree
 from shadowft_jax.generation import decode, steps
-from shadowft_jax.hf import names, safetensors, weights
+from shadowft_jax.hf import leaves, names, safetensors, weights
 from shadowft_jax.learning import loss, objectives, step
 from shadowft_jax.pairs import check
 from shadowft_jax.data import packing
@@ -507,7 +507,8 @@ def test_a_family_is_trained_grafted_exported_and_reloaded(name, kind, tmp_path)
   want = our_logits(tmp_path / "run" / "shadow")
   assert np.abs(want - our_logits(pair / "instruct")).max() > 1e-2 * np.abs(want).max()
   assert_close(torch_logits(tmp_path / "run" / "shadow"), want)
-  trained, scale = deltas.load(tmp_path / "run" / "delta")
+  runs_of = leaves.runs_of(tree.names(weights.abstract_model(pair / "instruct")[1]))
+  trained, scale = deltas.load(tmp_path / "run" / "delta", runs=runs_of)
   assert_close(our_logits(pair / "instruct", trained, scale), want)
   if kind == "lora":
     assert_close(torch_logits(pair / "instruct", tmp_path / "run" / "delta"), want)
