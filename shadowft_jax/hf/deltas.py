@@ -18,12 +18,12 @@ from jax.sharding import Mesh
 from shadowft_jax import files, hosts, tree
 from shadowft_jax.errors import InputError, listing
 from shadowft_jax.files import StrPath
-from shadowft_jax.hf import adapters, arrays, folder, foreign, hub, names
+from shadowft_jax.hf import adapters, arrays, folder, foreign, hub, leaves, names
 from shadowft_jax.hf.safetensors import WEIGHTS, Tensor
 from shadowft_jax.tree import Delta, Params
 
 ADAPTER = ("a", "b")  # the leaf names of each kind
-DENSE = ("kernel", "bias", "scale", "embedding", "filter", "A_log", "dt_bias")
+DENSE = tuple(kind for kind in leaves.SUFFIX if kind not in ADAPTER)
 MAX_SHARD = 5_000_000_000  # bytes
 DENSE_METADATA = {"format": "pt", "shadowft": "delta"}
 
@@ -115,7 +115,7 @@ def load(
   Args:
     directory: the folder.
     mesh: a mesh from `sharding.make_mesh`; None puts everything on one device.
-    runs: `leaves.runs_of` the model that it is for.
+    runs: `leaves.runs_of` of the model that it is for.
 
   Returns:
     (delta, scale): {"lora": tree} and the factor of A B, or {"delta": tree} and 1.0; float32.

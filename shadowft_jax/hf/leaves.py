@@ -32,7 +32,6 @@ SUFFIX = {
 }
 TRANSPOSED = ("kernel", "a", "b")
 STACKED = ("layers", "experts")
-_RUN = re.compile(r"\blayers[./](?:(\d+)(?:-(\d+))?of(\d+)[./])?")
 
 
 def hf_names(name: str, shape: tuple[int, ...]) -> list[str]:
@@ -42,38 +41,59 @@ def hf_names(name: str, shape: tuple[int, ...]) -> list[str]:
     name: name of the leaf, such as model/layers/mlp/up_proj/kernel.
     shape: shape of the leaf; only its stacked axes matter.
   """
-  *module, kind = name.split("/")
-  dotted = ".".join([*module, SUFFIX[kind]])
-  return [_numbered(dotted, index) for index in np.ndindex(*shape[: stacked_axes(name)])]
+  *module, kind = without_run(name).split("/")
+  dotted, run = ".".join([*module, SUFFIX[kind]]), run_of(name)
+  return [
+    _numbered(dotted, (*(layer_number(run, i) for i in index[:1]), *index[1:]))
+    for index in np.ndindex(*shape[: stacked_axes(name)])
+  ]
 
 
-def _numbered(dotted: str, index: tuple[int, ...]) -> str:
-  for part, i in zip(STACKED, index, strict=False):
-    if part == "layers":
-      dotted = _RUN.sub(f"layers.{layer_number(dotted, i)}.", dotted, count=1)
-    else:
-      dotted = dotted.replace(f"{part}.", f"{part}.{i}.", 1)
+def _numbered(dotted: str, numbers: tuple[int, ...]) -> str:
+  for part, i in zip(STACKED, numbers, strict=False):
+    dotted = dotted.replace(f"{part}.", f"{part}.{i}.", 1)
   return dotted
 
 
-def layer_number(name: str, index: int) -> int:
-  """The number of the layer at an index into the stack of a leaf."""
-  match = _RUN.search(name)
-  if not match or not match[3]:
-    return index
-  first, period = int(match[1]), int(match[3])
-  length = int(match[2] or first) + 1 - first
+# ---- runs
+
+
+def run_of(name: str) -> str:
+  """The run in a leaf's name, such as "0-2of4"; "" if there is none: all layers are one run."""
+  match = scope.RUN.search(name)
+  return match[0].rstrip("/") if match else ""
+
+
+def runs_of(named: Iterable[str]) -> list[str]:
+  """The runs that occur in names of leaves, as `leaf_of` takes them."""
+  return sorted(set(map(run_of, named)) - {""})
+
+
+def _bounds(run: str) -> tuple[int, int, int]:
+  """(its first layer in a period, its layers in a period, the period) of a run."""
+  if not run:
+    return 0, 1, 1
+  places, _, period = run.partition("of")
+  first, _, last = places.partition("-")
+  return int(first), int(last or first) + 1 - int(first), int(period)
+
+
+def layer_number(run: str, index: int) -> int:
+  """The number of the layer at an index into the stack of a run."""
+  first, length, period = _bounds(run)
   return index // length * period + first + index % length
 
 
+def _place(run: str, number: int) -> int | None:
+  """The index into the stack of a run of the layer with that number; None if it is of another."""
+  first, length, period = _bounds(run)
+  place = number % period - first
+  return number // period * length + place if 0 <= place < length else None
+
+
 def layers_of(run: str, count: int) -> list[int]:
-  """The numbers of a run's layers in a model of `count` layers; all of them for ""."""
-  if not run:
-    return list(range(count))
-  match = _RUN.fullmatch(f"layers/{run}/")
-  assert match
-  first, last, period = int(match[1]), int(match[2] or match[1]), int(match[3])
-  return [n for n in range(count) if first <= n % period <= last]
+  """The numbers of a run's layers in a model of `count` layers."""
+  return [n for n in range(count) if _place(run, n) is not None]
 
 
 def without_run(name: str) -> str:
@@ -84,19 +104,11 @@ def without_run(name: str) -> str:
 def unrolled(name: str, count: int) -> list[str]:
   """The names of the `count` layers of a leaf, each by itself; [] if it has no layers."""
   before, is_layer, after = without_run(name).partition("/layers/")
-  numbers = [layer_number(name, i) for i in range(count)] if is_layer else []
+  numbers = [layer_number(run_of(name), i) for i in range(count)] if is_layer else []
   return [f"{before}/layers_{n}/{after}" for n in numbers]
 
 
-def run_of(name: str) -> str:
-  """The run in a leaf's name, such as "0-2of4"; "" if there is none."""
-  match = scope.RUN.search(name)
-  return match[0].rstrip("/") if match else ""
-
-
-def runs_of(named: Iterable[str]) -> list[str]:
-  """The runs that occur in names of leaves, as `leaf_of` takes them."""
-  return sorted(set(map(run_of, named)) - {""})
+# ---- leaves
 
 
 def stacked_axes(name: str) -> int:
@@ -142,9 +154,6 @@ def leaf_of(
     if match := re.search(rf"\b{part}\.(0|[1-9]\d{{0,4}})\.", module):
       module = module.replace(match[0], f"{part}.", 1)
       index += (int(match[1]),)
-  if index and runs:
-    run, index = _place(index, runs)
-    module = module.replace("layers.", f"layers.{run}.", 1)
   is_table = module.endswith(names.TABLE)
   kinds = {
     1: ("scale", "bias", "A_log", "dt_bias"),
@@ -155,17 +164,11 @@ def leaf_of(
     name = module.removesuffix("." + SUFFIX[kind]).replace(".", "/") + "/" + kind
     dotted = ".".join([*name.split("/")[:-1], SUFFIX[kind]])
     if stacked_axes(name) == len(index) and _numbered(dotted, index) == hf_name:
-      return name, index
+      return _in_run(name, index, runs) if index and runs else (name, index)
   return None, None
 
 
-def _place(index: tuple[int, ...], runs: Sequence[str]) -> tuple[str, tuple[int, ...]]:
-  """(the run of a layer, the index into its stack) by the layer's number, the first of `index`."""
-  for run in runs:
-    match = _RUN.fullmatch(f"layers/{run}/")
-    assert match
-    first, last, period = int(match[1]), int(match[2] or match[1]), int(match[3])
-    place = index[0] % period
-    if first <= place <= last:
-      return run, (index[0] // period * (last + 1 - first) + place - first, *index[1:])
-  raise AssertionError(runs)
+def _in_run(name, numbers, runs):
+  """(leaf name with its run, index into its stack) by the numbers of layer and expert."""
+  run, place = next((r, i) for r in runs if (i := _place(r, numbers[0])) is not None)
+  return name.replace("layers/", f"layers/{run}/", 1), (place, *numbers[1:])

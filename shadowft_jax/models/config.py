@@ -191,32 +191,28 @@ def read_windows(hf: Mapping[str, Any], full_every: int) -> tuple[int | None, ..
   Raises:
     InputError: a layer type is unknown, or a length or the window is missing.
   """
-  _check_required(hf)
-  count = hf["num_hidden_layers"]
-  kinds = hf.get("layer_types") or [LAYER_TYPES[(i + 1) % full_every != 0] for i in range(count)]
-  if len(kinds) != count or any(kind not in LAYER_TYPES for kind in kinds):
-    raise InputError(
-      f"config.json: layer_types must have {' or '.join(LAYER_TYPES)} for each of {count} layers; "
-      f"got {reprlib.repr(kinds)}"
-    )
+  full, sliding = LAYER_TYPES
+  kinds = read_kinds(hf, LAYER_TYPES, [*[sliding] * (full_every - 1), full])
   window = hf.get("sliding_window")
   if "sliding_attention" in kinds and not (isinstance(window, int) and window > 0):
     raise InputError(f"config.json: sliding_window must be a number of tokens; got {window!r}")
   return tuple(window if kind == "sliding_attention" else None for kind in kinds)
 
 
-def read_kinds(hf: Mapping[str, Any], period: Sequence[str]) -> tuple[str, ...]:
+def read_kinds(
+  hf: Mapping[str, Any], known: Sequence[str], period: Sequence[str]
+) -> tuple[str, ...]:
   """The kind of each layer, by layer_types, or by repeating `period` if that is absent.
 
   Raises:
-    InputError: a kind is unknown, or their number is not that of the layers.
+    InputError: a kind is not `known`, or their number is not that of the layers.
   """
   _check_required(hf)
   count = hf["num_hidden_layers"]
   kinds = hf.get("layer_types") or [period[i % len(period)] for i in range(count)]
-  if len(kinds) != count or any(kind not in LAYER_KINDS for kind in kinds):
+  if len(kinds) != count or any(kind not in known for kind in kinds):
     raise InputError(
-      f"config.json: layer_types must have {' or '.join(LAYER_KINDS)} for each of {count} layers; "
+      f"config.json: layer_types must have {' or '.join(known)} for each of {count} layers; "
       f"got {reprlib.repr(kinds)}"
     )
   return tuple(kinds)

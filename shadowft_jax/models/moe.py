@@ -10,7 +10,6 @@ Source: modeling_qwen3_moe.py and modeling_qwen3_5_moe.py of transformers 5.23.
 
 from collections.abc import Callable, Mapping, Sequence
 import functools
-import math
 from typing import Any
 
 import flax.linen as nn
@@ -18,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from shadowft_jax.models.attention import mesh_axes
 from shadowft_jax.models.layers import ACTIVATIONS, MLP, Linear
 
 ExpertKernels = Mapping[str, Sequence[jax.Array]]  # {projection: its `Kernels`}
@@ -191,11 +191,8 @@ def on_own_rows(
 
   Sorting tokens across devices would gather all of them; the kernels are gathered instead.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  axes = (nn.logical_to_mesh_axes(("batch",)) or P(None))[0]
-  axes = tuple(a for a in axes or () if a in mesh.shape)
-  ways = math.prod(mesh.shape[a] for a in axes)
-  if ways > 1 and len(arrays_BTx[0]) % ways == 0:
+  axes, _ = mesh_axes("batch", len(arrays_BTx[0]))
+  if axes:
     rows = P(axes)
     fn = jax.shard_map(
       fn,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from shadowft_jax.models import config
-from shadowft_jax.models.config import ATTENTION, LINEAR
+from shadowft_jax.models.config import ATTENTION, LAYER_KINDS, LINEAR
 
 # The defaults of transformers for fields missing in config.json.
 DEFAULTS = {
@@ -71,14 +71,12 @@ def _read(hf, **options):
   for name in ("mrope_section", "mrope_interleaved"):
     rope.pop(name, None)
   fraction = rope.pop("partial_rotary_factor", hf.get("partial_rotary_factor")) or ROTATED
-  count = hf["num_hidden_layers"]
+  count, every = hf["num_hidden_layers"], hf.get("full_attention_interval", 4)
   plain = {k: v for k, v in hf.items() if k not in ("rope_scaling", "partial_rotary_factor")}
   bias = bool(hf.get("attention_bias", False))
   return config.read(
     hf,
-    kinds=config.read_kinds(
-      hf, [LINEAR] * (hf.get("full_attention_interval", 4) - 1) + [ATTENTION]
-    ),
+    kinds=config.read_kinds(hf, LAYER_KINDS, [*[LINEAR] * (every - 1), ATTENTION]),
     windows=(None,) * count,
     ropes=(config.read_rope({**plain, "rope_parameters": rope}),) * count,
     rope_dim=int(hf["head_dim"] * fraction),

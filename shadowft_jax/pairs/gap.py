@@ -10,7 +10,7 @@ import collections
 import concurrent.futures
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -47,6 +47,7 @@ class Placed(Protocol):
 
 
 T = TypeVar("T", bound=Placed)
+S = TypeVar("S")  # the sums over a tensor of several models
 K = TypeVar("K")  # the key by which rows are grouped
 
 
@@ -76,14 +77,14 @@ def ratio_of(base_abs: float, instruct_abs: float, gap_abs: float) -> float:
   return gap_abs / total if total else 0.0
 
 
-class Row(NamedTuple):
-  """One tensor that both models have."""
+class Row(NamedTuple, Generic[S]):
+  """One tensor that all compared models have."""
 
   name: str  # short name
   layer: int | None
   module: str  # a key of names.MODULES
   shape: tuple[int, ...]
-  sums: Sums
+  sums: S
 
 
 def sums(base: np.ndarray, instruct: np.ndarray) -> Sums:
@@ -145,7 +146,7 @@ def compare(
   base: ModelFolder,
   instruct: ModelFolder,
   progress: Callable[[int], object] = lambda elements: None,
-) -> tuple[list[Row], dict[str, str]]:
+) -> tuple[list[Row[Sums]], dict[str, str]]:
   """Measures every shared tensor on all cores, in memory independent of the model size.
 
   Args:
@@ -164,30 +165,47 @@ def compare(
       f"{base.directory} and {instruct.directory} share no tensor with equal name and shape; a gap "
       "ratio needs two models of the same architecture"
     )
+  return measured((base, instruct), shared, _measure, total, progress), left_out
+
+
+def measured(
+  models: Sequence[ModelFolder],
+  shared: Sequence[str],
+  measure: Callable[[str, Sequence[safetensors.Tensor]], S],
+  total: Callable[[Sequence[S]], S],
+  progress: Callable[[int], object],
+) -> list[Row[S]]:
+  """A Row for each tensor, sorted by layer and name; its pieces are measured on all cores.
+
+  Args:
+    models: the models.
+    shared: names of tensors that all have, with equal shapes.
+    measure: (name, the same piece of each model's tensor) -> its sums.
+    total: the sums of all pieces together.
+    progress: called with the number of elements of each piece.
+
+  Raises:
+    InputError: see `measure`.
+  """
   tasks = [
-    (name, *pair)
+    (name, parts)
     for name in shared
-    for pair in zip(pieces(base.tensors[name]), pieces(instruct.tensors[name]), strict=True)
+    for parts in zip(*(_pieces(m.tensors[name]) for m in models), strict=True)
   ]
-  parts: dict[str, list[Sums]] = {name: [] for name in shared}
+  found: dict[str, list[S]] = {name: [] for name in shared}
   with concurrent.futures.ThreadPoolExecutor(machine.cores()) as pool:
-    for (name, *_), part in zip(tasks, pool.map(_measure, tasks), strict=True):
-      parts[name].append(part)
-      progress(part.size)
+    for (name, parts), part in zip(tasks, pool.map(lambda t: measure(*t), tasks), strict=True):
+      found[name].append(part)
+      progress(parts[0].shape[0])
+  shape = lambda name: models[0].tensors[name].shape
   rows = [
-    Row(
-      name,
-      names.layer_of(name),
-      names.module_of(name),
-      base.tensors[name].shape,
-      total(parts[name]),
-    )
-    for name in shared
+    Row(name, names.layer_of(name), names.module_of(name), shape(name), total(parts))
+    for name, parts in found.items()
   ]
-  return sorted(rows, key=lambda r: (r.layer is None, r.layer, r.name)), left_out
+  return sorted(rows, key=lambda r: (r.layer is None, r.layer, r.name))
 
 
-def pieces(tensor: safetensors.Tensor) -> Iterator[safetensors.Tensor]:
+def _pieces(tensor: safetensors.Tensor) -> Iterator[safetensors.Tensor]:
   """Splits a tensor into flat ones of at most PIECE elements."""
   size, width = math.prod(tensor.shape), safetensors.WEIGHTS[tensor.dtype].itemsize
   for start in range(0, size, PIECE):
@@ -212,9 +230,9 @@ def chunks(flat: safetensors.Tensor) -> Iterator[np.ndarray]:
       yield from chunk
 
 
-def _measure(task):
+def _measure(name, pieces):
   """The Sums of a piece of a tensor."""
-  name, base, instruct = task
+  base, instruct = pieces
   out = total(sums(b, i) for b, i in zip(chunks(base), chunks(instruct), strict=True))
   for side, value in ((base, out.base), (instruct, out.instruct)):
     check_finite(name, side, value)
@@ -264,12 +282,12 @@ def by_cell(rows: Iterable[T]) -> dict[tuple[str, int], list[T]]:
   return {(m, n): part for m, of in by_module(rows).items() for n, part in by_layer(of).items()}
 
 
-def ratio(rows: Iterable[Row]) -> float:
+def ratio(rows: Iterable[Row[Sums]]) -> float:
   """Equation 1 over all elements of the rows."""
   return total(r.sums for r in rows).ratio
 
 
-def readings(rows: Sequence[Row]) -> dict[str, float | None]:
+def readings(rows: Sequence[Row[Sums]]) -> dict[str, float | None]:
   """{key of READINGS: sigma}; the means are None if no tensor is in a layer."""
   layers = by_layer(rows)
   mean = lambda values: math.fsum(values) / len(values) if values else None

@@ -6,7 +6,6 @@ For each pair of stages the gap ratio, and for each pair of steps s_i = W_i - W_
 The folders are read piece by piece, as in gap.py: differences in float32, sums in float64.
 """
 
-import concurrent.futures
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,9 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from shadowft_jax import machine
 from shadowft_jax.errors import InputError
-from shadowft_jax.hf import names
 from shadowft_jax.hf.folder import ModelFolder
 from shadowft_jax.pairs import gap
 from shadowft_jax.progress import aligned
@@ -46,14 +43,7 @@ class Sums(NamedTuple):
     return math.sqrt(self.dot[i, i] / self.square[i]) if self.square[i] else None
 
 
-class Row(NamedTuple):
-  """One tensor that all stages have."""
-
-  name: str  # short name
-  layer: int | None
-  module: str  # a key of names.MODULES
-  shape: tuple[int, ...]
-  sums: Sums
+Row = gap.Row[Sums]
 
 
 def sums(stages: Sequence[np.ndarray]) -> Sums:
@@ -90,26 +80,10 @@ def measure(stages: Sequence[ModelFolder]) -> tuple[list[Row], dict[str, str]]:
     raise InputError(
       f"{where} share no tensor with equal name and shape; a lineage needs stages of one model"
     )
-  tasks = [
-    (name, parts)
-    for name in shared
-    for parts in zip(*(gap.pieces(s.tensors[name]) for s in stages), strict=True)
-  ]
-  found: dict[str, list[Sums]] = {name: [] for name in shared}
+  shared = [n for n in shared if math.prod(stages[0].tensors[n].shape)]
   size = sum(math.prod(stages[0].tensors[n].shape) for n in shared)
-  with (
-    concurrent.futures.ThreadPoolExecutor(machine.cores()) as pool,
-    tqdm(total=size, unit="el", unit_scale=True, leave=False, disable=None) as bar,
-  ):
-    for (name, _), part in zip(tasks, pool.map(_measure, tasks), strict=True):
-      found[name].append(part)
-      bar.update(part.size)
-  rows = [
-    Row(n, names.layer_of(n), names.module_of(n), stages[0].tensors[n].shape, total(found[n]))
-    for n in shared
-    if found[n]
-  ]
-  return sorted(rows, key=lambda r: (r.layer is None, r.layer, r.name)), left_out
+  with tqdm(total=size, unit="el", unit_scale=True, leave=False, disable=None) as bar:
+    return gap.measured(stages, shared, _measure, total, bar.update), left_out
 
 
 def _comparable(stages):
@@ -122,9 +96,8 @@ def _comparable(stages):
   return [n for n in sorted(first.tensors) if n not in left_out], left_out
 
 
-def _measure(task):
+def _measure(name, parts):
   """The Sums of a piece of a tensor of all stages."""
-  name, parts = task
   out = total(sums(arrays) for arrays in zip(*map(gap.chunks, parts), strict=True))
   for tensor, value in zip(parts, out.absolute, strict=True):
     gap.check_finite(name, tensor, value)

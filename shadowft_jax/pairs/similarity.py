@@ -37,7 +37,9 @@ COLUMNS = (
 )
 
 
-def measure(base: ModelFolder, instruct: ModelFolder) -> tuple[list[gap.Row], dict[str, str]]:
+def measure(
+  base: ModelFolder, instruct: ModelFolder
+) -> tuple[list[gap.Row[gap.Sums]], dict[str, str]]:
   """Calls `gap.compare` with a progress bar if the output is a terminal."""
   names, _ = gap.comparable(base, instruct)
   size = sum(math.prod(base.tensors[n].shape) for n in names)
@@ -45,7 +47,7 @@ def measure(base: ModelFolder, instruct: ModelFolder) -> tuple[list[gap.Row], di
     return gap.compare(base, instruct, progress=bar.update)
 
 
-def table(rows: Sequence[gap.Row]) -> str:
+def table(rows: Sequence[gap.Row[gap.Sums]]) -> str:
   """A text table of the gap ratio by module type."""
   lines = [f"{'module':<16}{'tensors':>8}{'parameters':>18}  gap ratio  unchanged"]
   for module, part in {**gap.by_module(rows), "all": rows}.items():
@@ -56,7 +58,9 @@ def table(rows: Sequence[gap.Row]) -> str:
   return "\n".join(lines)
 
 
-def summary(rows: Sequence[gap.Row], left_out: Mapping[str, str], pair: str | None = None) -> str:
+def summary(
+  rows: Sequence[gap.Row[gap.Sums]], left_out: Mapping[str, str], pair: str | None = None
+) -> str:
   """The table, the tensors left out, the three readings, and the published value, if any."""
   lines = [table(rows), f"unchanged: |difference| < {gap.CLOSE:g}"]
   lines += gap.left_out_lines(left_out)
@@ -73,7 +77,7 @@ def summary(rows: Sequence[gap.Row], left_out: Mapping[str, str], pair: str | No
 def record(
   base: ModelFolder,
   instruct: ModelFolder,
-  rows: Sequence[gap.Row],
+  rows: Sequence[gap.Row[gap.Sums]],
   left_out: Mapping[str, str],
   found_by_check: Iterable[findings.Finding],
   pair: str | None = None,
@@ -113,7 +117,7 @@ def _header_sha256(path):
 
 
 def write(
-  out: pathlib.Path, rows: Sequence[gap.Row], report: Mapping[str, Any], title: str
+  out: pathlib.Path, rows: Sequence[gap.Row[gap.Sums]], report: Mapping[str, Any], title: str
 ) -> None:
   """Writes similarity.json, .csv and .png to the folder `out`; `summary` comes from `record`."""
   files.write_json(out / "similarity.json", report)
