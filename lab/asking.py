@@ -6,15 +6,20 @@ import os
 import pathlib
 from collections.abc import Callable, Sequence
 
-import jax.numpy as jnp
+from etils import epy
 import numpy as np
 
-from lab import measure, questions
-from shadowft_jax.data.tokenizer import load_tokenizer, stop_tokens
+from lab import questions
 from shadowft_jax.evaluation import statistics
-from shadowft_jax.generation.engine import Sampling
-from shadowft_jax.generation.local import LocalEngine
-from shadowft_jax.hf import weights
+
+with epy.lazy_imports():  # help, and Ctrl-C, are answered before these
+  import jax.numpy as jnp
+
+  from lab import measure
+  from shadowft_jax.data import tokenizer as tokenizers
+  from shadowft_jax.generation import engine as engines
+  from shadowft_jax.generation import local
+  from shadowft_jax.hf import weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,11 +58,12 @@ def read(path: pathlib.Path) -> list[Question]:
 
 def replies(folder: str | os.PathLike, test_set: Sequence[Question]) -> list[str]:
   """What a model replies to each question in its chat template, greedily."""
-  tokenizer = load_tokenizer(folder)
+  tokenizer = tokenizers.load_tokenizer(folder)
   model, params = weights.load_model(folder, dtype=jnp.float32)  # bfloat16 is slow on a CPU
-  engine = LocalEngine(model, params, tokenizer, stop_tokens(tokenizer, folder), batch_size=128)
+  stop = tokenizers.stop_tokens(tokenizer, folder)
+  engine = local.LocalEngine(model, params, tokenizer, stop, batch_size=128)
   chats = [[{"role": "user", "content": q.question}] for q in test_set]
-  completions = engine.complete(chats, Sampling(max_new=measure.MAX_NEW))
+  completions = engine.complete(chats, engines.Sampling(max_new=measure.MAX_NEW))
   return [samples[0].text for samples in completions]
 
 

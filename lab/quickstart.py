@@ -15,13 +15,16 @@ import time
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import jax
+from etils import epy
 
 from lab import asking, findings
 from lab.findings import ARMS, Model, TUNING, Tuning
 from shadowft_jax import command, files, machine, progress, train
 from shadowft_jax.presets import Config
 from shadowft_jax.runs import config_file
+
+with epy.lazy_imports():  # help, and Ctrl-C, are answered before it
+  import jax
 
 ROOT = pathlib.Path(__file__).parents[1]
 RATES = (3e-3, 1e-2)

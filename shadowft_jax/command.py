@@ -12,6 +12,7 @@ A command module has `Options`, `main(options)` and, where it is started, `run(m
 import dataclasses
 import itertools
 import re
+import signal
 import sys
 import textwrap
 import types
@@ -294,5 +295,6 @@ def execute(main: Callable[[T], None], options: type[T], argv: Sequence[str]) ->
 
 def _leave(code):
   """Ends the process, and the others of its run."""
+  signal.signal(signal.SIGINT, signal.SIG_DFL)  # JAX would end with a traceback
   hosts = sys.modules.get("shadowft_jax.hosts")  # without it, no other process has been joined
   (hosts.leave if hosts else sys.exit)(code)
