@@ -10,6 +10,7 @@ which layers those are.
 from collections.abc import Mapping, Sequence
 import functools
 import itertools
+import reprlib
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -57,7 +58,7 @@ def runs(kinds: Sequence[str]) -> tuple[Run, ...]:
       return tuple(Run(a, b, period) for a, b in itertools.pairwise((0, *ends)))
   raise InputError(
     f"config.json: the kinds of its {count} layers do not repeat a period of at most {LONGEST} "
-    f"layers that divides {count}: {', '.join(kinds)}"
+    f"layers that divides {count}; got {reprlib.repr(list(kinds))}"
   )
 
 
