@@ -138,3 +138,13 @@ def test_evaluate_scores_saved_answers_to_own_questions(tmp_path):
 def test_two_files_of_one_name_are_two_tasks(tmp_path):
   task, _ = read(tmp_path, {"question": "?", "answer": "1"})
   assert own.task(tmp_path / "mine.jsonl", known=["mine"]).name == "own_mine" != task.name
+
+
+def test_answers_that_only_end_with_the_reference_are_said(tmp_path):
+  task, examples = read(tmp_path, *({"question": f"{x}?", "answer": x} for x in "abcd"))
+  worked = ["So a", "it is B.", "c", "d or e"]
+  assert own.misread(task, examples, worked).startswith("2 of 4 answers end with the reference")
+  assert "--answer-after" in own.misread(task, examples, worked)
+  assert not own.misread(task, examples, ["a", "b", "e", "ad"])
+  task, examples = read(tmp_path, {"question": "a?", "answer": "a"}, after="So ")
+  assert not own.misread(task, examples, ["Well. So a"])

@@ -15,7 +15,7 @@ from shadowft_jax.evaluation.verdict import clear, points
 from shadowft_jax.progress import count
 from shadowft_jax.runs import curves, html
 from shadowft_jax.runs.grid import ARMS, shown
-from shadowft_jax.runs.html import Cell, Code, Page, Picture, Section, Table, Text
+from shadowft_jax.runs.html import Cell, Page, Picture, Section, Table, Text
 
 NAME = "compare.json"
 MARKS = {1: "good", 0: "", -1: "bad"}
@@ -54,9 +54,25 @@ def of_folder(directory: pathlib.Path, most: int = page.MOST) -> Page:
       Section("What the numbers show", [*_choices(record)]),
       Section("Every setting", [*_settings(record)]),
       Section("Answers", [*_answers(record, most)]),
-      Section("How it was made", [Code(json.dumps(record["settings"], indent=1))]),
+      Section("How it was made", [*_made(record["settings"])]),
     ],
   )
+
+
+def _made(settings: Record) -> Iterator[html.Part]:
+  """What the comparison depends on: options that are set, and digests of the questions."""
+  given = {k: v for k, v in settings.items() if k not in ("digests", "held")}
+  rows = [
+    [f"--{name.replace('_', '-')}", json.dumps(value).strip('[]"') if value is not True else "set"]
+    for name, value in given.items()
+    if value not in (None, "", False, [])
+  ]
+  yield Table("Options", ["flag", "value"], rows, is_words=True)
+  rows = [[name, digest] for name, digest in settings.get("digests", {}).items()]
+  yield Table("Digests of the questions", ["task", "sha256, cut"], rows, is_words=True)
+  if held := settings.get("held"):
+    rows = [[name] for name in held]
+    yield Table("Development questions, by id", ["id"], rows, is_folded=True, is_words=True)
 
 
 def _choices(record) -> Iterator[html.Part]:

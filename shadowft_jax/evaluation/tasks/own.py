@@ -11,6 +11,7 @@ import functools
 import hashlib
 import pathlib
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ QUESTIONS = ("question", "prompt", "instruction", "query", "problem", "messages"
 REFERENCES = ("answer", "reference", "target", "output", "response", "completion", "solution")
 GROUPS = ("group", "category", "subject", "skill")
 MAX_NEW_TOKENS = 512
+MISREAD = 0.1  # of the answers; more that end with their reference and are wrong are said
 
 
 def task(path: pathlib.Path, how: str = "auto", after: str = "", known: Sequence[str] = ()) -> Task:
@@ -59,6 +61,31 @@ def how_graded(one: Task) -> str:
   """How the answers to a task of `task` are graded: "exact", "number" or "contains"."""
   assert isinstance(one.grade, functools.partial)
   return str(one.grade.args[0])
+
+
+def misread(one: Task, examples: Sequence[Example], answers: Sequence[str]) -> str:
+  """A warning if many wrong answers end with their reference, which "exact" does not accept.
+
+  Args:
+    one: a task; only those of `task` are looked at.
+    examples: its questions.
+    answers: one to each of them.
+  """
+  if not isinstance(one.grade, functools.partial) or how_graded(one) != "exact":
+    return ""
+  ends = [
+    text
+    for example, text in zip(examples, answers, strict=True)
+    if not one.grade(text, example.gold).correct
+    and any(_words(text).endswith(f" {_words(gold)}") for gold in example.gold)
+  ]
+  if len(ends) < MISREAD * len(answers):
+    return ""
+  return (
+    f"{len(ends)} of {len(answers)} answers end with the reference but have more before it, and "
+    f"count as wrong: {reprlib.repr(ends[0])}; pass --answer-after with the text that comes before "
+    "the answer, or --grading=contains"
+  )
 
 
 def digest(examples: Sequence[Example]) -> str:
