@@ -177,7 +177,9 @@ def test_a_search_ends_with_the_fastest_that_fits():
   assert best.fits
   others = [search.make(c, LLAMA, "a100-80gb:4") for c in search.candidates(config, 4)]
   assert any(not other.fits for other in others)
-  assert best.seconds_a_row == min(o.seconds_a_row for o in others if o.fits)
+  safe = [o for o in others if o.total <= search.CAUTIOUS * o.capacity]
+  assert best.seconds_a_row == min(o.seconds_a_row for o in safe)
+  assert min(o.seconds_a_row for o in others if o.fits) < best.seconds_a_row  # but without a margin
   again = {f.removeprefix("--config.").split("=")[0] for f in search.flags_of(best)}
   assert again == set(search.FIELDS)
 
@@ -237,7 +239,7 @@ def test_the_command_estimates_and_says_so(tmp_path):
 @pytest.mark.parametrize(
   "args, message",
   [
-    (("--topology", "b300:8"), "expected one of:\n  a100-80gb\n"),
+    (("--topology", "b300:8"), "expected one of:\n  a10\n"),
     (("--topology", "a100-80gb:8"), "error: no model is given; set --model=FILE"),
     (("--topology", "a100-80gb:8", "--config.remat=half", "--model", "x"), "config.remat is one"),
     (

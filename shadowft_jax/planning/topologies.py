@@ -14,16 +14,16 @@ with epy.lazy_imports():  # not needed to check a name
   from jax.experimental import topologies
 
 GIB = 2**30
-# The compiler's description of a GPU.  Limits of the A100: NVIDIA's CUDA programming guide,
-# compute capabilities 8.0 and 9.0.
+# The compiler's description of a GPU.  Limits: NVIDIA's CUDA programming guide, "Compute
+# Capabilities".
 GPU_TARGET = """gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
-  shared_memory_per_core: {core_shared} threads_per_core_limit: 2048 core_count: {cores}
+  shared_memory_per_core: {core_shared} threads_per_core_limit: {threads} core_count: {cores}
   fpus_per_core: {fpus} block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
   block_dim_limit_z: 65535 memory_bandwidth: {bandwidth} l2_cache_size: {l2}
   clock_rate_ghz: {clock} device_memory_size: {memory}
   shared_memory_per_block_optin: {block_shared}
-  cuda_compute_capability {{ major: {major} minor: 0 }}
+  cuda_compute_capability {{ major: {major} minor: {minor} }}
   registers_per_core_limit: 65536 registers_per_block_limit: 65536
 }}
 platform_name: "CUDA"
@@ -31,12 +31,15 @@ dnn_version_info {{ major: 9 minor: 28 }}
 runtime_version {{ major: 13 minor: 0 patch: 0 }}
 device_description_str: "{kind}"
 """
-AMPERE = dict(
-  core_shared=167936, cores=108, fpus=64, l2=41943040, clock=1.41, block_shared=166912, major=8
-)
-HOPPER = dict(
-  core_shared=233472, cores=132, fpus=128, l2=52428800, clock=1.98, block_shared=232448, major=9
-)
+MIB = 2**20
+# A multiprocessor: what one of a compute capability has and may hold.
+TURING = dict(core_shared=65536, block_shared=65536, threads=1024, fpus=64, major=7, minor=5)
+AMPERE = dict(core_shared=167936, block_shared=166912, threads=2048, fpus=64, major=8, minor=0)
+GA102 = dict(core_shared=102400, block_shared=101376, threads=1536, fpus=128, major=8, minor=6)
+ADA = {**GA102, "minor": 9}
+HOPPER = dict(core_shared=233472, block_shared=232448, threads=2048, fpus=128, major=9, minor=0)
+BLACKWELL = {**HOPPER, "major": 10}
+GB202 = {**GA102, "major": 12, "minor": 0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +52,8 @@ class Accelerator:
     memory: bytes of device memory.
     flops: dense bfloat16 FLOPs per second.
     bandwidth: device memory bandwidth in bytes per second.
-    link: bytes per second to the other devices of a host (NVLink) or slice (ICI), the sum of both
-      directions.
+    link: bytes per second to the other devices of a host (NVLink or PCIe) or slice (ICI), the sum
+      of both directions.
     target: the other fields of `GPU_TARGET`; empty for a TPU.
   """
 
@@ -70,16 +73,86 @@ class Accelerator:
     )
 
 
-def _gpu(kind, memory, flops, bandwidth, link, target):
-  return Accelerator(kind, "cuda", memory, flops, bandwidth, link, tuple(target.items()))
+def _gpu(kind, memory, flops, bandwidth, link, multiprocessor, *, cores, l2, clock):
+  target = {**multiprocessor, "cores": cores, "l2": l2 * MIB, "clock": clock}
+  return Accelerator(kind, "cuda", int(memory), flops, bandwidth, link, tuple(target.items()))
 
 
-# Sources: NVIDIA's data sheets of the A100 80 GB SXM, H100 SXM and H200 SXM (memory in bytes as
-# the driver says); Google's pages "TPU v5e", "TPU v5p" and "TPU v6e" of its documentation.
+PCIE3, PCIE4, PCIE5 = 32e9, 64e9, 128e9  # of 16 lanes
+# Sources: NVIDIA's data sheets of the A100, H100, H200 and B200 (SXM), and of the A10, L4, L40S and
+# T4; its white papers of the GA102, Ada and Blackwell for the RTX cards (bfloat16, dense,
+# with float32 sums); memory as the driver says, rounded down; Google's pages on TPU v4 to v6e.
 KNOWN = {
-  "a100-80gb": _gpu("NVIDIA A100-SXM4-80GB", 84929347584, 312e12, 2.039e12, 600e9, AMPERE),
-  "h100-80gb": _gpu("NVIDIA H100 80GB HBM3", 84929347584, 989.4e12, 3.35232e12, 900e9, HOPPER),
-  "h200": _gpu("NVIDIA H200", 150754820096, 989.4e12, 4.8e12, 900e9, HOPPER),
+  "a100-80gb": _gpu(
+    "NVIDIA A100-SXM4-80GB",
+    84929347584,
+    312e12,
+    2.039e12,
+    600e9,
+    AMPERE,
+    cores=108,
+    l2=40,
+    clock=1.41,
+  ),
+  "a100-40gb": _gpu(
+    "NVIDIA A100-SXM4-40GB",
+    39.3 * GIB,
+    312e12,
+    1.555e12,
+    600e9,
+    AMPERE,
+    cores=108,
+    l2=40,
+    clock=1.41,
+  ),
+  "h100-80gb": _gpu(
+    "NVIDIA H100 80GB HBM3",
+    84929347584,
+    989.4e12,
+    3.35232e12,
+    900e9,
+    HOPPER,
+    cores=132,
+    l2=50,
+    clock=1.98,
+  ),
+  "h200": _gpu(
+    "NVIDIA H200", 150754820096, 989.4e12, 4.8e12, 900e9, HOPPER, cores=132, l2=50, clock=1.98
+  ),
+  "b200": _gpu(
+    "NVIDIA B200", 178 * GIB, 2250e12, 7.7e12, 1800e9, BLACKWELL, cores=148, l2=126, clock=1.965
+  ),
+  "a10": _gpu("NVIDIA A10", 21.9 * GIB, 125e12, 600e9, PCIE4, GA102, cores=72, l2=6, clock=1.695),
+  "l4": _gpu("NVIDIA L4", 21.9 * GIB, 121e12, 300e9, PCIE4, ADA, cores=58, l2=48, clock=2.04),
+  "l40s": _gpu("NVIDIA L40S", 44.3 * GIB, 362e12, 864e9, PCIE4, ADA, cores=142, l2=96, clock=2.52),
+  # Without bfloat16 in its tensor cores: the FLOPs are those of float32.
+  "t4": _gpu("Tesla T4", 14.5 * GIB, 8.1e12, 320e9, PCIE3, TURING, cores=40, l2=4, clock=1.59),
+  "rtx3090": _gpu(
+    "NVIDIA GeForce RTX 3090", 23.6 * GIB, 71e12, 936e9, PCIE4, GA102, cores=82, l2=6, clock=1.695
+  ),
+  "rtx4090": _gpu(
+    "NVIDIA GeForce RTX 4090",
+    23.5 * GIB,
+    165.2e12,
+    1.008e12,
+    PCIE4,
+    ADA,
+    cores=128,
+    l2=72,
+    clock=2.52,
+  ),
+  "rtx5090": _gpu(
+    "NVIDIA GeForce RTX 5090",
+    31.3 * GIB,
+    209.5e12,
+    1.792e12,
+    PCIE5,
+    GB202,
+    cores=170,
+    l2=96,
+    clock=2.407,
+  ),
+  "v4": Accelerator("TPU v4", "tpu", 32 * GIB, 275e12, 1.2e12, 600e9),
   "v5e": Accelerator("TPU v5 lite", "tpu", 16 * GIB, 197e12, 0.819e12, 400e9),
   "v5p": Accelerator("TPU v5", "tpu", 95 * GIB, 459e12, 2.765e12, 1200e9),
   "v6e": Accelerator("TPU v6 lite", "tpu", 32 * GIB, 918e12, 1.64e12, 800e9),

@@ -35,6 +35,13 @@ def test_llama_8b_by_lora_needs_six_gib_a_gpu():
   assert plan.total == pytest.approx(sum(estimate.memory(plan.run).values()), rel=0.2)
 
 
+@pytest.mark.parametrize("name", sorted(topologies.KNOWN))
+def test_every_accelerator_has_a_compiler_that_takes_it(name):
+  is_cube = name in ("v4", "v5p")
+  shape = "1" if topologies.KNOWN[name].platform == "cuda" else "2x2x1" if is_cube else "2x2"
+  assert planned("llama-3.2-1b", "lora", f"{name}:{shape}", rows=4).fits
+
+
 def test_qwen_32b_by_full_tuning_fits_eight_a100():
   """In float32 throughout; in bfloat16, gradients and first moment save 15 GiB more."""
   plan = planned("qwen2.5-32b", "full", "a100-80gb:8")
