@@ -35,7 +35,12 @@ def tokens(shape, seed=0):
 
 @pytest.mark.parametrize(
   "name, backend",
-  [*((name, "xla") for name in pico.CONFIGS), ("gemma2", "chunked"), ("gemma3", "chunked")],
+  [
+    *((name, "xla") for name in pico.CONFIGS),
+    ("gemma2", "chunked"),
+    ("gemma3", "chunked"),
+    ("gemma4", "chunked"),
+  ],
 )
 def test_logits_and_gradients_agree_with_transformers(name, backend):
   hf, model, params = both(name)

@@ -85,6 +85,7 @@ def _full_heads(hf, kinds):
     if hf["attention_k_eq_v"] and hf.get("num_global_key_value_heads"):
       own["num_key_value_heads"] = hf["num_global_key_value_heads"]
   else:
+    by_layer = {n.lstrip("0") or "0": x for n, x in by_layer.items()}  # "05"
     own = by_layer.get(str(kinds.index(ATTENTION)), {})
     want = {str(i): own for i, kind in enumerate(kinds) if kind == ATTENTION and own}
     if by_layer != want or not isinstance(own, dict) or not own.keys() <= heads.keys():
