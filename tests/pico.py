@@ -237,7 +237,7 @@ VISION = {
   },
   "gemma4_vision": {
     "model_type": "gemma4",
-    "text_config": {k: v for k, v in GEMMA4.items() if k != "model_type"},
+    "text_config": {**{k: v for k, v in GEMMA4.items() if k != "model_type"}, "pad_token_id": 0},
     "vision_config": {
       "hidden_size": 16,
       "intermediate_size": 32,
@@ -254,7 +254,7 @@ VISION = {
   },
   "gemma4_unified_vision": {
     "model_type": "gemma4_unified",
-    "text_config": {k: v for k, v in GEMMA4.items() if k != "model_type"},
+    "text_config": {**{k: v for k, v in GEMMA4.items() if k != "model_type"}, "pad_token_id": 0},
     "vision_config": {"patch_size": 4, "mm_embed_dim": 32, "mm_posemb_size": 8},
     "audio_config": {"audio_embed_dim": 16},
     "image_token_id": 263,

@@ -522,7 +522,7 @@ def test_a_text_model_knows_no_towers(vision_pair, tmp_path):
 def test_a_gemma_4_with_its_towers_is_trained_grafted_and_served(name, kind, tmp_path):
   pair = runs.make_pair(tmp_path, name)
   match = {"lora": "projections", "full": "all"}[kind]
-  fields = {"delta.kind": kind, "delta.match": match, "graft.match": match}
+  fields = {"delta.kind": kind, "delta.match": match, "graft.match": match, "lr": 3e-3}
   records = train.train(runs.config_of(pair, epochs=1, **fields), tmp_path / "run")
   losses = [r["loss"] for r in records if "loss" in r]
   assert losses[-1] < losses[0]
