@@ -43,7 +43,7 @@ def zeros(key: jax.Array, params: Params, config: Any) -> Delta:
   leaves = {
     n: jnp.zeros(w.shape, jnp.float32)
     for n, w in tree.names(params).items()
-    if scope.has(config.match, n)
+    if scope.has(config.match, n) and not scope.is_frozen(n)
   }
   if not leaves:
     raise InputError(

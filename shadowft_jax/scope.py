@@ -45,6 +45,11 @@ SCOPES = {"projections": rf"layers/.*/({'|'.join(DEFAULT)})/", "all": r""}
 RUN = re.compile(r"(?<=layers/)\d+(-\d+)?of\d+/")  # in a leaf's name, see hf/leaves.py
 
 
+def is_frozen(leaf: str) -> bool:
+  """Whether a leaf is never trained: Gemma 4's factor of a layer, in transformers a buffer."""
+  return leaf.endswith("/layer_scalar")
+
+
 def pattern(match: str) -> str:
   """The regex on leaf names for `match`, which is a name in SCOPES or a regex itself."""
   return SCOPES.get(match, match)

@@ -59,6 +59,17 @@ GEMMA3 = {
   "num_hidden_layers": 3,
   "sliding_window_pattern": 2,
 }
+GEMMA4 = {
+  **GEMMA,
+  "model_type": "gemma4_text",
+  "num_hidden_layers": 6,
+  "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
+  "global_head_dim": 32,
+  "num_global_key_value_heads": 1,
+  "attention_k_eq_v": True,
+  "hidden_size_per_layer_input": 0,
+  "final_logit_softcapping": 3.0,
+}
 YARN = {
   "rope_type": "yarn",
   "factor": 8.0,
@@ -165,6 +176,14 @@ CONFIGS = {
   },
   "gemma3": GEMMA3,
   "gemma3_untied": {**GEMMA3, "tie_word_embeddings": False, "rope_scaling": None},
+  "gemma4": GEMMA4,
+  "gemma4_unified": {
+    **GEMMA4,
+    "model_type": "gemma4_unified_text",
+    "attention_k_eq_v": False,
+    "attention_bias": True,
+    "tie_word_embeddings": False,
+  },
   "mistral": {**SIZES, "model_type": "mistral", "sliding_window": 8},
   "mistral_nemo": {**SIZES, "model_type": "mistral", "sliding_window": None, "rope_theta": 1e6},
   "olmo2": {**SIZES, "model_type": "olmo2", "rope_theta": 5e5, "pad_token_id": None, "head_dim": 8},
@@ -216,6 +235,32 @@ VISION = {
     "boi_token_index": 262,
     "eoi_token_index": 261,
   },
+  "gemma4_vision": {
+    "model_type": "gemma4",
+    "text_config": {**{k: v for k, v in GEMMA4.items() if k != "model_type"}, "pad_token_id": 0},
+    "vision_config": {
+      "hidden_size": 16,
+      "intermediate_size": 32,
+      "num_hidden_layers": 1,
+      "num_attention_heads": 2,
+      "num_key_value_heads": 2,
+      "head_dim": 8,
+      "position_embedding_size": 16,
+    },
+    "audio_config": None,
+    "image_token_id": 263,
+    "video_token_id": 262,
+    "audio_token_id": 261,
+  },
+  "gemma4_unified_vision": {
+    "model_type": "gemma4_unified",
+    "text_config": {**{k: v for k, v in GEMMA4.items() if k != "model_type"}, "pad_token_id": 0},
+    "vision_config": {"patch_size": 4, "mm_embed_dim": 32, "mm_posemb_size": 8},
+    "audio_config": {"audio_embed_dim": 16},
+    "image_token_id": 263,
+    "video_token_id": 262,
+    "audio_token_id": 261,
+  },
   "qwen3_5_vision": {
     "model_type": "qwen3_5",
     "text_config": {**QWEN35, "num_hidden_layers": 4},
@@ -252,16 +297,26 @@ def hf_model(name, seed=0):
   model = getattr(transformers, f"AutoModelFor{kind}").from_config(config).eval()
   random = torch.Generator().manual_seed(seed)
   with torch.no_grad():
-    for parameter_name, w in model.named_parameters():
+    for parameter_name, w in parameters(model).items():
       if w.ndim > 1:
         w.copy_(0.2 * torch.randn(w.shape, generator=random))
         continue
       # 0.1 to 0.6 to either side of what it would be if it did nothing.
       away = 0.1 + 0.5 * torch.rand(w.shape, generator=random)
       sign = 2 * torch.randint(2, w.shape, generator=random) - 1
-      is_scale = parameter_name.endswith("norm.weight") and "gemma" not in config.model_type
+      is_scale = parameter_name.endswith(("norm.weight", "layer_scalar")) and (
+        "gemma" not in config.model_type or "gemma4" in config.model_type
+      )
       w.copy_(away * sign + is_scale)
+  for name, w in model.named_buffers():
+    w.requires_grad_(name.endswith("layer_scalar"))
   return model
+
+
+def parameters(model):
+  """{name: torch tensor} of the weights in a folder: Gemma 4 has factors that are buffers."""
+  scalars = {n: w for n, w in model.named_buffers() if n.endswith("layer_scalar")}
+  return {**dict(model.named_parameters()), **scalars}
 
 
 def random_like(shapes, scale, seed=0):

@@ -199,6 +199,42 @@ def _qwen35(hidden, layers, heads, kv, mlp, linear_values, *, tied):
   return _pair(dict(model_type="qwen3_5", tie_word_embeddings=tied, text_config=text), {}, {})
 
 
+def _gemma4(model_type, hidden, layers, heads, kv, full_kv, mlp, **towers):
+  text = dict(
+    model_type=f"{model_type}_text",
+    vocab_size=262144,
+    hidden_size=hidden,
+    num_hidden_layers=layers,
+    num_attention_heads=heads,
+    num_key_value_heads=kv,
+    num_global_key_value_heads=full_kv,
+    intermediate_size=mlp,
+    head_dim=256,
+    global_head_dim=512,
+    attention_k_eq_v=True,
+    attention_bias=False,
+    hidden_size_per_layer_input=0,
+    num_kv_shared_layers=0,
+    enable_moe_block=False,
+    use_bidirectional_attention="vision",
+    rms_norm_eps=1e-6,
+    rope_parameters=dict(
+      full_attention=dict(
+        rope_type="proportional", partial_rotary_factor=0.25, rope_theta=1_000_000.0
+      ),
+      sliding_attention=dict(rope_type="default", rope_theta=10_000.0),
+    ),
+    sliding_window=1024,
+    layer_types=(["sliding_attention"] * 5 + ["full_attention"]) * (layers // 6),
+    final_logit_softcapping=30.0,
+    max_position_embeddings=262144,
+    hidden_activation="gelu_pytorch_tanh",
+    tie_word_embeddings=True,
+  )
+  both = dict(model_type=model_type, tie_word_embeddings=True, text_config=text, **towers)
+  return _pair(both, {}, {})
+
+
 def _gemma3(hidden, layers, mlp, **heads):
   """The text_config on the Hub leaves to the class whatever is its default."""
   both = dict(
@@ -357,6 +393,25 @@ CONFIGS = {
   "gemma-2-9b": _gemma2(3584, 42, 16, 8, 14336),
   "qwen3.5-0.8b": _qwen35(1024, 24, 8, 2, 3584, 16, tied=True),
   "qwen3.5-9b": _qwen35(4096, 32, 16, 4, 12288, 32, tied=False),
+  "gemma-4-31b": _gemma4(
+    *("gemma4", 5376, 60, 32, 16, 4, 21504),
+    vision_config=dict(
+      model_type="gemma4_vision",
+      hidden_size=1152,
+      intermediate_size=4304,
+      num_hidden_layers=27,
+      num_attention_heads=16,
+      num_key_value_heads=16,
+      head_dim=72,
+      standardize=True,
+    ),
+    audio_config=None,
+  ),
+  "gemma-4-12b": _gemma4(
+    *("gemma4_unified", 3840, 48, 16, 8, 1, 15360),
+    vision_config=dict(model_type="gemma4_unified_vision", mm_embed_dim=3840),
+    audio_config=dict(model_type="gemma4_unified_audio", audio_embed_dim=640),
+  ),
   "gemma-3-4b": _gemma3(2560, 34, 10240),
   "gemma-3-12b": _gemma3(3840, 48, 15360, num_attention_heads=16, num_key_value_heads=8),
   "gemma-3-27b": _gemma3(
@@ -517,7 +572,8 @@ CONFIGS["mistral-nemo-12b"] = _mistral(14336, theta=1e6)
 CONFIGS["mistral-small-24b"] = _mistral(32768, theta=1e8)
 
 # Parameters of the Instruct, vision included, tied tables counted once: as its page on the Hub
-# counts them; of Gemma 3 as keras-hub's presets do (12B without the last 64 rows of its table).
+# counts them; of Gemma 3 as keras-hub's presets do (12B without the last 64 rows of its table), and
+# of Gemma 4 without the two buffers of the vision tower.
 PARAMETERS = {
   "llama-3.2-1b": 1_235_814_400,
   "llama-3.2-3b": 3_212_749_824,
@@ -539,6 +595,7 @@ PARAMETERS = {
   "falcon3-10b": 10_305_653_760,
   "gemma-2-2b": 2_614_341_888,
   "gemma-2-9b": 9_241_705_984,
+  "gemma-4-31b": 31_273_088_876 - 2 * 1152,
   "gemma-3-1b": 999_885_952,
   "gemma-3-4b": 4_300_079_472,
   "gemma-3-12b": 12_187_079_280 + 64 * 3840,
@@ -587,7 +644,7 @@ def on_meta(hf):
   fields = dict(hf)
   with torch.device("meta"):
     model = auto.from_config(AutoConfig.for_model(fields.pop("model_type"), **fields))
-  return {n: tuple(p.shape) for n, p in pico.per_expert(dict(model.named_parameters())).items()}
+  return {n: tuple(p.shape) for n, p in pico.per_expert(pico.parameters(model)).items()}
 
 
 @functools.cache

@@ -29,6 +29,12 @@ GEMMA = """{{ bos_token }}{% set ns = namespace(system='') %}{% for m in message
 + m.content | trim + '<end_of_turn>\\n' }}{% set ns.system = '' %}{% endif %}{% endfor %}
 {%- if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"""
 
+# A turn that is asked for begins with an empty thought, those of the conversation do not.
+GEMMA4 = """{{ bos_token }}{% for m in messages %}
+{{- '<|turn>' + ('model' if m.role == 'assistant' else m.role) + '\\n' }}
+{{- m.content.split('<channel|>')[-1] | trim + '<turn|>\\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|turn>model\\n<|channel>thought\\n<channel|>' }}{% endif %}"""
+
 QWEN3 = """{% for m in messages %}{% set content = m.content.split('</think>')[-1].lstrip('\\n') %}
 {%- set thoughts = m.content.split('</think>')[0].replace('<think>', '').strip('\\n')
 if '</think>' in m.content else '' %}{{ '<|im_start|>' + m.role + '\\n' }}
@@ -69,6 +75,7 @@ SPECIAL = [
   "<|eot_id|>",
   "<start_of_turn>",
   "<end_of_turn>",
+  *("<|turn>", "<turn|>", "<|channel>", "<channel|>"),
   "<|system|>",
   "<|user|>",
   "<|assistant|>",
@@ -350,6 +357,7 @@ STOPS = {
   "chatml": (CHATML, ["<|im_end|>"]),
   "llama3": (LLAMA3, ["<|eos|>", "<|eot_id|>"]),
   "gemma": (GEMMA, ["<|eos|>", "<end_of_turn>"]),
+  "gemma4": (GEMMA4, ["<|eos|>", "<turn|>"]),
   "qwen3": (QWEN3, ["<|im_end|>"]),
   "deepseek": (DEEPSEEK, ["<|eos|>"]),
   "phi": (PHI, ["<|eos|>", "<|end|>"]),

@@ -132,7 +132,9 @@ def batches(data, rows, length, per_row):
   return packing.microbatches(packing.Step(every, rows), data, rows=per_row, row_length=length)
 
 
-@pytest.mark.parametrize("name", [pytest.param("qwen3_5", marks=pytest.mark.slow), "qwen3_5_tied"])
+@pytest.mark.parametrize(
+  "name", [pytest.param("qwen3_5", marks=pytest.mark.slow), "qwen3_5_tied", "gemma4"]
+)
 def test_loss_and_gradients_of_packed_rows_are_those_of_the_examples(name):
   model, params, data = model_and_examples(name)
   method = step.Loss(model, objectives.sft, 1.0, 64)

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from shadowft_jax.hf import adapters, arrays
 from shadowft_jax.hf.folder import open_model
 from shadowft_jax.pairs import findings
 from shadowft_jax.hf import deltas
-from shadowft_jax import delta, models, sharding, train, tree
+from shadowft_jax import delta, graft, models, sharding, train, tree
 from shadowft_jax.generation import decode, steps
 from shadowft_jax.hf import leaves, names, safetensors, weights
 from shadowft_jax.learning import loss, objectives, step
@@ -29,7 +30,10 @@ from tests import pico, runs
 
 TOKENS = np.random.default_rng(0).integers(0, 96, (2, 24))
 MODEL = "model.safetensors"
-FAMILIES = ("gemma2", "gemma3", "mistral", "olmo2", "olmo3_yarn", "smollm3", "glm4", "qwen3_5_tied")
+FAMILIES = (
+  *("gemma2", "gemma3", "gemma4", "gemma4_unified", "mistral", "olmo2", "olmo3_yarn", "smollm3"),
+  *("glm4", "qwen3_5_tied"),
+)
 
 
 def torch_logits(folder, adapter=None):
@@ -65,6 +69,8 @@ PARTIAL = {
   "olmo2": SIZES,
   "smollm3": SIZES,
   "glm4": SIZES,
+  "gemma4_text": {"hidden_size_per_layer_input": 0},
+  "gemma4_unified_text": {},
   "olmo3": {**SIZES, "rope_theta": 500_000, "rope_scaling": pico.YARN},
   "gemma3_text": {},
   # All that the Hub's gemma-3-4b-it has, with other numbers.
@@ -88,7 +94,13 @@ def test_missing_config_fields_have_the_defaults_of_transformers(kind):
   assert models.FAMILIES[kind]({"model_type": kind, **PARTIAL[kind]}) == models.FAMILIES[kind](full)
   text = full.get("text_config", full)
   # Gemma 3 lacks nothing that it needs; but 26 layers would not fit the 7 of layer_types.
-  needed = {"gemma3_text": (), "gemma3": ("num_hidden_layers",)}.get(kind, tuple(SIZES))
+  needed = {
+    "gemma3_text": (),
+    "gemma3": ("num_hidden_layers",),
+    # Layers by their number, and what is refused where it is not 0.
+    "gemma4_text": ("num_hidden_layers", "hidden_size_per_layer_input"),
+    "gemma4_unified_text": ("num_hidden_layers",),
+  }.get(kind, tuple(SIZES))
   for field in text.keys() - {"model_type", *needed}:
     part = {k: v for k, v in text.items() if k != field}
     part = {**full, "text_config": part} if text is not full else part
@@ -103,6 +115,26 @@ def test_missing_config_fields_have_the_defaults_of_transformers(kind):
     ("gemma3_text", dict(use_bidirectional_attention=True), "use_bidirectional_attention is True"),
     ("gemma3_text", dict(attn_logit_softcapping=50.0), "attn_logit_softcapping is 50.0"),
     ("gemma3_text", dict(final_logit_softcapping=30.0), "final_logit_softcapping is 30.0"),
+    ("gemma4_text", dict(), "hidden_size_per_layer_input is 256; only 0 is supported"),
+    ("gemma4_unified_text", dict(num_kv_shared_layers=2), "num_kv_shared_layers is 2; only 0 is"),
+    ("gemma4_unified_text", dict(enable_moe_block=True), "enable_moe_block is True; only False is"),
+    ("gemma4_unified_text", dict(use_bidirectional_attention="all"), "attention is 'all'; only"),
+    ("gemma4_unified_text", dict(global_head_dim=31), "head_dim is 31; the rope needs an even"),
+    (
+      "gemma4_unified_text",
+      dict(attention_k_eq_v=True, num_global_key_value_heads=3),
+      "num_attention_heads 8 is not a multiple of num_key_value_heads 3",
+    ),
+    (
+      "gemma4_unified_text",
+      dict(per_layer_config={"5": {"sliding_window": 3}}),
+      "per_layer_config must have the same head_dim and num_key_value_heads for every layer with",
+    ),
+    (
+      "gemma4_unified_text",
+      dict(rope_parameters=dict(full_attention=dict(partial_rotary_factor=0.25))),
+      "partial_rotary_factor is 0.25; only 1 is",
+    ),
     ("gemma2", dict(sliding_window=None), "sliding_window must be a number of tokens; got None"),
     ("gemma2", dict(layer_types=["full_attention"]), "for each of 6 layers; got"),
     ("gemma2", dict(layer_types=["chunked_attention"] * 6), "got .'chunked_attention'"),
@@ -166,6 +198,9 @@ def test_windows_and_ropes_are_known_before_anything_runs():
   read = lambda name: models.from_config(pico.CONFIGS[name]).cfg
   assert read("gemma2").windows == (6, None, 6)
   assert read("gemma3").windows == (6, None, 6)
+  assert read("gemma4").windows == (6, 6, None) * 2
+  assert read("gemma4").of("full_attention").head_dim == 32
+  assert read("gemma4").of("sliding_attention").head_dim == 16
   assert read("olmo3").windows == (8, 8, 8, None, 8)
   assert read("mistral").windows == (8, 8)
   assert [r == layers.NO_ROPE for r in read("smollm3").ropes] == [False, True, False]
@@ -200,14 +235,16 @@ def test_a_window_counts_the_query_itself():
 def both(name, dtype=torch.float32):
   hf = pico.hf_model(name)
   model = models.from_config(hf.config.to_dict(), dtype=jnp.float32, combine=delta.combine)
-  named = pico.per_expert({n: p.detach().numpy() for n, p in hf.named_parameters()})
+  named = pico.per_expert({n: p.detach().numpy() for n, p in pico.parameters(hf).items()})
   return hf, model, pico.load(named.__getitem__, models.abstract_params(model))
 
 
 # Over 21 models and three seeds: at most 0.019 from float32, and 1.16 times transformers' error.
 BF16, BESIDE_THEIRS = 0.025, 1.25
-# A state carries rounding along; over three seeds transformers is 0.144 and 0.044 away.
-RECURRENT_BF16 = {"qwen3_5": 0.14, "qwen3_5_tied": 0.044}
+# A state carries rounding along; over three seeds transformers is 0.144 and 0.044 away.  Nothing
+# divides Gemma 4's attention logits, which are large in a random model: transformers is 0.156 and
+# 0.026 away.
+FAR_BF16 = {"qwen3_5": 0.14, "qwen3_5_tied": 0.044, "gemma4": 0.14, "gemma4_unified": 0.03}
 
 
 # For experts see test_moe.py: rounding swaps two of them for a token that scores both alike.
@@ -226,11 +263,13 @@ def test_bfloat16_is_as_near_to_float32_as_that_of_transformers(name):
   )
   assert ours.dtype == jnp.bfloat16
   error = lambda x: np.linalg.norm(np.asarray(x, np.float32) - want) / np.linalg.norm(want)
-  assert 0 < error(ours) <= RECURRENT_BF16.get(name, BF16)
+  assert 0 < error(ours) <= FAR_BF16.get(name, BF16)
   assert error(ours) <= BESIDE_THEIRS * error(theirs)
 
 
-@pytest.mark.parametrize("name", ["gemma2", "gemma3", "mistral", "olmo3_yarn", "smollm3", "glm4"])
+@pytest.mark.parametrize(
+  "name", ["gemma2", "gemma3", "gemma4", "mistral", "olmo3_yarn", "smollm3", "glm4"]
+)
 def test_a_cache_filled_token_by_token_gives_the_logits_of_the_whole_text(name):
   hf, model, params = both(name)
   with torch.no_grad():
@@ -337,7 +376,7 @@ def test_the_loss_of_training_is_that_of_transformers(name):
   assert float(sums["loss"] / sums["count"]) == pytest.approx(want, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["gemma3", "olmo3_yarn", "glm4"])
+@pytest.mark.parametrize("name", ["gemma3", "gemma4_unified", "olmo3_yarn", "glm4"])
 def test_the_mesh_changes_no_logit(name, tmp_path):
   path = pico.save(pico.hf_model(name), tmp_path / name)
   mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
@@ -475,6 +514,73 @@ def test_a_text_model_knows_no_towers(vision_pair, tmp_path):
   save_file({**tensors, "vision_tower.weight": np.zeros((2, 2), np.float32)}, path / MODEL)
   with pytest.raises(InputError, match="vision_tower.weight: not part of the model"):
     weights.load_model(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gemma4_vision", "gemma4_unified_vision"])
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_a_gemma_4_with_its_towers_is_trained_grafted_and_served(name, kind, tmp_path):
+  pair = runs.make_pair(tmp_path, name)
+  match = {"lora": "projections", "full": "all"}[kind]
+  fields = {"delta.kind": kind, "delta.match": match, "graft.match": match, "lr": 3e-3}
+  records = train.train(runs.config_of(pair, epochs=2, **fields), tmp_path / "run")
+  losses = [r["loss"] for r in records if "loss" in r]
+  assert sum(losses[5:]) < sum(losses[:5])  # the same examples twice
+  shadow, trained = tmp_path / "run" / "shadow", tmp_path / "run" / "delta"
+  before, after = (load_file(p / MODEL) for p in (pair / "instruct", shadow))
+  changed = {n for n in before if not np.array_equal(before[n], after[n])}
+  towers = re.compile("vision|audio")
+  assert any(map(towers.search, before)) and list(before) == list(after)
+  ours = {n for n in before if ".language_model." in n and not n.endswith("layer_scalar")}
+  assert changed == {n for n in ours if kind == "full" or "_proj." in n}
+  assert not any(n.endswith("layers.2.self_attn.v_proj.weight") for n in before)
+  want = our_logits(shadow)
+  assert_close(torch_logits(shadow), want)
+  if kind == "lora":
+    assert_close(torch_logits(pair / "instruct", trained), want)
+
+
+# Of E2B and E4B, and of 26B-A4B.
+GRAFTED_ONLY = {
+  "hidden_size_per_layer_input": dict(
+    num_kv_shared_layers=3,
+    use_double_wide_mlp=True,
+    attention_k_eq_v=False,
+    hidden_size_per_layer_input=8,
+    vocab_size_per_layer_input=264,
+  ),
+  "enable_moe_block": dict(
+    enable_moe_block=True, num_experts=4, top_k_experts=2, moe_intermediate_size=16
+  ),
+}
+
+
+@pytest.mark.parametrize("option", GRAFTED_ONLY)
+def test_a_gemma_4_that_cannot_be_trained_is_grafted(option, tmp_path, monkeypatch):
+  monkeypatch.setitem(pico.CONFIGS, option, {**pico.CONFIGS["gemma4"], **GRAFTED_ONLY[option]})
+  pair = runs.make_pair(tmp_path, option)
+  tensors = load_file(pair / "base" / MODEL)
+  (pair / "tuned").mkdir()
+  moved = {n: x + 0.01 if names.in_scope(n) else x for n, x in tensors.items()}
+  save_file(moved, pair / "tuned" / MODEL, metadata={"format": "pt"})
+  (pair / "tuned" / "config.json").write_text((pair / "base" / "config.json").read_text())
+  graft.main(
+    graft.Options(
+      base=str(pair / "base"),
+      tuned=str(pair / "tuned"),
+      instruct=str(pair / "instruct"),
+      out=str(pair / "shadow"),
+    )
+  )
+  before, after = (load_file(pair / n / MODEL) for n in ("instruct", "shadow"))
+  changed = {n.split(".", 3)[3] for n in before if not np.array_equal(before[n], after[n])}
+  wanted = {f"self_attn.{x}_proj.weight" for x in "qkvo"}
+  wanted |= {f"mlp.{x}_proj.weight" for x in ("gate", "up", "down")}
+  if option == "enable_moe_block":
+    wanted |= {"experts.gate_up_proj", "experts.down_proj"}
+  assert changed == wanted
+  with pytest.raises(InputError, match=rf"cannot be trained: gemma4_text .* \({option}\) are not"):
+    train.train(runs.config_of(pair), tmp_path / "run")
 
 
 # Deltas.

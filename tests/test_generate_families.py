@@ -19,7 +19,7 @@ FAST = ("mistral",)
 def both(name):
   hf = pico.hf_model(name)
   model = models.from_config(hf.config.to_dict(), dtype=jnp.float32, combine=delta.combine)
-  named = pico.per_expert({n: p.detach().numpy() for n, p in hf.named_parameters()})
+  named = pico.per_expert({n: p.detach().numpy() for n, p in pico.parameters(hf).items()})
   return hf, model, pico.load(named.__getitem__, models.abstract_params(model))
 
 

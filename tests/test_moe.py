@@ -36,7 +36,7 @@ WITH_ROUTER = r"_proj/|mlp/gate/"  # what the authors' LoRA adapts
 def both(name, seed=0):
   hf = pico.hf_model(name, seed)
   model = models.from_config(hf.config.to_dict(), dtype=jnp.float32, combine=delta.combine)
-  named = pico.per_expert({n: p.detach().numpy() for n, p in hf.named_parameters()})
+  named = pico.per_expert({n: p.detach().numpy() for n, p in pico.parameters(hf).items()})
   return hf, model, pico.load(named.__getitem__, models.abstract_params(model))
 
 
@@ -316,7 +316,7 @@ def test_a_leaf_holds_one_tensor_per_layer_and_expert():
 
 def test_load_then_export_gives_every_tensor_back():
   hf, _, params = both("qwen3_moe")
-  named = pico.per_expert({n: p.detach().numpy() for n, p in hf.named_parameters()})
+  named = pico.per_expert({n: p.detach().numpy() for n, p in pico.parameters(hf).items()})
   got = dict(arrays.export(params))
   assert got.keys() == named.keys()
   for name, x in got.items():

@@ -25,7 +25,7 @@ def both(name):
   """The same random model in torch and here: (torch module, our model, our params)."""
   hf = pico.hf_model(name)
   model = models.from_config(hf.config.to_dict(), dtype=jnp.float32, combine=delta.combine)
-  named = pico.per_expert({n: p.detach().numpy() for n, p in hf.named_parameters()})
+  named = pico.per_expert({n: p.detach().numpy() for n, p in pico.parameters(hf).items()})
   return hf, model, pico.load(named.__getitem__, models.abstract_params(model))
 
 
@@ -35,7 +35,12 @@ def tokens(shape, seed=0):
 
 @pytest.mark.parametrize(
   "name, backend",
-  [*((name, "xla") for name in pico.CONFIGS), ("gemma2", "chunked"), ("gemma3", "chunked")],
+  [
+    *((name, "xla") for name in pico.CONFIGS),
+    ("gemma2", "chunked"),
+    ("gemma3", "chunked"),
+    ("gemma4", "chunked"),
+  ],
 )
 def test_logits_and_gradients_agree_with_transformers(name, backend):
   hf, model, params = both(name)
@@ -47,7 +52,7 @@ def test_logits_and_gradients_agree_with_transformers(name, backend):
   assert np.abs(got - want).max() <= TOLERANCE * np.abs(want).max()
 
   out.loss.backward()
-  grads = pico.per_expert({n: p.grad.numpy() for n, p in hf.named_parameters()})
+  grads = pico.per_expert({n: p.grad.numpy() for n, p in pico.parameters(hf).items()})
   want_grads = pico.load(grads.__getitem__, params)
 
   def mean_nll(params):

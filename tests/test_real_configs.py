@@ -32,7 +32,7 @@ def count(shapes):
 
 
 def of_text(shapes):
-  return {n: s for n, s in shapes.items() if not re.search("vision|projector", n)}
+  return {n: s for n, s in shapes.items() if not re.search("vision|audio|projector", n)}
 
 
 def abstract(hf):

@@ -29,6 +29,7 @@ SUFFIX = {
   "filter": "weight",
   "A_log": "A_log",
   "dt_bias": "dt_bias",
+  "layer_scalar": "layer_scalar",
 }
 TRANSPOSED = ("kernel", "a", "b")
 STACKED = ("layers", "experts")
@@ -156,7 +157,7 @@ def leaf_of(
       index += (int(match[1]),)
   is_table = module.endswith(names.TABLE)
   kinds = {
-    1: ("scale", "bias", "A_log", "dt_bias"),
+    1: ("scale", "bias", "A_log", "dt_bias", "layer_scalar"),
     2: ("a", "b", "embedding" if is_table else "kernel"),
     3: ("filter",),
   }

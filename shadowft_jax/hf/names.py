@@ -33,6 +33,9 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 BESIDE_TEXT = {
   "gemma3": r"(model\.)?(vision_tower|multi_modal_projector)\..*",
   **dict.fromkeys(("qwen3_5", "qwen3_5_moe"), r"((model\.)?visual|mtp)\..*"),
+  **dict.fromkeys(
+    ("gemma4", "gemma4_unified"), r"(model\.)?((vision|audio)_tower|(embed_)?(vision|audio)\w*)\..*"
+  ),
 }
 EXPERT = r"\.experts\.\d+\."  # in the names of a single expert's tensors
 ALL_EXPERTS = re.compile(r"(.*\.experts)\.(gate_up|down)_proj")  # one tensor for all experts

@@ -136,6 +136,9 @@ def unsuited(name: str, cfg: DecoderConfig, dtype: DTypeLike, platform: str) -> 
     return f"it runs only on {' and '.join(backend.platforms)}, and this is {platform}"
   if backend.dtypes and dtype not in backend.dtypes:
     return f"it supports only {' and '.join(backend.dtypes)}, and config.dtype is {dtype}"
+  widest = max((own.head_dim for own in cfg.of_attention()), default=0) * jnp.dtype(dtype).itemsize
+  if backend.widest is not None and widest > backend.widest:
+    return f"it supports heads of at most {backend.widest} bytes, and the model's have {widest}"
   if cfg.attn_logit_softcapping is not None and not backend.softcap:
     return f"it does not support softcapping, which the model uses ({cfg.attn_logit_softcapping})"
   return None
@@ -147,6 +150,11 @@ def refusal(name: str, cfg: DecoderConfig, dtype: DTypeLike) -> str | None:
     return reason
   if name == "xla":
     return None
+  return next(filter(None, (_refusal(name, own, dtype) for own in cfg.of_attention())), None)
+
+
+def _refusal(name, cfg, dtype):
+  """As `refusal`, for the layers of one kind."""
   known, key = _cache(), _key(name, cfg, dtype)
   if key in _read(known):
     return None
@@ -168,18 +176,14 @@ def _percent(error):
 
 
 def disagreement(name: str, cfg: DecoderConfig, dtype: DTypeLike) -> dict[str, float]:
-  """{"output", "dq", "dk", "dv": ‖x - y‖ / ‖y‖}, the largest over the model's windows.
+  """{"output", "dq", "dk", "dv": ‖x - y‖ / ‖y‖}, the largest over the windows of layers of a kind.
 
   Windows are shortened so that they do not cover the whole test case.
   """
   arrays, rows = _case(cfg)
   windows = distinct(w and min(w, LENGTH // 4) for w in cfg.windows)
   worst: dict[str, float] = {}
-  options = dict(
-    windows=windows,
-    softcap=cfg.attn_logit_softcapping,
-    scale=(cfg.query_pre_attn_scalar or cfg.head_dim) ** -0.5,
-  )
+  options = dict(windows=windows, softcap=cfg.attn_logit_softcapping, scale=_scale(cfg))
   ours, reference = (_outputs(n, rows, options) for n in (name, "xla"))
   for kind in range(len(windows)):
     with jax.default_matmul_precision("highest"):
@@ -193,6 +197,10 @@ def disagreement(name: str, cfg: DecoderConfig, dtype: DTypeLike) -> dict[str, f
   return {what: float(x) for what, x in worst.items()}
 
 
+def _scale(cfg):
+  return (cfg.query_pre_attn_scalar or cfg.head_dim) ** -0.5
+
+
 def _case(cfg):
   """[q, k, v, gradient of the output] and (segment_BT, position_BT) of packed rows."""
   random = np.random.default_rng(0)
@@ -201,6 +209,7 @@ def _case(cfg):
   arrays = [
     jnp.array(random.normal(size=(len(EXAMPLES), LENGTH, n, H)), jnp.bfloat16) for n in (N, K, K, N)
   ]
+  arrays[0] /= _scale(cfg) * H**0.5  # else the largest logit would decide alone
   segment_BT, position_BT = np.zeros((2, len(EXAMPLES), LENGTH), np.int32)
   for b, row in enumerate(EXAMPLES):
     for i, (end, size) in enumerate(zip(np.cumsum(row), row, strict=True), 1):

@@ -9,7 +9,18 @@ import jax
 import jax.numpy as jnp
 
 from shadowft_jax.errors import InputError
-from shadowft_jax.models import checks, gemma, glm, llama, mistral, olmo, qwen, qwen35, smollm
+from shadowft_jax.models import (
+  checks,
+  gemma,
+  gemma4,
+  glm,
+  llama,
+  mistral,
+  olmo,
+  qwen,
+  qwen35,
+  smollm,
+)
 from shadowft_jax.models.config import DecoderConfig
 from shadowft_jax.models.decoder import Decoder
 
@@ -25,6 +36,8 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], DecoderConfig]] = {
   "gemma2": gemma.gemma2,
   "gemma3": gemma.gemma3,
   "gemma3_text": gemma.gemma3_text,
+  **dict.fromkeys(("gemma4_text", "gemma4_unified_text"), gemma4.gemma4_text),
+  **dict.fromkeys(("gemma4", "gemma4_unified"), gemma4.gemma4),
   "mistral": mistral.mistral,
   "olmo2": olmo.olmo2,
   "olmo3": olmo.olmo3,

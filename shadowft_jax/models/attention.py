@@ -158,6 +158,7 @@ class Backend:
     traced_window: whether the window may be traced; otherwise it must be an int or None.
     softcap: whether it supports softcapping.
     shards_rows: whether it may be given only a part of a row's queries.
+    widest: the largest size of a head in bytes; None: any.
   """
 
   attend: Callable[..., jax.Array]
@@ -166,6 +167,7 @@ class Backend:
   traced_window: bool = True
   softcap: bool = True
   shards_rows: bool = True
+  widest: int | None = None
 
 
 HALF = ("bfloat16", "float16")
@@ -175,7 +177,9 @@ BACKENDS = {
   "cudnn": Backend(
     _cudnn, platforms=("gpu",), dtypes=HALF, traced_window=False, softcap=False, shards_rows=False
   ),
-  "flash": Backend(functools.partial(_by_blocks, flash.attend), platforms=("gpu",)),
+  "flash": Backend(
+    functools.partial(_by_blocks, flash.attend), platforms=("gpu",), widest=max(flash.BLOCKS)
+  ),
   "splash": Backend(_splash, platforms=("tpu",), traced_window=False, shards_rows=False),
 }
 

@@ -13,6 +13,7 @@ MOST = {
   "num_hidden_layers": 1000,
   "num_attention_heads": 1 << 14,
   "head_dim": 1 << 14,
+  "global_head_dim": 1 << 14,
   "num_experts": 1 << 14,
   "num_local_experts": 1 << 14,
   "moe_intermediate_size": 1 << 22,
@@ -28,15 +29,17 @@ FIELDS = {
   "model_type": "a string",
   **dict.fromkeys(MOST, "an integer above 0"),
   **dict.fromkeys(("num_key_value_heads", "num_experts_per_tok"), "an integer above 0"),
+  "num_global_key_value_heads": "an integer above 0",
   **dict.fromkeys(("sliding_window", "sliding_window_pattern"), "an integer above 0"),
   **dict.fromkeys(("no_rope_layer_interval", "full_attention_interval"), "an integer above 0"),
   **dict.fromkeys(("layer_types", "no_rope_layers"), "an array"),
   **dict.fromkeys(("rope_parameters", "rope_scaling", "text_config"), "an object"),
+  "per_layer_config": "an object",
   **dict.fromkeys(("rms_norm_eps", "rope_theta", "rope_local_base_freq"), "a number above 0"),
   **dict.fromkeys(("query_pre_attn_scalar", "attn_logit_softcapping"), "a number above 0"),
   **dict.fromkeys(("final_logit_softcapping", "partial_rotary_factor"), "a number above 0"),
   **dict.fromkeys(("tie_word_embeddings", "norm_topk_prob"), "true or false"),
-  **dict.fromkeys(("attention_bias", "mlp_bias"), "true or false"),
+  **dict.fromkeys(("attention_bias", "mlp_bias", "attention_k_eq_v"), "true or false"),
 }
 
 

@@ -10,11 +10,8 @@ from shadowft_jax.models.layers import Rope
 
 Value = TypeVar("Value")
 REQUIRED = (
-  "vocab_size",
-  "hidden_size",
-  "intermediate_size",
-  "num_hidden_layers",
-  "num_attention_heads",
+  *("vocab_size", "hidden_size", "intermediate_size"),
+  *("num_hidden_layers", "num_attention_heads"),
 )
 SCALING = {
   "rope_type": "a string",
@@ -34,7 +31,7 @@ ROPE_TYPES: dict[str, tuple[str, ...]] = {
 YARN = {"yarn": ("factor", "original_max_position_embeddings")}
 LAYER_TYPES = ("full_attention", "sliding_attention")
 # Layers of different kinds have different parameters; others differ in `windows` and `ropes`.
-ATTENTION, LINEAR = LAYER_KINDS = ("full_attention", "linear_attention")
+ATTENTION, LINEAR, SLIDING = LAYER_KINDS = ("full_attention", "linear_attention", LAYER_TYPES[1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +48,15 @@ class DeltaNetConfig:
   def channels(self) -> int:
     """Channels of the convolution: queries, keys and values of all heads."""
     return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
+
+
+@dataclasses.dataclass(frozen=True)
+class Heads:
+  """What differs in the attention of one kind of layers, by its names in `DecoderConfig`."""
+
+  head_dim: int
+  num_key_value_heads: int
+  k_is_v: bool
 
 
 def distinct(values: Iterable[Value]) -> tuple[Value, ...]:
@@ -84,6 +90,10 @@ class DecoderConfig:
   qk_norm: str | None = None  # of each "head" (Qwen3, Gemma 3), or of the "whole" (OLMo 2)
   attention_gate: bool = False  # Qwen3.5: q_proj also gives a gate of the output
   delta_net: DeltaNetConfig | None = None  # Qwen3.5, of its linear_attention
+  full_heads: Heads | None = None  # Gemma 4, of its full_attention
+  k_is_v: bool = False  # Gemma 4: no v_proj; the values are the keys before norm and rope
+  v_norm: bool = False  # Gemma 4, of each head, without a weight
+  layer_scalar: bool = False  # Gemma 4: a factor of the block's output
   fused_gate_up: bool = False  # GLM-4
   num_experts: int = 0  # Qwen3-MoE: experts replace the MLP
   num_experts_per_tok: int = 0
@@ -98,6 +108,19 @@ class DecoderConfig:
   query_pre_attn_scalar: float | None = None  # Gemma; head_dim where None
   attn_logit_softcapping: float | None = None  # Gemma 2
   final_logit_softcapping: float | None = None  # Gemma 2
+
+  def of(self, kind: str) -> "DecoderConfig":
+    """The config of the layers of one kind, as if the model had no others."""
+    layers = [i for i, k in enumerate(self.kinds) if k == kind]
+    by_layer = {n: getattr(self, n) for n in ("kinds", "windows", "ropes")}
+    changes: dict[str, Any] = {n: tuple(x[i] for i in layers) for n, x in by_layer.items()}
+    if kind == ATTENTION and self.full_heads:
+      changes |= dataclasses.asdict(self.full_heads)
+    return dataclasses.replace(self, num_hidden_layers=len(layers), full_heads=None, **changes)
+
+  def of_attention(self) -> "tuple[DecoderConfig, ...]":
+    """`of` each kind of layers that attend."""
+    return tuple(self.of(kind) for kind in distinct(self.kinds) if kind != LINEAR)
 
 
 def refuse(hf: Mapping[str, Any], **ported: Sequence[Any]) -> None:
@@ -143,7 +166,7 @@ def read_rope(
     raise InputError("config.json: low_freq_factor and high_freq_factor of the rope are equal")
   refuse(
     {**scaling, "partial_rotary_factor": fraction, "model_type": hf.get("model_type")},
-    partial_rotary_factor=(fraction,) if partial else (1, 1.0, None),
+    partial_rotary_factor=(fraction,) if partial or kind == "proportional" else (1, 1.0, None),
     mscale=(None,),
     mscale_all_dim=(None,),
     truncate=(True, None),
@@ -247,15 +270,6 @@ def read(hf: Mapping[str, Any], **options: Any) -> DecoderConfig:
   _check_required(hf)
   refuse(hf, **{n: v for n, v in PORTED.items() if n not in options})
   count, heads = hf["num_hidden_layers"], hf["num_attention_heads"]
-  kv_heads = hf.get("num_key_value_heads") or heads
-  if heads % kv_heads:
-    raise InputError(
-      f"config.json: num_attention_heads {heads} is not a multiple of num_key_value_heads "
-      f"{kv_heads}"
-    )
-  head_dim = hf.get("head_dim") or hf["hidden_size"] // heads
-  if not head_dim or head_dim % 2:
-    raise InputError(f"config.json: head_dim is {head_dim}; the rope needs an even number above 0")
   if "windows" not in options:
     options["windows"] = (None,) * count
     if any(kind != "full_attention" for kind in hf.get("layer_types") or ()):
@@ -263,11 +277,23 @@ def read(hf: Mapping[str, Any], **options: Any) -> DecoderConfig:
   if "ropes" not in options:
     options["ropes"] = (read_rope(hf),) * count
   options.setdefault("kinds", (ATTENTION,) * count)
-  return DecoderConfig(
+  cfg = DecoderConfig(
     **{n: hf[n] for n in REQUIRED},
-    num_key_value_heads=kv_heads,
-    head_dim=head_dim,
+    num_key_value_heads=hf.get("num_key_value_heads") or heads,
+    head_dim=hf.get("head_dim") or hf["hidden_size"] // heads,
     rms_norm_eps=float(hf.get("rms_norm_eps", 1e-6)),
     tie_word_embeddings=bool(hf.get("tie_word_embeddings", False)),
     **options,
   )
+  for own in cfg.of_attention():
+    kv_heads, head_dim = own.num_key_value_heads, own.head_dim
+    if heads % kv_heads:
+      raise InputError(
+        f"config.json: num_attention_heads {heads} is not a multiple of num_key_value_heads "
+        f"{kv_heads}"
+      )
+    if not head_dim or head_dim % 2:
+      raise InputError(
+        f"config.json: head_dim is {head_dim}; the rope needs an even number above 0"
+      )
+  return cfg

@@ -23,6 +23,8 @@ from shadowft_jax.models.layers import (
   Linear,
   RMSNorm,
   apply_rope,
+  as_row,
+  over_rms,
   rope_angles,
   softcap,
 )
@@ -50,11 +52,14 @@ class Attention(nn.Module):
     cfg = self.cfg
     B, T, D = x_BTD.shape
     N, K, H = cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim
-    q_BTNH, gate_BTNH = self.heads("q", x_BTD, N, cfg.qk_norm, 1 + cfg.attention_gate)
-    k_BTKH, _ = self.heads("k", x_BTD, K, cfg.qk_norm)
-    v_BTKH, _ = self.heads("v", x_BTD, K, None)
+    q_BTNH, gate_BTNH = self.heads("q", x_BTD, N, 1 + cfg.attention_gate)
+    k_BTKH, _ = self.heads("k", x_BTD, K)
+    v_BTKH = k_BTKH if cfg.k_is_v else self.heads("v", x_BTD, K)[0]
+    if cfg.v_norm:
+      v_BTKH = over_rms(v_BTKH, cfg.rms_norm_eps).astype(v_BTKH.dtype)
     q_BTNH, k_BTKH = (
-      apply_rope(x, rows["sin"], rows["cos"], cfg.rope_interleaved) for x in (q_BTNH, k_BTKH)
+      apply_rope(self.normed(n, x), rows["sin"], rows["cos"], cfg.rope_interleaved)
+      for n, x in (("q", q_BTNH), ("k", k_BTKH))
     )
     out_BTNH = self.attend(q_BTNH, k_BTKH, v_BTKH, rows)
     if gate_BTNH is not None:
@@ -103,9 +108,9 @@ class Attention(nn.Module):
     return attention.over_heads(q_BTNH, all_["k"], all_["v"], seen_BTS, **options)
 
   def heads(
-    self, name: str, x_BTD: jax.Array, count: int, normed: str | None, parts: int = 1
+    self, name: str, x_BTD: jax.Array, count: int, parts: int = 1
   ) -> tuple[jax.Array, jax.Array | None]:
-    """Projects to `count` heads, [B, T, count, H], normalised per head or over all (`normed`).
+    """Projects to `count` heads, [B, T, count, H].
 
     If there are two `parts`, each head's second half of the projection is returned too.
     """
@@ -113,10 +118,16 @@ class Attention(nn.Module):
     H = self.cfg.head_dim
     x = Linear(count * parts * H, self.cfg.qkv_bias, name=f"{name}_proj")(x_BTD)
     x, *rest = jnp.split(x.reshape(B, T, count, parts * H), parts, axis=-1)
-    if normed:
-      width = {"head": H, "whole": count * H}[normed]
-      x = norm(self.cfg, f"{name}_norm")(x.reshape(B, T, -1, width)).reshape(B, T, count, H)
     return x, rest[0] if rest else None
+
+  def normed(self, name: str, x_BTNH: jax.Array) -> jax.Array:
+    """Queries or keys, normalised per head or over all heads if the family does so."""
+    if not self.cfg.qk_norm:
+      return x_BTNH
+    B, T, N, H = x_BTNH.shape
+    width = {"head": H, "whole": N * H}[self.cfg.qk_norm]
+    x = norm(self.cfg, f"{name}_norm")(x_BTNH.reshape(B, T, -1, width))
+    return x.reshape(x_BTNH.shape)
 
 
 def empty_cache(
@@ -126,7 +137,8 @@ def empty_cache(
   if kind == LINEAR:
     assert cfg.delta_net is not None
     return {"linear_attn": delta_net.empty(cfg.delta_net, batch, dtype)}
-  shape = (batch, cfg.num_key_value_heads, slots, cfg.head_dim)
+  own = cfg.of(kind)
+  shape = (batch, own.num_key_value_heads, slots, own.head_dim)
   zeros = lambda: nn.with_logical_constraint(jnp.zeros(shape, dtype), ("batch", "heads"))
   return {"self_attn": {name: zeros() for name in SLOTTED}}
 
@@ -141,15 +153,11 @@ class Block(nn.Module):
     self, x_BTD: jax.Array, layer: Mapping[str, jax.Array | int], rows: Mapping[str, Any]
   ) -> tuple[jax.Array, None]:
     """Applies the block; `layer`: its values of `by_layer`; `rows`: segment, position and rope."""
-    cfg = self.cfg
+    cfg = self.cfg.of(self.kind)
     before_mix, after_mix, before_mlp, after_mlp = (norm(cfg, name) for name in cfg.norms)
-    rope = layer.get("rope", 0)
-    rows = {
-      **rows,
-      "sin": rows["sin"][rope],
-      "cos": rows["cos"][rope],
-      "window": layer.get("window", 0),
-    }
+    rows = {**rows, "window": layer.get("window", 0)}
+    for name, x in rows["angles"].get(self.kind, {}).items():
+      rows[name] = x[layer.get("rope", 0)]
     x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "context", None))
     mix: nn.Module
     if self.kind == LINEAR:
@@ -163,7 +171,17 @@ class Block(nn.Module):
       mlp = moe.MoE(cfg, name="mlp")
     else:
       mlp = MLP(cfg.intermediate_size, cfg.hidden_act, cfg.mlp_bias, cfg.fused_gate_up, name="mlp")
-    return x_BTD + after_mlp(mlp(before_mlp(x_BTD))), None
+    x_BTD += after_mlp(mlp(before_mlp(x_BTD)))
+    if cfg.layer_scalar:
+      x_BTD *= as_row(self.param("layer_scalar", nn.initializers.ones, (1,)), 3).astype(x_BTD.dtype)
+    return x_BTD, None
+
+
+def _angles(cfg, position_BT):
+  """{"sin", "cos": [ropes, B, T, 1, H / 2]} of the distinct ropes of a kind's layers."""
+  rotated = cfg.rope_dim or cfg.head_dim
+  each = [rope_angles(position_BT, rotated, rope) for rope in distinct(cfg.ropes)]
+  return {n: jnp.stack(x) for n, x in zip(("sin", "cos"), zip(*each, strict=True), strict=True)}
 
 
 class Backbone(nn.Module):
@@ -199,10 +217,8 @@ class Backbone(nn.Module):
   ) -> jax.Array:
     x_BTD = self.embed_tokens(token_BT).astype(self.dtype)
     x_BTD *= jnp.asarray(self.cfg.embedding_scale, self.dtype)
-    rotated = self.cfg.rope_dim or self.cfg.head_dim
-    angles = [rope_angles(position_BT, rotated, rope) for rope in distinct(self.cfg.ropes)]
-    sin, cos = (jnp.stack(x) for x in zip(*angles, strict=True))
-    rows = {"segment": segment_BT, "position": position_BT, "sin": sin, "cos": cos, **(keys or {})}
+    angles = {cfg.kinds[0]: _angles(cfg, position_BT) for cfg in self.cfg.of_attention()}
+    rows = {"segment": segment_BT, "position": position_BT, "angles": angles, **(keys or {})}
     if self.unrolled:
       values = stack.by_layer(self.cfg)
       for i, layer in enumerate(self.each_layer):

@@ -103,9 +103,13 @@ class RMSNorm(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     start = nn.initializers.constant(1 - self.offset)
     scale = self.param("scale", start, x.shape[-1:]).astype(jnp.float32) + self.offset
-    x32 = x.astype(jnp.float32)
-    x32 *= jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
-    return (x32 * as_row(scale, x.ndim)).astype(x.dtype)
+    return (over_rms(x, self.eps) * as_row(scale, x.ndim)).astype(x.dtype)
+
+
+def over_rms(x: jax.Array, eps: float) -> jax.Array:
+  """x / rms(x) over its last axis, float32."""
+  x32 = x.astype(jnp.float32)
+  return x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
 
 
 class Embed(nn.Module):
@@ -206,11 +210,12 @@ def rope_frequencies(head_dim: int, rope: Rope) -> jax.Array:
   `_compute_yarn_parameters`.
   """
   turning = int(head_dim * rope.fraction)
-  frequency = rope.theta ** -(jnp.arange(0, turning, 2, dtype=jnp.float32) / turning)
   scaling = dict(rope.scaling)
   kind = scaling.get("rope_type", "default")
-  if kind == "linear":
-    frequency /= scaling["factor"]
+  whole = head_dim if kind == "proportional" else turning
+  frequency = rope.theta ** -(jnp.arange(0, turning, 2, dtype=jnp.float32) / whole)
+  if kind in ("linear", "proportional"):
+    frequency /= scaling.get("factor", 1.0)
   elif kind == "llama3":
     # High frequencies (relative to the original context) are unchanged, low ones are divided by
     # `factor`, and those between are interpolated.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from shadowft_jax.models import config
-from shadowft_jax.models.config import ATTENTION, LAYER_KINDS, LINEAR
+from shadowft_jax.models.config import ATTENTION, LINEAR
 
 # The defaults of transformers for fields missing in config.json.
 DEFAULTS = {
@@ -76,7 +76,7 @@ def _read(hf, **options):
   bias = bool(hf.get("attention_bias", False))
   return config.read(
     hf,
-    kinds=config.read_kinds(hf, LAYER_KINDS, [*[LINEAR] * (every - 1), ATTENTION]),
+    kinds=config.read_kinds(hf, (ATTENTION, LINEAR), [*[LINEAR] * (every - 1), ATTENTION]),
     windows=(None,) * count,
     ropes=(config.read_rope({**plain, "rope_parameters": rope}),) * count,
     rope_dim=int(hf["head_dim"] * fraction),

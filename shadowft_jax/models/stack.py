@@ -63,15 +63,18 @@ def runs(kinds: Sequence[str]) -> tuple[Run, ...]:
 
 
 def by_layer(cfg: DecoderConfig) -> dict[str, np.ndarray]:
-  """{"window", "rope": int32 [L]} of those that differ between layers.
+  """{"window", "rope": int32 [L]} of those that differ between layers of a kind.
 
-  Each value is an index into the `distinct` values of `cfg.windows` or `cfg.ropes`.
+  Each value is an index into the `distinct` windows or ropes of the layers of the same kind.
   """
+  of = {kind: cfg.of(kind) for kind in distinct(cfg.kinds)}
+  windows = zip(cfg.windows, cfg.kinds, strict=True)
+  ropes = zip(cfg.ropes, cfg.kinds, strict=True)
   values = {
-    name: [distinct(all_).index(x) for x in all_]
-    for name, all_ in (("window", cfg.windows), ("rope", cfg.ropes))
+    "window": [distinct(of[kind].windows).index(x) for x, kind in windows],
+    "rope": [distinct(of[kind].ropes).index(x) for x, kind in ropes],
   }
-  return {k: np.array(v, np.int32) for k, v in values.items() if len(set(v)) > 1}
+  return {k: np.array(v, np.int32) for k, v in values.items() if any(v)}
 
 
 def scanned(module: type[nn.Module], length: int) -> type[nn.Module]:

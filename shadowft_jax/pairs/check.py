@@ -21,11 +21,14 @@ SIZES = (
   "num_attention_heads",
   "num_key_value_heads",
   "head_dim",
+  "global_head_dim",
+  "num_global_key_value_heads",
   "num_experts",
   "moe_intermediate_size",
 )
 # Fields that change what the same weights compute.
 BEHAVIOUR = (
+  "attention_k_eq_v",
   "hidden_act",
   "hidden_activation",
   "layer_types",
@@ -92,8 +95,8 @@ def _families(base, instruct):
       "families; "
       "give the Base from which the Instruct was made",
     )
-  if kinds[1] in registry.WHY_NOT_TRAIN:
-    yield Finding("note", f"graft and similarity only: {registry.WHY_NOT_TRAIN[kinds[1]]}")
+  if why := registry.why_not_train(instruct.config):
+    yield Finding("note", f"graft and similarity only: {why}")
   for name, side in (("Base", base), ("Instruct", instruct)):
     if side.quantised:
       yield Finding(

@@ -8,12 +8,12 @@ from shadowft_jax.pairs.pair import Pair
 
 TULU = "Llama-3.1-8B tuned by Ai2; its own chat template, and other stages: sft, dpo, RLVR"
 QWEN = "chat tokens of the Base are trained; vision and multi-token prediction are kept as they are"
-GEMMA = "vision and audio are kept as they are"
+GEMMA = "tied embeddings; vision and audio are kept as they are"
 MINISTRAL = "the Instruct's BF16 folder, because the other one is stored in FP8"
 
 
-def _pair(base: str, instruct: str, model_type: str, note: str = "") -> Pair:
-  return Pair(base, instruct, model_type, None, note)
+def _pair(base: str, instruct: str, model_type: str, note: str = "", option: str = "") -> Pair:
+  return Pair(base, instruct, model_type, None, note, option)
 
 
 OTHERS = {
@@ -60,12 +60,15 @@ OTHERS = {
   },
   **{
     f"gemma-4-{size.lower()}": _pair(
-      f"google/gemma-4-{size}", f"google/gemma-4-{size}-it", kind, GEMMA
+      f"google/gemma-4-{size}", f"google/gemma-4-{size}-it", kind, GEMMA, option
     )
-    for size, kind in {
-      **dict.fromkeys(("E2B", "E4B", "26B-A4B", "31B"), "gemma4"),
-      "12B": "gemma4_unified",
-    }.items()
+    for size, kind, option in (
+      ("E2B", "gemma4", "hidden_size_per_layer_input"),
+      ("E4B", "gemma4", "hidden_size_per_layer_input"),
+      ("12B", "gemma4_unified", ""),
+      ("26B-A4B", "gemma4", "enable_moe_block"),
+      ("31B", "gemma4", ""),
+    )
   },
   **{
     f"ministral-3-{size.lower()}": _pair(

@@ -12,9 +12,23 @@ WHY_NOT_TRAIN = {
     "internlm2": "need remote code, which is never run, and are ",
     "baichuan": "need remote code, which is never run, and are ",
     "mllama": "(with images) are ",
-    **dict.fromkeys(("gemma4", "gemma4_unified", "mistral3"), "are "),
+    "mistral3": "are ",
   }.items()
 }
+# Option of config.json that a family may have -> what it is, where that cannot be trained here.
+NOT_PORTED = {
+  "hidden_size_per_layer_input": "per-layer embeddings",
+  "num_kv_shared_layers": "keys and values shared between layers",
+  "enable_moe_block": "experts beside the MLP",
+}
+
+
+def why_not_option(model_type: str, option: str) -> str:
+  """Why models of a trainable family with an option of NOT_PORTED cannot be trained here."""
+  return (
+    f"{model_type} models with {NOT_PORTED[option]} ({option}) are not implemented in JAX here: "
+    "train the Base elsewhere, then graft with --base and --tuned"
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +42,7 @@ class Pair:
     template: the template in the authors' code; None if they have none for it, in which case the
       Instruct's own template is used.
     note: known differences and particulars.
+    option: the key of NOT_PORTED that keeps it from being trained; "" for none.
   """
 
   base: str
@@ -35,8 +50,11 @@ class Pair:
   model_type: str
   template: str | None
   note: str = ""
+  option: str = ""
 
   @property
   def why_not_train(self) -> str | None:
     """Why the pair can only be grafted; None if it can be trained."""
+    if self.option:
+      return why_not_option(self.model_type, self.option)
     return WHY_NOT_TRAIN.get(self.model_type)

@@ -1,14 +1,17 @@
 """PAIRS: name -> Base, Instruct, chat template of the authors' code and known differences."""
 
+from collections.abc import Mapping
 import difflib
 import os
 import pathlib
+from typing import Any
 
 from shadowft_jax import files
 from shadowft_jax.errors import InputError
 from shadowft_jax.pairs.authors import AUTHORS
 from shadowft_jax.pairs.others import OTHERS
-from shadowft_jax.pairs.pair import WHY_NOT_TRAIN as WHY_NOT_TRAIN, Pair as Pair
+from shadowft_jax.pairs.pair import NOT_PORTED, WHY_NOT_TRAIN as WHY_NOT_TRAIN, Pair as Pair
+from shadowft_jax.pairs.pair import why_not_option
 from shadowft_jax.presets import Config
 
 PAIRS = AUTHORS | OTHERS
@@ -56,6 +59,16 @@ def check_trainable(directory: str | os.PathLike) -> None:
   Raises:
     InputError: it can only be grafted; says why.
   """
-  kind = files.read_json(pathlib.Path(directory) / "config.json").get("model_type")
-  if kind in WHY_NOT_TRAIN:
-    raise InputError(f"{directory} cannot be trained: {WHY_NOT_TRAIN[kind]}")
+  hf = files.read_json(pathlib.Path(directory) / "config.json")
+  if why := why_not_train(hf):
+    raise InputError(f"{directory} cannot be trained: {why}")
+
+
+def why_not_train(hf: Mapping[str, Any]) -> str | None:
+  """Why a model with this config.json can only be grafted; None if it can be trained."""
+  kind = str(hf.get("model_type"))
+  text = hf.get("text_config")
+  fields = {**hf, **(text if isinstance(text, dict) else {})}
+  if option := next((n for n in NOT_PORTED if fields.get(n)), None):
+    return WHY_NOT_TRAIN.get(kind) or why_not_option(kind, option)
+  return WHY_NOT_TRAIN.get(kind)

@@ -58,12 +58,12 @@ def multiplied(run: Run) -> dict[str, float]:
 
 def mixing_flops(cfg: DecoderConfig, length: int) -> float:
   """FLOPs per token of attention and delta rule in the forward pass, for rows of one example."""
-  seen = [
-    length / 2 if w is None or w >= length else w * (1 - w / (2 * length))
-    for w, kind in zip(cfg.windows, cfg.kinds, strict=True)
-    if kind != LINEAR
-  ]
-  flops = 4.0 * cfg.num_attention_heads * cfg.head_dim * sum(seen)
+  flops = 0.0
+  for own in cfg.of_attention():
+    seen = [
+      length / 2 if w is None or w >= length else w * (1 - w / (2 * length)) for w in own.windows
+    ]
+    flops += 4.0 * own.num_attention_heads * own.head_dim * sum(seen)
   if net := cfg.delta_net:
     state = 3 * net.key_dim * net.value_dim
     chunk = delta_rule.CHUNK * (3 * net.key_dim + 2 * net.value_dim)
@@ -250,9 +250,12 @@ def _sent(run):
     + chunks * head * (2 * size + 4 * _head_is_trained(run))
   )
   sent += apart("data") * 2 * sharding.bytes_per_device(run.grads)
-  token = size * rows * length * cfg.num_hidden_layers  # one number per token and layer
-  sums = 2 * cfg.hidden_size * (4 + 2 * (model.remat == "full"))
-  keys = 2 * cfg.num_key_value_heads * cfg.head_dim * mesh["context"] * 3
+  token = size * rows * length
+  sums = 2 * cfg.hidden_size * cfg.num_hidden_layers * (4 + 2 * (model.remat == "full"))
+  keys = sum(
+    2 * own.num_key_value_heads * own.head_dim * own.num_hidden_layers for own in cfg.of_attention()
+  )
+  keys *= mesh["context"] * 3
   return sent, token * (apart("tensor") * sums + apart("context") * keys)
 
 

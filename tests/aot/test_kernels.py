@@ -30,6 +30,7 @@ SHAPES = {
   "head_dim_256_windows_by_layer": (256, dict(windows=(512, None))),
   "head_dim_256_softcap": (256, dict(softcap=50.0)),
   "head_dim_80": (80, {}),
+  "head_dim_512": (512, {}),  # Gemma 4
 }
 
 
