@@ -29,6 +29,8 @@ SUFFIX = {
   "filter": "weight",
   "A_log": "A_log",
   "dt_bias": "dt_bias",
+  "alpha_p": "alpha_p",
+  "alpha_n": "alpha_n",
 }
 TRANSPOSED = ("kernel", "a", "b")
 STACKED = ("layers", "experts")
@@ -156,7 +158,7 @@ def leaf_of(
       index += (int(match[1]),)
   is_table = module.endswith(names.TABLE)
   kinds = {
-    1: ("scale", "bias", "A_log", "dt_bias"),
+    1: ("scale", "bias", "A_log", "dt_bias", "alpha_p", "alpha_n"),
     2: ("a", "b", "embedding" if is_table else "kernel"),
     3: ("filter",),
   }

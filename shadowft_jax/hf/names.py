@@ -31,14 +31,15 @@ BESIDE = (
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 # model_type of trainable models with a vision tower -> their modules outside the language model.
 BESIDE_TEXT = {
-  "gemma3": r"(model\.)?(vision_tower|multi_modal_projector)\..*",
+  **dict.fromkeys(("gemma3", "mistral3"), r"(model\.)?(vision_tower|multi_modal_projector)\..*"),
   **dict.fromkeys(("qwen3_5", "qwen3_5_moe"), r"((model\.)?visual|mtp)\..*"),
 }
 EXPERT = r"\.experts\.\d+\."  # in the names of a single expert's tensors
 ALL_EXPERTS = re.compile(r"(.*\.experts)\.(gate_up|down)_proj")  # one tensor for all experts
 ADAPTER_PREFIX = "base_model.model."  # PEFT's prefix of module names
 FACTOR = re.compile(re.escape(ADAPTER_PREFIX) + r"(.+)\.lora_([AB])\.weight")
-HARMLESS = r".*\.rotary_emb\.inv_freq"  # an unused buffer in old checkpoints
+# Buffers: unused ones in old checkpoints, and the constants of an activation (models/xielu.py).
+HARMLESS = r".*\.rotary_emb\.inv_freq|.*\.act_fn\.(beta|eps)"
 WEIGHT = r"weight|scales|qzeros"  # in the names of weights, quantised or not
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 # Type of module -> regex on short names; the first match wins.  "w1" to "w3" are names used by
@@ -120,7 +121,7 @@ def is_beside(name: str) -> bool:
 
 
 def is_harmless(name: str) -> bool:
-  """Whether a tensor is an unused buffer."""
+  """Whether a tensor is a buffer, which is neither trained nor grafted."""
   return bool(re.fullmatch(HARMLESS, name))
 
 

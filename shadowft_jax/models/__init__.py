@@ -9,7 +9,19 @@ import jax
 import jax.numpy as jnp
 
 from shadowft_jax.errors import InputError
-from shadowft_jax.models import checks, gemma, glm, llama, mistral, olmo, qwen, qwen35, smollm
+from shadowft_jax.models import (
+  apertus,
+  checks,
+  gemma,
+  glm,
+  granite,
+  llama,
+  mistral,
+  olmo,
+  qwen,
+  qwen35,
+  smollm,
+)
 from shadowft_jax.models.config import DecoderConfig
 from shadowft_jax.models.decoder import Decoder
 
@@ -26,10 +38,15 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], DecoderConfig]] = {
   "gemma3": gemma.gemma3,
   "gemma3_text": gemma.gemma3_text,
   "mistral": mistral.mistral,
+  "mistral3": mistral.mistral3,
+  "ministral3": mistral.ministral3,
   "olmo2": olmo.olmo2,
   "olmo3": olmo.olmo3,
   "smollm3": smollm.smollm3,
   "glm4": glm.glm4,
+  "granite": granite.granite,
+  "granitemoehybrid": granite.granitemoehybrid,
+  "apertus": apertus.apertus,
 }
 
 

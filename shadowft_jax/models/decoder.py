@@ -24,6 +24,7 @@ from shadowft_jax.models.layers import (
   RMSNorm,
   apply_rope,
   rope_angles,
+  scaled,
   softcap,
 )
 
@@ -56,6 +57,10 @@ class Attention(nn.Module):
     q_BTNH, k_BTKH = (
       apply_rope(x, rows["sin"], rows["cos"], cfg.rope_interleaved) for x in (q_BTNH, k_BTKH)
     )
+    if cfg.query_scaling:
+      beta, every = cfg.query_scaling
+      scale_BT = 1 + beta * jnp.log1p((rows["position"] // every).astype(jnp.float32))
+      q_BTNH *= scale_BT[:, :, None, None].astype(q_BTNH.dtype)
     out_BTNH = self.attend(q_BTNH, k_BTKH, v_BTKH, rows)
     if gate_BTNH is not None:
       out_BTNH *= jax.nn.sigmoid(gate_BTNH)
@@ -157,13 +162,14 @@ class Block(nn.Module):
       mix = delta_net.GatedDeltaNet(cfg.delta_net, cfg.rms_norm_eps, name="linear_attn")
     else:
       mix = Attention(cfg, self.backend, name="self_attn")
-    x_BTD += after_mix(mix(before_mix(x_BTD), rows))
+    x_BTD += scaled(after_mix(mix(before_mix(x_BTD), rows)), cfg.residual_scale)
     mlp: nn.Module
     if cfg.num_experts:
       mlp = moe.MoE(cfg, name="mlp")
     else:
-      mlp = MLP(cfg.intermediate_size, cfg.hidden_act, cfg.mlp_bias, cfg.fused_gate_up, name="mlp")
-    return x_BTD + after_mlp(mlp(before_mlp(x_BTD))), None
+      sizes = cfg.intermediate_size, cfg.hidden_act, cfg.mlp_bias, cfg.mlp_names
+      mlp = MLP(*sizes, name=cfg.mlp)
+    return x_BTD + scaled(after_mlp(mlp(before_mlp(x_BTD))), cfg.residual_scale), None
 
 
 class Backbone(nn.Module):
@@ -265,6 +271,7 @@ class Decoder(nn.Module):
     if position_BT is None:
       position_BT = jnp.broadcast_to(jnp.arange(token_BT.shape[1])[None], token_BT.shape)
     h_BTD = self.model(token_BT, segment_BT, position_BT, keys)
+    h_BTD = scaled(h_BTD, 1 / self.cfg.logit_divisor)
     tied = self.cfg.tie_word_embeddings
     head_DV = self.model.embed_tokens.table().T if tied else self.lm_head()
     return h_BTD, head_DV.astype(self.dtype)

@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from shadowft_jax.models.xielu import XIELU
+
 
 def as_row(x: jax.Array, ndim: int) -> jax.Array:
   """Adds leading axes up to `ndim`, so that no product broadcasts by accident."""
@@ -151,29 +153,37 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class MLP(nn.Module):
-  """down(act(gate x) * up x).
+  """down(act(gate x) * up x), or down(xielu(up x)).
 
   Attributes:
     features: the width F between the projections.
-    act: a key of ACTIVATIONS.
-    is_fused: whether gate and up are one projection, gate first.
+    act: a key of ACTIVATIONS, or "xielu".
+    names: of the projections: gate, up and down; or one for gate and up, gate first; or up.
   """
 
   features: int
   act: str
   use_bias: bool = False
-  is_fused: bool = False
+  names: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
 
   @nn.compact
   def __call__(self, x_BTD: jax.Array) -> jax.Array:
-    F, bias = self.features, self.use_bias
-    if self.is_fused:
-      gate_BTF, up_BTF = jnp.split(Linear(2 * F, bias, name="gate_up_proj")(x_BTD), 2, axis=-1)
+    *inputs, output = self.names
+    parts = 1 if self.act == "xielu" else 2
+    width = self.features * parts // len(inputs)
+    wide = [Linear(width, self.use_bias, name=name)(x_BTD) for name in inputs]
+    if self.act == "xielu":
+      h_BTF = XIELU(name="act_fn")(wide[0])
     else:
-      gate_BTF, up_BTF = (Linear(F, bias, name=f"{n}_proj")(x_BTD) for n in ("gate", "up"))
-    h_BTF = ACTIVATIONS[self.act](gate_BTF) * up_BTF
+      gate_BTF, up_BTF = wide if len(wide) == parts else jnp.split(wide[0], parts, axis=-1)
+      h_BTF = ACTIVATIONS[self.act](gate_BTF) * up_BTF
     h_BTF = nn.with_logical_constraint(h_BTF, ("batch", "context", "mlp"))
-    return Linear(x_BTD.shape[-1], bias, name="down_proj")(h_BTF)
+    return Linear(x_BTD.shape[-1], self.use_bias, name=output)(h_BTF)
+
+
+def scaled(x: jax.Array, factor: float) -> jax.Array:
+  """x times a factor that is not rounded to the dtype of x."""
+  return x if factor == 1 else (x.astype(jnp.float32) * factor).astype(x.dtype)
 
 
 def softcap(x: jax.Array, cap: float | None) -> jax.Array:
@@ -242,7 +252,11 @@ def rope_magnitude(rope: Rope) -> float:
   scaling = dict(rope.scaling)
   if scaling.get("rope_type") != "yarn":
     return 1.0
-  return scaling.get("attention_factor") or 0.1 * math.log(max(scaling["factor"], 1.0)) + 1.0
+  if factor := scaling.get("attention_factor"):
+    return factor
+  scale = lambda weight: 0.1 * weight * math.log(max(scaling["factor"], 1.0)) + 1.0
+  both = scaling.get("mscale"), scaling.get("mscale_all_dim")
+  return scale(both[0]) / scale(both[1]) if all(both) else scale(1.0)
 
 
 def rope_angles(position_BT: jax.Array, head_dim: int, rope: Rope) -> tuple[jax.Array, jax.Array]:
