@@ -163,7 +163,7 @@ class ModelFolder:
     if self.quantised:
       raise InputError(
         f"{self.directory} is quantised ({self.quantised}): a delta cannot be added to its "
-        "weights; choose the unquantised model"
+        f"weights; choose the unquantised model{foreign.unquantised(self.config)}"
       )
 
 

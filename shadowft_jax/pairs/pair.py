@@ -12,7 +12,7 @@ WHY_NOT_TRAIN = {
     "internlm2": "need remote code, which is never run, and are ",
     "baichuan": "need remote code, which is never run, and are ",
     "mllama": "(with images) are ",
-    **dict.fromkeys(("gemma4", "gemma4_unified", "mistral3"), "are "),
+    **dict.fromkeys(("gemma4", "gemma4_unified"), "are "),
   }.items()
 }
 
