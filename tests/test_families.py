@@ -30,6 +30,7 @@ from tests import pico, runs
 TOKENS = np.random.default_rng(0).integers(0, 96, (2, 24))
 MODEL = "model.safetensors"
 FAMILIES = ("gemma2", "gemma3", "mistral", "olmo2", "olmo3_yarn", "smollm3", "glm4", "qwen3_5_tied")
+FAMILIES += ("ministral3_tied", "granite", "granite4", "apertus")
 
 
 def torch_logits(folder, adapter=None):
@@ -250,7 +251,9 @@ def test_bfloat16_is_as_near_to_float32_as_that_of_transformers(name):
   assert error(ours) <= BESIDE_THEIRS * error(theirs)
 
 
-@pytest.mark.parametrize("name", ["gemma2", "gemma3", "mistral", "olmo3_yarn", "smollm3", "glm4"])
+@pytest.mark.parametrize(
+  "name", ["gemma2", "gemma3", "mistral", "olmo3_yarn", "smollm3", "glm4", "ministral3", "granite4"]
+)
 def test_a_cache_filled_token_by_token_gives_the_logits_of_the_whole_text(name):
   hf, model, params = both(name)
   with torch.no_grad():
@@ -296,7 +299,9 @@ def test_generation_with_a_cache_agrees_with_transformers(name):
     assert len(set(answer)) > 3
 
 
-@pytest.mark.parametrize("name", ["gemma2", "gemma3", "olmo3_yarn", "qwen3_moe"])
+@pytest.mark.parametrize(
+  "name", ["gemma2", "gemma3", "olmo3_yarn", "qwen3_moe", "ministral3_tied", "granite4", "apertus"]
+)
 def test_windows_ropes_and_experts_stay_within_a_packed_example(name):
   model = models.from_config(pico.CONFIGS[name], dtype=jnp.float32)
   params = pico.random_like(models.abstract_params(model), 0.3)
@@ -418,15 +423,29 @@ def respelt(directory):
   return directory
 
 
-@pytest.fixture(scope="module")
-def vision_pair(tmp_path_factory):
+# Fields that a text_config on the Hub may leave to the class.
+LEFT_OUT = {
+  "gemma3_vision": ("tie_word_embeddings", "rms_norm_eps", "layer_types", "hidden_activation"),
+  "ministral3_vision": ("tie_word_embeddings",),
+  "mistral3_vision": ("tie_word_embeddings",),
+}
+
+
+@pytest.fixture(
+  scope="module",
+  params=[
+    "gemma3_vision",
+    *(pytest.param(n, marks=pytest.mark.slow) for n in ("ministral3_vision", "mistral3_vision")),
+  ],
+)
+def vision_pair(request, tmp_path_factory):
   """A Base in the Hub's spelling, an Instruct in that of transformers 5, a text_config partial."""
-  folder = runs.make_pair(tmp_path_factory.mktemp("vision"), "gemma3_vision")
+  folder = runs.make_pair(tmp_path_factory.mktemp("vision"), request.param)
   respelt(folder / "instruct")
   for name in ("base", "instruct"):
     path = folder / name / "config.json"
     config = json.loads(path.read_text())
-    for field in ("tie_word_embeddings", "rms_norm_eps", "layer_types", "hidden_activation"):
+    for field in LEFT_OUT[request.param]:
       config["text_config"].pop(field)
     path.write_text(json.dumps(config))
   return folder
@@ -467,7 +486,8 @@ def test_an_adapter_leaves_the_vision_tower_alone(vision_pair, vision_run):
   model = transformers.AutoModelForCausalLM.from_pretrained(vision_pair / "instruct")
   model = peft.PeftModel.from_pretrained(model, vision_run / "delta")
   adapted = {n for n, _ in model.named_modules() if n.endswith("lora_A")}
-  assert len(adapted) == 3 * 7
+  count = open_model(vision_pair / "instruct").config["num_hidden_layers"]
+  assert len(adapted) == count * 7
   assert all(".language_model.layers." in n for n in adapted)
 
 

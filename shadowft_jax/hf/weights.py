@@ -14,7 +14,7 @@ from shadowft_jax.errors import InputError, listing
 from shadowft_jax.hf import arrays, leaves, names, safetensors
 from shadowft_jax.hf.folder import ModelFolder, open_model
 from shadowft_jax.hf.safetensors import WEIGHTS
-from shadowft_jax.models import xielu
+from shadowft_jax.models import mlp
 from shadowft_jax.models.decoder import Decoder
 from shadowft_jax.tree import Params
 
@@ -124,9 +124,9 @@ def _other_constants(folder: ModelFolder) -> list[str]:
   bad = []
   for bare, tensor in folder.tensors.items():
     module, _, kind = bare.rpartition(".")
-    if module.endswith(".act_fn") and kind in xielu.STORED and tensor.dtype in WEIGHTS:
+    if module.endswith(".act_fn") and kind in mlp.STORED and tensor.dtype in WEIGHTS:
       [(_, part)] = safetensors.rows(tensor._replace(shape=(1,)))
-      value, want = float(part[0]), xielu.STORED[kind]
+      value, want = float(part[0]), mlp.STORED[kind]
       if not np.isclose(value, want, rtol=1e-2, atol=0):
         bad.append(f"{folder.names[bare]} is {value:g}; only {want:g} is supported")
   return bad

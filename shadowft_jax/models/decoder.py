@@ -17,7 +17,6 @@ from jax.typing import DTypeLike
 from shadowft_jax.models import attention, delta_net, moe, stack
 from shadowft_jax.models.config import LINEAR, DecoderConfig, distinct
 from shadowft_jax.models.layers import (
-  MLP,
   Embed,
   Head,
   Linear,
@@ -27,6 +26,7 @@ from shadowft_jax.models.layers import (
   scaled,
   softcap,
 )
+from shadowft_jax.models.mlp import MLP
 
 SLOTTED = ("k", "v")  # variables of the cache that have slots for tokens, on axis 2
 # What a rematerialised block keeps for its backward pass, by config.remat.

@@ -7,9 +7,7 @@
 An array of known shape ends in its letters: q_BTNH.
 """
 
-from collections.abc import Callable
 import dataclasses
-import functools
 import math
 from typing import Any
 
@@ -17,8 +15,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-
-from shadowft_jax.models.xielu import XIELU
 
 
 def as_row(x: jax.Array, ndim: int) -> jax.Array:
@@ -143,42 +139,6 @@ class Head(nn.Module):
       transposed: jax.Array = self.get_variable("params", "transposed")
       return transposed.T
     return self.param("kernel", nn.initializers.normal(0.02), (self.hidden_size, self.vocab_size))
-
-
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-  "silu": jax.nn.silu,
-  "swish": jax.nn.silu,
-  "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
-}
-
-
-class MLP(nn.Module):
-  """down(act(gate x) * up x), or down(xielu(up x)).
-
-  Attributes:
-    features: the width F between the projections.
-    act: a key of ACTIVATIONS, or "xielu".
-    names: of the projections: gate, up and down; or one for gate and up, gate first; or up.
-  """
-
-  features: int
-  act: str
-  use_bias: bool = False
-  names: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
-
-  @nn.compact
-  def __call__(self, x_BTD: jax.Array) -> jax.Array:
-    *inputs, output = self.names
-    parts = 1 if self.act == "xielu" else 2
-    width = self.features * parts // len(inputs)
-    wide = [Linear(width, self.use_bias, name=name)(x_BTD) for name in inputs]
-    if self.act == "xielu":
-      h_BTF = XIELU(name="act_fn")(wide[0])
-    else:
-      gate_BTF, up_BTF = wide if len(wide) == parts else jnp.split(wide[0], parts, axis=-1)
-      h_BTF = ACTIVATIONS[self.act](gate_BTF) * up_BTF
-    h_BTF = nn.with_logical_constraint(h_BTF, ("batch", "context", "mlp"))
-    return Linear(x_BTD.shape[-1], self.use_bias, name=output)(h_BTF)
 
 
 def scaled(x: jax.Array, factor: float) -> jax.Array:

@@ -56,9 +56,7 @@ OTHERS = {
   "granite-4.0-micro": _pair(
     "ibm-granite/granite-4.0-micro-base", "ibm-granite/granite-4.0-micro", "granitemoehybrid"
   ),
-  "apertus-8b": _pair(
-    "swiss-ai/Apertus-8B-2509", "swiss-ai/Apertus-8B-Instruct-2509", "apertus"
-  ),
+  "apertus-8b": _pair("swiss-ai/Apertus-8B-2509", "swiss-ai/Apertus-8B-Instruct-2509", "apertus"),
   "apertus-70b": _pair(
     "swiss-ai/Apertus-70B-2509", "swiss-ai/Apertus-70B-Instruct-2509", "apertus"
   ),
