@@ -41,7 +41,7 @@ MODELS = (
   "qwen3.5-0.8b",  # not in the paper, as the next
   "qwen3.5-9b",
 )
-LADDER = {"a100-80gb": ("8",), "v5p": ("2x2x1", "2x2x2", "2x2x4", "2x4x4")}
+LADDER = {"a100-80gb": ("8",), "h200": ("8",), "v5p": ("2x2x1", "2x2x2", "2x2x4", "2x4x4")}
 GIB = 2**30
 
 

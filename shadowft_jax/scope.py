@@ -8,11 +8,12 @@ lora_target=all, with which they train: every linear layer.
 import re
 
 # Projections of the trainable families, including the fused qkv_proj (Phi) and gate_up_proj
-# (GLM-4), and those of a gated delta-net (Qwen3.5).
+# (GLM-4), those of a gated delta-net (Qwen3.5) and those of a shared MLP (Granite 4).
 DEFAULT = (
   *("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj"),
   *("gate_proj", "up_proj", "gate_up_proj", "down_proj"),
   *("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj"),
+  *("input_linear", "output_linear"),
 )
 # Adds those of other families, which can only be grafted.
 PROJECTIONS = frozenset(
@@ -27,8 +28,8 @@ PROJECTIONS = frozenset(
     # GPT-NeoX, Bloom, Falcon, ChatGLM, MPT, DBRX, OLMo
     *("query_key_value", "dense_h_to_4h", "dense_4h_to_h", "Wqkv", "v1"),
     *("att_proj", "attn_out", "ff_proj", "ff_out"),
-    # experts in one tensor (Granite), linear attention (Qwen3-Next, Mamba)
-    *("input_linear", "output_linear", "x_proj", "dt_proj"),
+    # linear attention (Qwen3-Next, Mamba)
+    *("x_proj", "dt_proj"),
     *("in_proj_qkvz", "in_proj_ba"),
   }
 )

@@ -34,8 +34,8 @@ RULES = (
   (r"(in_proj_[ab]|shared_expert_gate)/b$", P()),
   (r"conv1d/filter$", P(None, "fsdp")),
   # Sharded by rows, like all kernels: to gather columns, XLA would first transpose all layers.
-  (r"layers/.*(o_proj|down_proj|out_proj)/(kernel|a)$", P(None, ("tensor", "fsdp"))),
-  (r"layers/.*(o_proj|down_proj|out_proj)/b$", P(None, None, "fsdp")),
+  (r"layers/.*(o_proj|down_proj|out_proj|output_linear)/(kernel|a)$", P(None, ("tensor", "fsdp"))),
+  (r"layers/.*(o_proj|down_proj|out_proj|output_linear)/b$", P(None, None, "fsdp")),
   (r"layers/.*kernel$", P(None, "fsdp", "tensor")),
   (r"layers/.*/a$", P(None, "fsdp")),
   (r"layers/.*/b$", P(None, None, ("tensor", "fsdp"))),

@@ -119,6 +119,43 @@ QWEN35 = {
   "linear_key_head_dim": 8,
   "linear_value_head_dim": 16,
 }
+# The scale of queries takes five steps within a test's 40 tokens.
+MINISTRAL3 = {
+  **{k: v for k, v in SIZES.items() if k != "rope_theta"},
+  "model_type": "ministral3",
+  "pad_token_id": None,
+  "sliding_window": None,
+  "rope_parameters": {
+    "rope_type": "yarn",
+    "rope_theta": 10_000.0,
+    "factor": 16.0,
+    "original_max_position_embeddings": 8,
+    "beta_fast": 4.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.4,
+  },
+}
+GRANITE = {
+  **SIZES,
+  "model_type": "granite",
+  "head_dim": 8,
+  "embedding_multiplier": 3.0,
+  "residual_multiplier": 0.22,
+  "attention_multiplier": 0.2,
+  "logits_scaling": 6.0,
+}
+GRANITE4 = {
+  **GRANITE,
+  "model_type": "granitemoehybrid",
+  "intermediate_size": 40,
+  "shared_intermediate_size": 64,
+  "num_local_experts": 0,
+  "position_embedding_type": "rope",
+  "layer_types": ["attention", "attention"],
+  "mamba_n_heads": 4,
+}
 CONFIGS = {
   "llama3": {**SIZES, "model_type": "llama", "rope_scaling": LLAMA3_ROPE},
   "llama3_tied": {
@@ -215,7 +252,36 @@ CONFIGS = {
     "moe_intermediate_size": 16,
     "shared_expert_intermediate_size": 24,
   },
+  "ministral3": MINISTRAL3,
+  "ministral3_tied": {
+    **MINISTRAL3,
+    "tie_word_embeddings": True,
+    "sliding_window": 8,
+    "rope_parameters": {**MINISTRAL3["rope_parameters"], "mscale": 2.0, "mscale_all_dim": 0.5},
+  },
+  "granite": {**GRANITE, "tie_word_embeddings": True, "num_hidden_layers": 3},
+  "granite_bias": {**GRANITE, "attention_bias": True, "mlp_bias": True},
+  "granite4": {**GRANITE4, "tie_word_embeddings": True, "attention_bias": True},
+  "granite4_nope": {**GRANITE4, "position_embedding_type": "nope"},
+  "apertus": {
+    **SIZES,
+    "model_type": "apertus",
+    "head_dim": 8,
+    "hidden_act": "xielu",
+    "pad_token_id": None,
+    "rope_parameters": {"rope_theta": 10_000.0, **LLAMA3_ROPE},
+  },
   "glm4_32b": {**SIZES, "model_type": "glm4", "pad_token_id": None, "attention_bias": False},
+}
+PIXTRAL = {
+  "model_type": "pixtral",
+  "hidden_size": 16,
+  "intermediate_size": 32,
+  "num_hidden_layers": 1,
+  "num_attention_heads": 2,
+  "head_dim": 8,
+  "image_size": 28,
+  "patch_size": 14,
 }
 # A folder that holds more than the text model.
 VISION = {
@@ -260,6 +326,20 @@ VISION = {
     "image_token_id": 263,
     "video_token_id": 262,
     "audio_token_id": 261,
+  },
+  "ministral3_vision": {
+    "model_type": "mistral3",
+    "text_config": {**MINISTRAL3, "tie_word_embeddings": True},
+    "vision_config": PIXTRAL,
+    "tie_word_embeddings": True,
+    "image_token_index": 263,
+  },
+  "mistral3_vision": {
+    "model_type": "mistral3",
+    "text_config": {**SIZES, "model_type": "mistral", "sliding_window": None},
+    "vision_config": PIXTRAL,
+    "tie_word_embeddings": False,
+    "image_token_index": 263,
   },
   "qwen3_5_vision": {
     "model_type": "qwen3_5",

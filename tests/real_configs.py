@@ -571,6 +571,55 @@ CONFIGS["llama-3-70b"] = _llama3(8192, 80, 64, 8, 28672, factor=None, tied=False
 CONFIGS["mistral-nemo-12b"] = _mistral(14336, theta=1e6)
 CONFIGS["mistral-small-24b"] = _mistral(32768, theta=1e8)
 
+# As in the defaults of the classes for these models in transformers 5.23.
+_PIXTRAL = dict(
+  model_type="pixtral",
+  hidden_size=1024,
+  intermediate_size=4096,
+  num_hidden_layers=24,
+  num_attention_heads=16,
+  head_dim=64,
+  patch_size=14,
+  image_size=1540,
+  hidden_act="gelu",
+)
+
+
+def _mistral3(text, **fields):
+  both = dict(model_type="mistral3", text_config=text, vision_config=_PIXTRAL, **fields)
+  return _pair(dict(both, tie_word_embeddings=False, multimodal_projector_bias=False), {}, {})
+
+
+CONFIGS["mistral-small-3.1-24b"] = _mistral3(_mistral(32768, theta=1e9)[0])
+CONFIGS["mistral-small-3.2-24b"] = CONFIGS["mistral-small-3.1-24b"]
+CONFIGS["ministral-3-8b"] = _mistral3(
+  dict(
+    model_type="ministral3",
+    vocab_size=131072,
+    hidden_size=4096,
+    num_hidden_layers=34,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    head_dim=128,
+    intermediate_size=14336,
+    rms_norm_eps=1e-5,
+    sliding_window=None,
+    hidden_act="silu",
+    tie_word_embeddings=False,
+    rope_parameters=dict(
+      rope_type="yarn",
+      rope_theta=1000000.0,
+      factor=16.0,
+      original_max_position_embeddings=16384,
+      beta_fast=32.0,
+      beta_slow=1.0,
+      mscale=1.0,
+      mscale_all_dim=1.0,
+      llama_4_scaling_beta=0.1,
+    ),
+  )
+)
+
 # Parameters of the Instruct, vision included, tied tables counted once: as its page on the Hub
 # counts them; of Gemma 3 as keras-hub's presets do (12B without the last 64 rows of its table), and
 # of Gemma 4 without the two buffers of the vision tower.
@@ -603,6 +652,7 @@ PARAMETERS = {
   "mistral-7b": 7_241_732_096,
   "mistral-nemo-12b": 12_247_782_400,
   "mistral-small-24b": 23_572_403_200,
+  "mistral-small-3.1-24b": 24_011_361_280,
   "llama-3-70b": 70_553_706_496,
   "smollm3-3b": 3_075_098_624,
   "olmo-3-7b": 7_298_011_136,

@@ -32,7 +32,7 @@ TOKENS = np.random.default_rng(0).integers(0, 96, (2, 24))
 MODEL = "model.safetensors"
 FAMILIES = (
   *("gemma2", "gemma3", "gemma4", "gemma4_unified", "mistral", "olmo2", "olmo3_yarn", "smollm3"),
-  *("glm4", "qwen3_5_tied"),
+  *("glm4", "qwen3_5_tied", "ministral3_tied", "granite", "granite4", "apertus"),
 )
 
 
@@ -71,6 +71,9 @@ PARTIAL = {
   "glm4": SIZES,
   "gemma4_text": {"hidden_size_per_layer_input": 0},
   "gemma4_unified_text": {},
+  "ministral3": {},
+  "granite": SIZES,
+  "apertus": SIZES,
   "olmo3": {**SIZES, "rope_theta": 500_000, "rope_scaling": pico.YARN},
   "gemma3_text": {},
   # All that the Hub's gemma-3-4b-it has, with other numbers.
@@ -143,7 +146,24 @@ def test_missing_config_fields_have_the_defaults_of_transformers(kind):
     ("mistral", dict(rope_scaling=dict(type="linear")), "rope_type 'linear' lacks\n  factor"),
     ("mistral", dict(rope_scaling=pico.YARN), "one of default, linear, llama3; got 'yarn'"),
     ("olmo3", dict(rope_theta=10_000), "rope_theta is 10000; only 500000 is supported"),
-    ("olmo3", dict(rope_scaling=dict(pico.YARN, mscale=2.0)), "mscale is 2.0"),
+    ("olmo3", dict(rope_scaling=dict(pico.YARN, mscale=0)), "mscale is 0; expected a number above"),
+    ("ministral3", dict(rope_parameters=pico.YARN), "'yarn' lacks\n  llama_4_scaling_beta"),
+    (
+      "ministral3",
+      dict(rope_parameters=dict(factor=2.0)),
+      "rope_type is one of yarn; got 'default'",
+    ),
+    ("mistral3", dict(text_config=dict(model_type="qwen3")), "text_config.model_type is 'qwen3'"),
+    ("granite", dict(logits_scaling="8"), "logits_scaling is '8'; expected a number above 0"),
+    ("granitemoehybrid", dict(num_local_experts=4), "num_local_experts is 4; only 0 is supported"),
+    (
+      "granitemoehybrid",
+      dict(num_local_experts=0, layer_types=["mamba"] * 5 + ["attention"]),
+      "layer_types must have attention or full_attention for each of 6 layers; got .'mamba'",
+    ),
+    ("granitemoehybrid", dict(num_local_experts=0), "layer_types must .* got .'mamba'"),
+    ("apertus", dict(hidden_act="silu"), "hidden_act is 'silu'; only 'xielu' is supported"),
+    ("apertus", dict(post_norm=True), "post_norm is True"),
     ("olmo3", dict(rope_scaling=dict(pico.YARN, truncate=False)), "truncate is False"),
     ("olmo3", dict(num_hidden_layers=None), "lacks\n  num_hidden_layers"),
     ("llama", dict(num_key_value_heads=3), "num_attention_heads 8 is not a multiple of .*_heads 3"),
@@ -268,7 +288,11 @@ def test_bfloat16_is_as_near_to_float32_as_that_of_transformers(name):
 
 
 @pytest.mark.parametrize(
-  "name", ["gemma2", "gemma3", "gemma4", "mistral", "olmo3_yarn", "smollm3", "glm4"]
+  "name",
+  [
+    *("gemma2", "gemma3", "gemma4", "mistral", "olmo3_yarn", "smollm3", "glm4", "ministral3"),
+    "granite4",
+  ],
 )
 def test_a_cache_filled_token_by_token_gives_the_logits_of_the_whole_text(name):
   hf, model, params = both(name)
@@ -315,7 +339,9 @@ def test_generation_with_a_cache_agrees_with_transformers(name):
     assert len(set(answer)) > 3
 
 
-@pytest.mark.parametrize("name", ["gemma2", "gemma3", "olmo3_yarn", "qwen3_moe"])
+@pytest.mark.parametrize(
+  "name", ["gemma2", "gemma3", "olmo3_yarn", "qwen3_moe", "ministral3_tied", "granite4", "apertus"]
+)
 def test_windows_ropes_and_experts_stay_within_a_packed_example(name):
   model = models.from_config(pico.CONFIGS[name], dtype=jnp.float32)
   params = pico.random_like(models.abstract_params(model), 0.3)
@@ -437,15 +463,29 @@ def respelt(directory):
   return directory
 
 
-@pytest.fixture(scope="module")
-def vision_pair(tmp_path_factory):
+# Fields that a text_config on the Hub may leave to the class.
+LEFT_OUT = {
+  "gemma3_vision": ("tie_word_embeddings", "rms_norm_eps", "layer_types", "hidden_activation"),
+  "ministral3_vision": ("tie_word_embeddings",),
+  "mistral3_vision": ("tie_word_embeddings",),
+}
+
+
+@pytest.fixture(
+  scope="module",
+  params=[
+    "gemma3_vision",
+    *(pytest.param(n, marks=pytest.mark.slow) for n in ("ministral3_vision", "mistral3_vision")),
+  ],
+)
+def vision_pair(request, tmp_path_factory):
   """A Base in the Hub's spelling, an Instruct in that of transformers 5, a text_config partial."""
-  folder = runs.make_pair(tmp_path_factory.mktemp("vision"), "gemma3_vision")
+  folder = runs.make_pair(tmp_path_factory.mktemp("vision"), request.param)
   respelt(folder / "instruct")
   for name in ("base", "instruct"):
     path = folder / name / "config.json"
     config = json.loads(path.read_text())
-    for field in ("tie_word_embeddings", "rms_norm_eps", "layer_types", "hidden_activation"):
+    for field in LEFT_OUT[request.param]:
       config["text_config"].pop(field)
     path.write_text(json.dumps(config))
   return folder
@@ -486,7 +526,8 @@ def test_an_adapter_leaves_the_vision_tower_alone(vision_pair, vision_run):
   model = transformers.AutoModelForCausalLM.from_pretrained(vision_pair / "instruct")
   model = peft.PeftModel.from_pretrained(model, vision_run / "delta")
   adapted = {n for n, _ in model.named_modules() if n.endswith("lora_A")}
-  assert len(adapted) == 3 * 7
+  count = open_model(vision_pair / "instruct").config["num_hidden_layers"]
+  assert len(adapted) == count * 7
   assert all(".language_model.layers." in n for n in adapted)
 
 

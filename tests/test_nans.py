@@ -8,7 +8,7 @@ import pytest
 from shadowft_jax import delta, presets, train
 from shadowft_jax.hf import weights
 from shadowft_jax.learning import nans, step
-from shadowft_jax.models import layers
+from shadowft_jax.models import mlp
 from tests import runs
 
 pytestmark = pytest.mark.slow  # each operation is compiled for itself
@@ -87,7 +87,7 @@ root.defvjp(lambda x: (root(x), x), lambda x, g: (jnp.where(x < 0, jnp.nan, g),)
 
 def test_a_fault_of_the_backward_pass_is_named(made, monkeypatch):
   loss, base, lora, batch = made
-  monkeypatch.setitem(layers.ACTIVATIONS, "silu", root)
+  monkeypatch.setitem(mlp.ACTIVATIONS, "silu", root)
   assert nans.fault(lora, base, [batch], loss=loss) == (
     "in the backward pass, in the gradient of the output of model.layers.1.mlp.gate_proj "
     "(micro-batch 1)"
@@ -99,7 +99,7 @@ def test_a_run_ends_at_the_first_fault_and_may_be_resumed_without_the_field(
 ):
   jax.clear_caches()
   with monkeypatch.context() as patch:
-    patch.setitem(layers.ACTIVATIONS, "silu", root)
+    patch.setitem(mlp.ACTIVATIONS, "silu", root)
     config = runs.config_of(pair, debug_nans=True, eval_every=0)
     with pytest.raises(
       FloatingPointError, match="^not finite at step 1: first in the backward pass"

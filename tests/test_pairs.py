@@ -102,7 +102,7 @@ def test_families_without_a_port_are_graft_only_until_they_have_one():
     assert text is None or re.search(f"{kind} models .*are not implemented in JAX here", text)
   assert "per-layer embeddings (hidden_size_per" in registry.get("gemma-4-e4b").why_not_train
   assert "experts beside the MLP (enable_moe" in registry.get("gemma-4-26b-a4b").why_not_train
-  assert len(others.OTHERS) == 25
+  assert len(others.OTHERS) == 32
 
 
 def test_training_a_family_of_remote_code_is_refused(tmp_path):

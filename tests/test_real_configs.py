@@ -16,6 +16,8 @@ UNPORTED = {"mllama"}
 # Trained pairs whose Instruct's config.json could not be read: Ai2 adds rows for a token.
 UNREAD = {"tulu-3-8b-sft", "tulu-3-8b-dpo", "tulu-3-8b"}
 UNREAD |= {"qwen3.5-2b", "qwen3.5-4b", "qwen3.5-35b-a3b"}
+UNREAD |= {"ministral-3-3b", "ministral-3-14b", "granite-3.3-2b", "granite-3.3-8b"}
+UNREAD |= {"granite-4.0-micro", "apertus-8b", "apertus-70b"}
 PROJECTION = r"\blayers\.\d+\..*\b(q|k|v|o|gate|up|down)_proj\.weight"
 
 

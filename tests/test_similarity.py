@@ -17,7 +17,8 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_torch
 
 import shadowft_jax
-from shadowft_jax.hf import names
+from shadowft_jax import models, tree
+from shadowft_jax.hf import leaves, names
 from shadowft_jax.hf.folder import open_model
 from shadowft_jax import similarity
 from shadowft_jax.hf import safetensors
@@ -251,7 +252,16 @@ def test_memory_does_not_grow_with_the_tensor(tmp_path):
     ("layers.0.mlp.experts.7.up_proj.weight", 0, "mlp up"),
     ("layers.0.mlp.gate_up_proj.weight", 0, "mlp gate and up"),
     ("layers.0.mlp.experts.gate_up_proj", 0, "mlp gate and up"),
-    ("layers.0.mlp.gate.weight", 0, "other"),
+    ("layers.0.mlp.gate.weight", 0, "mlp.gate"),
+    ("layers.0.mlp.shared_expert.gate_proj.weight", 0, "mlp.shared_expert.gate_proj"),
+    ("layers.0.mlp.shared_expert_gate.weight", 0, "mlp.shared_expert_gate"),
+    ("layers.0.shared_mlp.input_linear.weight", 0, "shared_mlp.input_linear"),
+    ("layers.4.linear_attn.in_proj_qkv.weight", 4, "linear_attn.in_proj_qkv"),
+    ("layers.4.linear_attn.A_log", 4, "linear_attn.A_log"),
+    ("layers.4.linear_attn.norm.weight", 4, "norms"),
+    ("layers.4.mlp.act_fn.alpha_p", 4, "mlp.act_fn.alpha_p"),
+    ("layers.4.moe.experts.3.w9.bias", 4, "moe.experts.w9"),
+    ("a_table.weight", None, "other"),
     ("layers.0.self_attn.q_norm.weight", 0, "norms"),
     ("layers.0.post_attention_layernorm.weight", 0, "norms"),
     ("layers.0.ffn_norm.weight", 0, "norms"),
@@ -268,6 +278,16 @@ def test_memory_does_not_grow_with_the_tensor(tmp_path):
 )
 def test_what_a_name_says(name, layer, module):
   assert (names.layer_of(name), names.module_of(name)) == (layer, module)
+
+
+def test_no_matrix_of_a_layer_is_other():
+  """In every family; the modules that all of them have keep their order."""
+  for config in pico.CONFIGS.values():
+    shapes = leaves.file_shapes(tree.names(models.abstract_params(models.from_config(config))))
+    kinds = {names.module_of(n) for n in shapes}
+    assert "other" not in kinds
+    ordered = names.in_order(kinds)
+    assert [k for k in ordered if k in names.MODULES] == [k for k in names.MODULES if k in kinds]
 
 
 @pytest.mark.parametrize(

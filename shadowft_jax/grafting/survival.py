@@ -96,7 +96,7 @@ class Survival(NamedTuple):
 
   @property
   def module(self) -> str:
-    """The module type of the tensor, a key of names.MODULES."""
+    """The module type of the tensor, see `names.module_of`."""
     return names.module_of(self.name)
 
   @property
@@ -198,7 +198,7 @@ def _cosine(dot, other, delta):
 
 
 def by_module(rows: Sequence[Survival]) -> dict[str, Numbers]:
-  """{module type: its numbers}, in the order of names.MODULES."""
+  """{module type: its numbers}, in the order of `names.in_order`."""
   return {m: numbers(part) for m, part in gap.by_module(rows).items()}
 
 
@@ -208,7 +208,7 @@ def by_layer(rows: Sequence[Survival]) -> dict[int, Numbers]:
 
 
 def cells(rows: Sequence[Survival]) -> dict[tuple[str, int], Numbers]:
-  """{(module type, layer): its numbers}, in the order of names.MODULES and of layers."""
+  """{(module type, layer): its numbers}, in the order of `names.in_order` and of layers."""
   return {cell: numbers(part) for cell, part in gap.by_cell(rows).items()}
 
 

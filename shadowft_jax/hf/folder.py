@@ -74,7 +74,7 @@ class ModelFolder:
   @property
   def is_tied_by_config(self) -> bool:
     """Whether config.json ties the head to the embedding."""
-    tied = self.config.get("tie_word_embeddings")
+    tied = self.raw_config.get("tie_word_embeddings", self.config.get("tie_word_embeddings"))
     is_gemma = str(self.config.get("model_type")).startswith("gemma")
     return is_gemma if tied is None else bool(tied)
 
@@ -163,7 +163,7 @@ class ModelFolder:
     if self.quantised:
       raise InputError(
         f"{self.directory} is quantised ({self.quantised}): a delta cannot be added to its "
-        "weights; choose the unquantised model"
+        f"weights; choose the unquantised model{foreign.unquantised(self.config)}"
       )
 
 

@@ -3,7 +3,8 @@
 import os
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from shadowft_jax.errors import InputError, listing, nearest
 
@@ -18,6 +19,8 @@ WRAPPERS = (
   r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)[.]|^module[.]"
   r"|(?<=_orig_mod[.])module[.]|(?<=^base_model[.]model[.])module[.]|(?<=lora_[AB])[.]default(?=[.]weight)"
 )
+# Hidden size of Ministral 3 -> its size in names; its Instructs are stored in FP8 and in BF16.
+MINISTRAL3 = {3072: "3B", 4096: "8B", 5120: "14B"}
 OTHERS = {
   "*.gguf": "GGUF",
   "*.onnx": "ONNX",
@@ -174,3 +177,14 @@ def quoted(text: object) -> str:
   """A word of a shell command, in double quotes."""
   escaped = re.sub(r'([\\"$`])', r"\\\1", str(text))
   return '"' + escaped.replace("!", "\"'!'\"") + '"'
+
+
+def unquantised(config: Mapping[str, Any]) -> str:
+  """The Hub id of a quantised Instruct's unquantised weights, in parentheses; "" if unknown.
+
+  Args:
+    config: config.json, with the fields of its text_config merged in.
+  """
+  size = MINISTRAL3.get(config.get("hidden_size", 0))
+  is_known = config.get("model_type") == "ministral3" and size
+  return f" (mistralai/Ministral-3-{size}-Instruct-2512-BF16)" if is_known else ""

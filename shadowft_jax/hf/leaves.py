@@ -30,6 +30,8 @@ SUFFIX = {
   "A_log": "A_log",
   "dt_bias": "dt_bias",
   "layer_scalar": "layer_scalar",
+  "alpha_p": "alpha_p",
+  "alpha_n": "alpha_n",
 }
 TRANSPOSED = ("kernel", "a", "b")
 STACKED = ("layers", "experts")
@@ -157,7 +159,7 @@ def leaf_of(
       index += (int(match[1]),)
   is_table = module.endswith(names.TABLE)
   kinds = {
-    1: ("scale", "bias", "A_log", "dt_bias", "layer_scalar"),
+    1: ("scale", "bias", "A_log", "dt_bias", "layer_scalar", "alpha_p", "alpha_n"),
     2: ("a", "b", "embedding" if is_table else "kernel"),
     3: ("filter",),
   }

@@ -31,7 +31,7 @@ BESIDE = (
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 # model_type of trainable models with a vision tower -> their modules outside the language model.
 BESIDE_TEXT = {
-  "gemma3": r"(model\.)?(vision_tower|multi_modal_projector)\..*",
+  **dict.fromkeys(("gemma3", "mistral3"), r"(model\.)?(vision_tower|multi_modal_projector)\..*"),
   **dict.fromkeys(("qwen3_5", "qwen3_5_moe"), r"((model\.)?visual|mtp)\..*"),
   **dict.fromkeys(
     ("gemma4", "gemma4_unified"), r"(model\.)?((vision|audio)_tower|(embed_)?(vision|audio)\w*)\..*"
@@ -41,11 +41,14 @@ EXPERT = r"\.experts\.\d+\."  # in the names of a single expert's tensors
 ALL_EXPERTS = re.compile(r"(.*\.experts)\.(gate_up|down)_proj")  # one tensor for all experts
 ADAPTER_PREFIX = "base_model.model."  # PEFT's prefix of module names
 FACTOR = re.compile(re.escape(ADAPTER_PREFIX) + r"(.+)\.lora_([AB])\.weight")
-HARMLESS = r".*\.rotary_emb\.inv_freq"  # an unused buffer in old checkpoints
+# Buffers: unused ones in old checkpoints, and the constants of an activation (models/mlp.py).
+HARMLESS = r".*\.rotary_emb\.inv_freq|.*\.act_fn\.(beta|eps)"
 WEIGHT = r"weight|scales|qzeros"  # in the names of weights, quantised or not
+_SHARED = r"\bshared_\w+\."  # a second MLP in a layer, beside its experts or in their place
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+OTHER = "other"
 # Type of module -> regex on short names; the first match wins.  "w1" to "w3" are names used by
-# Llama's original format and InternLM2.
+# Llama's original format and InternLM2.  What is "other" in a layer has a type of its own.
 MODULES = {
   "vision, audio": "(?!)",  # found by `is_beside`
   "attention q": r"\bq_proj\b",
@@ -60,7 +63,7 @@ MODULES = {
   "norms": r"norm|\bln_",
   "embedding": f"^({TABLES})$",
   "head": f"^({HEADS})$",
-  "other": r"",
+  OTHER: r"",
 }
 
 
@@ -123,7 +126,7 @@ def is_beside(name: str) -> bool:
 
 
 def is_harmless(name: str) -> bool:
-  """Whether a tensor is an unused buffer."""
+  """Whether a tensor is a buffer, which is neither trained nor grafted."""
   return bool(re.fullmatch(HARMLESS, name))
 
 
@@ -134,11 +137,25 @@ def layer_of(name: str) -> int | None:
 
 
 def module_of(name: str) -> str:
-  """The module type of a tensor, a key of MODULES."""
+  """The module type of a tensor: a key of MODULES.
+
+  A tensor in a layer that is of none of them, such as linear_attn.in_proj_z, and one of a shared
+  MLP have the type that is their name in the layer.
+  """
   bare = short(name)
   if is_beside(bare):
     return next(iter(MODULES))
-  return next(module for module, pattern in MODULES.items() if re.search(pattern, bare))
+  found = next(module for module, pattern in MODULES.items() if re.search(pattern, bare))
+  match = _LAYER.search(bare)
+  if match and (found == OTHER or re.search(_SHARED, bare)):
+    return re.sub(r"\.(weight|bias)$", "", re.sub(r"\.\d+(?=\.)", "", bare[match.end() :]))
+  return found
+
+
+def in_order(modules: Iterable[str]) -> list[str]:
+  """Module types in the order of MODULES, those with names of their own in the place of OTHER."""
+  places = {module: i for i, module in enumerate(MODULES)}
+  return sorted(modules, key=lambda m: (places.get(m, places[OTHER]), m))
 
 
 def in_scope(name: str) -> bool:

@@ -11,9 +11,10 @@ import numpy as np
 
 from shadowft_jax import delta, models, tree
 from shadowft_jax.errors import InputError, listing
-from shadowft_jax.hf import arrays, leaves, names
+from shadowft_jax.hf import arrays, leaves, names, safetensors
 from shadowft_jax.hf.folder import ModelFolder, open_model
 from shadowft_jax.hf.safetensors import WEIGHTS
+from shadowft_jax.models import mlp
 from shadowft_jax.models.decoder import Decoder
 from shadowft_jax.tree import Params
 
@@ -110,8 +111,22 @@ def _check_tensors(folder: ModelFolder, named: dict[str, Any]) -> None:
     stored = (have.get(names.short(n)) for n in leaves.hf_names(name, leaf.shape))
     if len(dtypes := {t.dtype for t in stored if t}) > 1:
       bad.append(f"{name}: layers are stored in {' and '.join(sorted(dtypes))}; expected one dtype")
+  bad += _other_constants(folder)
   if bad:
     raise InputError(
       f"{folder.directory}: the tensors do not match config.json; download the folder again:"
       f"{listing(bad, limit=len(bad))}"
     )
+
+
+def _other_constants(folder: ModelFolder) -> list[str]:
+  """Lines for stored constants of an activation that are not those that our models have."""
+  bad = []
+  for bare, tensor in folder.tensors.items():
+    module, _, kind = bare.rpartition(".")
+    if module.endswith(".act_fn") and kind in mlp.STORED and tensor.dtype in WEIGHTS:
+      [(_, part)] = safetensors.rows(tensor._replace(shape=(1,)))
+      value, want = float(part[0]), mlp.STORED[kind]
+      if not np.isclose(value, want, rtol=1e-2, atol=0):
+        bad.append(f"{folder.names[bare]} is {value:g}; only {want:g} is supported")
+  return bad

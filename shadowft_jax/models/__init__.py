@@ -10,10 +10,12 @@ import jax.numpy as jnp
 
 from shadowft_jax.errors import InputError
 from shadowft_jax.models import (
+  apertus,
   checks,
   gemma,
   gemma4,
   glm,
+  granite,
   llama,
   mistral,
   olmo,
@@ -39,10 +41,15 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], DecoderConfig]] = {
   **dict.fromkeys(("gemma4_text", "gemma4_unified_text"), gemma4.gemma4_text),
   **dict.fromkeys(("gemma4", "gemma4_unified"), gemma4.gemma4),
   "mistral": mistral.mistral,
+  "mistral3": mistral.mistral3,
+  "ministral3": mistral.ministral3,
   "olmo2": olmo.olmo2,
   "olmo3": olmo.olmo3,
   "smollm3": smollm.smollm3,
   "glm4": glm.glm4,
+  "granite": granite.granite,
+  "granitemoehybrid": granite.granitemoehybrid,
+  "apertus": apertus.apertus,
 }
 
 

@@ -18,6 +18,7 @@ MOST = {
   "num_local_experts": 1 << 14,
   "moe_intermediate_size": 1 << 22,
   "shared_expert_intermediate_size": 1 << 22,
+  "shared_intermediate_size": 1 << 22,
   "linear_num_key_heads": 1 << 14,
   "linear_num_value_heads": 1 << 14,
   "linear_key_head_dim": 1 << 14,
@@ -38,6 +39,8 @@ FIELDS = {
   **dict.fromkeys(("rms_norm_eps", "rope_theta", "rope_local_base_freq"), "a number above 0"),
   **dict.fromkeys(("query_pre_attn_scalar", "attn_logit_softcapping"), "a number above 0"),
   **dict.fromkeys(("final_logit_softcapping", "partial_rotary_factor"), "a number above 0"),
+  **dict.fromkeys(("embedding_multiplier", "residual_multiplier"), "a number above 0"),
+  **dict.fromkeys(("attention_multiplier", "logits_scaling"), "a number above 0"),
   **dict.fromkeys(("tie_word_embeddings", "norm_topk_prob"), "true or false"),
   **dict.fromkeys(("attention_bias", "mlp_bias", "attention_k_eq_v"), "true or false"),
 }
@@ -49,8 +52,11 @@ def check(hf: Mapping[str, Any]) -> None:
   Raises:
     InputError: lists those that are wrong.
   """
+  # The dense models of Granite 4 have a field for their 0 experts.
+  is_dense = hf.get("model_type") == "granitemoehybrid" and hf.get("num_local_experts") == 0
   for fields in (hf, hf.get("text_config") or {}):
-    check_kinds("config.json", fields, FIELDS)
+    kinds = {n: k for n, k in FIELDS.items() if not (is_dense and n == "num_local_experts")}
+    check_kinds("config.json", fields, kinds)
     if large := [
       f"{n} is {fields[n]}; at most {x} is supported"
       for n, x in MOST.items()

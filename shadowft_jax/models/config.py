@@ -18,6 +18,7 @@ SCALING = {
   **dict.fromkeys(("rope_theta", "partial_rotary_factor", "factor"), "a number above 0"),
   **dict.fromkeys(("low_freq_factor", "high_freq_factor"), "a number above 0"),
   **dict.fromkeys(("beta_fast", "beta_slow", "attention_factor"), "a number above 0"),
+  **dict.fromkeys(("mscale", "mscale_all_dim", "llama_4_scaling_beta"), "a number above 0"),
   "original_max_position_embeddings": "an integer above 0",
 }
 # Options of config.json that would change the computation, and the values that do not.
@@ -94,7 +95,9 @@ class DecoderConfig:
   k_is_v: bool = False  # Gemma 4: no v_proj; the values are the keys before norm and rope
   v_norm: bool = False  # Gemma 4, of each head, without a weight
   layer_scalar: bool = False  # Gemma 4: a factor of the block's output
-  fused_gate_up: bool = False  # GLM-4
+  mlp: str = "mlp"  # GraniteMoeHybrid: shared_mlp
+  # The MLP's projections, the last one from its width to D; a single one before it is fused.
+  mlp_names: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
   num_experts: int = 0  # Qwen3-MoE: experts replace the MLP
   num_experts_per_tok: int = 0
   moe_intermediate_size: int = 0
@@ -105,7 +108,10 @@ class DecoderConfig:
   norms: tuple[str | None, ...] = ("input_layernorm", None, "post_attention_layernorm", None)
   norm_offset: float = 0.0  # Gemma: 1
   embedding_scale: float = 1.0  # Gemma: sqrt(hidden_size)
-  query_pre_attn_scalar: float | None = None  # Gemma; head_dim where None
+  residual_scale: float = 1.0  # Granite, of what a layer adds
+  logit_divisor: float = 1.0  # Granite
+  query_pre_attn_scalar: float | None = None  # Gemma, Granite; head_dim where None
+  query_scaling: tuple[float, int] | None = None  # Ministral 3: beta, and tokens between steps
   attn_logit_softcapping: float | None = None  # Gemma 2
   final_logit_softcapping: float | None = None  # Gemma 2
 
@@ -167,8 +173,6 @@ def read_rope(
   refuse(
     {**scaling, "partial_rotary_factor": fraction, "model_type": hf.get("model_type")},
     partial_rotary_factor=(fraction,) if partial or kind == "proportional" else (1, 1.0, None),
-    mscale=(None,),
-    mscale_all_dim=(None,),
     truncate=(True, None),
   )
   return Rope(float(theta), tuple(sorted(scaling.items())), 1.0 if fraction is None else fraction)

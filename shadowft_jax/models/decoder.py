@@ -17,7 +17,6 @@ from jax.typing import DTypeLike
 from shadowft_jax.models import attention, delta_net, moe, stack
 from shadowft_jax.models.config import LINEAR, DecoderConfig, distinct
 from shadowft_jax.models.layers import (
-  MLP,
   Embed,
   Head,
   Linear,
@@ -26,8 +25,10 @@ from shadowft_jax.models.layers import (
   as_row,
   over_rms,
   rope_angles,
+  scaled,
   softcap,
 )
+from shadowft_jax.models.mlp import MLP
 
 SLOTTED = ("k", "v")  # variables of the cache that have slots for tokens, on axis 2
 # What a rematerialised block keeps for its backward pass, by config.remat.
@@ -61,6 +62,10 @@ class Attention(nn.Module):
       apply_rope(self.normed(n, x), rows["sin"], rows["cos"], cfg.rope_interleaved)
       for n, x in (("q", q_BTNH), ("k", k_BTKH))
     )
+    if cfg.query_scaling:
+      beta, every = cfg.query_scaling
+      scale_BT = 1 + beta * jnp.log1p((rows["position"] // every).astype(jnp.float32))
+      q_BTNH *= scale_BT[:, :, None, None].astype(q_BTNH.dtype)
     out_BTNH = self.attend(q_BTNH, k_BTKH, v_BTKH, rows)
     if gate_BTNH is not None:
       out_BTNH *= jax.nn.sigmoid(gate_BTNH)
@@ -165,13 +170,14 @@ class Block(nn.Module):
       mix = delta_net.GatedDeltaNet(cfg.delta_net, cfg.rms_norm_eps, name="linear_attn")
     else:
       mix = Attention(cfg, self.backend, name="self_attn")
-    x_BTD += after_mix(mix(before_mix(x_BTD), rows))
+    x_BTD += scaled(after_mix(mix(before_mix(x_BTD), rows)), cfg.residual_scale)
     mlp: nn.Module
     if cfg.num_experts:
       mlp = moe.MoE(cfg, name="mlp")
     else:
-      mlp = MLP(cfg.intermediate_size, cfg.hidden_act, cfg.mlp_bias, cfg.fused_gate_up, name="mlp")
-    x_BTD += after_mlp(mlp(before_mlp(x_BTD)))
+      sizes = cfg.intermediate_size, cfg.hidden_act, cfg.mlp_bias, cfg.mlp_names
+      mlp = MLP(*sizes, name=cfg.mlp)
+    x_BTD += scaled(after_mlp(mlp(before_mlp(x_BTD))), cfg.residual_scale)
     if cfg.layer_scalar:
       x_BTD *= as_row(self.param("layer_scalar", nn.initializers.ones, (1,)), 3).astype(x_BTD.dtype)
     return x_BTD, None
@@ -281,6 +287,7 @@ class Decoder(nn.Module):
     if position_BT is None:
       position_BT = jnp.broadcast_to(jnp.arange(token_BT.shape[1])[None], token_BT.shape)
     h_BTD = self.model(token_BT, segment_BT, position_BT, keys)
+    h_BTD = scaled(h_BTD, 1 / self.cfg.logit_divisor)
     tied = self.cfg.tie_word_embeddings
     head_DV = self.model.embed_tokens.table().T if tied else self.lm_head()
     return h_BTD, head_DV.astype(self.dtype)

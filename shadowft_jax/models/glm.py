@@ -32,6 +32,6 @@ def glm4(hf: Mapping[str, Any]) -> config.DecoderConfig:
     ropes=ropes,
     rope_interleaved=True,
     qkv_bias=bool(hf["attention_bias"]),
-    fused_gate_up=True,
+    mlp_names=("gate_up_proj", "down_proj"),
     norms=NORMS,
   )

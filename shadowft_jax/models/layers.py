@@ -7,9 +7,7 @@
 An array of known shape ends in its letters: q_BTNH.
 """
 
-from collections.abc import Callable
 import dataclasses
-import functools
 import math
 from typing import Any
 
@@ -147,37 +145,9 @@ class Head(nn.Module):
     return self.param("kernel", nn.initializers.normal(0.02), (self.hidden_size, self.vocab_size))
 
 
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-  "silu": jax.nn.silu,
-  "swish": jax.nn.silu,
-  "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
-}
-
-
-class MLP(nn.Module):
-  """down(act(gate x) * up x).
-
-  Attributes:
-    features: the width F between the projections.
-    act: a key of ACTIVATIONS.
-    is_fused: whether gate and up are one projection, gate first.
-  """
-
-  features: int
-  act: str
-  use_bias: bool = False
-  is_fused: bool = False
-
-  @nn.compact
-  def __call__(self, x_BTD: jax.Array) -> jax.Array:
-    F, bias = self.features, self.use_bias
-    if self.is_fused:
-      gate_BTF, up_BTF = jnp.split(Linear(2 * F, bias, name="gate_up_proj")(x_BTD), 2, axis=-1)
-    else:
-      gate_BTF, up_BTF = (Linear(F, bias, name=f"{n}_proj")(x_BTD) for n in ("gate", "up"))
-    h_BTF = ACTIVATIONS[self.act](gate_BTF) * up_BTF
-    h_BTF = nn.with_logical_constraint(h_BTF, ("batch", "context", "mlp"))
-    return Linear(x_BTD.shape[-1], bias, name="down_proj")(h_BTF)
+def scaled(x: jax.Array, factor: float) -> jax.Array:
+  """x times a factor that is not rounded to the dtype of x."""
+  return x if factor == 1 else (x.astype(jnp.float32) * factor).astype(x.dtype)
 
 
 def softcap(x: jax.Array, cap: float | None) -> jax.Array:
@@ -247,7 +217,11 @@ def rope_magnitude(rope: Rope) -> float:
   scaling = dict(rope.scaling)
   if scaling.get("rope_type") != "yarn":
     return 1.0
-  return scaling.get("attention_factor") or 0.1 * math.log(max(scaling["factor"], 1.0)) + 1.0
+  if factor := scaling.get("attention_factor"):
+    return factor
+  scale = lambda weight: 0.1 * weight * math.log(max(scaling["factor"], 1.0)) + 1.0
+  both = scaling.get("mscale"), scaling.get("mscale_all_dim")
+  return scale(both[0]) / scale(both[1]) if all(both) else scale(1.0)
 
 
 def rope_angles(position_BT: jax.Array, head_dim: int, rope: Rope) -> tuple[jax.Array, jax.Array]:

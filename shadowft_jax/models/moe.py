@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from shadowft_jax.models.attention import mesh_axes
-from shadowft_jax.models.layers import ACTIVATIONS, MLP, Linear
+from shadowft_jax.models.layers import Linear
+from shadowft_jax.models.mlp import ACTIVATIONS, MLP
 
 ExpertKernels = Mapping[str, Sequence[jax.Array]]  # {projection: its `Kernels`}
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from shadowft_jax.errors import listing
-from shadowft_jax.hf import names
+from shadowft_jax.hf import foreign, names
 from shadowft_jax.hf.folder import ModelFolder, open_model, same_bytes
 from shadowft_jax.pairs import registry, stops, vocabulary
 from shadowft_jax.pairs.findings import LEVELS, Finding, versus
@@ -102,9 +102,8 @@ def _families(base, instruct):
       yield Finding(
         "error",
         f"the {name} is quantised ({side.quantised}), and a delta cannot be added to quantised "
-        "weights; download the unquantised model (bfloat16 or float16; the id without GPTQ, AWQ, "
-        "FP8, "
-        "bnb-4bit or GGUF)",
+        f"weights; download the unquantised model{foreign.unquantised(side.config)} (bfloat16 or "
+        "float16; the id without GPTQ, AWQ, FP8, bnb-4bit or GGUF)",
       )
 
 

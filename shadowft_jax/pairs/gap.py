@@ -43,7 +43,7 @@ class Placed(Protocol):
 
   @property
   def module(self) -> str:
-    """Its module type, a key of names.MODULES."""
+    """Its module type, see `names.module_of`."""
 
 
 T = TypeVar("T", bound=Placed)
@@ -82,7 +82,7 @@ class Row(NamedTuple, Generic[S]):
 
   name: str  # short name
   layer: int | None
-  module: str  # a key of names.MODULES
+  module: str  # see `names.module_of`
   shape: tuple[int, ...]
   sums: S
 
@@ -266,9 +266,9 @@ def grouped(rows: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
 
 
 def by_module(rows: Iterable[T]) -> dict[str, list[T]]:
-  """{module: its rows}, in the order of names.MODULES."""
+  """{module: its rows}, in the order of `names.in_order`."""
   groups = grouped(rows, lambda r: r.module)
-  return {m: groups[m] for m in names.MODULES if m in groups}
+  return {m: groups[m] for m in names.in_order(groups)}
 
 
 def by_layer(rows: Iterable[T]) -> dict[int, list[T]]:
@@ -278,7 +278,7 @@ def by_layer(rows: Iterable[T]) -> dict[int, list[T]]:
 
 
 def by_cell(rows: Iterable[T]) -> dict[tuple[str, int], list[T]]:
-  """{(module, layer): its rows}, in the order of names.MODULES, then of layers."""
+  """{(module, layer): its rows}, in the order of `names.in_order`, then of layers."""
   return {(m, n): part for m, of in by_module(rows).items() for n, part in by_layer(of).items()}
 
 

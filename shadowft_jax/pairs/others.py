@@ -9,7 +9,8 @@ from shadowft_jax.pairs.pair import Pair
 TULU = "Llama-3.1-8B tuned by Ai2; its own chat template, and other stages: sft, dpo, RLVR"
 QWEN = "chat tokens of the Base are trained; vision and multi-token prediction are kept as they are"
 GEMMA = "tied embeddings; vision and audio are kept as they are"
-MINISTRAL = "the Instruct's BF16 folder, because the other one is stored in FP8"
+MISTRAL = "vision is kept as it is"
+MINISTRAL = f"{MISTRAL}; the Instruct's BF16 folder, because the other one is stored in FP8"
 
 
 def _pair(base: str, instruct: str, model_type: str, note: str = "", option: str = "") -> Pair:
@@ -36,6 +37,28 @@ OTHERS = {
   "tulu-3-8b": _pair("meta-llama/Llama-3.1-8B", "allenai/Llama-3.1-Tulu-3-8B", "llama", TULU),
   "mistral-small-24b": _pair(
     "mistralai/Mistral-Small-24B-Base-2501", "mistralai/Mistral-Small-24B-Instruct-2501", "mistral"
+  ),
+  **{
+    f"mistral-small-{version}-24b": _pair(
+      "mistralai/Mistral-Small-3.1-24B-Base-2503",
+      f"mistralai/Mistral-Small-{version}-24B-Instruct-{date}",
+      "mistral3",
+      MISTRAL,
+    )
+    for version, date in {"3.1": "2503", "3.2": "2506"}.items()
+  },
+  "granite-3.3-2b": _pair(
+    "ibm-granite/granite-3.3-2b-base", "ibm-granite/granite-3.3-2b-instruct", "granite"
+  ),
+  "granite-3.3-8b": _pair(
+    "ibm-granite/granite-3.3-8b-base", "ibm-granite/granite-3.3-8b-instruct", "granite"
+  ),
+  "granite-4.0-micro": _pair(
+    "ibm-granite/granite-4.0-micro-base", "ibm-granite/granite-4.0-micro", "granitemoehybrid"
+  ),
+  "apertus-8b": _pair("swiss-ai/Apertus-8B-2509", "swiss-ai/Apertus-8B-Instruct-2509", "apertus"),
+  "apertus-70b": _pair(
+    "swiss-ai/Apertus-70B-2509", "swiss-ai/Apertus-70B-Instruct-2509", "apertus"
   ),
   "mistral-nemo-12b": _pair(
     "mistralai/Mistral-Nemo-Base-2407", "mistralai/Mistral-Nemo-Instruct-2407", "mistral"

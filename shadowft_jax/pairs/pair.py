@@ -12,7 +12,6 @@ WHY_NOT_TRAIN = {
     "internlm2": "need remote code, which is never run, and are ",
     "baichuan": "need remote code, which is never run, and are ",
     "mllama": "(with images) are ",
-    "mistral3": "are ",
   }.items()
 }
 # Option of config.json that a family may have -> what it is, where that cannot be trained here.

@@ -49,11 +49,13 @@ def measure(
 
 def table(rows: Sequence[gap.Row[gap.Sums]]) -> str:
   """A text table of the gap ratio by module type."""
-  lines = [f"{'module':<16}{'tensors':>8}{'parameters':>18}  gap ratio  unchanged"]
-  for module, part in {**gap.by_module(rows), "all": rows}.items():
+  parts = {**gap.by_module(rows), "all": rows}
+  width = max(16, *(len(module) + 1 for module in parts))
+  lines = [f"{'module':<{width}}{'tensors':>8}{'parameters':>18}  gap ratio  unchanged"]
+  for module, part in parts.items():
     sums = gap.total(r.sums for r in part)
     lines.append(
-      f"{module:<16}{len(part):>8,}{sums.size:>18,}{sums.ratio:>11.6f}{sums.unchanged:>11.2%}"
+      f"{module:<{width}}{len(part):>8,}{sums.size:>18,}{sums.ratio:>11.6f}{sums.unchanged:>11.2%}"
     )
   return "\n".join(lines)
 
