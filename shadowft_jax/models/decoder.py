@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from shadowft_jax.models import attention, delta_net, moe, stack
+from shadowft_jax.models import attention, delta_net, moe, siglip, stack
 from shadowft_jax.models.config import LINEAR, DecoderConfig, distinct
 from shadowft_jax.models.layers import (
   MLP,
@@ -87,6 +87,7 @@ class Attention(nn.Module):
         position_BT,
         windows=windows,
         kind=rows["window"],
+        ahead_BT=rows.get("ahead"),
         **options,
       )
     all_ = {}
@@ -175,6 +176,7 @@ class Backbone(nn.Module):
   remat: str
   mapped: Callable[..., type[nn.Module]]
   unrolled: bool
+  vision: siglip.VisionConfig | None
 
   def setup(self) -> None:
     cfg = self.cfg
@@ -183,6 +185,9 @@ class Backbone(nn.Module):
       block = nn.remat(block, policy=REMAT[self.remat], prevent_cse=False)
     self.embed_tokens = self.mapped(Embed, "__call__", "table")(cfg.vocab_size, cfg.hidden_size)
     self.norm = self.mapped(RMSNorm)(cfg.rms_norm_eps, cfg.norm_offset)
+    if self.vision:
+      self.vision_tower = siglip.Siglip(self.vision, self.mapped, REMAT[self.remat])
+      self.multi_modal_projector = self.mapped(siglip.Projector)(self.vision)
     if self.unrolled:
       self.each_layer = [
         block(cfg, self.backend, kind, name=f"layers_{i}") for i, kind in enumerate(cfg.kinds)
@@ -196,6 +201,7 @@ class Backbone(nn.Module):
     segment_BT: jax.Array,
     position_BT: jax.Array,
     keys: Mapping[str, jax.Array] | None = None,
+    pixel: jax.Array | None = None,
   ) -> jax.Array:
     x_BTD = self.embed_tokens(token_BT).astype(self.dtype)
     x_BTD *= jnp.asarray(self.cfg.embedding_scale, self.dtype)
@@ -203,6 +209,10 @@ class Backbone(nn.Module):
     angles = [rope_angles(position_BT, rotated, rope) for rope in distinct(self.cfg.ropes)]
     sin, cos = (jnp.stack(x) for x in zip(*angles, strict=True))
     rows = {"segment": segment_BT, "position": position_BT, "sin": sin, "cos": cos, **(keys or {})}
+    if pixel is not None:
+      assert self.vision is not None
+      features = self.features(pixel)
+      x_BTD, rows["ahead"] = siglip.place(x_BTD, features, token_BT, self.vision)
     if self.unrolled:
       values = stack.by_layer(self.cfg)
       for i, layer in enumerate(self.each_layer):
@@ -210,6 +220,13 @@ class Backbone(nn.Module):
     else:
       x_BTD, _ = self.layers(x_BTD, stack.values(self.cfg), rows)
     return self.norm(x_BTD)
+
+  def features(self, pixel: jax.Array) -> jax.Array:
+    """Images [B, M, C, S, S] -> their embeddings [B, M * tokens, D]."""
+    assert self.vision is not None
+    pixel_BCSS = siglip.normalised(pixel.reshape(-1, *pixel.shape[2:]), self.vision, self.dtype)
+    feature_BJD = self.multi_modal_projector(self.vision_tower(pixel_BCSS))
+    return feature_BJD.reshape(pixel.shape[0], -1, feature_BJD.shape[-1])
 
 
 class Decoder(nn.Module):
@@ -223,6 +240,7 @@ class Decoder(nn.Module):
       that the sum of weights and a dense delta never exists for the whole model.
     unrolled: whether each layer has its own variables, model/layers_{i}/…, as
       `generation/decode.py` needs them; otherwise layers are stacked, and scanned over.
+    vision: the vision tower, of a model that is given images.
   """
 
   cfg: DecoderConfig
@@ -231,10 +249,11 @@ class Decoder(nn.Module):
   remat: str = "none"
   combine: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
   unrolled: bool = False
+  vision: siglip.VisionConfig | None = None
 
   def setup(self) -> None:
     self.model = Backbone(
-      self.cfg, self.dtype, self.backend, self.remat, self.mapped, self.unrolled
+      self.cfg, self.dtype, self.backend, self.remat, self.mapped, self.unrolled, self.vision
     )
     if not self.cfg.tie_word_embeddings:
       self.lm_head = self.mapped(Head)(self.cfg.hidden_size, self.cfg.vocab_size)
@@ -253,18 +272,21 @@ class Decoder(nn.Module):
     segment_BT: jax.Array | None = None,
     position_BT: jax.Array | None = None,
     keys: Mapping[str, jax.Array] | None = None,
+    pixel: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array]:
     """The last hidden states [B, T, D] and the output kernel [D, V]; see `learning/loss.py`.
 
     Their product is the logits before `cfg.final_logit_softcapping`.  If the collection "cache" has
     keys and values [B, K, S, H], those of the tokens are written from `keys["slot"]` on, and
     `keys["cached"]`, int32 [B, S], is the position of each entry, or -1 for an empty one.
+    `pixel` [B, M, C, S, S] holds the images of each row, for `vision`, in the order of their tokens:
+    uint8, or floats that are normalised already.
     """
     if segment_BT is None:
       segment_BT = jnp.ones_like(token_BT)
     if position_BT is None:
       position_BT = jnp.broadcast_to(jnp.arange(token_BT.shape[1])[None], token_BT.shape)
-    h_BTD = self.model(token_BT, segment_BT, position_BT, keys)
+    h_BTD = self.model(token_BT, segment_BT, position_BT, keys, pixel)
     tied = self.cfg.tie_word_embeddings
     head_DV = self.model.embed_tokens.table().T if tied else self.lm_head()
     return h_BTD, head_DV.astype(self.dtype)
@@ -274,6 +296,7 @@ class Decoder(nn.Module):
     token_BT: jax.Array,
     segment_BT: jax.Array | None = None,
     position_BT: jax.Array | None = None,
+    pixel: jax.Array | None = None,
   ) -> jax.Array:
-    h_BTD, head_DV = self.hidden_and_head(token_BT, segment_BT, position_BT)
+    h_BTD, head_DV = self.hidden_and_head(token_BT, segment_BT, position_BT, pixel=pixel)
     return softcap(h_BTD @ head_DV, self.cfg.final_logit_softcapping)
