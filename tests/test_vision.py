@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from shadowft_jax import delta, models, tree
+from shadowft_jax import tree
 from shadowft_jax.hf import weights
 from shadowft_jax.models import siglip
 from tests import pico

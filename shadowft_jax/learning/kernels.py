@@ -70,7 +70,9 @@ VERIFIED = (
 )
 
 
-def choose(name: str, cfg: DecoderConfig, dtype: DTypeLike, length: int) -> str:
+def choose(
+  name: str, cfg: DecoderConfig, dtype: DTypeLike, length: int, images: bool = False
+) -> str:
   """The backend to use on the local devices: `name`, or for "auto" the first that agrees.
 
   Of several processes, the first one chooses for all.
@@ -80,14 +82,15 @@ def choose(name: str, cfg: DecoderConfig, dtype: DTypeLike, length: int) -> str:
     cfg: the model's config.
     dtype: dtype of activations.
     length: tokens per row.
+    images: whether rows have images, whose tokens see one another.
 
   Raises:
     InputError: the named backend does not work here; says why, and lists those that do.
   """
-  return hosts.by_first(lambda: _chosen(name, cfg, dtype, length))
+  return hosts.by_first(lambda: _chosen(name, cfg, dtype, length, images))
 
 
-def _chosen(name, cfg, dtype, length):
+def _chosen(name, cfg, dtype, length, images):
   """As `choose`, for this process alone."""
   platform = jax.default_backend()
   preferred: tuple[str, ...] = PREFERRED.get(platform, ("chunked",))
@@ -96,7 +99,7 @@ def _chosen(name, cfg, dtype, length):
   order = (*preferred, "xla") if name == "auto" else (name,)
   passed_over: list[tuple[str, str]] = []
   for candidate in order:
-    reason = refusal(candidate, cfg, dtype)
+    reason = refusal(candidate, cfg, dtype, images)
     if reason is None:
       not_others = "".join(f"; not {other}: {why}" for other, why in passed_over)
       tell = say if passed_over else detail
@@ -104,7 +107,9 @@ def _chosen(name, cfg, dtype, length):
       return candidate
     passed_over.append((candidate, reason))
   works = [
-    other for other in attention.BACKENDS if other != name and refusal(other, cfg, dtype) is None
+    other
+    for other in attention.BACKENDS
+    if other != name and refusal(other, cfg, dtype, images) is None
   ]
   raise InputError(
     f"config.attention={name} does not work here: {reason}; set it to auto, or to "
@@ -141,17 +146,19 @@ def unsuited(name: str, cfg: DecoderConfig, dtype: DTypeLike, platform: str) -> 
   return None
 
 
-def refusal(name: str, cfg: DecoderConfig, dtype: DTypeLike) -> str | None:
+def refusal(name: str, cfg: DecoderConfig, dtype: DTypeLike, images: bool = False) -> str | None:
   """Why a backend cannot be used here, in one line, or None; passed checks are cached."""
   if reason := unsuited(name, cfg, dtype, jax.default_backend()):
     return reason
+  if images and not attention.BACKENDS[name].images:
+    return "it does not support images, whose tokens also see later ones"
   if name == "xla":
     return None
-  known, key = _cache(), _key(name, cfg, dtype)
+  known, key = _cache(), f"{_key(name, cfg, dtype)}; images {images}"
   if key in _read(known):
     return None
   try:
-    error = disagreement(name, cfg, dtype)
+    error = disagreement(name, cfg, dtype, images)
   except Exception as failure:  # a compiler may fail in any way
     return f"{type(failure).__name__}: {(str(failure).strip() or '-').splitlines()[0]}"
   tolerance = TOLERANCE[jnp.dtype(dtype).name]
@@ -167,7 +174,9 @@ def _percent(error):
   return ", ".join(f"{x:.2%} ({what})" for what, x in error.items())
 
 
-def disagreement(name: str, cfg: DecoderConfig, dtype: DTypeLike) -> dict[str, float]:
+def disagreement(
+  name: str, cfg: DecoderConfig, dtype: DTypeLike, images: bool = False
+) -> dict[str, float]:
   """{"output", "dq", "dk", "dv": ‖x - y‖ / ‖y‖}, the largest over the model's windows.
 
   Windows are shortened so that they do not cover the whole test case.
@@ -179,6 +188,7 @@ def disagreement(name: str, cfg: DecoderConfig, dtype: DTypeLike) -> dict[str, f
     windows=windows,
     softcap=cfg.attn_logit_softcapping,
     scale=(cfg.query_pre_attn_scalar or cfg.head_dim) ** -0.5,
+    ahead_BT=_ahead(rows[1]) if images else None,
   )
   ours, reference = (_outputs(n, rows, options) for n in (name, "xla"))
   for kind in range(len(windows)):
@@ -206,6 +216,16 @@ def _case(cfg):
     for i, (end, size) in enumerate(zip(np.cumsum(row), row, strict=True), 1):
       segment_BT[b, end - size : end], position_BT[b, end - size : end] = i, np.arange(size)
   return arrays, (segment_BT, position_BT)
+
+
+def _ahead(position_BT):
+  """Of every 40 tokens the last 20 are those of an image, if they are of one example."""
+  place_BT = position_BT % 40
+  end_BT = np.take_along_axis(
+    position_BT, np.minimum(np.arange(LENGTH) + 39 - place_BT, LENGTH - 1), axis=1
+  )
+  is_whole = end_BT == position_BT + 39 - place_BT
+  return jnp.where(is_whole & (place_BT >= 20), 39 - place_BT, 0)
 
 
 def _outputs(name, rows, options):

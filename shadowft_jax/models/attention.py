@@ -2,7 +2,7 @@
 
 A query attends to the keys of its own segment (segment 0 is padding) at positions up to its own,
 at most the last `window` of them.  Positions restart in each segment, so this is causal attention
-within packed examples.  Tokens of an image also attend to the later tokens of their own image.  In a
+within packed examples.  A token of an image also attends to the later tokens of its image.  In a
 packed row segments are contiguous and positions increase by one, so a query attends to a contiguous
 range of keys, first .. last; most backends use only these bounds.
 """

@@ -211,8 +211,7 @@ class Backbone(nn.Module):
     rows = {"segment": segment_BT, "position": position_BT, "sin": sin, "cos": cos, **(keys or {})}
     if pixel is not None:
       assert self.vision is not None
-      features = self.features(pixel)
-      x_BTD, rows["ahead"] = siglip.place(x_BTD, features, token_BT, self.vision)
+      x_BTD, rows["ahead"] = siglip.place(x_BTD, self.features(pixel), token_BT, self.vision)
     if self.unrolled:
       values = stack.by_layer(self.cfg)
       for i, layer in enumerate(self.each_layer):
@@ -279,8 +278,7 @@ class Decoder(nn.Module):
     Their product is the logits before `cfg.final_logit_softcapping`.  If the collection "cache" has
     keys and values [B, K, S, H], those of the tokens are written from `keys["slot"]` on, and
     `keys["cached"]`, int32 [B, S], is the position of each entry, or -1 for an empty one.
-    `pixel` [B, M, C, S, S] holds the images of each row, for `vision`, in the order of their tokens:
-    uint8, or floats that are normalised already.
+    `pixel` [B, M, C, S, S] holds the images of each row in order: uint8, or normalised floats.
     """
     if segment_BT is None:
       segment_BT = jnp.ones_like(token_BT)
