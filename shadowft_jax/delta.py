@@ -39,11 +39,15 @@ def zeros(key: jax.Array, params: Params, config: Any) -> Delta:
   if config.kind not in KINDS:
     raise InputError(f"delta.kind must be one of {', '.join(KINDS)}; got {config.kind!r}")
   if config.kind == "lora":
-    return {"lora": init_adapter(key, params, rank=config.rank, match=config.match)}
+    return {
+      "lora": init_adapter(
+        key, params, rank=config.rank, match=config.match, vision=_vision(config)
+      )
+    }
   leaves = {
     n: jnp.zeros(w.shape, jnp.float32)
     for n, w in tree.names(params).items()
-    if scope.has(config.match, n) and not scope.is_frozen(n)
+    if scope.is_trained(config.match, _vision(config), n) and not scope.is_frozen(n)
   }
   if not leaves:
     raise InputError(
@@ -52,7 +56,13 @@ def zeros(key: jax.Array, params: Params, config: Any) -> Delta:
   return {"delta": tree.nest(leaves)}
 
 
-def init_adapter(key: jax.Array, params: Params, *, rank: int, match: str) -> Params:
+def _vision(config):
+  return getattr(config, "vision", "")
+
+
+def init_adapter(
+  key: jax.Array, params: Params, *, rank: int, match: str, vision: str = ""
+) -> Params:
   """An adapter for every kernel in `layers` that matches: A uniform in +-1 / sqrt(in), B zero.
 
   Raises:
@@ -63,7 +73,9 @@ def init_adapter(key: jax.Array, params: Params, *, rank: int, match: str) -> Pa
   adapter = {}
   for name, w in tree.names(params).items():
     # The head only exposes its kernel to the loss, so an adapter there would have no effect.
-    if not (name.endswith("/kernel") and "/layers/" in name and scope.has(match, name)):
+    if not (name.endswith("/kernel") and "/layers/" in name):
+      continue
+    if not scope.is_trained(match, vision, name):
       continue
     key, key_a = jax.random.split(key)
     *stack, d_in, d_out = w.shape
@@ -204,7 +216,7 @@ def grafted_names(delta: Delta, params: Params, match: str) -> list[str]:
     InputError: the delta does not fit `params`, or `match` matches none of its leaves.
   """
   dense = jax.eval_shape(densify, delta, 1.0)
-  chosen = sorted(n for n in dense if scope.has(match, n))
+  chosen = sorted(n for n in dense if scope.is_trained(match, "", n))
   if not chosen:
     raise InputError(
       f"graft.match {match!r} matches none of the delta's leaves: {', '.join(sorted(dense))}"

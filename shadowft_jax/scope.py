@@ -51,6 +51,22 @@ def is_frozen(leaf: str) -> bool:
   return leaf.endswith("/layer_scalar")
 
 
+VISION = re.compile(r"^model/(vision_tower|multi_modal_projector)/")  # leaves beside the text model
+
+
+def is_trained(match: str, vision: str, leaf: str) -> bool:
+  """Whether a leaf is trained: `match` is for the language model, `vision` for what sees images.
+
+  Args:
+    match: see `pattern`.
+    vision: a regex on leaf names; "": none of the vision tower and projector.
+    leaf: a leaf's name.
+  """
+  if VISION.search(leaf):
+    return bool(vision and re.search(vision, leaf))
+  return has(match, leaf)
+
+
 def pattern(match: str) -> str:
   """The regex on leaf names for `match`, which is a name in SCOPES or a regex itself."""
   return SCOPES.get(match, match)

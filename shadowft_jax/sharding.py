@@ -157,7 +157,10 @@ def my_share(mesh: Mesh) -> tuple[int, int, int]:
 
 
 def place_rows(rows: np.ndarray, mesh: Mesh) -> jax.Array:
-  """Assembles a batch sharded over the mesh; `rows` are this process's, [rows of `my_share`, T]."""
+  """Assembles a batch sharded over the mesh; `rows` are this process's, [rows of `my_share`, T].
+
+  Arrays with more axes, such as images, are sharded by rows alone.
+  """
   first, stop, of = my_share(mesh)
   count = len(rows) * of // (stop - first)
   skipped = count * first // of
@@ -166,7 +169,8 @@ def place_rows(rows: np.ndarray, mesh: Mesh) -> jax.Array:
     low, high, _ = index[0].indices(count)
     return rows[low - skipped : high - skipped, index[1]]
 
-  return jax.make_array_from_callback((count, *rows.shape[1:]), NamedSharding(mesh, BATCH), part)
+  where = NamedSharding(mesh, BATCH if rows.ndim == 2 else P(BATCH[0]))
+  return jax.make_array_from_callback((count, *rows.shape[1:]), where, part)
 
 
 def whole(x: jax.Array | np.ndarray) -> np.ndarray:

@@ -71,11 +71,14 @@ def _tune(config, run, mesh):
   preflight.check_finite(pair.base, pair.instruct)
   if hosts.is_first():
     run.keep_examples(preview.record(data, pair.instruct.directory, EXAMPLES))
-  cfg = weights.abstract_model(pair.trained)[0].cfg
-  config.attention = kernels.choose(config.attention, cfg, config.dtype, config.data.max_length)
+  cfg, pixels = weights.abstract_model(pair.trained)[0].cfg, step.pixels_of(data)
+  shape = config.dtype, config.data.max_length
+  config.attention = kernels.choose(config.attention, cfg, *shape, images=pixels is not None)
   with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATIONS):
     model, base = weights.load_model(  # W_B, frozen
-      pair.trained, dtype=config.dtype, mesh=mesh, backend=config.attention, remat=config.remat
+      pair.trained,
+      **dict(dtype=config.dtype, mesh=mesh, pixels=pixels),
+      **dict(backend=config.attention, remat=config.remat),
     )
     loss = step.loss_of(model, config)
     asked = samples.Samples(pair.instruct, run, data, config, mesh)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from shadowft_jax.learning import kernels
+from shadowft_jax.learning import kernels, passed
 from shadowft_jax.errors import InputError
 from shadowft_jax.models import attention, chunked
 from shadowft_jax.models.config import ATTENTION, DecoderConfig
@@ -137,11 +137,11 @@ def test_a_check_that_nobody_ran_is_run(monkeypatch, cache):
   assert kernels.choose("chunked", CFG, "float32", 512) == "chunked"
   record = json.loads(cache.read_text())
   other = dataclasses.replace(CFG, head_dim=16)
-  record["passed"][kernels._key("chunked", other, "float32")] = {"output": 0.0}
+  record["passed"][passed.key("chunked", other, "float32")] = {"output": 0.0}
   cache.write_text(json.dumps(record))
   ran = []
   monkeypatch.setattr(kernels, "disagreement", lambda *_: ran.append(1) or {"output": 0.0})
-  monkeypatch.setattr(kernels, "MOST_CHECKS", 2)
+  monkeypatch.setattr(passed, "MOST_CHECKS", 2)
   for cfg in (other, CFG, dataclasses.replace(CFG, head_dim=32), other):
     assert kernels.refusal("chunked", cfg, "float32") is None
   assert len(ran) == 4  # the last one was the oldest of three, of which two were kept

@@ -122,7 +122,7 @@ def test_missing_config_fields_have_the_defaults_of_transformers(kind):
     ("gemma4_unified_text", dict(num_kv_shared_layers=2), "num_kv_shared_layers is 2; only 0 is"),
     ("gemma4_unified_text", dict(enable_moe_block=True), "enable_moe_block is True; only False is"),
     ("gemma4_unified_text", dict(use_bidirectional_attention="all"), "attention is 'all'; only"),
-    ("gemma4_unified_text", dict(global_head_dim=31), "head_dim is 31; the rope needs an even"),
+    ("gemma4_unified_text", dict(global_head_dim=31), "head_dim 31: the rope needs an even"),
     (
       "gemma4_unified_text",
       dict(attention_k_eq_v=True, num_global_key_value_heads=3),

@@ -37,6 +37,8 @@ def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, settings: Settings) -
   for row in rows:
     try:
       text, spans = (row.text, None) if row.text else _answers(row, template, control)
+      if spans and settings.marks and row.images:
+        text, spans = settings.marks.expanded(text, spans, len(row.images))
       check_text(text)
       texts.append((text, spans))
       out.append([])
@@ -59,7 +61,7 @@ def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, settings: Settings) -
       if spans is None:
         examples += _pieces(ids, tokenizer, settings.max_length, row.where)
       else:
-        examples.append(_example(row, text, spans, ids, offsets, control, settings.max_length))
+        examples.append(_example(row, text, spans, ids, offsets, control, settings))
   return out
 
 
@@ -84,19 +86,22 @@ def unstopped(tokenizer: Tokenizer) -> str | None:
   return found[0] if found else ""
 
 
-def _example(row, text, spans, ids, offsets, control: Control, max_length):
-  """The Example of a conversation, truncated to `max_length` tokens."""
+def _example(row, text, spans, ids, offsets, control: Control, settings):
+  """The Example of a conversation, truncated to `settings.max_length` tokens."""
   begin = _begin(np.array(offsets, np.int64).reshape(-1, 2))
   within = lambda start, end: (begin >= start) & (begin < end)
   answer = sum(within(start, end) for start, _, end in spans).astype(np.int32)
   token = np.array(ids, np.int32)
+  max_length, plain, marks = settings.max_length, text, settings.marks
+  if marks and row.images:
+    max_length, plain = marks.kept(token, max_length), text.replace(marks.whole, marks.mark)
   stop = np.isin(token, list(control.stops))
   trained_texts = [x for m in row.messages if _is_trained(m) for x in _texts(m)]
   return Example(
     token[:max_length],
     answer[:max_length],
     cut=int(answer[max_length:].sum()),
-    altered=not all(x.strip() in text for m in row.messages for x in _texts(m)),
+    altered=not all(x.strip() in plain for m in row.messages for x in _texts(m)),
     unterminated=sum(not stop[within(closing, end)].any() for _, closing, end in spans),
     has_special=control.contains_special(trained_texts, ids),
     where=row.where,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from shadowft_jax.data import (
   sets,
   sources,
   summary,
+  vision,
 )
 from shadowft_jax.data.planned import Dataset
 from shadowft_jax.data.tokenise import tokenise
@@ -41,13 +43,15 @@ def read(config: Config, tokenizer: str | os.PathLike, context: int = 1) -> Data
   """
   c = config.data
   bad = formats.BadRows(c.skip_bad_rows)
+  sight = _Sight(config, tokenizer)
   inputs: dict[str, Sequence[str | os.PathLike]] = {}
   train, parts, inputs["train"] = _encoded(
-    c.train, c.split, "--config.data.split", config, tokenizer, bad, max(0, c.max_examples)
+    c.train, c.split, "--config.data.split", config, tokenizer, bad, sight, max(0, c.max_examples)
   )
   if c.validation:
     valid, _, inputs["validation"] = _encoded(
-      c.validation, c.validation_split, "--config.data.validation_split", config, tokenizer, bad
+      *(c.validation, c.validation_split, "--config.data.validation_split"),
+      *(config, tokenizer, bad, sight),
     )
   else:
     train, valid, parts = _split(train, parts, config)
@@ -78,6 +82,7 @@ def read(config: Config, tokenizer: str | os.PathLike, context: int = 1) -> Data
     any(e.label is not None for e in train + valid),
     inputs,
     context,
+    sight.opened,
   )
 
 
@@ -97,18 +102,18 @@ def _split(examples, parts, config):
   return [examples[i] for i in train_ids], [examples[i] for i in valid_ids], left
 
 
-def _encoded(spec, split, flag, config, tokenizer, bad, limit=0):
+def _encoded(spec, split, flag, config, tokenizer, bad, sight, limit=0):
   """(examples of all sources in `spec`, [(number of examples, weight) per source], files read)."""
   examples, parts, inputs = [], [], []
   for source in sources.read(spec, split, flag):
-    encoded = _source(source, config, tokenizer, bad, limit)
+    encoded = _source(source, config, tokenizer, bad, sight, limit)
     examples += encoded
     parts.append((len(encoded), source.weight))
     inputs += source.files or [source.name]
   return examples, parts, inputs
 
 
-def _source(source, config, tokenizer, bad, limit):
+def _source(source, config, tokenizer, bad, sight, limit):
   """The examples of one source; prints a summary with what is dropped or truncated."""
   c = config.data
   if limit and limit < len(source.rows):
@@ -117,18 +122,26 @@ def _source(source, config, tokenizer, bad, limit):
       source, rows=[source.rows[i] for i in _chosen(len(source.rows), limit, c.select, config.seed)]
     )
   kind, rows = formats.convert(source, sets.columns_of(source, config), bad, config.objective)
-  rows = _without_images(rows, c.images, bad)
+  rows, shown = sight.split(rows, source.files, bad)
   template = c.template or paper.name_of(config.base) if c.recipe == "paper" else ""
   settings = formats.Settings(
-    c.max_length, c.recipe, template, c.think, tuple(sorted(c.template_args.to_dict().items()))
+    *(c.max_length, c.recipe, template, c.think),
+    tuple(sorted(c.template_args.to_dict().items())),
+    sight.opened and any(shown) and sight.opened.marks,
   )
   encoded = []
   encode = preference.encode if presets.has_reference(config) else tokenise
   is_kto = config.objective == "kto"
   entries = encode(labelled.pairs(rows) if is_kto else rows, tokenizer, settings, c.cache)
-  for entry in labelled.marked(entries, rows) if is_kto else entries:
+  entries = labelled.marked(entries, rows) if is_kto else entries
+  for entry, images in zip(entries, shown, strict=True):
     if isinstance(entry, InputError):
       bad.add(entry)
+    elif images:
+      number = [sight.opened.marks.images_in(e.token) for e in entry]
+      encoded += [
+        dataclasses.replace(e, images=images[:n]) for e, n in zip(entry, number, strict=True)
+      ]
     else:
       encoded += entry
   # `Example.trained` excludes the first token, which is never predicted.
@@ -150,15 +163,56 @@ def _chosen(total, limit, select, seed):
   return np.sort(packing.shuffled(total, seed, 0)[:limit]).tolist()
 
 
+class _Sight:
+  """What becomes of the images of rows; their processor is opened when a row has one."""
+
+  def __init__(self, config: Config, tokenizer: str | os.PathLike) -> None:
+    self.config, self.directory = config, tokenizer
+    self.is_used = config.data.images == "train" and vision.has_vision(tokenizer)
+    self.opened: vision.Vision | None = None
+
+  def split(self, rows, files, bad):
+    """(the rows as they are tokenised, the Pictures of each).
+
+    Args:
+      rows: of one source.
+      files: of the source.
+      bad: handles the errors of rows.
+    """
+    if not self.is_used:
+      rows = _without_images(rows, self.config.data.images, bad)
+      return rows, [()] * len(rows)
+    c = self.config.data
+    if any(row.images for row in rows) and not self.opened:
+      if c.recipe != "chat":
+        raise InputError(
+          f"{rows[0].where}: config.data.recipe={c.recipe} has no images; use chat, or "
+          "--config.data.images=ignore"
+        )
+      self.opened = vision.open_vision(self.directory, c.image_max_pixels)
+    folders = [pathlib.Path(c.image_folder)] if c.image_folder else [f.parent for f in files]
+    good, shown = [], []
+    for row, images in zip(rows, vision.open_rows(rows, folders or [pathlib.Path()]), strict=True):
+      try:
+        if isinstance(images, InputError):
+          raise images
+        good.append(vision.marked(row, self.opened.marks) if images else row)
+        shown.append(images)
+      except InputError as error:
+        bad.add(error)
+    return good, shown
+
+
 def _without_images(rows, policy, bad):
-  """The rows without their images; with policy "refuse", rows that have images are bad."""
+  """The rows without their images; unless the policy is "ignore", rows that have images are bad."""
   text_rows = []
   for row in rows:
-    if row.images and policy == "refuse":
+    if row.images and policy != "ignore":
       bad.add(
         InputError(
-          f"{row.where} has {count(len(row.images), 'image')}, but training supports only text; "
-          "--config.data.images=ignore trains on the text without them"
+          f"{row.where} has {count(len(row.images), 'image')}, but "
+          + ("config.data.images=refuse" if policy == "refuse" else "the model takes only text")
+          + "; --config.data.images=ignore trains on the text without them"
         )
       )
     elif row.images:

@@ -5,13 +5,16 @@ import functools
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from shadowft_jax.data import packing
 from shadowft_jax.data.packing import Arrays, Share, Step
 from shadowft_jax.data.turns import Example
+
+if TYPE_CHECKING:
+  from shadowft_jax.data.vision import Vision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Dataset:
   labelled: bool  # whether some example has labels that differ from its tokens
   inputs: dict[str, Sequence[str | os.PathLike]]  # {"train", "validation": files or Hub ids}
   context: int = 1  # devices over which the tokens of a row are sharded
+  vision: "Vision | None" = None  # how images are given to the model; None: no row has any
 
   @functools.cached_property
   def digest(self) -> str:
@@ -41,6 +45,7 @@ class Dataset:
         digest.update(f"{len(e.token)} tokens, {e.second}{label}\n".encode())
         digest.update(e.token.tobytes() + np.packbits(e.answer > 0).tobytes())
         digest.update(b"" if e.label is None else e.label.tobytes())
+        digest.update("".join(picture.digest for picture in e.images).encode())
     return digest.hexdigest()
 
   @property
@@ -87,7 +92,7 @@ class Dataset:
     return sum(len(self.train[i].token) for i in self.steps[step].examples)
 
   def _batches(self, step, examples, weight, share):
-    return packing.microbatches(
+    batches = packing.microbatches(
       step,
       examples,
       weight=weight,
@@ -96,6 +101,15 @@ class Dataset:
       share=share,
       **self.shape,
     )
+    if self.vision is None:
+      yield from batches
+      return
+    sizes = [len(examples[i].token) for i in step.examples]
+    groups = packing.groups(step.rows, sizes, **self.shape)
+    for batch, (rows, (count, _)) in zip(batches, groups, strict=True):
+      images = [[x for place in row for x in examples[step.examples[place]].images] for row in rows]
+      low, high = (count * part // share[2] for part in share[:2])
+      yield {**batch, **self.vision.batch(images, low, high)}
 
 
 def lengths(examples: Iterable[Example]) -> list[int]:

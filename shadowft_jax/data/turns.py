@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from shadowft_jax.data.marks import Marks
 from shadowft_jax.errors import InputError, listing
 
 Entry: TypeAlias = "list[Example] | InputError"  # the examples of a row, or its error
@@ -53,6 +54,7 @@ class Settings:
   template: str = ""  # for recipe "paper": a name in paper.TEMPLATES
   think: str = "trained"  # for recipe "paper": whether the empty thinking block is trained, masked
   template_args: tuple[tuple[str, Any], ...] = ()  # (name, value) arguments of the chat template
+  marks: Marks | None = None  # of images, for recipe "chat"; None: no row has images
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,6 +69,7 @@ class Example:
   has_special: bool = False  # the text of an answer contains a control token, tokenised as such
   label: np.ndarray | None = None  # int32 [T]: the tokens to predict, if not `token`
   where: str = ""  # "FILE row N"
+  images: tuple[Any, ...] = ()  # the Pictures of its image tokens, in order
   # Fields of a preference pair, whose chosen conversation comes first:
   second: int = 0  # index of the first token of the rejected conversation; 0: not a pair
   prompt_cut: int = 0  # prompt tokens truncated, from the left

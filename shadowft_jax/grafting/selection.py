@@ -44,7 +44,7 @@ class Scope:
     """Whether the user excluded a tensor, by match, include or exclude."""
     if self.match is not None:
       leaf, _ = leaves.leaf_of(names.text_name(tensor), axes)
-      if leaf is None or not scope.has(self.match, leaf):
+      if leaf is None or not scope.is_trained(self.match, "", leaf):
         return True
     is_excluded = bool(self.exclude) and re.search(self.exclude or "", tensor)
     return bool(is_excluded) or not re.search(self.include or "", tensor)

@@ -32,6 +32,7 @@ SUFFIX = {
   "layer_scalar": "layer_scalar",
   "alpha_p": "alpha_p",
   "alpha_n": "alpha_n",
+  "mm_input_projection_weight": "mm_input_projection_weight",  # of Gemma 3's projector
 }
 TRANSPOSED = ("kernel", "a", "b")
 STACKED = ("layers", "experts")
@@ -157,11 +158,12 @@ def leaf_of(
     if match := re.search(rf"\b{part}\.(0|[1-9]\d{{0,4}})\.", module):
       module = module.replace(match[0], f"{part}.", 1)
       index += (int(match[1]),)
-  is_table = module.endswith(names.TABLE)
+  is_table = module.endswith((names.TABLE, "position_embedding.weight"))
   kinds = {
     1: ("scale", "bias", "A_log", "dt_bias", "layer_scalar", "alpha_p", "alpha_n"),
-    2: ("a", "b", "embedding" if is_table else "kernel"),
+    2: ("a", "b", "embedding" if is_table else "kernel", "mm_input_projection_weight"),
     3: ("filter",),
+    4: ("filter",),
   }
   for kind in kinds.get(ndim, ()):
     name = module.removesuffix("." + SUFFIX[kind]).replace(".", "/") + "/" + kind

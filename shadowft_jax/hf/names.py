@@ -28,6 +28,8 @@ BESIDE = (
   r"vision|visual|image|\bvit\b|video|audio|speech|sound|projector|connector|resampler|merger"
   r"|^mtp\."
 )
+# transformers 5 has removed a level of names within vision towers.
+_TOWER = re.compile(r"^vision_tower\.vision_model\.")
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 # model_type of trainable models with a vision tower -> their modules outside the language model.
 BESIDE_TEXT = {
@@ -37,6 +39,7 @@ BESIDE_TEXT = {
     ("gemma4", "gemma4_unified"), r"(model\.)?((vision|audio)_tower|(embed_)?(vision|audio)\w*)\..*"
   ),
 }
+UNUSED = r"vision_tower\.head\..*"  # a tower's pooled output, which no language model takes
 EXPERT = r"\.experts\.\d+\."  # in the names of a single expert's tensors
 ALL_EXPERTS = re.compile(r"(.*\.experts)\.(gate_up|down)_proj")  # one tensor for all experts
 ADAPTER_PREFIX = "base_model.model."  # PEFT's prefix of module names
@@ -77,7 +80,7 @@ def prefix_of(name: str) -> str:
 
 def short(name: str) -> str:
   """A tensor's name without its prefix."""
-  return name.removeprefix(prefix_of(name))
+  return _TOWER.sub("vision_tower.", name.removeprefix(prefix_of(name)))
 
 
 def text_name(name: str) -> str:

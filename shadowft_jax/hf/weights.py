@@ -33,7 +33,8 @@ def load_model(
     dtype: dtype of weights and computation; None keeps the dtype of each weight, and computes in
       the dtype of most of the stored bytes.
     mesh: a mesh from `sharding.make_mesh`; None puts everything on one device.
-    **options: fields of the model, such as backend and remat.
+    **options: fields of the model, such as backend and remat; with `pixels` (`models.from_config`)
+      the vision tower is loaded, too.
 
   Returns:
     (model, params): `model.apply({"params": params}, token_BT)` gives logits [B, T, V].
@@ -64,8 +65,9 @@ def abstract_model(
       "differs from the embedding; set tie_word_embeddings to false, or remove that tensor"
     )
   # Names and shapes do not depend on dtype or backend, so they are traced only once.
-  named = tree.names(models.abstract_params(models.from_config(folder.raw_config)))
-  _check_tensors(folder, named)
+  bare = models.from_config(folder.raw_config, pixels=options.get("pixels"))
+  named = tree.names(models.abstract_params(bare))
+  _check_tensors(folder, named, has_vision=bare.vision is not None)
 
   def leaf(name: str, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     stored = folder.tensors[names.short(leaves.hf_names(name, x.shape)[0])].dtype
@@ -87,10 +89,10 @@ def _main_dtype(folder: ModelFolder) -> np.dtype:
   return WEIGHTS[max(WEIGHTS.keys() & count.keys(), key=lambda d: (count[d], d))]
 
 
-def _check_tensors(folder: ModelFolder, named: dict[str, Any]) -> None:
+def _check_tensors(folder: ModelFolder, named: dict[str, Any], *, has_vision: bool) -> None:
   """Raises one InputError for all tensors that are missing, unknown or of the wrong shape."""
   want = {names.short(n): (n, shape) for n, shape in leaves.file_shapes(named).items()}
-  beside = names.BESIDE_TEXT.get(folder.model_type or "", "(?!)")
+  beside = names.UNUSED if has_vision else names.BESIDE_TEXT.get(folder.model_type or "", "(?!)")
   have = {n: t for n, t in folder.distinct_tensors.items() if not re.fullmatch(beside, n)}
   bad = [
     f"{n}: missing from the folder, expected {shape}"

@@ -6,20 +6,17 @@ device, versions and code.  For a device that is absent, `expected` looks in VER
 """
 
 import dataclasses
-import hashlib
-import importlib.metadata
-import json
-import pathlib
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 import numpy as np
 
-from shadowft_jax import files, hosts, machine
+from shadowft_jax.learning import passed
+from shadowft_jax import hosts
 from shadowft_jax.errors import InputError, listing
 from shadowft_jax.progress import detail, say
-from shadowft_jax.models import attention, chunked, flash, splash
+from shadowft_jax.models import attention
 from shadowft_jax.models.config import DecoderConfig, distinct
 
 # The backends that "auto" tries, in this order; the reference implementation always works.
@@ -34,7 +31,6 @@ SHORT = 128  # tokens per row up to which the reference is faster than blocks on
 TOLERANCE = {"bfloat16": 2e-2, "float16": 5e-3, "float32": 3e-3}
 EXAMPLES = ((100, 57, 130), (259,))  # tokens of each, a row; the last row has padding
 LENGTH = 300
-MOST_CHECKS = 1000  # that the cache keeps, the newest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +66,9 @@ VERIFIED = (
 )
 
 
-def choose(name: str, cfg: DecoderConfig, dtype: DTypeLike, length: int) -> str:
+def choose(
+  name: str, cfg: DecoderConfig, dtype: DTypeLike, length: int, images: bool = False
+) -> str:
   """The backend to use on the local devices: `name`, or for "auto" the first that agrees.
 
   Of several processes, the first one chooses for all.
@@ -80,14 +78,15 @@ def choose(name: str, cfg: DecoderConfig, dtype: DTypeLike, length: int) -> str:
     cfg: the model's config.
     dtype: dtype of activations.
     length: tokens per row.
+    images: whether rows have images, whose tokens see one another.
 
   Raises:
     InputError: the named backend does not work here; says why, and lists those that do.
   """
-  return hosts.by_first(lambda: _chosen(name, cfg, dtype, length))
+  return hosts.by_first(lambda: _chosen(name, cfg, dtype, length, images))
 
 
-def _chosen(name, cfg, dtype, length):
+def _chosen(name, cfg, dtype, length, images):
   """As `choose`, for this process alone."""
   platform = jax.default_backend()
   preferred: tuple[str, ...] = PREFERRED.get(platform, ("chunked",))
@@ -96,7 +95,7 @@ def _chosen(name, cfg, dtype, length):
   order = (*preferred, "xla") if name == "auto" else (name,)
   passed_over: list[tuple[str, str]] = []
   for candidate in order:
-    reason = refusal(candidate, cfg, dtype)
+    reason = refusal(candidate, cfg, dtype, images)
     if reason is None:
       not_others = "".join(f"; not {other}: {why}" for other, why in passed_over)
       tell = say if passed_over else detail
@@ -104,7 +103,9 @@ def _chosen(name, cfg, dtype, length):
       return candidate
     passed_over.append((candidate, reason))
   works = [
-    other for other in attention.BACKENDS if other != name and refusal(other, cfg, dtype) is None
+    other
+    for other in attention.BACKENDS
+    if other != name and refusal(other, cfg, dtype, images) is None
   ]
   raise InputError(
     f"config.attention={name} does not work here: {reason}; set it to auto, or to "
@@ -144,22 +145,25 @@ def unsuited(name: str, cfg: DecoderConfig, dtype: DTypeLike, platform: str) -> 
   return None
 
 
-def refusal(name: str, cfg: DecoderConfig, dtype: DTypeLike) -> str | None:
+def refusal(name: str, cfg: DecoderConfig, dtype: DTypeLike, images: bool = False) -> str | None:
   """Why a backend cannot be used here, in one line, or None; passed checks are cached."""
   if reason := unsuited(name, cfg, dtype, jax.default_backend()):
     return reason
+  if images and not attention.BACKENDS[name].images:
+    return "it does not support images, whose tokens also see later ones"
   if name == "xla":
     return None
-  return next(filter(None, (_refusal(name, own, dtype) for own in cfg.of_attention())), None)
+  each = (_refusal(name, own, dtype, images) for own in cfg.of_attention())
+  return next(filter(None, each), None)
 
 
-def _refusal(name, cfg, dtype):
+def _refusal(name, cfg, dtype, images):
   """As `refusal`, for the layers of one kind."""
-  known, key = _cache(), _key(name, cfg, dtype)
-  if key in _read(known):
+  known, key = passed.path(), f"{passed.key(name, cfg, dtype)}; images {images}"
+  if key in passed.read(known):
     return None
   try:
-    error = disagreement(name, cfg, dtype)
+    error = disagreement(name, cfg, dtype, images)
   except Exception as failure:  # a compiler may fail in any way
     return f"{type(failure).__name__}: {(str(failure).strip() or '-').splitlines()[0]}"
   tolerance = TOLERANCE[jnp.dtype(dtype).name]
@@ -167,7 +171,7 @@ def _refusal(name, cfg, dtype):
   if not max(error.values()) <= tolerance:
     return f"it disagrees with the reference by {_percent(error)}; allowed: {tolerance:.1%}"
   detail(f"attention: {name} agrees with the reference within {max(error.values()):.2%}")
-  _write(known, {**_read(known), key: error})
+  passed.write(known, {**passed.read(known), key: error})
   return None
 
 
@@ -175,7 +179,9 @@ def _percent(error):
   return ", ".join(f"{x:.2%} ({what})" for what, x in error.items())
 
 
-def disagreement(name: str, cfg: DecoderConfig, dtype: DTypeLike) -> dict[str, float]:
+def disagreement(
+  name: str, cfg: DecoderConfig, dtype: DTypeLike, images: bool = False
+) -> dict[str, float]:
   """{"output", "dq", "dk", "dv": ‖x - y‖ / ‖y‖}, the largest over the windows of layers of a kind.
 
   Windows are shortened so that they do not cover the whole test case.
@@ -183,7 +189,12 @@ def disagreement(name: str, cfg: DecoderConfig, dtype: DTypeLike) -> dict[str, f
   arrays, rows = _case(cfg)
   windows = distinct(w and min(w, LENGTH // 4) for w in cfg.windows)
   worst: dict[str, float] = {}
-  options = dict(windows=windows, softcap=cfg.attn_logit_softcapping, scale=_scale(cfg))
+  options = dict(
+    windows=windows,
+    softcap=cfg.attn_logit_softcapping,
+    scale=_scale(cfg),
+    ahead_BT=_ahead(rows[1]) if images else None,
+  )
   ours, reference = (_outputs(n, rows, options) for n in (name, "xla"))
   for kind in range(len(windows)):
     with jax.default_matmul_precision("highest"):
@@ -217,6 +228,16 @@ def _case(cfg):
   return arrays, (segment_BT, position_BT)
 
 
+def _ahead(position_BT):
+  """Of every 40 tokens the last 20 are those of an image, if they are of one example."""
+  place_BT = position_BT % 40
+  end_BT = np.take_along_axis(
+    position_BT, np.minimum(np.arange(LENGTH) + 39 - place_BT, LENGTH - 1), axis=1
+  )
+  is_whole = end_BT == position_BT + 39 - place_BT
+  return jnp.where(is_whole & (place_BT >= 20), 39 - place_BT, 0)
+
+
 def _outputs(name, rows, options):
   """A function (kind, q, k, v, g) -> (output, dq, dk, dv); the kind of window is traced, as it is
   in a model whose layers differ."""
@@ -229,60 +250,3 @@ def _outputs(name, rows, options):
     return out, *vjp(g)
 
   return outputs
-
-
-def _cache():
-  return machine.cache_folder() / "attention.json"
-
-
-def _read(path):
-  """{key of a check: its errors} of the cache; {} if it is missing or damaged."""
-  try:
-    record = files.read_json(path)
-  except InputError:
-    return {}
-  passed = record.get("passed")
-  return passed if record.get("sha256") == _digest(passed) else {}
-
-
-def _write(path, passed):
-  passed = dict([*passed.items()][-MOST_CHECKS:])
-  try:
-    files.write_json(path, {"sha256": _digest(passed), "passed": passed})
-  except OSError as error:
-    say(f"attention: cannot cache the check for the next run: {error}")
-
-
-def _digest(passed):
-  return hashlib.sha256(json.dumps(passed, sort_keys=True).encode()).hexdigest()
-
-
-def _key(name, cfg, dtype):
-  """Everything that the result of a check depends on."""
-  code = b"".join(
-    pathlib.Path(module.__file__).read_bytes() for module in (attention, chunked, flash, splash)
-  )
-  client = jax.local_devices()[0].client
-  case = (
-    name,
-    jnp.dtype(dtype).name,
-    cfg.num_attention_heads,
-    cfg.num_key_value_heads,
-    cfg.head_dim,
-    distinct(cfg.windows),
-    cfg.query_pre_attn_scalar,
-    cfg.attn_logit_softcapping,
-  )
-  return "; ".join(
-    map(
-      str,
-      (
-        *case,
-        jax.local_devices()[0].device_kind,
-        client.platform_version.replace("\n", " "),
-        f"jax {jax.__version__}",
-        f"jaxlib {importlib.metadata.version('jaxlib')}",
-        hashlib.sha256(code).hexdigest()[:16],
-      ),
-    )
-  )

@@ -40,7 +40,11 @@ def measure(
       out |= _known[key]
       continue
     model, params = weights.load_model(
-      folder, dtype=jnp.dtype(config.dtype), mesh=mesh, backend=config.attention
+      folder,
+      dtype=jnp.dtype(config.dtype),
+      mesh=mesh,
+      backend=config.attention,
+      pixels=step_lib.pixels_of(data),
     )
     of_model = dataclasses.replace(loss, model=model)
     if name == "instruct" and presets.has_reference(config):

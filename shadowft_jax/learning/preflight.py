@@ -13,6 +13,7 @@ from shadowft_jax.errors import InputError
 from shadowft_jax.hf import leaves, matrices, weights
 from shadowft_jax.hf.folder import ModelFolder
 from shadowft_jax.learning import checkpoints, optim, step
+from shadowft_jax.models.decoder import Decoder
 from shadowft_jax.presets import Config
 from shadowft_jax.progress import count, say, size
 from shadowft_jax.tree import Params
@@ -28,7 +29,8 @@ def check(
   Raises:
     InputError: the run would fail later.
   """
-  model, base = weights.abstract_model(trained)
+  model, base = weights.abstract_model(trained, pixels=step.pixels_of(data))
+  check_images(config, data, model)
   check_tokens(data, model.cfg.vocab_size, config.instruct)
   check_graft(config, base, instruct)
   check_room(config, data, workdir, base, instruct)
@@ -133,6 +135,27 @@ def check_tokens(data: Dataset, vocab_size: int, instruct: str) -> None:
       f"the tokenizer of {instruct} gives token id {highest}; the Base has {vocab_size} rows in "
       "its table: they are no pair"
     )
+
+
+def check_images(config: Config, data: Dataset, model: Decoder) -> None:
+  """Raises InputError if images of the data's size do not fit the model; says what is not done."""
+  if not data.vision:
+    return
+  assert model.vision is not None
+  if data.vision.size != model.vision.image_size:
+    raise InputError(
+      f"images are {data.vision.size} pixels wide for the Instruct, and {model.vision.image_size} "
+      "for the model that is trained; they are no pair for rows with images"
+    )
+  if data.vision.marks.token != model.vision.image_token_id:
+    raise InputError(
+      f"the token of images is {data.vision.marks.token} for the Instruct, and "
+      f"{model.vision.image_token_id} for the model that is trained"
+    )
+  if config.delta.vision:
+    say("the vision tower and projector are trained, but never grafted: the Instruct keeps its own")
+  if config.samples:
+    say("config.samples answers only prompts without images")
 
 
 def check_graft(config: Config, base: Params, instruct: ModelFolder) -> None:

@@ -46,7 +46,7 @@ class Samples:
       mesh: of the run.
     """
     self.run, self.instruct, self.mesh = run, instruct, mesh
-    splits = [split(e) for e in data.valid] if config.samples else []
+    splits = [split(e) for e in data.valid if not e.images] if config.samples else []
     self.asked = [(prompt, answer) for prompt, answer in splits if prompt][: config.samples]
     self.longest = config.data.max_length
     if self.asked:

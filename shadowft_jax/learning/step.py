@@ -21,6 +21,7 @@ from shadowft_jax import delta as delta_lib, hosts, sharding, tree
 from shadowft_jax.data.packing import Arrays
 from shadowft_jax.data.planned import Dataset
 from shadowft_jax.learning import loss as loss_lib, objectives
+from shadowft_jax.models import siglip
 from shadowft_jax.models.decoder import Decoder
 from shadowft_jax.presets import Config
 from shadowft_jax.tree import Batch, Delta, Params
@@ -57,7 +58,7 @@ def init_state(
   """As `begin`, but created sharded by `sharding.RULES`; equal runs share the program."""
   c, named = config.delta, tree.names(frozen).items()
   shapes = tuple((name, jax.ShapeDtypeStruct(w.shape, w.dtype)) for name, w in named)
-  init = _initialiser(_Kind(c.kind, c.match, c.rank), shapes, tx, mesh)
+  init = _initialiser(_Kind(c.kind, c.match, c.rank, c.vision), shapes, tx, mesh)
   return init(jax.random.key(config.seed), start)
 
 
@@ -67,6 +68,7 @@ class _Kind(NamedTuple):
   kind: str
   match: str
   rank: int
+  vision: str
 
 
 @functools.cache
@@ -114,15 +116,19 @@ class Loss:
     """
 
     def of(batch):
-      h_BTD, head_DV = self.model.apply(
-        variables, batch["token"], batch["segment"], batch["position"], method="hidden_and_head"
-      )
+      given = batch["token"], batch["segment"], batch["position"], None, batch.get("pixel")
+      h_BTD, head_DV = self.model.apply(variables, *given, method="hidden_and_head")
       label_BT = batch.get("label", batch["token"])
       return loss_lib.token_logprobs(
         h_BTD, head_DV, label_BT, self.chunk, self.model.cfg.final_logit_softcapping
       )
 
     return of
+
+
+def pixels_of(data: Dataset) -> siglip.Pixels | None:
+  """How the images of a dataset are normalised; None if it has none."""
+  return siglip.Pixels(*data.vision.normalisation) if data.vision else None
 
 
 def loss_of(model: Decoder, config: Config) -> Loss:

@@ -21,6 +21,7 @@ from shadowft_jax.models import (
   olmo,
   qwen,
   qwen35,
+  siglip,
   smollm,
 )
 from shadowft_jax.models.config import DecoderConfig
@@ -52,24 +53,42 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], DecoderConfig]] = {
   "apertus": apertus.apertus,
 }
 
+VISION = {"gemma3": siglip.read}  # model_type -> reader of the vision tower's config
 
-def from_config(hf: Mapping[str, Any], **options: Any) -> Decoder:
+
+def from_config(
+  hf: Mapping[str, Any], *, pixels: siglip.Pixels | None = None, **options: Any
+) -> Decoder:
   """The Flax module for a config.json.
 
   Args:
     hf: config.json, as a dict.
-    **options: fields of `Decoder` other than `cfg`.
+    pixels: how images are normalised, for a model with its vision tower; None: without the tower.
+    **options: fields of `Decoder` other than `cfg` and `vision`.
 
   Raises:
     InputError: the model_type, or an option in config.json, is not ported; or the weights are
-      quantised.
+      quantised; or the model has no vision tower that is ported.
   """
   kind = hf.get("model_type")
   checks.check(hf)
   if kind not in FAMILIES:
     raise InputError(f"model_type is one of {', '.join(sorted(FAMILIES))}; got {kind!r}")
   checks.refuse_quantised(hf)
-  return Decoder(FAMILIES[kind](hf), **options)
+  vision = None
+  if pixels is not None:
+    check_vision(hf)
+    vision = VISION[kind](hf, pixels)
+  return Decoder(FAMILIES[kind](hf), vision=vision, **options)
+
+
+def check_vision(hf: Mapping[str, Any]) -> None:
+  """Raises InputError if images cannot be given to the model of a config.json."""
+  if hf.get("model_type") not in VISION or not hf.get("vision_config"):
+    raise InputError(
+      f"a model of model_type {hf.get('model_type')!r} without a ported vision tower cannot be "
+      f"given images; expected model_type {', '.join(VISION)} with a vision_config"
+    )
 
 
 def abstract_params(model: nn.Module) -> dict[str, Any]:
@@ -79,5 +98,8 @@ def abstract_params(model: nn.Module) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=8)
 def _abstract_params(model):
-  token_BT = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-  return jax.eval_shape(model.init, jax.random.key(0), token_BT)["params"]
+  token_BT, pixel = jax.ShapeDtypeStruct((1, 1), jnp.int32), None
+  if vision := model.vision:
+    shape = (1, 1, vision.num_channels, vision.image_size, vision.image_size)
+    pixel = jax.ShapeDtypeStruct(shape, jnp.uint8)
+  return jax.eval_shape(model.init, jax.random.key(0), token_BT, pixel=pixel)["params"]

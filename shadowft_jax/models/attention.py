@@ -2,8 +2,9 @@
 
 A query attends to the keys of its own segment (segment 0 is padding) at positions up to its own,
 at most the last `window` of them.  Positions restart in each segment, so this is causal attention
-within packed examples.  In a packed row segments are contiguous and positions increase by one, so a
-query attends to a contiguous range of keys, first .. last; most backends use only these bounds.
+within packed examples.  A token of an image also attends to the later tokens of its image.  In a
+packed row segments are contiguous and positions increase by one, so a query attends to a contiguous
+range of keys, first .. last; most backends use only these bounds.
 """
 
 import dataclasses
@@ -31,6 +32,7 @@ class Rows(NamedTuple):
   position_BT: jax.Array
   position_BS: jax.Array
   index_BT: jax.Array  # index of a query's own key
+  ahead_BT: jax.Array | None = None  # later keys that a query sees: of its own image
 
 
 def visible(
@@ -39,11 +41,13 @@ def visible(
   position_BT: jax.Array,
   position_BS: jax.Array,
   window: Window = None,
+  ahead_BT: jax.Array | None = None,
 ) -> jax.Array:
-  """The attention mask, bool [B, T, S]."""
+  """The attention mask, bool [B, T, S]; a window limits only how far back a query sees."""
   same = segment_BT[:, :, None] == segment_BS[:, None, :]
   behind_BTS = position_BT[:, :, None] - position_BS[:, None, :]
-  near = behind_BTS >= 0 if window is None else (behind_BTS >= 0) & (behind_BTS < window)
+  near = behind_BTS >= (0 if ahead_BT is None else -ahead_BT[:, :, None])
+  near &= True if window is None else behind_BTS < window
   return same & near & (segment_BS > 0)[:, None, :]
 
 
@@ -51,6 +55,11 @@ def first_visible(rows: Rows, window: Window = None) -> jax.Array:
   """The first key that each query of a packed row sees, int32 [B, T]; padding sees itself."""
   behind_BT = rows.position_BT if window is None else jnp.minimum(rows.position_BT, window - 1)
   return rows.index_BT - jnp.where(rows.segment_BT > 0, behind_BT, 0)
+
+
+def last_visible(rows: Rows) -> jax.Array:
+  """The last key that each query of a packed row sees, int32 [B, T]."""
+  return rows.index_BT if rows.ahead_BT is None else rows.index_BT + rows.ahead_BT
 
 
 def reference(
@@ -75,7 +84,7 @@ def reference(
     out_BTNH in the dtype of q.
   """
   k_BKSH, v_BKSH = (x.transpose(0, 2, 1, 3) for x in (k_BSKH, v_BSKH))
-  seen_BTS = visible(*rows[:4], window)
+  seen_BTS = visible(*rows[:4], window, rows.ahead_BT)
   return over_heads(q_BTNH, k_BKSH, v_BKSH, seen_BTS, scale=scale, softcap=softcap)
 
 
@@ -105,9 +114,8 @@ def over_heads(
 
 
 def _by_blocks(attend, q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window, softcap):
-  return attend(
-    q_BTNH, k_BSKH, v_BSKH, first_visible(rows, window), rows.index_BT, scale=scale, softcap=softcap
-  )
+  bounds = first_visible(rows, window), last_visible(rows)
+  return attend(q_BTNH, k_BSKH, v_BSKH, *bounds, scale=scale, softcap=softcap)
 
 
 def _splash(q_BTNH, k_BSKH, v_BSKH, rows, *, scale, window, softcap):
@@ -159,6 +167,7 @@ class Backend:
     softcap: whether it supports softcapping.
     shards_rows: whether it may be given only a part of a row's queries.
     widest: the largest size of a head in bytes; None: any.
+    images: whether it supports queries that see keys ahead of them.
   """
 
   attend: Callable[..., jax.Array]
@@ -168,6 +177,7 @@ class Backend:
   softcap: bool = True
   shards_rows: bool = True
   widest: int | None = None
+  images: bool = True
 
 
 HALF = ("bfloat16", "float16")
@@ -175,12 +185,20 @@ BACKENDS = {
   "xla": Backend(reference),
   "chunked": Backend(functools.partial(_by_blocks, chunked.attend)),
   "cudnn": Backend(
-    _cudnn, platforms=("gpu",), dtypes=HALF, traced_window=False, softcap=False, shards_rows=False
+    _cudnn,
+    platforms=("gpu",),
+    dtypes=HALF,
+    traced_window=False,
+    softcap=False,
+    shards_rows=False,
+    images=False,
   ),
   "flash": Backend(
     functools.partial(_by_blocks, flash.attend), platforms=("gpu",), widest=max(flash.BLOCKS)
   ),
-  "splash": Backend(_splash, platforms=("tpu",), traced_window=False, shards_rows=False),
+  "splash": Backend(
+    _splash, platforms=("tpu",), traced_window=False, shards_rows=False, images=False
+  ),
 }
 
 
@@ -196,6 +214,7 @@ def attend(
   windows: Sequence[int | None],
   kind: int | jax.Array = 0,
   softcap: float | None = None,
+  ahead_BT: jax.Array | None = None,
 ) -> jax.Array:
   """Attention of packed rows, by the named backend; the output of padding is 0, without gradient.
 
@@ -204,12 +223,14 @@ def attend(
   Args:
     windows: the distinct windows of a model's layers, each an int or None.
     kind: the index of this layer's window, an int or traced.
+    ahead_BT: int32, later keys that each query sees; None: none.  A backend needs `images` for it.
 
   Raises:
     InputError: the mesh splits rows, which the backend does not support.
   """
   index_BT = jnp.broadcast_to(jnp.arange(segment_BT.shape[1])[None], segment_BT.shape)
-  rows = Rows(segment_BT, segment_BT, position_BT, position_BT, index_BT)
+  assert ahead_BT is None or BACKENDS[name].images
+  rows = Rows(segment_BT, segment_BT, position_BT, position_BT, index_BT, ahead_BT)
 
   def given(window, q, k, v, rows):  # a device's computation on its part
     out_BTNH = BACKENDS[name].attend(q, k, v, rows, scale=scale, window=window, softcap=softcap)
@@ -263,7 +284,7 @@ def _on_own_part(name, fn, window, q_BTNH, k_BTKH, v_BTKH, rows):
   copies = h // math.gcd(K, h)
   k_BTKH, v_BTKH = (jnp.repeat(x, copies, axis=2) if copies > 1 else x for x in (k_BTKH, v_BTKH))
   own, all_ = P(batch, context), P(batch)
-  rows_spec = Rows(own, all_, own, all_, own)
+  rows_spec = Rows(own, all_, own, all_, own, None if rows.ahead_BT is None else own)
   of_keys = P(batch, None, heads)
   return jax.shard_map(
     fn,

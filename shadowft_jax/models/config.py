@@ -9,10 +9,8 @@ from shadowft_jax.errors import InputError, check_kinds, listing
 from shadowft_jax.models.layers import Rope
 
 Value = TypeVar("Value")
-REQUIRED = (
-  *("vocab_size", "hidden_size", "intermediate_size"),
-  *("num_hidden_layers", "num_attention_heads"),
-)
+SIZES = ("vocab_size", "hidden_size", "intermediate_size")
+REQUIRED = (*SIZES, "num_hidden_layers", "num_attention_heads")
 SCALING = {
   "rope_type": "a string",
   **dict.fromkeys(("rope_theta", "partial_rotary_factor", "factor"), "a number above 0"),
@@ -293,11 +291,9 @@ def read(hf: Mapping[str, Any], **options: Any) -> DecoderConfig:
     kv_heads, head_dim = own.num_key_value_heads, own.head_dim
     if heads % kv_heads:
       raise InputError(
-        f"config.json: num_attention_heads {heads} is not a multiple of num_key_value_heads "
-        f"{kv_heads}"
+        f"config.json: num_attention_heads {heads} is not a multiple of "
+        f"num_key_value_heads {kv_heads}"
       )
     if not head_dim or head_dim % 2:
-      raise InputError(
-        f"config.json: head_dim is {head_dim}; the rope needs an even number above 0"
-      )
+      raise InputError(f"config.json: head_dim {head_dim}: the rope needs an even number above 0")
   return cfg

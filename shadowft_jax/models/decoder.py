@@ -14,21 +14,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from shadowft_jax.models import attention, delta_net, moe, stack
+from shadowft_jax.models import delta_net, moe, siglip, stack
 from shadowft_jax.models.config import LINEAR, DecoderConfig, distinct
-from shadowft_jax.models.layers import (
-  Embed,
-  Head,
-  Linear,
-  RMSNorm,
-  apply_rope,
-  as_row,
-  over_rms,
-  rope_angles,
-  scaled,
-  softcap,
-)
+from shadowft_jax.models.layers import Embed, Head, RMSNorm, as_row, rope_angles, scaled, softcap
 from shadowft_jax.models.mlp import MLP
+from shadowft_jax.models.self_attention import Attention, norm
 
 SLOTTED = ("k", "v")  # variables of the cache that have slots for tokens, on axis 2
 # What a rematerialised block keeps for its backward pass, by config.remat.
@@ -37,102 +27,6 @@ REMAT = {
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   "none": None,
 }
-
-
-def norm(cfg: DecoderConfig, name: str | None) -> Callable[[jax.Array], jax.Array]:
-  """The RMSNorm of that name, or the identity if the family has none."""
-  return RMSNorm(cfg.rms_norm_eps, cfg.norm_offset, name=name) if name else lambda x: x
-
-
-class Attention(nn.Module):
-  cfg: DecoderConfig
-  backend: str
-
-  @nn.compact
-  def __call__(self, x_BTD: jax.Array, rows: Mapping[str, Any]) -> jax.Array:
-    cfg = self.cfg
-    B, T, D = x_BTD.shape
-    N, K, H = cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim
-    q_BTNH, gate_BTNH = self.heads("q", x_BTD, N, 1 + cfg.attention_gate)
-    k_BTKH, _ = self.heads("k", x_BTD, K)
-    v_BTKH = k_BTKH if cfg.k_is_v else self.heads("v", x_BTD, K)[0]
-    if cfg.v_norm:
-      v_BTKH = over_rms(v_BTKH, cfg.rms_norm_eps).astype(v_BTKH.dtype)
-    q_BTNH, k_BTKH = (
-      apply_rope(self.normed(n, x), rows["sin"], rows["cos"], cfg.rope_interleaved)
-      for n, x in (("q", q_BTNH), ("k", k_BTKH))
-    )
-    if cfg.query_scaling:
-      beta, every = cfg.query_scaling
-      scale_BT = 1 + beta * jnp.log1p((rows["position"] // every).astype(jnp.float32))
-      q_BTNH *= scale_BT[:, :, None, None].astype(q_BTNH.dtype)
-    out_BTNH = self.attend(q_BTNH, k_BTKH, v_BTKH, rows)
-    if gate_BTNH is not None:
-      out_BTNH *= jax.nn.sigmoid(gate_BTNH)
-    return Linear(D, cfg.o_bias, name="o_proj")(out_BTNH.reshape(B, T, N * H))
-
-  def attend(
-    self, q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, rows: Mapping[str, Any]
-  ) -> jax.Array:
-    """Attention within the rows, or over the key-value cache if there is one.
-
-    Where the collection "cache" is mutable and has no keys yet, the keys of the rows are stored.
-    """
-    segment_BT, position_BT, windows = rows["segment"], rows["position"], distinct(self.cfg.windows)
-    options = dict(
-      scale=(self.cfg.query_pre_attn_scalar or self.cfg.head_dim) ** -0.5,
-      softcap=self.cfg.attn_logit_softcapping,
-    )
-    new = (("k", k_BTKH), ("v", v_BTKH))
-    if not self.has_variable("cache", "k"):
-      if self.is_mutable_collection("cache") and not self.is_initializing():
-        for name, x_BTKH in new:
-          self.put_variable("cache", name, x_BTKH.transpose(0, 2, 1, 3))
-      return attention.attend(
-        self.backend,
-        q_BTNH,
-        k_BTKH,
-        v_BTKH,
-        segment_BT,
-        position_BT,
-        windows=windows,
-        kind=rows["window"],
-        **options,
-      )
-    all_ = {}
-    for name, x_BTKH in new:
-      old_BKSH: jax.Array = self.get_variable("cache", name)
-      all_[name] = jax.lax.dynamic_update_slice_in_dim(
-        old_BKSH, x_BTKH.transpose(0, 2, 1, 3).astype(old_BKSH.dtype), rows["slot"], axis=2
-      )
-      self.put_variable("cache", name, all_[name])
-    position_BS = rows["cached"]
-    segment_BS = (position_BS >= 0).astype(jnp.int32)
-    window = attention.window_of(windows, rows["window"])
-    seen_BTS = attention.visible(segment_BT, segment_BS, position_BT, position_BS, window)
-    return attention.over_heads(q_BTNH, all_["k"], all_["v"], seen_BTS, **options)
-
-  def heads(
-    self, name: str, x_BTD: jax.Array, count: int, parts: int = 1
-  ) -> tuple[jax.Array, jax.Array | None]:
-    """Projects to `count` heads, [B, T, count, H].
-
-    If there are two `parts`, each head's second half of the projection is returned too.
-    """
-    B, T, _ = x_BTD.shape
-    H = self.cfg.head_dim
-    x = Linear(count * parts * H, self.cfg.qkv_bias, name=f"{name}_proj")(x_BTD)
-    x, *rest = jnp.split(x.reshape(B, T, count, parts * H), parts, axis=-1)
-    return x, rest[0] if rest else None
-
-  def normed(self, name: str, x_BTNH: jax.Array) -> jax.Array:
-    """Queries or keys, normalised per head or over all heads if the family does so."""
-    if not self.cfg.qk_norm:
-      return x_BTNH
-    B, T, N, H = x_BTNH.shape
-    width = {"head": H, "whole": N * H}[self.cfg.qk_norm]
-    x = norm(self.cfg, f"{name}_norm")(x_BTNH.reshape(B, T, -1, width))
-    return x.reshape(x_BTNH.shape)
 
 
 def empty_cache(
@@ -199,6 +93,7 @@ class Backbone(nn.Module):
   remat: str
   mapped: Callable[..., type[nn.Module]]
   unrolled: bool
+  vision: siglip.VisionConfig | None
 
   def setup(self) -> None:
     cfg = self.cfg
@@ -207,6 +102,9 @@ class Backbone(nn.Module):
       block = nn.remat(block, policy=REMAT[self.remat], prevent_cse=False)
     self.embed_tokens = self.mapped(Embed, "__call__", "table")(cfg.vocab_size, cfg.hidden_size)
     self.norm = self.mapped(RMSNorm)(cfg.rms_norm_eps, cfg.norm_offset)
+    if self.vision:
+      self.vision_tower = siglip.Siglip(self.vision, self.mapped, REMAT[self.remat])
+      self.multi_modal_projector = self.mapped(siglip.Projector)(self.vision)
     if self.unrolled:
       self.each_layer = [
         block(cfg, self.backend, kind, name=f"layers_{i}") for i, kind in enumerate(cfg.kinds)
@@ -220,11 +118,15 @@ class Backbone(nn.Module):
     segment_BT: jax.Array,
     position_BT: jax.Array,
     keys: Mapping[str, jax.Array] | None = None,
+    pixel: jax.Array | None = None,
   ) -> jax.Array:
     x_BTD = self.embed_tokens(token_BT).astype(self.dtype)
     x_BTD *= jnp.asarray(self.cfg.embedding_scale, self.dtype)
     angles = {cfg.kinds[0]: _angles(cfg, position_BT) for cfg in self.cfg.of_attention()}
     rows = {"segment": segment_BT, "position": position_BT, "angles": angles, **(keys or {})}
+    if pixel is not None:
+      assert self.vision is not None
+      x_BTD, rows["ahead"] = siglip.place(x_BTD, self.features(pixel), token_BT, self.vision)
     if self.unrolled:
       values = stack.by_layer(self.cfg)
       for i, layer in enumerate(self.each_layer):
@@ -232,6 +134,13 @@ class Backbone(nn.Module):
     else:
       x_BTD, _ = self.layers(x_BTD, stack.values(self.cfg), rows)
     return self.norm(x_BTD)
+
+  def features(self, pixel: jax.Array) -> jax.Array:
+    """Images [B, M, C, S, S] -> their embeddings [B, M * tokens, D]."""
+    assert self.vision is not None
+    pixel_BCSS = siglip.normalised(pixel.reshape(-1, *pixel.shape[2:]), self.vision, self.dtype)
+    feature_BJD = self.multi_modal_projector(self.vision_tower(pixel_BCSS))
+    return feature_BJD.reshape(pixel.shape[0], -1, feature_BJD.shape[-1])
 
 
 class Decoder(nn.Module):
@@ -245,6 +154,7 @@ class Decoder(nn.Module):
       that the sum of weights and a dense delta never exists for the whole model.
     unrolled: whether each layer has its own variables, model/layers_{i}/…, as
       `generation/decode.py` needs them; otherwise layers are stacked, and scanned over.
+    vision: the vision tower, of a model that is given images.
   """
 
   cfg: DecoderConfig
@@ -253,10 +163,11 @@ class Decoder(nn.Module):
   remat: str = "none"
   combine: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
   unrolled: bool = False
+  vision: siglip.VisionConfig | None = None
 
   def setup(self) -> None:
     self.model = Backbone(
-      self.cfg, self.dtype, self.backend, self.remat, self.mapped, self.unrolled
+      self.cfg, self.dtype, self.backend, self.remat, self.mapped, self.unrolled, self.vision
     )
     if not self.cfg.tie_word_embeddings:
       self.lm_head = self.mapped(Head)(self.cfg.hidden_size, self.cfg.vocab_size)
@@ -275,18 +186,20 @@ class Decoder(nn.Module):
     segment_BT: jax.Array | None = None,
     position_BT: jax.Array | None = None,
     keys: Mapping[str, jax.Array] | None = None,
+    pixel: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array]:
     """The last hidden states [B, T, D] and the output kernel [D, V]; see `learning/loss.py`.
 
     Their product is the logits before `cfg.final_logit_softcapping`.  If the collection "cache" has
     keys and values [B, K, S, H], those of the tokens are written from `keys["slot"]` on, and
     `keys["cached"]`, int32 [B, S], is the position of each entry, or -1 for an empty one.
+    `pixel` [B, M, C, S, S] holds the images of each row in order: uint8, or normalised floats.
     """
     if segment_BT is None:
       segment_BT = jnp.ones_like(token_BT)
     if position_BT is None:
       position_BT = jnp.broadcast_to(jnp.arange(token_BT.shape[1])[None], token_BT.shape)
-    h_BTD = self.model(token_BT, segment_BT, position_BT, keys)
+    h_BTD = self.model(token_BT, segment_BT, position_BT, keys, pixel)
     h_BTD = scaled(h_BTD, 1 / self.cfg.logit_divisor)
     tied = self.cfg.tie_word_embeddings
     head_DV = self.model.embed_tokens.table().T if tied else self.lm_head()
@@ -297,6 +210,7 @@ class Decoder(nn.Module):
     token_BT: jax.Array,
     segment_BT: jax.Array | None = None,
     position_BT: jax.Array | None = None,
+    pixel: jax.Array | None = None,
   ) -> jax.Array:
-    h_BTD, head_DV = self.hidden_and_head(token_BT, segment_BT, position_BT)
+    h_BTD, head_DV = self.hidden_and_head(token_BT, segment_BT, position_BT, pixel=pixel)
     return softcap(h_BTD @ head_DV, self.cfg.final_logit_softcapping)
