@@ -36,8 +36,13 @@ FAMILIES = (
 )
 
 
+def torch_model(folder, **options):
+  kind = "ImageTextToText" if "vision_config" in open_model(folder).raw_config else "CausalLM"
+  return getattr(transformers, f"AutoModelFor{kind}").from_pretrained(folder, **options)
+
+
 def torch_logits(folder, adapter=None):
-  model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+  model = torch_model(folder, dtype=torch.float32)
   if adapter:
     model = peft.PeftModel.from_pretrained(model, adapter)
   with torch.no_grad():
@@ -523,7 +528,7 @@ def test_the_grafted_tower_and_its_adapter_give_our_logits(vision_pair, vision_r
 
 
 def test_an_adapter_leaves_the_vision_tower_alone(vision_pair, vision_run):
-  model = transformers.AutoModelForCausalLM.from_pretrained(vision_pair / "instruct")
+  model = torch_model(vision_pair / "instruct")
   model = peft.PeftModel.from_pretrained(model, vision_run / "delta")
   adapted = {n for n, _ in model.named_modules() if n.endswith("lora_A")}
   count = open_model(vision_pair / "instruct").config["num_hidden_layers"]
