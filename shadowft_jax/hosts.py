@@ -6,6 +6,7 @@ Every process runs the same command, and `jax.distributed` connects them.
 import atexit
 import json
 import os
+import pathlib
 import subprocess
 import sys
 import time
@@ -13,11 +14,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import jax
-from jax._src import distributed
+from jax._src import compilation_cache, distributed
 from jax.experimental import multihost_utils
 import numpy as np
 
-from shadowft_jax import progress
+from shadowft_jax import machine, progress
 from shadowft_jax.errors import InputError
 from shadowft_jax.progress import Stopped
 
@@ -29,6 +30,16 @@ FINISH_S = 3600  # seconds that a finished process waits for others that still w
 LEAVE_S = 5  # seconds for processes with the same error to print it before one ends the others
 T = TypeVar("T")
 _cancel: Callable[[], Any] = lambda: None  # cancels the message of `_print_at_exit`
+_jax_cache = compilation_cache.get_file_cache
+
+
+def _cache(path: str) -> Any:
+  """JAX's cache of compiled programs; ours, with digests, if it is in our folder."""
+  place = pathlib.Path(path)  # in another, other programs may expect JAX's form
+  return (machine.Programs(place), path) if place == machine.compiled_folder() else _jax_cache(path)
+
+
+compilation_cache.get_file_cache = _cache
 
 
 def start() -> None:
