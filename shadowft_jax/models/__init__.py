@@ -49,7 +49,7 @@ def from_config(hf: Mapping[str, Any], **options: Any) -> Decoder:
   if kind not in FAMILIES:
     raise InputError(f"model_type is one of {', '.join(sorted(FAMILIES))}; got {kind!r}")
   checks.refuse_quantised(hf)
-  return Decoder(FAMILIES[kind](hf), **options)
+  return Decoder(FAMILIES[kind](checks.without_nulls(hf)), **options)
 
 
 def abstract_params(model: nn.Module) -> dict[str, Any]:
