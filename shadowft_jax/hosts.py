@@ -4,20 +4,22 @@ Every process runs the same command, and `jax.distributed` connects them.
 """
 
 import atexit
+import contextlib
 import json
 import os
+import pathlib
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import jax
-from jax._src import distributed
+from jax._src import compilation_cache, distributed
 from jax.experimental import multihost_utils
 import numpy as np
 
-from shadowft_jax import progress
+from shadowft_jax import machine, progress
 from shadowft_jax.errors import InputError
 from shadowft_jax.progress import Stopped
 
@@ -26,9 +28,20 @@ SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", 
 JOIN_S = 300  # seconds to wait for the slowest host to start
 HEARTBEAT_S = 30  # seconds of silence after which a process counts as dead
 FINISH_S = 3600  # seconds that a finished process waits for others that still write
+STOP_KEY, POLL_S = "shadowft_jax/stop", 1  # a signal to one process, which the others look for
 LEAVE_S = 5  # seconds for processes with the same error to print it before one ends the others
 T = TypeVar("T")
 _cancel: Callable[[], Any] = lambda: None  # cancels the message of `_print_at_exit`
+_jax_cache = compilation_cache.get_file_cache
+
+
+def _cache(path: str) -> Any:
+  """JAX's cache of compiled programs; ours, with digests, if it is in our folder."""
+  place = pathlib.Path(path)  # in another, other programs may expect JAX's form
+  return (machine.Programs(place), path) if place == machine.compiled_folder() else _jax_cache(path)
+
+
+compilation_cache.get_file_cache = _cache
 
 
 def start() -> None:
@@ -68,6 +81,7 @@ def start() -> None:
     ) from error
   finally:
     _cancel()
+  progress.shared = _Signals()
   if not is_first():
     progress.silence()
   name = f"process {jax.process_index()} of {jax.process_count()} (counted from 0)"
@@ -141,6 +155,39 @@ def by_first(work: Callable[[], T]) -> T:
   if has_failed:
     raise error or InputError("the first process has refused the input")
   return value
+
+
+class _Signals:
+  """What `progress.stop_asked` knows of the other processes: they need not be at the same place."""
+
+  def __init__(self) -> None:
+    self.name = ""
+    self.next = 0.0  # when the others are looked for again
+
+  def __call__(self, own: str) -> str:
+    client = distributed.global_state.client
+    if not client or self.name or not own and time.monotonic() < self.next:
+      return own or self.name
+    self.next = time.monotonic() + POLL_S
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # the key exists, or does not yet
+      if own:
+        self.name = own
+        client.key_value_set(STOP_KEY, own)
+      elif client.key_value_try_get(STOP_KEY):
+        self.name = "a signal to another process"
+    return own or self.name
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+  """Work at each process's own pace; once all have done it or stopped, all go on or none does.
+
+  Raises:
+    Stopped: in all, if a signal has asked any of them to stop.
+  """
+  with contextlib.suppress(Stopped):
+    yield
+  check_stop()
 
 
 def stop_asked() -> str:

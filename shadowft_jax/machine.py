@@ -1,4 +1,4 @@
-"""The local machine: CPU cores, disks, the cache folder, and environment variables for JAX."""
+"""The local machine: cores, disks, the cache folder, environment variables and programs of JAX."""
 
 import contextlib
 import functools
@@ -9,8 +9,9 @@ import platform
 import shutil
 import tempfile
 
+from shadowft_jax import files
 from shadowft_jax.errors import InputError
-from shadowft_jax.progress import size
+from shadowft_jax.progress import detail, size
 
 StrPath = str | os.PathLike[str]
 MOST_COMPILED = 10 << 30  # bytes of compiled programs that are kept
@@ -105,3 +106,34 @@ def configure_jax(accelerator: bool = True, cache: bool = True) -> None:
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
   if not cache:
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
+
+
+class Programs:
+  """A cache of compiled programs for JAX, each in a file that begins with its digest.
+
+  JAX's own runs a program that another was exchanged with, and keeps a damaged file for ever.
+  """
+
+  def __init__(self, folder: pathlib.Path) -> None:
+    self._path = folder
+
+  def _place(self, key: str, program: bytes = b"") -> tuple[pathlib.Path, bytes]:
+    """(the file of a key, the digest of the key and the program)."""
+    return self._path / f"{key}-cache", hashlib.sha256(key.encode() + b"\0" + program).digest()
+
+  def get(self, key: str) -> bytes | None:
+    """The program of a key; None if there is none, or if its file is damaged or another's."""
+    path, empty = self._place(key)
+    if not path.exists():
+      return None
+    data = path.read_bytes()
+    digest, program = data[: len(empty)], data[len(empty) :]
+    if digest == self._place(key, program)[1]:
+      return program
+    detail(f"{path} is damaged, or not from this version; compiling it again")
+    return None
+
+  def put(self, key: str, program: bytes) -> None:
+    """Keeps a program, in the place of a damaged one too."""
+    path, digest = self._place(key, program)
+    files.write(path, digest + program)

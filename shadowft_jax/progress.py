@@ -53,6 +53,8 @@ _logger.propagate = False
 _logger.addHandler(_terminal)
 _title = ""  # of every bar
 _stop = ""  # the name of the signal that asked for a stop
+# From the own signal's name to that of a signal to any process of the run; `hosts` replaces it.
+shared: Callable[[str], str] = str
 
 
 def printable(text: str, most: int = 20_000) -> str:
@@ -200,14 +202,14 @@ def _watch(reader):
 
 
 def stop_asked() -> str:
-  """The name of the signal that has asked this process to stop; "" if none has."""
-  return _stop
+  """The name of the signal that has asked this process, or its run, to stop; "" if none has."""
+  return shared(_stop)
 
 
 def check_stop() -> None:
   """Raises Stopped if a signal has asked this process to stop; see `stopping`."""
-  if _stop:
-    raise Stopped(_stop)
+  if name := stop_asked():
+    raise Stopped(name)
 
 
 def _is_closed(stream):

@@ -62,7 +62,8 @@ def train(config: Config, workdir: str | os.PathLike) -> list[dict[str, Any]]:
 def _tune(config, run, mesh):
   """The method, in the folder of a run that is new or was stopped."""
   pair = opened.open_pair(config)
-  data = dataset.read(config, pair.instruct.directory, mesh.shape["context"])
+  with hosts.together():
+    data = dataset.read(config, pair.instruct.directory, mesh.shape["context"])
   preflight.check(config, data, run.directory, pair.trained, pair.instruct)
   inputs = {"base": [pair.base.directory], "instruct": [pair.instruct.directory], **data.inputs}
   if config.delta.init:

@@ -300,7 +300,15 @@ class Cases:
 
 SHARES = {
   **{"header": 30, "index": 15, "config": 20, "pair": 3, "tokens": 2, "templates": 2},
-  **{"adapter": 12, "delta": 5, "rows": 6, "arrow": 3, "run_files": 4, "cache": 1, "commands": 0.2},
+  **{
+    "adapter": 12,
+    "delta": 5,
+    "rows": 6,
+    "arrow": 3,
+    "run_files": 4,
+    "cache": 1,
+    "commands": 0.25,
+  },
 }
 WRITES = {"os.mkdir", "os.remove", "os.rmdir", "os.rename", "os.link", "os.symlink", "os.truncate"}
 

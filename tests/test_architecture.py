@@ -28,10 +28,10 @@ FLOORS = {
 HEIGHT = {room: i for i, rooms in enumerate(FLOORS.values()) for room in rooms}
 # The arrows within a floor; there are no others.
 SIDEWAYS = {
-  "hosts": {"errors", "progress"},
+  "hosts": {"errors", "machine", "progress"},
   "presets": {"field"},
   "files": {"errors", "progress"},
-  "machine": {"errors", "progress"},
+  "machine": {"errors", "files", "progress"},
   "delta": {"scope", "tree"},
   "sharding": {"tree"},
   "data": {"hf"},

@@ -54,3 +54,56 @@ def test_jax_reads_the_variables_that_are_set(environment):
     [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
   )
   assert json.loads(done.stdout) == [environment[DIR], False, 0.2, "cpu"]
+
+
+# Two programs of one shape, so that one would run in the place of the other.
+TWO = """
+from shadowft_jax import machine
+machine.configure_jax()
+from shadowft_jax import hosts, progress
+import jax, jax.numpy as jnp
+progress.set_verbose(True)
+x = jnp.full((3,), 2.0)
+print(*(float(jax.jit(f)(x)[0]) for f in (lambda x: x + 1, lambda x: x * 5)))
+"""
+
+
+def run_two(environment):
+  environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PLATFORMS": "cpu"}
+  words = [sys.executable, "-c", TWO]
+  done = subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True)
+  assert done.stdout == "3.0 10.0\n", done
+  return done.stderr
+
+
+def exchange(one, two):
+  one_, two_ = one.read_bytes(), two.read_bytes()
+  one.write_bytes(two_)
+  two.write_bytes(one_)
+
+
+def flip(one, _):
+  data = bytearray(one.read_bytes())
+  data[len(data) // 2] ^= 4
+  one.write_bytes(data)
+
+
+POISON = {
+  "exchanged": (exchange, 2),
+  "flipped": (flip, 1),
+  "cut": (lambda one, _: os.truncate(one, 100), 1),
+  "empty": (lambda one, _: os.truncate(one, 0), 1),
+  "of JAX's own form": (lambda one, _: one.write_bytes(one.read_bytes()[32:]), 1),
+}
+
+
+def test_a_poisoned_program_is_compiled_again(environment):
+  assert run_two(environment) == ""
+  folder = machine.compiled_folder()
+  programs = sorted(folder.glob("jit__lambda*-cache"))
+  assert len(programs) == 2 and run_two(environment) == ""
+  for name, (poison, damaged) in POISON.items():
+    poison(*programs)
+    assert run_two(environment).count("is damaged, or not from this version") == damaged, name
+    assert run_two(environment) == "", name  # they were kept anew
+  assert not [*folder.glob("*.part")]

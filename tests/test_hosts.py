@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from shadowft_jax import hosts
+from shadowft_jax import hosts, progress
 from shadowft_jax.errors import InputError
 from tests import several
 
@@ -243,3 +243,33 @@ def test_a_process_alone_answers_for_itself():
 
 def refuse():
   raise InputError("of its own")
+
+
+# The first process has its work done at once, or all work for long; the second gets a signal.
+STOP = """
+import os, signal, time
+from shadowft_jax import hosts, progress
+hosts.start()
+import jax
+n = jax.process_index()
+with progress.stopping(hosts.leave):
+  with hosts.together():
+    if n == 1:
+      os.kill(os.getpid(), signal.SIGTERM)
+    for _ in range(0 if n == 0 and os.environ["FIRST"] == "done" else 600):
+      progress.check_stop()
+      time.sleep(0.1)
+  print("went on")
+"""
+
+
+@pytest.mark.parametrize("first", ["done", "busy"])
+def test_a_signal_to_one_process_stops_work_at_each_ones_pace_in_all(tmp_path, first):
+  began = time.monotonic()
+  codes = several.wait(several.start(STOP, 2, tmp_path, FIRST=first), 100)
+  texts = [read(tmp_path, n) for n in range(2)]
+  assert codes == [progress.STOPPED_CODE] * 2, "\n".join(texts)
+  assert time.monotonic() - began < 60
+  assert "stopped by a signal to another process" in texts[0]
+  assert "stopped by SIGTERM" in texts[1]
+  assert not [x for x in texts if "went on" in x or "Traceback" in x or "ended early" in x]

@@ -1,5 +1,6 @@
 """Files from strangers: what is malformed, absurd or hostile is one InputError, in bounded time."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -18,9 +19,10 @@ from shadowft_jax.data import chat, formats, renderer, sources, tokenise, tokeni
 from shadowft_jax.errors import InputError
 from shadowft_jax.example import TINY
 from shadowft_jax.hf import adapters, deltas, folder, hub, patterns, safetensors
+from shadowft_jax.models import checks
 from shadowft_jax.pairs import check
 from shadowft_jax.runs import metrics
-from tests import commands, runs
+from tests import commands, real_configs, runs
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -120,6 +122,29 @@ def test_a_field_of_another_type_or_size_is_named(name):
   for value in CONFIGS[name]:
     with pytest.raises(InputError, match="config"):
       models.from_config({**CONFIG, name: value})
+
+
+FAMILIES = {x["model_type"]: x for pair in real_configs.CONFIGS.values() for x in pair}
+
+
+def read_config(hf):
+  """The model of a config.json; None if it is refused."""
+  with contextlib.suppress(InputError):
+    return models.from_config(hf)
+
+
+@pytest.mark.parametrize("name", [n for n in FAMILIES if n in models.FAMILIES])
+def test_each_field_of_a_family_may_be_null_or_absurd(name):
+  """Null is as good as missing, except where it stands for none."""
+  hf = FAMILIES[name]
+  inner = hf.get("text_config", hf)
+  read = lambda some: read_config({**hf, "text_config": some} if inner is not hf else some)
+  for field in inner:
+    null = read({**inner, field: None})
+    if field not in checks.NULLS:
+      assert null == read({n: x for n, x in inner.items() if n != field}), field
+    for value in ("x", 10**9, [{}]):
+      read({**inner, field: value})
 
 
 SMALL = {

@@ -55,13 +55,7 @@ def read(config: Config, tokenizer: str | os.PathLike, context: int = 1) -> Data
     )
   else:
     train, valid, parts = _split(train, parts, config)
-  if c.recipe == "chat" and reads_clock(tokenizer):
-    say(
-      f"the chat template of {tokenizer} inserts today's date; using {DATE} instead, so that the "
-      "run is reproducible"
-    )
-  if bad.errors:
-    say(f"bad rows skipped: {len(bad.errors):,}{listing(bad.errors)}")
+  _say_what_changed(c, tokenizer, bad)
   shape: dict[str, Any] = dict(row_length=c.max_length, seed=config.seed, layout=c.layout)
   return Dataset(
     train,
@@ -84,6 +78,17 @@ def read(config: Config, tokenizer: str | os.PathLike, context: int = 1) -> Data
     context,
     sight.opened,
   )
+
+
+def _say_what_changed(c, tokenizer, bad):
+  """Says where the examples are not what the template and the files alone would give."""
+  if c.recipe == "chat" and reads_clock(tokenizer):
+    say(
+      f"the chat template of {tokenizer} inserts today's date; using {DATE} instead, so that the "
+      "run is reproducible"
+    )
+  if bad.errors:
+    say(f"bad rows skipped: {len(bad.errors):,}{listing(bad.errors)}")
 
 
 def _split(examples, parts, config):

@@ -79,7 +79,7 @@ def from_config(
   if pixels is not None:
     check_vision(hf)
     vision = VISION[kind](hf, pixels)
-  return Decoder(FAMILIES[kind](hf), vision=vision, **options)
+  return Decoder(FAMILIES[kind](checks.without_nulls(hf)), vision=vision, **options)
 
 
 def check_vision(hf: Mapping[str, Any]) -> None:

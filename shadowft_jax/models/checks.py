@@ -24,15 +24,18 @@ MOST = {
   "linear_key_head_dim": 1 << 14,
   "linear_value_head_dim": 1 << 14,
   "linear_conv_kernel_dim": 64,
+  **dict.fromkeys(("sliding_window_pattern", "full_attention_interval"), 1000),
+  "no_rope_layer_interval": 1000,
 }
+# Null means that there is none; in another field it stands for the default.
+NULLS = {"sliding_window", "attn_logit_softcapping", "final_logit_softcapping"}
 # Field of config.json -> a key of errors.KINDS.
 FIELDS = {
   "model_type": "a string",
   **dict.fromkeys(MOST, "an integer above 0"),
   **dict.fromkeys(("num_key_value_heads", "num_experts_per_tok"), "an integer above 0"),
   "num_global_key_value_heads": "an integer above 0",
-  **dict.fromkeys(("sliding_window", "sliding_window_pattern"), "an integer above 0"),
-  **dict.fromkeys(("no_rope_layer_interval", "full_attention_interval"), "an integer above 0"),
+  "sliding_window": "an integer above 0",
   **dict.fromkeys(("layer_types", "no_rope_layers"), "an array"),
   **dict.fromkeys(("rope_parameters", "rope_scaling", "text_config"), "an object"),
   "per_layer_config": "an object",
@@ -63,6 +66,13 @@ def check(hf: Mapping[str, Any]) -> None:
       if (fields.get(n) or 0) > x
     ]:
       raise InputError(f"config.json describes no known model:{listing(large)}")
+
+
+def without_nulls(hf: Mapping[str, Any]) -> dict[str, Any]:
+  """config.json without the fields whose null stands for the default."""
+  fields = {n: x for n, x in hf.items() if x is not None or n in NULLS}
+  text = {"text_config": without_nulls(fields["text_config"])} if "text_config" in fields else {}
+  return fields | text
 
 
 def refuse_quantised(hf: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ Source: configuration_qwen3_5.py, configuration_qwen3_5_moe.py and their models,
 from collections.abc import Mapping
 from typing import Any
 
+from shadowft_jax.errors import check_kinds
 from shadowft_jax.models import config
 from shadowft_jax.models.config import ATTENTION, LINEAR
 
@@ -67,6 +68,7 @@ def qwen3_5_moe(hf: Mapping[str, Any]) -> config.DecoderConfig:
 
 def _read(hf, **options):
   rope = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
+  check_kinds("the rope of config.json", rope, config.SCALING)
   # Sections of the rope for places in an image: those of text are equal.
   for name in ("mrope_section", "mrope_interleaved"):
     rope.pop(name, None)
