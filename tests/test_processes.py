@@ -109,3 +109,36 @@ def test_a_run_resumes_with_another_number_of_processes(pair, tmp_path, first, s
   resumed = train(pair, tmp_path / "run", second)
   assert [r["step"] for r in resumed[0]] == [r["step"] for r in whole[0]]
   assert_alike(resumed, whole)
+
+
+# The command as one of several processes; the second gets a signal while it tokenises.
+SIGNALLED = """
+import os, signal
+from shadowft_jax import command, hosts, train
+from shadowft_jax.data import tokenise
+work = tokenise._flat
+def flat(*arguments):
+  import jax
+  if os.environ["SIGNAL"] == "yes" and jax.process_index() == 1:
+    os.kill(os.getpid(), signal.SIGTERM)
+  return work(*arguments)
+tokenise._flat = flat
+argv = [f"--config={os.environ['CONFIG']}", f"--workdir={os.environ['RUN']}"]
+command.execute(train.main, train.Options, argv)
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_while_one_process_tokenises_stops_both_and_the_run_resumes(pair, tmp_path):
+  config = runs.config_of(pair, max_steps=2, **FIELDS)
+  (tmp_path / "config.json").write_text(config.to_json_best_effort())
+  names = {"CONFIG": str(tmp_path / "config.json"), "RUN": str(tmp_path / "run")}
+  for send, code in (("yes", 75), ("no", 0)):
+    caches = {"XDG_CACHE_HOME": str(tmp_path / f"cache-{send}")}  # all have to tokenise
+    started = several.start(SIGNALLED, 2, tmp_path, SIGNAL=send, **names, **caches)
+    codes = several.wait(started, 300)
+    texts = [(tmp_path / f"{n}.txt").read_text() for n in range(2)]
+    assert codes == [code] * 2, "\n".join(texts)
+    assert [x.count("stopped by") for x in texts] == [int(code > 0)] * 2
+    assert not [x for x in texts if "Traceback" in x or "ended early" in x]
+  assert (tmp_path / "run" / "delta").exists()
