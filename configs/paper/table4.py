@@ -1,13 +1,13 @@
-"""Table 4, vision-language models on 10,000 charts of ChartMoE, by LoRA of rank 128.  NOT YET.
+"""Table 4, vision-language models on 10,000 charts of ChartMoE, by LoRA of rank 128.
 
   shadowft plan --config paper/table4:gemma-3-12b,shadow --topology a100-80gb:8
 
 Arguments, in any order: gemma-3-12b, gemma-3-27b, llama-3.2-11b-vision or llama-3.2-90b-vision; and
 the arm, shadow or ft.  Left out: the first.
 
-Training supports only text, so this file states the settings and cannot be run: `train` refuses the
-Llama vision models, which are not implemented in JAX here, and the images of the rows.  The
-language models of Gemma 3 can be planned.  The paper prints rank, learning rate and number of rows;
+`train` refuses the Llama vision models, which are not implemented in JAX here.  Gemma 3 is trained
+with its images; `plan` counts its language model only.  ChartQA is not among the tasks of
+`evaluate` yet.  The paper prints rank, learning rate and number of rows;
 the other settings are those of its other runs, except for the mean of the loss, which the authors'
 trainer takes over 2 examples for models with images: loss_mean=rank with ranks=128.
 
