@@ -34,7 +34,7 @@ def make_pair(folder, name="qwen3", dtype=torch.float32):
   random = torch.Generator().manual_seed(1)
   with torch.no_grad():
     for w in model.parameters():
-      w += 0.05 * w.std() * torch.randn(w.shape, generator=random)
+      w += 0.05 * (w.std() if w.numel() > 1 else 1) * torch.randn(w.shape, generator=random)
   pico.save(model, folder / "instruct", dtype=dtype, with_tokenizer=True)
   write_rows(folder / "rows.jsonl")
   return folder

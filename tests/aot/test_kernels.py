@@ -147,13 +147,10 @@ GEMMA3 = dict(
 )
 
 
-@pytest.mark.parametrize(
-  "topology, backend", [("a100-80gb:8", "flash"), ("h200:8", "flash"), ("v5e:2x4", "splash")]
-)
-def test_a_model_compiles_on_a_mesh(topology, backend):
-  """Gradients of a small Gemma 3, its windows by layer, on fsdp 4 and tensor 2."""
+def gradients(config, topology, backend):
+  """The program of a model's gradients, a row of 4096 tokens a device, on fsdp 4 and tensor 2."""
   mesh = sharding.make_mesh({"fsdp": 4, "tensor": 2}, topologies.mesh_devices(topology))
-  model = models.from_config(GEMMA3, backend=backend, remat="full")
+  model = models.from_config(config, backend=backend, remat="full")
   params = tree.map_named(lambda name, x: x, models.abstract_params(model))
   params = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=s),
@@ -172,6 +169,36 @@ def test_a_model_compiles_on_a_mesh(topology, backend):
     jax.sharding.use_abstract_mesh(mesh.abstract_mesh),
     nn.logical_axis_rules(sharding.ACTIVATIONS),
   ):
-    program = jax.jit(jax.grad(loss)).lower(params, row, row, row).compile()
+    return jax.jit(jax.grad(loss)).lower(params, row, row, row).compile()
+
+
+@pytest.mark.parametrize(
+  "topology, backend", [("a100-80gb:8", "flash"), ("h200:8", "flash"), ("v5e:2x4", "splash")]
+)
+def test_a_model_compiles_on_a_mesh(topology, backend):
+  """Gradients of a small Gemma 3, its windows by layer, on fsdp 4 and tensor 2."""
+  program = gradients(GEMMA3, topology, backend)
   # A row a device and half the heads: of logits in float32 one layer alone would make 256 MiB.
   assert megabytes(program) < 250
+
+
+QWEN35 = dict(
+  model_type="qwen3_5_text",
+  vocab_size=4096,
+  hidden_size=256,
+  intermediate_size=512,
+  num_hidden_layers=2,
+  layer_types=["linear_attention", "full_attention"],
+  num_attention_heads=4,
+  num_key_value_heads=2,
+  linear_num_key_heads=2,
+  linear_num_value_heads=4,
+)
+
+
+@pytest.mark.parametrize(
+  "topology, backend", [("a100-80gb:8", "flash"), ("h200:8", "flash"), ("v5p:2x2x2", "splash")]
+)
+def test_gated_delta_nets_compile_on_a_mesh(topology, backend):
+  """Gradients of a period of Qwen3.5 with its head sizes, on fsdp 4 and tensor 2."""
+  assert megabytes(gradients(QWEN35, topology, backend)) < LIMIT
