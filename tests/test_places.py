@@ -4,6 +4,7 @@ difference; and what a command has written is on the disk."""
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -117,3 +118,43 @@ def test_streams_that_take_nothing_give_no_traceback(how):
   assert (done.returncode, done.stdout) == (code, "")
   lines = done.stderr.splitlines()
   assert len(lines) == ("printed" in how) and all("No space left on device" in x for x in lines)
+
+
+# A user without a name and a home, as in many containers; it may read what the own user may.
+NOBODY = [
+  *("setpriv", "--reuid", "54321", "--regid", "54321", "--clear-groups"),
+  *("--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search"),
+]
+LINES = {
+  "plan": ["--config=lora", f"--model={TINY / 'instruct'}", "--topology=h100-80gb:1"],
+  "chat": [f"--model={TINY / 'instruct'}", "--max-new-tokens=4"],
+  "train": ["--config=quickstart", "--config.max_steps=2"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LINES)
+def test_a_user_without_a_name_and_a_home_gets_the_same(tmp_path, name):
+  if os.getuid() or not shutil.which("setpriv"):
+    pytest.skip("needs root and setpriv, to be a user without an entry in /etc/passwd")
+  if subprocess.run([*NOBODY, "true"]).returncode:
+    pytest.skip("needs the capability dac_read_search")
+  kept = {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "HOME", "USER", "LOG"))}
+  results = []
+  for user in ([], NOBODY):
+    out = tmp_path / f"run{len(results)}"
+    out.mkdir(mode=0o777)
+    out.chmod(0o777)
+    more = [f"--workdir={out / 'run'}"] if name == "train" else []
+    words = [*user, sys.executable, "-m", f"shadowft_jax.{name}", *LINES[name], *more]
+    env = {**kept, "PYTHONPATH": str(commands.ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    env |= {"XDG_CACHE_HOME": str(out / "cache")} if not user else {"TMPDIR": str(out)}
+    done = subprocess.run(
+      words, cwd=commands.ROOT, env=env, input="hello\n", capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    written = {p.name: p.read_bytes() for p in out.glob("run/*/*.safetensors")}
+    assert bool(written) == (name == "train")
+    results.append((done.stdout, written))
+  assert results[0] == results[1]
