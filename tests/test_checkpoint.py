@@ -93,7 +93,7 @@ def copy(made, tmp_path):
 def test_leaves_are_the_tensors_transformers_has(made, name):
   model, params = weights.load_model(made(name), mesh=mesh_of("2x2x2"))
   state = pico.per_expert(
-    {n: p.detach().numpy() for n, p in pico.hf_model(name).named_parameters()}
+    {n: p.detach().numpy() for n, p in pico.hf_model(name).state_dict().items()}
   )
   want = tree.names(pico.load(state.__getitem__, models.abstract_params(model)))
   got = tree.names(params)
