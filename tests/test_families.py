@@ -664,3 +664,38 @@ def test_a_family_is_trained_grafted_exported_and_reloaded(name, kind, tmp_path)
   assert_close(our_logits(pair / "instruct", trained, scale), want)
   if kind == "lora":
     assert_close(torch_logits(pair / "instruct", tmp_path / "run" / "delta"), want)
+
+
+# Particulars.
+
+
+def test_the_numbers_of_an_activation_are_grafted_only_with_all():
+  params = models.abstract_params(models.from_config(pico.CONFIGS["apertus"]))
+  chosen = {m: delta.grafted_names({"delta": params}, params, m) for m in ("projections", "all")}
+  assert not any("act_fn" in n for n in chosen["projections"])
+  assert {n for n in chosen["all"] if "act_fn" in n} == {
+    f"model/layers/mlp/act_fn/alpha_{x}" for x in "pn"
+  }
+
+
+def test_constants_of_an_activation_are_checked(tmp_path):
+  path = pico.save(pico.hf_model("apertus"), tmp_path / "model")
+  assert_close(our_logits(path), torch_logits(path))
+  tensors = load_file(path / MODEL)
+  name = "model.layers.1.mlp.act_fn.beta"
+  assert name in tensors
+  save_file({**tensors, name: np.array(0.7, np.float32)}, path / MODEL)
+  with pytest.raises(InputError, match="layers.1.mlp.act_fn.beta is 0.7; only 0.5 is supported"):
+    weights.load_model(path)
+
+
+def test_a_ministral_in_fp8_is_refused_with_the_name_of_its_unquantised_folder(tmp_path):
+  path = pico.save(pico.hf_model("ministral3_vision"), tmp_path / "model")
+  config = json.loads((path / "config.json").read_text())
+  config["quantization_config"] = {"quant_method": "fp8"}
+  config["text_config"]["hidden_size"] = 4096
+  (path / "config.json").write_text(json.dumps(config))
+  with pytest.raises(InputError, match=r"fp8.* \(mistralai/Ministral-3-8B-Instruct-2512-BF16\)"):
+    open_model(path).check_unquantised()
+  lines = [f.text for f in check.check(path, path) if f.level == "error"]
+  assert any("Ministral-3-8B-Instruct-2512-BF16" in line for line in lines)
