@@ -43,6 +43,7 @@ setuptools.setup(
     "numpy",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8",
+    "pillow",
     "pyarrow",
     "PyYAML",
     "scipy",

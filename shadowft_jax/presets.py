@@ -59,8 +59,8 @@ FIELDS: dict[str, Field] = {
     "delta.kind": Field("lora", "lora: train an adapter; full: train the weights themselves",
                         ("lora", "full")),
     "delta.match": Field("projections", f"parameters to train: {SCOPE}", is_regex=True),
-    "delta.vision": Field("", "parameters of the vision tower and projector to train, a regex on "
-                          "parameter names such as multi_modal_projector; empty: none",
+    "delta.vision": Field("", "vision parameters to train, a regex on parameter names such as "
+                          "multi_modal_projector; empty: none",
                           is_regex=True),
     "delta.rank": _count(128, "LoRA rank"),
     "delta.alpha": _count(256.0, "LoRA alpha: the adapter is scaled by alpha / rank"),
@@ -100,14 +100,13 @@ FIELDS: dict[str, Field] = {
                     "text", "images", "tools")},
     "data.skip_bad_rows": Field(False, "skip bad rows, and count and list them, instead of ending "
                                 "the run"),
-    "data.images": Field("train", "rows with images; train: an error if the model takes none, "
-                         "refuse: an error, ignore: train on the text without the images",
+    "data.images": Field("train", "rows with images; train: on them (if the model takes images), "
+                         "refuse: an error, ignore: on the text alone",
                          ("train", "refuse", "ignore")),
     "data.image_folder": Field("", "folder in which relative paths of images begin; empty: that of "
                                "the data file"),
-    "data.image_max_pixels": Field(0, "scale images with more pixels down to this many before the "
-                                   "model's own resizing, and tiny ones up; 589824 (768 x 768) is "
-                                   "the authors' value; 0: off", least=0),
+    "data.image_max_pixels": Field(0, "scale images down to this many pixels before the model's "
+                                   "own resizing; 589824: the authors' value; 0: off", least=0),
     "data.val_ratio": _share(0.01, "share of the training rows used for validation"),
     "data.max_examples": Field(0, "maximum number of rows to use from each training source; 0 or "
                                "-1: all", least=-1),

@@ -173,9 +173,10 @@ def test_order_and_number_of_rows_change_the_key(folder):
 def test_each_setting_changes_the_key(folder):
   other = {"max_length": 99, "recipe": "paper", "template": "qwen", "think": "masked"}
   other["template_args"] = (("enable_thinking", False),)
+  other["marks"] = ("<a>", "<a>b", 7, 1)
   assert other.keys() == {f.name for f in dataclasses.fields(formats.Settings)}
   changed = [dataclasses.replace(CHAT, **{name: value}) for name, value in other.items()]
-  assert len({key(make_rows(), folder, settings) for settings in [CHAT, *changed]}) == 6
+  assert len({key(make_rows(), folder, settings) for settings in [CHAT, *changed]}) == 7
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,14 +18,14 @@ from shadowft_jax.data import (
   sets,
   sources,
   summary,
-  vision,
 )
 from shadowft_jax.data.planned import Dataset
+from shadowft_jax.data.sight import Sight
 from shadowft_jax.data.tokenise import tokenise
 from shadowft_jax.data.tokenizer import DATE, reads_clock
 from shadowft_jax.errors import InputError, listing
 from shadowft_jax.presets import Config
-from shadowft_jax.progress import count, say
+from shadowft_jax.progress import say
 
 
 def read(config: Config, tokenizer: str | os.PathLike, context: int = 1) -> Dataset:
@@ -42,17 +41,15 @@ def read(config: Config, tokenizer: str | os.PathLike, context: int = 1) -> Data
     InputError: see `sources.read`, `formats.convert` and `chat.encode_rows`.
   """
   c = config.data
-  bad = formats.BadRows(c.skip_bad_rows)
-  sight = _Sight(config, tokenizer)
+  bad, sight = formats.BadRows(c.skip_bad_rows), Sight(config, tokenizer)
+  rest = config, tokenizer, bad, sight
   inputs: dict[str, Sequence[str | os.PathLike]] = {}
   train, parts, inputs["train"] = _encoded(
-    c.train, c.split, "--config.data.split", config, tokenizer, bad, sight, max(0, c.max_examples)
+    c.train, c.split, "--config.data.split", *rest, max(0, c.max_examples)
   )
   if c.validation:
-    valid, _, inputs["validation"] = _encoded(
-      *(c.validation, c.validation_split, "--config.data.validation_split"),
-      *(config, tokenizer, bad, sight),
-    )
+    flag = "--config.data.validation_split"
+    valid, _, inputs["validation"] = _encoded(c.validation, c.validation_split, flag, *rest)
   else:
     train, valid, parts = _split(train, parts, config)
   _say_what_changed(c, tokenizer, bad)
@@ -132,21 +129,16 @@ def _source(source, config, tokenizer, bad, sight, limit):
   settings = formats.Settings(
     *(c.max_length, c.recipe, template, c.think),
     tuple(sorted(c.template_args.to_dict().items())),
-    sight.opened and any(shown) and sight.opened.marks,
+    sight.marks_for(shown),
   )
   encoded = []
   encode = preference.encode if presets.has_reference(config) else tokenise
   is_kto = config.objective == "kto"
   entries = encode(labelled.pairs(rows) if is_kto else rows, tokenizer, settings, c.cache)
   entries = labelled.marked(entries, rows) if is_kto else entries
-  for entry, images in zip(entries, shown, strict=True):
+  for entry in sight.attached(entries, shown):
     if isinstance(entry, InputError):
       bad.add(entry)
-    elif images:
-      number = [sight.opened.marks.images_in(e.token) for e in entry]
-      encoded += [
-        dataclasses.replace(e, images=images[:n]) for e, n in zip(entry, number, strict=True)
-      ]
     else:
       encoded += entry
   # `Example.trained` excludes the first token, which is never predicted.
@@ -166,65 +158,6 @@ def _chosen(total, limit, select, seed):
   if select == "first":
     return range(limit)
   return np.sort(packing.shuffled(total, seed, 0)[:limit]).tolist()
-
-
-class _Sight:
-  """What becomes of the images of rows; their processor is opened when a row has one."""
-
-  def __init__(self, config: Config, tokenizer: str | os.PathLike) -> None:
-    self.config, self.directory = config, tokenizer
-    self.is_used = config.data.images == "train" and vision.has_vision(tokenizer)
-    self.opened: vision.Vision | None = None
-
-  def split(self, rows, files, bad):
-    """(the rows as they are tokenised, the Pictures of each).
-
-    Args:
-      rows: of one source.
-      files: of the source.
-      bad: handles the errors of rows.
-    """
-    if not self.is_used:
-      rows = _without_images(rows, self.config.data.images, bad)
-      return rows, [()] * len(rows)
-    c = self.config.data
-    if any(row.images for row in rows) and not self.opened:
-      if c.recipe != "chat":
-        raise InputError(
-          f"{rows[0].where}: config.data.recipe={c.recipe} has no images; use chat, or "
-          "--config.data.images=ignore"
-        )
-      self.opened = vision.open_vision(self.directory, c.image_max_pixels)
-    folders = [pathlib.Path(c.image_folder)] if c.image_folder else [f.parent for f in files]
-    good, shown = [], []
-    for row, images in zip(rows, vision.open_rows(rows, folders or [pathlib.Path()]), strict=True):
-      try:
-        if isinstance(images, InputError):
-          raise images
-        good.append(vision.marked(row, self.opened.marks) if images else row)
-        shown.append(images)
-      except InputError as error:
-        bad.add(error)
-    return good, shown
-
-
-def _without_images(rows, policy, bad):
-  """The rows without their images; unless the policy is "ignore", rows that have images are bad."""
-  text_rows = []
-  for row in rows:
-    if row.images and policy != "ignore":
-      bad.add(
-        InputError(
-          f"{row.where} has {count(len(row.images), 'image')}, but "
-          + ("config.data.images=refuse" if policy == "refuse" else "the model takes only text")
-          + "; --config.data.images=ignore trains on the text without them"
-        )
-      )
-    elif row.images:
-      text_rows.append(formats.without_images(row))
-    else:
-      text_rows.append(row)
-  return text_rows
 
 
 def paper_split(count: int, ratio: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

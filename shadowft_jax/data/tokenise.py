@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from shadowft_jax import machine
-from shadowft_jax.data import chat, kept, paper, renderer, tokenizer as tokenizers
+from shadowft_jax.data import chat, kept, marks, paper, renderer, tokenizer as tokenizers
 from shadowft_jax.data.turns import Entry, Example, Row, Settings
 from shadowft_jax.errors import InputError
 from shadowft_jax.progress import check_stop, detail, say
@@ -31,7 +31,8 @@ CHUNK = 500_000  # characters of rows per chunk
 WORTH = 10_000_000  # characters of rows from which starting worker processes pays off
 # The cache key covers the rows, this code, these packages and the tokenizer's files.
 CODE = tuple(
-  pathlib.Path(m.__file__ or "") for m in (sys.modules[__name__], chat, paper, renderer, tokenizers)
+  pathlib.Path(m.__file__ or "")
+  for m in (sys.modules[__name__], chat, marks, paper, renderer, tokenizers)
 )
 PACKAGES = ("jinja2", "tokenizers", "transformers")
 CONTENT = operator.attrgetter(
