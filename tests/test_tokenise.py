@@ -232,7 +232,7 @@ def test_versions_change_the_key(folder, package, monkeypatch):
 
 def test_code_changes_the_key(folder, tmp_path, monkeypatch):
   stems = {path.stem for path in tokenise.CODE}
-  assert stems == {"chat", "paper", "renderer", "tokenise", "tokenizer"}
+  assert stems == {"chat", "marks", "paper", "renderer", "tokenise", "tokenizer"}
   before = key(make_rows(), folder)
   other = tmp_path / tokenise.CODE[1].name
   other.write_bytes(tokenise.CODE[1].read_bytes())

@@ -4,6 +4,7 @@ import functools
 import re
 import shutil
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from shadowft_jax import delta, models, presets, tree
+from shadowft_jax import delta, models, presets, sharding, tree
 from shadowft_jax.data import dataset
 from shadowft_jax.errors import InputError
 from shadowft_jax.hf import weights
@@ -117,14 +118,14 @@ def test_every_layout_of_an_image_in_a_row_sees_what_it_sees_alone(ours):
   """Two examples packed into a row have the logits that each has by itself."""
   model, params = ours
   token_BT, segment_BT, pixel, _ = batch()
-  alone = model.apply({"params": params}, token_BT, segment_BT, pixel=pixel)
+  alone = jax.jit(model.apply)({"params": params}, token_BT, segment_BT, pixel=pixel)
   lengths = segment_BT.sum(1)
   packed = np.concatenate([t[:n] for t, n in zip(token_BT, lengths, strict=True)])[None]
   segment = np.repeat([1, 2, 3], lengths)[None]
   position = np.concatenate([np.arange(n) for n in lengths])[None]
   images = np.concatenate([pixel[0, :1], pixel[1]])[None]
   for backend in ("xla", "chunked"):
-    got = model.clone(backend=backend).apply(
+    got = jax.jit(model.clone(backend=backend).apply)(
       {"params": params}, packed, segment, position, pixel=images
     )
     want = np.concatenate([x[:n] for x, n in zip(alone, lengths, strict=True)])[None]
@@ -134,9 +135,10 @@ def test_every_layout_of_an_image_in_a_row_sees_what_it_sees_alone(ours):
 def test_a_token_of_an_image_sees_the_rest_of_it_and_nothing_later(ours):
   model, params = ours
   token_BT, segment_BT, pixel, _ = batch()
+  jitted = jax.jit(model.apply)
 
   def logits(token_BT, pixel):
-    return np.asarray(model.apply({"params": params}, token_BT, segment_BT, pixel=pixel))
+    return np.asarray(jitted({"params": params}, token_BT, segment_BT, pixel=pixel))
 
   before = logits(token_BT, pixel)
   changed = pixel.copy()
@@ -171,8 +173,8 @@ def test_text_alone_needs_no_tower(folder, ours):
   model, params = weights.load_model(folder)
   assert model.vision is None and not any("vision" in n for n in tree.names(params))
   token_BT = np.array([TEXT_ROW])
-  want = ours[0].apply({"params": ours[1]}, token_BT)
-  np.testing.assert_array_equal(model.apply({"params": params}, token_BT), want)
+  want, got = (jax.jit(m.apply)({"params": p}, token_BT) for m, p in (ours, (model, params)))
+  np.testing.assert_array_equal(got, want)
 
 
 @pytest.mark.parametrize(
@@ -199,8 +201,29 @@ def test_splash_and_cudnn_are_not_chosen_for_images(ours):
   for name in ("splash", "cudnn"):
     with pytest.raises(InputError, match=f"attention={name} does not work here"):
       kernels.choose(name, ours[0].cfg, "float32", 300, images=True)
+
+
+@pytest.mark.slow
+def test_a_backend_is_checked_with_images(ours):
   errors = kernels.disagreement("chunked", ours[0].cfg, "float32", images=True)
   assert max(errors.values()) < 1e-4
+
+
+@pytest.mark.slow
+def test_a_mesh_changes_no_logit(ours):
+  model, params = ours
+  token_BT, segment_BT, pixel, _ = (np.concatenate([x, x[:1]]) for x in batch())
+  token_BT, segment_BT = (np.pad(x, ((0, 0), (0, 6))) for x in (token_BT, segment_BT))
+  variables = {"params": params}
+  want = jax.jit(model.apply)(variables, token_BT, segment_BT, pixel=pixel)
+  mesh = sharding.make_mesh({"fsdp": 2, "tensor": 2, "context": 2})
+  given = [sharding.place_rows(x, mesh) for x in (token_BT, segment_BT, pixel)]
+  variables = jax.device_put(variables, sharding.of(variables, mesh))
+  with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATIONS):
+    for backend in ("xla", "chunked"):
+      apply = jax.jit(model.clone(backend=backend).apply)
+      got = apply(variables, *given[:2], pixel=given[2])
+      assert np.abs(got - want).max() <= TOLERANCE * np.abs(want).max()
 
 
 # ---- a run
@@ -257,6 +280,7 @@ def test_the_tower_is_frozen_unless_a_rule_opens_it(pair):
     assert not set(opened) & set(delta.grafted_names(start, base, "all"))
 
 
+@pytest.mark.slow
 def test_an_opened_projector_gets_its_gradients(config, pair):
   config.delta.kind, config.delta.match = "full", "layers/self_attn/q_proj"
   config.delta.vision = "multi_modal_projector|vision_tower/.*fc1"

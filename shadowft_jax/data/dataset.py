@@ -44,9 +44,8 @@ def read(config: Config, tokenizer: str | os.PathLike, context: int = 1) -> Data
   bad, sight = formats.BadRows(c.skip_bad_rows), Sight(config, tokenizer)
   rest = config, tokenizer, bad, sight
   inputs: dict[str, Sequence[str | os.PathLike]] = {}
-  train, parts, inputs["train"] = _encoded(
-    c.train, c.split, "--config.data.split", *rest, max(0, c.max_examples)
-  )
+  flag, most = "--config.data.split", max(0, c.max_examples)
+  train, parts, inputs["train"] = _encoded(c.train, c.split, flag, *rest, most)
   if c.validation:
     flag = "--config.data.validation_split"
     valid, _, inputs["validation"] = _encoded(c.validation, c.validation_split, flag, *rest)
