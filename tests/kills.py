@@ -1,4 +1,4 @@
-"""Runs that are killed with SIGKILL at random moments of every phase, and resumed to their end.
+"""Runs that are killed with SIGKILL at random moments of each phase, and resumed to their end.
 
   python -m tests.kills --kind full --kills 20 --seed 0
 
@@ -7,8 +7,9 @@ command, up to 5 times, and then goes to its end.  Its delta, grafted model and 
 those of a run that was never killed, and nothing temporary may be left.  Prints a line for each
 kill; exit code 1 if a chain ends otherwise.
 
-A moment is in a phase, either some time after its start or at one of its operations on files.  The
-runs are forks of one interpreter that has done its imports.
+A moment is in a phase, either some time after its start or at one of its operations on files; the
+phases in which the fewest kills have landed come first.  The runs are forks of one interpreter that
+has done its imports.
 """
 
 import argparse
@@ -26,6 +27,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Collection
 from typing import Any
 
 from tests import several
@@ -46,7 +48,7 @@ from shadowft_jax import command, train
 from shadowft_jax.data import tokenise
 from shadowft_jax.grafting import write
 from shadowft_jax.hf import deltas, weights
-from shadowft_jax.learning import checkpoints, loop, reference, step
+from shadowft_jax.learning import checkpoints, measured, reference, step
 from shadowft_jax.runs import heatmaps, page, run as run_lib
 from tests import runs
 
@@ -59,7 +61,7 @@ PHASES: dict[str, tuple[Any, str]] = {
   "saving": (checkpoints, "save"),
   "delta": (deltas, "save"),
   "grafting": (write, "graft"),
-  "measuring": (loop, "measure"),
+  "measuring": (measured, "measure"),
   "finishing": (run_lib.Run, "finish"),
 }
 OPERATIONS = {"os.mkdir", "os.remove", "os.rmdir", "os.rename", "os.link", "os.truncate"}
@@ -161,29 +163,37 @@ def start(folder: pathlib.Path, config: pathlib.Path, moment: Moment | None) -> 
   return code, [json.loads(line) for line in lines]
 
 
-def place(notes: list) -> str:
-  """The innermost phase in which a killed run was, or after which."""
+def place(notes: list, meant: str) -> str:
+  """The phase in which a killed run was: the one `meant`, or the innermost; or after which."""
   inside: list[str] = []
   last = "start"
   for what, phase, *_ in notes:
     inside = [*inside, phase] if what == "enter" else inside[:-1]
     last = f"after {phase}"
-  return inside[-1] if inside else last
+  return meant if meant in inside else inside[-1] if inside else last
 
 
-def moments(notes: list, rng: random.Random, count: int) -> list[Moment]:
-  """Moments of a chain, in the order of a run, drawn from what a whole run has noted."""
+def moments(
+  notes: list, rng: random.Random, count: int, landed: list[str], among: Collection[str]
+) -> list[Moment]:
+  """Moments of a chain, in the order of a run, drawn from what a whole run has noted.
+
+  They are in the phases `among` which the fewest kills have `landed`.
+  """
   met: dict[str, list] = collections.defaultdict(list)
   for what, phase, seconds, operations in notes:
     if what == "leave":
       met[phase].append((seconds, operations))
-  phases = [p for p in PHASES if p in met]
-  chosen = sorted(rng.sample(phases, min(count, len(phases))), key=phases.index)
+  phases, hits = [p for p in PHASES if p in met and p in among], collections.Counter(landed)
+  fewest = sorted(phases, key=lambda p: (hits[p], rng.random()))[:count]
+  chosen = sorted(fewest, key=phases.index)
   out = []
   for phase in chosen:
     call = rng.randint(1, min(3, len(met[phase])))  # later ones may come before the run resumes
     seconds, operations = met[phase][call - 1]
-    if operations and rng.random() < 0.5:
+    if not hits[phase]:  # once within it, for certain: programs may be compiled by now
+      out.append(Moment(phase, call, rng.uniform(0, 0.1 * seconds), None))
+    elif operations and rng.random() < 0.5:
       out.append(Moment(phase, call, None, rng.randint(1, operations)))
     else:
       out.append(Moment(phase, call, rng.uniform(0, 1.2 * seconds + 0.02), None))
@@ -225,7 +235,7 @@ def chain(
   for moment in [*drawn, None]:
     code, notes = start(folder, config, moment)
     if code == -signal.SIGKILL and moment:
-      landed.append(place(notes))
+      landed.append(place(notes, moment.phase))
       how = f"{moment.seconds:.3f} s" if moment.operations is None else f"file {moment.operations}"
       print(f"{kind}: {moment.phase} {moment.call} + {how}: killed in {landed[-1]}", flush=True)
       continue
@@ -236,7 +246,9 @@ def chain(
   return landed, result(folder)
 
 
-def run(kind: str, kills: int, seed: int, keep: bool = False) -> tuple[list[str], list[str]]:
+def run(
+  kind: str, kills: int, seed: int, keep: bool = False, among: Collection[str] = PHASES
+) -> tuple[list[str], list[str]]:
   """(where the kills have landed, what is wrong) of chains with so many kills in all."""
   root, rng = pathlib.Path(tempfile.mkdtemp(prefix="kills-")), random.Random(f"{kind} {seed}")
   landed: list[str] = []
@@ -257,7 +269,7 @@ def run(kind: str, kills: int, seed: int, keep: bool = False) -> tuple[list[str]
     while len(landed) < kills:
       folder = root / f"chain-{len(landed)}"
       shutil.rmtree(folder, ignore_errors=True)
-      drawn = moments(notes, rng, min(CHAIN, kills - len(landed)))
+      drawn = moments(notes, rng, min(CHAIN, kills - len(landed)), landed, among)
       try:
         places, got = chain(folder, config, drawn, kind)
       except AssertionError as error:
@@ -301,10 +313,11 @@ def main() -> None:
   parser.add_argument("--kind", choices=KINDS, required=True)
   parser.add_argument("--kills", type=int, default=20)
   parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--phase", choices=PHASES, action="append", help="all by default")
   parser.add_argument("--keep", action="store_true", help="keeps the folders of the runs")
   args = parser.parse_args()
   began = time.monotonic()
-  landed, wrong = run(args.kind, args.kills, args.seed, args.keep)
+  landed, wrong = run(args.kind, args.kills, args.seed, args.keep, args.phase or PHASES)
   counts = collections.Counter(landed)
   print(f"{args.kind}: {len(landed)} kills in {time.monotonic() - began:.0f} s: {dict(counts)}")
   print(*wrong, sep="\n")

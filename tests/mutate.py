@@ -165,11 +165,19 @@ def parse(module: str) -> tuple[pathlib.Path, ast.Module]:
 
 def mutants(module: str) -> list[Mutant]:
   """All mutants of a module."""
-  head = lambda node: " ".join(ast.unparse(ast.fix_missing_locations(node)).split("\n")[0].split())
-  return [
-    Mutant(module, i, node.lineno, f"{module} {function}: `{head(node)}` to `{head(new)}`")
-    for i, (function, node, _, new) in enumerate(changes(parse(module)[1]))
-  ]
+  path, tree = parse(module)
+  lines = path.read_text().splitlines()
+
+  def text(function, node, new):
+    line, end = lines[node.lineno - 1], node.end_col_offset
+    end = end if node.end_lineno == node.lineno else len(line)
+    start = node.col_offset
+    new = ast.unparse(ast.fix_missing_locations(new)).partition("\n")[0]
+    marked = f"{line[:start].lstrip()}«{line[start:end]}»{line[end:]}"
+    return f"`{module} {function}: {marked}` to `{new}`"
+
+  every = enumerate(changes(tree))
+  return [Mutant(module, i, x.lineno, text(where, x, new)) for i, (where, x, _, new) in every]
 
 
 def sample(count: int, seed: int, modules: list[str]) -> list[Mutant]:
@@ -256,7 +264,7 @@ def reasons() -> dict[str, bool]:
   """{text of a survivor: whether it is equivalent} of mutants.md."""
   found = {}
   for part in re.split("^## ", REASONS.read_text(), flags=re.MULTILINE)[1:]:
-    texts = re.findall("^- (.*` to `.*?`): ", part, flags=re.MULTILINE)
+    texts = re.findall("^- (.*` to `.*`): ", part, flags=re.MULTILINE)
     found |= dict.fromkeys(texts, part.startswith("Equivalent"))
   return found
 

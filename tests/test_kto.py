@@ -230,6 +230,12 @@ def test_a_run_tells_good_from_bad_and_resumes_with_the_same_bytes(pair, tmp_pat
   np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
+def test_the_defaults_of_the_objectives_are_those_of_the_presets():
+  config = presets.dpo()
+  assert objectives.dpo(config) == objectives.Dpo()
+  assert objectives.kto(config) == objectives.Kto()
+
+
 def test_a_preset_for_kto():
   config = presets.dpo()
   config.objective = "kto"

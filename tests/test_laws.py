@@ -239,8 +239,8 @@ def test_a_frozen_head_is_multiplied_twice_a_trained_one_four_times():
   assert (products(0), products((0, 1))) == (2, 4)
 
 
-@pytest.mark.parametrize("chunk", [3, 8, 64])
-def test_the_chunked_loss_is_the_plain_loss(chunk):
+@pytest.mark.parametrize("chunk, cap", [(3, None), (8, 0.7), (64, None)])
+def test_the_chunked_loss_is_the_plain_loss(chunk, cap):
   key = jax.random.split(jax.random.key(0), 4)
   h_BTD, head_DV = jax.random.normal(key[0], (2, 13, 8)), jax.random.normal(key[1], (8, 50))
   token_BT = jax.random.randint(key[2], (2, 13), 0, 50)
@@ -248,10 +248,11 @@ def test_the_chunked_loss_is_the_plain_loss(chunk):
   weight_BT = jax.random.uniform(key[3], (2, 13), minval=1.0, maxval=25.0)
 
   def chunked(h, w):
-    return jnp.sum(loss.token_logprobs(h, w, token_BT, chunk) * weight_BT)
+    return jnp.sum(loss.token_logprobs(h, w, token_BT, chunk, cap) * weight_BT)
 
   def plain(h, w):
-    logp = jax.nn.log_softmax(h @ w)[:, :-1]
+    logit = h @ w if cap is None else cap * jnp.tanh(h @ w / cap)
+    logp = jax.nn.log_softmax(logit)[:, :-1]
     chosen = jnp.take_along_axis(logp, token_BT[:, 1:, None], axis=-1)[..., 0]
     return jnp.sum(chosen * weight_BT[:, :-1])
 
@@ -464,6 +465,23 @@ def test_a_scope_that_selects_nothing_is_an_error():
   _, base, tuned, instruct = setup()
   with pytest.raises(InputError, match="'vision' matches none of the delta's leaves"):
     delta.graft(instruct, minus(tuned, base), match="vision")
+  for kind, words in (("full", "matches none of .*norm/scale"), ("lora", "matches no kernel")):
+    config = presets.sft().delta
+    config.kind, config.match = kind, "vision"
+    with pytest.raises(InputError, match=f"delta.match 'vision' {words}") as error:
+      delta.zeros(jax.random.key(0), base, config)
+  kernels = str(error.value).partition("kernels: ")[2].split(", ")
+  assert kernels and kernels == [n for n in tree.names(base) if re.search("/layers/.*/kernel$", n)]
+
+
+def test_an_adapter_starts_uniform_within_one_over_the_root_of_its_inputs_and_adds_nothing():
+  _, base, _, _ = setup()
+  named = tree.names(delta.init_adapter(jax.random.key(0), base, rank=64, match="projections"))
+  assert len(named) == 14
+  for name, x in named.items():
+    want = 1 / np.sqrt(x.shape[-2]) if name.endswith("/a") else 0.0
+    assert 0.99 * want <= float(abs(x).max()) <= want
+    assert abs(float(x.mean())) <= 0.1 * want and np.isclose(x.std(), want / 3**0.5, rtol=0.1)
 
 
 @pytest.mark.parametrize("name", pico.CONFIGS)

@@ -235,6 +235,23 @@ def test_microbatches_of_any_size_cover_a_step(rows):
     np.testing.assert_array_equal(np.concatenate([b[key] for b in batches]), value)
 
 
+def test_the_shares_of_the_processes_are_the_rows_of_all():
+  examples, (step, *_) = make_examples(), make_plan()
+  call = lambda share: list(
+    packing.microbatches(step, examples, row_length=64, rows=4, share=share)
+  )
+  for whole, *parts in zip(call((0, 1, 1)), *(call((i, i + 1, 2)) for i in range(2)), strict=True):
+    for key, value in whole.items():
+      np.testing.assert_array_equal(np.concatenate([part[key] for part in parts]), value)
+
+
+def test_tokens_of_bad_answers_are_marked():
+  example = Example(np.arange(1, 5, dtype=np.int32), np.array([0, 1, 0, 1], np.int32))
+  examples = [dataclasses.replace(example, desirable=x) for x in (True, False, None)]
+  batch = packing.collate([[0], [1], [2]], whole_step(3), examples, row_length=4, row_count=3)
+  assert batch["answer"].tolist() == [[0, 1, 0, 1], [0, 2, 0, 2], [0, 1, 0, 1]]
+
+
 def contents(batches):
   """How often each example is in batches, as (tokens, answers, positions, weight)."""
   counts = collections.Counter()

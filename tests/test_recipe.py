@@ -322,6 +322,12 @@ def test_rounding_by_chance_is_to_a_neighbour_and_right_on_average(dtype):
   error = abs((got == high).mean(0) - share)
   assert (error <= 4.5 * np.sqrt(share * (1 - share) / seeds) + 1e-6).all()
   assert (low < high).any() == (dtype != "float32")
+  # A value that the dtype has stays, whatever is drawn.
+  same = jnp.asarray(np.float32(near))
+  for drawn in (0, 2**32 - 1):
+    bits = jnp.full(same.shape, drawn, jnp.uint32)
+    got = delta.add(jnp.zeros(same.shape, dtype), same, random=bits)
+    np.testing.assert_array_equal(got, near)
 
 
 def test_stochastic_rounding_changes_no_weight_without_a_delta(tmp_path):
