@@ -82,7 +82,7 @@ def nll(model, params, token_BT, segment_BT, pixel):
   return -jnp.sum(chosen * counts) / jnp.sum(counts), logits
 
 
-@pytest.mark.parametrize("backend", ["xla", "chunked"])
+@pytest.mark.parametrize("backend", ["xla", pytest.param("chunked", marks=pytest.mark.slow)])
 def test_features_logits_and_gradients_agree_with_transformers(ours, backend):
   model, params = ours
   model = model.clone(backend=backend)
@@ -255,6 +255,7 @@ def loss_of_step(config, pair, **options):
   return data, sums, grads
 
 
+@pytest.mark.slow
 def test_packed_rows_have_the_loss_of_single_ones(config, pair):
   data, packed, grads = loss_of_step(config, pair)
   assert sum(len(e.images) for e in data.train) == 4
