@@ -201,5 +201,5 @@ QWEN35 = dict(
 )
 def test_gated_delta_nets_compile_on_a_mesh(topology, backend):
   """Gradients of a period of Qwen3.5 with its head sizes, on fsdp 4 and tensor 2."""
-  # In float32, queries, keys and values of a row by 4 heads of 128 take 6 MiB each.
-  assert megabytes(gradients(QWEN35, topology, backend)) < 600
+  # 231 MiB on v5p, 349 on A100.
+  assert megabytes(gradients(QWEN35, topology, backend)) < 450
