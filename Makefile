@@ -6,7 +6,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constr
 SAY_INSTALL = @echo "Installing $(1) in $(2). This takes a few minutes, and pip prints nothing."
 
 .PHONY: quickstart test test-slow test-all test-aot plan-env vllm-env chromium lint docs docs-links
-.PHONY: coverage audit
+.PHONY: coverage audit mutate
 
 quickstart: $(VENV)/installed
 	$(BIN)/python -m lab.quickstart --workdir runs/quickstart
@@ -22,6 +22,10 @@ test-all: test test-slow
 # Which branches of the package the fast tests take, by file; takes about twice as long as they do.
 coverage: $(VENV)/installed-checks
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term-missing:skip-covered
+
+# 200 small faults in the method, of which the tests must find 90 %; takes up to 30 minutes.
+mutate: $(VENV)/installed-test
+	$(BIN)/python -m tests.mutate
 
 # Asks the web for known vulnerabilities of the exact set of packages.
 audit: $(VENV)/installed-checks
