@@ -27,7 +27,7 @@ def test_every_mutant_of_a_module_is_another_program():
 def test_every_survivor_with_a_reason_is_a_mutant():
   """Code that was changed since leaves no reason behind."""
   known = {m.text for module in mutate.TESTS for m in mutate.mutants(module)}
-  assert mutate.reasons().keys() <= known and any(mutate.reasons().values())
+  assert mutate.reasons().keys() <= known
 
 
 @pytest.mark.slow
