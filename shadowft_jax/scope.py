@@ -44,14 +44,12 @@ SCOPES = {"projections": rf"layers/.*/({'|'.join(DEFAULT)})/", "all": r""}
 
 
 RUN = re.compile(r"(?<=layers/)\d+(-\d+)?of\d+/")  # in a leaf's name, see hf/leaves.py
+VISION = re.compile(r"^model/(vision_tower|multi_modal_projector)/")  # leaves beside the text model
 
 
 def is_frozen(leaf: str) -> bool:
   """Whether a leaf is never trained: Gemma 4's factor of a layer, in transformers a buffer."""
   return leaf.endswith("/layer_scalar")
-
-
-VISION = re.compile(r"^model/(vision_tower|multi_modal_projector)/")  # leaves beside the text model
 
 
 def is_trained(match: str, vision: str, leaf: str) -> bool:

@@ -5,8 +5,10 @@ import json
 import pytest
 
 from shadowft_jax.errors import InputError
+from shadowft_jax.evaluation import suite
 from shadowft_jax.evaluation.tasks import own
 from shadowft_jax.evaluation.tasks.originals import Data
+from shadowft_jax.generation.completion import Completion
 from tests import commands
 
 
@@ -141,10 +143,16 @@ def test_two_files_of_one_name_are_two_tasks(tmp_path):
 
 
 def test_answers_that_only_end_with_the_reference_are_said(tmp_path):
-  task, examples = read(tmp_path, *({"question": f"{x}?", "answer": x} for x in "abcd"))
+  def warned(answers, **more):
+    task, examples = read(tmp_path, *({"question": f"{x}?", "answer": x} for x in "abcd"), **more)
+    given = {
+      (task.name, one.id, 0): Completion(text, "stop", 3)
+      for one, text in zip(examples, answers, strict=True)
+    }
+    return own.misread(task, examples, suite.grade(task, examples, given))
+
   worked = ["So a", "it is B.", "c", "d or e"]
-  assert own.misread(task, examples, worked).startswith("2 of 4 answers end with the reference")
-  assert "--answer-after" in own.misread(task, examples, worked)
-  assert not own.misread(task, examples, ["a", "b", "e", "ad"])
-  task, examples = read(tmp_path, {"question": "a?", "answer": "a"}, after="So ")
-  assert not own.misread(task, examples, ["Well. So a"])
+  assert warned(worked).startswith("2 of 4 answers end with the reference")
+  assert "--answer-after" in warned(worked)
+  assert not warned(["a", "b", "e", "ad"])
+  assert not warned(["Well. So a", "So b", "So c", "d"], after="So ")

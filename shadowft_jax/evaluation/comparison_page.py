@@ -1,6 +1,5 @@
 """report.html of `shadowft compare`: what the numbers show, every setting, all answers."""
 
-import json
 import pathlib
 import statistics
 from collections.abc import Iterator, Mapping
@@ -61,11 +60,13 @@ def of_folder(directory: pathlib.Path, most: int = page.MOST) -> Page:
 
 def _made(settings: Record) -> Iterator[html.Part]:
   """What the comparison depends on: options that are set, and digests of the questions."""
-  given = {k: v for k, v in settings.items() if k not in ("digests", "held")}
+  shown = lambda x: (
+    ", ".join(map(str, x)) if isinstance(x, list) else "set" if x is True else str(x)
+  )
   rows = [
-    [f"--{name.replace('_', '-')}", json.dumps(value).strip('[]"') if value is not True else "set"]
-    for name, value in given.items()
-    if value not in (None, "", False, [])
+    [f"--{name.replace('_', '-')}", shown(value)]
+    for name, value in settings.items()
+    if name not in ("digests", "held") and value not in (None, "", False, [])
   ]
   yield Table("Options", ["flag", "value"], rows, is_words=True)
   rows = [[name, digest] for name, digest in settings.get("digests", {}).items()]

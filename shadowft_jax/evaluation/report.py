@@ -6,12 +6,12 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from shadowft_jax import files, progress
+from shadowft_jax import files
 from shadowft_jax.evaluation import comparison, picture, suite
 from shadowft_jax.evaluation.answering import Answered
 from shadowft_jax.evaluation.arms import Arm
 from shadowft_jax.evaluation.graded import Graded, Score
-from shadowft_jax.progress import count, duration
+from shadowft_jax.progress import count, duration, say
 from shadowft_jax.evaluation.tasks import own, second_opinion
 from shadowft_jax.evaluation.tasks.task import Example, Task
 
@@ -35,9 +35,8 @@ def graded(
     InputError: see `suite.grade`.
   """
   given = suite.grade(task, examples, answered.completions, cut=cut, marks=answered.marks)
-  texts = {one.id: one.text for one in given if one.sample == 0}
-  if warning := own.misread(task, examples, [texts[one.id] for one in examples]):
-    progress.say(f"warning: {task.name}: {warning}")
+  if warning := own.misread(task, examples, given):
+    say(f"warning: {task.name}: {warning}")
   if out:
     lines = [json.dumps(dataclasses.asdict(one)) + "\n" for one in given]
     files.write(out / f"{task.name}.graded.jsonl", "".join(lines))

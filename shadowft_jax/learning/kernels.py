@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 import numpy as np
 
-from shadowft_jax.learning import passed
 from shadowft_jax import hosts
+from shadowft_jax.learning import passed
 from shadowft_jax.errors import InputError, listing
 from shadowft_jax.progress import detail, say
 from shadowft_jax.models import attention

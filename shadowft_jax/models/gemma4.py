@@ -37,8 +37,7 @@ DEFAULTS = {
 
 def gemma4_text(hf: Mapping[str, Any]) -> config.DecoderConfig:
   """config.json of the language model alone -> DecoderConfig."""
-  given = {k: v for k, v in hf.items() if v is not None}
-  hf = {**DEFAULTS[hf["model_type"].removesuffix("_text")], **given}
+  hf = {**DEFAULTS[hf["model_type"].removesuffix("_text")], **hf}
   config.refuse(
     hf,
     hidden_size_per_layer_input=(0, None),

@@ -17,7 +17,7 @@ MULTIPLIERS = dict.fromkeys(
 
 def granite(hf: Mapping[str, Any], **options: Any) -> config.DecoderConfig:
   """config.json -> DecoderConfig."""
-  hf = {**MULTIPLIERS, **{k: v for k, v in hf.items() if v is not None}}
+  hf = {**MULTIPLIERS, **hf}
   bias = bool(hf.get("attention_bias", False))
   return config.read(
     hf,

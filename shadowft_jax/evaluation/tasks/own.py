@@ -17,6 +17,7 @@ from typing import Any
 
 from shadowft_jax.data import files, turns
 from shadowft_jax.errors import InputError, inline, nearest
+from shadowft_jax.evaluation.graded import Graded
 from shadowft_jax.evaluation.tasks import grading
 from shadowft_jax.evaluation.tasks.originals import Row
 from shadowft_jax.evaluation.tasks.task import Example, Grade, Messages, Task, example
@@ -63,26 +64,27 @@ def how_graded(one: Task) -> str:
   return str(one.grade.args[0])
 
 
-def misread(one: Task, examples: Sequence[Example], answers: Sequence[str]) -> str:
+def misread(one: Task, examples: Sequence[Example], given: Sequence[Graded]) -> str:
   """A warning if many wrong answers end with their reference, which "exact" does not accept.
 
   Args:
     one: a task; only those of `task` are looked at.
     examples: its questions.
-    answers: one to each of them.
+    given: the graded answers to them.
   """
   if not isinstance(one.grade, functools.partial) or how_graded(one) != "exact":
     return ""
+  golds = {example.id: example.gold for example in examples}
   ends = [
-    text
-    for example, text in zip(examples, answers, strict=True)
-    if not one.grade(text, example.gold).correct
-    and any(_words(text).endswith(f" {_words(gold)}") for gold in example.gold)
+    answer.text
+    for answer in given
+    if answer.state == "wrong"
+    and any(_words(answer.text).endswith(f" {_words(gold)}") for gold in golds[answer.id])
   ]
-  if len(ends) < MISREAD * len(answers):
+  if len(ends) < MISREAD * len(given):
     return ""
   return (
-    f"{len(ends)} of {len(answers)} answers end with the reference but have more before it, and "
+    f"{len(ends)} of {len(given)} answers end with the reference but have more before it, and "
     f"count as wrong: {reprlib.repr(ends[0])}; pass --answer-after with the text that comes before "
     "the answer, or --grading=contains"
   )
