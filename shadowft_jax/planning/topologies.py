@@ -163,6 +163,8 @@ TPU_ABSENT = {
   "TPU_ACCELERATOR_TYPE": "v5e-4",
   "TPU_WORKER_HOSTNAMES": "localhost",
 }
+# A v4 chip is one device on a real machine, but two by the compiler's default.
+CHIP_CONFIG = {"v4": {"chip_config_name": "megacore"}}
 # The modules that contain a platform's compiler.
 COMPILER = {"cuda": ("jax_cuda13_plugin", "jax_cuda12_plugin"), "tpu": ("libtpu",)}
 
@@ -218,7 +220,9 @@ def mesh_devices(topology: str) -> "list[jax.Device]":
   try:
     if accelerator.platform == "tpu":
       made = topologies.get_topology_desc(
-        platform="tpu", topology_name=f"{name}:{'x'.join(map(str, sizes))}"
+        platform="tpu",
+        topology_name=f"{name}:{'x'.join(map(str, sizes))}",
+        **CHIP_CONFIG.get(name, {}),
       )
     else:
       hosts, gpus = (1, *sizes)[-2:]
