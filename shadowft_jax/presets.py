@@ -42,6 +42,8 @@ FIELDS: dict[str, Field] = {
     "seed": Field(42, "seed of the data order and of the adapter's initialisation", least=0),
     "dtype": Field("bfloat16", "dtype of the frozen weights and of matrix products in training",
                    ("bfloat16", "float32")),
+    "frozen_dtype": Field("", "dtype in memory of the linear layers that an adapter is trained on; "
+                          "int8: half of bfloat16; empty: dtype", ("", "int8")),
     "gradient_dtype": Field("float32", "dtype of accumulated gradients; bfloat16 only for full "
                             "fine-tuning", ("float32", "bfloat16")),
     "moment_dtype": Field("float32", "dtype of Adam's first moment", ("float32", "bfloat16")),

@@ -78,7 +78,7 @@ def _tune(config, run, mesh):
   with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATIONS):
     model, base = weights.load_model(  # W_B, frozen
       pair.trained,
-      **dict(dtype=config.dtype, mesh=mesh, pixels=pixels),
+      **dict(dtype=config.dtype, mesh=mesh, pixels=pixels, frozen_dtype=config.frozen_dtype),
       **dict(backend=config.attention, remat=config.remat),
     )
     loss = step.loss_of(model, config)

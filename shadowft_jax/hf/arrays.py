@@ -19,21 +19,26 @@ from shadowft_jax.hf.safetensors import Tensor
 from shadowft_jax.tree import Params
 
 
-def place(abstract: Params, tensors: Mapping[str, Tensor], mesh: Mesh | None) -> Params:
+def place(
+  abstract: Params,
+  tensors: Mapping[str, Tensor],
+  mesh: Mesh | None,
+  stored: Callable[[str, jax.Array], dict[str, jax.Array]] = lambda name, x: {name: x},
+) -> Params:
   """Reads tensors into a tree of arrays, one leaf at a time, so that the host never holds two.
 
   Args:
     abstract: tree of ShapeDtypeStruct, with the dtypes of the result.
     tensors: {short name (`names.short`): Tensor}, with the shapes of `abstract`.
     mesh: None puts everything on the default device.
+    stored: (name, leaf as it was read) -> {name: array} that are kept in its place.
   """
   where = tree.names(sharding.of(abstract, mesh)) if mesh else {}
-  return tree.nest(
-    {
-      name: _place_leaf(name, x, where.get(name), tensors)
-      for name, x in tree.names(abstract).items()
-    }
-  )
+  placed: dict[str, jax.Array] = {}
+  for name, x in tree.names(abstract).items():
+    placed |= stored(name, _place_leaf(name, x, where.get(name), tensors))
+  params = tree.nest(placed)
+  return jax.device_put(params, sharding.of(params, mesh)) if mesh else params
 
 
 def stacked(

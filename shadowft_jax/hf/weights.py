@@ -11,7 +11,7 @@ import numpy as np
 
 from shadowft_jax import delta, models, tree
 from shadowft_jax.errors import InputError, listing
-from shadowft_jax.hf import arrays, leaves, names, safetensors
+from shadowft_jax.hf import arrays, int8, leaves, names, safetensors
 from shadowft_jax.hf.folder import ModelFolder, open_model
 from shadowft_jax.hf.safetensors import WEIGHTS
 from shadowft_jax.models import mlp
@@ -24,6 +24,7 @@ def load_model(
   *,
   dtype: Any = None,
   mesh: Mesh | None = None,
+  frozen_dtype: str = "",
   **options: Any,
 ) -> tuple[Decoder, Params]:
   """Loads a Hugging Face folder.
@@ -33,6 +34,7 @@ def load_model(
     dtype: dtype of weights and computation; None keeps the dtype of each weight, and computes in
       the dtype of most of the stored bytes.
     mesh: a mesh from `sharding.make_mesh`; None puts everything on one device.
+    frozen_dtype: "int8" quantises the kernels as they are read, see hf/int8.py.
     **options: fields of the model, such as backend and remat; with `pixels` (`models.from_config`)
       the vision tower is loaded, too.
 
@@ -45,7 +47,8 @@ def load_model(
   """
   folder = open_model(folder)
   model, abstract = abstract_model(folder, dtype=dtype, **options)
-  return model, arrays.place(abstract, folder.tensors, mesh)
+  quantise = {"stored": int8.leaf} if frozen_dtype == "int8" else {}
+  return model, arrays.place(abstract, folder.tensors, mesh, **quantise)
 
 
 def abstract_model(

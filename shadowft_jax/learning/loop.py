@@ -21,6 +21,7 @@ from shadowft_jax.hf.folder import ModelFolder
 from shadowft_jax.learning import checkpoints, guards, nans, optim, reference
 from shadowft_jax.learning import step as step_lib
 from shadowft_jax.learning.samples import Samples
+from shadowft_jax.hf import int8
 from shadowft_jax.presets import Config
 from shadowft_jax.progress import Stopped, count, duration, say
 from shadowft_jax.runs import trackers
@@ -182,7 +183,7 @@ def learn(
 def _size(base, delta, data, config):
   """Yields two lines: the number of parameters; the number of steps and the learning rate."""
   how = f"LoRA of rank {config.delta.rank}" if config.delta.kind == "lora" else "full tuning"
-  yield f"{tree.size(base):,} parameters frozen, {tree.size(delta):,} trained ({how})"
+  yield f"{int8.parameters(base):,} parameters frozen, {tree.size(delta):,} trained ({how})"
   steps, batch = len(data.steps), max(len(s.examples) for s in data.steps)
   unit = "pair" if presets.is_paired(config) else "example"
   epochs = "" if config.max_steps > 0 else f" in {count(config.epochs, 'epoch')}"

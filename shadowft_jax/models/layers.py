@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+import numpy as np
 
 
 def as_row(x: jax.Array, ndim: int) -> jax.Array:
@@ -24,22 +25,22 @@ def as_row(x: jax.Array, ndim: int) -> jax.Array:
 
 @jax.custom_vjp
 def product(x: jax.Array, w: jax.Array) -> jax.Array:
-  """x w, for x [..., D] and w [D, F]."""
-  return x @ w
+  """x w in the dtype of x, for x [..., D] and w [D, F]; no copy of w is kept for the gradient."""
+  return x @ w.astype(x.dtype)
 
 
 def _product_forward(x, w):
-  return x @ w, (x, w)
+  return product(x, w), (x, w)
 
 
 def _product_backward(saved, g):
   """The gradient of `product`; dw = x' g is computed directly, without autodiff's transposition."""
   x, w = saved
   *rows, last = range(x.ndim)
-  return (
-    jax.lax.dot_general(g, w, (((last,), (1,)), ((), ()))),
-    jax.lax.dot_general(x, g, ((rows, rows), ((), ()))),
-  )
+  dx = jax.lax.dot_general(g, w.astype(x.dtype), (((last,), (1,)), ((), ())))
+  if w.dtype == jnp.int8:
+    return dx, np.zeros(w.shape, jax.dtypes.float0)  # JAX's gradient of integers
+  return dx, jax.lax.dot_general(x, g, ((rows, rows), ((), ()))).astype(w.dtype)
 
 
 product.defvjp(_product_forward, _product_backward)
@@ -67,7 +68,8 @@ def transposed_product(x: jax.Array, w_FD: jax.Array, dtype: DTypeLike | None = 
 class Linear(nn.Module):
   """y = x W [+ b] [+ x A B, where the `lora` collection holds A and a B already scaled].
 
-  `generation/steps.py` may give W' as "transposed" instead of "kernel".
+  `generation/steps.py` may give W' as "transposed" instead of "kernel"; `hf/int8.py` gives W as an
+  int8 "kernel" and a "kernel_scale" [F].
   """
 
   features: int
@@ -80,14 +82,17 @@ class Linear(nn.Module):
       y = transposed_product(x, transposed.astype(x.dtype))
     else:
       kernel = self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features))
-      y = product(x, kernel.astype(x.dtype))
+      y = product(x, kernel)
+    if self.has_variable("params", "kernel_scale"):  # of a kernel in int8
+      scale: jax.Array = self.get_variable("params", "kernel_scale")
+      y = (y.astype(jnp.float32) * as_row(scale, x.ndim)).astype(x.dtype)
     if self.use_bias:
       bias = self.param("bias", nn.initializers.zeros, (self.features,))
       y += as_row(bias.astype(x.dtype), x.ndim)
     if self.has_variable("lora", "a"):
       a: jax.Array = self.get_variable("lora", "a")
       b: jax.Array = self.get_variable("lora", "b")
-      y += product(product(x, a.astype(x.dtype)), b.astype(x.dtype))
+      y += product(product(x, a), b)
     return y
 
 

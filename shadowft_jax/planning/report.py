@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 from shadowft_jax import tree
 from shadowft_jax.data import dataset
-from shadowft_jax.planning import estimate, search
 from shadowft_jax.errors import InputError
+from shadowft_jax.hf import int8
+from shadowft_jax.planning import estimate, search
 from shadowft_jax.presets import Config
 
 GIB = 2**30
@@ -52,13 +53,14 @@ def describe(plan: search.Plan, hf: dict[str, Any], rows: Rows) -> list[str]:
   tokens = per_step * config.data.max_length
   mesh = " x ".join(f"{n} {size}" for n, size in run.mesh.shape.items() if size > 1) or "1 device"
   disk = estimate.disk(run)
+  frozen = f" ({config.frozen_dtype} where frozen in layers)" if config.frozen_dtype else ""
   e = estimate.EFFICIENCY
   return [
-    f"{hf['model_type']} of {tree.size(run.base):,} parameters, {tree.size(run.state.delta):,} "
-    f"trained ({config.delta.kind}, {config.delta.match})",
+    f"{hf['model_type']} of {int8.parameters(run.base):,} parameters, "
+    f"{tree.size(run.state.delta):,} trained ({config.delta.kind}, {config.delta.match})",
     f"{run.mesh.size} x {plan.accelerator.kind}, mesh {mesh}; {config.rows} rows of "
     f"{config.data.max_length} tokens per micro-batch; micro-batches per step: {micro}",
-    f"dtype {config.dtype}, gradients {config.gradient_dtype}, first moment "
+    f"dtype {config.dtype}{frozen}, gradients {config.gradient_dtype}, first moment "
     f"{config.moment_dtype}, remat {config.remat}, attention {config.attention}",
     f"FLOPs per step: {work.useful * tokens:.3e} useful, {work.executed * tokens:.3e} executed",
     f"time per step: {step:.1f} s; bottleneck: {NAMED[time.bound]} (per micro-batch: products "

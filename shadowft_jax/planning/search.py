@@ -138,6 +138,8 @@ def remedies(plan: Plan, hf: Mapping[str, Any], topology: str) -> list[str]:
   ]
   if plan.config.delta.kind == "full" and plan.config.dtype == "bfloat16":
     changes.append({"gradient_dtype": "bfloat16"})
+  if plan.config.delta.kind == "lora":
+    changes.append({"frozen_dtype": "int8"})
   changes = [c for c in changes if any(now[k] != v for k, v in c.items())]
 
   def estimated(config):

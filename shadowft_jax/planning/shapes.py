@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from shadowft_jax import delta as delta_lib, models, presets, sharding, tree
 from shadowft_jax.learning import optim, step
+from shadowft_jax.hf import int8
 from shadowft_jax.presets import Config
 from shadowft_jax.sharding import AnyMesh
 from shadowft_jax.tree import Delta, Params
@@ -61,6 +62,8 @@ def shapes_of(config: Config, hf: Mapping[str, Any]) -> Shapes:
     lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(config.dtype)),
     models.abstract_params(models.from_config(hf)),
   )
+  if config.frozen_dtype == "int8":
+    base = jax.eval_shape(int8.quantised, base)
   tx, _ = optim.make(config, 2)
   return Shapes(tx, base, jax.eval_shape(lambda: step.begin(config, base, tx)))
 

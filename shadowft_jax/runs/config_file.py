@@ -232,6 +232,7 @@ def _contradictions(config: Config) -> list[str]:
   if config.delta.kind != "lora":
     lora_only = {
       "delta.rslora": config.delta.rslora,
+      f"frozen_dtype={config.frozen_dtype}": config.frozen_dtype,
       "loraplus_lr_ratio": config.loraplus_lr_ratio != 1,
     }
     out += [f"config.{n} needs config.delta.kind=lora" for n, is_set in lora_only.items() if is_set]
