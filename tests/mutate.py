@@ -52,6 +52,7 @@ TESTS: dict[str, list[str]] = {
       "laws", "leaves_outside_the_scope_keep_their_bits", "a_delta_that_does_not_fit_says_where"
     ),
     *named("laws", "a_scope_that_selects_nothing_is_an_error"),
+    *named("laws", "a_is_uniform_within_one_over_the_root_of_its_inputs"),
     *named("laws", "a_live_adapter_is_the_merged_adapter", "every_factor_of_an_adapter_acts"),
     *named("recipe", "rounding_by_chance_is_to_a_neighbour_and_right_on_average"),
     *named("laws", "a_delta_added_inside_the_blocks_is_a_delta_added_before"),
@@ -65,11 +66,15 @@ TESTS: dict[str, list[str]] = {
   "learning/objectives": [
     *named("dpo", "sums_are_by_answer", "each_loss_is_its_equation"),
     *named("dpo", "the_metrics_agree_with_their_definitions"),
+    *named("dpo", "a_chosen_answer_of_one_token_counts_once"),
     *named("dpo", "swapping_chosen_and_rejected_mirrors_the_margin"),
     *named("laws", "the_first_token_of_a_packed_example_is_never_a_target"),
     *named("kto", "the_loss_and_its_slopes_are_those_of_trl"),
     *named("laws", "the_mean_over_ranks_is_the_mean_of_their_token_means"),
     *named("kto", "before_training_the_loss_is_a_half_and_its_slope_follows_the_labels"),
+    *named("laws", "the_sums_of_tuning_are_those_of_the_answers_losses_and_tokens"),
+    *named("kto", "the_metrics_agree_with_their_definitions"),
+    *named("kto", "the_defaults_of_the_objectives_are_those_of_the_presets"),
     *named("kto", "micro_batches_change_nothing"),
     *named("dpo", "packing_changes_nothing"),
   ],

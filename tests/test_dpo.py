@@ -226,6 +226,14 @@ def test_the_metrics_agree_with_their_definitions(length_normalised, rewards):
     np.testing.assert_allclose(sums[name], value, rtol=1e-6, err_msg=name)
 
 
+def test_a_chosen_answer_of_one_token_counts_once():
+  batch = {"segment": jnp.array([[1, 1, 2, 2, 2, 0]]), "answer": jnp.array([[0, 1, 0, 1, 1, 0]])}
+  policy = lambda _: jnp.array([[-4.0, 9.0, -1.0, -2.0, 9.0, 9.0]])
+  sums = objectives.Dpo(ftx=1.0, length_normalised=True)(policy, lambda _: policy(_) / 2, batch)
+  assert float(sums["ftx_loss"]) == 4
+  np.testing.assert_allclose(sums["margin"], 0.1 * (-2.0 - -0.75), rtol=1e-6)
+
+
 def test_sums_are_by_answer():
   segment = jnp.array([[1, 1, 2, 2, 2, 3, 3, 4, 4, 0], [1, 1, 1, 1, 2, 2, 0, 0, 0, 0]])
   x = jnp.arange(20.0).reshape(2, 10)

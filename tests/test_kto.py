@@ -105,6 +105,30 @@ def test_before_training_the_loss_is_a_half_and_its_slope_follows_the_labels():
   assert max(np.abs(g).max() for g in jax.tree.leaves(grads)) > 1e-4
 
 
+def test_the_metrics_agree_with_their_definitions():
+  """A good and a bad answer of two tokens, each paired with an answer of one."""
+  batch = {
+    "segment": jnp.array([[1, 1, 1, 2, 2, 0, 0], [1, 1, 1, 2, 2, 0, 0]]),
+    "answer": jnp.array([[0, 1, 1, 0, 1, 0, 0], [0, 2, 2, 0, 2, 0, 0]]),
+    "kl": jnp.float32(0.5),
+  }
+  policy = lambda _: jnp.array([[-1.0, -2.0, 9, -4, 9, 9, 9], [-3.0, -1.0, 9, -2, 9, 9, 9]])
+  reference = lambda _: jnp.array([[-2.0, -3.0, 9, -5, 9, 9, 9], [-1.0, -2.0, 9, -2, 9, 9, 9]])
+  sums = KTO(policy, reference, batch)
+  r = np.array([2.0, -1.0])  # of the good answer and of the bad one
+  want = {
+    "loss": 1.5 / (1 + np.exp(0.3 * 1.5)) + 0.7 / (1 + np.exp(0.3 * 1.5)),
+    "accuracy": 2,
+    "reward": 0.3 * (r[0] - r[1]),
+    "logp": -3.0 - 4.0,
+    "kl": 2 * 0.5,
+    "count": 2,
+  }
+  assert sums.keys() == want.keys()
+  for name, value in want.items():
+    np.testing.assert_allclose(sums[name], value, rtol=1e-6, err_msg=name)
+
+
 def test_micro_batches_change_nothing():
   """The divergence is that of the whole step."""
   _, base, _, _ = setup()

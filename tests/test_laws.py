@@ -443,6 +443,21 @@ def test_the_first_token_of_a_packed_example_is_never_a_target():
   np.testing.assert_array_equal(objectives.answer_weight(batch), [[1, 0, 1, 0, 0]])
 
 
+def test_the_sums_of_tuning_are_those_of_the_answers_losses_and_tokens():
+  batch = {"segment": jnp.array([[1, 1, 1, 2, 2, 0]]), "answer": jnp.array([[0, 1, 1, 0, 1, 0]])}
+  logp = jnp.array([[-1.0, -2.0, -4.0, -8.0, -16.0, -32.0]])
+  sums = objectives.sft(lambda _: logp, lambda _: logp, batch)
+  assert {k: float(v) for k, v in sums.items()} == {"loss": 1 + 2 + 8, "count": 3}
+
+
+def test_a_is_uniform_within_one_over_the_root_of_its_inputs():
+  _, base, _, _ = setup()
+  named = tree.names(delta.init_adapter(jax.random.key(0), base, rank=32, match="projections"))
+  for name, x in named.items():
+    bound = x.shape[-2] ** -0.5 if name.endswith("/a") else 0.0
+    assert 0.98 * bound <= -float(x.min()) <= bound and 0.98 * bound <= float(x.max()) <= bound
+
+
 def test_a_delta_that_does_not_fit_says_where():
   _, base, _, _ = setup()
   wrong = {

@@ -330,6 +330,31 @@ def test_rounding_by_chance_is_to_a_neighbour_and_right_on_average(dtype):
     np.testing.assert_array_equal(got, near)
 
 
+def test_rounding_is_drawn_apart_from_what_is_dropped():
+  w, d = jnp.zeros(256, jnp.bfloat16), jnp.full(256, 1 + 1 / 300, jnp.float32)
+  recipe = Recipe(rounding="stochastic").static
+  store = lambda *keys: recipes.stored(
+    w, d, keys=jnp.uint32(keys), first=recipes.split_index(0), recipe=recipe
+  ).tolist()
+  want = store((1, 1), (2, 2), (3, 3))
+  assert want == store((4, 4), (5, 5), (3, 3)) and want != store((1, 1), (2, 2), (4, 4))
+
+
+def test_a_combined_delta_is_read_whole_in_any_chunks(made, monkeypatch):
+  plan = matching.plan(
+    open_model(made / "instruct"),
+    [sources.stored(made / name, 1.0) for name in "ab"],
+    scope=selection.Scope("all"),
+    recipe=Recipe(),
+  )
+  deltas = [safetensors.torch.load_file(made / name / "delta.safetensors") for name in "ab"]
+  for target in plan.targets:
+    for chunk in (1024, 1 << 20):
+      monkeypatch.setattr(chunks, "CHUNK", chunk)
+      got = recipes.whole(target, plan.recipe)
+      np.testing.assert_allclose(got, sum(d[target.name] for d in deltas), atol=1e-6)
+
+
 def test_stochastic_rounding_changes_no_weight_without_a_delta(tmp_path):
   w = torch.tensor([1.0, -0.0, 1e-40, -1e-40, 3.14, 0.0]).bfloat16().reshape(3, 2)
   d = torch.tensor([0.0, 0, 0, -0.0, 6e-3, 6e-3]).reshape(3, 2)
