@@ -91,12 +91,14 @@ class Options:
     accelerator: whether the command computes on one; otherwise none is taken.
     cache: whether compiled programs are kept for the next start.
     is_stoppable: whether the work calls `progress.check_stop`.
+    torch: whether it may be imported; transformers would, though the rest of it needs no torch.
   Raises InputError for a value that is none of the choices, or out of range.
   """
 
   accelerator: ClassVar[bool] = True
   cache: ClassVar[bool] = True
   is_stoppable: ClassVar[bool] = False
+  torch: ClassVar[bool] = False
 
   def __post_init__(self) -> None:
     for flag, field in fields(type(self)).items():
@@ -271,6 +273,8 @@ def run(main: Callable[[T], None], options: type[T]) -> None:
   """
   logging.set_verbosity(logging.FATAL)  # orbax logs every file, and what it also raises
   machine.configure_jax(options.accelerator, options.cache)
+  if not options.torch:
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # it takes seconds to import
   app.run(lambda _: execute(main, options, sys.argv[1:]), argv=sys.argv[:1])
 
 

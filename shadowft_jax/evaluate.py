@@ -87,6 +87,8 @@ class Asking(command.Options):
 class Options(Asking):
   """Flags of `evaluate`."""
 
+  torch = True  # for --harness
+
   model: tuple[str, ...] = command.option(
     (),
     help="A model that answers: a folder, a run's folder, or a Hub id, optionally with a delta: "

@@ -29,7 +29,7 @@ with epy.lazy_imports():  # help and errors of flags, config and paths come befo
   from shadowft_jax.generation import local
   from shadowft_jax.grafting import write
   from shadowft_jax.hf import deltas, hub, weights
-  from shadowft_jax.learning import kernels, loop, measured, preflight, samples, step
+  from shadowft_jax.learning import kernels, loop, measured, preflight, samples, step, updates
   from shadowft_jax.pairs import opened, registry
   from shadowft_jax.runs import cards, metrics, page, run as runs, trackers
 
@@ -144,7 +144,7 @@ def show(config: Config, count: int, *, ids: bool = False) -> None:
   folder = hub.locate(config.instruct, weights=False)
   data = dataset.read(config, folder, max(1, config.mesh.context))
   preview.show(data, folder, count, ids=ids)
-  preflight.warn_of_few_updates(config, data)
+  updates.warn_of_few(config, data)
 
 
 @dataclasses.dataclass(frozen=True)

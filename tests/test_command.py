@@ -546,3 +546,28 @@ def test_help_and_bad_input_come_before_anything_heavy_is_imported(name):
     first, *listed = err.splitlines()
     assert first.startswith("error: ") and all(x.startswith("  ") for x in listed), (line, err)
   assert not HEAVY & set(modules)
+
+
+def test_a_preview_needs_neither_arrays_nor_torch(tmp_path):
+  """It reads, renders and tokenises; --preview starts in half of the time so."""
+  done = subprocess.run(
+    [sys.executable, "-X", "importtime", "-m", "shadowft_jax.train", "--config=quickstart"]
+    + ["--preview=1", f"--config.data.cache={tmp_path}"],
+    cwd=commands.ROOT,
+    env={**os.environ, "PYTHONPATH": str(commands.ROOT)},
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+  assert done.returncode == 0 and "trained" in done.stdout
+  modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+  assert "transformers" in modules
+  assert not modules & {
+    "jax",
+    "flax",
+    "orbax.checkpoint",
+    "optax",
+    "torch",
+    "datasets",
+    "matplotlib",
+  }

@@ -17,7 +17,7 @@ from shadowft_jax.data import dataset
 from shadowft_jax.errors import InputError
 from shadowft_jax.hf.folder import open_model
 from shadowft_jax.hf import deltas, weights
-from shadowft_jax.learning import guards, optim, preflight, step
+from shadowft_jax.learning import guards, optim, preflight, step, updates
 from tests import runs
 
 
@@ -41,16 +41,16 @@ def test_the_advice_on_few_updates_is_right():
   )
   for per_epoch, *fields in itertools.product(sizes, epochs, batches, (0, -1, 1, 19, 20)):
     config.epochs, config.batch_size, config.max_steps = fields
-    text = preflight.few_updates(config, steps_of(config, per_epoch), per_epoch)
+    text = updates.few(config, steps_of(config, per_epoch), per_epoch)
     assert bool(text) == (steps_of(config, per_epoch) < 20)
     advice = re.findall(r"--config\.(\w+)=(\d+)(?: \(([\d,]+) updates\))?", text)
     assert bool(advice) == bool(text)
-    for name, value, updates in advice:
+    for name, value, made in advice:
       other = config.copy_and_resolve_references()
       other[name] = int(value)
       steps = steps_of(other, per_epoch)
-      assert not preflight.few_updates(other, steps, per_epoch)
-      assert not updates or int(updates.replace(",", "")) == steps
+      assert not updates.few(other, steps, per_epoch)
+      assert not made or int(made.replace(",", "")) == steps
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 10])

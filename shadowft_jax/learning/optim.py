@@ -8,16 +8,9 @@ import math
 import optax
 
 from shadowft_jax import tree
+from shadowft_jax.learning import updates
 from shadowft_jax.presets import Config
 from shadowft_jax.progress import count, rate
-
-
-def warmup_steps(config: Config, steps: int) -> int:
-  """warmup_steps, or ceil(warmup_ratio * steps), but less than `steps`.
-
-  Otherwise the only step of a one-step run would be a warm-up step with learning rate 0.
-  """
-  return min(config.warmup_steps or math.ceil(config.warmup_ratio * steps), steps - 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +52,7 @@ class Shape:
 
 def shape_of(config: Config, steps: int) -> Shape:
   """The Shape of a config's schedule over `steps` steps."""
-  warmup = warmup_steps(config, steps)
+  warmup = updates.warmup_steps(config, steps)
   fall = steps - warmup
   if config.schedule == "wsd":
     fall = min(math.ceil(config.decay_ratio * steps), fall)
@@ -89,7 +82,7 @@ def make(config: Config, steps: int) -> tuple[optax.GradientTransformation, Call
     (optax.GradientTransformation, schedule: step -> learning rate).  The transformation is for a
     peak rate of 1: `step.update` multiplies by config.lr, so that runs at other rates share its
     program; equal settings give the same object.  The schedule is that of the Hugging Face
-    Trainer, whose first warm-up step has rate 0; see `warmup_steps` and `Shape`.
+    Trainer, whose first warm-up step has rate 0; see `updates.warmup_steps` and `Shape`.
   """
   c, shape = config, shape_of(config, steps)
   decay, ratio = c.weight_decay, c.loraplus_lr_ratio

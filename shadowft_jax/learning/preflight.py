@@ -7,18 +7,16 @@ from collections.abc import Iterable, Iterator
 
 import jax
 
-from shadowft_jax import delta as delta_lib, hosts, machine, presets, tree
+from shadowft_jax import delta as delta_lib, hosts, machine, tree
 from shadowft_jax.data.planned import Dataset
 from shadowft_jax.errors import InputError
 from shadowft_jax.hf import leaves, matrices, weights
 from shadowft_jax.hf.folder import ModelFolder
-from shadowft_jax.learning import checkpoints, optim, step
+from shadowft_jax.learning import checkpoints, optim, step, updates
 from shadowft_jax.models.decoder import Decoder
 from shadowft_jax.presets import Config
 from shadowft_jax.progress import count, say, size
 from shadowft_jax.tree import Params
-
-FEW = 20  # a run with fewer optimizer updates hardly trains anything
 
 
 def check(
@@ -40,7 +38,7 @@ def check(
       raise InputError(
         f"config.{name} needs validation rows; set config.data.validation or data.val_ratio"
       )
-  warn_of_few_updates(config, data)
+  updates.warn_of_few(config, data)
 
 
 def check_warmup(config: Config, steps: int) -> None:
@@ -50,45 +48,6 @@ def check_warmup(config: Config, steps: int) -> None:
       f"config.warmup_steps must be less than the {count(steps, 'step')} of this run; got "
       f"{config.warmup_steps}"
     )
-
-
-def warn_of_few_updates(config: Config, data: Dataset) -> None:
-  """Prints the warning that `few_updates` returns, if any."""
-  per_epoch = sum(len(s.examples) for s in data.steps) // config.epochs
-  if text := few_updates(config, len(data.steps), per_epoch):
-    say(f"warning: {text}")
-
-
-def few_updates(config: Config, steps: int, per_epoch: int) -> str:
-  """A warning if a run makes fewer than FEW updates, with settings that give more; "" otherwise.
-
-  Args:
-    config: the config of the run.
-    steps: total optimizer steps.
-    per_epoch: examples per epoch; not used if config.max_steps is set.
-  """
-  if steps >= FEW:
-    return ""
-  unit = "pair" if presets.is_paired(config) else "example"
-  because = f"{count(per_epoch, unit)}, batch_size {config.batch_size}, epochs {config.epochs}"
-  ways = []
-  if config.max_steps > 0:
-    because = f"max_steps {config.max_steps}"
-    ways.append(f"--config.max_steps={FEW}")
-  else:
-    needed = math.ceil(FEW / config.epochs)  # steps per epoch
-    if per_epoch >= needed:
-      largest = math.ceil(per_epoch / (needed - 1)) - 1
-      size = 1 << (largest.bit_length() - 1)
-      updates = config.epochs * math.ceil(per_epoch / size)
-      ways.append(f"--config.batch_size={size} ({updates:,} updates)")
-    epochs = math.ceil(FEW / math.ceil(per_epoch / config.batch_size))
-    ways.append(f"--config.epochs={epochs}")
-  at_zero = ", the first of them at learning rate 0" if optim.warmup_steps(config, steps) else ""
-  return (
-    f"this run makes only {count(steps, 'update')}{at_zero} ({because}), too few to train much; "
-    f"set {' or '.join(ways)}"
-  )
 
 
 def check_room(
