@@ -90,6 +90,7 @@ TESTS: dict[str, list[str]] = {
   ],
   "learning/step": [
     *named("guards", "a_skipped_update_changes_nothing_but_the_step"),
+    *named("step", "an_update_is_on_the_mean_gradient"),
     *named("step", "gradients_have_the_sharding_of_the_delta"),
     *named("step", "gradients_in_bfloat16_are_those_of_the_frozen_weights"),
     *named("step", "a_micro_batch_makes_no_second_set_of_gradients"),

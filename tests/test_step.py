@@ -117,6 +117,18 @@ def test_a_micro_batch_makes_no_second_set_of_gradients():
   assert memory.temp_size_in_bytes < total / 2
 
 
+def test_an_update_is_on_the_mean_gradient():
+  config = presets.sft()
+  config.grad_clip_norm = 0.0
+  tx, _ = optim.make(config, 10)
+  state = step.TrainState(jnp.int32(0), w := {"delta": {"w": jnp.ones(4)}}, tx.init(w))
+  sums = {"loss": jnp.float32(12), "count": jnp.float32(8)}
+  state, metrics = step.update(state, {"delta": {"w": jnp.full(4, 16.0)}}, sums, tx=tx)
+  [adam] = [s for s in state.opt if hasattr(s, "mu")]
+  np.testing.assert_allclose(adam.mu["delta"]["w"], (1 - config.b1) * 2.0, rtol=1e-6)
+  assert (metrics["grad_norm"], metrics["loss"]) == (4.0, 1.5)
+
+
 def test_the_first_moment_has_the_dtype_of_the_config():
   config = presets.sft()
   delta = {"delta": {"w": jnp.ones(4)}}
