@@ -1,0 +1,116 @@
+"""Answers to questions about images: against transformers, and from every place that asks."""
+
+import io
+import re
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.numpy import load_file, save_file
+
+from shadowft_jax.data import pictures
+from shadowft_jax.errors import InputError
+from shadowft_jax.generation import decode, local
+from shadowft_jax.generation.engine import Sampling
+from tests import pictured
+
+MAX_NEW, NEAR = 24, 1e-3  # logits that differ by less may be told apart by rounding
+
+
+def picture(seed):
+  """A chart as its file's bytes."""
+  file = io.BytesIO()
+  pictured.chart(seed).save(file, "png")
+  return pictures.opened(file.getvalue(), [], "the chart")
+
+
+def asked(text, *images):
+  return [{"role": "user", "content": text, **({"images": images} if images else {})}]
+
+
+CONVERSATIONS = [
+  asked("<image>How many?", picture(0)),
+  asked("Which of <image> and <image> has more bars, and by how much?", picture(1), picture(2)),
+  asked("What is a bar?"),
+  [
+    *asked("<image>Is it red?", picture(3)),
+    {"role": "assistant", "content": "No."},
+    *asked("And <image>?", picture(4)),
+  ],
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """A model whose answers vary: its blocks and images outweigh the embeddings."""
+  path = pictured.save_pair(tmp_path_factory.mktemp("pair")) / "instruct"
+  tensors = load_file(path / "model.safetensors")
+  for name, x in tensors.items():
+    x *= 5 if "mm_input_projection" in name else 1
+    x += 4 if re.search("post_(attention|feedforward)_layernorm", name) else 0
+  save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+  return path
+
+
+@pytest.fixture(scope="module")
+def engine(folder):
+  return local.load(folder, batch_size=4)
+
+
+def theirs(folder, engine):
+  """transformers' greedy tokens for one padded batch, as far as its two best logits lie apart."""
+  model = transformers.Gemma3ForConditionalGeneration.from_pretrained(folder).eval()
+  prompts = [engine.prompt(m) for m in CONVERSATIONS]
+  width = max(map(len, prompts))
+  token = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
+  images = [p for m in CONVERSATIONS for turn in m for p in turn.get("images", ())]
+  pixel = np.stack([engine.eye.vision.prepared(p) for p in images]).astype(np.float32)
+  out = model.generate(
+    input_ids=token,
+    attention_mask=torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts]),
+    token_type_ids=(token == pictured.IMAGE).long(),
+    pixel_values=torch.tensor(pixel / 127.5 - 1),
+    max_new_tokens=MAX_NEW,
+    do_sample=False,
+    eos_token_id=None,
+    pad_token_id=0,
+    return_dict_in_generate=True,
+    output_logits=True,
+  )
+  best = torch.topk(torch.stack(out.logits), 2).values  # [step, row, 2]
+  near = (best[..., 0] - best[..., 1]).numpy().T < NEAR
+  clear = [int(x.argmax()) if x.any() else MAX_NEW for x in near]
+  return [row[width : width + n].tolist() for row, n in zip(out.sequences, clear, strict=True)]
+
+
+def tokens(engine, conversations, **options):
+  """The greedy tokens of each answer, which nothing but its length ends."""
+  keyed = [
+    decode.Prompt(engine.prompt(m), np.zeros(2, np.uint32), images=local.seeing.images_of(m))
+    for m in conversations
+  ]
+  engine.complete(CONVERSATIONS[:1], Sampling(1))  # the tower comes with the first image
+  answers = decode.answers(
+    engine.decoder,
+    engine.variables,
+    keyed,
+    stop=(-1,),
+    sampling=Sampling(MAX_NEW),
+    vision=engine.eye.vision,
+    **options,
+  )
+  return [x.tokens for x in sorted((x for x in answers if x.reason), key=lambda x: x.prompt)]
+
+
+def test_greedy_answers_in_one_padded_batch_are_those_of_transformers(folder, engine):
+  got, want = tokens(engine, CONVERSATIONS, batch_size=4), theirs(folder, engine)
+  for ours, other in zip(got, want, strict=True):
+    assert len(ours) == MAX_NEW and ours[: len(other)] == other
+  assert sum(map(len, want)) >= 0.6 * MAX_NEW * len(want)
+  blank = [
+    [{**turn, "images": (picture(9),) * len(turn.get("images", ()))} for turn in m]
+    for m in CONVERSATIONS
+  ]
+  same = [a == b for a, b in zip(got, tokens(engine, blank, batch_size=4), strict=True)]
+  assert same[2] and same.count(True) <= 2
