@@ -8,12 +8,13 @@ import pytest
 import torch
 import transformers
 from safetensors.numpy import load_file, save_file
+from starlette import testclient
 
 from shadowft_jax.data import pictures
 from shadowft_jax.errors import InputError
-from shadowft_jax.generation import decode, local
-from shadowft_jax.generation.engine import Sampling
-from tests import pictured
+from shadowft_jax.generation import decode, local, openai_form, server, serving
+from shadowft_jax.generation.engine import Sampling, images_of
+from tests import pico, pictured
 
 MAX_NEW, NEAR = 24, 1e-3  # logits that differ by less may be told apart by rounding
 
@@ -87,7 +88,7 @@ def theirs(folder, engine):
 def tokens(engine, conversations, **options):
   """The greedy tokens of each answer, which nothing but its length ends."""
   keyed = [
-    decode.Prompt(engine.prompt(m), np.zeros(2, np.uint32), images=local.seeing.images_of(m))
+    decode.Prompt(engine.prompt(m), np.zeros(2, np.uint32), images=images_of(m))
     for m in conversations
   ]
   engine.complete(CONVERSATIONS[:1], Sampling(1))  # the tower comes with the first image
@@ -114,3 +115,67 @@ def test_greedy_answers_in_one_padded_batch_are_those_of_transformers(folder, en
   ]
   same = [a == b for a, b in zip(got, tokens(engine, blank, batch_size=4), strict=True)]
   assert same[2] and same.count(True) <= 2
+
+
+def test_images_that_cannot_be_given_are_refused(engine, tmp_path):
+  for text, images, message in (
+    ("How many?", 1, "0 <image> marks and 1 image"),
+    ("<image><image>", 1, "2 <image> marks and 1 image"),
+    ("<start_of_image><image>", 1, "its text contains <start_of_image>"),
+  ):
+    with pytest.raises(InputError, match=message):
+      engine.prompt(asked(text, *[picture(0)] * images))
+  assert engine.prompt(asked("An <image> in words")).count(pictured.IMAGE) == 0
+  text_only = pico.save(pico.hf_model("gemma3"), tmp_path / "text", with_tokenizer=True)
+  with pytest.raises(InputError, match="takes only text"):
+    local.load(text_only).prompt(CONVERSATIONS[0])
+
+
+def test_a_server_gets_and_takes_images_as_data_urls(monkeypatch):
+  """What ServerEngine sends is read by openai_form as the same conversation."""
+  monkeypatch.setattr(server.ServerEngine, "_offered", lambda self: {})
+  far = server.ServerEngine("http://localhost:1", "it")
+  body = far._body(CONVERSATIONS[3], Sampling(8), 0)
+  parts = body["messages"][2]["content"]
+  assert [x["type"] for x in parts] == ["text", "image_url", "text"]
+  assert parts[1]["image_url"]["url"].startswith("data:image/png;base64,iVBOR")
+  assert openai_form.parsed(body, "it", Sampling(8)).messages == CONVERSATIONS[3]
+
+
+@pytest.mark.parametrize(
+  "url, message",
+  [
+    ("http://localhost/a.png", "no data URL; this server reads neither files nor the web"),
+    ("file:///etc/passwd", "reads neither files"),
+    ("/etc/passwd", "reads neither files"),
+    ("data:text/plain,hello", "reads neither files"),
+    ("data:image/png;base64,/etc", "cannot be decoded: its format is not known"),
+    ("data:image/png;base64,!", "not valid base64"),
+  ],
+)
+def test_a_server_reads_no_files(url, message):
+  content = [{"type": "image_url", "image_url": {"url": url}}]
+  body = {"model": "it", "messages": [{"role": "user", "content": content}]}
+  with pytest.raises(openai_form.Refusal, match=re.escape(message)):
+    openai_form.parsed(body, "it", Sampling(8))
+  content[0]["image_url"] = {"url": picture(0).url()}
+  body["messages"][0]["role"] = "assistant"
+  with pytest.raises(openai_form.Refusal, match="in messages of the user"):
+    openai_form.parsed(body, "it", Sampling(8))
+
+
+def test_the_server_answers_about_an_image_as_the_engine(engine):
+  app = serving.app(engine, "it", Sampling(6))
+  url = CONVERSATIONS[0][0]["images"][0].url()
+  content = [
+    {"type": "image_url", "image_url": {"url": url}},
+    {"type": "text", "text": "How many?"},
+  ]
+  body = {"model": "it", "messages": [{"role": "user", "content": content}], "temperature": 0}
+  [[want]] = engine.complete(CONVERSATIONS[:1], Sampling(6))
+  with testclient.TestClient(app) as client:
+    answer = client.post("/v1/chat/completions", json=body).json()
+    assert answer["choices"][0]["message"]["content"] == want.text
+    assert answer["usage"]["prompt_tokens"] == len(engine.prompt(CONVERSATIONS[0]))
+    refused = client.post("/v1/chat/completions", json={**body, "logprobs": True})
+  assert refused.status_code == 400 and "without images" in refused.text

@@ -16,7 +16,7 @@ from shadowft_jax.errors import InputError
 from shadowft_jax.generation import decode, identities, likelihood, sampling as sampling_lib
 from shadowft_jax.generation import seeing, steps, texts, thoughts
 from shadowft_jax.generation.completion import Completion
-from shadowft_jax.generation.engine import Messages, Receive, Sampling
+from shadowft_jax.generation.engine import Messages, Receive, Sampling, images_of
 from shadowft_jax.generation.graftable import Graftable
 from shadowft_jax.hf import deltas, leaves, weights
 from shadowft_jax.progress import count
@@ -112,7 +112,7 @@ class LocalEngine:
       InputError: a prompt and `sampling.max_new` are longer than the model's limit.
     """
     prompts = [self.prompt(m) for m in conversations]
-    images = [seeing.images_of(m) for m in conversations]
+    images = [images_of(m) for m in conversations]
     return self.complete_tokens(prompts, sampling, receive, images)
 
   def complete_tokens(
@@ -147,7 +147,7 @@ class LocalEngine:
     """
     is_tokens = bool(messages) and isinstance(messages[0], int)
     prompt: Any = messages if is_tokens else self.prompt(messages)  # type: ignore[arg-type]
-    images = () if is_tokens else seeing.images_of(messages)  # type: ignore[arg-type]
+    images = () if is_tokens else images_of(messages)  # type: ignore[arg-type]
     sampling = dataclasses.replace(sampling, n=1)
     self._check([prompt], sampling)
     sent = ""

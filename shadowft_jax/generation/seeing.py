@@ -1,31 +1,21 @@
-"""Images in conversations: the messages that have them, and the part of a model that sees them.
-
-A message with images has their Pictures under "images", and a `turns.IMAGE` for each in its
-content.
-"""
+"""The part of a model that sees the images of conversations, opened at the first of them."""
 
 import functools
 import os
-from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jax.sharding import Mesh
 
 from shadowft_jax import tree
 from shadowft_jax.data import vision
-from shadowft_jax.data.pictures import Picture
 from shadowft_jax.data.tokenizer import ChatTemplate
 from shadowft_jax.data.turns import Row
 from shadowft_jax.errors import InputError
 from shadowft_jax.generation import steps
+from shadowft_jax.generation.engine import Messages, images_of
 from shadowft_jax.hf import weights
 from shadowft_jax.models.decoder import Decoder
 from shadowft_jax.models.siglip import Pixels
-
-
-def images_of(messages: Iterable[Mapping[str, Any]]) -> tuple[Picture, ...]:
-  """The images of a conversation, in order."""
-  return tuple(picture for message in messages for picture in message.get("images", ()))
 
 
 class Eye:
@@ -74,7 +64,7 @@ class Eye:
     named = {**tree.names(variables), **tree.names(tower)}
     return decoder.clone(vision=model.vision), tree.nest(named)
 
-  def marked(self, messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+  def marked(self, messages: Messages) -> list[dict[str, Any]]:
     """The messages as the chat template takes them.
 
     Raises:
@@ -93,9 +83,7 @@ class Eye:
     return vision.marked(row, self.vision.marks).messages[0]
 
 
-def prompt(
-  template: ChatTemplate, messages: Sequence[Mapping[str, Any]], eye: Eye | None
-) -> list[int]:
+def prompt(template: ChatTemplate, messages: Messages, eye: Eye | None) -> list[int]:
   """The tokens after which the answer to a conversation begins.
 
   Raises:
