@@ -160,7 +160,11 @@ def test_an_image_is_kept_whole_or_not_at_all(config):
 @pytest.mark.parametrize(
   "content, images, message",
   [
-    ("<image>", ["no.png"], r"row 1: there is no image .*/no.png; set --config.data.image_folder"),
+    (
+      "<image>",
+      ["no.png"],
+      r"row 1: there is no image .*/no.png; its path begins in the folder of the data",
+    ),
     ("<image>", [], "row 1 has 1 <image> mark and 0 images; expected one <image>"),
     ("What?", ["a.png"], "row 1 has 0 <image> marks and 1 image;"),
     ("<image><image>", ["a.png"], "row 1 has 2 <image> marks and 1 image;"),

@@ -97,8 +97,8 @@ def _source(reference, folders, where):
   if found is None:
     looked = ", ".join(dict.fromkeys(map(str, places)))
     raise InputError(
-      f"{where}: there is no image {looked}; set --config.data.image_folder to the folder that "
-      "its path begins in"
+      f"{where}: there is no image {looked}; its path begins in the folder of the data, or for "
+      "`train` in --config.data.image_folder"
     )
   return found, f"{where}: the image {found}"
 

@@ -2,6 +2,7 @@
 
 {"question": "What is 2 + 3?", "answer": "5"}
 {"messages": [{"role": "user", "content": "Sort b a."}, {"role": "assistant", "content": "a b"}]}
+{"question": "<image>How many bars?", "image": "charts/1.png", "answer": "5"}
 
 Rule: the answer, or what follows the last mark in it, is the same text as the reference, ends in
 the same number, or contains the reference; of several references one is enough.
@@ -9,13 +10,14 @@ the same number, or contains the reference; of several references one is enough.
 
 import functools
 import hashlib
+import itertools
 import pathlib
 import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from shadowft_jax.data import files, turns
+from shadowft_jax.data import converters, files, turns, vision
 from shadowft_jax.errors import InputError, inline, nearest
 from shadowft_jax.evaluation.graded import Graded
 from shadowft_jax.evaluation.tasks import grading
@@ -45,9 +47,12 @@ def task(path: pathlib.Path, how: str = "auto", after: str = "", known: Sequence
   """
   if not path.is_file():
     raise InputError(f"--questions {path} is not a file{nearest(path)}; expected {_form()}")
-  examples = [_example(row, where) for where, row in files.rows_of(path)]
-  if not examples:
+  asked = [_asked(row, where) for where, row in files.rows_of(path)]
+  if not asked:
     raise InputError(f"--questions {path} has no questions; expected {_form()}")
+  shown = vision.open_rows([row for row, *_ in asked], [path.parent])
+  pairs = zip(asked, shown, strict=True)
+  examples = [example(_illustrated(row, images), *rest) for (row, *rest), images in pairs]
   numbers = [grading.number(grading.normal(x)) is not None for one in examples for x in one.gold]
   if how == "number" and not all(numbers):
     raise InputError(f"--grading=number: not every reference in {path} is a number; use exact")
@@ -102,25 +107,39 @@ def _form():
   )
 
 
-def _example(row, where):
-  """The Example of a row."""
+def _asked(row, where):
+  """(the conversation of a row, its references, its group)."""
   if isinstance(row, InputError):
     raise row
   if not isinstance(row, Mapping):
     raise InputError(f"{where} is no object; expected {_form()}")
   row = {str(key): value for key, value in row.items() if value not in turns.EMPTY}
-  question = _column(row, QUESTIONS, where)
-  messages, answer = _messages(row, question, where)
+  question, images = _column(row, QUESTIONS, where), [*converters.image_column(row)]
+  messages, answer = _messages(row, question, where, images)
   references = row[_column(row, REFERENCES, where)] if answer is None else answer
   golds = references if isinstance(references, list) else [references]
   if not all(isinstance(x, str | int | float) for x in golds):
     raise InputError(f"{where}: the reference is no text, number or list of these")
   group = next((str(row[name]) for name in GROUPS if name in row), "")
-  return example(messages, [str(x).strip() for x in golds], group)
+  golds = [str(x).strip() for x in golds]
+  return turns.Row(where, messages, images=tuple(images)), golds, group
 
 
-def _messages(row: Row, key: str, where: str) -> tuple[Messages, Any]:
-  """(messages before the answer, the answer if it is the last of them, or None)."""
+def _illustrated(row, images):
+  """The messages of a row, each with its own of the opened images."""
+  if isinstance(images, InputError):
+    raise images
+  left = iter(images)
+  counts = [m["content"].count(turns.IMAGE) if images else 0 for m in row.messages]
+  own = [tuple(itertools.islice(left, n)) for n in counts]
+  return [{**m, "images": x} if x else m for m, x in zip(row.messages, own, strict=True)]
+
+
+def _messages(row: Row, key: str, where: str, images: list[Any]) -> tuple[Messages, Any]:
+  """(messages before the answer, the answer if it is the last of them, or None).
+
+  References to images in the messages are appended to `images`.
+  """
   answer = None
   if isinstance(row[key], str):
     more = [row["input"]] if key == "instruction" and isinstance(row.get("input"), str) else []
@@ -128,7 +147,7 @@ def _messages(row: Row, key: str, where: str) -> tuple[Messages, Any]:
   else:
     messages = [
       {"role": m["role"], "content": m["content"]}
-      for m in turns.messages(row[key], key, where, images=[])
+      for m in turns.messages(row[key], key, where, images)
     ]
   if messages[-1]["role"] == "assistant":
     *messages, last = messages
