@@ -10,17 +10,16 @@ the same number, or contains the reference; of several references one is enough.
 
 import functools
 import hashlib
-import itertools
 import pathlib
 import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from shadowft_jax.data import converters, files, turns, vision
+from shadowft_jax.data import converters, files, turns
 from shadowft_jax.errors import InputError, inline, nearest
 from shadowft_jax.evaluation.graded import Graded
-from shadowft_jax.evaluation.tasks import grading
+from shadowft_jax.evaluation.tasks import grading, images
 from shadowft_jax.evaluation.tasks.originals import Row
 from shadowft_jax.evaluation.tasks.task import Example, Grade, Messages, Task, example
 
@@ -50,9 +49,8 @@ def task(path: pathlib.Path, how: str = "auto", after: str = "", known: Sequence
   asked = [_asked(row, where) for where, row in files.rows_of(path)]
   if not asked:
     raise InputError(f"--questions {path} has no questions; expected {_form()}")
-  shown = vision.open_rows([row for row, *_ in asked], [path.parent])
-  pairs = zip(asked, shown, strict=True)
-  examples = [example(_illustrated(row, images), *rest) for (row, *rest), images in pairs]
+  messages = images.opened([row for row, *_ in asked], path.parent)
+  examples = [example(m, golds, g) for m, (_, golds, g) in zip(messages, asked, strict=True)]
   numbers = [grading.number(grading.normal(x)) is not None for one in examples for x in one.gold]
   if how == "number" and not all(numbers):
     raise InputError(f"--grading=number: not every reference in {path} is a number; use exact")
@@ -114,31 +112,21 @@ def _asked(row, where):
   if not isinstance(row, Mapping):
     raise InputError(f"{where} is no object; expected {_form()}")
   row = {str(key): value for key, value in row.items() if value not in turns.EMPTY}
-  question, images = _column(row, QUESTIONS, where), [*converters.image_column(row)]
-  messages, answer = _messages(row, question, where, images)
+  question, shown = _column(row, QUESTIONS, where), [*converters.image_column(row)]
+  messages, answer = _messages(row, question, where, shown)
   references = row[_column(row, REFERENCES, where)] if answer is None else answer
   golds = references if isinstance(references, list) else [references]
   if not all(isinstance(x, str | int | float) for x in golds):
     raise InputError(f"{where}: the reference is no text, number or list of these")
   group = next((str(row[name]) for name in GROUPS if name in row), "")
   golds = [str(x).strip() for x in golds]
-  return turns.Row(where, messages, images=tuple(images)), golds, group
+  return turns.Row(where, messages, images=tuple(shown)), golds, group
 
 
-def _illustrated(row, images):
-  """The messages of a row, each with its own of the opened images."""
-  if isinstance(images, InputError):
-    raise images
-  left = iter(images)
-  counts = [m["content"].count(turns.IMAGE) if images else 0 for m in row.messages]
-  own = [tuple(itertools.islice(left, n)) for n in counts]
-  return [{**m, "images": x} if x else m for m, x in zip(row.messages, own, strict=True)]
-
-
-def _messages(row: Row, key: str, where: str, images: list[Any]) -> tuple[Messages, Any]:
+def _messages(row: Row, key: str, where: str, shown: list[Any]) -> tuple[Messages, Any]:
   """(messages before the answer, the answer if it is the last of them, or None).
 
-  References to images in the messages are appended to `images`.
+  References to images in the messages are appended to `shown`.
   """
   answer = None
   if isinstance(row[key], str):
@@ -147,7 +135,7 @@ def _messages(row: Row, key: str, where: str, images: list[Any]) -> tuple[Messag
   else:
     messages = [
       {"role": m["role"], "content": m["content"]}
-      for m in turns.messages(row[key], key, where, images)
+      for m in turns.messages(row[key], key, where, shown)
     ]
   if messages[-1]["role"] == "assistant":
     *messages, last = messages
