@@ -56,7 +56,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def engine(folder):
-  return local.load(folder, batch_size=4)
+  engine = local.load(folder, batch_size=4)
+  engine.decoder, engine.variables = engine.eye.opened(engine.decoder, engine.variables)
+  return engine
 
 
 def theirs(folder, engine):
@@ -91,7 +93,6 @@ def tokens(engine, conversations, **options):
     decode.Prompt(engine.prompt(m), np.zeros(2, np.uint32), images=images_of(m))
     for m in conversations
   ]
-  engine.complete(CONVERSATIONS[:1], Sampling(1))  # the tower comes with the first image
   answers = decode.answers(
     engine.decoder,
     engine.variables,
@@ -125,6 +126,9 @@ def test_images_that_cannot_be_given_are_refused(engine, tmp_path):
   ):
     with pytest.raises(InputError, match=message):
       engine.prompt(asked(text, *[picture(0)] * images))
+  forged = [CONVERSATIONS[0], asked("<image_soft_token>")]
+  with pytest.raises(InputError, match="1 image token, expected 0 for its 0 images"):
+    engine.complete(forged, Sampling(1))
   assert engine.prompt(asked("An <image> in words")).count(pictured.IMAGE) == 0
   text_only = pico.save(pico.hf_model("gemma3"), tmp_path / "text", with_tokenizer=True)
   with pytest.raises(InputError, match="takes only text"):

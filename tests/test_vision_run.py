@@ -91,7 +91,8 @@ def test_sample_answers_are_about_the_images(run):
   during, after = (answers.read(folder / name) for name in (answers.DURING, answers.END))
   questions = {f"How many bars, {i}?": root / f"{i}.png" for i in range(8)}
   assert len(after) == 2 and {x["prompt"] for x in during} == {x["prompt"] for x in after}
-  engine, sampling = local.load(folder / "shadow"), Sampling(256, fit_context=True)
+  engine = local.load(root / "instruct", delta=folder / "delta", alpha=0.0).with_alpha(1.0)
+  sampling = Sampling(256, fit_context=True)
   for record in after:
     [(text, path)] = [x for x in questions.items() if x[0] in record["prompt"]]
     assert record["prompt"].count("<image>") == 1 and "soft_token" not in record["prompt"]

@@ -183,8 +183,10 @@ class LocalEngine:
       for p, own in zip(prompts, images, strict=True)
       for sample in range(sampling.n)
     ]
-    if any(images) and self.decoder.vision is None:
-      self.decoder, self.variables = self.eye.opened(self.decoder, self.variables)
+    if any(images):
+      self.eye.check(prompts, images)
+      if self.decoder.vision is None:
+        self.decoder, self.variables = self.eye.opened(self.decoder, self.variables)
     return decode.answers(
       self.decoder,
       self.variables,

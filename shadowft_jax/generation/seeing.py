@@ -2,12 +2,14 @@
 
 import functools
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from jax.sharding import Mesh
 
 from shadowft_jax import tree
 from shadowft_jax.data import vision
+from shadowft_jax.data.pictures import Picture
 from shadowft_jax.data.tokenizer import ChatTemplate
 from shadowft_jax.data.turns import Row
 from shadowft_jax.errors import InputError
@@ -16,6 +18,7 @@ from shadowft_jax.generation.engine import Messages, images_of
 from shadowft_jax.hf import weights
 from shadowft_jax.models.decoder import Decoder
 from shadowft_jax.models.siglip import Pixels
+from shadowft_jax.progress import count
 
 
 class Eye:
@@ -52,6 +55,12 @@ class Eye:
     """(the model with its vision tower, the tower's variables)."""
     pixels = Pixels(*self.vision.normalisation)
     model, params = weights.load_tower(self.directory, pixels=pixels, mesh=self.mesh)
+    assert model.vision is not None
+    if model.vision.image_size != self.vision.size:
+      raise InputError(
+        f"{self.directory} takes images of {model.vision.image_size} pixels a side, and the image "
+        f"processor of {self.processor_of} makes them {self.vision.size}"
+      )
     return model, steps.unrolled({"params": params}, mesh=self.mesh, consume=True)
 
   def opened(self, decoder: Decoder, variables: steps.Variables) -> tuple[Decoder, steps.Variables]:
@@ -63,6 +72,16 @@ class Eye:
     model, tower = self._tower
     named = {**tree.names(variables), **tree.names(tower)}
     return decoder.clone(vision=model.vision), tree.nest(named)
+
+  def check(self, prompts: Sequence[Sequence[int]], images: Sequence[Sequence[Picture]]) -> None:
+    """Raises InputError if a prompt has not the tokens of its images, or has others of them."""
+    marks = self.vision.marks
+    for prompt, own in zip(prompts, images, strict=True):
+      if (found := prompt.count(marks.token)) != len(own) * marks.tokens:
+        raise InputError(
+          f"a prompt has {count(found, 'image token')}, expected {len(own) * marks.tokens:,} for "
+          f"its {count(len(own), 'image')}; remove the names of such tokens from its text"
+        )
 
   def marked(self, messages: Messages) -> list[dict[str, Any]]:
     """The messages as the chat template takes them.
