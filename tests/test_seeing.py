@@ -12,7 +12,7 @@ from starlette import testclient
 
 from shadowft_jax.data import pictures
 from shadowft_jax.errors import InputError
-from shadowft_jax.generation import decode, local, openai_form, server, serving
+from shadowft_jax.generation import decode, local, openai_form, server, serving, steps
 from shadowft_jax.generation.engine import Sampling, images_of
 from tests import pico, pictured
 
@@ -116,6 +116,19 @@ def test_greedy_answers_in_one_padded_batch_are_those_of_transformers(folder, en
   ]
   same = [a == b for a, b in zip(got, tokens(engine, blank, batch_size=4), strict=True)]
   assert same[2] and same.count(True) <= 2
+
+
+@pytest.mark.slow
+def test_few_images_at_a_time_and_waiting_prompts_change_no_token(engine, monkeypatch):
+  want = tokens(engine, CONVERSATIONS, batch_size=4)
+  monkeypatch.setattr(decode, "IMAGES", 1)
+  seen = []
+  prefill = steps.prefill
+  monkeypatch.setattr(steps, "prefill", lambda *x: seen.append(x[-1]) or prefill(*x))
+  for batch_size in (4, 2):
+    assert tokens(engine, CONVERSATIONS, batch_size=batch_size) == want
+  pixels = [shown["pixel"].shape for shown in seen if shown]
+  assert pixels and all(shape[0] == 1 for shape in pixels) and len(pixels) < len(seen)
 
 
 def test_images_that_cannot_be_given_are_refused(engine, tmp_path):
