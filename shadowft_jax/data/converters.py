@@ -75,9 +75,9 @@ def _with_common(row, where, messages, rejected=None, images=()):
 
 def image_column(row: Mapping[str, Any]) -> tuple[Any, ...]:
   """The image references of a row beside its text."""
-  images = row.get("images", [])
-  images = images if isinstance(images, list) else [images]
-  return tuple(x for x in [*images, row.get("image")] if x not in turns.EMPTY)
+  columns = [row.get(name) for name in ("images", "image")]
+  each = [x for column in columns for x in (column if isinstance(column, list) else [column])]
+  return tuple(x for x in each if x not in turns.EMPTY)
 
 
 def _one_of(row, names, where):
