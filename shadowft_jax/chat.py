@@ -20,17 +20,19 @@ from etils import epy
 
 from shadowft_jax import command
 from shadowft_jax.errors import InputError
-from shadowft_jax.progress import say
+from shadowft_jax.progress import count, say
 from shadowft_jax.runs import config_file
 
 with epy.lazy_imports():  # help and errors of flags and paths come before these
   from shadowft_jax import sharding
+  from shadowft_jax.data import pictures
   from shadowft_jax.generation import columns, dialogue, engine, local, server, serving
   from shadowft_jax.hf import hub
 
 HELP = """\
 /alpha X      strength of the delta from now on
 /system TEXT  the system prompt from now on; without TEXT, none
+/image PATH   an image for the next question; several are possible
 /reset        forget the conversation
 /save FILE    write the conversation to a new file, as JSON lines of messages
 /help         this list
@@ -89,10 +91,11 @@ class Chat:
 
   def __init__(self, speakers: "list[dialogue.Speaker]", options: Options) -> None:
     self.speakers, self.system, self.alpha = speakers, options.system, options.alpha
-    self.has_delta = options.delta is not None
+    self.has_delta, self.images = options.delta is not None, list[pictures.Picture]()
     self.sampling = _sampling(options)
     self._commands = {
       "alpha": self._alpha,
+      "image": self._image,
       "system": self._system,
       "reset": self._reset,
       "save": self._save,
@@ -119,7 +122,8 @@ class Chat:
 
   def _say(self, text):
     heads = [one.name for one in self.speakers]
-    texts = [one.answer(text, self.system, self.sampling) for one in self.speakers]
+    images, self.images = self.images, []
+    texts = [one.answer(text, self.system, self.sampling, images) for one in self.speakers]
     width = columns.width_of(shutil.get_terminal_size().columns, len(texts))
     try:
       if width:
@@ -148,10 +152,15 @@ class Chat:
       alpha = float(text)
     except ValueError:
       raise InputError(f"/alpha takes a number, such as /alpha 0.5; got {text!r}") from None
-    first = self.speakers[0]
-    first.engine = first.engine.with_alpha(alpha)
+    self.speakers[0].engine = self.speakers[0].engine.with_alpha(alpha)
     self.alpha = alpha
     say(f"alpha is {alpha:g}")
+
+  def _image(self, text):
+    if not pathlib.Path(text).expanduser().is_file():
+      raise InputError(f"/image takes the path of an image, such as /image chart.png; got {text!r}")
+    self.images.append(pictures.opened(text, [pathlib.Path()], "/image"))
+    say(f"{count(len(self.images), 'image')} for the next question")
 
   def _system(self, text):
     self.system = text
@@ -160,6 +169,7 @@ class Chat:
   def _reset(self, _):
     for one in self.speakers:
       one.history.clear()
+    self.images = []
     say("the conversation is forgotten")
 
   def _save(self, text):
@@ -188,9 +198,8 @@ def main(options: Options) -> None:
     name = options.name or pathlib.Path(options.model or "").resolve().name
     serving.serve(_local(options), name, options.host, options.port, _sampling(options))
     return
-  name = options.model or options.name or ""
-  if options.delta:
-    name = f"{name}+{options.delta}"
+  delta = f"+{options.delta}" if options.delta else ""
+  name = f"{options.model or options.name}{delta}"
   speakers = [dialogue.Speaker(name, _first(options))]
   if options.beside:
     args = config_file.template_args(options.template_arg)

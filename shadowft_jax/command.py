@@ -265,12 +265,7 @@ def help_text(options: type[Options], about: str) -> str:
 
 
 def run(main: Callable[[T], None], options: type[T]) -> None:
-  """Runs a command and ends the process: code 0, 2 (bad input), 3 (some runs failed), 75 (stopped).
-
-  Args:
-    main: the command.
-    options: its dataclass.
-  """
+  """Runs a command, and ends with code 0, 2 (bad input), 3 (some runs failed), 75 (stopped)."""
   logging.set_verbosity(logging.FATAL)  # orbax logs every file, and what it also raises
   machine.configure_jax(options.accelerator, options.cache)
   if not options.torch:

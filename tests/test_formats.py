@@ -325,6 +325,7 @@ def test_schemas_of_tools_stand_beside_a_conversation(row, tools):
   [
     ({"images": ["a.png", "b.png"]}, ("a.png", "b.png")),
     ({"image": "a.png"}, ("a.png",)),
+    ({"image": ["a.png", "b.png"]}, ("a.png", "b.png")),
     ({"images": "a.png"}, ("a.png",)),
     ({"image": {"bytes": b"\x89"}}, ({"bytes": b"\x89"},)),
     ({"images": [], "image": None}, ()),

@@ -4,12 +4,13 @@ import json
 
 import pytest
 
+from shadowft_jax.data import pictures
 from shadowft_jax.errors import InputError
-from shadowft_jax.evaluation import suite
+from shadowft_jax.evaluation import page, suite
 from shadowft_jax.evaluation.tasks import own
 from shadowft_jax.evaluation.tasks.originals import Data
 from shadowft_jax.generation.completion import Completion
-from tests import commands
+from tests import commands, pictured
 
 
 def written(path, *rows):
@@ -156,3 +157,36 @@ def test_answers_that_only_end_with_the_reference_are_said(tmp_path):
   assert "--answer-after" in warned(worked)
   assert not warned(["a", "b", "e", "ad"])
   assert not warned(["Well. So a", "So b", "So c", "d"], after="So ")
+
+
+def test_images_are_given_in_the_forms_of_training(tmp_path):
+  (tmp_path / "charts").mkdir()
+  pictured.chart(1).save(tmp_path / "charts" / "1.png")
+  url = pictures.opened("charts/1.png", [tmp_path], "a chart").url()
+  parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "How many?"}]
+  rows = [
+    {"question": "<image>How many?", "image": "charts/1.png", "answer": 5},
+    {
+      "conversations": [{"from": "human", "value": "<image>How many?"}],
+      "images": [url],
+      "answer": 5,
+    },
+    {"messages": [{"role": "user", "content": parts}], "answer": 5},
+    {"question": "How many?", "answer": 5},
+  ]
+  task, examples = read(tmp_path, *rows)
+  assert [one.messages[0].get("images", ()) != () for one in examples] == [True] * 3 + [False]
+  # The same question about the same bytes is the same question.
+  assert [one.id[16:] for one in examples] == ["", "-2", "-3", ""]
+  assert examples[0].id[:16] != examples[3].id
+  page.keep_questions(tmp_path, task, examples)
+  kept = (tmp_path / "mine.questions.jsonl").read_text().splitlines()
+  names = [json.loads(line)["messages"][0].get("images") for line in kept]
+  assert names[0] == [str(tmp_path / "charts" / "1.png")] and names[1][0].startswith("sha256:")
+  for row, message in (
+    ({"question": "<image>How many?"}, "row 1 has 1 <image> mark and 0 images"),
+    ({"question": "How many?", "image": "charts/1.png"}, "row 1 has 0 <image> marks and 1 image"),
+    ({"question": "<image>?", "image": "charts/2.png"}, "row 1: there is no image"),
+  ):
+    with pytest.raises(InputError, match=message):
+      read(tmp_path, {**row, "answer": "5"})

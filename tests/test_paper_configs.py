@@ -8,15 +8,15 @@ import runpy
 import jax
 import pytest
 
-from shadowft_jax import command, plan
+from shadowft_jax import command, plan, tree
 from shadowft_jax.data import sets
 from shadowft_jax.errors import InputError
 from shadowft_jax.learning import step
 from shadowft_jax.pairs import registry
-from shadowft_jax.planning import search, topologies
+from shadowft_jax.planning import estimate, report, search, topologies
 from shadowft_jax.runs import arguments, config_file
 from tests import commands
-from tests.real_configs import CONFIGS
+from tests.real_configs import CONFIGS, PARAMETERS
 
 PAPER = commands.ROOT / "configs" / "paper"
 FILES = {p.stem: runpy.run_path(str(p)) for p in sorted(PAPER.glob("*.py"))}
@@ -159,6 +159,29 @@ def abstract_step(name):
 @pytest.mark.parametrize("name", FAST)
 def test_the_planner_accepts_a_config(name):
   assert abstract_step(name).fits
+
+
+def test_the_vision_tower_is_planned_where_rows_have_images():
+  """Its weights are those of the released model, its products those of every patch."""
+  made = {}
+  for images in ("train", "ignore"):
+    c = config_file.load("paper/table4:gemma-3-12b,shadow")
+    c.data.images = images
+    made[images] = search.make(c, CONFIGS[c.pair][0], "a100-80gb:8", compile=False)
+  total, text = (tree.size(plan.run.base) for plan in made.values())
+  assert total == PARAMETERS["gemma-3-12b"]
+  D, F, patches = 1152, 4304, (896 // 14) ** 2
+  layer = 4 * D * D + 2 * D * F + 9 * D + F
+  embeddings = 3 * 14**2 * D + D + patches * D
+  assert total - text == 27 * layer + embeddings + 2 * D + D + D * 3840
+  flops = [estimate.work(plan.run).executed for plan in made.values()]
+  per_patch = 27 * (2 * (4 * D * D + 2 * D * F) + 4 * D * patches)
+  assert flops[0] - flops[1] == pytest.approx(4 * patches * per_patch / 4096)
+  rows = report.rows_of(c, 0)
+  lines = [report.describe(plan, CONFIGS[c.pair][0], rows) for plan in made.values()]
+  said = "images per row: 4 of 896 x 896 pixels, assumed: one in 1,024 tokens"
+  assert [any(said in line for line in some) for some in lines] == [True, False]
+  assert made["train"].total > made["ignore"].total
 
 
 @pytest.mark.slow

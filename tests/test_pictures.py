@@ -17,6 +17,7 @@ from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImagePr
 
 from shadowft_jax import presets, sharding
 from shadowft_jax.data import dataset, pictures, vision
+from shadowft_jax.data.tokenizer import load_tokenizer
 from shadowft_jax.errors import InputError
 from tests import pico, pictured
 
@@ -160,7 +161,11 @@ def test_an_image_is_kept_whole_or_not_at_all(config):
 @pytest.mark.parametrize(
   "content, images, message",
   [
-    ("<image>", ["no.png"], r"row 1: there is no image .*/no.png; set --config.data.image_folder"),
+    (
+      "<image>",
+      ["no.png"],
+      r"row 1: there is no image .*/no.png; its path begins in the folder of the data",
+    ),
     ("<image>", [], "row 1 has 1 <image> mark and 0 images; expected one <image>"),
     ("What?", ["a.png"], "row 1 has 0 <image> marks and 1 image;"),
     ("<image><image>", ["a.png"], "row 1 has 2 <image> marks and 1 image;"),
@@ -219,7 +224,7 @@ def test_processors_that_are_missing_or_not_supported(config, tmp_path, change, 
     dataset.read(config, tmp_path / "model")
 
 
-def test_other_objectives_and_recipes_take_no_images(config):
+def test_other_objectives_take_no_images(config):
   images = [as_text(png())]
   pair = {"chosen": row("<image>")["messages"], "rejected": row("<image>")["messages"][:1]}
   pair["rejected"] = [*pair["rejected"], {"role": "assistant", "content": "no"}]
@@ -227,10 +232,34 @@ def test_other_objectives_and_recipes_take_no_images(config):
   config.objective = "dpo"
   with pytest.raises(InputError, match="row 1 has images; only SFT on conversations takes them"):
     examples(config)
-  config.objective, config.data.recipe, config.data.template = "sft", "paper", "qwen"
-  write(config, row("<image>", images=images))
-  with pytest.raises(InputError, match="data.recipe=paper has no images"):
+
+
+def test_images_stand_in_the_authors_templates_as_in_the_processors(config):
+  config.data.recipe, config.data.template = "paper", "yi"
+  config.data.columns = {"messages": "talk", "images": "image"}
+  turns = [*row("Is <image>\nred?")["messages"], *row("And {} <image>?")["messages"]]
+  turns.insert(0, {"role": "system", "content": "Look."})
+  write(config, {"talk": turns, "image": [as_text(png(i)) for i in range(2)]}, {"talk": turns[3:]})
+  with pytest.raises(InputError, match="row 2 has 1 <image> mark and 0 images"):
     examples(config)
+  write(config, {"talk": turns, "image": [as_text(png(i)) for i in range(2)]})
+  [one] = examples(config)
+  tokenizer = load_tokenizer(config.instruct)
+  whole = vision.open_vision(config.instruct).marks.whole
+  frame = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+  pieces = ["<|im_start|>system\nLook.<|im_end|>\n", frame.format(f"Is {whole}\nred?")]
+  answer = "two<|im_end|>\n"
+  pieces += [answer, frame.format("And {} " + whole + "?"), answer]
+  want = [tokenizer(text, add_special_tokens=False).input_ids for text in pieces]
+  assert one.token.tolist() == sum(want, []) and len(one.images) == 2
+  assert one.answer.sum() == 2 * len(want[2])
+  assert (one.token == pictured.IMAGE).sum() == 2 * pictured.TOKENS
+  for length in range(40, len(one.token), 2):
+    config.data.max_length = length
+    [cut] = examples(config)
+    count = int((cut.token == pictured.IMAGE).sum())
+    assert count == len(cut.images) * pictured.TOKENS and len(cut.token) <= length
+    assert [x.digest for x in cut.images] == [x.digest for x in one.images[: len(cut.images)]]
 
 
 @pytest.mark.parametrize("size", [(1000, 500), (768, 768), (2000, 1000), (20, 10), (4000, 3)])

@@ -182,7 +182,11 @@ def test_options_missing_in_a_request_have_the_servers_defaults():
     ("messages", [], "messages is no list"),
     ("messages", [{"role": "robot", "content": "x"}], "role is 'robot'; expected one of system"),
     ("messages", [{"role": "user", "content": None}], "content is None; expected a text"),
-    ("messages", [{"role": "user", "content": [{"type": "image_url"}]}], "a part that is no text"),
+    (
+      "messages",
+      [{"role": "user", "content": [{"type": "image_url"}]}],
+      "this server reads neither files",
+    ),
     ("messages", ["x"], "is no object of role and content"),
     ("messages", [{"role": "user", "content": "x" * 101}], "101 tokens; this model takes 100"),
     ("model", None, "model is missing"),

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import save_file
 
 from shadowft_jax import chat, example
@@ -97,6 +98,32 @@ def test_invalid_commands_are_reported_and_the_chat_continues(monkeypatch, tmp_p
     assert words in line
   assert (tmp_path / "old").read_text() == "mine"
   assert chat.HELP in out and "heard /path" in out and "heard after" in out and "never" not in out
+
+
+def test_images_go_with_the_next_question_and_are_saved_with_it(monkeypatch, tmp_path):
+  paths = [tmp_path / f"a {i}.png" for i in range(2)]
+  for i, path in enumerate(paths):
+    Image.new("RGB", (4, 4), (i, 0, 0)).save(path)
+  asked = [f"/image {path}" for path in paths] + ["Which is red?", "And now?"]
+  bad = ["/image", "/image http://a/b.png", f"/image {__file__}"]
+  dropped = [f"/image {paths[0]}", "/reset", "Hi", *asked]
+  lines = [*bad, *dropped, f"/image {paths[1]}", "Is <image> red?", f"/save {tmp_path}/a.jsonl"]
+  _, err, made = talk(monkeypatch, lines)
+  errors = [line for line in err.splitlines() if line.startswith("error: ")]
+  assert len(errors) == 3 and all("/image takes the path" in line for line in errors[:2])
+  assert "cannot be decoded: its format is not known" in errors[2]
+  assert "1 image for the next question" in err and "2 images for the next question" in err
+  (engine,) = made.values()
+  turns = [request[-1] for request in engine.requests]
+  assert [x["content"] for x in turns] == [
+    *("Hi", "<image><image>Which is red?", "And now?", "Is <image> red?")
+  ]
+  shown = [[p.name for p in x.get("images", ())] for x in turns]
+  names = [str(path) for path in paths]
+  assert shown == [[], names, [], names[1:]]
+  [row] = map(json.loads, (tmp_path / "a.jsonl").read_text().splitlines())
+  assert row["images"] == [*names, names[1]]
+  assert len(row["messages"]) == 8 and not any("images" in m for m in row["messages"])
 
 
 def test_alpha_changes_the_engine_and_keeps_the_history(monkeypatch, tmp_path):

@@ -172,9 +172,10 @@ def test_limits_and_settings_are_those_of_the_authors():
   assert limits == {
     **dict.fromkeys((*short, "bbh_0shot", "bbh_3shot"), 512),
     **dict.fromkeys(("math", "minerva_math"), 1024),
+    "chartqa": 16,
   }
   by_group = {name for name, task in TASKS.items() if task.by_group}
-  assert by_group == {"mmlu", "mmlu_0shot", "mmlu_pro", "bbh_0shot", "bbh_3shot"}
+  assert by_group == {"mmlu", "mmlu_0shot", "mmlu_pro", "bbh_0shot", "bbh_3shot", "chartqa"}
   runs_code = {name for name, task in TASKS.items() if task.runs_code}
   assert runs_code == {"humaneval", "humaneval_plus", "lcb_generation"}
 

@@ -12,8 +12,12 @@ import transformers
 from safetensors.numpy import load_file
 
 from shadowft_jax import presets, train
+from shadowft_jax.data import pictures
+from shadowft_jax.generation import local
+from shadowft_jax.generation.engine import Sampling
 from shadowft_jax.hf import weights
 from shadowft_jax.learning import step
+from shadowft_jax.runs import answers
 from tests import pico, pictured
 
 
@@ -27,6 +31,7 @@ def run(tmp_path_factory):
   c.data.train, c.data.val_ratio = str(pictured.save_rows(root, 8)), 0.2
   c.data.max_length, c.data.layout, c.data.cache = 64, "bucketed", str(root / "cache")
   c.rows = c.batch_size = 8
+  c.samples = 2
   c.epochs, c.dtype, c.delta.rank, c.lr, c.remat = 3, "float32", 2, 1e-2, "none"
   records = train.train(c, root / "run")
   assert records[-1]["shadow_valid_loss"] < records[-1]["instruct_valid_loss"]
@@ -78,6 +83,23 @@ def test_only_the_language_model_changes(run):
   assert all(
     (folder / "shadow" / n).read_bytes() == (root / "instruct" / n).read_bytes() for n in names
   )
+
+
+@pytest.mark.slow
+def test_sample_answers_are_about_the_images(run):
+  root, folder, _ = run
+  during, after = (answers.read(folder / name) for name in (answers.DURING, answers.END))
+  questions = {f"How many bars, {i}?": root / f"{i}.png" for i in range(8)}
+  assert len(after) == 2 and {x["prompt"] for x in during} == {x["prompt"] for x in after}
+  engine = local.load(root / "instruct", delta=folder / "delta", alpha=0.0).with_alpha(1.0)
+  sampling = Sampling(256, fit_context=True)
+  for record in after:
+    [(text, path)] = [x for x in questions.items() if x[0] in record["prompt"]]
+    assert record["prompt"].count("<image>") == 1 and "soft_token" not in record["prompt"]
+    turn = {"role": "user", "content": f"<image>{text}"}
+    turn["images"] = (pictures.opened(str(path), [root], "it"),)
+    [[answer]] = engine.complete([[turn]], sampling)
+    assert record["shadow"] == answer.text
 
 
 def test_a_text_only_model_takes_no_images(tmp_path):

@@ -5,16 +5,16 @@
 Arguments, in any order: gemma-3-12b, gemma-3-27b, llama-3.2-11b-vision or llama-3.2-90b-vision; and
 the arm, shadow or ft.  Left out: the first.
 
-`train` refuses the Llama vision models, which are not implemented in JAX here.  Gemma 3 is trained
-with its images by --config.data.recipe=chat, its own template; the authors' templates take no
-images here.  `plan` counts the language model only, and ChartQA is not among the tasks of
-`evaluate` yet.  The paper prints rank, learning rate and number of rows; the other settings are
-those of its other runs, except for the mean of the loss, which the authors' trainer takes over 2
-examples for models with images: loss_mean=rank with ranks=128.
+`train` refuses the Llama vision models, which are not implemented in JAX here.  The paper prints
+rank, learning rate and number of rows; the other settings are those of its other runs, and of the
+authors' trainer for models with images: charts larger than 768 x 768 pixels are scaled down to that
+area, vision tower and projector are frozen, an image stands in the authors' template as the model's
+own processor writes it, and the mean of the loss is over 2 examples (loss_mean=rank, ranks=128).
+Evaluation: --task chartqa of `shadowft evaluate`, whose prompt and rule are those of lmms-eval.
 
 Hardware: 8 x A100 in the paper, hours not given there; not run here.  `shadowft plan` on 8 x
-A100-80GB, the language models: gemma-3-12b 8.2 GiB per device (compiled by XLA), 3.8 minutes per
-1,000 rows of 4,096 tokens; gemma-3-27b 14.4 GiB, 8.5 minutes (both estimated).
+A100-80GB with 4 charts in a row of 4,096 tokens, estimated: gemma-3-12b 8.4 GiB per device, 4.1
+minutes per 1,000 rows; gemma-3-27b 14.5 GiB, 8.8 minutes.
 
 The paper's numbers: numbers/table4_mllm.csv.  ChartQA overall, Gemma-3-12B: 37.36 untuned, 53.48
 FT, 54.92 Shadow-FT; Llama-3.2-Vision-11B: 22.12, 74.44 and 74.12.
@@ -36,5 +36,6 @@ def get_config(text=""):
   model, arm = arguments.choose(text, **CHOICES)
   c = presets.paper()
   c.pair, c.data.set, c.learn_on = model, "chartmoe", presets.ARMS[arm]
+  c.data.image_max_pixels = 768 * 768  # larger charts are scaled down to this area first
   c.ranks = 128  # 256 examples in groups of 2
   return c

@@ -62,7 +62,7 @@ def _with_common(row, where, messages, rejected=None, images=()):
         f"{where} has a system prompt both in its messages and next to them; expected only one"
       )
     messages, rejected = [system, *messages], rejected and [system, *rejected]
-  column = _images(row)
+  column = image_column(row)
   if column and images:
     raise InputError(f"{where} has images both in its messages and next to them; use only one")
   return dict(
@@ -73,10 +73,11 @@ def _with_common(row, where, messages, rejected=None, images=()):
   )
 
 
-def _images(row):
-  images = row.get("images", [])
-  images = images if isinstance(images, list) else [images]
-  return tuple(x for x in [*images, row.get("image")] if x not in turns.EMPTY)
+def image_column(row: Mapping[str, Any]) -> tuple[Any, ...]:
+  """The image references of a row beside its text."""
+  columns = [row.get(name) for name in ("images", "image")]
+  each = [x for column in columns for x in (column if isinstance(column, list) else [column])]
+  return tuple(x for x in each if x not in turns.EMPTY)
 
 
 def _one_of(row, names, where):
@@ -212,7 +213,7 @@ def _text(row, where):
   text = turns.text(row, "text", where)
   if not text.strip():
     raise InputError(f"{where}: text is blank; remove the row")
-  return dict(messages=[], text=text, images=_images(row))
+  return dict(messages=[], text=text, images=image_column(row))
 
 
 def _labelled(row, where):

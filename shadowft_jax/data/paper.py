@@ -126,9 +126,9 @@ def encode_rows(
   """
   if settings.max_length < 1:
     raise InputError(f"data.max_length must be above 0; got {settings.max_length}")
-  template = _template(settings.template, tokenizer)
+  template, marks = _template(settings.template, tokenizer), settings.marks
   control = tokenizers.control_of(tokenizer)
-  framed = [_checked(row, _framed(row, template, settings.think)) for row in rows]
+  framed = [_checked(row, _framed(row, template, settings)) for row in rows]
   texts = [
     text
     for turns in framed
@@ -158,7 +158,7 @@ def encode_rows(
       if template.bos:
         turns[0][0].insert(0, tokenizer.bos_token_id)
       eos = tokenizer.eos_token_id if template.efficient_eos else None
-      turns = [_example(row, turns, eos, control, settings.max_length)]
+      turns = [_example(row, turns, eos, control, settings.max_length, row.images and marks)]
     out.append(turns)
   return out
 
@@ -197,10 +197,13 @@ def _checked(row, turns):
   return turns
 
 
-def _framed(row, template, think):
+def _framed(row, template, settings):
   """[(texts of the prompt, texts of the answer), ...], one pair per turn, each text to be tokenised
   separately; or the InputError of a row that this recipe does not support."""
-  system, messages = "", row.messages
+  system, messages, think, marks = "", row.messages, settings.think, settings.marks
+  if marks and row.images:
+    whole = lambda text: text.replace(marks.mark, marks.whole)
+    messages = [{**m, "content": whole(m["content"])} for m in messages]
   if messages and messages[0]["role"] == "system":
     system, messages = messages[0]["content"], messages[1:]
   what = _unframed(row, [m["role"] for m in messages])
@@ -245,12 +248,17 @@ def _unframed(row, roles):
   return " and ".join(sorted(extra) + (["tools"] if row.tools else []))
 
 
-def _example(row, turns, eos, control, max_length):
-  """Joins turns of (prompt, answer) tokens, each truncated to its share of the remaining space."""
+def _example(row, turns, eos, control, max_length, marks):
+  """Joins turns of (prompt, answer) tokens, each truncated to its share of the remaining space.
+
+  Of a row with images, `marks` keeps each of them whole or leaves it out.
+  """
   room = max_length - (eos is not None)
   token, label, answer, cut = [], [], [], 0
   for i, (source, target) in enumerate(turns):
     prompt_size, answer_size = fitting_sizes(len(source), len(target), room - len(token))
+    if marks:
+      prompt_size = marks.kept(np.array(source), prompt_size)
     token += source[:prompt_size] + target[:answer_size]
     label += source[:prompt_size] + target[:answer_size]
     answer += [0] * prompt_size + [1] * answer_size

@@ -28,13 +28,29 @@ class Picture:
   digest: str  # SHA-256 of the file
   source: pathlib.Path | bytes = dataclasses.field(compare=False, repr=False)
 
+  @property
+  def name(self) -> str:
+    """The path of its file, or its digest."""
+    return f"sha256:{self.digest}" if isinstance(self.source, bytes) else str(self.source)
+
   def decoded(self) -> Image.Image:
     """The image in RGB, turned as its EXIF data say.
 
     Raises:
       InputError: the file has changed and cannot be decoded.
     """
-    return _decoded(_bytes(self.source, str(self.source)), str(self.source))
+    return _decoded(_bytes(self.source, self.name), self.name)
+
+  def url(self) -> str:
+    """The bytes of its file as a data URL.
+
+    Raises:
+      InputError: the file cannot be read any more.
+    """
+    data = _bytes(self.source, self.name)
+    with Image.open(io.BytesIO(data)) as image:
+      kind = Image.MIME.get(image.format or "", "image/png")
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def opened(reference: Any, folders: Sequence[pathlib.Path], where: str) -> Picture:
@@ -81,8 +97,8 @@ def _source(reference, folders, where):
   if found is None:
     looked = ", ".join(dict.fromkeys(map(str, places)))
     raise InputError(
-      f"{where}: there is no image {looked}; set --config.data.image_folder to the folder that "
-      "its path begins in"
+      f"{where}: there is no image {looked}; its path begins in the folder of the data, or for "
+      "`train` in --config.data.image_folder"
     )
   return found, f"{where}: the image {found}"
 
@@ -115,7 +131,7 @@ def _decoded(data, name):
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     if isinstance(error, Image.UnidentifiedImageError):
       reason = "its format is not known"
-    raise InputError(f"{name} cannot be decoded: {reason}; replace it or remove the row") from error
+    raise InputError(f"{name} cannot be decoded: {reason}; replace it, or leave it out") from error
   if frames > 1:
     raise InputError(f"{name} is animated, with {frames} frames; save one of them as a still image")
   raise InputError(f"{name} has {pixels:,} pixels; at most {MOST_PIXELS:,} are read: scale it down")

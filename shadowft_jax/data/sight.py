@@ -36,18 +36,13 @@ class Sight:
       bad: handles the errors of rows.
 
     Raises:
-      InputError: the recipe takes no images, or see `vision.open_vision`.
+      InputError: see `vision.open_vision`.
     """
     if not self.is_used:
       rows = _without_images(rows, self.config.data.images, bad)
       return rows, [()] * len(rows)
     c = self.config.data
     if any(row.images for row in rows) and not self.opened:
-      if c.recipe != "chat":
-        raise InputError(
-          f"{rows[0].where}: config.data.recipe={c.recipe} has no images; use chat, or "
-          "--config.data.images=ignore"
-        )
       self.opened = vision.open_vision(self.directory, c.image_max_pixels)
     folders = [pathlib.Path(c.image_folder)] if c.image_folder else [f.parent for f in files]
     good, shown = [], []

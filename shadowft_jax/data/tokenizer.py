@@ -11,6 +11,7 @@ from typing import Any
 
 from shadowft_jax import files
 from shadowft_jax.data import renderer
+from shadowft_jax.data.marks import Marks
 from shadowft_jax.errors import TOKENS, InputError, check_kinds, inline
 
 # Otherwise transformers warns at import that torch is missing; its tokenizers do not need it.
@@ -229,8 +230,21 @@ class ChatTemplate:
         "conversation or the template"
       ) from error
 
-  def prompt(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-    """The tokens of the prompt from which the assistant's next turn is generated."""
+  def prompt(
+    self, messages: Sequence[Mapping[str, Any]], marks: Marks | None = None, images: int = 0
+  ) -> list[int]:
+    """The tokens of the prompt from which the assistant's next turn is generated.
+
+    Args:
+      messages: the conversation.
+      marks: of its images; None: it has none.
+      images: their number.
+
+    Raises:
+      InputError: as `render`; or the text has not a mark for each image.
+    """
     text = self.render(messages, prompt=True)
+    if marks:
+      text, _ = marks.expanded(text, (), images)
     # Not verbose: transformers would warn about long prompts.
     return self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids

@@ -54,7 +54,7 @@ class Settings:
   template: str = ""  # for recipe "paper": a name in paper.TEMPLATES
   think: str = "trained"  # for recipe "paper": whether the empty thinking block is trained, masked
   template_args: tuple[tuple[str, Any], ...] = ()  # (name, value) arguments of the chat template
-  marks: Marks | None = None  # of images, for recipe "chat"; None: no row has images
+  marks: Marks | None = None  # of images; None: no row has any
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from shadowft_jax.evaluation.answers import Answers, Key, read
 from shadowft_jax.generation import thoughts
 from shadowft_jax.generation.completion import Completion
-from shadowft_jax.generation.engine import Engine, Sampling
+from shadowft_jax.generation.engine import Engine, Sampling, images_of
 from shadowft_jax.progress import check_stop, count, say
 from shadowft_jax.evaluation.tasks.task import Example, Task
 
@@ -79,7 +79,8 @@ def _within_context(model, examples, sampling, receive):
       receive(examples, i, sample, Completion("", "length", 0))
   sampling = dataclasses.replace(sampling, fit_context=True)
   done = functools.partial(receive, [examples[i] for i in fit])
-  model.complete_tokens([prompts[i] for i in fit], sampling, done)
+  images = [images_of(examples[i].messages) for i in fit]
+  model.complete_tokens([prompts[i] for i in fit], sampling, done, images)
 
 
 def saved(place: str, task: str, is_only: bool) -> Answered:

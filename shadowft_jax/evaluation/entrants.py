@@ -11,7 +11,7 @@ from shadowft_jax.evaluation import choice
 from shadowft_jax.evaluation.arms import Arm
 from shadowft_jax.evaluation.choice import Model
 from shadowft_jax.evaluation.report import Result
-from shadowft_jax.evaluation.tasks.task import TaskQuestions
+from shadowft_jax.evaluation.tasks.task import TaskQuestions, as_json
 from shadowft_jax.hf import hub
 from shadowft_jax.runs.grid import ARMS
 
@@ -179,7 +179,7 @@ class Entrants:
           "id": one.id,
           "group": one.group,
           "part": "development" if one.id in self.development else "test",
-          "messages": one.messages,
+          "messages": as_json(one.messages),
           "reference": one.gold,
           "answers": {
             label: {"text": graded[one.id].text, "state": graded[one.id].state}

@@ -11,7 +11,7 @@ from shadowft_jax import files
 from shadowft_jax.errors import InputError
 from shadowft_jax.evaluation import comparison, picture, suite
 from shadowft_jax.evaluation.graded import Score
-from shadowft_jax.evaluation.tasks.task import Example, Task
+from shadowft_jax.evaluation.tasks.task import Example, Task, as_json
 from shadowft_jax.progress import count
 from shadowft_jax.runs import html
 from shadowft_jax.runs.html import Answer, Cell, Code, Page, Picture, Section, Table, Text
@@ -25,7 +25,10 @@ Record = Mapping[str, Any]
 
 def keep_questions(out: pathlib.Path, task: Task, examples: Sequence[Example]) -> None:
   """Writes TASK.questions.jsonl: id, group, messages and gold answer of each question."""
-  rows = [{"id": x.id, "group": x.group, "messages": x.messages, "gold": x.gold} for x in examples]
+  rows = [
+    {"id": x.id, "group": x.group, "messages": as_json(x.messages), "gold": x.gold}
+    for x in examples
+  ]
   text = "".join(json.dumps(row) + "\n" for row in rows)
   files.write(out / QUESTIONS.format(task.name), text)
 

@@ -11,6 +11,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from shadowft_jax import progress, sharding, tree
+from shadowft_jax.data.pictures import Picture
+from shadowft_jax.data.vision import Vision
 from shadowft_jax.generation import sampling as sampling_lib, steps
 from shadowft_jax.generation.engine import Sampling
 from shadowft_jax.generation.steps import Rows, Variables
@@ -18,6 +20,7 @@ from shadowft_jax.models.decoder import Decoder
 
 FIRST_RING = 128  # slots of answers at first; there are more once an answer needs them
 PREFILL = 16_384  # tokens of prompts at a time
+IMAGES = 16  # of prompts at a time, those that pad a row included
 
 
 class Prompt(NamedTuple):
@@ -27,11 +30,13 @@ class Prompt(NamedTuple):
     tokens: the prompt.
     key: of its sample, by `sampling.key`.
     most: tokens of its answer at most; None: `Sampling.max_new`.
+    images: of its image tokens, in order.
   """
 
   tokens: Sequence[int]
   key: np.ndarray
   most: int | None = None
+  images: Sequence[Picture] = ()
 
 
 class Progress(NamedTuple):
@@ -65,9 +70,10 @@ class Batch:
     sampling: Sampling,
     batch_size: int,
     size: int = steps.CHUNK,
+    vision: Vision | None = None,
   ) -> None:
     """Creates the cache; the arguments are those of `answers`."""
-    self.model, self.variables, self.prompts = model, variables, prompts
+    self.model, self.variables, self.prompts, self.vision = model, variables, prompts, vision
     self.stop, self.size = np.array(stop, np.int32), size
     self.most = np.array([p.most or sampling.max_new for p in prompts])
     self.limits = sampling_lib.limits(sampling)
@@ -88,8 +94,12 @@ class Batch:
       width = bucket(len(self.prompts[self.waiting[0]].tokens))
       most = min(len(free), max(1, PREFILL // width))
       chosen: list[tuple[int, int]] = []
+      images = 0  # of a row
       while self.waiting and len(chosen) < most:
-        if len(self.prompts[self.waiting[0]].tokens) > width:
+        first = self.prompts[self.waiting[0]]
+        images = max(images, len(first.images))
+        is_many = chosen and rows_of(len(chosen) + 1, len(self.index)) * images > IMAGES
+        if len(first.tokens) > width or is_many:
           break
         chosen.append((free.popleft(), self.waiting.popleft()))
       self._prefill(chosen, width)
@@ -101,15 +111,17 @@ class Batch:
     part = Rows(*(np.zeros((count, *x.shape[1:]), x.dtype) for x in self.rows))
     part.length[:] = 1
     for i, (row, prompt) in enumerate(chosen):
-      tokens, key, _ = self.prompts[prompt]
+      tokens, key, *_ = self.prompts[prompt]
       token_RT[i, : len(tokens)], row_R[i] = tokens, row
       part.length[i], part.key[i] = len(tokens), key
       self.index[row] = prompt
       values = (0, len(tokens), 1, self.clock % self.ring, True, key)
       for array, value in zip(self.rows, values, strict=True):
         array[row] = value
+    images = [self.prompts[prompt].images for _, prompt in chosen]
+    shown = self.vision.batch(images, 0, count) if self.vision else {}
     first_R, self.cache = steps.prefill(
-      self.model, self.variables, self.cache, token_RT, part, row_R, self.limits
+      self.model, self.variables, self.cache, token_RT, part, row_R, self.limits, shown
     )
     first_R = np.asarray(first_R)
     for i, (row, _) in enumerate(chosen):
@@ -191,6 +203,7 @@ def answers(
   is_over: Callable[[int, list[int]], bool] = lambda index, tokens: False,
   mesh: Mesh | None = None,
   size: int = steps.CHUNK,
+  vision: Vision | None = None,
 ) -> Iterator[Progress]:
   """Answers prompts; yields the progress of every answer after each chunk of steps.
 
@@ -204,6 +217,7 @@ def answers(
     is_over: whether an answer, by its prompt's index and its tokens so far, is to end.
     mesh: that `variables` lie on; rows and heads are shared among its devices.
     size: steps in a chunk.
+    vision: prepares the images of prompts; None: no prompt has any.
   """
   if not prompts:
     return
@@ -212,7 +226,14 @@ def answers(
     batch_size += -batch_size % sharding.my_share(mesh)[2]
   with on(mesh):
     batch = Batch(
-      model, variables, prompts, stop=stop, sampling=sampling, batch_size=batch_size, size=size
+      model,
+      variables,
+      prompts,
+      stop=stop,
+      sampling=sampling,
+      batch_size=batch_size,
+      size=size,
+      vision=vision,
     )
   while batch.waiting or (batch.index >= 0).any():
     progress.check_stop()

@@ -3,14 +3,16 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any
 
 from shadowft_jax import files
+from shadowft_jax.data import turns
+from shadowft_jax.data.pictures import Picture
 from shadowft_jax.errors import InputError
 from shadowft_jax.generation import thoughts
 from shadowft_jax.generation.completion import Completion
-from shadowft_jax.generation.engine import Engine, Messages, Sampling
+from shadowft_jax.generation.engine import Engine, Messages, Sampling, images_of
 
 
 def stream(
@@ -41,21 +43,27 @@ class Speaker:
 
   name: str
   engine: Engine
-  history: list[dict[str, str]] = dataclasses.field(default_factory=list)
+  history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
   last: Completion | None = None
 
-  def answer(self, text: str, system: str, sampling: Sampling) -> Generator[str, None, None]:
+  def answer(
+    self, text: str, system: str, sampling: Sampling, images: Sequence[Picture] = ()
+  ) -> Generator[str, None, None]:
     """Yields the pieces of the answer to a user's turn, and adds them to the history.
 
     Args:
       text: what the user says.
       system: the system prompt; "" for none.
       sampling: how to answer.
+      images: of the turn; those without a `turns.IMAGE` in the text come before it.
 
     Raises:
       InputError: the engine cannot answer.
     """
-    turn = {"role": "user", "content": text}
+    turn: dict[str, Any] = {"role": "user", "content": text}
+    if images:
+      marks = turns.IMAGE * (len(images) - text.count(turns.IMAGE))
+      turn = {"role": "user", "content": marks + text, "images": tuple(images)}
     first = [{"role": "system", "content": system}] if system else []
     pieces, self.last = [], None
     try:
@@ -86,10 +94,12 @@ def save(
   if path.exists():
     raise InputError(f"{path} exists; give another name")
   first = [{"role": "system", "content": system}] if system else []
-  rows = [
-    {"messages": [*first, *one.history], "model": one.name, "sampling": settings}
-    for one in speakers
-  ]
+  rows = []
+  for one in speakers:
+    messages = [{k: v for k, v in m.items() if k != "images"} for m in one.history]
+    row = {"messages": [*first, *messages], "model": one.name, "sampling": settings}
+    images = [str(pathlib.Path(x.name).resolve()) for x in images_of(one.history)]
+    rows.append({**row, "images": images} if images else row)
   try:
     files.write(path, "".join(json.dumps(row) + "\n" for row in rows))
   except OSError as error:

@@ -4,10 +4,13 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from shadowft_jax.data.pictures import Picture
 from shadowft_jax.errors import InputError
 from shadowft_jax.generation.completion import Completion
 
-Messages = Sequence[Mapping[str, Any]]  # of role and content, the user's turn last
+# Of role and content, the user's turn last.  A message with images has their Pictures under
+# "images", and a `turns.IMAGE` for each in its content.
+Messages = Sequence[Mapping[str, Any]]
 Receive = Callable[[int, int, Completion], None]  # conversation, sample, its answer
 
 
@@ -55,6 +58,11 @@ class Sampling:
     ]
     if bad:
       raise InputError("; ".join(bad))
+
+
+def images_of(messages: Messages) -> tuple[Picture, ...]:
+  """The images of a conversation, in order."""
+  return tuple(picture for message in messages for picture in message.get("images", ()))
 
 
 class Engine(Protocol):

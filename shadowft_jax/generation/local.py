@@ -1,7 +1,6 @@
 """LocalEngine: a model loaded from a folder, with or without a delta, that answers prompts."""
 
 import dataclasses
-import hashlib
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,17 +10,17 @@ from jax.sharding import Mesh
 
 from shadowft_jax import files, tree
 from shadowft_jax.data import tokenizer as tokenizers
+from shadowft_jax.data.pictures import Picture
 from shadowft_jax.data.tokenizer import ChatTemplate
 from shadowft_jax.errors import InputError
-from shadowft_jax.generation import decode, likelihood, sampling as sampling_lib, steps
-from shadowft_jax.generation import texts, thoughts
+from shadowft_jax.generation import decode, identities, likelihood, sampling as sampling_lib
+from shadowft_jax.generation import seeing, steps, texts, thoughts
 from shadowft_jax.generation.completion import Completion
-from shadowft_jax.generation.engine import Messages, Receive, Sampling
+from shadowft_jax.generation.engine import Messages, Receive, Sampling, images_of
 from shadowft_jax.generation.graftable import Graftable
 from shadowft_jax.hf import deltas, leaves, weights
 from shadowft_jax.progress import count
 from shadowft_jax.models.decoder import Decoder
-from shadowft_jax.runs.provenance import sha256
 from shadowft_jax.tree import Params
 
 STREAMED = 8  # steps between two pieces of a stream
@@ -43,6 +42,7 @@ class LocalEngine:
     limit: int | None = None,
     mesh: Mesh | None = None,
     graftable: Graftable | None = None,
+    eye: seeing.Eye | None = None,
     consume: bool = False,
   ) -> None:
     """Makes an engine of a loaded model.
@@ -57,13 +57,16 @@ class LocalEngine:
       limit: tokens that the model is made for, of a prompt and its answer.
       mesh: of `sharding.make_mesh`, that `params` lie on; None is one device.
       graftable: what `params` were grafted from.
+      eye: of the model's folder; None: it is given no images.
       consume: frees the arrays of `params` as soon as they are copied.
     """
-    self.decoder, self.tokenizer, self.stop = decoder.clone(unrolled=True), tokenizer, stop
+    self.decoder = decoder.clone(unrolled=True, vision=None)  # until the first image
+    self.tokenizer, self.stop = tokenizer, stop
     self.variables = steps.unrolled({"params": params}, mesh=mesh, consume=consume)
     self.chat_template = ChatTemplate(tokenizer, template_args or {})
     self.identity = {**(identity or {}), "template_args": dict(template_args or {})}
-    self.batch_size, self.limit, self.mesh, self.graftable = batch_size, limit, mesh, graftable
+    self.batch_size, self.limit, self.mesh = batch_size, limit, mesh
+    self.graftable, self.eye = graftable, eye
 
   @property
   def template(self) -> str:
@@ -89,11 +92,16 @@ class LocalEngine:
       limit=self.limit,
       mesh=self.mesh,
       graftable=self.graftable,
+      eye=self.eye,
     )
 
   def prompt(self, messages: Messages) -> list[int]:
-    """The tokens after which the answer to a conversation begins."""
-    return self.chat_template.prompt(messages)
+    """The tokens after which the answer to a conversation begins.
+
+    Raises:
+      InputError: the conversation has images that cannot be given to the model.
+    """
+    return seeing.prompt(self.chat_template, messages, self.eye)
 
   def complete(
     self, conversations: Sequence[Messages], sampling: Sampling, receive: Receive | None = None
@@ -103,15 +111,21 @@ class LocalEngine:
     Raises:
       InputError: a prompt and `sampling.max_new` are longer than the model's limit.
     """
-    return self.complete_tokens([self.prompt(m) for m in conversations], sampling, receive)
+    prompts = [self.prompt(m) for m in conversations]
+    images = [images_of(m) for m in conversations]
+    return self.complete_tokens(prompts, sampling, receive, images)
 
   def complete_tokens(
-    self, prompts: Sequence[Sequence[int]], sampling: Sampling, receive: Receive | None = None
+    self,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    receive: Receive | None = None,
+    images: Sequence[Sequence[Picture]] | None = None,
   ) -> list[list[Completion]]:
-    """As `complete`, for prompts given as tokens."""
+    """As `complete`, for prompts given as tokens, and the images of each in order."""
     self._check(prompts, sampling)
     completions: list[list[Any]] = [[None] * sampling.n for _ in prompts]
-    for one in self._answers(prompts, sampling):
+    for one in self._answers(prompts, sampling, images or [()] * len(prompts)):
       if one.reason:
         i, sample = divmod(one.prompt, sampling.n)
         completions[i][sample] = answer = self._completion(prompts[i], one, sampling)
@@ -133,10 +147,11 @@ class LocalEngine:
     """
     is_tokens = bool(messages) and isinstance(messages[0], int)
     prompt: Any = messages if is_tokens else self.prompt(messages)  # type: ignore[arg-type]
+    images = () if is_tokens else images_of(messages)  # type: ignore[arg-type]
     sampling = dataclasses.replace(sampling, n=1)
     self._check([prompt], sampling)
     sent = ""
-    for one in self._answers([prompt], sampling, size=STREAMED):
+    for one in self._answers([prompt], sampling, [images], size=STREAMED):
       answer = self._completion(prompt, one, sampling)
       text = answer.text if one.reason else texts.settled(answer.text, sampling.stop)
       if text.startswith(sent) and text != sent:
@@ -160,15 +175,18 @@ class LocalEngine:
       self.decoder, self.variables, pairs, batch_size=self.batch_size, mesh=self.mesh
     )
 
-  def _answers(self, prompts, sampling, size=steps.CHUNK):
+  def _answers(self, prompts, sampling, images, size=steps.CHUNK):
     """`decode.answers` of every sample; its `prompt` is index * n + sample."""
+    seed = sampling.seed
     keyed = [
-      decode.Prompt(
-        prompt, sampling_lib.key(sampling.seed, prompt, sample), self._most(prompt, sampling)
-      )
-      for prompt in prompts
+      decode.Prompt(p, sampling_lib.key(seed, p, sample, own), self._most(p, sampling), own)
+      for p, own in zip(prompts, images, strict=True)
       for sample in range(sampling.n)
     ]
+    if any(images):
+      self.eye.check(prompts, images)
+      if self.decoder.vision is None:
+        self.decoder, self.variables = self.eye.opened(self.decoder, self.variables)
     return decode.answers(
       self.decoder,
       self.variables,
@@ -179,6 +197,7 @@ class LocalEngine:
       is_over=lambda _, tokens: self._is_stopped(tokens, sampling.stop),
       mesh=self.mesh,
       size=size,
+      vision=self.eye.vision if any(images) else None,
     )
 
   def _is_stopped(self, tokens, stop):
@@ -250,14 +269,14 @@ def load(
   ChatTemplate(tokenizer, template_args or {})  # its faults come before the weights are read
   stop = tokenizers.stop_tokens(tokenizer, tokenizer_of or directory)
   decoder, params = weights.load_model(directory, mesh=mesh)
-  named = identity(pathlib.Path(directory))
+  named = identities.of(pathlib.Path(directory))
   named |= {"tokenizer_of": str(tokenizer_of)} if tokenizer_of else {}
   graftable = None
   if delta is not None:
     runs = leaves.runs_of(tree.names(params))
     graftable = Graftable(params, *deltas.load(delta, mesh=mesh, runs=runs), match)
     params = graftable.grafted(alpha)
-    named |= {"delta": str(delta), "delta_sha256": _digest(deltas.read(delta).files)}
+    named |= {"delta": str(delta), "delta_sha256": identities.digest(deltas.read(delta).files)}
     named["alpha"] = alpha
   return LocalEngine(
     decoder,
@@ -270,6 +289,7 @@ def load(
     limit=_limit(directory),
     mesh=mesh,
     graftable=graftable,
+    eye=seeing.Eye(directory, tokenizer_of or directory, mesh),
     consume=delta is None,
   )
 
@@ -277,16 +297,3 @@ def load(
 def _limit(directory):
   config = files.read_json(pathlib.Path(directory) / "config.json")
   return {**config, **(config.get("text_config") or {})}.get("max_position_embeddings")
-
-
-def identity(directory: pathlib.Path) -> dict[str, Any]:
-  """The identity of a folder's model, with a digest of all its weights."""
-  kinds = (".safetensors", ".jinja")
-  names = {p for p in directory.iterdir() if p.suffix in kinds}
-  names |= {p for p in directory.glob("*.json") if p.stem.endswith(("config", "tokenizer"))}
-  return {"model": str(directory), "sha256": _digest(names)}
-
-
-def _digest(paths):
-  """One digest of several files."""
-  return hashlib.sha256("".join(sha256(p) for p in sorted(paths)).encode()).hexdigest()

@@ -5,11 +5,15 @@ Source: https://platform.openai.com/docs/api-reference/chat, and vLLM's top_k an
 
 import dataclasses
 import math
+import re
 import secrets
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from shadowft_jax.data import pictures, turns
+from shadowft_jax.data.pictures import Picture
+from shadowft_jax.errors import InputError
 from shadowft_jax.generation.completion import Completion
 from shadowft_jax.generation.engine import Sampling
 
@@ -58,14 +62,14 @@ class Request:
   """A request for chat completions.
 
   Attributes:
-    messages: of role and text.
+    messages: of role and text, as `engine.Messages`.
     sampling: how to answer.
     streams: whether the answer is sent in pieces.
     counts: whether the last piece has the numbers of tokens.
     logprobs: whether the answer includes the log-probabilities of its tokens.
   """
 
-  messages: list[dict[str, str]]
+  messages: list[dict[str, Any]]
   sampling: Sampling
   streams: bool
   counts: bool
@@ -169,16 +173,39 @@ def _messages(value):
 def _message(one, place):
   if not isinstance(one, dict):
     raise Refusal(f"{place} is no object of role and content", "messages")
-  role, content = one.get("role"), one.get("content")
+  role, content, images = one.get("role"), one.get("content"), ()
   if role not in ROLES:
     raise Refusal(f"{place}.role is {role!r}; expected one of {', '.join(ROLES)}", "messages")
   if isinstance(content, list):
-    if not all(isinstance(x, dict) and isinstance(x.get("text"), str) for x in content):
-      raise Refusal(f"{place}.content has a part that is no text", "messages")
-    content = "".join(x["text"] for x in content)
+    parts = [_part(x, f"{place}.content[{i}]") for i, x in enumerate(content)]
+    content = "".join(turns.IMAGE if isinstance(x, Picture) else x for x in parts)
+    images = tuple(x for x in parts if isinstance(x, Picture))
   if not isinstance(content, str):
     raise Refusal(f"{place}.content is {content!r}; expected a text", "messages")
-  return {"role": "system" if role == "developer" else role, "content": content}
+  if images and role != "user":
+    raise Refusal(f"{place} has an image; expected images in messages of the user", "messages")
+  given = {"role": "system" if role == "developer" else role, "content": content}
+  return {**given, "images": images} if images else given
+
+
+def _part(one, place):
+  """The text or Picture of a part of a content list."""
+  if isinstance(one, dict) and isinstance(one.get("text"), str):
+    return one["text"]
+  if not isinstance(one, dict) or one.get("type") != "image_url":
+    raise Refusal(f"{place} is neither a text nor an image_url", "messages")
+  url = one.get("image_url")
+  url = url.get("url") if isinstance(url, dict) else url
+  if not isinstance(url, str) or not re.match("data:[^,]*;base64,", url):
+    raise Refusal(
+      f"{place}.image_url is no data URL; this server reads neither files nor the web: send the "
+      "image itself, as data:image/png;base64,...",
+      "messages",
+    )
+  try:
+    return pictures.opened(url, [], place)
+  except InputError as error:
+    raise Refusal(str(error), "messages") from error
 
 
 # ---- answers

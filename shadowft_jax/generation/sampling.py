@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from shadowft_jax.data.pictures import Picture
 from shadowft_jax.generation.engine import Sampling
 
 
@@ -35,9 +36,12 @@ def limits(sampling: Sampling) -> Limits | None:
   )
 
 
-def key(seed: int, prompt: Sequence[int], sample: int) -> np.ndarray:
+def key(
+  seed: int, prompt: Sequence[int], sample: int, images: Sequence[Picture] = ()
+) -> np.ndarray:
   """uint32 [2]: the key of one sample, which depends on nothing else."""
-  digest = hashlib.sha256(f"{seed} {sample} ".encode() + np.asarray(prompt, "<i4").tobytes())
+  text = "".join([f"{seed} {sample} ", *(picture.digest for picture in images)])
+  digest = hashlib.sha256(text.encode() + np.asarray(prompt, "<i4").tobytes())
   return np.frombuffer(digest.digest()[:8], "<u4")
 
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import httpx2
 
+from shadowft_jax.data import turns
 from shadowft_jax.errors import InputError, inline
 from shadowft_jax.generation import client, thoughts
 from shadowft_jax.generation.completion import Completion
 from shadowft_jax.generation.engine import Messages, Receive, Sampling
+from shadowft_jax.progress import count
 
 THOUGHTS = thoughts.MARKS[0]  # around thoughts that a server has separated from the answer
 STABLE = ("id", "owned_by", "root", "parent", "max_model_len")  # the same after a restart
@@ -150,7 +152,7 @@ class ServerEngine:
   def _body(self, messages, sampling, sample):
     body: dict[str, Any] = {
       "model": self.name,
-      "messages": [dict(m) for m in messages],
+      "messages": [_content(m) for m in messages],
       "max_tokens": sampling.max_new,
       "temperature": sampling.temperature,
       "seed": seed_of(sampling.seed, sample),
@@ -178,6 +180,25 @@ class ServerEngine:
   def _not_found(self, error):
     self._models = self._offered()
     return InputError(f"{self._no_model()} ({error})") if self._models else error
+
+
+def _content(message):
+  """A message as the API takes it, its images as data URLs."""
+  text, images = message["content"], message.get("images", ())
+  if not images:
+    return dict(message)
+  pieces = text.split(turns.IMAGE)
+  if len(pieces) != len(images) + 1:
+    marks = count(len(pieces) - 1, f"{turns.IMAGE} mark")
+    raise InputError(
+      f"a message has {count(len(images), 'image')} and {marks} in its text; expected one for each"
+    )
+  parts = [{"type": "text", "text": pieces[0]}]
+  for image, piece in zip(images, pieces[1:], strict=True):
+    parts += [{"type": "image_url", "image_url": {"url": image.url()}}]
+    parts += [{"type": "text", "text": piece}]
+  rest = {k: v for k, v in message.items() if k not in ("content", "images")}
+  return {**rest, "content": [p for p in parts if p.get("text") != ""]}
 
 
 def seed_of(seed: int, sample: int) -> int:

@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 from shadowft_jax.errors import InputError
 from shadowft_jax.generation import dialogue, openai_form
 from shadowft_jax.generation.completion import Completion
-from shadowft_jax.generation.engine import Sampling
+from shadowft_jax.generation.engine import Sampling, images_of
 from shadowft_jax.generation.local import LocalEngine
 from shadowft_jax.progress import say
 
@@ -83,7 +83,9 @@ class Chats:
       body = json.loads(await request.body())
     except ValueError as error:
       raise openai_form.Refusal(f"the body is no JSON: {error}") from error
-    chat = openai_form.parsed(body, self.name, self.defaults)
+    chat = await run_in_threadpool(openai_form.parsed, body, self.name, self.defaults)
+    if chat.logprobs and images_of(chat.messages):
+      raise openai_form.Refusal("logprobs are offered without images only", "logprobs")
     if chat.logprobs and (chat.streams or not hasattr(self.engine, "logprobs")):
       raise openai_form.Refusal("logprobs are offered for whole answers only", "logprobs")
     await self.turn.acquire()

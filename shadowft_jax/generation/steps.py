@@ -7,6 +7,7 @@ step at which the row joined the batch.
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
-from shadowft_jax import sharding, tree
+from shadowft_jax import scope, sharding, tree
 from shadowft_jax.hf import leaves
 from shadowft_jax.generation import sampling as sampling_lib
 from shadowft_jax.models import decoder
@@ -58,7 +59,9 @@ def unrolled(variables: Variables, *, mesh: Mesh | None = None, consume: bool = 
   out = {}
   turns = mesh is None and jax.default_backend() == "cpu" and "delta" not in variables
   for name, x in tree.names(variables).items():
-    layers = leaves.unrolled(name, len(x))
+    # The layers of a vision tower are scanned over.
+    is_tower = scope.VISION.search(name.partition("/")[2])
+    layers = [] if is_tower else leaves.unrolled(name, len(x))
     # Experts' kernels have one axis more.
     is_turned = turns and name.endswith("/kernel") and x.ndim == 2 + bool(layers)
     rename = lambda n, turned=is_turned: n.removesuffix("kernel") + "transposed" if turned else n
@@ -111,6 +114,7 @@ def prefill(
   rows: Rows,
   row_R: jax.Array,
   limits: sampling_lib.Limits | None,
+  images: Mapping[str, jax.Array] | None = None,
 ) -> tuple[jax.Array, Variables]:
   """(the first token of each answer, the cache with the prompts in rows `row_R`).
 
@@ -120,12 +124,12 @@ def prefill(
     rows: of the prompts alone.
     row_R: rows of the batch; a number beyond them writes nothing.
     limits: of `sampling.limits`.
+    images: of the prompts, as `vision.Vision.batch` names them; none if no prompt has any.
   """
   R, T = token_RT.shape
   segment_RT = (jnp.arange(T)[None] < rows.length[:, None]).astype(jnp.int32)
-  (h_RTD, head_DV), new = for_length(model, T).apply(
-    variables, token_RT, segment_RT, mutable=["cache"], method="hidden_and_head"
-  )
+  options: dict[str, Any] = {"mutable": ["cache"], "method": "hidden_and_head", **(images or {})}
+  (h_RTD, head_DV), new = for_length(model, T).apply(variables, token_RT, segment_RT, **options)
   h_RD = jnp.take_along_axis(h_RTD, (rows.length - 1)[:, None, None], axis=1)[:, 0]
   logit_RV = logits(model, h_RD, head_DV)
   read = tree.names(new["cache"])

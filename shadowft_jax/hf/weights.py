@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 import jax.numpy as jnp
 import numpy as np
 
-from shadowft_jax import delta, models, tree
+from shadowft_jax import delta, models, scope, tree
 from shadowft_jax.errors import InputError, listing
 from shadowft_jax.hf import arrays, int8, leaves, names, safetensors
 from shadowft_jax.hf.folder import ModelFolder, open_model
@@ -49,6 +49,16 @@ def load_model(
   model, abstract = abstract_model(folder, dtype=dtype, **options)
   quantise = {"stored": int8.leaf} if frozen_dtype == "int8" else {}
   return model, arrays.place(abstract, folder.tensors, mesh, **quantise)
+
+
+def load_tower(
+  folder: ModelFolder | str | os.PathLike, *, mesh: Mesh | None = None, **options: Any
+) -> tuple[Decoder, Params]:
+  """As `load_model` with `pixels`; of the parameters, only those of the tower and projector."""
+  folder = open_model(folder)
+  model, abstract = abstract_model(folder, **options)
+  own = {n: x for n, x in tree.names(abstract).items() if scope.VISION.search(n)}
+  return model, arrays.place(tree.nest(own), folder.tensors, mesh)
 
 
 def abstract_model(

@@ -113,15 +113,18 @@ def _chosen(name, cfg, dtype, length, images):
   )
 
 
-def expected(kind: str, platform: str, cfg: DecoderConfig, dtype: DTypeLike) -> tuple[str, str]:
+def expected(
+  kind: str, platform: str, cfg: DecoderConfig, dtype: DTypeLike, images: bool = False
+) -> tuple[str, str]:
   """(backend, a sentence on how it was verified) for a device that is not present.
 
   Args:
     kind: jax's `device_kind`.
     platform: "gpu" or "tpu".
+    images: as for `choose`.
   """
   for row in VERIFIED:
-    if row.kind == kind and unsuited(row.backend, cfg, dtype, platform) is None:
+    if row.kind == kind and unsuited(row.backend, cfg, dtype, platform, images) is None:
       how = {
         "run": "forward and gradient agreed there",
         "compiled": "it compiles for it, and was never run there",
@@ -130,7 +133,9 @@ def expected(kind: str, platform: str, cfg: DecoderConfig, dtype: DTypeLike) -> 
   return "chunked", f"attention: chunked on {kind}: no backend was verified on it"
 
 
-def unsuited(name: str, cfg: DecoderConfig, dtype: DTypeLike, platform: str) -> str | None:
+def unsuited(
+  name: str, cfg: DecoderConfig, dtype: DTypeLike, platform: str, images: bool = False
+) -> str | None:
   """Why a backend does not support this model, dtype or platform, or None."""
   backend, dtype = attention.BACKENDS[name], jnp.dtype(dtype).name
   if backend.platforms and platform not in backend.platforms:
@@ -142,15 +147,15 @@ def unsuited(name: str, cfg: DecoderConfig, dtype: DTypeLike, platform: str) -> 
     return f"it supports heads of at most {backend.widest} bytes, and the model's have {widest}"
   if cfg.attn_logit_softcapping is not None and not backend.softcap:
     return f"it does not support softcapping, which the model uses ({cfg.attn_logit_softcapping})"
+  if images and not backend.images:
+    return "it does not support images, whose tokens also see later ones"
   return None
 
 
 def refusal(name: str, cfg: DecoderConfig, dtype: DTypeLike, images: bool = False) -> str | None:
   """Why a backend cannot be used here, in one line, or None; passed checks are cached."""
-  if reason := unsuited(name, cfg, dtype, jax.default_backend()):
+  if reason := unsuited(name, cfg, dtype, jax.default_backend(), images):
     return reason
-  if images and not attention.BACKENDS[name].images:
-    return "it does not support images, whose tokens also see later ones"
   if name == "xla":
     return None
   each = (_refusal(name, own, dtype, images) for own in cfg.of_attention())

@@ -15,6 +15,8 @@ import numpy as np
 
 from shadowft_jax import delta as delta_lib, hosts, sharding
 from shadowft_jax.data.planned import Dataset
+from shadowft_jax.data import turns
+from shadowft_jax.data.pictures import Picture
 from shadowft_jax.data.tokenizer import load_tokenizer, stop_tokens
 from shadowft_jax.data.turns import Example
 from shadowft_jax.generation import steps
@@ -46,8 +48,9 @@ class Samples:
       mesh: of the run.
     """
     self.run, self.instruct, self.mesh = run, instruct, mesh
-    splits = [split(e) for e in data.valid if not e.images] if config.samples else []
-    self.asked = [(prompt, answer) for prompt, answer in splits if prompt][: config.samples]
+    splits = [(*split(e), e.images) for e in data.valid] if config.samples else []
+    self.asked = [one for one in splits if one[0]][: config.samples]
+    self.vision = data.vision
     self.longest = config.data.max_length
     if self.asked:
       self.tokenizer = load_tokenizer(instruct.directory)
@@ -56,7 +59,13 @@ class Samples:
   @property
   def prompts(self) -> list[list[int]]:
     """The prompts as tokens."""
-    return [prompt for prompt, _ in self.asked]
+    return [prompt for prompt, *_ in self.asked]
+
+  @property
+  def images(self) -> list[tuple[Picture, ...]]:
+    """The images of each prompt."""
+    count = lambda prompt: self.vision.marks.images_in(np.array(prompt)) if self.vision else 0
+    return [images[: count(prompt)] for prompt, _, images in self.asked]
 
   def restart(self, step: int) -> None:
     """Drops the answers after `step`, which a run that resumes there gives again."""
@@ -72,7 +81,16 @@ class Samples:
     if not self.asked:
       return
     variables = delta_lib.variables(base, delta, scale)
-    given = self._texts(greedy(model, variables, self.prompts, self.stop, self._width(), self.mesh))
+    rows = greedy(
+      model,
+      variables,
+      self.prompts,
+      self.stop,
+      self._width(),
+      self.mesh,
+      lambda rows: self.vision.batch(self.images, 0, rows) if self.vision else {},
+    )
+    given = self._texts(rows)
     if hosts.is_first():
       answers.add(self.run.directory, step, self._records(answer=given))
       for text in given:
@@ -88,10 +106,13 @@ class Samples:
     return [str(self.tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
 
   def _records(self, **texts):
-    texts = {"expected": self._texts([a for _, a in self.asked]), **texts}
+    texts = {"expected": self._texts([a for _, a, _ in self.asked]), **texts}
+    prompts = [str(self.tokenizer.decode(p)) for p in self.prompts]
+    if self.vision:
+      prompts = [p.replace(self.vision.marks.whole, turns.IMAGE) for p in prompts]
     return [
-      {"prompt": self.tokenizer.decode(p), **{name: given[i] for name, given in texts.items()}}
-      for i, p in enumerate(self.prompts)
+      {"prompt": p, **{name: given[i] for name, given in texts.items()}}
+      for i, p in enumerate(prompts)
     ]
 
   def after(self, load: Callable[..., Any]) -> None:
@@ -106,7 +127,8 @@ class Samples:
     for folder in (self.instruct.directory, self.run.shadow):
       engine = load(folder, mesh=self.mesh, batch_size=len(self.asked))
       sampling = Sampling(LONGEST, fit_context=True)
-      texts.append([c.text for [c] in engine.complete_tokens(self.prompts, sampling)])
+      given = engine.complete_tokens(self.prompts, sampling, images=self.images)
+      texts.append([c.text for [c] in given])
       del engine
     records = self._records(instruct=texts[0], shadow=texts[1])
     if hosts.is_first():
@@ -123,6 +145,7 @@ def greedy(
   stop: np.ndarray,
   width: int,
   mesh: Mesh,
+  images: Callable[[int], dict[str, Any]] = lambda rows: {},
 ) -> list[list[int]]:
   """Greedy answers without a cache, of at most LONGEST tokens and within rows of `width`.
 
@@ -131,6 +154,7 @@ def greedy(
     variables: of `delta.variables`.
     stop: tokens that end an answer; they are left out.
     mesh: that the variables lie on.
+    images: of the prompts, for so many rows, as `vision.Vision.batch` names them.
 
   Raises:
     Stopped: a signal has asked for it.
@@ -142,24 +166,25 @@ def greedy(
   for i, prompt in enumerate(prompts):
     token_RT[i, : len(prompt)] = prompt
     length_R[i], most_R[i] = len(prompt), min(len(prompt) + LONGEST, width)
-  live_R = length_R < most_R
+  live_R, shown = length_R < most_R, images(count)
   while live_R.any():
     hosts.check_stop()
-    state = _continued(model, variables, (token_RT, length_R, live_R), most_R, stop)
+    state = _continued(model, variables, (token_RT, length_R, live_R), most_R, stop, shown)
     token_RT, length_R, live_R = map(sharding.whole, state)
   rows = [token_RT[i, len(p) : length_R[i]].tolist() for i, p in enumerate(prompts)]
   return [row[:-1] if row and row[-1] in stop else row for row in rows]
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _continued(model, variables, state, most_R, stop_E):
+def _continued(model, variables, state, most_R, stop_E, images):
   """(tokens, lengths, whether a row goes on) after up to CHUNK more tokens."""
 
   def step(state):
     i, (token_RT, length_R, live_R) = state
     row_R, place_T = jnp.arange(len(length_R)), jnp.arange(token_RT.shape[1])
     segment_RT = (place_T[None] < length_R[:, None]).astype(jnp.int32)
-    h_RTD, head_DV = model.apply(variables, token_RT, segment_RT, method="hidden_and_head")
+    options = {"method": "hidden_and_head", **images}
+    h_RTD, head_DV = model.apply(variables, token_RT, segment_RT, **options)
     new_R = jnp.argmax(steps.logits(model, h_RTD[row_R, length_R - 1], head_DV), axis=-1)
     place_R = jnp.where(live_R, length_R, token_RT.shape[1])  # beyond the row: written nowhere
     token_RT = token_RT.at[row_R, place_R].set(new_R.astype(jnp.int32), mode="drop")

@@ -38,6 +38,9 @@ class Pixels(NamedTuple):
   shift: tuple[float, ...]
 
 
+PIXELS = Pixels((1 / 127.5,) * 3, (-1.0,) * 3)  # of the released models
+
+
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
   """Shape of the tower and projector; fields keep their names in config.json where they have one.
@@ -59,7 +62,7 @@ class VisionConfig:
   mm_tokens_per_image: int
   image_token_id: int
   text_hidden_size: int
-  pixels: Pixels = Pixels((1 / 127.5,) * 3, (-1.0,) * 3)
+  pixels: Pixels = PIXELS
 
   @property
   def side(self) -> int:

@@ -14,6 +14,7 @@ from shadowft_jax import sharding, tree
 from shadowft_jax.hf import leaves
 from shadowft_jax.models import delta_rule
 from shadowft_jax.models.config import LINEAR, DecoderConfig
+from shadowft_jax.planning import tower
 from shadowft_jax.planning.topologies import Accelerator
 
 Run = Any  # a `shapes.Run`; its module imports the training step, which is not needed here
@@ -41,14 +42,15 @@ class Work:
 def multiplied(run: Run) -> dict[str, float]:
   """{leaf name: number of weights that multiply each token}, for the frozen model and the adapter.
 
-  Only the experts to which a token is routed count.
+  The vision tower is left out: it has patches for tokens.  Only the experts to which a token is
+  routed count.
   """
   cfg = run.loss.model.cfg
 
   def weights(name, x):
     return x.size * (cfg.num_experts_per_tok / cfg.num_experts if "/experts/" in name else 1)
 
-  named = {**tree.names(run.base), **tree.names(run.state.delta.get("lora", {}))}
+  named = {**tower.text(run), **tree.names(run.state.delta.get("lora", {}))}
   return {
     n: weights(n, x)
     for n, x in named.items()
@@ -81,6 +83,8 @@ def work(run: Run, length: int | None = None) -> Work:
     useful += 2 * weights * passes
     # The gradient of the head always recomputes the logits, whatever `remat` is.
     executed += 2 * weights * (passes + (again if "/layers/" in name else name in trained))
+  seen = tower.flops(run) / run.batch["token"].size
+  useful, executed = useful + seen, executed + seen  # the tower is frozen
   mixing = mixing_flops(model.cfg, length or run.batch["token"].shape[1])
   # The backward pass has five products to attention's two, one of them a recomputation.
   return Work(useful + 3 * mixing, executed + (3.5 + (model.remat != "none")) * mixing)
@@ -94,7 +98,7 @@ def _widths(run):
   """(outputs of all matrix products of a mean block, vocabulary size), per token and device."""
   names = {
     n: x
-    for n, x in {**tree.names(run.base), **tree.names(run.state.delta.get("lora", {}))}.items()
+    for n, x in {**tower.text(run), **tree.names(run.state.delta.get("lora", {}))}.items()
     if re.search(r"layers/.*/(kernel|a|b)$", n)
   }
   cfg = run.loss.model.cfg
@@ -135,14 +139,15 @@ def temporaries(run: Run) -> float:
     head * (size + 4 * _head_is_trained(run)) + 2.5 * 4 * rows * min(chunk, length) * vocabulary
   )
   blocks: dict[str, float] = {}  # the weights of a block of each run
-  for name, x in tree.names(run.base).items():
+  for name, x in tower.text(run).items():
     if "/layers/" in name:
       of = leaves.run_of(name)
       blocks[of] = blocks.get(of, 0) + x.size / x.shape[0] / _ways(run, "tensor")
   gathered = max(blocks.values()) * (3 if trained else 1) * size
   tokens = rows * length
   mixing = 4 * tokens * _rule_numbers(cfg) / _ways(run, "tensor")
-  return max(loss, gathered + (6 * cfg.hidden_size + 3 * inner) * tokens * size + mixing)
+  block = gathered + (6 * cfg.hidden_size + 3 * inner) * tokens * size + mixing
+  return max(loss, block, tower.temporaries(run))
 
 
 def _rule_numbers(cfg):
@@ -216,9 +221,7 @@ def seconds(run: Run, accelerator: Accelerator, link: float) -> Seconds:
 
 def _block_weights(run):
   """The number of weights of all blocks that a device uses."""
-  return sum(x.size for n, x in tree.names(run.base).items() if "/layers/" in n) / _ways(
-    run, "tensor"
-  )
+  return sum(x.size for n, x in tower.text(run).items() if "/layers/" in n) / _ways(run, "tensor")
 
 
 def _read(run):

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from shadowft_jax import tree
 from shadowft_jax.data import dataset
+from shadowft_jax.planning.shapes import TOKENS
 from shadowft_jax.errors import InputError
 from shadowft_jax.hf import int8
 from shadowft_jax.planning import estimate, search
@@ -60,6 +61,7 @@ def describe(plan: search.Plan, hf: dict[str, Any], rows: Rows) -> list[str]:
     f"{tree.size(run.state.delta):,} trained ({config.delta.kind}, {config.delta.match})",
     f"{run.mesh.size} x {plan.accelerator.kind}, mesh {mesh}; {config.rows} rows of "
     f"{config.data.max_length} tokens per micro-batch; micro-batches per step: {micro}",
+    *_images(run, config),
     f"dtype {config.dtype}{frozen}, gradients {config.gradient_dtype}, first moment "
     f"{config.moment_dtype}, remat {config.remat}, attention {config.attention}",
     f"FLOPs per step: {work.useful * tokens:.3e} useful, {work.executed * tokens:.3e} executed",
@@ -76,6 +78,15 @@ def describe(plan: search.Plan, hf: dict[str, Any], rows: Rows) -> list[str]:
     + ", ".join(f"{name} {size / 1e9:.1f}" for name, size in disk.items())
     + f"; total {sum(disk.values()) / 1e9:.1f} (up to five checkpoints)",
   ]
+
+
+def _images(run, config):
+  """The line about a run's images, if it has any."""
+  if "pixel" not in run.batch:
+    return
+  _, images, *_, side = run.batch["pixel"].shape
+  known = "" if config.data.layout == "bucketed" else f", assumed: one in {TOKENS:,} tokens"
+  yield f"images per row: {images} of {side} x {side} pixels{known}; the vision tower is frozen"
 
 
 def memory_table(plan: search.Plan) -> list[str]:

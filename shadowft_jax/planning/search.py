@@ -94,8 +94,8 @@ def make(
   config = config.copy_and_resolve_references()
   if config.attention == "auto":
     platform = {"cuda": "gpu"}.get(accelerator.platform, accelerator.platform)
-    cfg = models.from_config(hf).cfg
-    config.attention, _ = kernels.expected(accelerator.kind, platform, cfg, config.dtype)
+    cfg, images = models.from_config(hf).cfg, abstract.images_a_row(config, hf) > 0
+    config.attention, _ = kernels.expected(accelerator.kind, platform, cfg, config.dtype, images)
   compile = compile and topologies.has_compiler(accelerator)
   mesh = (
     sharding.make_mesh(config.mesh, topologies.mesh_devices(topology))

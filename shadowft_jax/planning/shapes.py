@@ -5,20 +5,26 @@ Nothing is allocated, and no accelerator is needed.
 
 from collections.abc import Mapping
 import dataclasses
+import math
 import re
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from shadowft_jax import delta as delta_lib, models, presets, sharding, tree
+from shadowft_jax.data import sets
 from shadowft_jax.learning import optim, step
 from shadowft_jax.hf import int8
+from shadowft_jax.models import siglip
 from shadowft_jax.presets import Config
 from shadowft_jax.sharding import AnyMesh
 from shadowft_jax.tree import Delta, Params
+
+
+TOKENS = 1024  # of a packed row for each image, those of the image and of its text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +58,26 @@ class Shapes:
   state: step.TrainState
 
 
+def images_a_row(config: Config, hf: Mapping[str, Any]) -> int:
+  """The images of a row, of which a packed one is assumed to have one in TOKENS; 0 for text alone.
+
+  A run has images if its rows have a column of them, and if the model sees them.
+  """
+  c = config.data
+  of_set = sets.SETS[c.set].columns if c.set in sets.SETS else {}
+  has_column = c.columns.get("images") or of_set.get("images")
+  sees = hf.get("model_type") in models.VISION and hf.get("vision_config")
+  if c.images != "train" or not has_column or not sees:
+    return 0
+  return 1 if c.layout == "bucketed" else math.ceil(c.max_length / TOKENS)
+
+
+def _model(config, hf, **options):
+  """The model that is trained, with its vision tower if it is given images."""
+  pixels = siglip.PIXELS if images_a_row(config, hf) else None
+  return models.from_config(hf, pixels=pixels, **options)
+
+
 def shapes_of(config: Config, hf: Mapping[str, Any]) -> Shapes:
   """The Shapes of a config; `hf` is the config.json of the trained model.
 
@@ -60,7 +86,7 @@ def shapes_of(config: Config, hf: Mapping[str, Any]) -> Shapes:
   """
   base = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(config.dtype)),
-    models.abstract_params(models.from_config(hf)),
+    models.abstract_params(_model(config, hf)),
   )
   if config.frozen_dtype == "int8":
     base = jax.eval_shape(int8.quantised, base)
@@ -83,7 +109,8 @@ def abstract_run(
     InputError: the model family is not supported, or the model cannot be sharded over the mesh.
   """
   shapes = shapes or shapes_of(config, hf)
-  model = models.from_config(
+  model = _model(
+    config,
     hf,
     dtype=jnp.dtype(config.dtype),
     backend=config.attention,
@@ -98,6 +125,19 @@ def abstract_run(
       sharding.of(tree_, mesh),
     )
 
+  loss = step.loss_of(model, config)
+  return Run(
+    loss,
+    shapes.tx,
+    placed(shapes.base),
+    placed(shapes.state),
+    placed(shapes.state.delta, config.gradient_dtype),
+    _batch(config, model, images_a_row(config, hf), mesh),
+  )
+
+
+def _batch(config, model, images, mesh):
+  """A micro-batch, each row with so many images."""
   names: dict[str, Any] = dict.fromkeys(("token", "segment", "position", "answer"), jnp.int32)
   if presets.has_reference(config) and config.dpo.reference == "precomputed":
     names["reference"] = jnp.float32
@@ -107,17 +147,15 @@ def abstract_run(
     )
     for name, dtype in names.items()
   }
+  if images:
+    vision = model.vision
+    assert vision is not None
+    shape = (config.rows, images, vision.num_channels, vision.image_size, vision.image_size)
+    where = NamedSharding(mesh, P(sharding.BATCH[0]))
+    batch["pixel"] = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=where)
   if config.objective == "kto":
     batch["kl"] = jax.ShapeDtypeStruct((), jnp.float32)
-  loss = step.loss_of(model, config)
-  return Run(
-    loss,
-    shapes.tx,
-    placed(shapes.base),
-    placed(shapes.state),
-    placed(shapes.state.delta, config.gradient_dtype),
-    batch,
-  )
+  return batch
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ from shadowft_jax.errors import InputError
 from shadowft_jax.evaluation.tasks.aime24 import AIME24
 from shadowft_jax.evaluation.tasks.arc import ARC, ARC_TEST
 from shadowft_jax.evaluation.tasks.bbh import BBH_0SHOT, BBH_3SHOT
+from shadowft_jax.evaluation.tasks.chartqa import CHARTQA
 from shadowft_jax.evaluation.tasks.drop import DROP, DROP_0SHOT
 from shadowft_jax.evaluation.tasks.gpqa import GPQA_DIAMOND, GPQA_DIAMOND_COT, GPQA_MEDICAL
 from shadowft_jax.evaluation.tasks.gsm8k import GSM8K, GSM8K_0SHOT, GSM8K_8SHOT
@@ -34,6 +35,7 @@ _ALL = (
   *(MMLU, MMLU_0SHOT, MMLU_PRO, WINOGRANDE, WINOGRANDE_2, DROP, DROP_0SHOT, ARC, ARC_TEST),
   *(BBH_0SHOT, BBH_3SHOT, GPQA_DIAMOND, GPQA_DIAMOND_COT, THEOREMQA),
   *(GPQA_MEDICAL, MMLU_PRO_HEALTH, MEDMCQA, MEDQA, PUBMEDQA, MMLU_BIOLOGY),
+  CHARTQA,
 )
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 

@@ -50,7 +50,7 @@ class Data:
     """
     if self.folder is None:
       return _from_hub(original)
-    path = self._find(original)
+    path = self.path(original)
     return parsed(path.name.removesuffix(".gz"), _content(path), path)
 
   def members(self, original: Original) -> dict[str, bytes]:
@@ -64,14 +64,19 @@ class Data:
         f"{original.files[0]} is read from a folder only; get it from {original.origin} and name "
         "its folder with --data"
       )
-    path = self._find(original)
+    path = self.path(original)
     try:
       with zipfile.ZipFile(path) as archive:
         return {name: archive.read(name) for name in archive.namelist() if name[-1] != "/"}
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
       raise InputError(f"{path} is not a whole zip file: {error}; download it again") from error
 
-  def _find(self, original):
+  def path(self, original: Original) -> pathlib.Path:
+    """The file of a folder that has the rows.
+
+    Raises:
+      InputError: no such file is there.
+    """
     assert self.folder is not None
     for name in original.files:
       places = [self.folder / name]
@@ -151,6 +156,9 @@ def _from_hub(original):
 
   try:
     loaded = datasets.load_dataset(original.hub, original.subset, split=original.split)
+    for name, feature in (getattr(loaded, "features", None) or {}).items():
+      if isinstance(feature, datasets.Image):
+        loaded = loaded.cast_column(name, datasets.Image(decode=False))
     return [dict(row) for row in loaded]
   except Exception as error:  # Many types: no network, no such name, subset, split.
     reason = str(error).strip().split("\n")[0].rstrip(".")

@@ -2,6 +2,7 @@
 
 {"question": "What is 2 + 3?", "answer": "5"}
 {"messages": [{"role": "user", "content": "Sort b a."}, {"role": "assistant", "content": "a b"}]}
+{"question": "<image>How many bars?", "image": "charts/1.png", "answer": "5"}
 
 Rule: the answer, or what follows the last mark in it, is the same text as the reference, ends in
 the same number, or contains the reference; of several references one is enough.
@@ -15,10 +16,10 @@ import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from shadowft_jax.data import files, turns
+from shadowft_jax.data import converters, files, turns
 from shadowft_jax.errors import InputError, inline, nearest
 from shadowft_jax.evaluation.graded import Graded
-from shadowft_jax.evaluation.tasks import grading
+from shadowft_jax.evaluation.tasks import grading, images
 from shadowft_jax.evaluation.tasks.originals import Row
 from shadowft_jax.evaluation.tasks.task import Example, Grade, Messages, Task, example
 
@@ -45,9 +46,11 @@ def task(path: pathlib.Path, how: str = "auto", after: str = "", known: Sequence
   """
   if not path.is_file():
     raise InputError(f"--questions {path} is not a file{nearest(path)}; expected {_form()}")
-  examples = [_example(row, where) for where, row in files.rows_of(path)]
-  if not examples:
+  asked = [_asked(row, where) for where, row in files.rows_of(path)]
+  if not asked:
     raise InputError(f"--questions {path} has no questions; expected {_form()}")
+  messages = images.opened([row for row, *_ in asked], path.parent)
+  examples = [example(m, golds, g) for m, (_, golds, g) in zip(messages, asked, strict=True)]
   numbers = [grading.number(grading.normal(x)) is not None for one in examples for x in one.gold]
   if how == "number" and not all(numbers):
     raise InputError(f"--grading=number: not every reference in {path} is a number; use exact")
@@ -102,25 +105,29 @@ def _form():
   )
 
 
-def _example(row, where):
-  """The Example of a row."""
+def _asked(row, where):
+  """(the conversation of a row, its references, its group)."""
   if isinstance(row, InputError):
     raise row
   if not isinstance(row, Mapping):
     raise InputError(f"{where} is no object; expected {_form()}")
   row = {str(key): value for key, value in row.items() if value not in turns.EMPTY}
-  question = _column(row, QUESTIONS, where)
-  messages, answer = _messages(row, question, where)
+  question, shown = _column(row, QUESTIONS, where), [*converters.image_column(row)]
+  messages, answer = _messages(row, question, where, shown)
   references = row[_column(row, REFERENCES, where)] if answer is None else answer
   golds = references if isinstance(references, list) else [references]
   if not all(isinstance(x, str | int | float) for x in golds):
     raise InputError(f"{where}: the reference is no text, number or list of these")
   group = next((str(row[name]) for name in GROUPS if name in row), "")
-  return example(messages, [str(x).strip() for x in golds], group)
+  golds = [str(x).strip() for x in golds]
+  return turns.Row(where, messages, images=tuple(shown)), golds, group
 
 
-def _messages(row: Row, key: str, where: str) -> tuple[Messages, Any]:
-  """(messages before the answer, the answer if it is the last of them, or None)."""
+def _messages(row: Row, key: str, where: str, shown: list[Any]) -> tuple[Messages, Any]:
+  """(messages before the answer, the answer if it is the last of them, or None).
+
+  References to images in the messages are appended to `shown`.
+  """
   answer = None
   if isinstance(row[key], str):
     more = [row["input"]] if key == "instruction" and isinstance(row.get("input"), str) else []
@@ -128,7 +135,7 @@ def _messages(row: Row, key: str, where: str) -> tuple[Messages, Any]:
   else:
     messages = [
       {"role": m["role"], "content": m["content"]}
-      for m in turns.messages(row[key], key, where, images=[])
+      for m in turns.messages(row[key], key, where, shown)
     ]
   if messages[-1]["role"] == "assistant":
     *messages, last = messages

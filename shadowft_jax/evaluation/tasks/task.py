@@ -4,12 +4,13 @@ import collections
 import dataclasses
 import hashlib
 import json
+import operator
 from collections.abc import Callable
 from typing import Any
 
 from shadowft_jax.evaluation.tasks.originals import Data
 
-Messages = list[dict[str, str]]
+Messages = list[dict[str, Any]]  # as `generation.engine.Messages`, with images or without
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +87,15 @@ def example(messages: Messages | str, gold: Any, group: str = "") -> Example:
   """An Example with its id; a text is one message by the user."""
   if isinstance(messages, str):
     messages = [{"role": "user", "content": messages}]
-  content = json.dumps([messages, gold, group], sort_keys=True)
+  digest = operator.attrgetter("digest")  # of an image
+  content = json.dumps([messages, gold, group], sort_keys=True, default=digest)
   return Example(hashlib.sha256(content.encode()).hexdigest()[:16], messages, gold, group)
+
+
+def as_json(messages: Messages) -> Messages:
+  """The messages with the names of their images in the place of Pictures."""
+  names = lambda m: {"images": [x.name for x in m["images"]]} if m.get("images") else {}
+  return [{**m, **names(m)} for m in messages]
 
 
 def dialogue(shots: list[tuple[str, str]], question: str) -> Messages:
