@@ -22,8 +22,6 @@ from shadowft_jax.generation import decode, steps
 from shadowft_jax.hf import leaves, names, safetensors, weights
 from shadowft_jax.learning import loss, objectives, step
 from shadowft_jax.pairs import check
-from shadowft_jax.data import packing
-from shadowft_jax.data.chat import Example
 from shadowft_jax.errors import InputError
 from shadowft_jax.models import attention, layers, stack
 from tests import pico, runs
@@ -342,30 +340,6 @@ def test_generation_with_a_cache_agrees_with_transformers(name):
     )
     assert answer == [t for t in out[0, len(prompt) :].tolist() if t != 263]
     assert len(set(answer)) > 3
-
-
-@pytest.mark.parametrize(
-  "name", ["gemma2", "gemma3", "olmo3_yarn", "qwen3_moe", "ministral3_tied", "granite4", "apertus"]
-)
-def test_windows_ropes_and_experts_stay_within_a_packed_example(name):
-  model = models.from_config(pico.CONFIGS[name], dtype=jnp.float32)
-  params = pico.random_like(models.abstract_params(model), 0.3)
-  rng = np.random.default_rng(0)
-  data = [
-    Example(token=rng.integers(1, 96, n).astype(np.int32), answer=np.ones(n, np.int32), cut=0)
-    for n in (9, 17, 12, 20)
-  ]
-  method = step.Loss(model, objectives.sft, 1.0, 8)
-
-  def total(rows, length, per_row):
-    batches = packing.microbatches(
-      packing.Step([0, 1, 2, 3], rows), data, rows=per_row, row_length=length
-    )
-    return sum(float(step.measure({"delta": {}}, params, b, loss=method)["loss"]) for b in batches)
-
-  np.testing.assert_allclose(
-    total([[0, 1, 2, 3]], 64, 1), total([[0], [1], [2], [3]], 20, 4), rtol=1e-5
-  )
 
 
 def test_the_chunked_loss_of_capped_logits_is_the_plain_one():
