@@ -669,7 +669,17 @@ def test_a_ministral_in_fp8_is_refused_with_the_name_of_its_unquantised_folder(t
   config["quantization_config"] = {"quant_method": "fp8"}
   config["text_config"]["hidden_size"] = 4096
   (path / "config.json").write_text(json.dumps(config))
-  with pytest.raises(InputError, match=r"fp8.* \(mistralai/Ministral-3-8B-Instruct-2512-BF16\)"):
-    open_model(path).check_unquantised()
+  for read in (lambda: open_model(path).check_unquantised(), lambda: weights.load_model(path)):
+    with pytest.raises(InputError, match=r"fp8.* \(mistralai/Ministral-3-8B-Instruct-2512-BF16\)"):
+      read()
   lines = [f.text for f in check.check(path, path) if f.level == "error"]
   assert any("Ministral-3-8B-Instruct-2512-BF16" in line for line in lines)
+
+
+def test_a_ministral_without_head_and_flag_is_tied_as_in_transformers(tmp_path):
+  path = pico.save(pico.hf_model("ministral3_vision"), tmp_path / "model")
+  config = json.loads((path / "config.json").read_text())
+  for fields in (config, config["text_config"]):
+    fields.pop("tie_word_embeddings", None)
+  (path / "config.json").write_text(json.dumps(config))
+  assert_close(our_logits(path), torch_logits(path))
