@@ -1,4 +1,4 @@
-"""Qwen3.5: the delta rule, its state at the borders of packed examples, and layers of two kinds."""
+"""Qwen3.5: the delta rule, its state at the borders of examples, and layers of two kinds."""
 
 import json
 
@@ -15,12 +15,9 @@ from transformers import AutoConfig
 from transformers.models.qwen3_5 import modeling_qwen3_5 as theirs
 
 from shadowft_jax import delta, models, scope, sharding, train, tree
-from shadowft_jax.data import packing
-from shadowft_jax.data.chat import Example
 from shadowft_jax.errors import InputError
 from shadowft_jax.hf import deltas, leaves, weights
-from shadowft_jax.learning import objectives, step
-from shadowft_jax.models import delta_net, delta_rule, stack
+from shadowft_jax.models import delta_rule, stack
 from tests import pico, runs
 
 B, T, N, H, W = 2, 150, 3, 8, 16
@@ -116,78 +113,6 @@ def test_equal_keys_do_not_spoil_the_inverse():
     np.testing.assert_allclose(got[0], want, atol=1e-5)
 
 
-def model_and_examples(name, lengths=(70, 3, 1, 66, 64)):
-  model = models.from_config(pico.CONFIGS[name], dtype=jnp.float32)
-  params = pico.random_like(models.abstract_params(model), 0.2)
-  random = np.random.default_rng(0)
-  data = [
-    Example(token=random.integers(1, 96, n).astype(np.int32), answer=np.ones(n, np.int32), cut=0)
-    for n in lengths
-  ]
-  return model, params, data
-
-
-def batches(data, rows, length, per_row):
-  every = list(range(len(data)))
-  return packing.microbatches(packing.Step(every, rows), data, rows=per_row, row_length=length)
-
-
-@pytest.mark.parametrize(
-  "name", [pytest.param("qwen3_5", marks=pytest.mark.slow), "qwen3_5_tied", "gemma4"]
-)
-def test_loss_and_gradients_of_packed_rows_are_those_of_the_examples(name):
-  model, params, data = model_and_examples(name)
-  method = step.Loss(model, objectives.sft, 1.0, 64)
-  zeros = {"delta": jax.tree.map(jnp.zeros_like, params)}
-
-  @jax.jit
-  def value_and_grad(batch):
-    def loss(d):
-      sums = step.measure(d, params, batch, loss=method)
-      return sums["loss"]
-
-    return jax.value_and_grad(loss)(zeros)
-
-  def total(rows, length, per_row):
-    parts = [value_and_grad(b) for b in batches(data, rows, length, per_row)]
-    return sum(float(x) for x, _ in parts), jax.tree.map(lambda *x: sum(x), *(g for _, g in parts))
-
-  model = method.model.clone(combine=delta.combine)
-  method = step.Loss(model, objectives.sft, 1.0, 64)
-  packed, grads = total([[0, 1, 2, 3, 4]], 256, 1)
-  alone, want = total([[0], [1], [2], [3], [4]], 128, 1)
-  np.testing.assert_allclose(packed, alone, rtol=1e-5)
-  got, want = (tree.names(x) for x in (grads, want))
-  for leaf, g in want.items():
-    scale = np.linalg.norm(g)
-    assert np.linalg.norm(got[leaf] - g) <= 2e-4 * scale, leaf
-    assert scale > 0 or leaf.endswith("embedding"), leaf
-
-
-def test_a_leak_between_examples_would_be_seen(monkeypatch):
-  """What the test above measures if state or convolution went on into the next example."""
-  model, params, data = model_and_examples("qwen3_5_tied")
-
-  def logits():
-    [batch] = batches(data, [[0, 1, 2, 3, 4]], 256, 1)
-    args = (jnp.asarray(batch[n]) for n in ("token", "segment", "position"))
-    return np.asarray(jax.jit(lambda *a: model.apply({"params": params}, *a))(*args))
-
-  want = logits()
-  error = lambda got: (
-    np.linalg.norm(got[:, 70:204] - want[:, 70:204]) / np.linalg.norm(want[:, 70:204])
-  )
-  rule, convolve = delta_rule.chunked, delta_net.convolve
-  with monkeypatch.context() as patch:
-    patch.setattr(delta_rule, "chunked", lambda *args: rule(*args[:-1], jnp.zeros_like(args[-1])))
-    assert error(logits()) > 0.1
-  with monkeypatch.context() as patch:
-    patch.setattr(
-      delta_net, "convolve", lambda x, w, at: convolve(x, w, jnp.full_like(at, at.size))
-    )
-    assert error(logits()) > 0.1
-
-
 # ---- layers of two kinds
 
 
@@ -240,7 +165,8 @@ def test_the_papers_scope_has_every_projection_of_the_layers():
 
 
 def test_rows_shared_among_devices_are_refused():
-  model, params, data = model_and_examples("qwen3_5_tied")
+  model = models.from_config(pico.CONFIGS["qwen3_5_tied"], dtype=jnp.float32)
+  params = pico.random_like(models.abstract_params(model), 0.2)
   mesh = sharding.make_mesh({"context": 2, "data": -1})
   with pytest.raises(InputError, match="mesh axis context is 2, .* set config.mesh.context=1"):
     with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.ACTIVATIONS):

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, get_cosine_schedule_with_warmup
 
 from shadowft_jax.learning import loop
 from shadowft_jax.hf import deltas
-from shadowft_jax import delta, models, sharding, train
+from shadowft_jax import delta, models, sharding, train, tree
 from shadowft_jax.hf import weights
 from shadowft_jax.learning import objectives, reference, step
 from shadowft_jax.runs import config_file
@@ -27,6 +27,7 @@ from shadowft_jax.data import dataset, packing
 from shadowft_jax.data.chat import Example
 from shadowft_jax.errors import InputError
 from tests import commands, pico, runs
+from tests.test_generate_families import both
 from tests.test_laws import initial_adapter, minus, random_adapter, setup
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -559,6 +560,42 @@ def test_losses_agree_with_plain_torch(folder, tmp_path):
   want = torch_losses(model, dataset.read(config, config.instruct), config, options)
   np.testing.assert_allclose([r["loss"] for r in steps_of(records)], want, rtol=1e-4)
   assert want[-1] < 0.98 * want[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "name",
+  [
+    *("qwen3_5_tied", "gemma4", "gemma4_unified", "ministral3_tied"),
+    *("granite", "granite4", "apertus"),
+  ],
+)
+def test_loss_and_gradients_of_a_family_agree_with_transformers(name):
+  """A step from a policy that is some way from its reference."""
+  hf, model, params = both(name)
+  far = pico.hf_model(name, seed=1)
+  with torch.no_grad():
+    for w, x in zip(pico.parameters(far).values(), pico.parameters(hf).values(), strict=True):
+      w.copy_(x + 0.3 * (w - x))
+  named = pico.per_expert({n: p.detach().numpy() for n, p in pico.parameters(far).items()})
+  base = pico.load(named.__getitem__, models.abstract_params(model))
+
+  data = make_pairs()
+  logps = torch_logps(hf, data)
+  with torch.no_grad():
+    ratio = logps - torch_logps(far, data)
+  h = 0.1 * (ratio + logps - logps.detach())
+  want = -torch.nn.functional.logsigmoid(h[0] - h[1]).sum()
+  want.backward()
+  grads = pico.per_expert({n: p.grad.numpy() for n, p in pico.parameters(hf).items()})
+
+  method = step.Loss(model, objectives.Dpo(), 1.0, 8)
+  got, sums = step.gradients(minus(params, base), base, batches_of(data), loss=method)
+  np.testing.assert_allclose(float(sums["loss"]), float(want.detach()), rtol=2e-4)
+  assert float(abs(h[0] - h[1]).detach().max()) > 0.01
+  got = tree.names(got["delta"])
+  for leaf, g in tree.names(pico.load(grads.__getitem__, params)).items():
+    assert np.linalg.norm(got[leaf] - g) <= 1e-3 * np.linalg.norm(g), leaf
 
 
 @pytest.mark.skipif(

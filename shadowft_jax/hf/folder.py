@@ -37,7 +37,7 @@ class ModelFolder:
 
   Attributes:
     directory: the folder.
-    raw_config: config.json, unchanged.
+    raw_config: config.json, and what the weights say that it leaves to a default.
     config: config.json, with the fields of its text_config merged in.
     tensors: {short name (`names.short`): location of the tensor}.
     names: {short name: name in the folder}.
@@ -155,11 +155,7 @@ class ModelFolder:
           )
 
   def check_unquantised(self) -> None:
-    """Checks that the weights are not quantised.
-
-    Raises:
-      InputError: the model is quantised.
-    """
+    """Raises InputError if the weights are quantised."""
     if self.quantised:
       raise InputError(
         f"{self.directory} is quantised ({self.quantised}): a delta cannot be added to its "
@@ -195,6 +191,8 @@ def open_model(directory: str | os.PathLike | ModelFolder) -> ModelFolder:
   stored = _tensors_of(directory)
   full_names, prefixes = names.by_short_name(stored, directory)
   tensors = {short: stored[name] for short, name in full_names.items()}
+  if raw.get("model_type") == "mistral3" and names.HEAD not in tensors:
+    raw = {"tie_word_embeddings": True, **raw}  # the default of transformers
   config = {**raw, **(raw.get("text_config") or {})}
   check_kinds(directory / "config.json", config, FIELDS)
   return ModelFolder(directory, raw, config, tensors, full_names, prefixes)

@@ -66,6 +66,7 @@ def abstract_model(
 ) -> tuple[Decoder, Params]:
   """As `load_model`, with parameters as ShapeDtypeStruct; reads only headers."""
   folder = open_model(folder)
+  folder.check_unquantised()
   model = models.from_config(
     folder.raw_config,
     dtype=jnp.dtype(dtype or _main_dtype(folder)),

@@ -20,14 +20,40 @@ from shadowft_jax.models.config import DeltaNetConfig
 from shadowft_jax.models.layers import Linear, RMSNorm, as_row
 
 
+@jax.custom_vjp
 def convolve(x_BTC: jax.Array, w_CS: jax.Array, position_BT: jax.Array) -> jax.Array:
   """The sum over s of w[:, S - 1 - s] x[t - s] within each example, channel by channel."""
   out_BTC = x_BTC * as_row(w_CS[:, -1], 3)
   for s in range(1, w_CS.shape[1]):
-    shifted_BTC = jnp.pad(x_BTC, ((0, 0), (s, 0), (0, 0)))[:, : x_BTC.shape[1]]
-    shifted_BTC = jnp.where((position_BT >= s)[..., None], shifted_BTC, 0)
-    out_BTC += shifted_BTC * as_row(w_CS[:, -1 - s], 3)
+    out_BTC += _shifted(x_BTC, s, position_BT) * as_row(w_CS[:, -1 - s], 3)
   return out_BTC
+
+
+def _shifted(x_BTC, s, position_BT):
+  """x[t - s], and 0 where that is not in the same example."""
+  shifted_BTC = jnp.pad(x_BTC, ((0, 0), (s, 0), (0, 0)))[:, : x_BTC.shape[1]]
+  return jnp.where((position_BT >= s)[..., None], shifted_BTC, 0)
+
+
+def _convolve_forward(x_BTC, w_CS, position_BT):
+  return convolve(x_BTC, w_CS, position_BT), (x_BTC, w_CS, position_BT)
+
+
+def _convolve_backward(saved, g_BTC):
+  """Sums over tokens are matrix products: XLA's reductions of columns are slow on a CPU."""
+  x_BTC, w_CS, position_BT = saved
+  g_BTC = jax.lax.optimization_barrier(g_BTC)  # else computed anew for each of its uses
+  ones_BT = jnp.ones(position_BT.shape, g_BTC.dtype)
+  total = lambda y_BTC: jnp.einsum("BT,BTC->C", ones_BT, y_BTC)
+  dx_BTC, dw = g_BTC * as_row(w_CS[:, -1], 3), [total(x_BTC * g_BTC)]
+  for s in range(1, w_CS.shape[1]):
+    own_BTC = jnp.where((position_BT >= s)[..., None], g_BTC, 0)[:, s:]
+    dx_BTC += jnp.pad(own_BTC, ((0, 0), (0, s), (0, 0))) * as_row(w_CS[:, -1 - s], 3)
+    dw.insert(0, total(_shifted(x_BTC, s, position_BT) * g_BTC))
+  return dx_BTC, jnp.stack(dw, axis=1), None
+
+
+convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
 def normalised(x: jax.Array) -> jax.Array:
