@@ -25,6 +25,7 @@ ACTIVATIONS = (
   ("mlp", "tensor"),
 )
 RULES = (
+  (r"vision_model/.*embedding/embedding$", P(None, "fsdp")),  # a row per aspect ratio
   (r"embedding$", P("tensor", "fsdp")),
   (r"experts/down_proj/(kernel|a)$", P(None, "fsdp", "tensor")),
   (r"experts/(gate|up)_proj/(kernel|b)$", P(None, "fsdp", None, "tensor")),

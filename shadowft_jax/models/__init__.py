@@ -18,11 +18,13 @@ from shadowft_jax.models import (
   granite,
   llama,
   mistral,
+  mllama,
   olmo,
   qwen,
   qwen35,
   siglip,
   smollm,
+  tiles,
 )
 from shadowft_jax.models.config import DecoderConfig
 from shadowft_jax.models.decoder import Decoder
@@ -44,6 +46,7 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], DecoderConfig]] = {
   "mistral": mistral.mistral,
   "mistral3": mistral.mistral3,
   "ministral3": mistral.ministral3,
+  "mllama": mllama.mllama,
   "olmo2": olmo.olmo2,
   "olmo3": olmo.olmo3,
   "smollm3": smollm.smollm3,
@@ -53,7 +56,7 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], DecoderConfig]] = {
   "apertus": apertus.apertus,
 }
 
-VISION = {"gemma3": siglip.read}  # model_type -> reader of the vision tower's config
+VISION = {"gemma3": siglip.read, "mllama": tiles.read}  # model_type -> reader of the vision tower's config
 
 
 def from_config(
@@ -98,8 +101,6 @@ def abstract_params(model: nn.Module) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=8)
 def _abstract_params(model):
-  token_BT, pixel = jax.ShapeDtypeStruct((1, 1), jnp.int32), None
-  if vision := model.vision:
-    shape = (1, 1, vision.num_channels, vision.image_size, vision.image_size)
-    pixel = jax.ShapeDtypeStruct(shape, jnp.uint8)
-  return jax.eval_shape(model.init, jax.random.key(0), token_BT, pixel=pixel)["params"]
+  token_BT = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+  images = model.vision.example if model.vision else {}
+  return jax.eval_shape(model.init, jax.random.key(0), token_BT, **images)["params"]

@@ -66,6 +66,12 @@ class VisionConfig:
     """Patches along one side of an image."""
     return self.image_size // self.patch_size
 
+  @property
+  def example(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of the arguments for one row with one image."""
+    shape = (1, 1, self.num_channels, self.image_size, self.image_size)
+    return {"pixel": jax.ShapeDtypeStruct(shape, jnp.uint8)}
+
 
 def read(hf: Mapping[str, Any], pixels: Pixels) -> VisionConfig:
   """config.json of a Gemma3ForConditionalGeneration -> VisionConfig.
@@ -169,18 +175,22 @@ class Block(nn.Module):
 class PatchEmbedding(nn.Module):
   """Patches of pixels -> vectors, as a convolution whose stride is its width."""
 
-  cfg: VisionConfig
+  features: int
+  size: int  # pixels along a side of a patch
+  use_bias: bool
 
   @nn.compact
   def __call__(self, pixel_BCSS: jax.Array) -> jax.Array:
-    cfg = self.cfg
-    C, g, p, D = cfg.num_channels, cfg.side, cfg.patch_size, cfg.hidden_size
+    D, C, p = self.features, pixel_BCSS.shape[1], self.size
     filter_DCpp = self.param("filter", nn.initializers.normal(0.02), (D, C, p, p))
-    bias_D = self.param("bias", nn.initializers.zeros, (D,))
+    g = pixel_BCSS.shape[-1] // p
     patch = pixel_BCSS.reshape(-1, C, g, p, g, p).transpose(0, 2, 4, 1, 3, 5)
     kernel = filter_DCpp.reshape(D, -1).T.astype(patch.dtype)
     y_BPD = patch.reshape(-1, g * g, C * p * p) @ kernel
-    return y_BPD + as_row(bias_D.astype(y_BPD.dtype), 3)
+    if self.use_bias:
+      bias_D = self.param("bias", nn.initializers.zeros, (D,))
+      y_BPD += as_row(bias_D.astype(y_BPD.dtype), 3)
+    return y_BPD
 
 
 class PositionEmbedding(nn.Module):
@@ -201,8 +211,10 @@ class Embeddings(nn.Module):
 
   @nn.compact
   def __call__(self, pixel_BCSS: jax.Array) -> jax.Array:
-    x_BPD = PatchEmbedding(self.cfg, name="patch_embedding")(pixel_BCSS)
-    position_PD = PositionEmbedding(self.cfg, name="position_embedding")()
+    cfg = self.cfg
+    patched = PatchEmbedding(cfg.hidden_size, cfg.patch_size, True, name="patch_embedding")
+    x_BPD = patched(pixel_BCSS)
+    position_PD = PositionEmbedding(cfg, name="position_embedding")()
     return x_BPD + as_row(position_PD.astype(x_BPD.dtype), 3)
 
 
@@ -261,10 +273,10 @@ class Projector(nn.Module):
     return x @ kernel.astype(x.dtype)
 
 
-def normalised(pixel: jax.Array, cfg: VisionConfig, dtype: DTypeLike) -> jax.Array:
+def normalised(pixel: jax.Array, pixels: Pixels, dtype: DTypeLike) -> jax.Array:
   """The tower's input [B, C, S, S]: uint8 pixels are scaled, floats are taken as they are."""
   if pixel.dtype == jnp.uint8:
-    scale, shift = (jnp.array(x, jnp.float32)[:, None, None] for x in cfg.pixels)
+    scale, shift = (jnp.array(x, jnp.float32)[:, None, None] for x in pixels)
     pixel = pixel.astype(jnp.float32) * as_row(scale, 4) + as_row(shift, 4)
   return pixel.astype(dtype)
 
