@@ -56,7 +56,10 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], DecoderConfig]] = {
   "apertus": apertus.apertus,
 }
 
-VISION = {"gemma3": siglip.read, "mllama": tiles.read}  # model_type -> reader of the vision tower's config
+VISION = {
+  "gemma3": siglip.read,
+  "mllama": tiles.read,
+}  # model_type -> reader of the vision tower's config
 
 
 def from_config(

@@ -16,7 +16,16 @@ from jax.typing import DTypeLike
 
 from shadowft_jax.models import delta_net, mllama, moe, siglip, stack, tiles
 from shadowft_jax.models.config import CROSS, LINEAR, DecoderConfig, distinct
-from shadowft_jax.models.layers import Embed, Head, Linear, RMSNorm, as_row, rope_angles, scaled, softcap
+from shadowft_jax.models.layers import (
+  Embed,
+  Head,
+  Linear,
+  RMSNorm,
+  as_row,
+  rope_angles,
+  scaled,
+  softcap,
+)
 from shadowft_jax.models.mlp import MLP
 from shadowft_jax.models.self_attention import Attention, norm
 

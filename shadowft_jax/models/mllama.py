@@ -92,12 +92,12 @@ def seen(
   index_T = jnp.arange(token_BT.shape[1])
   rank_BT = jnp.cumsum(is_image_BT, axis=1) - 1  # of the last image at or before each token
   # The place and segment of each image's token.
-  own_BMT = is_image_BT[:, None] & (rank_BT[:, None] == jnp.arange(M)[:, None])
+  own_BMT = is_image_BT[:, None] & (rank_BT[:, None] == jnp.arange(M)[None, :, None])
   segment_BM = jnp.sum(own_BMT * segment_BT[:, None], axis=2)
-  place_BM = jnp.where(segment_BM > 0, jnp.sum(own_BMT * index_T, axis=2), -2)
+  place_BM = jnp.where(segment_BM > 0, jnp.sum(own_BMT * index_T[None, None], axis=2), -2)
   # Tiles in order: by example, real ones before padding, by image.
   example_BM = jnp.where(segment_BM > 0, segment_BM, jnp.max(segment_BT, axis=1, keepdims=True) + 1)
-  is_padding_BMt = jnp.arange(tiles) >= count_BM[:, :, None]
+  is_padding_BMt = jnp.arange(tiles)[None, None] >= count_BM[:, :, None]
   key_BMt = 2 * example_BM[:, :, None] + is_padding_BMt
   order_BJ = jnp.argsort(key_BMt.reshape(B, -1), axis=1, stable=True)
   state_BJE = feature_BMtPD.reshape(B, M * tiles, P * D)
@@ -110,11 +110,11 @@ def seen(
   # The first image of a group of images without text between them.
   joins_BM = (place_BM[:, 1:] == place_BM[:, :-1] + 1) & (segment_BM[:, 1:] == segment_BM[:, :-1])
   starts_BM = jnp.pad(~joins_BM, ((0, 0), (1, 0)), constant_values=True)
-  group_BM = jax.lax.cummax(jnp.where(starts_BM, jnp.arange(M), 0), axis=1)
+  group_BM = jax.lax.cummax(jnp.where(starts_BM, jnp.arange(M)[None], 0), axis=1)
   start_BM = before(2 * example_BM)  # of the example's tiles
   same_BMM = example_BM[:, :, None] == example_BM[:, None, :]
   earlier = jnp.tril(jnp.ones((M, M), bool), -1)
-  offset_BM = start_BM + jnp.sum(same_BMM * earlier * count_BM[:, None, :], axis=2)
+  offset_BM = start_BM + jnp.sum(same_BMM * earlier[None] * count_BM[:, None, :], axis=2)
   own_BT = jnp.clip(rank_BT, 0, M - 1)
   at = lambda x_BM, index_BT: jnp.take_along_axis(x_BM, index_BT, axis=1)
   after_BT = (rank_BT >= 0) & (at(segment_BM, own_BT) == segment_BT) & (segment_BT > 0)
@@ -144,12 +144,7 @@ class CrossAttention(nn.Module):
     q_BTNH = norm(cfg, "q_norm")(heads("q", x_BTD, cfg.num_attention_heads))
     k_BSKH, v_BSKH = (heads(n, images.state_BSD, cfg.num_key_value_heads) for n in "kv")
     out_BTNH = chunked.attend(
-      q_BTNH,
-      norm(cfg, "k_norm")(k_BSKH),
-      v_BSKH,
-      images.first_BT,
-      images.last_BT,
-      scale=H**-0.5,
+      q_BTNH, norm(cfg, "k_norm")(k_BSKH), v_BSKH, images.first_BT, images.last_BT, scale=H**-0.5
     )
     return Linear(D, name="o_proj")(out_BTNH.reshape(B, T, -1))
 

@@ -265,13 +265,14 @@ class Tower(nn.Module):
     x_BtPD = jnp.pad(x_BtPD, ((0, 0), (0, 0), (0, -P % MULTIPLE), (0, 0)))
     padded = x_BtPD.shape
 
-    is_padding = jnp.arange(tiles)[:, None] >= jnp.maximum(1, count(aspect_B2))[:, None, None]
-    is_padding_BP = (is_padding | (jnp.arange(padded[2]) >= P)).reshape(B, -1)
+    real_B = jnp.maximum(1, count(aspect_B2))
+    is_padding_BtP = jnp.arange(tiles)[None, :, None] >= real_B[:, None, None]
+    is_padding_BP = (is_padding_BtP | (jnp.arange(padded[2])[None, None] >= P)).reshape(B, -1)
     order_BP = jnp.argsort(is_padding_BP, axis=1, stable=True)
     place_BP = jnp.argsort(order_BP, axis=1)
     real_B1 = jnp.sum(~is_padding_BP, axis=1, keepdims=True)
     index_P = jnp.arange(order_BP.shape[1])
-    last_BP = jnp.where(index_P < real_B1, len(index_P), real_B1) - 1
+    last_BP = jnp.where(index_P[None] < real_B1, len(index_P), real_B1) - 1
 
     def sorted_(x_BtPD):
       return jnp.take_along_axis(x_BtPD.reshape(B, -1, D), order_BP[:, :, None], axis=1)
@@ -298,8 +299,8 @@ def count(aspect: jax.Array) -> jax.Array:
 
 def ratio(aspect_B2: jax.Array, cfg: VisionConfig) -> jax.Array:
   """The number of an aspect ratio, from 1; 0 for no image."""
-  same = jnp.all(aspect_B2[:, None] == jnp.array(cfg.ratios), axis=2)
-  return jnp.sum(same * jnp.arange(1, len(cfg.ratios) + 1), axis=1)
+  same = jnp.all(aspect_B2[:, None] == jnp.array(cfg.ratios)[None], axis=2)
+  return jnp.sum(same * jnp.arange(1, len(cfg.ratios) + 1)[None], axis=1)
 
 
 def normalised(
@@ -308,5 +309,5 @@ def normalised(
   """The tower's input [images, tiles, C, S, S], with 0 in the tiles that are padding."""
   x = siglip.normalised(pixel.reshape(-1, *pixel.shape[3:]), cfg.pixels, dtype)
   x = x.reshape(-1, *pixel.shape[2:])
-  is_real = jnp.arange(x.shape[1]) < count(aspect).reshape(-1, 1)
+  is_real = jnp.arange(x.shape[1])[None] < count(aspect).reshape(-1, 1)
   return jnp.where(is_real[:, :, None, None, None], x, 0)
