@@ -27,7 +27,7 @@ from shadowft_jax.models import (
   tiles,
 )
 from shadowft_jax.models.config import DecoderConfig
-from shadowft_jax.models.decoder import Decoder
+from shadowft_jax.models.decoder import AnyVision, Decoder
 
 FAMILIES: dict[str, Callable[[Mapping[str, Any]], DecoderConfig]] = {
   "llama": llama.llama,
@@ -56,7 +56,7 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], DecoderConfig]] = {
   "apertus": apertus.apertus,
 }
 
-VISION = {
+VISION: dict[str, Callable[[Mapping[str, Any], siglip.Pixels], AnyVision]] = {
   "gemma3": siglip.read,
   "mllama": tiles.read,
 }  # model_type -> reader of the vision tower's config

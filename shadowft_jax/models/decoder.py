@@ -29,6 +29,7 @@ from shadowft_jax.models.layers import (
 from shadowft_jax.models.mlp import MLP
 from shadowft_jax.models.self_attention import Attention, norm
 
+AnyVision = siglip.VisionConfig | tiles.VisionConfig
 SLOTTED = ("k", "v")  # variables of the cache that have slots for tokens, on axis 2
 # What a rematerialised block keeps for its backward pass, by config.remat.
 REMAT = {
@@ -106,7 +107,7 @@ class Backbone(nn.Module):
   remat: str
   mapped: Callable[..., type[nn.Module]]
   unrolled: bool
-  vision: siglip.VisionConfig | tiles.VisionConfig | None
+  vision: AnyVision | None
 
   def setup(self) -> None:
     cfg = self.cfg
@@ -148,7 +149,7 @@ class Backbone(nn.Module):
       given = self.features(pixel, aspect), tiles.count(aspect), token_BT, segment_BT
       rows["images"] = mllama.seen(*given, self.vision.image_token_id)
     elif pixel is not None:
-      assert self.vision is not None
+      assert isinstance(self.vision, siglip.VisionConfig)
       x_BTD, rows["ahead"] = siglip.place(x_BTD, self.features(pixel), token_BT, self.vision)
     if self.unrolled:
       values = stack.by_layer(self.cfg)
@@ -196,7 +197,7 @@ class Decoder(nn.Module):
   remat: str = "none"
   combine: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
   unrolled: bool = False
-  vision: siglip.VisionConfig | tiles.VisionConfig | None = None
+  vision: AnyVision | None = None
 
   def setup(self) -> None:
     self.model = Backbone(

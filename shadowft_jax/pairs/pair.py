@@ -11,7 +11,6 @@ WHY_NOT_TRAIN = {
   for kind, needs in {
     "internlm2": "need remote code, which is never run, and are ",
     "baichuan": "need remote code, which is never run, and are ",
-    "mllama": "(with images) are ",
   }.items()
 }
 # Option of config.json that a family may have -> what it is, where that cannot be trained here.
