@@ -383,6 +383,11 @@ VISION = {
     "vision_end_token_id": 260,
   },
 }
+# As the released Instruct, whose images are larger than the Base's.
+VISION["mllama_instruct"] = {
+  **VISION["mllama_vision"],
+  "vision_config": {**VISION["mllama_vision"]["vision_config"], "image_size": 42},
+}
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # tokens 0, 1, 2
 CHAT_TEMPLATE = (
   "{%- for message in messages %}"
