@@ -5,12 +5,11 @@
 Arguments, in any order: gemma-3-12b, gemma-3-27b, llama-3.2-11b-vision or llama-3.2-90b-vision; and
 the arm, shadow or ft.  Left out: the first.
 
-`train` refuses the Llama vision models, which are not implemented in JAX here.  Gemma 3 is trained
-with its images by --config.data.recipe=chat, its own template; the authors' templates take no
-images here.  `plan` counts the language model only, and ChartQA is not among the tasks of
-`evaluate` yet.  The paper prints rank, learning rate and number of rows; the other settings are
-those of its other runs, except for the mean of the loss, which the authors' trainer takes over 2
-examples for models with images: loss_mean=rank with ranks=128.
+The models are trained with their images by --config.data.recipe=chat, the Instruct's own template;
+the authors' templates take no images here.  `plan` counts the language model only, and ChartQA is
+not among the tasks of `evaluate` yet.  The paper prints rank, learning rate and number of rows; the
+other settings are those of its other runs, except for the mean of the loss, which the authors'
+trainer takes over 2 examples for models with images: loss_mean=rank with ranks=128.
 
 Hardware: 8 x A100 in the paper, hours not given there; not run here.  `shadowft plan` on 8 x
 A100-80GB, the language models: gemma-3-12b 8.2 GiB per device (compiled by XLA), 3.8 minutes per

@@ -12,7 +12,6 @@ import numpy as np
 from PIL import Image
 
 from shadowft_jax.data.marks import Marks
-from shadowft_jax.data.tokenizer import load_tokenizer
 from shadowft_jax.errors import InputError
 
 FILES = ("preprocessor_config.json", "processor_config.json")  # either has a processor's settings
@@ -32,14 +31,14 @@ class Family(NamedTuple):
     module, name: of its processor in transformers.
     settings: those of the processor that are needed, with the values that are supported.
     arrays: (the processor's output for one image, vision_config) -> what the model takes.
-    marks: (config.json, folder) -> how an image stands in the text.
+    marks: (config.json, tokenizer) -> how an image stands in the text.
   """
 
   module: str
   name: str
   settings: Mapping[str, Any]
   arrays: Callable[[Mapping[str, Any], Mapping[str, Any]], Arrays]
-  marks: Callable[[Mapping[str, Any], pathlib.Path], Marks]
+  marks: Callable[[Mapping[str, Any], Any], Marks]
 
 
 def open_processor(hf: Mapping[str, Any], folder: pathlib.Path) -> Any:
@@ -104,32 +103,31 @@ def _tiles(made, vision):
 RATIOS = [[1, 1], [1, 2], [1, 3], [1, 4], [2, 1], [2, 2], [3, 1], [4, 1]]  # of up to 4 tiles
 
 
-def _gemma3_marks(hf, folder):
+def _gemma3_marks(hf, tokenizer):
   ids = {**GEMMA3, **{k: v for k, v in hf.items() if k in GEMMA3}}
   if hf.get("image_token_id") is not None:
     ids["image_token_index"] = hf["image_token_id"]
   begin, end, image = (ids[f"{name}_token_index"] for name in ("boi", "eoi", "image"))
-  names = _tokens(folder, begin, end, image)
+  names = _tokens(tokenizer, begin, end, image)
   tokens = ids["mm_tokens_per_image"]
   whole = f"\n\n{names[0]}{names[2] * tokens}{names[1]}\n\n"
   return Marks(names[0], whole, image, tokens)
 
 
-def _mllama_marks(hf, folder):
+def _mllama_marks(hf, tokenizer):
   image = hf.get("image_token_id") or hf.get("image_token_index") or 128_256
-  [name] = _tokens(folder, image)
+  [name] = _tokens(tokenizer, image)
   return Marks(name, name, image, 1)
 
 
-def _tokens(folder, *ids):
-  """The tokens of images, which the folder's tokenizer must have."""
-  tokenizer = load_tokenizer(folder)
+def _tokens(tokenizer, *ids):
+  """The tokens of images, which the tokenizer must have."""
   names = tokenizer.convert_ids_to_tokens(list(ids))
   if None in names or tokenizer("".join(names), add_special_tokens=False).input_ids != list(ids):
     numbers = " and ".join(filter(None, [", ".join(map(str, ids[:-1])), str(ids[-1])]))
     raise InputError(
-      f"{folder}: its tokenizer does not have the tokens of images that config.json names: "
-      f"{numbers}"
+      f"{tokenizer.name_or_path}: its tokenizer does not have the tokens of images that "
+      f"config.json names: {numbers}"
     )
   return names
 

@@ -17,6 +17,7 @@ from PIL import Image
 from shadowft_jax import files, machine
 from shadowft_jax.data import pictures, processors
 from shadowft_jax.data.pictures import Picture
+from shadowft_jax.data.tokenizer import load_tokenizer
 from shadowft_jax.data.marks import Marks
 from shadowft_jax.data.turns import IMAGE, Row
 from shadowft_jax.errors import InputError
@@ -93,7 +94,8 @@ def open_vision(
     InputError: a file is missing, or its settings are not supported.
   """
   folder = pathlib.Path(directory)
-  marks = processors.FAMILIES[_config(folder)["model_type"]].marks(_config(folder), folder)
+  family = processors.FAMILIES[_config(folder)["model_type"]]
+  marks = family.marks(_config(folder), load_tokenizer(folder))
   if trained and has_vision(trained) and _side(trained) != _side(folder):
     folder = pathlib.Path(trained)
   hf = _config(folder)

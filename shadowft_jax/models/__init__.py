@@ -20,6 +20,7 @@ from shadowft_jax.models import (
   mistral,
   mllama,
   olmo,
+  patches,
   qwen,
   qwen35,
   siglip,
@@ -56,14 +57,14 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], DecoderConfig]] = {
   "apertus": apertus.apertus,
 }
 
-VISION: dict[str, Callable[[Mapping[str, Any], siglip.Pixels], AnyVision]] = {
+VISION: dict[str, Callable[[Mapping[str, Any], patches.Pixels], AnyVision]] = {
   "gemma3": siglip.read,
   "mllama": tiles.read,
 }  # model_type -> reader of the vision tower's config
 
 
 def from_config(
-  hf: Mapping[str, Any], *, pixels: siglip.Pixels | None = None, **options: Any
+  hf: Mapping[str, Any], *, pixels: patches.Pixels | None = None, **options: Any
 ) -> Decoder:
   """The Flax module for a config.json.
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from shadowft_jax.models import delta_net, mllama, moe, siglip, stack, tiles
+from shadowft_jax.models import delta_net, mllama, moe, patches, siglip, stack, tiles
 from shadowft_jax.models.config import CROSS, LINEAR, DecoderConfig, distinct
 from shadowft_jax.models.layers import (
   Embed,
@@ -170,7 +170,7 @@ class Backbone(nn.Module):
       tile = tiles.normalised(pixel, aspect, self.vision, self.dtype)
       feature = self.multi_modal_projector(self.vision_model(tile, aspect.reshape(-1, 2)))
       return feature.reshape(*pixel.shape[:2], *feature.shape[1:])
-    pixel_BCSS = siglip.normalised(
+    pixel_BCSS = patches.normalised(
       pixel.reshape(-1, *pixel.shape[2:]), self.vision.pixels, self.dtype
     )
     feature_BJD = self.multi_modal_projector(self.vision_tower(pixel_BCSS))

@@ -12,9 +12,8 @@ import jax.numpy as jnp
 
 from shadowft_jax.errors import InputError
 from shadowft_jax.models import chunked, config
-from shadowft_jax.models.layers import Linear, as_row
+from shadowft_jax.models.layers import Linear, RMSNorm, as_row
 from shadowft_jax.models.mlp import MLP
-from shadowft_jax.models.self_attention import norm
 
 # The defaults of transformers for fields missing in text_config.
 TEXT = {
@@ -141,11 +140,11 @@ class CrossAttention(nn.Module):
     def heads(name, x, count):
       return Linear(count * H, name=f"{name}_proj")(x).reshape(B, -1, count, H)
 
-    q_BTNH = norm(cfg, "q_norm")(heads("q", x_BTD, cfg.num_attention_heads))
+    normed = lambda n, x: RMSNorm(cfg.rms_norm_eps, name=f"{n}_norm")(x)
+    q_BTNH = normed("q", heads("q", x_BTD, cfg.num_attention_heads))
     k_BSKH, v_BSKH = (heads(n, images.state_BSD, cfg.num_key_value_heads) for n in "kv")
-    out_BTNH = chunked.attend(
-      q_BTNH, norm(cfg, "k_norm")(k_BSKH), v_BSKH, images.first_BT, images.last_BT, scale=H**-0.5
-    )
+    given = normed("k", k_BSKH), v_BSKH, images.first_BT, images.last_BT
+    out_BTNH = chunked.attend(q_BTNH, *given, scale=H**-0.5)
     return Linear(D, name="o_proj")(out_BTNH.reshape(B, T, -1))
 
 
@@ -161,7 +160,7 @@ def layer(
       return x_BTD
     zero_BT = jnp.zeros(x_BTD.shape[:2], jnp.int32)
     images = Seen(x_BTD[:, :1], zero_BT, zero_BT, zero_BT > 0, zero_BT > 0)
-  before_mix, _, before_mlp, _ = (norm(cfg, name) for name in cfg.norms)
+  before_mix, before_mlp = (RMSNorm(cfg.rms_norm_eps, name=n) for n in cfg.norms if n)
   attend = CrossAttention(cfg, name="cross_attn")
   mlp = MLP(cfg.intermediate_size, cfg.hidden_act, name="mlp")
 

@@ -15,7 +15,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from shadowft_jax.errors import InputError
-from shadowft_jax.models import chunked, config, siglip
+from shadowft_jax.models import chunked, config, patches
 from shadowft_jax.models.layers import Embed, Linear, as_row
 
 # The defaults of transformers for fields missing in a vision_config.
@@ -43,7 +43,6 @@ class VisionConfig:
   Attributes:
     ratios: supported_aspect_ratios, in tiles.
     image_token_id: the token that stands for an image.
-    text_hidden_size: hidden_size of the language model.
   """
 
   hidden_size: int
@@ -59,8 +58,7 @@ class VisionConfig:
   intermediate_layers_indices: tuple[int, ...]
   ratios: tuple[tuple[int, int], ...]
   image_token_id: int
-  text_hidden_size: int
-  pixels: siglip.Pixels
+  pixels: patches.Pixels
 
   @property
   def side(self) -> int:
@@ -82,7 +80,7 @@ class VisionConfig:
     }
 
 
-def read(hf: Mapping[str, Any], pixels: siglip.Pixels) -> VisionConfig:
+def read(hf: Mapping[str, Any], pixels: patches.Pixels) -> VisionConfig:
   """config.json of a MllamaForConditionalGeneration -> VisionConfig.
 
   Raises:
@@ -91,24 +89,21 @@ def read(hf: Mapping[str, Any], pixels: siglip.Pixels) -> VisionConfig:
   vision = {**DEFAULTS, **(hf.get("vision_config") or {})}
   vision["attention_heads"] = vision.get("num_attention_heads", vision["attention_heads"])
   config.refuse(vision, model_type=("mllama_vision_model",), hidden_act=("gelu",))
-  if bad := [n for n in DEFAULTS if not (isinstance(vision[n], int) and vision[n] > 0)]:
-    shown = ", ".join(f"{name} {vision[name]!r}" for name in bad)
-    raise InputError(f"vision_config of config.json: expected integers above 0; got {shown}")
+  patches.check_sizes(vision, DEFAULTS)
   cfg = VisionConfig(
     **{name: vision[name] for name in DEFAULTS},
     norm_eps=vision.get("norm_eps", 1e-5),
     intermediate_layers_indices=tuple(vision.get("intermediate_layers_indices") or INTERMEDIATE),
     ratios=tuple(map(tuple, vision.get("supported_aspect_ratios") or RATIOS)),
     image_token_id=hf.get("image_token_id") or hf.get("image_token_index") or 128_256,
-    text_hidden_size=hf["text_config"].get("hidden_size", 4096),
     pixels=pixels,
   )
-  if cfg.image_size % cfg.patch_size or cfg.hidden_size % cfg.attention_heads:
-    raise InputError(
-      f"vision_config of config.json: patch_size {cfg.patch_size} does not divide image_size "
-      f"{cfg.image_size}, or attention_heads {cfg.attention_heads} not hidden_size "
-      f"{cfg.hidden_size}"
-    )
+  for part, whole in (("patch_size", "image_size"), ("attention_heads", "hidden_size")):
+    if vision[whole] % vision[part]:
+      raise InputError(
+        f"vision_config of config.json: {part} {vision[part]} does not divide {whole} "
+        f"{vision[whole]}"
+      )
   taken = cfg.intermediate_layers_indices
   width = (1 + len(taken)) * cfg.hidden_size
   if vision.get("vision_output_dim", width) != width or not all(
@@ -116,8 +111,7 @@ def read(hf: Mapping[str, Any], pixels: siglip.Pixels) -> VisionConfig:
   ):
     raise InputError(
       f"vision_config of config.json: intermediate_layers_indices {list(taken)} of "
-      f"{cfg.num_hidden_layers} layers do not give vision_output_dim "
-      f"{vision.get('vision_output_dim')}"
+      f"{vision['num_hidden_layers']} layers do not give {width=}, its vision_output_dim"
     )
   return cfg
 
@@ -140,17 +134,6 @@ class Attention(nn.Module):
     return Linear(D, name="o_proj")(out_BPNH.reshape(B, P, D))
 
 
-class MLP(nn.Module):
-  """fc2(gelu(fc1(x)))."""
-
-  cfg: VisionConfig
-
-  @nn.compact
-  def __call__(self, x_BPD: jax.Array) -> jax.Array:
-    h_BPF = Linear(self.cfg.intermediate_size, True, name="fc1")(x_BPD)
-    return Linear(x_BPD.shape[-1], True, name="fc2")(jax.nn.gelu(h_BPF, approximate=False))
-
-
 def gate(module: nn.Module, name: str, dtype: DTypeLike) -> jax.Array:
   """The tanh of a parameter [1] of a module."""
   start = nn.initializers.constant(math.pi / 4)
@@ -169,13 +152,16 @@ class Block(nn.Module):
   ) -> tuple[tuple[jax.Array, jax.Array], None]:
     """Applies the layer; `carry` has the outputs that are taken, too."""
     (x_BPD, taken_nBPD), eps = carry, self.cfg.norm_eps
-    before_mix = siglip.LayerNorm(eps, name="input_layernorm")
-    before_mlp = siglip.LayerNorm(eps, name="post_attention_layernorm")
+    before_mix = patches.LayerNorm(eps, name="input_layernorm")
+    before_mlp = patches.LayerNorm(eps, name="post_attention_layernorm")
 
     def gated(name, y_BPD):
       return y_BPD * as_row(gate(self, name, y_BPD.dtype), 3) if self.gated else y_BPD
 
-    attend, mlp = Attention(self.cfg, name="self_attn"), MLP(self.cfg, name="mlp")
+    attend, mlp = (
+      Attention(self.cfg, name="self_attn"),
+      patches.MLP(self.cfg.intermediate_size, "gelu", name="mlp"),
+    )
     x_BPD += gated("gate_attn", attend(before_mix(x_BPD), last_BP))
     x_BPD += gated("gate_ffn", mlp(before_mlp(x_BPD)))
     return (x_BPD, jnp.where(is_taken_n[:, None, None, None], as_row(x_BPD, 4), taken_nBPD)), None
@@ -253,7 +239,7 @@ class Tower(nn.Module):
     P, D = cfg.patches, cfg.hidden_size
     ratio_B = ratio(aspect_B2, cfg)
     pixel = pixel_BtCSS.reshape(-1, *pixel_BtCSS.shape[2:])
-    patched = siglip.PatchEmbedding(D, cfg.patch_size, False, name="patch_embedding")(pixel)
+    patched = patches.PatchEmbedding(D, cfg.patch_size, False, name="patch_embedding")(pixel)
     x_BtPD = TileEmbedding(cfg, name="pre_tile_positional_embedding")(
       patched.reshape(B, tiles, P - 1, D), ratio_B
     )
@@ -261,7 +247,7 @@ class Tower(nn.Module):
     class_Bt1D = jnp.broadcast_to(class_D.astype(x_BtPD.dtype), (B, tiles, 1, D))
     x_BtPD = jnp.concatenate([class_Bt1D, x_BtPD], axis=2)
     x_BtPD = PositionEmbedding(cfg, name="gated_positional_embedding")(x_BtPD, ratio_B)
-    x_BtPD = siglip.LayerNorm(EPS, name="layernorm_pre")(x_BtPD)
+    x_BtPD = patches.LayerNorm(EPS, name="layernorm_pre")(x_BtPD)
     x_BtPD = jnp.pad(x_BtPD, ((0, 0), (0, 0), (0, -P % MULTIPLE), (0, 0)))
     padded = x_BtPD.shape
 
@@ -283,7 +269,7 @@ class Tower(nn.Module):
     taken = cfg.intermediate_layers_indices
     local = Encoder(cfg, self.policy, cfg.num_hidden_layers, False, taken, name="transformer")
     x_BPD, taken_nBPD = local(sorted_(x_BtPD), last_BP)
-    x_BPD = siglip.LayerNorm(EPS, name="layernorm_post")(x_BPD)
+    x_BPD = patches.LayerNorm(EPS, name="layernorm_post")(x_BPD)
     tiled = TileEmbedding(cfg, name="post_tile_positional_embedding")(restored(x_BPD), ratio_B)
     whole = Encoder(cfg, self.policy, cfg.num_global_layers, True, (), name="global_transformer")
     x_BPD, _ = whole(sorted_(tiled), last_BP)
@@ -307,7 +293,7 @@ def normalised(
   pixel: jax.Array, aspect: jax.Array, cfg: VisionConfig, dtype: DTypeLike
 ) -> jax.Array:
   """The tower's input [images, tiles, C, S, S], with 0 in the tiles that are padding."""
-  x = siglip.normalised(pixel.reshape(-1, *pixel.shape[3:]), cfg.pixels, dtype)
+  x = patches.normalised(pixel.reshape(-1, *pixel.shape[3:]), cfg.pixels, dtype)
   x = x.reshape(-1, *pixel.shape[2:])
   is_real = jnp.arange(x.shape[1])[None] < count(aspect).reshape(-1, 1)
   return jnp.where(is_real[:, :, None, None, None], x, 0)
