@@ -3,7 +3,7 @@
 Source: modeling_siglip.py and modeling_mllama.py, transformers 5.23.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -13,7 +13,6 @@ from jax.typing import DTypeLike
 
 from shadowft_jax.errors import InputError
 from shadowft_jax.models.layers import Linear, as_row
-from shadowft_jax.models.mlp import ACTIVATIONS
 
 
 class Pixels(NamedTuple):
@@ -49,11 +48,11 @@ class MLP(nn.Module):
   """fc2(act(fc1(x)))."""
 
   features: int
-  act: str  # a key of mlp.ACTIVATIONS
+  act: Callable[[jax.Array], jax.Array]
 
   @nn.compact
   def __call__(self, x_BPD: jax.Array) -> jax.Array:
-    h_BPF = ACTIVATIONS[self.act](Linear(self.features, True, name="fc1")(x_BPD))
+    h_BPF = self.act(Linear(self.features, True, name="fc1")(x_BPD))
     return Linear(x_BPD.shape[-1], True, name="fc2")(h_BPF)
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from shadowft_jax.errors import InputError
 from shadowft_jax.models import chunked, config, patches
 from shadowft_jax.models.layers import Linear, RMSNorm, as_row
+from shadowft_jax.models.mlp import ACTIVATIONS
 from shadowft_jax.models.patches import LayerNorm, PatchEmbedding, Pixels
 
 # The defaults of transformers for fields missing in a vision_config.
@@ -132,9 +133,8 @@ class Block(nn.Module):
     cfg = self.cfg
     before_mix, before_mlp = (LayerNorm(cfg.layer_norm_eps, name=f"layer_norm{i}") for i in (1, 2))
     x_BPD += Attention(cfg, name="self_attn")(before_mix(x_BPD))
-    return x_BPD + patches.MLP(cfg.intermediate_size, "gelu_pytorch_tanh", name="mlp")(
-      before_mlp(x_BPD)
-    ), None
+    mlp = patches.MLP(cfg.intermediate_size, ACTIVATIONS["gelu_pytorch_tanh"], name="mlp")
+    return x_BPD + mlp(before_mlp(x_BPD)), None
 
 
 class PositionEmbedding(nn.Module):

@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from shadowft_jax.errors import InputError
 from shadowft_jax.models import chunked, config, patches
 from shadowft_jax.models.layers import Embed, Linear, as_row
+from shadowft_jax.models.mlp import ACTIVATIONS
 
 # The defaults of transformers for fields missing in a vision_config.
 DEFAULTS = {
@@ -158,10 +159,8 @@ class Block(nn.Module):
     def gated(name, y_BPD):
       return y_BPD * as_row(gate(self, name, y_BPD.dtype), 3) if self.gated else y_BPD
 
-    attend, mlp = (
-      Attention(self.cfg, name="self_attn"),
-      patches.MLP(self.cfg.intermediate_size, "gelu", name="mlp"),
-    )
+    attend = Attention(self.cfg, name="self_attn")
+    mlp = patches.MLP(self.cfg.intermediate_size, ACTIVATIONS["gelu"], name="mlp")
     x_BPD += gated("gate_attn", attend(before_mix(x_BPD), last_BP))
     x_BPD += gated("gate_ffn", mlp(before_mlp(x_BPD)))
     return (x_BPD, jnp.where(is_taken_n[:, None, None, None], as_row(x_BPD, 4), taken_nBPD)), None
