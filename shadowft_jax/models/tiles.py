@@ -235,8 +235,7 @@ class Tower(nn.Module):
   @nn.compact
   def __call__(self, pixel_BtCSS: jax.Array, aspect_B2: jax.Array) -> jax.Array:
     cfg, (B, tiles, *_) = self.cfg, pixel_BtCSS.shape
-    P, D = cfg.patches, cfg.hidden_size
-    ratio_B = ratio(aspect_B2, cfg)
+    P, D, ratio_B = cfg.patches, cfg.hidden_size, ratio(aspect_B2, cfg)
     pixel = pixel_BtCSS.reshape(-1, *pixel_BtCSS.shape[2:])
     patched = patches.PatchEmbedding(D, cfg.patch_size, False, name="patch_embedding")(pixel)
     x_BtPD = TileEmbedding(cfg, name="pre_tile_positional_embedding")(
