@@ -18,8 +18,9 @@ from safetensors.numpy import load_file, save_file
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 from transformers.models.mllama.processing_mllama import MllamaProcessor
 
-from shadowft_jax import delta, presets, train, tree
+from shadowft_jax import api, delta, models, presets, train, tree
 from shadowft_jax.data import dataset
+from shadowft_jax.errors import InputError
 from shadowft_jax.hf import weights
 from shadowft_jax.hf.folder import open_model
 from shadowft_jax.learning import step
@@ -184,6 +185,36 @@ def test_packed_examples_see_what_they_see_alone(ours, order):
   got = apply({"params": params}, packed, segments, position, *images)
   want = row(np.asarray(alone))
   assert np.abs(got[0, : len(want)] - want).max() <= TOLERANCE * np.abs(want).max()
+
+
+@pytest.mark.slow
+def test_text_is_generated_as_by_transformers(folder):
+  """Without an image the cross-attention layers are skipped, with a cache, too."""
+  pictured.save_processor(folder, pictured.TILES)
+  [text] = api.generate(api.load_model(folder), ["How many bars?"], max_new=12)
+  tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+  chat = [{"role": "user", "content": "How many bars?"}]
+  given = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt")
+  out = theirs().generate(**given, max_new_tokens=12, do_sample=False, eos_token_id=2)
+  assert text == tokenizer.decode(out[0, given["input_ids"].shape[1] :])
+
+
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    (dict(vision_config=dict(patch_size=0)), "patch_size 0"),
+    (dict(vision_config=dict(patch_size=9)), "patch_size 9 does not divide image_size 28"),
+    (dict(vision_config=dict(intermediate_layers_indices=[0, 3])), r"\[0, 3\] of 3 layers"),
+    (dict(vision_config=dict(hidden_act="silu")), "'silu'"),
+    (dict(text_config=dict(cross_attention_layers=[6])), "numbers from 0 to 5; got .6"),
+    (dict(text_config=dict(tie_word_embeddings=True)), "tie_word_embeddings is True"),
+  ],
+)
+def test_configs_that_are_not_supported_are_refused(change, message):
+  hf = pico.VISION["mllama_vision"]
+  hf = {**hf, **{part: {**hf[part], **fields} for part, fields in change.items()}}
+  with pytest.raises(InputError, match=message):
+    models.abstract_params(models.from_config(hf, pixels=PIXELS))
 
 
 # ---- the processor

@@ -39,7 +39,7 @@ def mllama(hf: Mapping[str, Any]) -> config.DecoderConfig:
   hf = {**TEXT, **config.text_part(hf)}
   config.refuse(hf, tie_word_embeddings=(False,), dropout=(0, 0.0))
   count, places = hf["num_hidden_layers"], hf["cross_attention_layers"]
-  if not isinstance(places, list) or not set(places) <= set(range(count)):
+  if not isinstance(places, list) or not all(i in range(count) for i in places):
     raise InputError(
       f"config.json: cross_attention_layers are numbers from 0 to {count - 1}; got {places!r}"
     )
