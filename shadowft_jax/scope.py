@@ -44,7 +44,9 @@ SCOPES = {"projections": rf"layers/.*/({'|'.join(DEFAULT)})/", "all": r""}
 
 
 RUN = re.compile(r"(?<=layers/)\d+(-\d+)?of\d+/")  # in a leaf's name, see hf/leaves.py
-VISION = re.compile(r"^model/(vision_tower|multi_modal_projector)/")  # leaves beside the text model
+VISION = re.compile(  # leaves beside the text model
+  r"^model/(vision_tower|vision_model|multi_modal_projector)/"
+)
 
 
 def is_frozen(leaf: str) -> bool:

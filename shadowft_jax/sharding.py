@@ -25,7 +25,8 @@ ACTIVATIONS = (
   ("mlp", "tensor"),
 )
 RULES = (
-  (r"embedding$", P("tensor", "fsdp")),
+  (r"vision_model/.*embedding/embedding$", P(None, "fsdp")),  # a row per aspect ratio
+  (r"/embedding$", P("tensor", "fsdp")),
   (r"experts/down_proj/(kernel|a)$", P(None, "fsdp", "tensor")),
   (r"experts/(gate|up)_proj/(kernel|b)$", P(None, "fsdp", None, "tensor")),
   (r"experts/", P(None, "fsdp")),

@@ -301,6 +301,29 @@ VISION = {
     "boi_token_index": 262,
     "eoi_token_index": 261,
   },
+  # Two periods of three layers.  The token of images is beyond the head's 264 rows.
+  "mllama_vision": {
+    "model_type": "mllama",
+    "text_config": {
+      **{k: v for k, v in SIZES.items() if k not in ("head_dim", "rope_theta")},
+      "num_hidden_layers": 6,
+      "cross_attention_layers": [1, 4],
+      "rope_parameters": {"rope_theta": 10_000.0, **LLAMA3_ROPE},
+      "pad_token_id": None,
+    },
+    "vision_config": {
+      "hidden_size": 16,
+      "intermediate_size": 32,
+      "num_hidden_layers": 3,
+      "num_global_layers": 2,
+      "attention_heads": 2,
+      "image_size": 28,
+      "patch_size": 14,
+      "vision_output_dim": 48,
+      "intermediate_layers_indices": [0, 2],
+    },
+    "image_token_index": 264,
+  },
   "gemma4_vision": {
     "model_type": "gemma4",
     "text_config": {**{k: v for k, v in GEMMA4.items() if k != "model_type"}, "pad_token_id": 0},
@@ -359,6 +382,11 @@ VISION = {
     "vision_start_token_id": 261,
     "vision_end_token_id": 260,
   },
+}
+# As the released Instruct, whose images are larger than the Base's.
+VISION["mllama_instruct"] = {
+  **VISION["mllama_vision"],
+  "vision_config": {**VISION["mllama_vision"]["vision_config"], "image_size": 42},
 }
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # tokens 0, 1, 2
 CHAT_TEMPLATE = (

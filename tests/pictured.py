@@ -1,4 +1,4 @@
-"""A tiny Gemma 3 pair with images, its tokenizer and processor, and charts of a few bars."""
+"""Tiny pairs with images, their tokenizers and processors, and charts of a few bars."""
 
 import json
 import pathlib
@@ -13,6 +13,7 @@ from tests import pico
 
 MODEL, IMAGE, TOKENS = "gemma3_vision", 263, 4
 ADDED = ("<e0>", "<e1>", "<end_of_image>", "<start_of_image>", "<image_soft_token>")
+TILED = "<|image|>"  # of Llama 3.2 Vision, token 264
 PROCESSOR = {
   "do_convert_rgb": None,
   "do_normalize": True,
@@ -26,16 +27,32 @@ PROCESSOR = {
   "rescale_factor": 1 / 255,
   "size": {"height": 28, "width": 28},
 }
+TILES = {
+  "do_convert_rgb": True,
+  "do_normalize": True,
+  "do_pad": True,
+  "do_rescale": True,
+  "do_resize": True,
+  "image_mean": [0.48, 0.46, 0.41],
+  "image_processor_type": "MllamaImageProcessor",
+  "image_std": [0.27, 0.26, 0.28],
+  "max_image_tiles": 4,
+  "resample": 2,
+  "rescale_factor": 1 / 255,
+  "size": {"height": 28, "width": 28},
+}
 
 
-def save_processor(directory, **changes):
+def save_processor(directory, settings=PROCESSOR, **changes):
   """Adds a tokenizer with tokens of images, and the settings of an image processor."""
   pico.save_tokenizer(directory)
   tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(directory)
-  tokenizer.add_tokens([tokenizers.AddedToken(t, special=True) for t in ADDED], special_tokens=True)
+  tokenizer.add_tokens(
+    [tokenizers.AddedToken(t, special=True) for t in (*ADDED, TILED)], special_tokens=True
+  )
   tokenizer.save_pretrained(directory)
   path = pathlib.Path(directory, "preprocessor_config.json")
-  path.write_text(json.dumps({**PROCESSOR, **changes}))
+  path.write_text(json.dumps({**settings, **changes}))
 
 
 def save_pair(directory):
@@ -48,6 +65,20 @@ def save_pair(directory):
       for key, w in model.named_parameters():
         if "vision" not in key and "multi_modal" not in key:
           w += 0.01 * torch.randn(w.shape, generator=torch.Generator().manual_seed(1))
+  return directory
+
+
+def save_tiled_pair(directory):
+  """As `save_pair`, of Llama 3.2 Vision: the images of the Instruct are larger."""
+  for side, name, size in (("base", "mllama_vision", 28), ("instruct", "mllama_instruct", 42)):
+    model = pico.hf_model(name, seed=size)
+    with torch.no_grad():  # the same language model, but for a little
+      text = dict(pico.hf_model("mllama_vision").model.language_model.named_parameters())
+      noise = torch.Generator().manual_seed(size)
+      for key, w in model.model.language_model.named_parameters():
+        w.copy_(text[key] + 0.01 * torch.randn(w.shape, generator=noise))
+    pico.save(model, directory / side)
+    save_processor(directory / side, TILES, size={"height": size, "width": size})
   return directory
 
 

@@ -20,7 +20,6 @@ from tests.real_configs import CONFIGS, PARAMETERS
 
 PAPER = commands.ROOT / "configs" / "paper"
 FILES = {p.stem: runpy.run_path(str(p)) for p in sorted(PAPER.glob("*.py"))}
-UNPORTED = ("llama-3.2-11b-vision", "llama-3.2-90b-vision")
 FAST = ("table1:llama-3.2-1b,full,shadow", "table3:r8,shadow", "table5:gemma-3-4b,lora,ft")
 
 
@@ -46,10 +45,6 @@ def test_a_config_is_whole_but_for_the_data_and_says_what_its_name_says(name):
   assert c.pair in words or c.pair.startswith("llama-3")
   assert (c.delta.kind, c.lr) == ("full", 1e-5) if "full" in words else c.delta.kind == "lora"
   assert c.delta.alpha == 2 * c.delta.rank
-  if c.pair in UNPORTED:
-    with pytest.raises(InputError, match="cannot be trained: mllama models .* not implemented"):
-      registry.resolve(c)
-    return
   registry.resolve(c)
   sets.resolve(c, needed=False)
   c.data.train = c.data.train or "Shadow_2k.parquet"
@@ -185,9 +180,7 @@ def test_the_vision_tower_is_planned_where_rows_have_images():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-  "name", [n for n in ALL if n not in FAST and not n.partition(":")[2].startswith(UNPORTED)]
-)
+@pytest.mark.parametrize("name", [n for n in ALL if n not in FAST])
 def test_the_planner_accepts_every_config_and_8_a100_are_enough(name):
   assert abstract_step(name).fits
 

@@ -99,7 +99,7 @@ def test_every_form_of_an_image_gives_the_same_picture(config, tmp_path):
 def test_tokens_are_those_of_the_familys_processor(config, folder):
   write(config, row("one<image>two <image>", images=[as_text(png(1)), as_text(png(2))]))
   [example] = examples(config)
-  tokenizer = vision.load_tokenizer(folder)
+  tokenizer = load_tokenizer(folder)
   for name, token in zip(("eoi", "boi", "image"), pictured.ADDED[2:], strict=True):
     setattr(tokenizer, f"{name}_token", token)
     setattr(tokenizer, f"{name}_token_id", tokenizer.convert_tokens_to_ids(token))
@@ -113,7 +113,7 @@ def test_tokens_are_those_of_the_familys_processor(config, folder):
   want = processor(text=f"{text}\ntwo<|im_end|>\n", images=images, return_tensors="np")
   np.testing.assert_array_equal(example.token, want["input_ids"][0])
   opened = vision.open_vision(folder)
-  pixel = np.stack([opened.prepared(p) for p in example.images])
+  pixel = np.stack([opened.prepared(p)["pixel"] for p in example.images])
   assert pixel.dtype == np.uint8
   scale, shift = (np.array(x, np.float32)[:, None, None] for x in opened.normalisation)
   np.testing.assert_allclose(scale * pixel + shift, want["pixel_values"], atol=1e-6)
@@ -137,7 +137,7 @@ def test_batches_hold_the_images_of_each_row_in_order(config):
     images = [x for p in places for x in data.train[data.steps[0].examples[p]].images]
     assert (batch["token"][r] == pictured.IMAGE).sum() == len(images) * pictured.TOKENS
     for image, pixel in zip(images, batch["pixel"][r], strict=False):
-      np.testing.assert_array_equal(pixel, data.vision.prepared(image))
+      np.testing.assert_array_equal(pixel, data.vision.prepared(image)["pixel"])
     assert not batch["pixel"][r, len(images) :].any()
   halves = [next(data.batches(0, (i, i + 1, 2))) for i in range(2)]
   both = np.concatenate([half["pixel"] for half in halves])
@@ -272,7 +272,7 @@ def test_the_authors_rule_of_sizes(size):
 
 def test_the_option_of_sizes_changes_pixels(folder):
   picture = pictures.opened(png(size=(900, 800)), [], "row 1")
-  plain, small = (vision.open_vision(folder, n).prepared(picture) for n in (0, 10_000))
+  plain, small = (vision.open_vision(folder, n).prepared(picture)["pixel"] for n in (0, 10_000))
   assert plain.shape == small.shape and (plain != small).any()
 
 
@@ -291,5 +291,7 @@ data = dataset.read(c, {str(folder)!r})
 print(batch["pixel"].shape, int(batch["pixel"].sum()), "jax" in sys.modules)
 """
   done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-  want = vision.open_vision(folder).prepared(examples(config)[0].images[0]).astype(int).sum()
+  want = (
+    vision.open_vision(folder).prepared(examples(config)[0].images[0])["pixel"].astype(int).sum()
+  )
   assert done.stdout.split("\n")[0] == f"(8, 1, 3, 28, 28) {want} False", done.stderr

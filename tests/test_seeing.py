@@ -68,7 +68,7 @@ def theirs(folder, engine):
   width = max(map(len, prompts))
   token = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
   images = [p for m in CONVERSATIONS for turn in m for p in turn.get("images", ())]
-  pixel = np.stack([engine.eye.vision.prepared(p) for p in images]).astype(np.float32)
+  pixel = np.stack([engine.eye.vision.prepared(p)["pixel"] for p in images]).astype(np.float32)
   out = model.generate(
     input_ids=token,
     attention_mask=torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts]),

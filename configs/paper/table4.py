@@ -5,11 +5,11 @@
 Arguments, in any order: gemma-3-12b, gemma-3-27b, llama-3.2-11b-vision or llama-3.2-90b-vision; and
 the arm, shadow or ft.  Left out: the first.
 
-`train` refuses the Llama vision models, which are not implemented in JAX here.  The paper prints
-rank, learning rate and number of rows; the other settings are those of its other runs, and of the
-authors' trainer for models with images: charts larger than 768 x 768 pixels are scaled down to that
-area, vision tower and projector are frozen, an image stands in the authors' template as the model's
-own processor writes it, and the mean of the loss is over 2 examples (loss_mean=rank, ranks=128).
+The paper prints rank, learning rate and number of rows; the other settings are those of its other
+runs, and of the authors' trainer for models with images: charts larger than 768 x 768 pixels are
+scaled down to that area, vision tower and projector are frozen, an image stands in the authors'
+template as the model's own processor writes it, and the mean of the loss is over 2 examples
+(loss_mean=rank, ranks=128).  Of the Llama vision models `plan` counts the language model only.
 Evaluation: --task chartqa of `shadowft evaluate`, whose prompt and rule are those of lmms-eval.
 
 Hardware: 8 x A100 in the paper, hours not given there; not run here.  `shadowft plan` on 8 x

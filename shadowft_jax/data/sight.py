@@ -11,6 +11,7 @@ from shadowft_jax.data.marks import Marks
 from shadowft_jax.data.pictures import Picture
 from shadowft_jax.data.turns import Entry, Row
 from shadowft_jax.errors import InputError
+from shadowft_jax.hf import hub
 from shadowft_jax.presets import Config
 from shadowft_jax.progress import count
 
@@ -43,7 +44,8 @@ class Sight:
       return rows, [()] * len(rows)
     c = self.config.data
     if any(row.images for row in rows) and not self.opened:
-      self.opened = vision.open_vision(self.directory, c.image_max_pixels)
+      trained = hub.locate(self.config[self.config.learn_on])
+      self.opened = vision.open_vision(self.directory, c.image_max_pixels, trained)
     folders = [pathlib.Path(c.image_folder)] if c.image_folder else [f.parent for f in files]
     good, shown = [], []
     for row, images in zip(rows, vision.open_rows(rows, folders or [pathlib.Path()]), strict=True):

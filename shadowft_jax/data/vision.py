@@ -1,24 +1,21 @@
 """Images of rows as the trained model takes them: marks in the text, and pixels of one size.
 
-A family's own image processor of transformers, in its form for PIL, resizes images; scaling to
-floats is left to the device (`models/siglip.py`), so that batches hold a byte per channel.
+A family's own image processor of transformers resizes them (`processors.py`).
 """
 
 import concurrent.futures
 import dataclasses
 import functools
-import importlib
 import math
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image
 
 from shadowft_jax import files, machine
-from shadowft_jax.data import pictures
+from shadowft_jax.data import pictures, processors
 from shadowft_jax.data.pictures import Picture
 from shadowft_jax.data.tokenizer import load_tokenizer
 from shadowft_jax.data.marks import Marks
@@ -26,17 +23,6 @@ from shadowft_jax.data.turns import IMAGE, Row
 from shadowft_jax.errors import InputError
 from shadowft_jax.progress import count
 
-# model_type -> the module and class of its image processor in transformers.
-PROCESSORS = {
-  "gemma3": ("transformers.models.gemma3.image_processing_pil_gemma3", "Gemma3ImageProcessorPil")
-}
-FILES = ("preprocessor_config.json", "processor_config.json")  # either has its settings
-DEFAULTS = {  # of transformers' configuration_gemma3.py
-  "boi_token_index": 255_999,
-  "eoi_token_index": 256_000,
-  "image_token_index": 262_144,
-  "mm_tokens_per_image": 256,
-}
 LEAST_PIXELS = 32 * 32  # of an image, where data.image_max_pixels is set
 KEPT = 1 << 30  # bytes of prepared images in memory
 
@@ -47,41 +33,45 @@ class Vision:
 
   Attributes:
     marks: how an image stands in the text.
-    size: pixels along a side.
+    size: pixels along a side, of an image or of one of its tiles.
     normalisation: (scale, shift) by channel, with which pixels become the tower's input.
-    prepared: Picture -> uint8 [3, size, size]; keeps the newest by content.
+    prepared: Picture -> what the model takes for it: "pixel", uint8 [.., 3, size, size], and
+      "aspect" if it takes tiles; keeps the newest by content.
   """
 
   marks: Marks
   size: int
   normalisation: tuple[tuple[float, ...], tuple[float, ...]]
-  prepared: Callable[[Picture], np.ndarray]
+  prepared: Callable[[Picture], processors.Arrays]
 
   def batch(
     self, rows: Sequence[Sequence[Picture]], first: int, stop: int
   ) -> dict[str, np.ndarray]:
-    """{"pixel"}: uint8 [rows, images, 3, size, size] of rows `first` to `stop`, padded with 0.
+    """What the model takes for the images of rows `first` to `stop`, [rows, images, ..].
 
     {} if no row has an image.  The number of images is that of the row with most, rounded up to a
-    power of 2, so that few shapes are compiled.
+    power of 2, so that few shapes are compiled; the others are 0.
     """
     most = max(map(len, rows), default=0)
     if not most:
       return {}
-    shape = (stop - first, 1 << (most - 1).bit_length(), 3, self.size, self.size)
-    out, own = np.zeros(shape, np.uint8), enumerate(rows[first:stop])
+    images = 1 << (most - 1).bit_length()
+    shapes = self.prepared(next(picture for row in rows for picture in row))
+    out = {n: np.zeros((stop - first, images, *x.shape), x.dtype) for n, x in shapes.items()}
+    own = enumerate(rows[first:stop])
     places = [(r, i, picture) for r, row in own for i, picture in enumerate(row)]
     with concurrent.futures.ThreadPoolExecutor(machine.cores()) as pool:
-      arrays = pool.map(self.prepared, [picture for *_, picture in places])
-      for (r, i, _), array in zip(places, arrays, strict=True):
-        out[r, i] = array
-    return {"pixel": out}
+      each = pool.map(self.prepared, [picture for *_, picture in places])
+      for (r, i, _), arrays in zip(places, each, strict=True):
+        for name, x in arrays.items():
+          out[name][r, i] = x
+    return out
 
 
 def has_vision(directory: str | os.PathLike) -> bool:
   """Whether the config.json of a folder is that of a model that takes images."""
   hf = _config(directory)
-  return hf.get("model_type") in PROCESSORS and bool(hf.get("vision_config"))
+  return hf.get("model_type") in processors.FAMILIES and bool(hf.get("vision_config"))
 
 
 def _config(directory):
@@ -89,80 +79,41 @@ def _config(directory):
   return files.read_json(path) if path.exists() else {}
 
 
-def open_vision(directory: str | os.PathLike, max_pixels: int = 0) -> Vision:
+def open_vision(
+  directory: str | os.PathLike, max_pixels: int = 0, trained: str | os.PathLike | None = None
+) -> Vision:
   """The Vision of a folder with config.json, a tokenizer and an image processor's settings.
 
   Args:
     directory: the folder.
     max_pixels: larger images are first scaled down to it, smaller ones than LEAST_PIXELS up, as in
       the authors' code; 0: none is.
+    trained: the folder of the model that is given the images, if its images have another size.
 
   Raises:
     InputError: a file is missing, or its settings are not supported.
   """
-  hf, folder = _config(directory), pathlib.Path(directory)
-  module, name = PROCESSORS[hf["model_type"]]
-  if not any((folder / file).exists() for file in FILES):
-    raise InputError(
-      f"{folder} has neither {FILES[0]} nor {FILES[1]}, which say how images are resized; copy one "
-      "from the model's page, or train on the text alone with --config.data.images=ignore"
-    )
-  try:
-    processor = getattr(importlib.import_module(module), name).from_pretrained(folder)
-  except Exception as error:  # the type depends on what is wrong with the file
-    reason = str(error).splitlines()[0]
-    raise InputError(f"{folder}: its image processor cannot be loaded: {reason}") from error
-  size = hf["vision_config"].get("image_size", 224)
-  _check(processor, folder, size)
+  folder = pathlib.Path(directory)
+  family = processors.FAMILIES[_config(folder)["model_type"]]
+  marks = family.marks(_config(folder), load_tokenizer(folder))
+  if trained and has_vision(trained) and _side(trained) != _side(folder):
+    folder = pathlib.Path(trained)
+  hf = _config(folder)
+  processor, size = processors.open_processor(hf, folder), _side(folder)
   std, mean = (np.array(x, np.float64) for x in (processor.image_std, processor.image_mean))
   scale = (processor.rescale_factor / std).tolist()
 
-  @functools.lru_cache(max(1, KEPT // (3 * size * size)))
+  @functools.lru_cache(max(1, KEPT // (3 * size * size * getattr(processor, "max_image_tiles", 1))))
   def prepared(picture):
     image = scaled(picture.decoded(), max_pixels) if max_pixels else picture.decoded()
-    made = processor(image, do_rescale=False, do_normalize=False, return_tensors="np")
-    return made["pixel_values"][0]
+    return processors.arrays(processor, hf, image)
 
   normalisation = (tuple(scale), tuple((-mean / std).tolist()))
-  return Vision(_marks(hf, folder), size, normalisation, prepared)
+  return Vision(marks, size, normalisation, prepared)
 
 
-def _check(processor, folder, size):
-  """Raises InputError if a processor has settings that are not supported."""
-  want = {
-    "size": (size, size),
-    "do_resize": True,
-    "do_rescale": True,
-    "do_normalize": True,
-    "do_pan_and_scan": False,
-  }
-  have = {name: getattr(processor, name) for name in want}
-  have["size"] = (have["size"].height, have["size"].width)
-  have["do_pan_and_scan"] = bool(have["do_pan_and_scan"])
-  if bad := [
-    f"{name} is {have[name]}, expected {want[name]}" for name in want if have[name] != want[name]
-  ]:
-    raise InputError(f"{folder}: settings of its image processor: {'; '.join(bad)}")
-
-
-def _marks(hf: Mapping[str, Any], folder: pathlib.Path) -> Marks:
-  """How an image stands in the text of Gemma 3."""
-  tokenizer = load_tokenizer(folder)
-  ids = {**DEFAULTS, **{k: v for k, v in hf.items() if k in DEFAULTS}}
-  if hf.get("image_token_id") is not None:
-    ids["image_token_index"] = hf["image_token_id"]
-  begin, end, image = (ids[f"{name}_token_index"] for name in ("boi", "eoi", "image"))
-  names = tokenizer.convert_ids_to_tokens([begin, end, image])
-  if None in names or tokenizer("".join(names), add_special_tokens=False).input_ids != [
-    *(begin, end, image)
-  ]:
-    raise InputError(
-      f"{folder}: its tokenizer does not have the tokens of images that config.json names: "
-      f"{begin}, {end} and {image}"
-    )
-  tokens = ids["mm_tokens_per_image"]
-  whole = f"\n\n{names[0]}{names[2] * tokens}{names[1]}\n\n"
-  return Marks(names[0], whole, image, tokens)
+def _side(folder):
+  return processors.side(_config(folder))
 
 
 def scaled(image: Image.Image, max_pixels: int) -> Image.Image:

@@ -8,7 +8,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from shadowft_jax import tree
-from shadowft_jax.data import vision
+from shadowft_jax.data import processors, vision
 from shadowft_jax.data.pictures import Picture
 from shadowft_jax.data.tokenizer import ChatTemplate
 from shadowft_jax.data.turns import Row
@@ -46,9 +46,15 @@ class Eye:
     if not vision.has_vision(self.processor_of):
       raise InputError(
         f"an image is given, but {self.processor_of} takes only text (model_type of config.json is "
-        f"none of {', '.join(vision.PROCESSORS)} with a vision_config)"
+        f"none of {', '.join(processors.FAMILIES)} with a vision_config)"
       )
-    return vision.open_vision(self.processor_of)
+    opened = vision.open_vision(self.processor_of)
+    if not opened.marks.tokens > 1:
+      raise InputError(
+        f"an image is given, but {self.processor_of} answers questions about text only here; serve "
+        "it with transformers"
+      )
+    return opened
 
   @functools.cached_property
   def _tower(self):

@@ -18,6 +18,11 @@ import numpy as np
 from shadowft_jax import scope
 from shadowft_jax.hf import names
 
+# Of Llama 3.2 Vision: one number each, but for the last.
+GATES = (
+  *("gate", "gate_attn", "gate_ffn", "cross_attn_attn_gate", "cross_attn_mlp_gate"),
+  "class_embedding",
+)
 # The last part of a leaf's path -> the last part of the tensor's name.
 SUFFIX = {
   "kernel": "weight",
@@ -33,6 +38,8 @@ SUFFIX = {
   "alpha_p": "alpha_p",
   "alpha_n": "alpha_n",
   "mm_input_projection_weight": "mm_input_projection_weight",  # of Gemma 3's projector
+  "table": "embedding",  # of the positions in Llama 3.2's vision tower
+  **{name: name for name in GATES},
 }
 TRANSPOSED = ("kernel", "a", "b")
 STACKED = ("layers", "experts")
@@ -158,10 +165,10 @@ def leaf_of(
     if match := re.search(rf"\b{part}\.(0|[1-9]\d{{0,4}})\.", module):
       module = module.replace(match[0], f"{part}.", 1)
       index += (int(match[1]),)
-  is_table = module.endswith((names.TABLE, "position_embedding.weight"))
+  is_table = module.endswith((names.TABLE, "embedding.weight"))
   kinds = {
-    1: ("scale", "bias", "A_log", "dt_bias", "layer_scalar", "alpha_p", "alpha_n"),
-    2: ("a", "b", "embedding" if is_table else "kernel", "mm_input_projection_weight"),
+    1: ("scale", "bias", "A_log", "dt_bias", "layer_scalar", "alpha_p", "alpha_n", *GATES),
+    2: ("a", "b", "embedding" if is_table else "kernel", "mm_input_projection_weight", "table"),
     3: ("filter",),
     4: ("filter",),
   }
@@ -169,7 +176,8 @@ def leaf_of(
     name = module.removesuffix("." + SUFFIX[kind]).replace(".", "/") + "/" + kind
     dotted = ".".join([*name.split("/")[:-1], SUFFIX[kind]])
     if stacked_axes(name) == len(index) and _numbered(dotted, index) == hf_name:
-      return _in_run(name, index, runs) if index and runs else (name, index)
+      in_run = index and runs and not names.is_beside(names.short(hf_name))
+      return _in_run(name, index, runs) if in_run else (name, index)
   return None, None
 
 

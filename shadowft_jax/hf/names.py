@@ -34,6 +34,7 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 # model_type of trainable models with a vision tower -> their modules outside the language model.
 BESIDE_TEXT = {
   **dict.fromkeys(("gemma3", "mistral3"), r"(model\.)?(vision_tower|multi_modal_projector)\..*"),
+  "mllama": r"(model\.)?(vision_model|multi_modal_projector)\..*",
   **dict.fromkeys(("qwen3_5", "qwen3_5_moe"), r"((model\.)?visual|mtp)\..*"),
   **dict.fromkeys(
     ("gemma4", "gemma4_unified"), r"(model\.)?((vision|audio)_tower|(embed_)?(vision|audio)\w*)\..*"

@@ -45,7 +45,8 @@ def _logprobs(h_BTD, head_DV, target_BT, size, cap):
 def _chosen(logit_BCV, target_BC):
   """(log p of each target, log-sum-exp)."""
   lse_BC = jax.nn.logsumexp(logit_BCV, axis=-1)
-  chosen_BC = jnp.take_along_axis(logit_BCV, target_BC[..., None], axis=-1)[..., 0]
+  # A token beyond the head, such as Llama 3.2's of images, is no target; its value is not used.
+  chosen_BC = jnp.take_along_axis(logit_BCV, target_BC[..., None], axis=-1, mode="clip")[..., 0]
   return chosen_BC - lse_BC, lse_BC
 
 

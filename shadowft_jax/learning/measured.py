@@ -7,6 +7,7 @@ from jax.sharding import Mesh
 import jax.numpy as jnp
 
 from shadowft_jax import presets
+from shadowft_jax.data import vision
 from shadowft_jax.data.planned import Dataset
 from shadowft_jax.hf import weights
 from shadowft_jax.hf.folder import ModelFolder, open_model
@@ -33,6 +34,9 @@ def measure(
   """
   if not data.valid:
     return {}
+  if data.vision and instruct.vision.get("image_size", data.vision.size) != data.vision.size:
+    own = vision.open_vision(instruct.directory, config.data.image_max_pixels)
+    data = dataclasses.replace(data, vision=own)
   out: Metrics = {}
   key = None if presets.has_reference(config) else _key(instruct, loss, data, config, mesh)
   for name, folder in (("instruct", instruct), ("shadow", open_model(run.shadow))):

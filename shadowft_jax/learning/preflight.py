@@ -29,7 +29,7 @@ def check(
   """
   model, base = weights.abstract_model(trained, pixels=step.pixels_of(data))
   check_images(config, data, model)
-  check_tokens(data, model.cfg.vocab_size, config.instruct)
+  check_tokens(data, model.cfg.vocab_size + model.cfg.extra_rows, config.instruct)
   check_graft(config, base, instruct)
   check_room(config, data, workdir, base, instruct)
   check_warmup(config, len(data.steps))
@@ -103,8 +103,8 @@ def check_images(config: Config, data: Dataset, model: Decoder) -> None:
   assert model.vision is not None
   if data.vision.size != model.vision.image_size:
     raise InputError(
-      f"images are {data.vision.size} pixels wide for the Instruct, and {model.vision.image_size} "
-      "for the model that is trained; they are no pair for rows with images"
+      f"images are prepared {data.vision.size} pixels wide, and the model that is trained takes "
+      f"{model.vision.image_size}; they are no pair for rows with images"
     )
   if data.vision.marks.token != model.vision.image_token_id:
     raise InputError(

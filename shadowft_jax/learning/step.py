@@ -116,8 +116,9 @@ class Loss:
     """
 
     def of(batch):
-      given = batch["token"], batch["segment"], batch["position"], None, batch.get("pixel")
-      h_BTD, head_DV = self.model.apply(variables, *given, method="hidden_and_head")
+      given = batch["token"], batch["segment"], batch["position"]
+      images = {name: batch.get(name) for name in ("pixel", "aspect")}
+      h_BTD, head_DV = self.model.apply(variables, *given, **images, method="hidden_and_head")
       label_BT = batch.get("label", batch["token"])
       return loss_lib.token_logprobs(
         h_BTD, head_DV, label_BT, self.chunk, self.model.cfg.final_logit_softcapping

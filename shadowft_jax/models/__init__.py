@@ -18,14 +18,17 @@ from shadowft_jax.models import (
   granite,
   llama,
   mistral,
+  mllama,
   olmo,
+  patches,
   qwen,
   qwen35,
   siglip,
   smollm,
+  tiles,
 )
 from shadowft_jax.models.config import DecoderConfig
-from shadowft_jax.models.decoder import Decoder
+from shadowft_jax.models.decoder import AnyVision, Decoder
 
 FAMILIES: dict[str, Callable[[Mapping[str, Any]], DecoderConfig]] = {
   "llama": llama.llama,
@@ -44,6 +47,7 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], DecoderConfig]] = {
   "mistral": mistral.mistral,
   "mistral3": mistral.mistral3,
   "ministral3": mistral.ministral3,
+  "mllama": mllama.mllama,
   "olmo2": olmo.olmo2,
   "olmo3": olmo.olmo3,
   "smollm3": smollm.smollm3,
@@ -53,11 +57,14 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], DecoderConfig]] = {
   "apertus": apertus.apertus,
 }
 
-VISION = {"gemma3": siglip.read}  # model_type -> reader of the vision tower's config
+VISION: dict[str, Callable[[Mapping[str, Any], patches.Pixels], AnyVision]] = {
+  "gemma3": siglip.read,
+  "mllama": tiles.read,
+}  # model_type -> reader of the vision tower's config
 
 
 def from_config(
-  hf: Mapping[str, Any], *, pixels: siglip.Pixels | None = None, **options: Any
+  hf: Mapping[str, Any], *, pixels: patches.Pixels | None = None, **options: Any
 ) -> Decoder:
   """The Flax module for a config.json.
 
@@ -98,8 +105,6 @@ def abstract_params(model: nn.Module) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=8)
 def _abstract_params(model):
-  token_BT, pixel = jax.ShapeDtypeStruct((1, 1), jnp.int32), None
-  if vision := model.vision:
-    shape = (1, 1, vision.num_channels, vision.image_size, vision.image_size)
-    pixel = jax.ShapeDtypeStruct(shape, jnp.uint8)
-  return jax.eval_shape(model.init, jax.random.key(0), token_BT, pixel=pixel)["params"]
+  token_BT = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+  images = model.vision.example if model.vision else {}
+  return jax.eval_shape(model.init, jax.random.key(0), token_BT, **images)["params"]

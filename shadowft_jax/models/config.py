@@ -28,9 +28,9 @@ ROPE_TYPES: dict[str, tuple[str, ...]] = {
   "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
 YARN = {"yarn": ("factor", "original_max_position_embeddings")}
-LAYER_TYPES = ("full_attention", "sliding_attention")
+ATTENTION, SLIDING = LAYER_TYPES = ("full_attention", "sliding_attention")
 # Layers of different kinds have different parameters; others differ in `windows` and `ropes`.
-ATTENTION, LINEAR, SLIDING = LAYER_KINDS = ("full_attention", "linear_attention", LAYER_TYPES[1])
+LINEAR, CROSS = "linear_attention", "cross_attention"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,7 @@ class DecoderConfig:
   num_key_value_heads: int
   head_dim: int
   rms_norm_eps: float
-  # One entry per layer: its kind, one of LAYER_KINDS; the window (number of visible keys, None:
+  # One entry per layer: its kind, as above; the window (number of visible keys, None:
   # all); and the rope.
   kinds: tuple[str, ...]
   windows: tuple[int | None, ...]
@@ -83,6 +83,7 @@ class DecoderConfig:
   rope_dim: int | None = None  # Qwen3.5: only the first of a head are rotated, as if it had no more
   rope_interleaved: bool = False  # GLM-4
   tie_word_embeddings: bool = False
+  extra_rows: int = 0  # Llama 3.2 Vision: rows of the embedding beyond those of the head
   qkv_bias: bool = False  # Qwen2; Llama, Qwen3, … with attention_bias
   o_bias: bool = False  # Llama, Qwen3, … with attention_bias
   mlp_bias: bool = False  # Llama and SmolLM3 with mlp_bias
@@ -123,8 +124,8 @@ class DecoderConfig:
     return dataclasses.replace(self, num_hidden_layers=len(layers), full_heads=None, **changes)
 
   def of_attention(self) -> "tuple[DecoderConfig, ...]":
-    """`of` each kind of layers that attend."""
-    return tuple(self.of(kind) for kind in distinct(self.kinds) if kind != LINEAR)
+    """`of` each kind of layers that attend to the tokens of the row."""
+    return tuple(self.of(k) for k in distinct(self.kinds) if k not in (LINEAR, CROSS))
 
 
 def refuse(hf: Mapping[str, Any], **ported: Sequence[Any]) -> None:

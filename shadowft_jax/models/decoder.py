@@ -14,12 +14,22 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from shadowft_jax.models import delta_net, moe, siglip, stack
-from shadowft_jax.models.config import LINEAR, DecoderConfig, distinct
-from shadowft_jax.models.layers import Embed, Head, RMSNorm, as_row, rope_angles, scaled, softcap
+from shadowft_jax.models import delta_net, mllama, moe, patches, siglip, stack, tiles
+from shadowft_jax.models.config import CROSS, LINEAR, DecoderConfig, distinct
+from shadowft_jax.models.layers import (
+  Embed,
+  Head,
+  Linear,
+  RMSNorm,
+  as_row,
+  rope_angles,
+  scaled,
+  softcap,
+)
 from shadowft_jax.models.mlp import MLP
 from shadowft_jax.models.self_attention import Attention, norm
 
+AnyVision = siglip.VisionConfig | tiles.VisionConfig
 SLOTTED = ("k", "v")  # variables of the cache that have slots for tokens, on axis 2
 # What a rematerialised block keeps for its backward pass, by config.remat.
 REMAT = {
@@ -36,6 +46,8 @@ def empty_cache(
   if kind == LINEAR:
     assert cfg.delta_net is not None
     return {"linear_attn": delta_net.empty(cfg.delta_net, batch, dtype)}
+  if kind == CROSS:
+    return {}
   own = cfg.of(kind)
   shape = (batch, own.num_key_value_heads, slots, own.head_dim)
   zeros = lambda: nn.with_logical_constraint(jnp.zeros(shape, dtype), ("batch", "heads"))
@@ -45,7 +57,7 @@ def empty_cache(
 class Block(nn.Module):
   cfg: DecoderConfig
   backend: str
-  kind: str  # one of config.LAYER_KINDS
+  kind: str  # as in `DecoderConfig.kinds`
 
   @nn.compact
   def __call__(
@@ -53,6 +65,8 @@ class Block(nn.Module):
   ) -> tuple[jax.Array, None]:
     """Applies the block; `layer`: its values of `by_layer`; `rows`: segment, position and rope."""
     cfg = self.cfg.of(self.kind)
+    if self.kind == CROSS:
+      return mllama.layer(self, cfg, x_BTD, rows.get("images")), None
     before_mix, after_mix, before_mlp, after_mlp = (norm(cfg, name) for name in cfg.norms)
     rows = {**rows, "window": layer.get("window", 0)}
     for name, x in rows["angles"].get(self.kind, {}).items():
@@ -93,16 +107,21 @@ class Backbone(nn.Module):
   remat: str
   mapped: Callable[..., type[nn.Module]]
   unrolled: bool
-  vision: siglip.VisionConfig | None
+  vision: AnyVision | None
 
   def setup(self) -> None:
     cfg = self.cfg
     block = self.mapped(Block)
     if REMAT[self.remat] is not None:
       block = nn.remat(block, policy=REMAT[self.remat], prevent_cse=False)
-    self.embed_tokens = self.mapped(Embed, "__call__", "table")(cfg.vocab_size, cfg.hidden_size)
+    self.embed_tokens = self.mapped(Embed, "__call__", "table")(
+      cfg.vocab_size + cfg.extra_rows, cfg.hidden_size
+    )
     self.norm = self.mapped(RMSNorm)(cfg.rms_norm_eps, cfg.norm_offset)
-    if self.vision:
+    if isinstance(self.vision, tiles.VisionConfig):
+      self.vision_model = self.mapped(tiles.Tower)(self.vision, REMAT[self.remat])
+      self.multi_modal_projector = self.mapped(Linear)(cfg.hidden_size, True)
+    elif self.vision:
       self.vision_tower = siglip.Siglip(self.vision, self.mapped, REMAT[self.remat])
       self.multi_modal_projector = self.mapped(siglip.Projector)(self.vision)
     if self.unrolled:
@@ -119,13 +138,18 @@ class Backbone(nn.Module):
     position_BT: jax.Array,
     keys: Mapping[str, jax.Array] | None = None,
     pixel: jax.Array | None = None,
+    aspect: jax.Array | None = None,
   ) -> jax.Array:
     x_BTD = self.embed_tokens(token_BT).astype(self.dtype)
     x_BTD *= jnp.asarray(self.cfg.embedding_scale, self.dtype)
     angles = {cfg.kinds[0]: _angles(cfg, position_BT) for cfg in self.cfg.of_attention()}
     rows = {"segment": segment_BT, "position": position_BT, "angles": angles, **(keys or {})}
-    if pixel is not None:
-      assert self.vision is not None
+    if isinstance(self.vision, tiles.VisionConfig) and pixel is not None:
+      assert aspect is not None
+      given = self.features(pixel, aspect), tiles.count(aspect), token_BT, segment_BT
+      rows["images"] = mllama.seen(*given, self.vision.image_token_id)
+    elif pixel is not None:
+      assert isinstance(self.vision, siglip.VisionConfig)
       x_BTD, rows["ahead"] = siglip.place(x_BTD, self.features(pixel), token_BT, self.vision)
     if self.unrolled:
       values = stack.by_layer(self.cfg)
@@ -135,10 +159,20 @@ class Backbone(nn.Module):
       x_BTD, _ = self.layers(x_BTD, stack.values(self.cfg), rows)
     return self.norm(x_BTD)
 
-  def features(self, pixel: jax.Array) -> jax.Array:
-    """Images [B, M, C, S, S] -> their embeddings [B, M * tokens, D]."""
+  def features(self, pixel: jax.Array, aspect: jax.Array | None = None) -> jax.Array:
+    """Images [B, M, C, S, S] -> their embeddings [B, M * tokens, D].
+
+    Images in tiles [B, M, t, C, S, S] have an aspect [B, M, 2], and give [B, M, t, patches, D].
+    """
     assert self.vision is not None
-    pixel_BCSS = siglip.normalised(pixel.reshape(-1, *pixel.shape[2:]), self.vision, self.dtype)
+    if isinstance(self.vision, tiles.VisionConfig):
+      assert aspect is not None
+      tile = tiles.normalised(pixel, aspect, self.vision, self.dtype)
+      feature = self.multi_modal_projector(self.vision_model(tile, aspect.reshape(-1, 2)))
+      return feature.reshape(*pixel.shape[:2], *feature.shape[1:])
+    pixel_BCSS = patches.normalised(
+      pixel.reshape(-1, *pixel.shape[2:]), self.vision.pixels, self.dtype
+    )
     feature_BJD = self.multi_modal_projector(self.vision_tower(pixel_BCSS))
     return feature_BJD.reshape(pixel.shape[0], -1, feature_BJD.shape[-1])
 
@@ -163,7 +197,7 @@ class Decoder(nn.Module):
   remat: str = "none"
   combine: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
   unrolled: bool = False
-  vision: siglip.VisionConfig | None = None
+  vision: AnyVision | None = None
 
   def setup(self) -> None:
     self.model = Backbone(
@@ -187,6 +221,7 @@ class Decoder(nn.Module):
     position_BT: jax.Array | None = None,
     keys: Mapping[str, jax.Array] | None = None,
     pixel: jax.Array | None = None,
+    aspect: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array]:
     """The last hidden states [B, T, D] and the output kernel [D, V]; see `learning/loss.py`.
 
@@ -194,12 +229,14 @@ class Decoder(nn.Module):
     keys and values [B, K, S, H], those of the tokens are written from `keys["slot"]` on, and
     `keys["cached"]`, int32 [B, S], is the position of each entry, or -1 for an empty one.
     `pixel` [B, M, C, S, S] holds the images of each row in order: uint8, or normalised floats.
+    Llama 3.2 Vision takes them in tiles [B, M, t, C, S, S], padded at the end, and `aspect`, int32
+    [B, M, 2]: the tiles of an image along its height and width, 0 for no image.
     """
     if segment_BT is None:
       segment_BT = jnp.ones_like(token_BT)
     if position_BT is None:
       position_BT = jnp.broadcast_to(jnp.arange(token_BT.shape[1])[None], token_BT.shape)
-    h_BTD = self.model(token_BT, segment_BT, position_BT, keys, pixel)
+    h_BTD = self.model(token_BT, segment_BT, position_BT, keys, pixel, aspect)
     h_BTD = scaled(h_BTD, 1 / self.cfg.logit_divisor)
     tied = self.cfg.tie_word_embeddings
     head_DV = self.model.embed_tokens.table().T if tied else self.lm_head()
@@ -211,6 +248,9 @@ class Decoder(nn.Module):
     segment_BT: jax.Array | None = None,
     position_BT: jax.Array | None = None,
     pixel: jax.Array | None = None,
+    aspect: jax.Array | None = None,
   ) -> jax.Array:
-    h_BTD, head_DV = self.hidden_and_head(token_BT, segment_BT, position_BT, pixel=pixel)
+    h_BTD, head_DV = self.hidden_and_head(
+      token_BT, segment_BT, position_BT, pixel=pixel, aspect=aspect
+    )
     return softcap(h_BTD @ head_DV, self.cfg.final_logit_softcapping)

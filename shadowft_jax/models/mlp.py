@@ -17,6 +17,7 @@ START = {"alpha_p": 0.8, "alpha_n": 0.8 - BETA}
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   "silu": jax.nn.silu,
   "swish": jax.nn.silu,
+  "gelu": functools.partial(jax.nn.gelu, approximate=False),
   "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
 }
 

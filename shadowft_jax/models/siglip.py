@@ -5,17 +5,17 @@ Source: modeling_siglip.py and Gemma3MultiModalProjector in modeling_gemma3.py, 
 
 from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from shadowft_jax.errors import InputError
-from shadowft_jax.models import chunked, config
+from shadowft_jax.models import chunked, config, patches
 from shadowft_jax.models.layers import Linear, RMSNorm, as_row
 from shadowft_jax.models.mlp import ACTIVATIONS
+from shadowft_jax.models.patches import LayerNorm, PatchEmbedding, Pixels
 
 # The defaults of transformers for fields missing in a vision_config.
 DEFAULTS = {
@@ -29,13 +29,6 @@ DEFAULTS = {
   "layer_norm_eps": 1e-6,
 }
 SIZES = tuple(name for name in DEFAULTS if name != "layer_norm_eps")
-
-
-class Pixels(NamedTuple):
-  """How uint8 pixels become a tower's input, by channel: scale * pixel + shift."""
-
-  scale: tuple[float, ...]
-  shift: tuple[float, ...]
 
 
 PIXELS = Pixels((1 / 127.5,) * 3, (-1.0,) * 3)  # of the released models
@@ -69,6 +62,12 @@ class VisionConfig:
     """Patches along one side of an image."""
     return self.image_size // self.patch_size
 
+  @property
+  def example(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of the arguments for one row with one image."""
+    shape = (1, 1, self.num_channels, self.image_size, self.image_size)
+    return {"pixel": jax.ShapeDtypeStruct(shape, jnp.uint8)}
+
 
 def read(hf: Mapping[str, Any], pixels: Pixels) -> VisionConfig:
   """config.json of a Gemma3ForConditionalGeneration -> VisionConfig.
@@ -83,9 +82,7 @@ def read(hf: Mapping[str, Any], pixels: Pixels) -> VisionConfig:
     hidden_act=("gelu_pytorch_tanh",),
     attention_dropout=(0, 0.0),
   )
-  if bad := [name for name in SIZES if not (isinstance(vision[name], int) and vision[name] > 0)]:
-    shown = ", ".join(f"{name} {vision[name]!r}" for name in bad)
-    raise InputError(f"vision_config of config.json: expected integers above 0; got {shown}")
+  patches.check_sizes(vision, SIZES)
   tokens = hf.get("mm_tokens_per_image") or 256
   token_id = hf.get("image_token_id") or hf.get("image_token_index") or 262_144
   text = hf["text_config"]
@@ -110,21 +107,6 @@ def read(hf: Mapping[str, Any], pixels: Pixels) -> VisionConfig:
   return cfg
 
 
-class LayerNorm(nn.Module):
-  """(x - mean) / std * scale + bias, in float32."""
-
-  eps: float
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
-    bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
-    x32 = x.astype(jnp.float32)
-    x32 -= jnp.mean(x32, axis=-1, keepdims=True)
-    x32 *= jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
-    return (x32 * as_row(scale, x.ndim) + as_row(bias, x.ndim)).astype(x.dtype)
-
-
 class Attention(nn.Module):
   """Every patch attends to all patches of its image."""
 
@@ -144,18 +126,6 @@ class Attention(nn.Module):
     return Linear(D, True, name="out_proj")(out_BPNH.reshape(B, P, D))
 
 
-class MLP(nn.Module):
-  """fc2(gelu(fc1(x)))."""
-
-  cfg: VisionConfig
-
-  @nn.compact
-  def __call__(self, x_BPD: jax.Array) -> jax.Array:
-    h_BPF = Linear(self.cfg.intermediate_size, True, name="fc1")(x_BPD)
-    h_BPF = ACTIVATIONS["gelu_pytorch_tanh"](h_BPF)
-    return Linear(x_BPD.shape[-1], True, name="fc2")(h_BPF)
-
-
 class Block(nn.Module):
   """A layer of the encoder."""
 
@@ -166,24 +136,8 @@ class Block(nn.Module):
     cfg = self.cfg
     before_mix, before_mlp = (LayerNorm(cfg.layer_norm_eps, name=f"layer_norm{i}") for i in (1, 2))
     x_BPD += Attention(cfg, name="self_attn")(before_mix(x_BPD))
-    return x_BPD + MLP(cfg, name="mlp")(before_mlp(x_BPD)), None
-
-
-class PatchEmbedding(nn.Module):
-  """Patches of pixels -> vectors, as a convolution whose stride is its width."""
-
-  cfg: VisionConfig
-
-  @nn.compact
-  def __call__(self, pixel_BCSS: jax.Array) -> jax.Array:
-    cfg = self.cfg
-    C, g, p, D = cfg.num_channels, cfg.side, cfg.patch_size, cfg.hidden_size
-    filter_DCpp = self.param("filter", nn.initializers.normal(0.02), (D, C, p, p))
-    bias_D = self.param("bias", nn.initializers.zeros, (D,))
-    patch = pixel_BCSS.reshape(-1, C, g, p, g, p).transpose(0, 2, 4, 1, 3, 5)
-    kernel = filter_DCpp.reshape(D, -1).T.astype(patch.dtype)
-    y_BPD = patch.reshape(-1, g * g, C * p * p) @ kernel
-    return y_BPD + as_row(bias_D.astype(y_BPD.dtype), 3)
+    mlp = patches.MLP(cfg.intermediate_size, ACTIVATIONS["gelu_pytorch_tanh"], name="mlp")
+    return x_BPD + mlp(before_mlp(x_BPD)), None
 
 
 class PositionEmbedding(nn.Module):
@@ -204,8 +158,10 @@ class Embeddings(nn.Module):
 
   @nn.compact
   def __call__(self, pixel_BCSS: jax.Array) -> jax.Array:
-    x_BPD = PatchEmbedding(self.cfg, name="patch_embedding")(pixel_BCSS)
-    position_PD = PositionEmbedding(self.cfg, name="position_embedding")()
+    cfg = self.cfg
+    patched = PatchEmbedding(cfg.hidden_size, cfg.patch_size, True, name="patch_embedding")
+    x_BPD = patched(pixel_BCSS)
+    position_PD = PositionEmbedding(cfg, name="position_embedding")()
     return x_BPD + as_row(position_PD.astype(x_BPD.dtype), 3)
 
 
@@ -262,14 +218,6 @@ class Projector(nn.Module):
     shape = (cfg.hidden_size, cfg.text_hidden_size)
     kernel = self.param("mm_input_projection_weight", nn.initializers.normal(0.02), shape)
     return x @ kernel.astype(x.dtype)
-
-
-def normalised(pixel: jax.Array, cfg: VisionConfig, dtype: DTypeLike) -> jax.Array:
-  """The tower's input [B, C, S, S]: uint8 pixels are scaled, floats are taken as they are."""
-  if pixel.dtype == jnp.uint8:
-    scale, shift = (jnp.array(x, jnp.float32)[:, None, None] for x in cfg.pixels)
-    pixel = pixel.astype(jnp.float32) * as_row(scale, 4) + as_row(shift, 4)
-  return pixel.astype(dtype)
 
 
 def place(

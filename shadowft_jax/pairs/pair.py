@@ -5,14 +5,10 @@ import dataclasses
 # model_type -> why it cannot be trained here.  Such models can still be grafted and compared.
 WHY_NOT_TRAIN = {
   kind: (
-    f"{kind} models {needs}not implemented in JAX here: train the Base elsewhere, then graft with "
-    "--base and --tuned"
+    f"{kind} models need remote code, which is never run, and are not implemented in JAX here: "
+    "train the Base elsewhere, then graft with --base and --tuned"
   )
-  for kind, needs in {
-    "internlm2": "need remote code, which is never run, and are ",
-    "baichuan": "need remote code, which is never run, and are ",
-    "mllama": "(with images) are ",
-  }.items()
+  for kind in ("internlm2", "baichuan")
 }
 # Option of config.json that a family may have -> what it is, where that cannot be trained here.
 NOT_PORTED = {
