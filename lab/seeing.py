@@ -19,6 +19,7 @@ from shadowft_jax.hf import weights
 from shadowft_jax.models import siglip
 
 MEASURED = 100  # test charts a skill
+NEUTRAL = siglip.Pixels((1.0,) * 3, (0.0,) * 3)  # where no image is looked at
 MAX_NEW = 2  # tokens: an answer has one, and the end of the turn follows
 BATCH = 128  # questions at a time
 # The requirements, set before any model was trained.
@@ -27,23 +28,27 @@ KNOWN, NEAR_CHANCE, MOST_GAP, MOST_BYTES = 0.6, 0.1, 0.05, 12e6
 Asked = list[tuple[Chart, Problem]]
 
 
-def answers(
+def inputs(
   folder: str | os.PathLike, asked: Asked, form: str = "chat", blank: bool = False
-) -> list[str]:
-  """What the model in a folder answers, greedily; with `blank` it sees white images.
+) -> tuple[list[list[int]], np.ndarray]:
+  """Tokens of each question, and the images, uint8 [N, 1, 3, S, S]; all are white with `blank`."""
+  tok, whole = tokenizers.load_tokenizer(folder), vision.open_vision(folder).marks.whole
+  ask = {"chat": chat, "plain": plain}[form]
+  tokens = tok([ask(whole, problem.question) for _, problem in asked])["input_ids"]
+  pixel = np.stack([np.asarray(chart.image()).transpose(2, 0, 1)[None] for chart, _ in asked])
+  return tokens, np.full_like(pixel, 255) if blank else pixel
+
+
+def answers(folder: str | os.PathLike, asked: Asked, **how: Any) -> list[str]:
+  """What the model in a folder answers, greedily, to its `inputs`.
 
   Every token is computed from the whole row, which is quick enough for answers of one token.
   """
-  tok, seen = tokenizers.load_tokenizer(folder), vision.open_vision(folder)
-  pixels = siglip.Pixels(*seen.normalisation)
+  pixels = siglip.Pixels(*vision.open_vision(folder).normalisation)
   model, params = weights.load_model(folder, dtype=jnp.float32, pixels=pixels)
-  ask = {"chat": chat, "plain": plain}[form]
   apply = jax.jit(model.apply)
-  tokens = tok([ask(seen.marks.whole, problem.question) for _, problem in asked])["input_ids"]
-  pixel = np.stack([np.asarray(chart.image()).transpose(2, 0, 1)[None] for chart, _ in asked])
-  pixel = np.full_like(pixel, 255) if blank else pixel
-  length = max(map(len, tokens)) + MAX_NEW
-  out = []
+  tokens, pixel = inputs(folder, asked, **how)
+  length, out = max(map(len, tokens)) + MAX_NEW, []
   for first in range(0, len(asked), BATCH):
     part = tokens[first : first + BATCH]
     token = np.zeros((BATCH, length), np.int32)
@@ -58,7 +63,7 @@ def answers(
       token[each, end] = logit[each, end - 1].argmax(-1)
       end += 1
     out += [row[n - MAX_NEW : n] for row, n in zip(token[: len(part)], end, strict=False)]
-  return tok.batch_decode(out)
+  return tokenizers.load_tokenizer(folder).batch_decode(out)
 
 
 def chat(image: str, question: str) -> str:
@@ -79,8 +84,7 @@ def final(reply: str) -> str:
 def test_set(number: int, seed: Any, of: str = "test") -> dict[tuple[str, str], Asked]:
   """{(kind of chart, question): charts and questions} of every skill."""
   return {
-    (kind, ask.__name__): charts.asked(kind, ask, number, seed, of)
-    for kind, ask in charts.skills()
+    (kind, ask.__name__): charts.asked(kind, ask, number, seed, of) for kind, ask in charts.skills()
   }
 
 
@@ -99,7 +103,9 @@ def right(
 def shares(hits: dict[tuple[str, str], np.ndarray]) -> dict[str, float]:
   """The mean over the known skills and over the new ones, and every skill."""
   by_skill = {skill: float(values.mean()) for skill, values in hits.items()}
-  of = lambda new: float(np.mean([x for (k, _), x in by_skill.items() if (k == charts.NEW_KIND) is new]))
+  of = lambda new: float(
+    np.mean([x for (kind, _), x in by_skill.items() if (kind == charts.NEW_KIND) is new])
+  )
   each = {f"{kind} {ask}": x for (kind, ask), x in by_skill.items()}
   return {"known": of(False), "new": of(True), **each}
 
@@ -120,7 +126,9 @@ def measured(out: pathlib.Path) -> dict[str, Any]:
   """Returns the numbers of the stored pair, and which requirements they miss."""
   asked = test_set(MEASURED, "test")
   folders = {name: out / name for name in ("base", "instruct")}
-  pair = {n: weights.load_model(f, dtype=jnp.float32, pixels=NEUTRAL)[1] for n, f in folders.items()}
+  pair = {
+    n: weights.load_model(f, dtype=jnp.float32, pixels=NEUTRAL)[1] for n, f in folders.items()
+  }
   result = {
     "parameters": tree.size(pair["base"]),
     "bytes": sum(p.stat().st_size for p in out.rglob("*") if p.is_file()),
@@ -133,9 +141,6 @@ def measured(out: pathlib.Path) -> dict[str, Any]:
     },
   }
   return {**result, "missed": missed(result)}
-
-
-NEUTRAL = siglip.Pixels((1.0,) * 3, (0.0,) * 3)  # where images are not looked at
 
 
 def missed(result: dict[str, Any]) -> list[str]:

@@ -35,13 +35,13 @@ SEED = 0
 TEXT = {
   "hidden_size": 64,
   "intermediate_size": 192,
-  "num_hidden_layers": 3,
+  "num_hidden_layers": 2,
   "num_attention_heads": 4,
   "num_key_value_heads": 2,
   "head_dim": 16,
   "query_pre_attn_scalar": 16,
   "sliding_window": 64,
-  "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+  "layer_types": ["sliding_attention", "full_attention"],
   "rms_norm_eps": 1e-6,
   "rope_theta": 10_000.0,
   "rope_local_base_freq": 10_000.0,
@@ -54,7 +54,7 @@ TEXT = {
 VISION = {
   "hidden_size": 64,
   "intermediate_size": 192,
-  "num_hidden_layers": 3,
+  "num_hidden_layers": 2,
   "num_attention_heads": 4,
   "num_channels": 3,
   "image_size": charts.SIZE,
@@ -83,8 +83,8 @@ MARKS = {
   "image_token": chart_text.IMAGE,
 }
 PIXELS = siglip.Pixels((1 / 127.5,) * 3, (-1.0,) * 3)
-LENGTH, ROWS = 96, 64  # tokens a row, rows a step
-DRAWN = 9000  # training charts
+LENGTH, ROWS = 74, 64  # tokens a row, rows a step
+DRAWN = 6000  # training charts
 TEXT_SHARE = 0.1  # share of rows that are text alone
 BASE_STEPS, BASE_LR = 2400, 4e-3
 INSTRUCT_STEPS, INSTRUCT_LR = 300, 3e-4
@@ -128,7 +128,7 @@ def make_tokenizer():
   """The tokenizer of both models, with the marks of images."""
   parts = list(chart_text.texts(3000, SEED))
   words = ["".join(text for text, _ in document[:-1]) for document in parts]
-  words += ["user\n\n\n", "assistant\n", "Slices: A, B, C, D, E.\n", "Slices: E, C, B, A, D.\n"] * 200
+  words += [f"user\n\n\n{word}\n" for word in ("What", "Which", "How", "assistant")] * 200
   return tokenizer.train(SEED, words, MARKS)
 
 
@@ -184,9 +184,7 @@ def posttrain(model, base, tok, shown: list[charts.Chart], pixel: np.ndarray):
   packed["pixel"] = pixel
   rates = pair.schedule(INSTRUCT_LR, INSTRUCT_STEPS, 20)
   optimizer = optax.adamw(rates, b2=0.99, weight_decay=0.0)
-  return pair.stored(
-    training.train(model, base, packed, optimizer, ROWS, INSTRUCT_STEPS, SEED + 1)
-  )
+  return pair.stored(training.train(model, base, packed, optimizer, ROWS, INSTRUCT_STEPS, SEED + 1))
 
 
 def hub_name(name: str) -> str:
