@@ -1,6 +1,5 @@
 """Shadow-FT of a tiny pair that reads charts, on a kind of chart that neither model has seen.
 
-  python -m lab.vision_pair --out runs/vision_pair                                  makes the pair
   shadowft train --config vision_quickstart --workdir runs/vision-one
 
 Hardware: 2 CPU cores.
@@ -10,7 +9,7 @@ import pathlib
 
 from shadowft_jax import presets
 
-PAIR = pathlib.Path("runs") / "vision_pair"
+PAIR = pathlib.Path(presets.__file__).parent / "assets" / "vision"
 
 
 def get_config():

@@ -1,8 +1,7 @@
 """Tunes the vision pair both ways on a new kind of chart: python -m lab.vision_quickstart
 
-The pair comes from `python -m lab.vision_pair --out runs/vision_pair`.  FT tunes the Instruct itself;
-Shadow-FT tunes the Base and grafts the delta onto the Instruct.  Both get the same examples, steps
-and learning rates, and all of it is shown.
+FT tunes the Instruct itself; Shadow-FT tunes the Base and grafts the delta onto the Instruct.  Both
+get the same examples, steps and learning rates, and all of it is shown.
 """
 
 import dataclasses

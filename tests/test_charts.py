@@ -25,7 +25,8 @@ def measured(chart):
   lengths = []
   for colour in chart.colours:
     near = np.abs(array - ImageColor.getrgb(colour)).sum(-1) < 40
-    lengths.append(near.any(1 - along).sum() / charts.STEP)
+    places = np.flatnonzero(near.any(1 - along))  # lines of the grid cross the bars
+    lengths.append((places[-1] - places[0] + 1) / charts.STEP)
   return lengths
 
 
