@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import pathlib
 import random
 
 import jax
@@ -12,10 +13,13 @@ import torch
 import transformers
 from PIL import ImageColor
 
-from lab import chart_text, charts, seeing, vision_pair
+from lab import chart_text, charts, seeing, vision_pair, vision_quickstart
 from shadowft_jax import models
 from shadowft_jax.data import vision
 from shadowft_jax.hf import weights
+from shadowft_jax.pairs import check, findings
+
+PAIR = pathlib.Path(vision_quickstart.load_config().instruct).parent
 
 
 def measured(chart):
@@ -111,6 +115,7 @@ def test_rows_of_the_new_kind_hold_their_images(tmp_path, monkeypatch):
   assert answers <= set("123456789" + charts.LABELS) and len(answers) > 3
 
 
+@pytest.mark.slow
 def test_a_pair_is_written_as_released_ones_are(tmp_path):
   """transformers finds every tensor and gives our logits; the image's mark is that of training."""
   tok = vision_pair.make_tokenizer()
@@ -135,6 +140,24 @@ def test_a_pair_is_written_as_released_ones_are(tmp_path):
       token_type_ids=is_image,
     ).logits.numpy()
   assert np.abs(ours - want).max() <= 2e-4 * np.abs(want).max()
+
+
+def test_the_pair_is_small_and_fits_together():
+  record = json.loads((PAIR / "pair.json").read_text())
+  assert record["missed"] == seeing.missed(record) == []
+  assert sum(p.stat().st_size for p in PAIR.rglob("*") if p.is_file()) <= seeing.MOST_BYTES
+  findings.raise_errors(check.check(PAIR / "base", PAIR / "instruct"))
+
+
+@pytest.mark.slow
+def test_the_pair_passes_its_requirements_again():
+  """The stored files, asked all of the test questions."""
+  record, again = json.loads((PAIR / "pair.json").read_text()), seeing.measured(PAIR)
+  assert not again["missed"]
+  assert abs(again["gap_ratio"] - record["gap_ratio"]) < 1e-4
+  for role, forms in record["accuracy"].items():
+    for form, row in forms.items():
+      assert abs(again["accuracy"][role][form]["known"] - row["known"]) < 0.02
 
 
 @pytest.mark.slow
