@@ -80,6 +80,17 @@ MARKS = {
   "eoi_token": chart_text.END,
   "image_token": chart_text.IMAGE,
 }
+# That of the tiny pair; besides texts it takes lists of parts, as processors of transformers do.
+CHAT_TEMPLATE = tokenizer.CHAT_TEMPLATE.replace(
+  "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}",
+  "{{- '<|im_start|>' + message.role + '\\n' }}"
+  "{%- if message.content is string %}{{- message.content }}"
+  "{%- else %}{%- for part in message.content %}"
+  "{%- if part.type == 'image' %}{{- '" + chart_text.BEGIN + "' }}"
+  "{%- elif part.type == 'text' %}{{- part.text }}{%- endif %}"
+  "{%- endfor %}{%- endif %}"
+  "{{- '<|im_end|>\\n' }}",
+)
 PIXELS = siglip.Pixels((1 / 127.5,) * 3, (-1.0,) * 3)
 LENGTH, ROWS = 74, 64  # tokens a row, rows a step
 DRAWN = 6000  # training charts
@@ -127,7 +138,9 @@ def make_tokenizer():
   parts = list(chart_text.texts(3000, SEED))
   words = ["".join(text for text, _ in document[:-1]) for document in parts]
   words += [f"user\n\n\n{word}\n" for word in ("What", "Which", "How", "assistant")] * 200
-  return tokenizer.train(SEED, words, MARKS)
+  tok = tokenizer.train(SEED, words, MARKS)
+  tok.chat_template = CHAT_TEMPLATE
+  return tok
 
 
 def rows(tok, documents: Iterable[list[chart_text.Part]]) -> dict[str, np.ndarray]:
@@ -199,7 +212,9 @@ def write_model(folder: pathlib.Path, params, tok, title: str, what: str) -> Non
   """Writes a Hugging Face folder with bf16 weights and an image processor."""
   card = CARD.format(title=title, what=what, size=tree.size(params), vocab=len(tok))
   pair.write_model(folder, params, tok, config(tok), card, hub_name)
-  (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR, indent=2) + "\n")
+  whole = {"processor_class": "Gemma3Processor", "image_seq_length": chart_text.TOKENS}
+  for name, fields in (("preprocessor_config", PROCESSOR), ("processor_config", whole)):
+    (folder / f"{name}.json").write_text(json.dumps(fields, indent=2) + "\n")
 
 
 def write_data(folder: pathlib.Path) -> None:
