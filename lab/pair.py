@@ -17,7 +17,7 @@ import os
 import pathlib
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 # Elementwise work on a CPU runs on one thread a device; two of them everywhere, so
 # that the result does not depend on the machine's number of cores.
@@ -139,23 +139,34 @@ def posttrain(model, base, tok, steps: int):
   return stored(training.train(model, base, packed, optimizer, ROWS, steps, SEED))
 
 
-def write_model(folder: pathlib.Path, params, tok, title: str, what: str) -> None:
-  """Writes a Hugging Face folder with bf16 weights."""
+def write_model(
+  folder: pathlib.Path,
+  params,
+  tok,
+  config: dict,
+  card: str,
+  rename: Callable[[str], str] = lambda name: name,
+) -> None:
+  """Writes a Hugging Face folder with bf16 weights; `rename` maps the tensors' names."""
   folder.mkdir(parents=True, exist_ok=True)
-  (folder / "config.json").write_text(json.dumps(config(tok), indent=2, sort_keys=True) + "\n")
+  (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
   ends = [tok.convert_tokens_to_ids(t) for t in dict.fromkeys((tok.eos_token, "<|endoftext|>"))]
   transformers.GenerationConfig(
     do_sample=False, eos_token_id=ends, pad_token_id=tok.pad_token_id
   ).save_pretrained(folder)
   save_file(
-    {name: jnp.asarray(array, jnp.bfloat16) for name, array in arrays.export(params)},
+    {rename(name): jnp.asarray(array, jnp.bfloat16) for name, array in arrays.export(params)},
     folder / "model.safetensors",
     metadata={"format": "pt"},
   )
   (folder / "model.safetensors").chmod(0o644)
   tokenizer.save(tok, folder)
-  card = CARD.format(title=title, what=what, size=tree.size(params), vocab=len(tok))
   (folder / "README.md").write_text(card)
+
+
+def card(tok, params, title: str, what: str) -> str:
+  """The model card."""
+  return CARD.format(title=title, what=what, size=tree.size(params), vocab=len(tok))
 
 
 def write_lines(path: pathlib.Path, rows: list[dict]) -> None:
@@ -208,16 +219,13 @@ def build(out: pathlib.Path) -> dict:
   base = pretrain(model, tok, PLAIN_STEPS, MIXED_STEPS)
   base_seconds = time.time() - start
   tok.eos_token = "<|endoftext|>"
-  write_model(out / "base", base, tok, "Tiny Base", "Pretrained on generated text and a few chats.")
+  about = card(tok, base, "Tiny Base", "Pretrained on generated text and a few chats.")
+  write_model(out / "base", base, tok, config(tok), about)
   instruct = posttrain(model, base, tok, INSTRUCT_STEPS)
   tok.eos_token = "<|im_end|>"
-  write_model(
-    out / "instruct",
-    instruct,
-    tok,
-    "Tiny Instruct",
-    "Post-trained from the Tiny Base beside it on chats that show their working.",
-  )
+  what = "Post-trained from the Tiny Base beside it on chats that show their working."
+  about = card(tok, instruct, "Tiny Instruct", what)
+  write_model(out / "instruct", instruct, tok, config(tok), about)
   seconds = {"base": base_seconds, "instruct": time.time() - start - base_seconds}
   return {
     "seed": SEED,

@@ -3,6 +3,7 @@
 import itertools
 import json
 import pathlib
+from collections.abc import Iterable, Mapping
 
 import tokenizers
 import transformers
@@ -41,8 +42,17 @@ def corpus(seed: int, count: int = 20_000) -> list[str]:
   return documents + answers
 
 
-def train(seed: int) -> transformers.PreTrainedTokenizerFast:
-  """Trains the tokenizer; the same seed gives the same vocabulary."""
+def train(
+  seed: int, documents: Iterable[str] | None = None, more: Mapping[str, str] | None = None
+) -> transformers.PreTrainedTokenizerFast:
+  """Trains the tokenizer; the same seed gives the same vocabulary.
+
+  Args:
+    seed: of the corpus.
+    documents: what it is trained on; None: the corpus of the tiny pair.
+    more: {name in transformers, such as image_token: a special token besides SPECIALS}.
+  """
+  more = more or {}
   bpe = tokenizers.Tokenizer(models.BPE())
   bpe.pre_tokenizer = pre_tokenizers.Sequence(
     [
@@ -53,16 +63,17 @@ def train(seed: int) -> transformers.PreTrainedTokenizerFast:
   bpe.decoder = decoders.ByteLevel()
   trainer = trainers.BpeTrainer(
     vocab_size=VOCAB_SIZE,
-    special_tokens=list(SPECIALS),
+    special_tokens=[*SPECIALS, *more.values()],
     show_progress=False,
     initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
   )
-  bpe.train_from_iterator(corpus(seed), trainer)
+  bpe.train_from_iterator(corpus(seed) if documents is None else documents, trainer)
   return transformers.PreTrainedTokenizerFast(
     tokenizer_object=bpe,
     eos_token="<|im_end|>",
     pad_token="<|endoftext|>",
     additional_special_tokens=list(SPECIALS[:2]),
+    **more,
     chat_template=CHAT_TEMPLATE,
     clean_up_tokenization_spaces=False,
     model_max_length=512,

@@ -43,8 +43,12 @@ def pack(documents: list[tuple[list[int], list[float]]], length: int) -> dict[st
 
 
 def mean_loss(model, params, batch):
-  """Returns the weighted mean of the next token's -log p, in nats."""
-  logit_BTV = model.apply({"params": params}, batch["token"], batch["segment"], batch["position"])
+  """Returns the weighted mean of the next token's -log p, in nats; `batch` may have "pixel"."""
+  logit_BTV = model.apply(
+    {"params": params},
+    *(batch[name] for name in ("token", "segment", "position")),
+    pixel=batch.get("pixel"),
+  )
   next_BT = batch["token"][:, 1:]
   weight_BT = batch["weight"][:, 1:] * (batch["segment"][:, 1:] == batch["segment"][:, :-1])
   loss_BT = optax.softmax_cross_entropy_with_integer_labels(logit_BTV[:, :-1], next_BT)
