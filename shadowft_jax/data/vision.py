@@ -12,16 +12,19 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from etils import epy
 from PIL import Image
 
 from shadowft_jax import files, machine
 from shadowft_jax.data import pictures, processors
 from shadowft_jax.data.pictures import Picture
-from shadowft_jax.data.tokenizer import load_tokenizer
 from shadowft_jax.data.marks import Marks
 from shadowft_jax.data.turns import IMAGE, Row
 from shadowft_jax.errors import InputError
 from shadowft_jax.progress import count
+
+with epy.lazy_imports():  # brings transformers
+  from shadowft_jax.data import tokenizer as tokenizers
 
 LEAST_PIXELS = 32 * 32  # of an image, where data.image_max_pixels is set
 KEPT = 1 << 30  # bytes of prepared images in memory
@@ -95,7 +98,7 @@ def open_vision(
   """
   folder = pathlib.Path(directory)
   family = processors.FAMILIES[_config(folder)["model_type"]]
-  marks = family.marks(_config(folder), load_tokenizer(folder))
+  marks = family.marks(_config(folder), tokenizers.load_tokenizer(folder))
   if trained and has_vision(trained) and _side(trained) != _side(folder):
     folder = pathlib.Path(trained)
   hf = _config(folder)
