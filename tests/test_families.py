@@ -141,6 +141,11 @@ def test_missing_config_fields_have_the_defaults_of_transformers(kind):
       dict(rope_parameters=dict(full_attention=dict(partial_rotary_factor=0.25))),
       "partial_rotary_factor is 0.25; only 1 is",
     ),
+    (
+      "gemma3_text",
+      dict(rope_parameters=dict(full_attention=5)),
+      "rope_parameters is 5; expected an object",
+    ),
     ("gemma2", dict(sliding_window=None), "sliding_window must be a number of tokens; got None"),
     ("gemma2", dict(layer_types=["full_attention"]), "for each of 6 layers; got"),
     ("gemma2", dict(layer_types=["chunked_attention"] * 6), "got .'chunked_attention'"),

@@ -156,6 +156,7 @@ def read_rope(
   Raises:
     InputError: a kind of scaling that is not ported, or one that lacks a field.
   """
+  check_kinds("config.json", hf, dict.fromkeys(("rope_parameters", "rope_scaling"), "an object"))
   scaling: dict[str, Any] = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
   check_kinds("the rope of config.json", scaling, SCALING)
   theta = scaling.pop("rope_theta", None) or hf.get("rope_theta") or 10_000.0
@@ -193,14 +194,8 @@ def local_and_global(
   nested = hf.get("rope_parameters") or {"full_attention": hf.get("rope_scaling")}
 
   def rope(layer_type, theta):
-    return read_rope(
-      {
-        "model_type": hf.get("model_type"),
-        "rope_theta": theta,
-        "rope_parameters": nested.get(layer_type),
-      },
-      kinds=kinds,
-    )
+    own = {"rope_theta": theta, "rope_parameters": nested.get(layer_type)}
+    return read_rope({"model_type": hf.get("model_type"), **own}, kinds=kinds)
 
   whole, local = rope("full_attention", global_theta), rope("sliding_attention", local_theta)
   return tuple(whole if w is None else local for w in windows)
