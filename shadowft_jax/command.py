@@ -24,6 +24,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict as Config
 
 from shadowft_jax import machine, presets, progress
+from shadowft_jax.data import renderer
 from shadowft_jax.errors import InputError, RunsFailed, in_words
 from shadowft_jax.field import KINDS, Field
 from shadowft_jax.runs import config_file, config_help
@@ -91,7 +92,7 @@ class Options:
     accelerator: whether the command computes on one; otherwise none is taken.
     cache: whether compiled programs are kept for the next start.
     is_stoppable: whether the work calls `progress.check_stop`.
-    torch: whether it may be imported; transformers would, though the rest of it needs no torch.
+    torch: whether transformers imports it; what the commands use of transformers does without.
   Raises InputError for a value that is none of the choices, or out of range.
   """
 
@@ -268,8 +269,7 @@ def run(main: Callable[[T], None], options: type[T]) -> None:
   """Runs a command, and ends with code 0, 2 (bad input), 3 (some runs failed), 75 (stopped)."""
   logging.set_verbosity(logging.FATAL)  # orbax logs every file, and what it also raises
   machine.configure_jax(options.accelerator, options.cache)
-  if not options.torch:
-    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # it takes seconds to import
+  renderer.uses_torch = options.torch
   app.run(lambda _: execute(main, options, sys.argv[1:]), argv=sys.argv[:1])
 
 

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -27,6 +27,7 @@ SECONDS = 20  # of CPU, per rendering
 MEMORY = 1 << 30  # bytes, besides those of the process itself
 LENGTH = 20_000_000  # characters of the text
 GOOD, BAD = b"+", b"-"  # the first byte of a reply
+uses_torch = True  # whether transformers may import it in this process; commands set it
 _lock = threading.Lock()
 _running: list[tuple[int, subprocess.Popen, Connection]] = []  # at most one, and whose it is
 
@@ -75,6 +76,22 @@ def _reason(code):
   if code == -signal.SIGXCPU:
     return f"it takes more than {SECONDS} s"
   return f"its process ended with exit code {code}; memory may have run out"
+
+
+@contextlib.contextmanager
+def torch_left_out() -> Iterator[None]:
+  """Within it torch, which takes seconds to import, cannot be imported, unless `uses_torch`.
+
+  Only within: to others, such as scipy, a blocked module looks like one that is broken.
+  """
+  if uses_torch or "torch" in sys.modules:
+    yield
+    return
+  sys.modules["torch"] = None  # type: ignore[assignment]
+  try:
+    yield
+  finally:
+    del sys.modules["torch"]
 
 
 def start(code: str) -> tuple[subprocess.Popen, Connection]:

@@ -16,7 +16,8 @@ from shadowft_jax.errors import TOKENS, InputError, check_kinds, inline
 
 # Otherwise transformers warns at import that torch is missing; its tokenizers do not need it.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+with renderer.torch_left_out():
+  from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 Tokenizer = PreTrainedTokenizerFast  # slow tokenizers report no character offsets
 READ = (".jinja", ".json", ".model", ".tiktoken", ".txt")  # suffixes of a tokenizer's files
