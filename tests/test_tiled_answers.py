@@ -14,6 +14,8 @@ from shadowft_jax.generation.engine import Sampling, images_of
 from tests import pictured
 from tests.test_seeing import MAX_NEW, NEAR, asked, picture, tokens
 
+pytestmark = pytest.mark.slow
+
 CONVERSATIONS = [
   asked("<image>How many?", picture(0)),
   asked("Which has more bars, <image> or <image>?", picture(1, (20, 90)), picture(2, (70, 60))),
@@ -78,7 +80,6 @@ def test_greedy_answers_in_one_padded_batch_are_those_of_transformers(folder, en
   assert same == [False, False, True, False]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_a_row_sees_no_image_of_the_answer_before_it(engine, monkeypatch, batch_size):
   """Images come one at a time, so that rows of text are prefilled without any."""
