@@ -1,6 +1,5 @@
 """Answers of Llama 3.2 Vision to questions about images: against transformers, row by row."""
 
-import numpy as np
 import pytest
 import torch
 import transformers

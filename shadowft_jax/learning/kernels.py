@@ -88,7 +88,7 @@ def choose(
 
 
 def sees_ahead(cfg: DecoderConfig) -> bool:
-  """Whether the tokens of an image see one another; those of Llama 3.2 Vision are not in the row."""
+  """Whether tokens of images see one another; Llama 3.2 Vision attends to images elsewhere."""
   return CROSS not in cfg.kinds
 
 

@@ -146,11 +146,12 @@ class CrossAttention(nn.Module):
     q_BTNH = normed("q", heads("q", x_BTD, cfg.num_attention_heads))
     range_BT = images.first_BT, images.last_BT
     if images.state_BSD is None:
-      kept: list[jax.Array] = [self.get_variable("cache", f"image_{n}") for n in "kv"]
-      index_11S = jnp.arange(kept[0].shape[2])[None, None]
+      k_BKSH: jax.Array = self.get_variable("cache", "image_k")
+      v_BKSH: jax.Array = self.get_variable("cache", "image_v")
+      index_11S = jnp.arange(k_BKSH.shape[2])[None, None]
       first_BT1, last_BT1 = (x[:, :, None] for x in range_BT)
       seen_BTS = (first_BT1 <= index_11S) & (index_11S <= last_BT1)
-      out_BTNH = attention.over_heads(q_BTNH, *kept, seen_BTS, scale=H**-0.5)
+      out_BTNH = attention.over_heads(q_BTNH, k_BKSH, v_BKSH, seen_BTS, scale=H**-0.5)
     else:
       k_BSKH, v_BSKH = (heads(n, images.state_BSD, cfg.num_key_value_heads) for n in "kv")
       k_BSKH = normed("k", k_BSKH)
