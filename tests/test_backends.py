@@ -10,7 +10,7 @@ import pytest
 from shadowft_jax.learning import kernels, passed
 from shadowft_jax.errors import InputError
 from shadowft_jax.models import attention, chunked
-from shadowft_jax.models.config import ATTENTION, DecoderConfig
+from shadowft_jax.models.config import ATTENTION, CROSS, DecoderConfig
 from shadowft_jax.models.layers import Rope
 
 CFG = DecoderConfig(
@@ -173,6 +173,17 @@ def test_unsupported_features_of_a_backend_are_named():
   assert "supports only bfloat16 and float16, and config.dtype is float32" in kernels.unsuited(
     "cudnn", CFG, jnp.float32, "gpu"
   )
+
+
+def test_a_backend_that_sees_nothing_ahead_is_used_where_images_are_not_in_the_row(monkeypatch):
+  """Their tokens see one another in Gemma 3; in Llama 3.2 Vision other layers attend to them."""
+  replaced(monkeypatch, "chunked", images=False)
+  crossed = dataclasses.replace(CFG, kinds=(ATTENTION, CROSS))
+  with pytest.raises(InputError, match="it does not support images, whose tokens also see later"):
+    kernels.choose("chunked", CFG, "float32", 512, images=True)
+  assert kernels.choose("chunked", crossed, "float32", 512, images=True) == "chunked"
+  names = [kernels.expected("TPU v5", "tpu", c, "bfloat16", True)[0] for c in (CFG, crossed)]
+  assert names == ["chunked", "splash"]
 
 
 def test_a_failure_to_compile_is_a_reason_not_a_crash(monkeypatch, capfd):

@@ -19,10 +19,10 @@ from tests import pico, pictured
 MAX_NEW, NEAR = 24, 1e-3  # logits that differ by less may be told apart by rounding
 
 
-def picture(seed):
+def picture(seed, size=(60, 40)):
   """A chart as its file's bytes."""
   file = io.BytesIO()
-  pictured.chart(seed).save(file, "png")
+  pictured.chart(seed, size).save(file, "png")
   return pictures.opened(file.getvalue(), [], "the chart")
 
 

@@ -9,7 +9,7 @@ import functools
 import math
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from etils import epy
@@ -52,13 +52,10 @@ class Vision:
   ) -> dict[str, np.ndarray]:
     """What the model takes for the images of rows `first` to `stop`, [rows, images, ..].
 
-    {} if no row has an image.  The number of images is that of the row with most, rounded up to a
-    power of 2, so that few shapes are compiled; the others are 0.
+    {} if no row has an image.  The number of images is `images_a_row`; the others are 0.
     """
-    most = max(map(len, rows), default=0)
-    if not most:
+    if not (images := images_a_row(rows)):
       return {}
-    images = 1 << (most - 1).bit_length()
     shapes = self.prepared(next(picture for row in rows for picture in row))
     out = {n: np.zeros((stop - first, images, *x.shape), x.dtype) for n, x in shapes.items()}
     own = enumerate(rows[first:stop])
@@ -69,6 +66,12 @@ class Vision:
         for name, x in arrays.items():
           out[name][r, i] = x
     return out
+
+
+def images_a_row(rows: Iterable[Sequence[Picture]]) -> int:
+  """Images of the row with most, rounded up to a power of 2, so that few shapes are compiled."""
+  most = max(map(len, rows), default=0)
+  return 1 << (most - 1).bit_length() if most else 0
 
 
 def has_vision(directory: str | os.PathLike) -> bool:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from shadowft_jax import progress, sharding, tree
 from shadowft_jax.data.pictures import Picture
-from shadowft_jax.data.vision import Vision
+from shadowft_jax.data.vision import Vision, images_a_row
 from shadowft_jax.generation import sampling as sampling_lib, steps
 from shadowft_jax.generation.engine import Sampling
 from shadowft_jax.generation.steps import Rows, Variables
@@ -85,7 +85,8 @@ class Batch:
     self.answer_tokens: list[list[int]] = [[] for _ in range(batch_size)]
     zeros = lambda *shape: np.zeros((batch_size, *shape), np.int32)
     self.rows = Rows(zeros(), zeros() + 1, zeros(), zeros(), zeros() > 0, zeros(2).view(np.uint32))
-    self.cache = steps.empty_cache(model, batch_size, self.slots + self.ring)
+    images = images_a_row(p.images for p in prompts)
+    self.cache = steps.empty_cache(model, batch_size, self.slots + self.ring, images)
 
   def fill(self) -> None:
     """Gives free rows to waiting prompts."""

@@ -48,13 +48,7 @@ class Eye:
         f"an image is given, but {self.processor_of} takes only text (model_type of config.json is "
         f"none of {', '.join(processors.FAMILIES)} with a vision_config)"
       )
-    opened = vision.open_vision(self.processor_of)
-    if not opened.marks.tokens > 1:
-      raise InputError(
-        f"an image is given, but {self.processor_of} answers questions about text only here; serve "
-        "it with transformers"
-      )
-    return opened
+    return vision.open_vision(self.processor_of)
 
   @functools.cached_property
   def _tower(self):

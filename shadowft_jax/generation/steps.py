@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from shadowft_jax import scope, sharding, tree
 from shadowft_jax.hf import leaves
 from shadowft_jax.generation import sampling as sampling_lib
-from shadowft_jax.models import decoder
+from shadowft_jax.models import decoder, tiles
 from shadowft_jax.models.decoder import Decoder
 from shadowft_jax.models.layers import softcap, transposed_product
 
@@ -90,11 +90,13 @@ def logits(model: Decoder, h_BD: jax.Array, head_DV: jax.Array) -> jax.Array:
   return softcap(logit_BV, model.cfg.final_logit_softcapping)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "batch", "slots"))
-def empty_cache(model: Decoder, batch: int, slots: int) -> Variables:
-  """The cache of no token."""
+@functools.partial(jax.jit, static_argnames=("model", "batch", "slots", "images"))
+def empty_cache(model: Decoder, batch: int, slots: int, images: int = 0) -> Variables:
+  """The cache of no token, for rows of so many tokens and images."""
+  tiled = isinstance(model.vision, tiles.VisionConfig) and model.vision
+  patches = images * tiled.max_num_tiles * tiled.patches if tiled else 0
   layers = {
-    f"layers_{i}": decoder.empty_cache(model.cfg, kind, batch, slots, model.dtype)
+    f"layers_{i}": decoder.empty_cache(model.cfg, kind, batch, slots, model.dtype, patches)
     for i, kind in enumerate(model.cfg.kinds)
   }
   return {"model": layers}
@@ -135,7 +137,9 @@ def prefill(
   read = tree.names(new["cache"])
 
   def written(name, all_):
-    place = (row_R, slice(None), slice(T)) if has_slots(name) else row_R
+    if name not in read:  # of images, and no prompt has one
+      return all_.at[row_R].set(0, mode="drop")
+    place = (row_R, *map(slice, read[name].shape[1:]))
     return all_.at[place].set(read[name].astype(all_.dtype), mode="drop")
 
   return sampling_lib.pick(logit_RV, limits, rows.key, rows.made), tree.map_named(written, cache)

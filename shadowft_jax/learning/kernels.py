@@ -17,7 +17,7 @@ from shadowft_jax.learning import passed
 from shadowft_jax.errors import InputError, listing
 from shadowft_jax.progress import detail, say
 from shadowft_jax.models import attention
-from shadowft_jax.models.config import DecoderConfig, distinct
+from shadowft_jax.models.config import CROSS, DecoderConfig, distinct
 
 # The backends that "auto" tries, in this order; the reference implementation always works.
 PREFERRED = {
@@ -78,12 +78,18 @@ def choose(
     cfg: the model's config.
     dtype: dtype of activations.
     length: tokens per row.
-    images: whether rows have images, whose tokens see one another.
+    images: whether rows have images.
 
   Raises:
     InputError: the named backend does not work here; says why, and lists those that do.
   """
+  images = images and sees_ahead(cfg)
   return hosts.by_first(lambda: _chosen(name, cfg, dtype, length, images))
+
+
+def sees_ahead(cfg: DecoderConfig) -> bool:
+  """Whether tokens of images see one another; Llama 3.2 Vision attends to images elsewhere."""
+  return CROSS not in cfg.kinds
 
 
 def _chosen(name, cfg, dtype, length, images):
@@ -123,6 +129,7 @@ def expected(
     platform: "gpu" or "tpu".
     images: as for `choose`.
   """
+  images = images and sees_ahead(cfg)
   for row in VERIFIED:
     if row.kind == kind and unsuited(row.backend, cfg, dtype, platform, images) is None:
       how = {

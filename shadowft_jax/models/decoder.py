@@ -40,14 +40,17 @@ REMAT = {
 
 
 def empty_cache(
-  cfg: DecoderConfig, kind: str, batch: int, slots: int, dtype: DTypeLike
-) -> dict[str, dict[str, jax.Array]]:
-  """The cache of a layer of that kind for `batch` rows of `slots` tokens."""
+  cfg: DecoderConfig, kind: str, batch: int, slots: int, dtype: DTypeLike, patches: int = 0
+) -> dict[str, Any]:
+  """The cache of a layer of that kind for `batch` rows of `slots` tokens, and `patches` of images.
+
+  The tokens of Gemma 3's images are among the `slots`.
+  """
   if kind == LINEAR:
     assert cfg.delta_net is not None
     return {"linear_attn": delta_net.empty(cfg.delta_net, batch, dtype)}
   if kind == CROSS:
-    return {}
+    return mllama.empty_cache(cfg, batch, patches, dtype)
   own = cfg.of(kind)
   shape = (batch, own.num_key_value_heads, slots, own.head_dim)
   zeros = lambda: nn.with_logical_constraint(jnp.zeros(shape, dtype), ("batch", "heads"))
@@ -66,7 +69,7 @@ class Block(nn.Module):
     """Applies the block; `layer`: its values of `by_layer`; `rows`: segment, position and rope."""
     cfg = self.cfg.of(self.kind)
     if self.kind == CROSS:
-      return mllama.layer(self, cfg, x_BTD, rows.get("images")), None
+      return mllama.layer(self, cfg, x_BTD, rows), None
     before_mix, after_mix, before_mlp, after_mlp = (norm(cfg, name) for name in cfg.norms)
     rows = {**rows, "window": layer.get("window", 0)}
     for name, x in rows["angles"].get(self.kind, {}).items():

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from shadowft_jax.errors import InputError
-from shadowft_jax.models import chunked, config
+from shadowft_jax.models import attention, chunked, config
 from shadowft_jax.models.layers import Linear, RMSNorm, as_row
 from shadowft_jax.models.mlp import MLP
 
@@ -28,6 +29,7 @@ TEXT = {
   "cross_attention_layers": [3, 8, 13, 18, 23, 28, 33, 38],
 }
 EXTRA_ROWS = 8  # of the embedding: of the image token, and unused ones
+KEPT = ("first", "last", "any")  # what the cache has of `Seen`, [B, 1], beside keys and values
 
 
 def mllama(hf: Mapping[str, Any]) -> config.DecoderConfig:
@@ -52,13 +54,13 @@ class Seen(NamedTuple):
 
   Attributes:
     state_BSD: embeddings of the patches of each row's images, of the images of an example one after
-      the other, tiles that are padding last.
+      the other, tiles that are padding last; None if the cache has their keys and values.
     first_BT, last_BT: the patches that a token sees; not used where `any_BT` is false.
     any_BT: whether the token's example has an image.
     after_BT: whether the token is one of an image, or after one in its example.
   """
 
-  state_BSD: jax.Array
+  state_BSD: jax.Array | None
   first_BT: jax.Array
   last_BT: jax.Array
   any_BT: jax.Array
@@ -142,19 +144,68 @@ class CrossAttention(nn.Module):
 
     normed = lambda n, x: RMSNorm(cfg.rms_norm_eps, name=f"{n}_norm")(x)
     q_BTNH = normed("q", heads("q", x_BTD, cfg.num_attention_heads))
-    k_BSKH, v_BSKH = (heads(n, images.state_BSD, cfg.num_key_value_heads) for n in "kv")
-    given = normed("k", k_BSKH), v_BSKH, images.first_BT, images.last_BT
-    out_BTNH = chunked.attend(q_BTNH, *given, scale=H**-0.5)
+    range_BT = images.first_BT, images.last_BT
+    if images.state_BSD is None:
+      k_BKSH: jax.Array = self.get_variable("cache", "image_k")
+      v_BKSH: jax.Array = self.get_variable("cache", "image_v")
+      index_11S = jnp.arange(k_BKSH.shape[2])[None, None]
+      first_BT1, last_BT1 = (x[:, :, None] for x in range_BT)
+      seen_BTS = (first_BT1 <= index_11S) & (index_11S <= last_BT1)
+      out_BTNH = attention.over_heads(q_BTNH, k_BKSH, v_BKSH, seen_BTS, scale=H**-0.5)
+    else:
+      k_BSKH, v_BSKH = (heads(n, images.state_BSD, cfg.num_key_value_heads) for n in "kv")
+      k_BSKH = normed("k", k_BSKH)
+      if keeps(self):
+        for n, x_BSKH in (("k", k_BSKH), ("v", v_BSKH)):
+          self.put_variable("cache", f"image_{n}", x_BSKH.transpose(0, 2, 1, 3))
+      out_BTNH = chunked.attend(q_BTNH, k_BSKH, v_BSKH, *range_BT, scale=H**-0.5)
     return Linear(D, name="o_proj")(out_BTNH.reshape(B, T, -1))
 
 
+def keeps(module: nn.Module) -> bool:
+  """Whether what a module makes of a prompt is kept in the cache."""
+  return module.is_mutable_collection("cache") and not module.is_initializing()
+
+
+def empty_cache(
+  cfg: config.DecoderConfig, batch: int, patches: int, dtype: DTypeLike
+) -> dict[str, Any]:
+  """The cache of a layer whose rows have no image, with room for so many patches of each row."""
+  if not patches:
+    return {}
+  shape = (batch, cfg.num_key_value_heads, patches, cfg.head_dim)
+  zeros = lambda: nn.with_logical_constraint(jnp.zeros(shape, dtype), ("batch", "heads"))
+  rows = {name: jnp.zeros((batch, 1), jnp.int32) for name in KEPT}
+  return {**rows, "cross_attn": {f"image_{n}": zeros() for n in "kv"}}
+
+
+def _kept(module, images, segment_BT):
+  """What the tokens see of images: `images`, or without them what the last token of the cache did.
+
+  As in transformers, a token after a prompt sees what the last token of the prompt does.
+  """
+  if images is not None and keeps(module):
+    last_B1 = jnp.sum(segment_BT > 0, axis=1, keepdims=True) - 1
+    for name in KEPT:
+      x_BT = getattr(images, f"{name}_BT").astype(jnp.int32)
+      module.put_variable("cache", name, jnp.take_along_axis(x_BT, last_B1, axis=1))
+  if images is None and module.has_variable("cache", KEPT[0]):
+    first_B1, last_B1, any_B1 = (module.get_variable("cache", name) for name in KEPT)
+    return Seen(None, first_B1, last_B1, any_B1 > 0, any_B1 > 0)
+  return images
+
+
 def layer(
-  module: nn.Module, cfg: config.DecoderConfig, x_BTD: jax.Array, images: Seen | None
+  module: nn.Module, cfg: config.DecoderConfig, x_BTD: jax.Array, rows: Mapping[str, Any]
 ) -> jax.Array:
   """Applies a cross-attention layer, whose parameters are the `module`'s; without images, nothing.
 
   What the attention and the MLP add is multiplied by the tanh of a gate.
+
+  Args:
+    rows: "segment", and "images", a `Seen`, if rows have any.
   """
+  images = _kept(module, rows.get("images"), rows["segment"])
   if images is None:
     if not module.is_initializing():
       return x_BTD

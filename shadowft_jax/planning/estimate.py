@@ -43,11 +43,14 @@ def multiplied(run: Run) -> dict[str, float]:
   """{leaf name: number of weights that multiply each token}, for the frozen model and the adapter.
 
   The vision tower is left out: it has patches for tokens.  Only the experts to which a token is
-  routed count.
+  routed count.  The keys and values of cross-attention are those of patches.
   """
   cfg = run.loss.model.cfg
+  states = tower.states(run) / run.batch["token"].size
 
   def weights(name, x):
+    if re.search("/cross_attn/[kv]_proj/", name):
+      return x.size * states
     return x.size * (cfg.num_experts_per_tok / cfg.num_experts if "/experts/" in name else 1)
 
   named = {**tower.text(run), **tree.names(run.state.delta.get("lora", {}))}
@@ -86,6 +89,7 @@ def work(run: Run, length: int | None = None) -> Work:
   seen = tower.flops(run) / run.batch["token"].size
   useful, executed = useful + seen, executed + seen  # the tower is frozen
   mixing = mixing_flops(model.cfg, length or run.batch["token"].shape[1])
+  mixing += tower.crossing_flops(run)
   # The backward pass has five products to attention's two, one of them a recomputation.
   return Work(useful + 3 * mixing, executed + (3.5 + (model.remat != "none")) * mixing)
 
@@ -125,7 +129,8 @@ def activations(run: Run) -> float:
     "dots": model.cfg.hidden_size + inner,
     "none": 6 * model.cfg.hidden_size + 3 * inner,
   }[model.remat]
-  return width * tokens * model.cfg.num_hidden_layers * model.dtype.itemsize
+  layers = width * tokens * model.cfg.num_hidden_layers * model.dtype.itemsize
+  return layers + tower.kept(run)
 
 
 def temporaries(run: Run) -> float:
@@ -147,6 +152,7 @@ def temporaries(run: Run) -> float:
   tokens = rows * length
   mixing = 4 * tokens * _rule_numbers(cfg) / _ways(run, "tensor")
   block = gathered + (6 * cfg.hidden_size + 3 * inner) * tokens * size + mixing
+  block += tower.crossing(run)
   return max(loss, block, tower.temporaries(run))
 
 

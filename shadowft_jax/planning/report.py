@@ -84,9 +84,11 @@ def _images(run, config):
   """The line about a run's images, if it has any."""
   if "pixel" not in run.batch:
     return
-  _, images, *_, side = run.batch["pixel"].shape
+  _, images, *parts, _, _, side = run.batch["pixel"].shape
+  of = f"{parts[0]} tiles of " if parts else ""
   known = "" if config.data.layout == "bucketed" else f", assumed: one in {TOKENS:,} tokens"
-  yield f"images per row: {images} of {side} x {side} pixels{known}; the vision tower is frozen"
+  size = f"{of}{side} x {side} pixels"
+  yield f"images per row: {images} of {size}{known}; the vision tower is frozen"
 
 
 def memory_table(plan: search.Plan) -> list[str]:

@@ -66,7 +66,7 @@ def images_a_row(config: Config, hf: Mapping[str, Any]) -> int:
   c = config.data
   of_set = sets.SETS[c.set].columns if c.set in sets.SETS else {}
   has_column = c.columns.get("images") or of_set.get("images")
-  sees = hf.get("model_type") == "gemma3" and hf.get("vision_config")
+  sees = hf.get("model_type") in models.VISION and hf.get("vision_config")
   if c.images != "train" or not has_column or not sees:
     return 0
   return 1 if c.layout == "bucketed" else math.ceil(c.max_length / TOKENS)
@@ -150,9 +150,10 @@ def _batch(config, model, images, mesh):
   if images:
     vision = model.vision
     assert vision is not None
-    shape = (config.rows, images, vision.num_channels, vision.image_size, vision.image_size)
     where = NamedSharding(mesh, P(sharding.BATCH[0]))
-    batch["pixel"] = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=where)
+    for name, x in vision.example.items():
+      shape = config.rows, images, *x.shape[2:]
+      batch[name] = jax.ShapeDtypeStruct(shape, x.dtype, sharding=where)
   if config.objective == "kto":
     batch["kl"] = jax.ShapeDtypeStruct((), jnp.float32)
   return batch
