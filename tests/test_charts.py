@@ -123,7 +123,9 @@ def test_a_pair_is_written_as_released_ones_are(tmp_path):
   params = models.abstract_params(model)
   random_like = lambda x: 0.1 * np.random.default_rng(0).standard_normal(x.shape, np.float32)
   vision_pair.write_model(tmp_path, jax.tree.map(random_like, params), tok, "A title", "A model.")
-  [token], pixel = seeing.inputs(tmp_path, charts.asked("bars", charts.value, 1, 0, "test"))
+  [(chart, problem)] = charts.asked("bars", charts.value, 1, 0, "test")
+  token = tok(chart_text.chat(chart_text.WHOLE + problem.question))["input_ids"]
+  pixel = vision_pair.pixels([chart])
   theirs, found = transformers.Gemma3ForConditionalGeneration.from_pretrained(
     tmp_path, dtype=torch.float32, output_loading_info=True
   )
