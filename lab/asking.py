@@ -18,7 +18,7 @@ with epy.lazy_imports():  # help, and Ctrl-C, are answered before these
   from lab import measure
   from shadowft_jax.data import tokenizer as tokenizers
   from shadowft_jax.generation import engine as engines
-  from shadowft_jax.generation import local
+  from shadowft_jax.generation import local, seeing
   from shadowft_jax.hf import weights
 
 
@@ -56,14 +56,18 @@ def read(path: pathlib.Path) -> list[Question]:
   return [Question(**json.loads(line)) for line in path.read_text().splitlines()]
 
 
+def engine(folder: str | os.PathLike) -> local.LocalEngine:
+  """The model in a folder, in float32: bfloat16 is slow on a CPU."""
+  tokenizer, eye = tokenizers.load_tokenizer(folder), seeing.Eye(folder, folder)
+  model, params = weights.load_model(folder, dtype=jnp.float32)
+  stop = tokenizers.stop_tokens(tokenizer, folder)
+  return local.LocalEngine(model, params, tokenizer, stop, batch_size=128, eye=eye)
+
+
 def replies(folder: str | os.PathLike, test_set: Sequence[Question]) -> list[str]:
   """What a model replies to each question in its chat template, greedily."""
-  tokenizer = tokenizers.load_tokenizer(folder)
-  model, params = weights.load_model(folder, dtype=jnp.float32)  # bfloat16 is slow on a CPU
-  stop = tokenizers.stop_tokens(tokenizer, folder)
-  engine = local.LocalEngine(model, params, tokenizer, stop, batch_size=128)
   chats = [[{"role": "user", "content": q.question}] for q in test_set]
-  completions = engine.complete(chats, engines.Sampling(max_new=measure.MAX_NEW))
+  completions = engine(folder).complete(chats, engines.Sampling(max_new=measure.MAX_NEW))
   return [samples[0].text for samples in completions]
 
 

@@ -59,9 +59,14 @@ class Chart:
 
   def png(self) -> bytes:
     """The drawing as a PNG file."""
-    file = io.BytesIO()
-    self.image().save(file, "PNG", optimize=True)
-    return file.getvalue()
+    return png(self.image())
+
+
+def png(image: Image.Image) -> bytes:
+  """An image as a PNG file."""
+  file = io.BytesIO()
+  image.save(file, "PNG", optimize=True)
+  return file.getvalue()
 
 
 def _write(figure, x, y, text, size=8):

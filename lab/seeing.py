@@ -1,84 +1,65 @@
 """Asks models questions about charts, and measures the vision pair against its requirements."""
 
 import collections
+import functools
+import hashlib
 import os
 import pathlib
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
-from lab import chart_text, charts, measure, questions
+from lab import asking, chart_text, charts, measure, questions
 from lab.charts import Chart
 from lab.questions import Problem
 from shadowft_jax import tree
-from shadowft_jax.data import tokenizer as tokenizers
-from shadowft_jax.data import vision
+from shadowft_jax.data.pictures import Picture
+from shadowft_jax.data.turns import IMAGE
+from shadowft_jax.generation import engine as engines
 from shadowft_jax.hf import weights
 from shadowft_jax.models import siglip
 
 MEASURED = 100  # test charts a skill
 NEUTRAL = siglip.Pixels((1.0,) * 3, (0.0,) * 3)  # where no image is looked at
 MAX_NEW = 2  # tokens: an answer has one, and the end of the turn follows
-BATCH = 128  # questions at a time
 # The requirements, set before any model was trained.
 KNOWN, NEAR_CHANCE, MOST_GAP, MOST_BYTES = 0.6, 0.1, 0.05, 12e6
 
 Asked = list[tuple[Chart, Problem]]
 
 
-def inputs(
+@functools.cache
+def picture(chart: Chart | None) -> Picture:
+  """The drawing of a chart; None: a white image."""
+  data = chart.png() if chart else charts.png(Image.new("RGB", (charts.SIZE,) * 2, "white"))
+  return Picture(hashlib.sha256(data).hexdigest(), data)
+
+
+def answers(
   folder: str | os.PathLike, asked: Asked, form: str = "chat", blank: bool = False
-) -> tuple[list[list[int]], np.ndarray]:
-  """Tokens of each question, and the images, uint8 [N, 1, 3, S, S]; all are white with `blank`."""
-  tok, whole = tokenizers.load_tokenizer(folder), vision.open_vision(folder).marks.whole
-  ask = {"chat": chat, "plain": plain}[form]
-  tokens = tok([ask(whole, problem.question) for _, problem in asked])["input_ids"]
-  pixel = np.stack([np.asarray(chart.image()).transpose(2, 0, 1)[None] for chart, _ in asked])
-  return tokens, np.full_like(pixel, 255) if blank else pixel
+) -> list[str]:
+  """What the model in a folder answers, greedily; with `blank`, all it sees are white images.
 
-
-def answers(folder: str | os.PathLike, asked: Asked, **how: Any) -> list[str]:
-  """What the model in a folder answers, greedily, to its `inputs`.
-
-  Every token is computed from the whole row, which is quick enough for answers of one token.
+  Args:
+    folder: the model.
+    asked: charts and questions.
+    form: chat, in the model's template, or plain text.
+    blank: whether to hide the charts.
   """
-  pixels = siglip.Pixels(*vision.open_vision(folder).normalisation)
-  model, params = weights.load_model(folder, dtype=jnp.float32, pixels=pixels)
-  apply = jax.jit(model.apply)
-  tokens, pixel = inputs(folder, asked, **how)
-  length, out = max(map(len, tokens)) + MAX_NEW, []
-  for first in range(0, len(asked), BATCH):
-    part = tokens[first : first + BATCH]
-    token = np.zeros((BATCH, length), np.int32)
-    images = np.zeros((BATCH, *pixel.shape[1:]), np.uint8)
-    images[: len(part)] = pixel[first : first + BATCH]
-    for i, row in enumerate(part):
-      token[i, : len(row)] = row
-    end = np.array([*map(len, part), *[1] * (BATCH - len(part))])
-    each = np.arange(BATCH)
-    for _ in range(MAX_NEW):
-      logit = np.asarray(apply({"params": params}, token, pixel=images))
-      token[each, end] = logit[each, end - 1].argmax(-1)
-      end += 1
-    out += [row[n - MAX_NEW : n] for row, n in zip(token[: len(part)], end, strict=False)]
-  return tokenizers.load_tokenizer(folder).batch_decode(out)
-
-
-def chat(image: str, question: str) -> str:
-  """A chat about an image, up to where the answer begins."""
-  return chart_text.chat(image + question)
-
-
-def plain(image: str, question: str) -> str:
-  """Plain text about an image, up to where the answer begins."""
-  return image + chart_text.plain(question)
-
-
-def final(reply: str) -> str:
-  """The answer of a reply: its first line, up to the end of the turn."""
-  return questions.final(reply.split("<|")[0])
+  engine, sampling = asking.engine(folder), engines.Sampling(max_new=MAX_NEW)
+  shown = [[picture(None if blank else chart)] for chart, _ in asked]
+  asks = [problem.question for _, problem in asked]
+  if form == "plain":
+    whole = engine.eye.vision.marks.whole
+    prompts = engine.tokenizer([whole + chart_text.plain(ask) for ask in asks])["input_ids"]
+    return [one.text for [one] in engine.complete_tokens(prompts, sampling, images=shown)]
+  chats = [
+    [{"role": "user", "content": IMAGE + ask, "images": images}]
+    for ask, images in zip(asks, shown, strict=True)
+  ]
+  return [one.text for [one] in engine.complete(chats, sampling)]
 
 
 def test_set(number: int, seed: Any, of: str = "test") -> dict[tuple[str, str], Asked]:
@@ -93,9 +74,9 @@ def right(
 ) -> dict[tuple[str, str], np.ndarray]:
   """1 for a right answer and 0 for a wrong one, by skill."""
   flat = [pair for group in asked.values() for pair in group]
-  replies = iter(answers(folder, flat, **how))
+  finals = map(questions.final, answers(folder, flat, **how))
   return {
-    skill: np.array([final(next(replies)) == problem.answer for _, problem in group], float)
+    skill: np.array([next(finals) == problem.answer for _, problem in group], float)
     for skill, group in asked.items()
   }
 

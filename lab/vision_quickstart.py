@@ -27,7 +27,7 @@ with epy.lazy_imports():  # help, and Ctrl-C, are answered before these
   from lab import charts, seeing
 
 ROOT = pathlib.Path(__file__).parents[1]
-RATES = (3e-3, 1e-2)
+RATES = (3e-4, 1e-3)
 ASKED = 100  # test charts a skill
 HEAD = ("rate", "model", "new kind", "known kinds", "blank images")
 Hits = dict[tuple[str, str], np.ndarray]  # 1 for a right answer and 0 for a wrong one, by skill

@@ -15,7 +15,9 @@ from PIL import ImageColor
 
 from lab import chart_text, charts, seeing, vision_pair, vision_quickstart
 from shadowft_jax import models
-from shadowft_jax.data import vision
+from shadowft_jax.data import dataset, preview, vision
+from shadowft_jax.data.tokenizer import load_tokenizer
+from shadowft_jax.evaluation import page
 from shadowft_jax.hf import weights
 from shadowft_jax.pairs import check, findings
 
@@ -115,6 +117,27 @@ def test_rows_of_the_new_kind_hold_their_images(tmp_path, monkeypatch):
   assert answers <= set("123456789" + charts.LABELS) and len(answers) > 3
 
 
+def test_images_are_named_where_rows_are_shown(tmp_path):
+  """In a preview the 16 tokens of each are its name; the page of answers has names below."""
+  [first, second] = itertools.islice(charts.stream("bars", 1), 2)
+  (tmp_path / "a.png").write_bytes(first.png())
+  (tmp_path / "b.png").write_bytes(second.png())
+  turns = [("user", "<image>What is it?"), ("assistant", "A"), ("user", "And <image>?")]
+  messages = [{"role": r, "content": x} for r, x in [*turns, ("assistant", "B")]]
+  row = {"messages": messages, "images": ["a.png", "b.png"]}
+  (tmp_path / "rows.jsonl").write_text(4 * f"{json.dumps(row)}\n")
+  config = vision_quickstart.load_config()
+  config.data.train, config.data.validation = str(tmp_path / "rows.jsonl"), ""
+  config.data.cache, config.data.max_length = str(tmp_path), 128
+  data = dataset.read(config, config.instruct)
+  text = preview.text(data, load_tokenizer(config.instruct), 1, colour=False)
+  names = [f"<image: {tmp_path / name}>" for name in ("a.png", "b.png")]
+  assert 0 < text.index(names[0]) < text.index("A<|im_end|>") < text.index(names[1])
+  assert chart_text.IMAGE not in text
+  asked = [{"role": "user", "content": "<image>Which?", "images": ["a.png", "b.png"]}]
+  assert page.question("1", asked, "A", []).text == "<image>Which?\n\n<image>: a.png, b.png"
+
+
 @pytest.mark.slow
 def test_a_pair_is_written_as_released_ones_are(tmp_path):
   """transformers finds every tensor and gives our logits; the image's mark is that of training."""
@@ -123,7 +146,9 @@ def test_a_pair_is_written_as_released_ones_are(tmp_path):
   params = models.abstract_params(model)
   random_like = lambda x: 0.1 * np.random.default_rng(0).standard_normal(x.shape, np.float32)
   vision_pair.write_model(tmp_path, jax.tree.map(random_like, params), tok, "A title", "A model.")
-  [token], pixel = seeing.inputs(tmp_path, charts.asked("bars", charts.value, 1, 0, "test"))
+  [(chart, problem)] = charts.asked("bars", charts.value, 1, 0, "test")
+  token = tok(chart_text.chat(chart_text.WHOLE + problem.question))["input_ids"]
+  pixel = vision_pair.pixels([chart])
   theirs, found = transformers.Gemma3ForConditionalGeneration.from_pretrained(
     tmp_path, dtype=torch.float32, output_loading_info=True
   )

@@ -548,6 +548,12 @@ def test_help_and_bad_input_come_before_anything_heavy_is_imported(name):
   assert not HEAVY & set(modules)
 
 
+def test_a_comparison_is_imported_where_commands_block_torch():
+  """scipy.stats, for one, is not."""
+  program = "import sys; sys.modules['torch'] = None; from shadowft_jax.evaluation import entrants"
+  subprocess.run([sys.executable, "-c", program], cwd=commands.ROOT, check=True, timeout=120)
+
+
 def test_a_preview_needs_neither_arrays_nor_torch(tmp_path):
   """It reads, renders and tokenises; --preview starts in half of the time so."""
   done = subprocess.run(

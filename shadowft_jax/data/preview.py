@@ -1,7 +1,9 @@
 """A preview of the training data: examples with the trained tokens marked, lengths, steps."""
 
+import functools
 import math
 import os
+import re
 import sys
 from typing import Any
 
@@ -38,7 +40,10 @@ def text(
     ids: whether to show token ids.
     colour: marks trained tokens in colour; otherwise they are between ⟦ and ⟧.
   """
-  shown = [_example(i, e, tokenizer, ids, colour) for i, e in enumerate(data.train[:count], 1)]
+  shown = [
+    _example(i, e, _decoder(data, e, tokenizer), ids, colour)
+    for i, e in enumerate(data.train[:count], 1)
+  ]
   return "\n".join([*shown, _lengths(data), "", _totals(data), _steps(data)])
 
 
@@ -50,11 +55,12 @@ def record(data: Dataset, tokenizer_dir: str | os.PathLike, count: int) -> list[
   """
   tokenizer, out = load_tokenizer(tokenizer_dir), []
   for number, example in enumerate(data.train[:count], 1):
+    decode = _decoder(data, example, tokenizer)
     parts: list[list[Any]] = []
     for name, side in _sides(example).items():
       parts += [[name, False]] if name else []
       runs = _runs(example, side)
-      parts += [[_decoded(tokens, told, tokenizer), bool(told)] for tokens, _, told in runs]
+      parts += [[_decoded(tokens, told, decode), bool(told)] for tokens, _, told in runs]
     out.append({"title": _title(number, example), "parts": parts})
   return out
 
@@ -82,9 +88,9 @@ def _sides(example):
   return {f"{first}:\n": every[: example.second], f"\n{second}:\n": every[example.second :]}
 
 
-def _example(number, example, tokenizer, ids, colour):
+def _example(number, example, decode, ids, colour):
   text = "".join(
-    name + "".join(_run(*run, tokenizer, ids, colour) for run in _runs(example, side))
+    name + "".join(_run(*run, decode, ids, colour) for run in _runs(example, side))
     for name, side in _sides(example).items()
   )
   return f"--- {_title(number, example)}\n{text}\n"
@@ -101,19 +107,19 @@ def _runs(example, side):
       yield example.token[part], labels[part], trained[part[0] - side[0]]
 
 
-def _run(tokens, labels, is_trained, tokenizer, ids, colour):
+def _run(tokens, labels, is_trained, decode, ids, colour):
   """One run of tokens as text; all or none of them are trained."""
   if ids:
     out = (
       " ".join(
-        f"{t}:{_visible(tokenizer.decode([t]))}"
-        + (f"→{label}:{_visible(tokenizer.decode([label]))}" if label != t else "")
+        f"{t}:{_visible(decode([t]))}"
+        + (f"→{label}:{_visible(decode([label]))}" if label != t else "")
         for t, label in zip(tokens.tolist(), labels.tolist(), strict=True)
       )
       + " "
     )
   else:
-    out = _decoded(tokens, is_trained, tokenizer)
+    out = _decoded(tokens, is_trained, decode)
     out = progress.printable(out, most=len(out))
   if colour:
     # Some terminals reset the colour at the end of a line.
@@ -122,8 +128,18 @@ def _run(tokens, labels, is_trained, tokenizer, ids, colour):
   return f"⟦{out}⟧" if is_trained else out
 
 
-def _decoded(tokens, is_trained, tokenizer):
-  out = tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
+def _decoder(data, example, tokenizer):
+  """Decodes tokens of an example, in order; an image's are shown as its name."""
+  decode = functools.partial(tokenizer.decode, clean_up_tokenization_spaces=False)
+  if data.vision is None:
+    return decode
+  marks, names = data.vision.marks, (f"<image: {picture.name}>" for picture in example.images)
+  whole = re.compile(f"(?:{re.escape(decode([marks.token]))}){{{marks.tokens}}}")
+  return lambda tokens: whole.sub(lambda found: next(names, found[0]), decode(tokens))
+
+
+def _decoded(tokens, is_trained, decode):
+  out = decode(tokens)
   # Trained newlines would otherwise be invisible.
   return out.replace("\n", "⏎\n") if is_trained else out
 

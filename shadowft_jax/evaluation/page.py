@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from shadowft_jax import files
+from shadowft_jax.data.turns import IMAGE
 from shadowft_jax.errors import InputError
 from shadowft_jax.evaluation import comparison, picture, suite
 from shadowft_jax.evaluation.graded import Score
@@ -237,21 +238,24 @@ def _shared(dialogues) -> int:
 
 
 def question(
-  name: str, messages: Sequence[Mapping[str, str]], gold: Any, answers: Sequence[Record]
+  name: str, messages: Sequence[Mapping[str, Any]], gold: Any, answers: Sequence[Record]
 ) -> html.Question:
   """A question with the answers of all models.
 
   Args:
+    name: its id.
+    messages: those of `as_json`.
     gold: the right answer, None where it is not known.
     answers: with text, state and, where it is known, extracted.
   """
   text = "\n\n".join(
     m["content"] if len(messages) == 1 else f"{m['role']}: {m['content']}" for m in messages
   )
+  images = [name for m in messages for name in m.get("images", ())]
   gold = gold if isinstance(gold, str) else "" if gold is None else json.dumps(gold)
   return html.Question(
     name,
-    _short(text),
+    _short(text) + (f"\n\n{IMAGE}: {', '.join(images)}" if images else ""),
     gold if len(gold) <= LONGEST_REFERENCE else "",
     [Answer(_short(x["text"]), x["state"], x.get("extracted")) for x in answers],
   )
