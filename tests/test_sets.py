@@ -150,7 +150,8 @@ def test_no_config_limits_or_renames_the_users_own_rows(name, tmp_path, capsys):
     rows = [{**row, "label": i % 2 == 0} for i, row in enumerate(rows)]
   path = tmp_path / "mine.jsonl"
   path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-  c.data.train, c.data.template, c.data.val_ratio = str(path), "qwen3", 0.0
+  c.data.train, c.data.validation = str(path), ""
+  c.data.template, c.data.val_ratio = "qwen3", 0.0
   sets.resolve(c)
   err = capsys.readouterr().err
   assert len(dataset.read(c, tmp_path).train) == len(rows)
