@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from shadowft_jax import files, machine, models, progress
-from shadowft_jax.data import chat, formats, renderer, sources, tokenise, tokenizer
+from shadowft_jax.data import answers, formats, renderer, sources, tokenise, tokenizer
 from shadowft_jax.errors import InputError
 from shadowft_jax.example import TINY
 from shadowft_jax.hf import adapters, deltas, folder, hub, patterns, safetensors
@@ -335,8 +335,8 @@ def test_a_long_conversation_is_tokenised_as_a_short_one(monkeypatch, tiny, name
   monkeypatch.setattr(renderer, "render", lambda *args: calls.append(len(args[1])) or render(*args))
   examples, lengths = [], []
   for long in (10_000, 4):
-    monkeypatch.setattr(chat, "LONG", long)
-    monkeypatch.setattr(chat, "NEAR", 2)
+    monkeypatch.setattr(answers, "LONG", long)
+    monkeypatch.setattr(answers, "NEAR", 2)
     examples.append(runs.encode(messages, tiny, 10_000))
     lengths.append(sum(calls))
     calls.clear()

@@ -57,8 +57,9 @@ def _empty_thoughts(text, start, messages, template, tools):
   if start >= len(prompt) or not prompt.startswith(text[:start]):
     return ""
   thoughts = prompt[start:]
-  again = {**messages[-1], "content": thoughts + (messages[-1]["content"] or "")}
-  return thoughts if text.startswith(template.render([*messages[:-1], again], tools)) else ""
+  last = lambda content: [*messages[:-1], {**messages[-1], "content": content}]
+  dropped = template.render(last(thoughts + MARK), tools) == template.render(last(MARK), tools)
+  return thoughts if dropped else ""
 
 
 def _spans(text, messages, turns, template, tools, control):
