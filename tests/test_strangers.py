@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from shadowft_jax import files, machine, models, progress
-from shadowft_jax.data import answers, formats, renderer, sources, tokenise, tokenizer
+from shadowft_jax.data import answers, chat, formats, renderer, sources, tokenise, tokenizer
 from shadowft_jax.errors import InputError
 from shadowft_jax.example import TINY
 from shadowft_jax.hf import adapters, deltas, folder, hub, patterns, safetensors
