@@ -43,6 +43,7 @@ if __name__ == "__main__":  # before jax is imported
   os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(several.ROOT / ".pytest_cache" / "xla"))
 
 import tensorboardX  # noqa: F401
+from tqdm import tqdm
 
 from shadowft_jax import command, train
 from shadowft_jax.data import tokenise
@@ -147,6 +148,8 @@ def start(folder: pathlib.Path, config: pathlib.Path, moment: Moment | None) -> 
     os.dup2(out, 2)
     os.environ["XDG_CACHE_HOME"], tempfile.tempdir = str(folder / "cache"), str(folder / "scratch")
     os.environ["TMPDIR"] = tempfile.tempdir
+    # The lock of a process that was killed while it printed is not given back to its siblings.
+    tqdm.set_lock(threading.RLock())
     code = 1
     try:
       Watch(trace, moment)
