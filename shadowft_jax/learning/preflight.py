@@ -97,7 +97,7 @@ def check_tokens(data: Dataset, vocab_size: int, instruct: str) -> None:
 
 
 def check_images(config: Config, data: Dataset, model: Decoder) -> None:
-  """Raises InputError if images of the data's size do not fit the model; says what is not done."""
+  """Raises InputError if the data's images do not fit the model; says what is not grafted."""
   if not data.vision:
     return
   assert model.vision is not None
@@ -113,8 +113,6 @@ def check_images(config: Config, data: Dataset, model: Decoder) -> None:
     )
   if config.delta.vision:
     say("the vision tower and projector are trained, but never grafted: the Instruct keeps its own")
-  if config.samples:
-    say("config.samples answers only prompts without images")
 
 
 def check_graft(config: Config, base: Params, instruct: ModelFolder) -> None:
