@@ -28,6 +28,6 @@ def get_config():
   c.batch_size = 64
   c.rows = 64
   c.eval_every = 0
-  c.lr = 3e-3
+  c.lr = 1e-3
   c.mesh = dict(data=-1, fsdp=1, tensor=1)  # the model is too small to be worth splitting
   return c
