@@ -548,9 +548,17 @@ def test_help_and_bad_input_come_before_anything_heavy_is_imported(name):
   assert not HEAVY & set(modules)
 
 
-def test_a_comparison_is_imported_where_commands_block_torch():
-  """scipy.stats, for one, is not."""
-  program = "import sys; sys.modules['torch'] = None; from shadowft_jax.evaluation import entrants"
+def test_torch_is_left_out_of_transformers_alone():
+  """To scipy.stats, for one, a blocked module looks like a broken one."""
+  program = """
+import sys
+from shadowft_jax.data import renderer
+renderer.uses_torch = False
+from shadowft_jax.data import tokenizer
+assert "torch" not in sys.modules
+from shadowft_jax.evaluation import entrants, statistics
+assert statistics.wilson(1, 2)
+"""
   subprocess.run([sys.executable, "-c", program], cwd=commands.ROOT, check=True, timeout=120)
 
 

@@ -1,11 +1,10 @@
 """Confidence intervals and tests for scores and differences of scores."""
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy import special  # scipy.stats takes a second, and fails where torch is blocked
+from scipy import stats
 
 RESAMPLES = 10_000
 SEED = 0
@@ -28,15 +27,13 @@ def wilson(right: int, total: int) -> tuple[float, float]:
   """The 95 % confidence interval of a proportion (Wilson's score interval)."""
   if not total:
     return 0.0, 1.0
-  z, share = float(special.ndtri(0.975)), right / total
-  middle = (share + z * z / (2 * total)) / (1 + z * z / total)
-  half = z / (total + z * z) * math.sqrt(total * share * (1 - share) + z * z / 4)
-  return middle - half if right else 0.0, middle + half if right < total else 1.0
+  bounds = stats.binomtest(right, total).proportion_ci(0.95, method="wilson")
+  return float(bounds.low), float(bounds.high)
 
 
 def mcnemar(lost: int, won: int) -> float:
   """The exact two-sided p-value that `lost` and `won` questions differ by chance."""
-  return min(1.0, 2 * float(special.bdtr(min(lost, won), lost + won, 0.5)))
+  return float(stats.binomtest(lost, lost + won, 0.5).pvalue) if lost + won else 1.0
 
 
 def mean(strata: Strata) -> float:
