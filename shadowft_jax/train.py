@@ -31,7 +31,7 @@ with epy.lazy_imports():  # help and errors of flags, config and paths come befo
   from shadowft_jax.hf import deltas, hub, weights
   from shadowft_jax.learning import kernels, loop, measured, preflight, samples, step, updates
   from shadowft_jax.pairs import opened, registry
-  from shadowft_jax.runs import cards, metrics, page, run as runs, trackers
+  from shadowft_jax.runs import cards, html, metrics, page, run as runs, trackers
 
 
 def train(config: Config, workdir: str | os.PathLike) -> list[dict[str, Any]]:
@@ -53,6 +53,8 @@ def train(config: Config, workdir: str | os.PathLike) -> list[dict[str, Any]]:
     sharding.check_batch(config.rows, config.data.max_length, mesh)
     with runs.open_run(config, workdir) as run:
       if run.is_complete:
+        if hosts.is_first() and not (run.directory / html.REPORT).exists():
+          page.write(run.directory)  # the process was killed just before it
         return metrics.read_metrics(run.directory)
       if hosts.is_first():
         log_to(run.log)

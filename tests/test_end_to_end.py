@@ -324,6 +324,14 @@ def test_a_finished_run_is_left_alone(pair, lora_run):
   assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*")} == before
 
 
+def test_a_finished_run_that_was_killed_before_its_page_gets_it(pair, lora_run):
+  workdir, records = lora_run
+  page_before = (workdir / "report.html").read_bytes()
+  (workdir / "report.html").unlink()
+  assert train.train(runs.config_of(pair), workdir) == records
+  assert (workdir / "report.html").read_bytes() == page_before
+
+
 @pytest.mark.slow
 def test_a_killed_run_resumes(pair, lora_run, tmp_path):
   """kill -9 in the middle of a real command, then the same command again."""
