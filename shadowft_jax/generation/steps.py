@@ -3,7 +3,8 @@
 The cache of a layer is [B, K, S, H]: first the slots of the prompts, then those of the answers, a
 ring buffer that all rows share.  At each step all rows write the same slot, so the cache is updated
 in place by one slice.  The slots that hold a row's own tokens, and their positions, follow from the
-step at which the row joined the batch.
+step at which the row joined the batch.  Llama 3.2 Vision's keys and values of images lie apart: the
+prefill writes them, and what the last token of the prompt sees of them, and no step changes them.
 """
 
 import functools
