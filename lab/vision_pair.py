@@ -272,6 +272,8 @@ def main():
   parser.add_argument("--only", choices=("data", "measure"), help="leave out the rest")
   args = parser.parse_args()
   report = args.out / "pair.json"
+  if args.only == "measure" and not report.exists():
+    parser.error(f"there is no {report}; leave out --only measure to build the pair there first")
   write_data(args.out)
   if args.only == "data":
     return

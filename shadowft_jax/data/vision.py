@@ -169,8 +169,8 @@ def check_row(row: Row) -> None:
   if marks != len(row.images):
     raise InputError(
       f"{row.where} has {count(marks, f'{IMAGE} mark')} and {count(len(row.images), 'image')}; "
-      f"expected one {IMAGE} in the text for each image of its column images (in training, "
-      "config.data.columns.images names it)"
+      f"expected one {IMAGE} in the text for each image (of training data, "
+      "config.data.columns.images names the column that has them)"
     )
 
 
