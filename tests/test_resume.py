@@ -176,20 +176,29 @@ def test_every_damage_of_the_newest_checkpoint_is_named_and_the_one_before_used(
       assert checkpoints.guard_of(saved) == {"losses": [0.2]}
 
 
-def test_checkpoints_of_older_versions_are_read_and_a_broken_one_is_one_line(tmp_path):
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_checkpoints_without_checksums_are_read_and_a_broken_one_is_one_line(tmp_path, is_damaged):
+  """Those of older versions, and the first of a run that was killed before it wrote the sums."""
   state = {"w": jnp.arange(5.0)}
   with checkpoints.open_checkpoints(tmp_path / "c") as saved:
     checkpoints.save(saved, state, 2, None)
     checkpoints.save(saved, state, 4, None)
   for path in (tmp_path / "c").rglob(checkpoints.CHECKSUMS):
     path.unlink()
-  with checkpoints.open_checkpoints(tmp_path / "c") as saved:
-    assert checkpoints.restore(saved, state)["w"].tolist() == [0, 1, 2, 3, 4]
-    assert checkpoints.guard_of(saved) == {}
-  damage(tmp_path / "c" / "4" / "state" / "manifest.ocdbt", "truncated")
-  with checkpoints.open_checkpoints(tmp_path / "c") as saved:
-    with pytest.raises(InputError, match="cannot read the checkpoint .*/4 .*; remove that folder"):
-      checkpoints.restore(saved, state)
+  if is_damaged:
+    damage(tmp_path / "c" / "4" / "state" / "manifest.ocdbt", "truncated")
+    with checkpoints.open_checkpoints(tmp_path / "c") as saved:
+      with pytest.raises(
+        InputError, match="cannot read the checkpoint .*/4 .*; remove that folder"
+      ):
+        checkpoints.restore(saved, state)
+    return
+  for newest in (4, 6):  # those of before stay when others have checksums
+    with checkpoints.open_checkpoints(tmp_path / "c") as saved:
+      assert checkpoints.restore(saved, state)["w"].tolist() == [0, 1, 2, 3, 4]
+      assert checkpoints.guard_of(saved) == {}
+      assert [c.step for c in saved.checkpoints] == [2, 4, 6][: newest // 2]
+      checkpoints.save(saved, state, 6, None)
 
 
 # The inputs.

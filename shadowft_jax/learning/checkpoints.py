@@ -220,9 +220,12 @@ def _checksums(folder):
 def _remove_damaged(directory):
   """Removes the checkpoints whose files do not have their checksums, and names them."""
   folders = sorted((p for p in directory.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
-  # A version without checksums wrote those of a run that has none.
-  is_checked = any((p / CHECKSUMS).exists() for p in folders)
-  faults = {p: _fault(p) for p in folders} if is_checked else {}
+  if not any((p / CHECKSUMS).exists() for p in folders):
+    # A version without checksums wrote them, or the run was killed before it wrote the first.
+    for folder in folders:
+      files.write_json(folder / CHECKSUMS, _checksums(folder))
+    return
+  faults = {p: _fault(p) for p in folders}
   whole = [p for p in folders if not faults.get(p)]
   for folder in [p for p in folders if faults.get(p)]:
     shutil.rmtree(folder)
