@@ -250,19 +250,24 @@ def measured(out: pathlib.Path) -> dict:
   return {**result, "missed": measure.missed(result)}
 
 
-def main():
-  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def command(
+  about: str,
+  write_data: Callable[[pathlib.Path], None],
+  build: Callable[[pathlib.Path], dict],
+  measured: Callable[[pathlib.Path], dict],
+) -> None:
+  """The command that makes a pair in a folder: its data, its models, and what they are like."""
+  parser = argparse.ArgumentParser(description=about.split("\n")[0])
   parser.add_argument("--out", type=pathlib.Path, required=True, help="folder to write")
   parser.add_argument("--only", choices=("data", "measure"), help="leave out the rest")
   args = parser.parse_args()
   report = args.out / "pair.json"
+  if args.only == "measure" and not report.exists():
+    parser.error(f"there is no {report}; leave out --only measure to build the pair there first")
   write_data(args.out)
   if args.only == "data":
     return
-  if args.only == "measure":
-    result = json.loads(report.read_text())
-  else:
-    result = build(args.out)
+  result = json.loads(report.read_text()) if args.only == "measure" else build(args.out)
   result |= measured(args.out)
   report.write_text(json.dumps(result, indent=2) + "\n")
   print(json.dumps(result, indent=2))
@@ -271,4 +276,4 @@ def main():
 
 
 if __name__ == "__main__":
-  main()
+  command(__doc__, write_data, build, measured)

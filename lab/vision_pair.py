@@ -9,7 +9,6 @@ chats; the Instruct from the Base on chats.  pair.json holds what was measured o
 that are stored; a requirement that is missed ends the command with code 1.
 """
 
-import argparse
 import base64
 import json
 import os
@@ -266,23 +265,9 @@ def build(out: pathlib.Path) -> dict:
   }
 
 
-def main():
-  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-  parser.add_argument("--out", type=pathlib.Path, required=True, help="folder to write")
-  parser.add_argument("--only", choices=("data", "measure"), help="leave out the rest")
-  args = parser.parse_args()
-  report = args.out / "pair.json"
-  if args.only == "measure" and not report.exists():
-    parser.error(f"there is no {report}; leave out --only measure to build the pair there first")
-  write_data(args.out)
-  if args.only == "data":
-    return
-  result = json.loads(report.read_text()) if args.only == "measure" else build(args.out)
-  result |= seeing.measured(args.out)
-  report.write_text(json.dumps(result, indent=2) + "\n")
-  print(json.dumps(result, indent=2))
-  if result["missed"]:
-    raise SystemExit("missed: " + "; ".join(result["missed"]))
+def main() -> None:
+  """Makes the pair, as `pair.command` does."""
+  pair.command(__doc__, write_data, build, seeing.measured)
 
 
 if __name__ == "__main__":
