@@ -50,6 +50,7 @@ setuptools.setup(
     "tensorboardX>=2.6",
     "tqdm",
     "transformers>=5.0",
+    "xxhash",
   ],
   extras_require={
     "cuda13": ["jax[cuda13]"],

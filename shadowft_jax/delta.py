@@ -96,16 +96,17 @@ def scaled(adapter: Params, scale: float) -> Params:
   return tree.map_named(lambda n, x: scale * x if n.endswith("/b") else x, adapter)
 
 
+def scaled_matmul(x: jax.Array, y: jax.Array, scale: float | jax.Array) -> jax.Array:
+  """scale * X Y, in the precision of float32 everywhere."""
+  return scale * jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST)
+
+
 def product(adapter: Params, scale: float) -> Params:
   """scale * A B in float32 for each kernel."""
   named = tree.names(adapter)
   modules = [n.removesuffix("/a") for n in named if n.endswith("/a")]
   return tree.nest(
-    {
-      f"{m}/kernel": scale
-      * jnp.matmul(named[f"{m}/a"], named[f"{m}/b"], precision=jax.lax.Precision.HIGHEST)
-      for m in modules
-    }
+    {f"{m}/kernel": scaled_matmul(named[f"{m}/a"], named[f"{m}/b"], scale) for m in modules}
   )
 
 

@@ -23,7 +23,7 @@ from shadowft_jax.hf.safetensors import WEIGHTS, Shape, Tensor
 
 # Elements per chunk.  Matrices are split between rows, because an adapter's product needs whole
 # rows.
-CHUNK = 1 << 20
+CHUNK = 1 << 19
 SMALL = 1 << 14  # elements of the shorter arrays, for biases and norms
 BUFFER = 4 * CHUNK  # bytes per buffer, and per chunk that is only copied
 JAX_MEMORY = 400 << 20  # approximate bytes of a process that has only imported jax

@@ -20,18 +20,27 @@ def _cpu():
 
 
 @functools.partial(jax.jit, static_argnames="recipe")
-def _graft(w, parts, weights, base, *, keys, thresholds, first, recipe):
-  """(W_I + delta in its stored dtype, its `survival.sums`) of one chunk.
+def _graft(w, parts, weights, *, keys, thresholds, first, recipe):
+  """(W_I + delta in its stored dtype, the delta in float32) of one chunk.
 
   Args:
-    w, base: [count], elements of the Instruct and of the Base from `chunks.elements`; base may be
-      None.
+    w: [count], elements of the Instruct from `chunks.elements`.
     parts, weights, keys, thresholds, first, recipe: see `recipe.combined`.
   """
   chance = {"keys": keys, "first": first, "recipe": recipe}
   d = recipes.combined(parts, weights, thresholds=thresholds, count=w.size, **chance)
-  stored = recipes.stored(w, d, **chance)
-  return stored, survival.sums(w, d, stored, base)
+  return recipes.stored(w, d, **chance), d
+
+
+@functools.cache
+def _sums():
+  """`survival.sums`, compiled apart: its additions may be reordered, those of the graft not.
+
+  XLA adds up floats one after the other unless it may reorder them, which takes 4 times as long.
+  """
+  device = _cpu() or jax.local_devices()[0]
+  fast = {"xla_cpu_enable_fast_math": True} if device.platform == "cpu" else None
+  return jax.jit(survival.sums, compiler_options=fast)
 
 
 def chunk_bytes(
@@ -51,16 +60,16 @@ def chunk_bytes(
   w = chunks.elements(target.tensor, first, stop, take())
   parts = [p.read(first, stop, take) for p in target.parts]
   with jax.default_device(_cpu()):
-    stored, sums = _graft(
+    stored, d = _graft(
       w,
       parts,
       target.weights,
-      _base(target, parts, first, stop, take),
       keys=recipes.keys(recipe, target),
       thresholds=thresholds[target.name],
       first=recipes.split_index(first),
       recipe=recipe.static,
     )
+    sums = _sums()(w, d, stored, _base(target, parts, first, stop, take))
   sums = survival.chunk_sums(sums, len(w) - (stop - first))
   if not np.isfinite(sums).all():
     _refuse_nonfinite(target, recipe.dtype)

@@ -9,7 +9,6 @@ import json
 import math
 import os
 import pathlib
-import zlib
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from shadowft_jax import files, machine
 from shadowft_jax.grafting import adapter, chunks, lowrank, recipe
 from shadowft_jax.grafting.matching import Plan
 from shadowft_jax.grafting.settings import Output as Output, check_apart
-from shadowft_jax.grafting.verify import Written, read_back
+from shadowft_jax.grafting.verify import Written, checksum, read_back
 from shadowft_jax.hf import adapters, arrays, deltas, safetensors
 from shadowft_jax.hf.safetensors import WEIGHTS, Tensor
 from shadowft_jax.progress import say
@@ -142,7 +141,7 @@ def _put(place: Tensor, name: str, array: np.ndarray, first: int = 0) -> Written
   data = np.ascontiguousarray(array, WEIGHTS[place.dtype]).reshape(-1).view(np.uint8)
   offset = place.offset + first * WEIGHTS[place.dtype].itemsize
   safetensors.write_at(place.path, offset, data)
-  return Written(name, place.path, offset, len(data), zlib.crc32(data.data))
+  return Written(name, place.path, offset, len(data), checksum(data))
 
 
 def _write_delta(

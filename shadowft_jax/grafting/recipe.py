@@ -71,8 +71,8 @@ def dense(part: Part, weight: jax.Array, count: int) -> jax.Array:
     return weight * delta.difference(part["tuned"], part["base"])
   if "delta" in part:
     return weight * part["delta"].astype(jnp.float32)
-  lora = {k: x.astype(jnp.float32) for k, x in part["lora"]["kernel"].items()}
-  rows = delta.densify({"lora": {"m": lora}}, weight * part["scale"])["m/kernel"].T.reshape(-1)
+  a, b = (part["lora"][k].astype(jnp.float32) for k in "ab")
+  rows = delta.scaled_matmul(b, a, weight * part["scale"]).reshape(-1)  # as stored: [out, in]
   return jnp.pad(rows[:count], (0, max(0, count - rows.size)))
 
 

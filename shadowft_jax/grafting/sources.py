@@ -91,7 +91,7 @@ class LowRank(adapters.LowRank):
     chunks.fill(self.b, first // width * rank, b[: (stop - first) // width])
     a = np.empty((rank, width), WEIGHTS[self.a.dtype])
     chunks.fill(self.a, 0, a)
-    return {"lora": {"kernel": {"a": a.T, "b": b.T}}, "scale": np.float32(self.scale)}
+    return {"lora": {"a": a, "b": b}, "scale": np.float32(self.scale)}
 
   @property
   def shapes(self) -> dict[str, tuple[int, ...] | None]:

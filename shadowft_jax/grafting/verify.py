@@ -3,9 +3,11 @@
 import hashlib
 import os
 import pathlib
-import zlib
 from collections.abc import Iterable
 from typing import NamedTuple
+
+import numpy as np
+import xxhash
 
 from shadowft_jax.errors import InputError
 from shadowft_jax.grafting import chunks
@@ -19,7 +21,12 @@ class Written(NamedTuple):
   path: pathlib.Path
   offset: int
   nbytes: int
-  checksum: int  # zlib.crc32
+  checksum: int  # `checksum` of its bytes
+
+
+def checksum(data: np.ndarray | bytes) -> int:
+  """A checksum of bytes that costs little beside their write; not a digest to trust others by."""
+  return xxhash.xxh3_64_intdigest(data)
 
 
 def read_back(out: str | os.PathLike, path: pathlib.Path, written: Iterable[Written]) -> str:
@@ -52,14 +59,14 @@ def read_back(out: str | os.PathLike, path: pathlib.Path, written: Iterable[Writ
 
 
 def _digest(file, start, stop, buffer, digest):
-  """Adds bytes [start, stop) of a file to a digest; returns their crc32."""
-  crc = 0
+  """Adds bytes [start, stop) of a file to a digest; returns their `checksum`."""
+  sums = xxhash.xxh3_64()
   for at in range(start, stop, len(buffer)):
     data = buffer[: min(len(buffer), stop - at)]
     safetensors.read_at(file, data, at)
     digest.update(data)
-    crc = zlib.crc32(data, crc)
-  return crc
+    sums.update(data)
+  return sums.intdigest()
 
 
 def _forget(path):

@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 import os
-import zlib
 from typing import Any, NamedTuple
 
 import jax
@@ -20,11 +19,11 @@ from shadowft_jax.grafting import chunks, compute, lowrank, matching, mixups, re
 from shadowft_jax.grafting import report, selection, sources, survival
 from shadowft_jax.grafting.matching import Plan
 from shadowft_jax.grafting.settings import check_apart
-from shadowft_jax.grafting.verify import Written, read_back
+from shadowft_jax.grafting.verify import Written, checksum, read_back
 from shadowft_jax.hf import hub, safetensors
 from shadowft_jax.hf.folder import ModelFolder
 from shadowft_jax.progress import detail, say
-from shadowft_jax.runs import provenance
+from shadowft_jax.runs import heatmaps, provenance
 
 SAMPLED = 16  # tensors that `sample` reads, one chunk of each
 KEPT = 64  # chunks per line of the journal
@@ -49,7 +48,7 @@ def _write(fresh, is_checked, recipe, thresholds, chunk):
   with chunks.scratch() as take:
     data, sums = compute.chunk_bytes(recipe, thresholds, chunk, take)
     safetensors.write_at(fresh / chunk.path.name, chunk.place, data)
-    return zlib.crc32(data) if is_checked else 0, sums
+    return checksum(data) if is_checked else 0, sums
 
 
 def _begin(plan, making, card):
@@ -90,10 +89,10 @@ def _verify(plan, making, out, work, results, pool):
   inside = {}
   for path in plan.shards:
     header, _ = chunks.spans(path, plan.recipe.dtype)
-    inside[path] = [Written("its header", path, 0, len(header), zlib.crc32(header))]
-  for chunk, (checksum, _) in zip(work, results, strict=True):
+    inside[path] = [Written("its header", path, 0, len(header), checksum(header))]
+  for chunk, (summed, _) in zip(work, results, strict=True):
     name = chunk.target.name if chunk.target else "copied bytes"
-    inside[chunk.path].append(Written(name, chunk.path, chunk.place, chunk.written, checksum))
+    inside[chunk.path].append(Written(name, chunk.path, chunk.place, chunk.written, summed))
 
   def read(path):
     return read_back(out, making.directory / path.name, inside[path])
@@ -166,6 +165,7 @@ def run(
     concurrent.futures.ThreadPoolExecutor(machine.cores()) as pool,
     concurrent.futures.ThreadPoolExecutor(1) as keeper,
   ):
+    keeper.submit(heatmaps.load)
     left_out = _begin(plan, making, card)
     cut = lowrank.applied(plan)
     work = list(chunks.split(plan.shards, cut.targets, plan.recipe.dtype))
@@ -177,9 +177,9 @@ def run(
     survival.write_report(making.directory, survived, settings, title, warned)
     for future in syncing:
       future.result()
+    written = {"output": _verify(plan, making, out, work, results, pool)} if verify else {}
     record = {**hashing.result(), **settings}
-    if verify:
-      record["sha256"]["output"] = _verify(plan, making, out, work, results, pool)
+    record["sha256"] |= written
     (making.directory / "provenance.json").write_text(json.dumps(record, indent=2) + "\n")
   return Outcome(left_out, survived, warned, lowrank.ranks(cut))
 

@@ -1,5 +1,6 @@
 """Heat maps by layer and module type: the delta, the gap of a pair, and what storing kept."""
 
+import importlib
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -49,6 +50,12 @@ PANELS = (
   ),
   Panel("unchanged", "share of weights that storing left unchanged", (0.5, False), ".0%"),
 )
+
+
+def load() -> None:
+  """Imports what `plot_survival` needs, which takes half a second, in a thread that has time."""
+  importlib.import_module("matplotlib.figure")
+  importlib.import_module("matplotlib.backends.backend_agg")
 
 
 def shown(cells: Cells) -> list[Panel]:
