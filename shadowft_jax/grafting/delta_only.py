@@ -141,7 +141,7 @@ def _put(place: Tensor, name: str, array: np.ndarray, first: int = 0) -> Written
   data = np.ascontiguousarray(array, WEIGHTS[place.dtype]).reshape(-1).view(np.uint8)
   offset = place.offset + first * WEIGHTS[place.dtype].itemsize
   safetensors.write_at(place.path, offset, data)
-  return Written(name, place.path, offset, len(data), checksum(data))
+  return Written(name, place.path, offset, len(data), checksum(data.data))
 
 
 def _write_delta(

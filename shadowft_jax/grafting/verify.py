@@ -6,7 +6,6 @@ import pathlib
 from collections.abc import Iterable
 from typing import NamedTuple
 
-import numpy as np
 import xxhash
 
 from shadowft_jax.errors import InputError
@@ -24,7 +23,7 @@ class Written(NamedTuple):
   checksum: int  # `checksum` of its bytes
 
 
-def checksum(data: np.ndarray | bytes) -> int:
+def checksum(data: bytes | memoryview) -> int:
   """A checksum of bytes that costs little beside their write; not a digest to trust others by."""
   return xxhash.xxh3_64_intdigest(data)
 

@@ -48,7 +48,7 @@ def _write(fresh, is_checked, recipe, thresholds, chunk):
   with chunks.scratch() as take:
     data, sums = compute.chunk_bytes(recipe, thresholds, chunk, take)
     safetensors.write_at(fresh / chunk.path.name, chunk.place, data)
-    return checksum(data) if is_checked else 0, sums
+    return checksum(data.data) if is_checked else 0, sums
 
 
 def _begin(plan, making, card):
