@@ -26,7 +26,7 @@ from shadowft_jax.progress import detail, say
 from shadowft_jax.runs import heatmaps, provenance
 
 SAMPLED = 16  # tensors that `sample` reads, one chunk of each
-KEPT = 64  # chunks per line of the journal
+KEPT = 128  # chunks per line of the journal
 
 
 class Outcome(NamedTuple):
@@ -169,16 +169,16 @@ def run(
     left_out = _begin(plan, making, card)
     cut = lowrank.applied(plan)
     work = list(chunks.split(plan.shards, cut.targets, plan.recipe.dtype))
-    results, syncing = _fill(cut, making, work, pool, keeper, verify)
     inputs = _inputs(plan, left_out) if verify else {}
-    hashing = pool.submit(provenance.provenance, inputs, seed=None)  # while the disk writes
-    survived = _survivals(plan, work, results)
-    warned = _warnings(plan, survived)
-    survival.write_report(making.directory, survived, settings, title, warned)
-    for future in syncing:
-      future.result()
-    written = {"output": _verify(plan, making, out, work, results, pool)} if verify else {}
-    record = {**hashing.result(), **settings}
+    with provenance.hashing(inputs, seed=None) as origin:
+      results, syncing = _fill(cut, making, work, pool, keeper, verify)
+      survived = _survivals(plan, work, results)
+      warned = _warnings(plan, survived)
+      survival.write_report(making.directory, survived, settings, title, warned)
+      for future in syncing:
+        future.result()
+      written = {"output": _verify(plan, making, out, work, results, pool)} if verify else {}
+      record = {**origin(), **settings}
     record["sha256"] |= written
     (making.directory / "provenance.json").write_text(json.dumps(record, indent=2) + "\n")
   return Outcome(left_out, survived, warned, lowrank.ranks(cut))

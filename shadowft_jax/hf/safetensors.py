@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from shadowft_jax import files, progress
+from shadowft_jax import files, machine, progress
 from shadowft_jax.errors import InputError
 
 WEIGHTS = {
@@ -170,8 +170,12 @@ def rows(
 
 
 def read_at(file: io.FileIO, part: np.ndarray, offset: int) -> None:
-  """Fills the byte array `part` from an unbuffered file's bytes at `offset`."""
+  """Fills the byte array `part` from an unbuffered file's bytes at `offset`.
+
+  The disk reads on meanwhile, for the next call.
+  """
   progress.check_stop()
+  machine.read_ahead(file, offset + len(part))
   done = 0
   while done < len(part):
     count = os.preadv(file.fileno(), [part[done:].data], offset + done)

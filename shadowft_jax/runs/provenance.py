@@ -1,12 +1,13 @@
 """The origin of a result: the digest of every input file, and the versions that made it."""
 
 import concurrent.futures
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from shadowft_jax import files, machine, progress
@@ -40,6 +41,7 @@ def _sha256(path: str, size: int, mtime_ns: int) -> str:
   with open(path, "rb", buffering=0) as file:
     while count := file.readinto(buffer):
       progress.check_stop()
+      machine.read_ahead(file, file.tell())
       digest.update(buffer[:count])
   return digest.hexdigest()
 
@@ -54,6 +56,19 @@ def provenance(
       a Hub id, has the digest None.
     seed: of the run; None where there is none.
   """
+  with hashing(inputs, seed=seed) as result:
+    return result()
+
+
+@contextlib.contextmanager
+def hashing(
+  inputs: Mapping[str, Iterable[str | os.PathLike]], *, seed: int | None
+) -> Iterator[Callable[[], dict[str, Any]]]:
+  """Hashes the inputs in threads while the block runs; yields a function that waits for the result.
+
+  A block that ends early waits only for the files that are being read.  For the arguments and the
+  result see `provenance`.
+  """
   by_role: dict[str, dict[str, pathlib.Path]] = {}
   for role, group in inputs.items():
     paths = [
@@ -66,15 +81,23 @@ def provenance(
   known = {p for group in by_role.values() for p in group.values() if p.is_file()}
   # The longest first, so that no core is left with it at the end.
   paths = sorted(known, key=lambda p: (-p.stat().st_size, p))
-  with concurrent.futures.ThreadPoolExecutor(machine.cores()) as pool:
-    digests = dict(zip(paths, pool.map(sha256, paths), strict=True))
-  return {
-    "sha256": {
-      role: {name: digests.get(p) for name, p in group.items()} for role, group in by_role.items()
-    },
-    "versions": {package: _version(package) for package in PACKAGES},
-    "seed": seed,
-  }
+  pool = concurrent.futures.ThreadPoolExecutor(machine.cores())
+  digests = {p: pool.submit(sha256, p) for p in paths}
+
+  def result():
+    return {
+      "sha256": {
+        role: {name: digests[p].result() if p in digests else None for name, p in group.items()}
+        for role, group in by_role.items()
+      },
+      "versions": {package: _version(package) for package in PACKAGES},
+      "seed": seed,
+    }
+
+  try:
+    yield result
+  finally:
+    pool.shutdown(cancel_futures=True)
 
 
 def replace(path: pathlib.Path, text: str) -> None:
