@@ -4,8 +4,9 @@ import dataclasses
 import itertools
 import json
 import math
+import shlex
 
-from shadowft_jax import presets
+from shadowft_jax import command, presets
 from shadowft_jax.evaluation import report
 from shadowft_jax.evaluation.arms import Arm
 from shadowft_jax.evaluation.graded import Graded
@@ -18,6 +19,12 @@ NASTY = (
   '</pre></title><script>alert(1)</script><img src=x onerror=alert(2)>"&\x00\x1b[31m\u202e\ud800$x^'
 )
 MODULES = {"self_attn": "qkvo", "mlp": ("gate", "up", "down")}
+
+
+def command_on(page, options):
+  """The options that the command on a page gives, read as the command itself would read them."""
+  [code] = [part.text for section in page.sections for part in section.parts if part.kind == "code"]
+  return command.parse(options, shlex.split(code.replace("\\\n", " "))[2:])
 
 
 def write_run(folder, *, steps=12, valid=True, complete=True, layers=4, text="hello", **fields):

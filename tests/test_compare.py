@@ -11,7 +11,9 @@ from shadowft_jax.errors import InputError, RunsFailed
 from shadowft_jax.evaluation import choice, comparison_page, entrants, report, suite, verdict
 from shadowft_jax.evaluation.graded import Graded
 from shadowft_jax.evaluation.tasks.task import Example, Task
+from shadowft_jax.runs import grid
 from tests import commands, runs
+from tests.pages import command_on
 
 TASK = Task("mine", lambda data: [], lambda text, gold: None)
 
@@ -199,6 +201,12 @@ def test_a_comparison_is_made_once_and_printed_again(pair, stood_in, asked, tmp_
   for question, row in zip(questions.questions, test_set, strict=True):
     texts = [row["answers"][key]["text"] for key in keys.values()]
     assert [answer.text for answer in question.answers] == texts
+  again = command_on(comparison_page.of_folder(tmp_path / "c"), compare.Options)
+  both = [
+    (grid.record(x.config, compare.axes_of(x)), x.questions, x.also, x.hold_out)
+    for x in (given, again)
+  ]
+  assert both[0] == both[1]
   compare.main(options(pair, tmp_path / "c", asked))  # without the further models: made anew
   assert "WiSE" not in capsys.readouterr().out
 

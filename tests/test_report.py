@@ -340,7 +340,7 @@ def test_fields_that_are_set_together_are_one_axis_of_the_figure(tmp_path):
     assert line[0].get_xydata().tolist() == [[8, 8.0], [16, 16.0]]
   level = next(line for line in axes.lines if line.get_label() == "Instruct, untuned")
   assert set(level.get_ydata()) == {50.0}
-  (folder / "sweep.json").write_text(json.dumps({"axes": {"learn_on": [["base"]]}}))
+  (folder / "sweep.json").write_text(json.dumps({"axes": {"learn_on": [["base"]]}, "config": {}}))
   assert not any(part.kind == "picture" for part in sweep_page.of_folder(folder).sections[0].parts)
 
 

@@ -22,6 +22,7 @@ from shadowft_jax.hf import weights
 from shadowft_jax.learning import measured
 from shadowft_jax.runs import curves, grid, outcomes, series, sweep_page
 from tests import commands, runs
+from tests.pages import command_on
 
 LOSSES = ("instruct_valid_loss", "shadow_valid_loss")
 
@@ -283,6 +284,10 @@ def test_a_sweep_asks_its_questions_once_and_selects_by_loss(
   assert [float(row["shadow_accuracy"]) for row in rows] == [0.6] * 4 + [0.3] * 4
   [figure, *_] = sweep_page.of_folder(tmp_path / "s").sections[0].parts
   assert figure.figure.axes[0].get_ylabel() == "right answers (%)"
+  again = command_on(sweep_page.of_folder(tmp_path / "s"), sweep.Options)
+  known = json.loads((tmp_path / "s" / "sweep.json").read_text())
+  assert grid.record(again.config, sweep.axes_of(again)) == known
+  assert again.questions == (str(path),)
   for again in ({}, {"questions": ()}, {"questions": (), "table": True}):
     sweep.main(options(pair, tmp_path / "s", *axes, **{**more, **again}))
     assert capsys.readouterr().out == out and len(labels) == 9
@@ -462,12 +467,12 @@ def test_the_launchers_are_found_beside_the_package():
 
 def test_a_config_is_given_back_by_its_words(pair):
   from shadowft_jax import command
-  from shadowft_jax.runs import arrays
+  from shadowft_jax.runs import made
 
   config = runs.config_of(pair, **{"data.skip_bad_rows": True})
   with config.unlocked():
     config.data.template_args.enable_thinking = False
   axes = grid.axes(["config.lr=5e-5,1e-3"], arms=["base"], seeds=2)
-  again = command.parse(sweep.Options, arrays.words(config.lock(), axes, "x"))
+  again = command.parse(sweep.Options, made.words(presets.flat(config.lock().to_dict()), axes, "x"))
   assert grid.record(again.config, sweep.axes_of(again)) == grid.record(config, axes)
   assert set(presets.flat(again.config.to_dict())) >= set(presets.FIELDS) - {presets.OPEN}

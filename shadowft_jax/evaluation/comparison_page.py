@@ -12,7 +12,7 @@ from shadowft_jax.evaluation.entrants import KINDS
 from shadowft_jax.evaluation.statistics import Difference
 from shadowft_jax.evaluation.verdict import clear, points
 from shadowft_jax.progress import count
-from shadowft_jax.runs import curves, html
+from shadowft_jax.runs import curves, grid, html, made
 from shadowft_jax.runs.grid import ARMS, shown
 from shadowft_jax.runs.html import Cell, Page, Picture, Section, Table, Text
 
@@ -53,27 +53,29 @@ def of_folder(directory: pathlib.Path, most: int = page.MOST) -> Page:
       Section("What the numbers show", [*_choices(record)]),
       Section("Every setting", [*_settings(record)]),
       Section("Answers", [*_answers(record, most)]),
-      Section("How it was made", [*_made(record["settings"])]),
+      Section("How it was made", [*_made(directory, record)]),
     ],
   )
 
 
-def _made(settings: Record) -> Iterator[html.Part]:
-  """What the comparison depends on: options that are set, and digests of the questions."""
-  shown = lambda x: (
-    ", ".join(map(str, x)) if isinstance(x, list) else "set" if x is True else str(x)
-  )
-  rows = [
-    [f"--{name.replace('_', '-')}", shown(value)]
-    for name, value in settings.items()
-    if name not in ("digests", "held") and value not in (None, "", False, [])
-  ]
-  yield Table("Options", ["flag", "value"], rows, is_words=True)
+def _made(directory, record) -> Iterator[html.Part]:
+  """The command, digests of the questions, versions and inputs of a run."""
+  settings = record["settings"]
+  options = {name: x for name, x in settings.items() if name not in ("digests", "held", "grid")}
+  if (path := directory / grid.NAME).exists():
+    found = files.read_json(path)
+    axes = [axis for axis in grid.axes_of(found) if not {grid.ARM, grid.SEED} & {*axis.fields}]
+    words = [*made.words(found["config"], axes, "NEW"), *made.flags(options)]
+    yield made.command("compare", words, "The same comparison again:")
   rows = [[name, digest] for name, digest in settings.get("digests", {}).items()]
   yield Table("Digests of the questions", ["task", "sha256, cut"], rows, is_words=True)
   if held := settings.get("held"):
     rows = [[name] for name in held]
     yield Table("Development questions, by id", ["id"], rows, is_folded=True, is_words=True)
+  folders = (name for one in record["models"].values() for name in one["folders"])
+  if first := next(folders, None):
+    name = pathlib.Path(first).name
+    yield from made.origin(directory / name, f"the run {name}")
 
 
 def _choices(record) -> Iterator[html.Part]:

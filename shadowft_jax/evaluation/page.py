@@ -3,7 +3,6 @@
 import itertools
 import json
 import pathlib
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,8 +13,8 @@ from shadowft_jax.evaluation import comparison, picture, suite
 from shadowft_jax.evaluation.graded import Score
 from shadowft_jax.evaluation.tasks.task import Example, Task, as_json
 from shadowft_jax.progress import count
-from shadowft_jax.runs import html
-from shadowft_jax.runs.html import Answer, Cell, Code, Page, Picture, Section, Table, Text
+from shadowft_jax.runs import html, made
+from shadowft_jax.runs.html import Answer, Cell, Page, Picture, Section, Table, Text
 
 SCORES, QUESTIONS = "scores.json", "{}.questions.jsonl"
 MOST = 200  # questions of a task on the page
@@ -268,13 +267,7 @@ def _short(text):
 
 
 def _made(record) -> Iterator[html.Part]:
-  given = {n: x for n, x in record["options"].items() if x not in (None, "", False, [])}
-  words = []
-  for name, value in given.items():
-    flag = f"--{name.replace('_', '-')}"
-    for one in value if isinstance(value, list) else [value]:
-      words.append(flag if one is True else f"{flag} {shlex.quote(str(one))}")
-  yield Code(" \\\n  ".join(["shadowft evaluate", *words]), "The same evaluation again:")
+  yield made.command("evaluate", made.flags(record["options"]), "The same evaluation again:")
   rows = [
     [label, one["kind"], one["source"], one["delta"], f"{one['alpha']:g}" if one["delta"] else ""]
     for label, one in record["models"].items()

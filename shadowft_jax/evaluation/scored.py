@@ -11,8 +11,8 @@ from shadowft_jax.evaluation.arms import Arm
 from shadowft_jax.evaluation.report import Result
 from shadowft_jax.evaluation.tasks import own
 from shadowft_jax.evaluation.tasks.task import TaskQuestions
+from shadowft_jax.runs.grid import SCORES
 
-NAME = "accuracy.json"  # in the folder of a sweep
 # {name of a run: {"instruct", "shadow": share of right answers before and after}}
 Scores = Mapping[str, Mapping[str, float]]
 Answer = Callable[[list[Arm]], Mapping[str, Mapping[str, Result]]]
@@ -35,7 +35,7 @@ def settings(
 
 def known(workdir: pathlib.Path) -> Scores:
   """The scores that lie in a sweep's folder."""
-  path = workdir / NAME
+  path = workdir / SCORES
   return files.read_json(path)["runs"] if path.exists() else {}
 
 
@@ -50,7 +50,7 @@ def asked(
     settings: of `settings`.
     answer: asks models all questions.
   """
-  path = workdir / NAME
+  path = workdir / SCORES
   before = files.read_json(path) if path.exists() else {}
   scores = dict(before["runs"]) if before.get("settings") == settings else {}
   new = [name for name in instructs if name not in scores]

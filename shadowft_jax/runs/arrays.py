@@ -3,13 +3,13 @@
 Every job runs `sweep` with the number of its cell.
 """
 
-import json
 import pathlib
 import shlex
 from collections.abc import Sequence
 
 from shadowft_jax import files, presets
 from shadowft_jax.presets import Config
+from shadowft_jax.runs import made
 from shadowft_jax.runs.config_file import PACKAGE
 from shadowft_jax.runs.grid import Axis
 
@@ -44,21 +44,6 @@ done
 """
 
 
-def words(config: Config, axes: Sequence[Axis], workdir: str) -> list[str]:
-  """The words of a command line that gives `sweep` this grid."""
-  flat = presets.flat(config.to_dict())
-  defaults = presets.flat(presets.defaults())
-  out = ["--config=lora"]  # it has the defaults
-  for name, value in flat.items():
-    if value != defaults.get(name):
-      out.append(f"--config.{name}={json.dumps(value) if isinstance(value, bool) else value}")
-  for axis in axes:
-    values = [place if len(place) > 1 else place[0] for place in axis.places]
-    names = ",".join(f"config.{name}" for name in axis.fields)
-    out.append(f"--grid={names}={json.dumps(values)}")
-  return [*out, f"--workdir={workdir}"]
-
-
 def write(
   kind: str, config: Config, axes: Sequence[Axis], workdir: pathlib.Path, cells: int
 ) -> pathlib.Path:
@@ -81,7 +66,7 @@ def _slurm(config, axes, workdir, last):
   path, text = workdir / "array.sh", _launcher("slurm.sh")
   head = HEAD.format(path=path, last=last, folder=pathlib.Path.cwd())
   _, options, rest = text.partition("#SBATCH ")
-  args = shlex.join(words(config, axes, str(workdir)))
+  args = shlex.join(_words(config, axes, str(workdir)))
   task = f'-m shadowft_jax.sweep {args} --cell="$SLURM_ARRAY_TASK_ID"'
   body = (options + rest).replace("%x-%j.out", "%x-%A_%a.out")
   files.write(path, head + _replaced(body, TRAIN, task))
@@ -93,10 +78,14 @@ def _sky(config, axes, workdir, last):
   far = str(workdir) if workdir.is_absolute() else f"{SHARED}/{workdir}"
   text = _replaced(_launcher("sky.yaml"), TRAIN, '-m shadowft_jax.sweep "$@" --cell="$CELL"')
   files.write(task, _replaced(text, "  ARGS: null\n", "  ARGS: null\n  CELL: null\n"))
-  args = shlex.quote(shlex.join(words(config, axes, far)))
+  args = shlex.quote(shlex.join(_words(config, axes, far)))
   named = {"path": path, "task": shlex.quote(str(task)), "workdir": far, "shared": SHARED}
   files.write(path, SKY.format(last=last, args=args, **named))
   return path
+
+
+def _words(config, axes, workdir):
+  return made.words(presets.flat(config.to_dict()), axes, workdir)
 
 
 def _replaced(text, old, new):

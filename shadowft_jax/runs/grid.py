@@ -19,6 +19,8 @@ from shadowft_jax.errors import InputError
 from shadowft_jax.presets import Config
 from shadowft_jax.runs import config_file
 
+NAME = "sweep.json"  # in the folder of a sweep: the `record` of its grid
+SCORES = "accuracy.json"  # there: the scores of the runs, and the options they depend on
 ARM, SEED = "learn_on", "seed"
 ARMS = {"base": "Shadow-FT", "instruct": "FT"}
 # Runs that differ in one of these have losses of other data, models or kinds.

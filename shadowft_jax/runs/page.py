@@ -4,15 +4,14 @@ import itertools
 import math
 import pathlib
 import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 
 from shadowft_jax import files, presets
 from shadowft_jax.progress import count, duration, rate
-from shadowft_jax.runs import answers, cards, heatmaps, html, metrics, pictures
-from shadowft_jax.runs.html import REPORT, Cell, Code, Page, Picture, Sample, Section, Table, Text
+from shadowft_jax.runs import answers, cards, heatmaps, html, made, metrics, pictures
+from shadowft_jax.runs.html import REPORT, Cell, Page, Picture, Sample, Section, Table, Text
 from shadowft_jax.runs.run import LOG, PREVIEW
 
 HIGHER_IS_BETTER = {"loss": False, "accuracy": True, "margin": True}
@@ -54,7 +53,7 @@ def of_run(directory: pathlib.Path, *, with_examples: bool = True) -> Page:
   config = presets.current(presets.flat(files.read_json(directory / "config.json")))
   records = metrics.read_metrics(directory)
   graft = _json(directory / "shadow" / "graft_report.json")
-  origin = _json(directory / "provenance.json")
+  has_origin = (directory / made.PROVENANCE).is_file()
   examples = _json(directory / PREVIEW).get("examples", []) if with_examples else []
   is_graft = config["learn_on"] == "base"
   trained, result = ("Base", "grafted") if is_graft else ("Instruct", "tuned")
@@ -65,8 +64,8 @@ def of_run(directory: pathlib.Path, *, with_examples: bool = True) -> Page:
     title=f"{'Shadow-FT' if is_graft else 'Fine-tuning'} of {_name(config['instruct'])}",
     subtitle=f"{_how(config)} of {_name(config[trained.lower()])}"
     + (f", grafted onto {_name(config['instruct'])}" if is_graft else ""),
-    facts=dict(_facts(records, result, bool(origin))),
-    missing=[*_missing(records, graft, examples or not with_examples, bool(origin))],
+    facts=dict(_facts(records, result, has_origin)),
+    missing=[*_missing(records, graft, examples or not with_examples, has_origin)],
     sections=[
       Section("Result", [*_result(records, result, unit)]),
       Section("Warnings", [*_warnings(directory, graft)]),
@@ -75,7 +74,7 @@ def of_run(directory: pathlib.Path, *, with_examples: bool = True) -> Page:
       Section("Training examples", [note, *samples] if samples else []),
       Section("The delta and the gap", [*_heat(graft, DELTA)]),
       Section("What storing kept of the delta", [*_heat(graft, KEPT), *_modules(graft)]),
-      Section("How it was made", [*_made(directory, config, origin)]),
+      Section("How it was made", [*_made(directory, config)]),
     ],
   )
 
@@ -248,9 +247,9 @@ def _modules(graft) -> Iterator[Table]:
     yield Table(f"The delta by {name}, as numbers", head, rows, is_folded=True)
 
 
-def _made(directory, config, origin) -> Iterator[html.Part]:
-  place = shlex.quote(str(directory / "config.json"))
-  yield Code(f"shadowft train \\\n  --config {place} \\\n  --workdir NEW", "The same run again:")
+def _made(directory, config) -> Iterator[html.Part]:
+  words = [f"--config={directory / 'config.json'}", "--workdir=NEW"]
+  yield made.command("train", words, "The same run again:")
   changed = {
     name: value
     for name, value in config.items()
@@ -263,13 +262,4 @@ def _made(directory, config, origin) -> Iterator[html.Part]:
   ):
     rows = [[name, cell(value)] for name, value in fields.items()]
     yield Table(caption, ["field", "value"], rows, is_folded=is_folded, is_words=True)
-  if origin:
-    rows = list(map(list, origin.get("versions", {}).items()))
-    yield Table("Versions", ["package", "version"], rows, is_folded=True, is_words=True)
-    rows = [
-      [role, path, digest or "not hashed: not a file here"]
-      for role, group in origin.get("sha256", {}).items()
-      for path, digest in group.items()
-    ]
-    head = ["role", "file", "sha256"]
-    yield Table("Inputs and their digests", head, rows, is_folded=True, is_words=True, labels=2)
+  yield from made.origin(directory)

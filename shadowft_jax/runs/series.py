@@ -13,12 +13,10 @@ from shadowft_jax.runs import grid, run as run_lib
 from shadowft_jax.runs.grid import Axis, Cell
 from shadowft_jax.runs.outcomes import Outcome, outcome
 
-NAME = "sweep.json"  # in the folder of a sweep: its grid
-
 
 def claim(config: Config, axes: Sequence[Axis], workdir: pathlib.Path) -> None:
   """Makes `workdir` the folder of a grid; raises InputError if it is another's."""
-  run_lib.claim(workdir, NAME, grid.record(config, axes), ("sweep", "grid", "values"))
+  run_lib.claim(workdir, grid.NAME, grid.record(config, axes), ("sweep", "grid", "values"))
 
 
 def run(

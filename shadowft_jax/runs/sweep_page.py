@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from shadowft_jax import files
 from shadowft_jax.progress import count
-from shadowft_jax.runs import curves, grid, html, outcomes, series
+from shadowft_jax.runs import curves, grid, html, made, outcomes
 from shadowft_jax.runs.grid import ARM, ARMS, SEED, Axis, shown
 from shadowft_jax.runs.html import Page, Picture, Section, Table, Text
 from shadowft_jax.runs.outcomes import Outcome, Setting
@@ -45,6 +45,7 @@ def of_folder(directory: pathlib.Path) -> Page:
     sections=[
       Section("Right answers" if scored else "Validation loss", [*_parts(settings, axes)]),
       Section("Every run", [_runs(runs)]),
+      Section("How it was made", [*_made(directory, runs)]),
     ],
   )
 
@@ -83,7 +84,7 @@ def _parts(settings: Sequence[Setting], axes: Sequence[Axis]) -> Iterator[html.P
 
 def _axes(directory, settings) -> list[Axis]:
   """The axes of the grid but for models and seeds, by sweep.json; without it one for each field."""
-  path = directory / series.NAME
+  path = directory / grid.NAME
   if path.exists():
     found = grid.axes_of(files.read_json(path))
     groups = [axis.fields for axis in found if not {ARM, SEED} & {*axis.fields}]
@@ -92,6 +93,19 @@ def _axes(directory, settings) -> list[Axis]:
   # The values are those of the runs: in a table of text a number may have another form.
   places = lambda names: dict.fromkeys(tuple(one.fields[x] for x in names) for one in settings)
   return [Axis(names, tuple(places(names))) for names in groups]
+
+
+def _made(directory, runs) -> Iterator[html.Part]:
+  """The command; versions and inputs of a run."""
+  if (path := directory / grid.NAME).exists():
+    record = files.read_json(path)
+    words = made.words(record["config"], grid.axes_of(record), "NEW")
+    if (scores := directory / grid.SCORES).exists():
+      options = files.read_json(scores)["settings"]
+      words += made.flags({name: x for name, x in options.items() if name != "digests"})
+    yield made.command("sweep", words, "The same runs again:")
+  if done := [one.cell.name for one in runs if one.is_done]:
+    yield from made.origin(directory / done[0], f"the run {done[0]}")
 
 
 def _runs(runs: Sequence[Outcome]) -> Table:
