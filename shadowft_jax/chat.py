@@ -14,7 +14,6 @@ import pathlib
 import shutil
 import sys
 from collections.abc import Iterator
-from typing import Any
 
 from etils import epy
 
@@ -225,13 +224,9 @@ def _first(options):
 
 def _local(options):
   """The engine of --model, with --delta."""
-  more: dict[str, Any] = {
-    "template_args": config_file.template_args(options.template_arg),
-    "mesh": sharding.mesh_of(options.mesh),
-  }
-  if options.delta:
-    more |= {"delta": options.delta, "alpha": options.alpha}
-  return local.load(hub.locate_model(options.model), **more)
+  args, mesh = config_file.template_args(options.template_arg), sharding.mesh_of(options.mesh)
+  delta = {"delta": options.delta, "alpha": options.alpha} if options.delta else {}
+  return local.load(hub.locate_model(options.model), template_args=args, mesh=mesh, **delta)
 
 
 def _sampling(o: Options) -> "engine.Sampling":
@@ -284,6 +279,7 @@ def _check(o):
     raise InputError("--delta needs --model")
   if o.alpha != 1.0 and not o.delta:
     raise InputError("--alpha needs --delta, the delta that it scales")
+  hub.check_named(o.model, o.delta, o.beside)
   if not o.serve:
     return
   for other in ("server", "beside", "system"):

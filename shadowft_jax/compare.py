@@ -117,12 +117,12 @@ def compare(options: Options) -> "tuple[str, list[outcomes.Outcome]]":
     InputError: bad input of any kind, before the first run.
     RunsFailed: runs failed, and an arm has none left.
   """
-  extra, axes = entrants.further(options.also), axes_of(options)
-  workdir = pathlib.Path(options.workdir)
-  tasks, development = questions_of(options)
+  axes, workdir = axes_of(options), pathlib.Path(options.workdir)
   config = grid.Cell("", {}).config(options.config)
   with silenced():
     train.resolve(config)
+  tasks, development = questions_of(options)
+  extra = entrants.further(options.also)
   if extra and config.graft.match != "projections":
     raise InputError("--also needs config.graft.match=projections; remove one of them")
   settings = _settings(options, tasks, development)

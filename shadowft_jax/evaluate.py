@@ -151,6 +151,7 @@ def main(options: Options) -> None:
     delta=options.delta or "",
     alphas=options.alpha,
   )
+  hub.check_named(*(x for a in models if a.kind == "model" for x in (a.source, a.delta or None)))
   if options.harness:
     _run_harness(options, models)
     return
@@ -220,8 +221,7 @@ def _run_harness(options, models):
     model = _engine(arm, options, None, questions=0)
     results = harness.run(model, options.task, limit=options.limit, seed=options.seed)
     print(f"{arm.label}\n{harness.table(results)}")
-    path = pathlib.Path(options.out, arm.label, "lm_eval.json")
-    files.write_json(path, results)
+    files.write_json(path := pathlib.Path(options.out, arm.label, "lm_eval.json"), results)
     say(f"written: {path}")
 
 
@@ -262,10 +262,10 @@ def _engine(arm, options, before, questions):
     args = {"enable_thinking": False} | args if "enable_thinking" in known else args
   steps = questions * options.samples * min(options.max_new_tokens or 256, 256) / options.batch_size
   vllm.suggest(directory, arm.delta, arm.label, steps)
+  more = {"delta": arm.delta, "alpha": arm.alpha} if arm.delta else {}
+  more |= {"template_args": args, "batch_size": options.batch_size}
   mesh = sharding.mesh_of(options.mesh)
-  settings = {"template_args": args, "batch_size": options.batch_size, "mesh": mesh}
-  delta = {"delta": arm.delta, "alpha": arm.alpha} if arm.delta else {}
-  return local.load(directory, tokenizer_of=arm.tokenizer_of, **delta, **settings)
+  return local.load(directory, tokenizer_of=arm.tokenizer_of, mesh=mesh, **more)
 
 
 def check_options(o: Options) -> None:

@@ -88,6 +88,7 @@ def _check_options(options):
     raise InputError(
       "--candidates needs --instruct, and cannot be combined with --base, --pair or --check-only"
     )
+  hub.check_named(o.base, o.instruct, *o.candidates, *o.lineage)
 
 
 def _check_lineage(options):

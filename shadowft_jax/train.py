@@ -30,7 +30,7 @@ with epy.lazy_imports():  # help and errors of flags, config and paths come befo
   from shadowft_jax.grafting import write
   from shadowft_jax.hf import deltas, hub, weights
   from shadowft_jax.learning import kernels, loop, measured, preflight, samples, step, updates
-  from shadowft_jax.pairs import opened, registry
+  from shadowft_jax.pairs import opened, paths, registry
   from shadowft_jax.runs import cards, html, metrics, page, run as runs, trackers
 
 
@@ -128,7 +128,7 @@ def resolve(config: Config) -> None:
     config.delta.init = str(hub.locate_delta(config.delta.init))
   config_file.check(config)
   trackers.check(config)
-  opened.check_paths(config)
+  paths.check(config)
   first_rows.check(config)
 
 

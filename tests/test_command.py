@@ -562,6 +562,27 @@ assert statistics.wilson(1, 2)
   subprocess.run([sys.executable, "-c", program], cwd=commands.ROOT, check=True, timeout=120)
 
 
+@pytest.mark.parametrize(
+  "wrong",
+  [
+    "--config.lr=a",
+    "--config.base=none",
+    "--config.data.train=none.jsonl",
+    "--config.data.train={}",
+  ],
+)
+def test_a_mistake_is_named_before_numpy_is_imported(wrong, tmp_path):
+  (path := tmp_path / "rows.jsonl").write_text('{"other": 1}\n')
+  program = "import sys; from shadowft_jax import command, train\n"
+  program += "try: command.execute(train.main, train.Options, sys.argv[1:])\n"
+  program += "except SystemExit as end: print(end.code, 'numpy' in sys.modules)"
+  words = ["--config=quickstart", wrong.format(path), "--preview=1"]
+  done = subprocess.run(
+    [sys.executable, "-c", program, *words], cwd=commands.ROOT, capture_output=True, text=True
+  )
+  assert done.stdout.split() == ["2", "False"], done.stderr
+
+
 def test_a_preview_needs_neither_arrays_nor_torch(tmp_path):
   """It reads, renders and tokenises; --preview starts in half of the time so."""
   done = subprocess.run(

@@ -1,11 +1,12 @@
 """How images stand in the text and the tokens of a conversation."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
-
-import numpy as np
+from typing import TYPE_CHECKING, NamedTuple
 
 from shadowft_jax.errors import InputError
+
+if TYPE_CHECKING:  # see turns.py
+  import numpy as np
 
 Span = tuple[int, int, int]  # an answer's start, the end of its content, its end
 
@@ -37,12 +38,12 @@ class Marks(NamedTuple):
     moved = [tuple(i + more * text.count(self.mark, 0, i) for i in span) for span in spans]
     return text.replace(self.mark, self.whole), moved  # type: ignore[return-value]
 
-  def kept(self, token: np.ndarray, most: int) -> int:
+  def kept(self, token: "np.ndarray", most: int) -> int:
     """How many of at most `most` tokens are kept: an image is kept whole or not at all."""
-    places = np.flatnonzero(token[:most] == self.token)
+    places = (token[:most] == self.token).nonzero()[0]
     part = len(places) % self.tokens
     return int(places[-part]) if part else most
 
-  def images_in(self, token: np.ndarray) -> int:
+  def images_in(self, token: "np.ndarray") -> int:
     """The number of images in an example's tokens."""
     return int((token == self.token).sum()) // self.tokens

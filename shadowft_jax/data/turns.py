@@ -5,12 +5,13 @@ import json
 import re
 import reprlib
 from collections.abc import Mapping
-from typing import Any, TypeAlias
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from shadowft_jax.data.marks import Marks
 from shadowft_jax.errors import InputError, listing
+
+if TYPE_CHECKING:  # imported late, since a mistake in a row need not wait for it
+  import numpy as np
 
 Entry: TypeAlias = "list[Example] | InputError"  # the examples of a row, or its error
 # The name of a role in the data -> its name in chat templates.
@@ -61,13 +62,13 @@ class Settings:
 class Example:
   """One conversation or preference pair as tokens, or a piece of raw text."""
 
-  token: np.ndarray  # int32 [T]
-  answer: np.ndarray  # int32 [T]: 1 where the loss applies
+  token: "np.ndarray"  # int32 [T]
+  answer: "np.ndarray"  # int32 [T]: 1 where the loss applies
   cut: int = 0  # answer tokens truncated at max_length
   altered: bool = False  # the template dropped or changed part of the conversation
   unterminated: int = 0  # answers that do not end with a stop token
   has_special: bool = False  # the text of an answer contains a control token, tokenised as such
-  label: np.ndarray | None = None  # int32 [T]: the tokens to predict, if not `token`
+  label: "np.ndarray | None" = None  # int32 [T]: the tokens to predict, if not `token`
   where: str = ""  # "FILE row N"
   images: tuple[Any, ...] = ()  # the Pictures of its image tokens, in order
   # Fields of a preference pair, whose chosen conversation comes first:
@@ -118,8 +119,7 @@ def _message(item, where, images):
     item = {**item, "role": _role(item.get("role"), ROLES, where)}
   rest = {k: v for k, v in item.items() if k not in ("role", "content") and v not in EMPTY}
   # An unknown key might be meant to change the loss, so none is dropped silently.
-  unknown = rest.keys() - set(OPTIONAL)
-  if unknown:
+  if unknown := rest.keys() - set(OPTIONAL):
     raise InputError(
       f"{where} has unknown keys; expected role, content and optionally {', '.join(OPTIONAL)}; "
       f"remove:{listing(unknown)}"

@@ -1,5 +1,7 @@
 """The settings of a graft and the checks that they are consistent; does not import jax."""
 
+import contextlib
+import math
 import os
 import pathlib
 from collections.abc import Collection, Iterator
@@ -143,6 +145,22 @@ def output_of(name: str, *, dtype: str | None = None, cut: Cut | None = None) ->
       "--output=shadow or --output=delta, or remove --tail"
     )
   return None if name == "shadow" else Output(name, dtype or "float32")
+
+
+def folder_and_weight(text: str, flag: str = "delta") -> tuple[str, float]:
+  """(FOLDER, WEIGHT) of a delta given as FOLDER or FOLDER:WEIGHT.
+
+  Raises:
+    InputError: the weight is not finite.
+  """
+  name, colon, number = text.rpartition(":")
+  folder, weight = text, 1.0
+  if colon and not pathlib.Path(text).is_dir():
+    with contextlib.suppress(ValueError):
+      folder, weight = name, float(number)
+  if not math.isfinite(weight):
+    raise InputError(f"--{flag} {text}: the weight must be finite; got {number}")
+  return folder, weight
 
 
 def check_sources(

@@ -4,10 +4,7 @@ A delta has one part per tensor that it changes.  `part.read(first, stop, take)`
 from which `recipe.dense` computes its elements [first, stop), so no whole tensor is ever in memory.
 """
 
-import contextlib
-import math
 import os
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -165,13 +162,7 @@ def weighted(text: str, alpha: float = 1.0, flag: str = "delta") -> Delta:
   Raises:
     InputError: see `stored`; the weight is not finite; or the folder is not an adapter.
   """
-  name, colon, number = text.rpartition(":")
-  folder, weight = text, 1.0
-  if colon and not pathlib.Path(text).is_dir():
-    with contextlib.suppress(ValueError):
-      folder, weight = name, float(number)
-  if not math.isfinite(weight):
-    raise InputError(f"--{flag} {text}: the weight must be finite; got {number}")
+  folder, weight = settings.folder_and_weight(text, flag)
   delta = stored(hub.locate(folder), alpha * weight)
   if flag == "adapter" and delta.kind != "lora":
     raise InputError(f"--adapter {folder} has no adapter_config.json; expected a PEFT adapter")

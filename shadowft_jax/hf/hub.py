@@ -29,11 +29,15 @@ DOWNLOADED = [f"*{x}" for x in (*ENDINGS, ".py", ".safetensors")] + ["*LICENSE*"
 NOT_DOWNLOADED = ["original/*", "consolidated*"]
 
 
-def check_named(model: StrPath) -> None:
-  """Raises InputError if `model` is neither a folder nor has the form of a Hub id."""
-  path = pathlib.Path(model)
-  if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)):
-    foreign.check_folder(path)
+def check_named(*models: StrPath | None) -> None:
+  """Raises InputError if one is neither a folder nor has the form of a Hub id; None is left out.
+
+  It needs nothing heavy: commands call it for all of their models before they do anything.
+  """
+  for model in models:
+    path = pathlib.Path(model or ".")
+    if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)):
+      foreign.check_folder(path)
 
 
 def locate(model: StrPath, *, weights: bool = True) -> pathlib.Path:

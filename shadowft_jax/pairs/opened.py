@@ -1,10 +1,8 @@
 """The two models of a run, opened once and checked as a pair."""
 
 import dataclasses
-import pathlib
 
-from shadowft_jax.data import sources
-from shadowft_jax.errors import InputError, nearest
+from shadowft_jax.errors import InputError
 from shadowft_jax.hf import hub, model_card
 from shadowft_jax.hf.folder import ModelFolder, open_model
 from shadowft_jax.hf.model_card import Parent
@@ -27,26 +25,6 @@ class OpenedPair:
     sides = {"base": self.base, "instruct": self.instruct}
     known = registry.ids(config.pair)
     return {r: model_card.parent(config[r], s.directory, known[r]) for r, s in sides.items()}
-
-
-def check_paths(config: Config) -> None:
-  """Checks that all paths in `config` exist or may be Hub ids, without opening anything.
-
-  Raises:
-    InputError: a model, the delta to start from, or a data file is missing.
-  """
-  for name in ("base", "instruct"):
-    hub.check_named(config[name])
-  start = pathlib.Path(config.delta.init)
-  if config.delta.init and not start.is_dir():
-    raise InputError(
-      f"config.delta.init={start} is not a folder{nearest(start)}; expected the folder of a run, a "
-      "delta or an adapter"
-    )
-  for names, split in (("train", "split"), ("validation", "validation_split")):
-    if config.data[names]:
-      flag = f"--config.data.{split}"
-      sources.check_named(config.data[names], config.data[split], flag)
 
 
 def open_pair(config: Config) -> OpenedPair:
