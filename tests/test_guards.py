@@ -237,3 +237,27 @@ def test_a_run_goes_on_after_a_bad_step(pair, tmp_path, monkeypatch):
   assert by_step[4]["lr"] == by_step[3]["lr"]  # the schedule has not moved
   assert [r.get("skipped") for r in by_step.values()] == [None, None, *[1] * 8]
   assert (tmp_path / "run" / "shadow").is_dir()
+
+
+@pytest.mark.parametrize("window", [0, 2])
+def test_a_step_is_on_its_way_before_the_metrics_of_the_last_are_read(
+  pair, tmp_path, monkeypatch, window
+):
+  order, update, check = [], step.update, guards.Guard.check
+
+  def updated(*args, **options):
+    order.append("update")
+    return update(*args, **options)
+
+  def checked(self, metrics, number, *rest):
+    order.append(number)
+    return check(self, metrics, number, *rest)
+
+  monkeypatch.setattr(step, "update", updated)
+  monkeypatch.setattr(guards.Guard, "check", checked)
+  fields = {"guard.window": window, "guard.sigma": 100.0}
+  records = train.train(runs.config_of(pair, **fields), tmp_path / "run")
+  read = [order[: order.index(n)].count("update") for n in range(1, 11)]
+  # Steps 4, 8 and 10 are validated; a spike is found by the last loss.
+  assert read == (list(range(1, 11)) if window else [2, 3, 4, 4, 6, 7, 8, 8, 10, 10])
+  assert [r["step"] for r in records if "lr" in r] == list(range(1, 11))

@@ -2,10 +2,9 @@
 
 import concurrent.futures
 import dataclasses
-import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Self, TypeVar
 
 import jax
 from jax.sharding import Mesh
@@ -64,8 +63,11 @@ class _Trainer:
 
   def step(
     self, state: step_lib.TrainState, arrays: Iterable[Arrays], limit: float
-  ) -> tuple[step_lib.TrainState, Metrics]:
-    """One optimizer step; it is skipped if its loss is above `limit`."""
+  ) -> tuple[step_lib.TrainState, Mapping[str, jax.Array]]:
+    """One optimizer step; it is skipped if its loss is above `limit`.
+
+    It does not wait for the devices.
+    """
     arrays = list(arrays)
     batches = self.prepared(state, lambda: arrays)
     # The gradients stay unnamed so that their memory is freed before the next step allocates.
@@ -83,8 +85,7 @@ class _Trainer:
       limit,
       tx=self.tx,
     )
-    metrics = {k: float(v) for k, v in metrics.items()}
-    if self.config.debug_nans and not all(map(math.isfinite, metrics.values())):
+    if self.config.debug_nans and not all(map(jnp.isfinite, metrics.values())):
       batches = self.prepared(state, lambda: arrays)  # the update was skipped: the same delta
       where = nans.fault(state.delta, self.base, batches, self.start, loss=self.loss)
       raise FloatingPointError(f"not finite at step {int(state.step)}: first {where}")
@@ -210,19 +211,63 @@ def _steps(
     _validate_and_save(state, trainer, saved, log, guard)  # it was stopped before it had
   if checkpoints.has_stalled(saved, done, trainer.config):
     return state
-  for number, arrays in enumerate(trainer.batches(done + 1), done + 1):
-    saved.check()
-    lr = float(trainer.schedule(number - 1 - guard.skipped))
-    state, metrics = trainer.step(state, arrays, guard.limit)
-    rows = (data.train[i].where for i in data.steps[number - 1].examples)
-    metrics = guard.check(metrics, number, rows, saved)
-    log.step(number, data.tokens(number - 1), **metrics, lr=lr)
-    if trainer.is_due(number) or hosts.stop_asked():
-      _validate_and_save(state, trainer, saved, log, guard)
-    log.report(number)
-    if checkpoints.has_stalled(saved, number, trainer.config):
-      break
+  with _Recorder(trainer, guard, saved, log) as recorder:
+    for number, arrays in enumerate(trainer.batches(done + 1), done + 1):
+      saved.check()
+      state, metrics = trainer.step(state, arrays, guard.limit)
+      recorder.take(number, metrics)
+      if trainer.is_due(number) or hosts.stop_asked():
+        recorder.finish(tell=False)
+        _validate_and_save(state, trainer, saved, log, guard)
+        log.report(number)
+      elif guard.window:  # the next step's limit depends on this loss
+        recorder.finish()
+      if checkpoints.has_stalled(saved, number, trainer.config):
+        break
   return state
+
+
+@dataclasses.dataclass
+class _Recorder:
+  """Records the metrics of each step once the next one is on its way, so no device waits for it."""
+
+  trainer: _Trainer
+  guard: guards.Guard
+  saved: checkpoints.Checkpointer
+  log: Log
+  left: tuple[int, Mapping[str, jax.Array]] | None = None  # the step to record, its metrics
+
+  def take(self, number: int, metrics: Mapping[str, jax.Array]) -> None:
+    """Records the step before, and remembers this one."""
+    self.finish()
+    self.left = number, metrics
+
+  def finish(self, tell: bool = True) -> None:
+    """Records the step that is left, if any; waits for the devices.
+
+    Args:
+      tell: whether it is shown at once.
+
+    Raises:
+      FloatingPointError: see `Guard.check`.
+    """
+    if not self.left:
+      return
+    (number, metrics), self.left = self.left, None
+    data = self.trainer.data
+    lr = float(self.trainer.schedule(number - 1 - self.guard.skipped))
+    rows = (data.train[i].where for i in data.steps[number - 1].examples)
+    measured = {k: float(v) for k, v in metrics.items()}
+    measured = self.guard.check(measured, number, rows, self.saved)
+    self.log.step(number, data.tokens(number - 1), **measured, lr=lr)
+    if tell:
+      self.log.report(number)
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self.finish()
 
 
 def _validate_and_save(state, trainer, saved, log, guard):
