@@ -1,5 +1,6 @@
 """Plans without a compiler: bytes, products, what would fit, and what the command says."""
 
+import copy
 import json
 import math
 
@@ -13,6 +14,7 @@ from shadowft_jax.hf import weights
 from shadowft_jax.learning import optim, step
 from shadowft_jax.planning import estimate, report, search, shapes as ahead, topologies
 from shadowft_jax.errors import InputError
+from shadowft_jax.runs import config_file
 from tests import commands, pico, runs
 from tests.real_configs import CONFIGS
 
@@ -106,6 +108,38 @@ def test_operations_are_those_the_compiler_counts():
   half = estimate.mixing_flops(run.loss.model.cfg, 128)
   want = 128 * (estimate.work(run).executed - 2 * 256 * 2048 + 3 * 2 * half - 3.5 * half)
   assert compiled.cost_analysis()["flops"] == pytest.approx(want, rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, layers", [("llama-3.2-11b-vision", 10), ("gemma-3-12b", 12)])
+def test_what_images_take_is_what_the_compiler_of_cpus_says(name, layers):
+  """In float32: XLA widens bfloat16 on a CPU.  `tests/aot` has the compilers of accelerators."""
+  c = config_file.load(f"paper/table4:{name},shadow")
+  c.update_from_flattened_dict({"dtype": "float32", "attention": "chunked", "rows": 1})
+  hf = copy.deepcopy(CONFIGS[name][0])
+  text = hf["text_config"]
+  text["num_hidden_layers"] = layers
+  crossing = text.get("cross_attention_layers", ())
+  text["cross_attention_layers"] = [i for i in crossing if i < layers]
+  run = ahead.abstract_run(c, hf, sharding.make_mesh({}, jax.devices()[:1]))
+  got = sum(estimate.memory(run, ahead.compiled(run)).values())
+  assert got == pytest.approx(sum(estimate.memory(run).values()), rel=0.2)
+
+
+def test_an_opened_tower_is_planned_with_its_backward_pass():
+  made = {}
+  for vision in ("", "(q|k|v|out)_proj|fc1|fc2"):
+    c = config_file.load("paper/table4:gemma-3-12b,shadow")
+    c.delta.vision = vision
+    made[vision] = search.make(c, CONFIGS["gemma-3-12b"][0], "a100-80gb:8")
+  frozen, opened = made.values()
+  patches, width, layers = 4 * (896 // 14) ** 2, 1152, 27
+  kept = opened.memory["activations"] - frozen.memory["activations"]
+  assert kept == patches * width * layers * 2  # the inputs of its layers, in bytes
+  assert estimate.work(opened.run).executed > estimate.work(frozen.run).executed
+  hf, rows = CONFIGS["gemma-3-12b"][0], report.rows_of(c, 0)
+  said = ["\n".join(report.describe(p, hf, rows)) for p in made.values()]
+  assert "the vision tower is frozen" in said[0] and "is trained in part" in said[1]
 
 
 def test_a_window_bounds_what_attention_computes():

@@ -10,7 +10,7 @@ from shadowft_jax.data import dataset
 from shadowft_jax.planning.shapes import TOKENS
 from shadowft_jax.errors import InputError
 from shadowft_jax.hf import int8
-from shadowft_jax.planning import estimate, search
+from shadowft_jax.planning import estimate, roofline, search, tower
 from shadowft_jax.presets import Config
 
 GIB = 2**30
@@ -55,7 +55,7 @@ def describe(plan: search.Plan, hf: dict[str, Any], rows: Rows) -> list[str]:
   mesh = " x ".join(f"{n} {size}" for n, size in run.mesh.shape.items() if size > 1) or "1 device"
   disk = estimate.disk(run)
   frozen = f" ({config.frozen_dtype} where frozen in layers)" if config.frozen_dtype else ""
-  e = estimate.EFFICIENCY
+  e = roofline.EFFICIENCY
   return [
     f"{hf['model_type']} of {int8.parameters(run.base):,} parameters, "
     f"{tree.size(run.state.delta):,} trained ({config.delta.kind}, {config.delta.match})",
@@ -88,7 +88,8 @@ def _images(run, config):
   of = f"{parts[0]} tiles of " if parts else ""
   known = "" if config.data.layout == "bucketed" else f", assumed: one in {TOKENS:,} tokens"
   size = f"{of}{side} x {side} pixels"
-  yield f"images per row: {images} of {size}{known}; the vision tower is frozen"
+  state = "is trained in part" if tower.is_opened(run) else "is frozen"
+  yield f"images per row: {images} of {size}{known}; the vision tower {state}"
 
 
 def memory_table(plan: search.Plan) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from shadowft_jax import models, presets, sharding
 from shadowft_jax.learning import kernels
-from shadowft_jax.planning import estimate, shapes as abstract, topologies
+from shadowft_jax.planning import estimate, roofline, shapes as abstract, topologies
 from shadowft_jax.errors import InputError
 from shadowft_jax.models.decoder import REMAT
 from shadowft_jax.presets import Config
@@ -56,12 +56,12 @@ class Plan:
   @property
   def link(self) -> float:
     """Bytes per second to other devices, in one direction."""
-    return estimate.HOST_LINK if self.hosts > 1 else self.accelerator.link / 2
+    return roofline.HOST_LINK if self.hosts > 1 else self.accelerator.link / 2
 
   @property
-  def seconds(self) -> estimate.Seconds:
-    """See `estimate.Seconds`."""
-    return estimate.seconds(self.run, self.accelerator, self.link)
+  def seconds(self) -> roofline.Seconds:
+    """See `roofline.Seconds`."""
+    return roofline.seconds(self.run, self.accelerator, self.link)
 
   @property
   def seconds_a_row(self) -> float:
