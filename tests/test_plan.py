@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from shadowft_jax import plan, presets, sharding, tree
+from shadowft_jax.data import dataset
 from shadowft_jax.hf import weights
 from shadowft_jax.learning import optim, step
 from shadowft_jax.planning import estimate, report, search, shapes as ahead, topologies
@@ -140,6 +141,23 @@ def test_an_opened_tower_is_planned_with_its_backward_pass():
   hf, rows = CONFIGS["gemma-3-12b"][0], report.rows_of(c, 0)
   said = ["\n".join(report.describe(p, hf, rows)) for p in made.values()]
   assert "the vision tower is frozen" in said[0] and "is trained in part" in said[1]
+
+
+def test_images_of_a_row_are_those_of_the_data_or_of_a_flag():
+  words = ["--config", "vision_quickstart", "--topology", "h100-80gb:1", "--images", "3"]
+  code, out, err = commands.run("plan", *words, "--config.data.max_examples=8")
+  assert code == 0, err
+  assert "images per row: 3 of 64 x 64 pixels; the vision tower is frozen" in out
+  c = config_file.load("vision_quickstart")
+  c.data.max_examples, c.batch_size = 8, 8
+  hf = plan.read_model(c.base)
+  rows = report.rows_of(c, 0)
+  seen = rows.images
+  assert seen == max(batch["pixel"].shape[1] for batch in dataset.read(c, c.instruct).batches(0))
+  made = search.make(c, hf, "h100-80gb:1", images=seen)
+  lines = "\n".join(report.describe(made, hf, rows))
+  assert f"images per row: {seen} of" in lines and "assumed" not in lines
+  assert search.make(c, hf, "h100-80gb:1", images=0).run.loss.model.vision is None
 
 
 def test_a_window_bounds_what_attention_computes():
