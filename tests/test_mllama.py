@@ -315,7 +315,7 @@ OPENED = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", OPENED)
-def test_an_opened_tower_on_a_mesh_has_the_gradients_of_one_device(pair, tmp_path, kind, capfd):
+def test_an_opened_tower_on_a_mesh_has_the_gradients_of_one_device(pair, tmp_path, kind):
   c = config_of(pair, tmp_path, *SIZES)
   c.delta.kind, (c.delta.match, c.delta.vision) = kind, OPENED[kind]
   want, sums = gradients(c)
@@ -329,7 +329,6 @@ def test_an_opened_tower_on_a_mesh_has_the_gradients_of_one_device(pair, tmp_pat
       assert np.linalg.norm(g) > 0, name
       seen += "vision_model" in name or "multi_modal" in name
   assert seen > 4
-  assert "Involuntary full rematerialization" not in capfd.readouterr().err
 
 
 def test_images_need_no_torch(pair, tmp_path):
