@@ -328,7 +328,7 @@ def test_an_opened_tower_on_a_mesh_has_the_gradients_of_one_device(pair, tmp_pat
     if not name.endswith("/a"):  # their gradient is 0 while B is
       assert np.linalg.norm(g) > 0, name
       seen += "vision_model" in name or "multi_modal" in name
-  assert seen > 4
+  assert seen >= 4
 
 
 def test_images_need_no_torch(pair, tmp_path):
