@@ -307,6 +307,20 @@ def gradients(c, mesh=None):
     return step.gradients(start, base, batches, loss=step.loss_of(model, c))
 
 
+def test_the_tower_is_frozen_unless_a_rule_opens_it(pair):
+  _, base = weights.abstract_model(pair / "base", pixels=PIXELS)
+  for kind, vision, count in (("lora", "q_proj", 4), ("full", "multi_modal_projector", 2)):
+    c = presets.sft().delta
+    c.kind, c.match = kind, "projections" if kind == "lora" else "all"
+    start = jax.eval_shape(lambda c=c: delta.zeros(jax.random.key(0), base, c))
+    assert not any("vision" in n or "multi" in n for n in tree.names(start))
+    c.vision = vision
+    start = jax.eval_shape(lambda c=c: delta.zeros(jax.random.key(0), base, c))
+    opened = [n for n in tree.names(start) if "vision" in n or "multi" in n]
+    assert len(opened) == count
+    assert not set(opened) & set(delta.grafted_names(start, base, "all"))
+
+
 OPENED = {
   "lora": ("projections", r"vision_model/.*(q_proj|fc1)|multi_modal_projector"),
   "full": ("layers/cross_attn/q_proj", r"vision_model/.*(q_proj|fc1)|multi_modal_projector"),
