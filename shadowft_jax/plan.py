@@ -42,6 +42,9 @@ class Options(command.Options):
   tokens: int = command.option(
     0, help="Tokens per epoch, if the data is not on this machine.", least=0
   )
+  images: int = command.option(
+    0, help="Images of the row with most, if the data is not on this machine.", least=0
+  )
   search: bool = command.option(
     False, help="Try rows per micro-batch, remat and mesh shapes; print the fastest that fits."
   )
@@ -78,13 +81,15 @@ def main(options: Options) -> None:
     )
   config_file.check(config, complete=False)
   hf = read_model(model)
+  rows = report.rows_of(config, options.tokens)
+  if options.images:
+    rows = rows._replace(images=options.images)
   if options.search:
-    tried = search.search(config, hf, topology)
+    tried = search.search(config, hf, topology, rows.images)
     print("\n".join(report.search_table(tried)))
     plan = tried[-1]
   else:
-    plan = search.make(config, hf, topology)
-  rows = report.rows_of(config, options.tokens)
+    plan = search.make(config, hf, topology, images=rows.images)
   print("\n".join(report.describe(plan, hf, rows) + report.memory_table(plan)))
   if not plan.fits:
     raise report.too_big(plan, hf, topology)

@@ -1,5 +1,6 @@
 """Llama 3.2 Vision against transformers, and the laws of rows with images in tiles."""
 
+import contextlib
 import functools
 import json
 import re
@@ -7,6 +8,7 @@ import shutil
 import subprocess
 import sys
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 from transformers.models.mllama.processing_mllama import MllamaProcessor
 
-from shadowft_jax import api, delta, models, presets, train, tree
+from shadowft_jax import api, delta, models, presets, sharding, train, tree
 from shadowft_jax.data import dataset
 from shadowft_jax.errors import InputError
 from shadowft_jax.hf import weights
@@ -286,6 +288,61 @@ def test_packed_rows_have_the_loss_of_single_ones(pair, tmp_path):
   np.testing.assert_allclose(packed["loss"], single["loss"], rtol=1e-5)
   for name, g in tree.names(grads).items():
     assert np.linalg.norm(g - tree.names(others)[name]) <= 1e-4 * np.linalg.norm(g), name
+
+
+def gradients(c, mesh=None):
+  """(gradients of a config's only step, sums), on a mesh if one is given."""
+  data = dataset.read(c, c.instruct)
+  options = dict(pixels=step.pixels_of(data), remat="full", mesh=mesh)
+  with contextlib.ExitStack() as stack:
+    if mesh is not None:
+      stack.enter_context(jax.set_mesh(mesh))
+      stack.enter_context(nn.logical_axis_rules(sharding.ACTIVATIONS))
+    model, base = weights.load_model(c.base, **options)
+    start = delta.zeros(jax.random.key(0), base, c.delta)
+    batches = data.batches(0)
+    if mesh is not None:
+      start = jax.device_put(start, sharding.of(start, mesh))
+      batches = step.on_devices(batches, mesh)
+    return step.gradients(start, base, batches, loss=step.loss_of(model, c))
+
+
+def test_the_tower_is_frozen_unless_a_rule_opens_it(pair):
+  _, base = weights.abstract_model(pair / "base", pixels=PIXELS)
+  for kind, vision, count in (("lora", "q_proj", 4), ("full", "multi_modal_projector", 2)):
+    c = presets.sft().delta
+    c.kind, c.match = kind, "projections" if kind == "lora" else "all"
+    start = jax.eval_shape(lambda c=c: delta.zeros(jax.random.key(0), base, c))
+    assert not any("vision" in n or "multi" in n for n in tree.names(start))
+    c.vision = vision
+    start = jax.eval_shape(lambda c=c: delta.zeros(jax.random.key(0), base, c))
+    opened = [n for n in tree.names(start) if "vision" in n or "multi" in n]
+    assert len(opened) == count
+    assert not set(opened) & set(delta.grafted_names(start, base, "all"))
+
+
+OPENED = {
+  "lora": ("projections", r"vision_model/.*(q_proj|fc1)|multi_modal_projector"),
+  "full": ("layers/cross_attn/q_proj", r"vision_model/.*(q_proj|fc1)|multi_modal_projector"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", OPENED)
+def test_an_opened_tower_on_a_mesh_has_the_gradients_of_one_device(pair, tmp_path, kind):
+  c = config_of(pair, tmp_path, *SIZES)
+  c.delta.kind, (c.delta.match, c.delta.vision) = kind, OPENED[kind]
+  want, sums = gradients(c)
+  got, others = gradients(c, sharding.make_mesh({"fsdp": 2, "tensor": 2, "context": 2}))
+  np.testing.assert_allclose(others["loss"], sums["loss"], rtol=1e-5)
+  seen = 0
+  for name, g in tree.names(want).items():
+    error = np.linalg.norm(np.asarray(tree.names(got)[name]) - g)
+    assert error <= TOLERANCE * np.linalg.norm(g), name
+    if not name.endswith("/a"):  # their gradient is 0 while B is
+      assert np.linalg.norm(g) > 0, name
+      seen += "vision_model" in name or "multi_modal" in name
+  assert seen >= 4
 
 
 def test_images_need_no_torch(pair, tmp_path):

@@ -180,7 +180,10 @@ def test_the_vision_tower_is_planned_where_rows_have_images():
 
 
 def test_a_tower_of_tiles_and_attention_to_them_are_planned():
-  """Keys and values of cross-attention are those of the patches, which all its layers attend to."""
+  """Keys and values of cross-attention are those of the patches, which all its layers attend to.
+
+  Rows without images skip those layers.
+  """
   made = {}
   for images in ("train", "ignore"):
     c = config_file.load("paper/table4:llama-3.2-11b-vision,ft")
@@ -191,18 +194,20 @@ def test_a_tower_of_tiles_and_attention_to_them_are_planned():
   assert shapes == {"pixel": (8, 4, 4, 3, 560, 560), "aspect": (8, 4, 2)}
   assert "pixel" not in made["ignore"].run.batch
   assert tree.size(run.base) == PARAMETERS["llama-3.2-11b-vision"]
-  D, F, text, states = 1280, 5120, 4096, 4 * (40**2 + 1)
+  D, F, text, mlp, states = 1280, 5120, 4096, 14336, 4 * (40**2 + 1)
   padded = 4 * 1608
   weights = 40 * (4 * D * D + 2 * D * F) + 6 * D * text
   tower = 4 * padded * (2 * weights + 40 * 4 * D * padded)
   # Forward, once more, and for inputs; the adapter also for itself.
   keys = 8 * 2 * 4 * states * (2 * 3 * text * 1024 + 2 * 4 * 128 * (text + 1024))
   attention = 4096 * 8 * 4.5 * 4 * text * states
+  tokens = 6 * (2 * text * text + 3 * text * mlp) + 8 * 128 * (4 * text + 3 * (text + mlp))
+  attention += 4096 * 8 * tokens
   flops = [estimate.work(plan.run).executed for plan in made.values()]
   assert 4096 * (flops[0] - flops[1]) == pytest.approx(tower + keys + attention)
   lines = "\n".join(report.describe(made["train"], CONFIGS[c.pair][1], report.rows_of(c, 0)))
   assert "images per row: 4 of 4 tiles of 560 x 560 pixels, assumed: one in 1,024" in lines
-  kept = 4 * states * text * 2  # bytes of a row's embeddings
+  kept = (4 * states + 8 * 4096) * text * 2  # bytes of a row's embeddings, and of those layers
   activations = [plan.memory["activations"] for plan in made.values()]
   assert activations[0] - activations[1] == kept and made["train"].fits
 

@@ -1,5 +1,6 @@
 """Plans without a compiler: bytes, products, what would fit, and what the command says."""
 
+import copy
 import json
 import math
 
@@ -9,10 +10,12 @@ import jax.numpy as jnp
 import pytest
 
 from shadowft_jax import plan, presets, sharding, tree
+from shadowft_jax.data import dataset
 from shadowft_jax.hf import weights
 from shadowft_jax.learning import optim, step
 from shadowft_jax.planning import estimate, report, search, shapes as ahead, topologies
 from shadowft_jax.errors import InputError
+from shadowft_jax.runs import config_file
 from tests import commands, pico, runs
 from tests.real_configs import CONFIGS
 
@@ -106,6 +109,53 @@ def test_operations_are_those_the_compiler_counts():
   half = estimate.mixing_flops(run.loss.model.cfg, 128)
   want = 128 * (estimate.work(run).executed - 2 * 256 * 2048 + 3 * 2 * half - 3.5 * half)
   assert compiled.cost_analysis()["flops"] == pytest.approx(want, rel=0.02)
+
+
+@pytest.mark.slow
+def test_what_images_take_is_what_the_compiler_of_cpus_says():
+  """In float32: XLA widens bfloat16 on a CPU.  `tests/aot` has the compilers of accelerators."""
+  c = config_file.load("paper/table4:llama-3.2-11b-vision,shadow")
+  c.update_from_flattened_dict({"dtype": "float32", "attention": "chunked", "rows": 1})
+  hf = copy.deepcopy(CONFIGS[c.pair][0])
+  hf["text_config"].update(num_hidden_layers=10, cross_attention_layers=[3, 8])
+  run = ahead.abstract_run(c, hf, sharding.make_mesh({}, jax.devices()[:1]))
+  got = sum(estimate.memory(run, ahead.compiled(run)).values())
+  assert got == pytest.approx(sum(estimate.memory(run).values()), rel=0.2)
+
+
+def test_an_opened_tower_is_planned_with_its_backward_pass():
+  made = {}
+  for vision in ("", "(q|k|v|out)_proj|fc1|fc2"):
+    c = config_file.load("paper/table4:gemma-3-12b,shadow")
+    c.delta.vision = vision
+    made[vision] = search.make(c, CONFIGS["gemma-3-12b"][0], "a100-80gb:8")
+  frozen, opened = made.values()
+  patches, width, layers = 4 * (896 // 14) ** 2, 1152, 27
+  kept = opened.memory["activations"] - frozen.memory["activations"]
+  assert kept == patches * width * layers * 2  # the inputs of its layers, in bytes
+  assert estimate.work(opened.run).executed > estimate.work(frozen.run).executed
+  hf, rows = CONFIGS["gemma-3-12b"][0], report.rows_of(c, 0)
+  said = ["\n".join(report.describe(p, hf, rows)) for p in made.values()]
+  assert "the vision tower is frozen" in said[0] and "is trained in part" in said[1]
+
+
+def test_images_of_a_row_are_those_of_the_data_or_of_a_flag():
+  words = ["--config", "vision_quickstart", "--topology", "h100-80gb:1", "--images", "3"]
+  code, out, err = commands.run(
+    "plan", *words, "--config.data.max_examples=8", "--config.data.validation="
+  )
+  assert code == 0, err
+  assert "images per row: 3 of 64 x 64 pixels; the vision tower is frozen" in out
+  c = config_file.load("vision_quickstart")
+  c.data.max_examples, c.data.validation, c.batch_size = 8, "", 8
+  hf = plan.read_model(c.base)
+  rows = report.rows_of(c, 0)
+  seen = rows.images
+  assert seen == max(batch["pixel"].shape[1] for batch in dataset.read(c, c.instruct).batches(0))
+  made = search.make(c, hf, "h100-80gb:1", images=seen)
+  lines = "\n".join(report.describe(made, hf, rows))
+  assert f"images per row: {seen} of" in lines and "assumed" not in lines
+  assert search.make(c, hf, "h100-80gb:1", images=0).run.loss.model.vision is None
 
 
 def test_a_window_bounds_what_attention_computes():

@@ -13,10 +13,11 @@ template as the model's own processor writes it, and the mean of the loss is ove
 rule are those of lmms-eval.
 
 Hardware: 8 x A100 in the paper, hours not given there; not run here.  `shadowft plan` on 8 x
-A100-80GB with 4 charts in a row of 4,096 tokens, estimated: gemma-3-12b 8.4 GiB per device, 4.1
-minutes per 1,000 rows; gemma-3-27b 14.5 GiB, 8.8 minutes; llama-3.2-11b-vision 7.5 GiB, 3.8
-minutes; llama-3.2-90b-vision 37.2 GiB, 29.2 minutes.  The arm ft of the last two trains the
-Instruct, whose tiles are larger: 7.7 GiB, 4.4 minutes, and 37.5 GiB, 30.3 minutes.
+A100-80GB with 4 charts in a row of 4,096 tokens, memory as compiled ahead of time: gemma-3-12b
+8.3 GiB per device, 4.1 minutes per 1,000 rows; gemma-3-27b 14.7 GiB, 8.8 minutes;
+llama-3.2-11b-vision 6.9 GiB, 3.8 minutes; llama-3.2-90b-vision 36.9 GiB, 29.2 minutes.  The arm ft
+of the last two trains the Instruct, whose tiles are larger: 7.1 GiB, 4.4 minutes, and 37.1 GiB,
+30.3 minutes.  The times are estimated.
 
 The paper's numbers: numbers/table4_mllm.csv.  ChartQA overall, Gemma-3-12B: 37.36 untuned, 53.48
 FT, 54.92 Shadow-FT; Llama-3.2-Vision-11B: 22.12, 74.44 and 74.12.

@@ -91,6 +91,11 @@ class Loss:
   scale: float  # scale of an adapter: alpha / rank
   chunk: int  # positions per chunk of logits
 
+  def adds_in_place(self, delta: Delta) -> bool:
+    """Whether `accumulate` adds gradients to the total as it computes those of a layer."""
+    # JAX 0.10 confuses the references of a scan within a scan, as layers of several kinds have it.
+    return "lora" not in delta and len(set(self.model.cfg.kinds)) == 1
+
   def sums(
     self, delta: Delta, base: Params, batch: Batch, start: Delta | None = None
   ) -> objectives.Sums:
@@ -180,8 +185,7 @@ def accumulate(
 
   pullback: Any  # jax's type has no with_refs
   _, pullback, sums = jax.vjp(summed, at, has_aux=True)
-  # JAX 0.10 confuses the references of a scan within a scan, as layers of several kinds have it.
-  if "lora" in delta or len(set(loss.model.cfg.kinds)) > 1:
+  if not loss.adds_in_place(delta):
     return jax.tree.map(jnp.add, grads, pullback(jnp.float32(1))[0]), sums
   # The backward pass adds each layer's gradients to the total as it computes them, so the full
   # gradients of a micro-batch never exist in addition to the total.
@@ -267,10 +271,7 @@ def with_divergence(
 ) -> Iterable[Batch]:
   """The batches of a step or split; for KTO with "kl", which is one number for all of them.
 
-  It needs a forward pass of its own, and makes the loss independent of micro-batches.
-
-  Args:
-    batches: yields all of them whenever it is called.
+  It needs a forward pass over `batches()`, and makes the loss independent of micro-batches.
   """
   if not isinstance(loss.objective, objectives.Kto):
     return batches()

@@ -53,7 +53,9 @@ class MLP(nn.Module):
   @nn.compact
   def __call__(self, x_BPD: jax.Array) -> jax.Array:
     h_BPF = self.act(Linear(self.features, True, name="fc1")(x_BPD))
-    return Linear(x_BPD.shape[-1], True, name="fc2")(h_BPF)
+    h_BPF = nn.with_logical_constraint(h_BPF, ("batch", None, "mlp"))
+    y_BPD = Linear(x_BPD.shape[-1], True, name="fc2")(h_BPF)
+    return nn.with_logical_constraint(y_BPD, ("batch", None, None))
 
 
 class PatchEmbedding(nn.Module):

@@ -201,7 +201,8 @@ class TileEmbedding(nn.Module):
   def __call__(self, x_BtPD: jax.Array, ratio_B: jax.Array) -> jax.Array:
     cfg, (_, tiles, _, D) = self.cfg, x_BtPD.shape
     table = Embed(len(cfg.ratios) + 1, tiles * D, name="embedding")
-    tile_Bt1D = table(ratio_B).reshape(-1, tiles, 1, D)
+    tile_BE = nn.with_logical_constraint(table(ratio_B), ("batch", None))
+    tile_Bt1D = tile_BE.reshape(-1, tiles, 1, D)
     return x_BtPD + tile_Bt1D.astype(x_BtPD.dtype) * as_row(gate(self, "gate", x_BtPD.dtype), 4)
 
 
@@ -217,7 +218,8 @@ class PositionEmbedding(nn.Module):
     of_tiles = as_row(gate(self, "gate", dtype), 4)
     table_PD = self.param("table", nn.initializers.normal(0.02), (P, D)).astype(dtype)
     table = Embed(len(cfg.ratios) + 1, tiles * P * D, name="tile_embedding")
-    tile_BtPD = table(ratio_B).reshape(-1, tiles, P, D).astype(dtype)
+    tile_BE = nn.with_logical_constraint(table(ratio_B), ("batch", None))
+    tile_BtPD = tile_BE.reshape(-1, tiles, P, D).astype(dtype)
     return x_BtPD + (1 - of_tiles) * as_row(table_PD, 4) + of_tiles * tile_BtPD
 
 

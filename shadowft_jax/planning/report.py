@@ -6,11 +6,11 @@ import pathlib
 from typing import Any, NamedTuple
 
 from shadowft_jax import tree
-from shadowft_jax.data import dataset
+from shadowft_jax.data import dataset, vision
 from shadowft_jax.planning.shapes import TOKENS
 from shadowft_jax.errors import InputError
 from shadowft_jax.hf import int8
-from shadowft_jax.planning import estimate, search
+from shadowft_jax.planning import estimate, roofline, search, tower
 from shadowft_jax.presets import Config
 
 GIB = 2**30
@@ -23,6 +23,7 @@ class Rows(NamedTuple):
   per_step: float
   per_epoch: float
   source: str  # where the numbers are from
+  images: int | None = None  # of a row at most; None: not known
 
 
 def rows_of(config: Config, tokens: int) -> Rows:
@@ -33,7 +34,13 @@ def rows_of(config: Config, tokens: int) -> Rows:
   if pathlib.Path(config.data.train).is_file() and pathlib.Path(config.instruct).is_dir():
     data = dataset.read(config, config.instruct)
     rows = sum(len(step.rows) for step in data.steps)
-    return Rows(rows / len(data.steps), rows / config.epochs, "the rows of config.data.train")
+    images = vision.images_a_row(
+      [picture for place in row for picture in data.train[step.examples[place]].images]
+      for step in data.steps
+      for row in step.rows
+    )
+    known = "the rows of config.data.train"
+    return Rows(rows / len(data.steps), rows / config.epochs, known, images)
   return Rows(
     config.batch_size,
     1000,
@@ -46,7 +53,7 @@ def rows_of(config: Config, tokens: int) -> Rows:
 def describe(plan: search.Plan, hf: dict[str, Any], rows: Rows) -> list[str]:
   """The lines of a plan without its memory and verdict; `hf` is the model's config.json."""
   config, run, time = plan.config, plan.run, plan.seconds
-  per_step, per_epoch, known = rows
+  per_step, per_epoch, known, _ = rows
   micro = math.ceil(per_step / config.rows)
   step = micro * time.microbatch + time.update
   epoch = math.ceil(per_epoch / config.rows) * time.microbatch + per_epoch / per_step * time.update
@@ -55,13 +62,13 @@ def describe(plan: search.Plan, hf: dict[str, Any], rows: Rows) -> list[str]:
   mesh = " x ".join(f"{n} {size}" for n, size in run.mesh.shape.items() if size > 1) or "1 device"
   disk = estimate.disk(run)
   frozen = f" ({config.frozen_dtype} where frozen in layers)" if config.frozen_dtype else ""
-  e = estimate.EFFICIENCY
+  e = roofline.EFFICIENCY
   return [
     f"{hf['model_type']} of {int8.parameters(run.base):,} parameters, "
     f"{tree.size(run.state.delta):,} trained ({config.delta.kind}, {config.delta.match})",
     f"{run.mesh.size} x {plan.accelerator.kind}, mesh {mesh}; {config.rows} rows of "
     f"{config.data.max_length} tokens per micro-batch; micro-batches per step: {micro}",
-    *_images(run, config),
+    *_images(run, rows),
     f"dtype {config.dtype}{frozen}, gradients {config.gradient_dtype}, first moment "
     f"{config.moment_dtype}, remat {config.remat}, attention {config.attention}",
     f"FLOPs per step: {work.useful * tokens:.3e} useful, {work.executed * tokens:.3e} executed",
@@ -80,15 +87,17 @@ def describe(plan: search.Plan, hf: dict[str, Any], rows: Rows) -> list[str]:
   ]
 
 
-def _images(run, config):
+def _images(run, rows):
   """The line about a run's images, if it has any."""
   if "pixel" not in run.batch:
     return
   _, images, *parts, _, _, side = run.batch["pixel"].shape
   of = f"{parts[0]} tiles of " if parts else ""
-  known = "" if config.data.layout == "bucketed" else f", assumed: one in {TOKENS:,} tokens"
+  each = "a row" if images == 1 else f"{TOKENS:,} tokens"
+  known = f", assumed: one in {each} (--images sets it)" if rows.images is None else ""
   size = f"{of}{side} x {side} pixels"
-  yield f"images per row: {images} of {size}{known}; the vision tower is frozen"
+  state = "is trained in part" if tower.is_opened(run) else "is frozen"
+  yield f"images per row: {images} of {size}{known}; the vision tower {state}"
 
 
 def memory_table(plan: search.Plan) -> list[str]:

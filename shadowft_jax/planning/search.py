@@ -8,7 +8,7 @@ from typing import Any
 
 from shadowft_jax import models, presets, sharding
 from shadowft_jax.learning import kernels
-from shadowft_jax.planning import estimate, shapes as abstract, topologies
+from shadowft_jax.planning import estimate, roofline, shapes as abstract, topologies
 from shadowft_jax.errors import InputError
 from shadowft_jax.models.decoder import REMAT
 from shadowft_jax.presets import Config
@@ -54,14 +54,19 @@ class Plan:
     return not self.refused and self.total <= self.capacity
 
   @property
-  def link(self) -> float:
-    """Bytes per second to other devices, in one direction."""
-    return estimate.HOST_LINK if self.hosts > 1 else self.accelerator.link / 2
+  def images(self) -> int:
+    """Images of a row."""
+    return self.run.batch["pixel"].shape[1] if "pixel" in self.run.batch else 0
 
   @property
-  def seconds(self) -> estimate.Seconds:
-    """See `estimate.Seconds`."""
-    return estimate.seconds(self.run, self.accelerator, self.link)
+  def link(self) -> float:
+    """Bytes per second to other devices, in one direction."""
+    return roofline.HOST_LINK if self.hosts > 1 else self.accelerator.link / 2
+
+  @property
+  def seconds(self) -> roofline.Seconds:
+    """See `roofline.Seconds`."""
+    return roofline.seconds(self.run, self.accelerator, self.link)
 
   @property
   def seconds_a_row(self) -> float:
@@ -76,6 +81,7 @@ def make(
   *,
   compile: bool = True,
   shapes: abstract.Shapes | None = None,
+  images: int | None = None,
 ) -> Plan:
   """The Plan of a config.
 
@@ -85,6 +91,7 @@ def make(
     topology: see `topologies.parse`.
     compile: whether to compile the step, if this environment has the compiler.
     shapes: `shapes.shapes_of` the config, if already computed.
+    images: of a row, if that is known; see `shapes.images_a_row`.
 
   Raises:
     InputError: the topology or mesh is invalid, or the model family is not supported.
@@ -94,8 +101,8 @@ def make(
   config = config.copy_and_resolve_references()
   if config.attention == "auto":
     platform = {"cuda": "gpu"}.get(accelerator.platform, accelerator.platform)
-    cfg, images = models.from_config(hf).cfg, abstract.images_a_row(config, hf) > 0
-    config.attention, _ = kernels.expected(accelerator.kind, platform, cfg, config.dtype, images)
+    cfg, sees = models.from_config(hf).cfg, abstract.images_a_row(config, hf, images) > 0
+    config.attention, _ = kernels.expected(accelerator.kind, platform, cfg, config.dtype, sees)
   compile = compile and topologies.has_compiler(accelerator)
   mesh = (
     sharding.make_mesh(config.mesh, topologies.mesh_devices(topology))
@@ -103,7 +110,7 @@ def make(
     else sharding.abstract_mesh(config.mesh, math.prod(shape))
   )
   sharding.check_batch(config.rows, config.data.max_length, mesh)
-  run = abstract.abstract_run(config, hf, mesh, shapes)
+  run = abstract.abstract_run(config, hf, mesh, shapes, images)
   plan = Plan(config, accelerator, hosts, run, estimate.memory(run))
   if not compile:
     return plan
@@ -143,7 +150,7 @@ def remedies(plan: Plan, hf: Mapping[str, Any], topology: str) -> list[str]:
   changes = [c for c in changes if any(now[k] != v for k, v in c.items())]
 
   def estimated(config):
-    return make(config, hf, topology, compile=False).total
+    return make(config, hf, topology, compile=False, images=plan.images).total
 
   unseen = plan.total - estimated(plan.config)  # bytes that the estimate misses
   for count in range(1, len(changes) + 1):
@@ -183,17 +190,21 @@ def candidates(config: Config, count: int) -> Iterator[Config]:
       )
 
 
-def search(config: Config, hf: Mapping[str, Any], topology: str) -> list[Plan]:
+def search(
+  config: Config, hf: Mapping[str, Any], topology: str, images: int | None = None
+) -> list[Plan]:
   """The plans that were compiled; the last is the fastest that fits, if any does.
 
-  All candidates are estimated, and those that may fit are compiled, fastest first.
+  All candidates are estimated, and those that may fit are compiled, fastest first.  For the
+  arguments see `make`.
   """
   accelerator, shape = topologies.parse(topology)
   plans: list[Plan] = []
-  shapes = abstract.shapes_of(config, hf)
+  shapes = abstract.shapes_of(config, hf, images)
   for candidate in candidates(config, math.prod(shape)):
     try:
-      plans.append(make(candidate, hf, topology, compile=False, shapes=shapes))
+      plan = make(candidate, hf, topology, compile=False, shapes=shapes, images=images)
+      plans.append(plan)
     except InputError:  # a mesh that does not divide the model
       continue
   if not plans:
@@ -207,7 +218,7 @@ def search(config: Config, hf: Mapping[str, Any], topology: str) -> list[Plan]:
     return likely[:1]
   tried: list[Plan] = []
   for plan in likely[:COMPILED_AT_MOST]:
-    tried.append(make(plan.config, hf, topology))
+    tried.append(make(plan.config, hf, topology, images=images))
     if tried[-1].fits:
       break
   return tried

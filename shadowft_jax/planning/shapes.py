@@ -58,35 +58,42 @@ class Shapes:
   state: step.TrainState
 
 
-def images_a_row(config: Config, hf: Mapping[str, Any]) -> int:
-  """The images of a row, of which a packed one is assumed to have one in TOKENS; 0 for text alone.
+def images_a_row(config: Config, hf: Mapping[str, Any], known: int | None = None) -> int:
+  """The images of a row; 0 for text alone.
 
   A run has images if its rows have a column of them, and if the model sees them.
+
+  Args:
+    config: see presets.py.
+    hf: config.json of the trained model.
+    known: images of a row, of data that was looked at; None: a packed row is assumed to have one in
+      TOKENS, another row one.
   """
   c = config.data
   of_set = sets.SETS[c.set].columns if c.set in sets.SETS else {}
   has_column = c.columns.get("images") or of_set.get("images")
   sees = hf.get("model_type") in models.VISION and hf.get("vision_config")
-  if c.images != "train" or not has_column or not sees:
+  if c.images != "train" or not sees:
     return 0
-  return 1 if c.layout == "bucketed" else math.ceil(c.max_length / TOKENS)
+  if known is not None:
+    return known
+  return 0 if not has_column else 1 if c.layout == "bucketed" else math.ceil(c.max_length / TOKENS)
 
 
-def _model(config, hf, **options):
+def _model(hf, images, **options):
   """The model that is trained, with its vision tower if it is given images."""
-  pixels = siglip.PIXELS if images_a_row(config, hf) else None
-  return models.from_config(hf, pixels=pixels, **options)
+  return models.from_config(hf, pixels=siglip.PIXELS if images else None, **options)
 
 
-def shapes_of(config: Config, hf: Mapping[str, Any]) -> Shapes:
-  """The Shapes of a config; `hf` is the config.json of the trained model.
+def shapes_of(config: Config, hf: Mapping[str, Any], images: int | None = None) -> Shapes:
+  """The Shapes of a config; for the arguments see `images_a_row`.
 
   Raises:
     InputError: the model family is not supported.
   """
   base = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(config.dtype)),
-    models.abstract_params(_model(config, hf)),
+    models.abstract_params(_model(hf, images_a_row(config, hf, images))),
   )
   if config.frozen_dtype == "int8":
     base = jax.eval_shape(int8.quantised, base)
@@ -95,7 +102,11 @@ def shapes_of(config: Config, hf: Mapping[str, Any]) -> Shapes:
 
 
 def abstract_run(
-  config: Config, hf: Mapping[str, Any], mesh: AnyMesh, shapes: Shapes | None = None
+  config: Config,
+  hf: Mapping[str, Any],
+  mesh: AnyMesh,
+  shapes: Shapes | None = None,
+  images: int | None = None,
 ) -> Run:
   """The Run of a config.
 
@@ -104,14 +115,16 @@ def abstract_run(
     hf: config.json of the trained model.
     mesh: the mesh.
     shapes: `shapes_of` the config, if already computed.
+    images: of a row, if that is known.
 
   Raises:
     InputError: the model family is not supported, or the model cannot be sharded over the mesh.
   """
-  shapes = shapes or shapes_of(config, hf)
+  shapes = shapes or shapes_of(config, hf, images)
+  count = images_a_row(config, hf, images)
   model = _model(
-    config,
     hf,
+    count,
     dtype=jnp.dtype(config.dtype),
     backend=config.attention,
     remat=config.remat,
@@ -132,7 +145,7 @@ def abstract_run(
     placed(shapes.base),
     placed(shapes.state),
     placed(shapes.state.delta, config.gradient_dtype),
-    _batch(config, model, images_a_row(config, hf), mesh),
+    _batch(config, model, count, mesh),
   )
 
 
