@@ -4,7 +4,7 @@ import concurrent.futures
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import jax
 from jax.sharding import Mesh
@@ -19,6 +19,7 @@ from shadowft_jax.hf import deltas, leaves
 from shadowft_jax.hf.folder import ModelFolder
 from shadowft_jax.learning import checkpoints, guards, nans, optim, reference
 from shadowft_jax.learning import step as step_lib
+from shadowft_jax.learning.recorder import Recorder
 from shadowft_jax.learning.samples import Samples
 from shadowft_jax.hf import int8
 from shadowft_jax.presets import Config
@@ -211,7 +212,7 @@ def _steps(
     _validate_and_save(state, trainer, saved, log, guard)  # it was stopped before it had
   if checkpoints.has_stalled(saved, done, trainer.config):
     return state
-  with _Recorder(trainer, guard, saved, log) as recorder:
+  with Recorder(data, trainer.schedule, guard, saved, log) as recorder:
     for number, arrays in enumerate(trainer.batches(done + 1), done + 1):
       saved.check()
       state, metrics = trainer.step(state, arrays, guard.limit)
@@ -225,49 +226,6 @@ def _steps(
       if checkpoints.has_stalled(saved, number, trainer.config):
         break
   return state
-
-
-@dataclasses.dataclass
-class _Recorder:
-  """Records the metrics of each step once the next one is on its way, so no device waits for it."""
-
-  trainer: _Trainer
-  guard: guards.Guard
-  saved: checkpoints.Checkpointer
-  log: Log
-  left: tuple[int, Mapping[str, jax.Array]] | None = None  # the step to record, its metrics
-
-  def take(self, number: int, metrics: Mapping[str, jax.Array]) -> None:
-    """Records the step before, and remembers this one."""
-    self.finish()
-    self.left = number, metrics
-
-  def finish(self, tell: bool = True) -> None:
-    """Records the step that is left, if any; waits for the devices.
-
-    Args:
-      tell: whether it is shown at once.
-
-    Raises:
-      FloatingPointError: see `Guard.check`.
-    """
-    if not self.left:
-      return
-    (number, metrics), self.left = self.left, None
-    data = self.trainer.data
-    lr = float(self.trainer.schedule(number - 1 - self.guard.skipped))
-    rows = (data.train[i].where for i in data.steps[number - 1].examples)
-    measured = {k: float(v) for k, v in metrics.items()}
-    measured = self.guard.check(measured, number, rows, self.saved)
-    self.log.step(number, data.tokens(number - 1), **measured, lr=lr)
-    if tell:
-      self.log.report(number)
-
-  def __enter__(self) -> Self:
-    return self
-
-  def __exit__(self, *_: object) -> None:
-    self.finish()
 
 
 def _validate_and_save(state, trainer, saved, log, guard):
