@@ -8,8 +8,9 @@ from typing import Any
 from jax.sharding import Mesh
 
 from shadowft_jax import tree
-from shadowft_jax.data import processors, vision
+from shadowft_jax.data import processors, seen, vision
 from shadowft_jax.data.pictures import Picture
+from shadowft_jax.data.seen import Vision
 from shadowft_jax.data.tokenizer import ChatTemplate
 from shadowft_jax.data.turns import Row
 from shadowft_jax.errors import InputError
@@ -37,7 +38,7 @@ class Eye:
     self.directory, self.processor_of, self.mesh = directory, processor_of, mesh
 
   @functools.cached_property
-  def vision(self) -> vision.Vision:
+  def vision(self) -> Vision:
     """How images are given to the model.
 
     Raises:
@@ -98,8 +99,8 @@ class Eye:
     if not images:
       return message
     row = Row("the conversation", [message], images=images)
-    vision.check_row(row)
-    return vision.marked(row, self.vision.marks).messages[0]
+    seen.check_row(row)
+    return seen.marked(row, self.vision.marks).messages[0]
 
 
 def prompt(template: ChatTemplate, messages: Messages, eye: Eye | None) -> list[int]:

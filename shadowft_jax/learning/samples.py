@@ -154,7 +154,7 @@ def greedy(
     variables: of `delta.variables`.
     stop: tokens that end an answer; they are left out.
     mesh: that the variables lie on.
-    images: of the prompts, for so many rows, as `vision.Vision.batch` names them.
+    images: of the prompts, for so many rows, as `seen.Vision.batch` names them.
 
   Raises:
     Stopped: a signal has asked for it.
