@@ -31,7 +31,7 @@ def run(tmp_path_factory):
   c.data.train, c.data.val_ratio = str(pictured.save_rows(root, 8)), 0.2
   c.data.max_length, c.data.layout, c.data.cache = 64, "bucketed", str(root / "cache")
   c.rows = c.batch_size = 8
-  c.samples = 2
+  c.samples, c.data.image_max_pixels = 2, 1500
   c.epochs, c.dtype, c.delta.rank, c.lr, c.remat = 3, "float32", 2, 1e-2, "none"
   records = train.train(c, root / "run")
   assert records[-1]["shadow_valid_loss"] < records[-1]["instruct_valid_loss"]
@@ -92,6 +92,8 @@ def test_sample_answers_are_about_the_images(run):
   questions = {f"How many bars, {i}?": root / f"{i}.png" for i in range(8)}
   assert len(after) == 2 and {x["prompt"] for x in during} == {x["prompt"] for x in after}
   engine = local.load(root / "instruct", delta=folder / "delta", alpha=0.0).with_alpha(1.0)
+  assert engine.eye.max_pixels == local.load(folder / "shadow").eye.max_pixels == 1500
+  assert "| data.image_max_pixels | 1500 |" in (folder / "shadow/README.md").read_text()
   sampling = Sampling(256, fit_context=True)
   for record in after:
     [(text, path)] = [x for x in questions.items() if x[0] in record["prompt"]]
