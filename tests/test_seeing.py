@@ -12,7 +12,7 @@ import transformers
 from safetensors.numpy import load_file, save_file
 from starlette import testclient
 
-from shadowft_jax import chat, compare, evaluate, files, presets
+from shadowft_jax import api, chat, compare, evaluate, files, presets
 from shadowft_jax.data import pictures, vision
 from shadowft_jax.errors import InputError
 from shadowft_jax.evaluation import arms
@@ -200,6 +200,22 @@ def test_the_server_answers_about_an_image_as_the_engine(engine):
     assert answer["usage"]["prompt_tokens"] == len(engine.prompt(CONVERSATIONS[0]))
     refused = client.post("/v1/chat/completions", json={**body, "logprobs": True})
   assert refused.status_code == 400 and "without images" in refused.text
+
+
+def test_generate_takes_images_in_content_lists(folder, engine, tmp_path):
+  chart = pictured.chart(0)
+  chart.save(tmp_path / "a.png")
+  forms = [str(tmp_path / "a.png"), (tmp_path / "a.png").read_bytes(), chart]
+  parts = [[{"type": "image", "image": x}, {"type": "text", "text": "How many?"}] for x in forms]
+  prompts = ["What is a bar?", *([{"role": "user", "content": x}] for x in parts)]
+  plain, *answers = api.generate(api.load_model(folder), prompts, max_new=6)
+  [[want]], [[text]] = (
+    engine.complete([m], Sampling(6)) for m in (CONVERSATIONS[0], asked(prompts[0]))
+  )
+  assert answers == [want.text] * 3 and plain == text.text
+  parts[0][0]["image"] = "no.png"
+  with pytest.raises(InputError, match="prompt 2: there is no image no.png"):
+    api.generate(api.load_model(folder), prompts)
 
 
 def test_images_are_scaled_as_in_the_run_that_wrote_the_model_or_delta(folder, tmp_path):

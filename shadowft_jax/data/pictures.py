@@ -62,7 +62,8 @@ def opened(
   """The image of a reference, which is read and decoded to check it.
 
   Args:
-    reference: a path, a data URL, base64 text, bytes, or {"bytes" or "path": one of these}.
+    reference: a path, a data URL, base64 text, bytes, an image of PIL, or {"bytes" or "path": one
+      of these}.
     folders: where relative paths begin; the first in which the file exists counts.
     where: "FILE row N", for errors.
     is_known: digest -> whether an image has been decoded before.
@@ -83,6 +84,10 @@ def _source(reference, folders, where):
   if isinstance(reference, dict):
     given = [reference[k] for k in ("bytes", "path", "url", "image") if reference.get(k)]
     reference = given[0] if given else reference
+  if isinstance(reference, Image.Image):
+    file = io.BytesIO()
+    reference.save(file, "png")
+    reference = file.getvalue()
   if isinstance(reference, bytes | bytearray):
     return bytes(reference), f"{where}: an image of {len(reference):,} bytes"
   if not isinstance(reference, str):
