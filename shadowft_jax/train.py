@@ -93,7 +93,8 @@ def _tune(config, run, mesh):
     warned = _graft(delta, config, run, pair, origin)  # W_I + delta
     losses = measured.measure(pair.instruct, run, loss, data, config, mesh)
   asked.after(local.load)
-  records = run.finish(losses, inputs, config, origin, warnings=[*pair.warnings, *warned])
+  task = "chartqa" if data.vision else "gsm8k"
+  records = run.finish(losses, inputs, config, origin, [*pair.warnings, *warned], task)
   if hosts.is_first():
     page.write(run.directory)
   return records

@@ -92,6 +92,7 @@ def test_sample_answers_are_about_the_images(run):
   questions = {f"How many bars, {i}?": root / f"{i}.png" for i in range(8)}
   assert len(after) == 2 and {x["prompt"] for x in during} == {x["prompt"] for x in after}
   engine = local.load(root / "instruct", delta=folder / "delta", alpha=0.0).with_alpha(1.0)
+  assert "shadowft evaluate --task chartqa " in (folder / "log.txt").read_text()
   assert engine.eye.max_pixels == local.load(folder / "shadow").eye.max_pixels == 1500
   assert "| data.image_max_pixels | 1500 |" in (folder / "shadow/README.md").read_text()
   sampling = Sampling(256, fit_context=True)
