@@ -93,15 +93,8 @@ class Chat:
     self.speakers, self.system, self.alpha = speakers, options.system, options.alpha
     self.has_delta, self.images = options.delta is not None, list[pictures.Picture]()
     self.sampling = _sampling(options)
-    self._commands = {
-      "alpha": self._alpha,
-      "image": self._image,
-      "system": self._system,
-      "reset": self._reset,
-      "save": self._save,
-      "help": self._help,
-      "exit": self._exit,
-    }
+    names = ("alpha", "image", "system", "reset", "save", "help", "exit")
+    self._commands = {name: getattr(self, f"_{name}") for name in names}
 
   def take(self, line: str) -> None:
     """Answers or obeys one line.
@@ -142,6 +135,8 @@ class Chat:
     for one in self.speakers:
       if one.last and one.last.finish_reason == "length":
         say(f"{one.name}: cut at {one.last.tokens} tokens (--max-new-tokens, or its context)")
+      if one.last and not one.last.text.strip():
+        say(f"{one.name}: the answer is empty")
 
   def _alpha(self, text):
     if not self.has_delta:

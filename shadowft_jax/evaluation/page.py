@@ -261,7 +261,8 @@ def question(
     m["content"] if len(messages) == 1 else f"{m['role']}: {m['content']}" for m in messages
   )
   names = [name for m in messages for name in m.get("images", ())]
-  gold = gold if isinstance(gold, str) else "" if gold is None else json.dumps(gold)
+  golds = gold if isinstance(gold, list) else [] if gold is None else [gold]
+  gold = " or ".join(x if isinstance(x, str) else json.dumps(x) for x in golds)
   return html.Question(
     name,
     _short(text) + (f"\n\n{IMAGE}: {', '.join(names)}" if names else ""),
