@@ -89,13 +89,18 @@ class Options(command.Options):
   seed: int = command.option(42, help="Seed of all runs.", least=0)
 
 
-def main(options: Options) -> None:
-  """Compares FT and Shadow-FT; the same command goes on where it was stopped."""
-  workdir = pathlib.Path(options.workdir)
+def configure() -> None:
+  """Sets jax for runs that share a process."""
   # Several steps in flight can lock up the collectives of several CPU devices.
   jax.config.update("jax_cpu_enable_async_dispatch", False)
   # The runs share their programs, and a second quickstart finds them compiled.
   jax.config.update("jax_compilation_cache_dir", str(machine.compiled_folder()))
+
+
+def main(options: Options) -> None:
+  """Compares FT and Shadow-FT; the same command goes on where it was stopped."""
+  workdir = pathlib.Path(options.workdir)
+  configure()
   models = compare(workdir, options.seed)
   report = findings.report(models)
   files.write(workdir / "report.md", report)

@@ -8,25 +8,20 @@ import dataclasses
 import os
 import pathlib
 
-# Two devices everywhere, so that the result does not depend on the machine's number of cores.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
 from etils import epy
 import numpy as np
 
+from lab import quickstart  # before jax: it also sets the number of devices
 from lab.findings import ARMS
-from shadowft_jax import command, files, machine, progress, train
+from lab.quickstart import ROOT
+from shadowft_jax import command, files, progress, train
 from shadowft_jax.evaluation import statistics
 from shadowft_jax.presets import Config
 from shadowft_jax.runs import config_file
 
 with epy.lazy_imports():  # help, and Ctrl-C, are answered before these
-  import jax
-
   from lab import charts, seeing
 
-ROOT = pathlib.Path(__file__).parents[1]
 RATES = (3e-4, 1e-3)
 ASKED = 100  # test charts a skill
 HEAD = ("rate", "model", "new kind", "known kinds", "blank images")
@@ -105,21 +100,16 @@ def report(models: list[Model]) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(command.Options):
+class Options(quickstart.Options):
   """Flags of the vision quickstart."""
 
-  is_stoppable = True
-
   workdir: str = command.option(str(ROOT / "runs" / "vision"), help="Folder of the runs.")
-  seed: int = command.option(42, help="Seed of all runs.", least=0)
 
 
 def main(options: Options) -> None:
   """Compares FT and Shadow-FT; the same command goes on where it was stopped."""
   workdir = pathlib.Path(options.workdir)
-  # Several steps in flight can lock up the collectives of several CPU devices.
-  jax.config.update("jax_cpu_enable_async_dispatch", False)
-  jax.config.update("jax_compilation_cache_dir", str(machine.compiled_folder()))
+  quickstart.configure()
   models = compare(workdir, options.seed)
   text = report(models)
   files.write(workdir / "report.md", text + "\n")

@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 from jax.typing import DTypeLike
 
 from shadowft_jax import delta as delta_lib, hosts, train as train_lib, tree
-from shadowft_jax.data import tokenizer as tokenizers
+from shadowft_jax.data import tokenizer as tokenizers, turns
 from shadowft_jax.errors import InputError
+from shadowft_jax.evaluation.tasks import images
+from shadowft_jax.generation import seeing
 from shadowft_jax.generation.engine import Sampling
 from shadowft_jax.generation.local import LocalEngine
 from shadowft_jax.hf import deltas, hub, leaves, weights
@@ -45,6 +47,12 @@ class Model:
   def tokenizer(self) -> tokenizers.Tokenizer:
     """The tokenizer of the folder."""
     return tokenizers.load_tokenizer(self.directory)
+
+  @functools.cached_property
+  def eye(self) -> seeing.Eye:
+    """The vision tower of the folder, loaded at the first image."""
+    pixels = seeing.trained_pixels(self.directory)
+    return seeing.Eye(self.directory, self.directory, max_pixels=pixels)
 
 
 class LoadedDelta(NamedTuple):
@@ -128,7 +136,8 @@ def generate(
 
   Args:
     model: the model.
-    prompts: questions, or conversations that end with the user's turn.
+    prompts: questions, or conversations that end with the user's turn; their content may be lists
+      of parts: {"type": "text", "text": …}, {"type": "image", "image": path, bytes or PIL image}.
     max_new: maximum tokens per answer.
     temperature: 0: greedy decoding.
     seed: seed of the sampling.
@@ -137,20 +146,32 @@ def generate(
     One answer per prompt, without special tokens.
 
   Raises:
-    InputError: `prompts` is one text, or the model's folder has no chat template.
+    InputError: `prompts` is one text, the model's folder has no chat template, or an image cannot
+      be read or given to the model.
   """
   if isinstance(prompts, str):
     raise InputError(f"prompts is a string; expected a list of prompts, such as [{prompts!r}]")
   if not model.tokenizer.chat_template:
     raise InputError(f"{model.directory} has no chat template; load the Instruct model")
-  conversations = [
-    [{"role": "user", "content": p}] if isinstance(p, str) else [*p] for p in prompts
-  ]
+  conversations = [_opened(p, f"prompt {i}") for i, p in enumerate(prompts, 1)]
   stop = tokenizers.stop_tokens(model.tokenizer, model.directory)
   size = min(64, max(1, len(conversations)))
-  engine = LocalEngine(model.decoder, model.params, model.tokenizer, stop, batch_size=size)
+  parts = model.decoder, model.params, model.tokenizer, stop
+  engine = LocalEngine(*parts, batch_size=size, eye=model.eye)
   answers = engine.complete(conversations, Sampling(max_new, temperature=temperature, seed=seed))
   return [answer.text for [answer] in answers]
+
+
+def _opened(prompt, where):
+  """The messages of a prompt, with their images."""
+  if isinstance(prompt, str):
+    return [{"role": "user", "content": prompt}]
+  shown: list[Any] = []
+  messages = turns.messages([dict(message) for message in prompt], "messages", where, shown)
+  if not shown:
+    return messages
+  [out] = images.opened([turns.Row(where, messages, images=tuple(shown))], pathlib.Path())
+  return out
 
 
 def train(

@@ -63,6 +63,9 @@ class Options(command.Options):
   template_arg: tuple[str, ...] = command.option(
     (), help="Argument of the chat template, such as enable_thinking=false."
   )
+  image_max_pixels: int | None = command.option(
+    None, help="Scale larger images down to this area first. Default: as in training.", least=0
+  )
   temperature: float = command.option(
     0.0, help="Sampling temperature; 0: greedy decoding.", least=0
   )
@@ -80,9 +83,7 @@ class Options(command.Options):
   )
   serve: bool = command.option(False, help="Serve OpenAI's chat API instead of chatting here.")
   host: str = command.option("127.0.0.1", help="Address that --serve listens on.")
-  port: int = command.option(
-    8000, help="Port that --serve listens on; 0: a free one.", least=0, most=65535
-  )
+  port: int = command.option(8000, help="Port of --serve; 0: a free one.", least=0, most=65535)
 
 
 class Chat:
@@ -92,15 +93,8 @@ class Chat:
     self.speakers, self.system, self.alpha = speakers, options.system, options.alpha
     self.has_delta, self.images = options.delta is not None, list[pictures.Picture]()
     self.sampling = _sampling(options)
-    self._commands = {
-      "alpha": self._alpha,
-      "image": self._image,
-      "system": self._system,
-      "reset": self._reset,
-      "save": self._save,
-      "help": self._help,
-      "exit": self._exit,
-    }
+    names = ("alpha", "image", "system", "reset", "save", "help", "exit")
+    self._commands = {name: getattr(self, f"_{name}") for name in names}
 
   def take(self, line: str) -> None:
     """Answers or obeys one line.
@@ -140,9 +134,9 @@ class Chat:
         one.close()
     for one in self.speakers:
       if one.last and one.last.finish_reason == "length":
-        say(
-          f"{one.name}: cut at {one.last.tokens} tokens (--max-new-tokens, or the model's context)"
-        )
+        say(f"{one.name}: cut at {one.last.tokens} tokens (--max-new-tokens, or its context)")
+      if one.last and not one.last.text.strip():
+        say(f"{one.name}: the answer is empty")
 
   def _alpha(self, text):
     if not self.has_delta:
@@ -195,15 +189,13 @@ def main(options: Options) -> None:
   _check(options)
   if options.serve:
     name = options.name or pathlib.Path(options.model or "").resolve().name
-    serving.serve(_local(options), name, options.host, options.port, _sampling(options))
+    serving.serve(_first(options), name, options.host, options.port, _sampling(options))
     return
   delta = f"+{options.delta}" if options.delta else ""
   name = f"{options.model or options.name}{delta}"
   speakers = [dialogue.Speaker(name, _first(options))]
   if options.beside:
-    args = config_file.template_args(options.template_arg)
-    second = local.load(hub.locate_model(options.beside), template_args=args)
-    speakers.append(dialogue.Speaker(options.beside, second))
+    speakers.append(dialogue.Speaker(options.beside, _local(options, options.beside)))
   talk = Chat(speakers, options)
   say(f"{' and '.join(one.name for one in speakers)}: /help lists the commands")
   for line in _lines():
@@ -219,14 +211,19 @@ def _first(options):
   if options.server:
     args = config_file.template_args(options.template_arg)
     return server.ServerEngine(options.server, options.name, template_args=args)
-  return _local(options)
-
-
-def _local(options):
-  """The engine of --model, with --delta."""
-  args, mesh = config_file.template_args(options.template_arg), sharding.mesh_of(options.mesh)
   delta = {"delta": options.delta, "alpha": options.alpha} if options.delta else {}
-  return local.load(hub.locate_model(options.model), template_args=args, mesh=mesh, **delta)
+  return _local(options, options.model, **delta)
+
+
+def _local(options, model, **delta):
+  """The engine of a model."""
+  return local.load(
+    hub.locate_model(model),
+    template_args=config_file.template_args(options.template_arg),
+    mesh=sharding.mesh_of(options.mesh),
+    image_max_pixels=options.image_max_pixels,
+    **delta,
+  )
 
 
 def _sampling(o: Options) -> "engine.Sampling":
@@ -273,6 +270,8 @@ def _check(o):
     )
   if o.server and not o.name:
     raise InputError("--server needs --name, the name of its model")
+  if o.server and o.image_max_pixels is not None:
+    raise InputError("--image-max-pixels is for --model; a server resizes images itself")
   if o.name and not (o.server or o.serve):
     raise InputError("--name needs --server or --serve")
   if o.delta and not o.model:

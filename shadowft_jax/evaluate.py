@@ -52,14 +52,13 @@ class Asking(command.Options):
   answer_after: str = command.option(
     "", help="For --questions: the text after which the answer begins, such as 'Answer:'."
   )
-  data: str | None = command.option(
-    None, help="Folder of the benchmarks' original files; without it they come from the Hub."
-  )
-  limit: int | None = command.option(
-    None, help="Questions of each group of a task at most.", least=1
-  )
+  data: str | None = command.option(None, help="Folder of the original files; default: the Hub.")
+  limit: int | None = command.option(None, help="Questions of each group at most.", least=1)
   template_arg: tuple[str, ...] = command.option(
     (), help="Argument of the chat template, such as enable_thinking=false."
+  )
+  image_max_pixels: int | None = command.option(
+    None, help="Scale larger images down to this area first. Default: as in training.", least=0
   )
   max_new_tokens: int | None = command.option(
     None, help="Maximum tokens per answer. Default: each task's own limit.", least=1
@@ -94,9 +93,7 @@ class Options(Asking):
     help="A model that answers: a folder, a run's folder, or a Hub id, optionally with a delta: "
     "[LABEL=]MODEL[+DELTA[@ALPHA,ALPHA...]].",
   )
-  delta: str | None = command.option(
-    None, help="Delta to graft in memory onto each --model that names none."
-  )
+  delta: str | None = command.option(None, help="Delta to graft onto each --model that names none.")
   alpha: tuple[str, ...] = command.option(
     (), help="Strength of the delta; several, as 0,0.5,1, are several models. Default: 1."
   )
@@ -131,9 +128,7 @@ class Options(Asking):
   seed: int = command.option(0, help="Seed of the samples, for --protocol=sample.", least=0)
   generate_only: bool = command.option(False, help="Write the answers and do not grade them.")
   harness: str | None = command.option(
-    None,
-    help="lm-eval: the tasks are those of EleutherAI's lm-evaluation-harness, run in this process.",
-    choices=("lm-eval",),
+    None, help="lm-eval: run tasks of EleutherAI's lm-evaluation-harness.", choices=("lm-eval",)
   )
 
 
@@ -204,13 +199,15 @@ def answers(
 
 
 def asked(
-  options: Asking,
+  options: Any,
   models: "Sequence[arms.Arm]",
   questions: "Sequence[task_lib.TaskQuestions]",
   out: pathlib.Path,
 ) -> "dict[str, dict[str, report.Result]]":
-  """As `answers`, for a command that trains the models."""
+  """As `answers`, for a command that trains the models: `options` are Asking, with a config."""
   shared = {x.name: getattr(options, x.name) for x in dataclasses.fields(Asking)}
+  if shared["image_max_pixels"] is None:  # the Instruct sees the images as the others
+    shared["image_max_pixels"] = options.config.data.image_max_pixels or None
   return answers(models, Options(**shared, out=str(out)), questions)
 
 
@@ -262,10 +259,10 @@ def _engine(arm, options, before, questions):
     args = {"enable_thinking": False} | args if "enable_thinking" in known else args
   steps = questions * options.samples * min(options.max_new_tokens or 256, 256) / options.batch_size
   vllm.suggest(directory, arm.delta, arm.label, steps)
-  more = {"delta": arm.delta, "alpha": arm.alpha} if arm.delta else {}
-  more |= {"template_args": args, "batch_size": options.batch_size}
-  mesh = sharding.mesh_of(options.mesh)
-  return local.load(directory, tokenizer_of=arm.tokenizer_of, mesh=mesh, **more)
+  settings = {n: getattr(options, n) for n in ("batch_size", "image_max_pixels")}
+  settings |= {"template_args": args, "mesh": sharding.mesh_of(options.mesh)}
+  delta = {"delta": arm.delta, "alpha": arm.alpha} if arm.delta else {}
+  return local.load(directory, tokenizer_of=arm.tokenizer_of, **delta, **settings)
 
 
 def check_options(o: Options) -> None:
@@ -287,6 +284,8 @@ def check_options(o: Options) -> None:
     raise InputError(f"--{name} needs --model or --name: the answers of --outputs are made already")
   if (o.delta or o.alpha) and not o.model:
     raise InputError(f"--{'delta' if o.delta else 'alpha'} needs --model, which gets the delta")
+  if o.name and o.image_max_pixels is not None:
+    raise InputError("--image-max-pixels is for --model; a server resizes images itself")
   if o.harness and (o.questions or o.outputs or o.name or o.data or o.protocol == "sample"):
     raise InputError(
       "--harness takes --model, --task, --limit, --template-arg and --out: the harness has its own "

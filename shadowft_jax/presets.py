@@ -124,7 +124,7 @@ FIELDS: dict[str, Field] = {
     "data.max_length": _count(4096, "maximum tokens per example, and the length of packed rows"),
     "data.layout": Field("packed", "packed: examples share rows; bucketed: one example per row, "
                          "padded to one of a few lengths", ("packed", "bucketed")),
-    "data.cache": Field("", "folder for cached tokens; empty: ~/.cache/shadowft_jax"),
+    "data.cache": Field("", "folder for cached tokens and images; empty: ~/.cache/shadowft_jax"),
 
     "epochs": _count(1, "passes over the training data"),
     "max_steps": Field(0, "number of optimizer steps, over as many epochs as needed; 0 or -1: set "

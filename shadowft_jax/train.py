@@ -26,7 +26,7 @@ with epy.lazy_imports():  # help and errors of flags, config and paths come befo
 
   from shadowft_jax import hosts, sharding
   from shadowft_jax.data import dataset, first_rows, preview, sets
-  from shadowft_jax.generation import local
+  from shadowft_jax.generation import local, seeing
   from shadowft_jax.grafting import write
   from shadowft_jax.hf import deltas, hub, weights
   from shadowft_jax.learning import kernels, loop, measured, preflight, samples, step, updates
@@ -93,7 +93,8 @@ def _tune(config, run, mesh):
     warned = _graft(delta, config, run, pair, origin)  # W_I + delta
     losses = measured.measure(pair.instruct, run, loss, data, config, mesh)
   asked.after(local.load)
-  records = run.finish(losses, inputs, config, origin, warnings=[*pair.warnings, *warned])
+  task = "chartqa" if data.vision else "gsm8k"
+  records = run.finish(losses, inputs, config, origin, [*pair.warnings, *warned], task)
   if hosts.is_first():
     page.write(run.directory)
   return records
@@ -102,6 +103,7 @@ def _tune(config, run, mesh):
 def _graft(delta, config, run, pair, origin):
   """Writes the delta, and the Instruct with it; returns warnings."""
   form = {name: config.delta[name] for name in ("rank", "alpha", "rslora")}
+  pixels = config.data.image_max_pixels
   deltas.save(
     run.delta, delta, base_model=config.instruct, model_type=pair.instruct.model_type, **form
   )
@@ -113,6 +115,7 @@ def _graft(delta, config, run, pair, origin):
     match=config.graft.match,
     card=cards.text(origin, "model"),
     verb="grafted onto" if origin.is_graft else "added to",
+    more={seeing.PIXELS: pixels} if pixels else {},
   )
 
 

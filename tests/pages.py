@@ -18,6 +18,7 @@ from shadowft_jax.runs import grid, outcomes
 NASTY = (
   '</pre></title><script>alert(1)</script><img src=x onerror=alert(2)>"&\x00\x1b[31m\u202e\ud800$x^'
 )
+MODELS = ("Instruct", "FT", "Shadow-FT")
 MODULES = {"self_attn": "qkvo", "mlp": ("gate", "up", "down")}
 
 
@@ -76,10 +77,16 @@ def survived(layers):
   return rows
 
 
-def write_scores(folder, *, count=30, models=("Instruct", "FT", "Shadow-FT"), text="hello"):
-  """An evaluation's folder, as `evaluate --out` writes it, with `text` in questions and answers."""
+def write_scores(folder, *, count=30, models=MODELS, text="hello", images=()):
+  """An evaluation's folder, as `evaluate --out` writes it, with `text` in questions and answers.
+
+  The first questions have `images`, one each.
+  """
   [task] = tasks.chosen(["gsm8k"])
   asked = [example(f"{text} {n}?", n) for n in range(count)]
+  for n, image in enumerate(images):
+    turn = {"role": "user", "content": f"<image>{text} {n}?", "images": (image,)}
+    asked[n] = example([turn], n)
   page.keep_questions(folder, task, asked)
   results, arms = {}, {}
   for k, model in enumerate(models):

@@ -23,7 +23,7 @@ def page(tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     patch.chdir(folder)
     example.write(pathlib.Path("demo"))
-    [code] = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    [code, _] = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert len(code.strip().splitlines()) <= 12
     names = {}
     exec(compile(code.replace('"max_steps": 60', '"max_steps": 2'), str(PAGE), "exec"), names)

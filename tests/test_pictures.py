@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -16,7 +17,7 @@ from transformers import Gemma3Processor
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
 from shadowft_jax import presets, sharding
-from shadowft_jax.data import dataset, pictures, vision
+from shadowft_jax.data import dataset, kept, pictures, processors, vision
 from shadowft_jax.data.tokenizer import load_tokenizer
 from shadowft_jax.errors import InputError
 from tests import pico, pictured
@@ -265,7 +266,7 @@ def test_images_stand_in_the_authors_templates_as_in_the_processors(config):
 @pytest.mark.parametrize("size", [(1000, 500), (768, 768), (2000, 1000), (20, 10), (4000, 3)])
 def test_the_authors_rule_of_sizes(size):
   """As `_preprocess_image` of LLaMA-Factory, whose image_max_pixels is 768 * 768."""
-  made = vision.scaled(Image.new("RGB", size), 768 * 768)
+  made = processors.scaled(Image.new("RGB", size), 768 * 768)
   want = {(2000, 1000): (1086, 543), (20, 10): (45, 22)}.get(size, size)
   assert made.size == want
 
@@ -274,6 +275,57 @@ def test_the_option_of_sizes_changes_pixels(folder):
   picture = pictures.opened(png(size=(900, 800)), [], "row 1")
   plain, small = (vision.open_vision(folder, n).prepared(picture)["pixel"] for n in (0, 10_000))
   assert plain.shape == small.shape and (plain != small).any()
+
+
+def pixels(config):
+  return next(dataset.read(config, config.instruct).batches(0))["pixel"]
+
+
+def never(*_):
+  raise AssertionError("an image is decoded again")
+
+
+def test_a_second_run_reads_prepared_images_from_disk(config, tmp_path, monkeypatch, capsys):
+  write(config, *(row("<image>", images=[as_text(png(i))]) for i in range(3)))
+  want = pixels(config)
+  files = sorted((tmp_path / "cache/images").iterdir())
+  assert len(files) == 3 and all(path.suffix == ".npz" for path in files)
+  with monkeypatch.context() as patch:
+    patch.setattr(pictures, "_decoded", never)
+    np.testing.assert_array_equal(pixels(config), want)
+    config.data.image_max_pixels = 1100
+    with pytest.raises(AssertionError, match="decoded again"):
+      pixels(config)
+  assert (pixels(config) != want).any() and len([*(tmp_path / "cache/images").iterdir()]) == 6
+  config.data.image_max_pixels = 0
+  good = files[1].read_bytes()
+  files[1].write_bytes(good[:-9])
+  capsys.readouterr()
+  np.testing.assert_array_equal(pixels(config), want)
+  assert f"cannot read the cache file {files[1]}" in capsys.readouterr().err
+  assert files[1].read_bytes() == good
+
+
+def test_other_settings_of_the_processor_are_other_prepared_images(config, folder, tmp_path):
+  write(config, row("<image>", images=[as_text(png(size=(300, 200)))]))
+  want = pixels(config)
+  shutil.copytree(folder, tmp_path / "other")
+  pictured.save_processor(tmp_path / "other", resample=0)
+  config.base = config.instruct = str(tmp_path / "other")
+  assert (pixels(config) != want).any()
+
+
+def test_the_oldest_prepared_images_go_and_a_folder_that_is_full_is_said_once(
+  config, tmp_path, monkeypatch, capsys
+):
+  write(config, *(row("<image>", images=[as_text(png(i))]) for i in range(9)))
+  monkeypatch.setattr(kept, "MOST_CACHED", 5000)
+  want = pixels(config)
+  assert 0 < sum(p.stat().st_size for p in (tmp_path / "cache/images").iterdir()) <= 5000
+  (tmp_path / "file").write_text("")
+  config.data.cache = str(tmp_path / "file" / "cache")
+  np.testing.assert_array_equal(pixels(config), want)
+  assert capsys.readouterr().err.count("cannot cache the images for the next run") == 1
 
 
 def test_images_need_no_torch(config, folder):

@@ -1,19 +1,23 @@
 """report.html without a browser: what is on it, what it lacks, and that data stays data."""
 
+import base64
 import html.parser
+import io
 import json
 import re
 
 import pytest
+from PIL import Image
 
 from shadowft_jax import command, report
+from shadowft_jax.data.pictures import opened
 from shadowft_jax.errors import InputError
-from shadowft_jax.evaluation import page as scores_page
+from shadowft_jax.evaluation import page as scores_page, thumbnails
 from shadowft_jax.runs import heatmaps, html as pages, page, pictures, svg, sweep_page
 from tests import pages as made
 
 pytestmark = pytest.mark.draws
-VOID = {"meta", "input", "br"}
+VOID = {"meta", "input", "br", "img"}
 
 
 class Reader(html.parser.HTMLParser):
@@ -139,6 +143,34 @@ def test_tables_have_headers_with_their_scope(run_page, scores_shown):
     assert {"row", "col"} == set(scopes)
     assert len(reader.all("caption")) == len(reader.all("table"))
     assert len(reader.within("th")) >= 10
+
+
+def test_images_of_questions_are_in_the_page_scaled_down_up_to_a_limit(
+  undrawn, tmp_path, monkeypatch
+):
+  paths = [tmp_path / f'{n} "><b>.png' for n in range(4)]
+  for n, path in enumerate(paths):
+    Image.effect_noise((900 - n, 600), 90).save(path)
+  charts = [opened(str(path), [tmp_path], "it") for path in paths]
+  folder = made.write_scores(tmp_path / "scores", images=[*charts, charts[0]])
+  for path in paths:
+    path.unlink()  # the page needs them no more
+  reader = shown(folder)
+  images = reader.all("img")
+  assert [x["alt"] for x in images] == [
+    f'The image of the question: {n} "><b>.png' for n in (0, 1, 2, 3, 0)
+  ]
+  head, sizes = "data:image/webp;base64,", [len(x["src"]) for x in images]
+  for one in images:
+    assert one.keys() == {"src", "alt"} and one["src"].startswith(head)
+    with Image.open(io.BytesIO(base64.b64decode(one["src"].removeprefix(head)))) as image:
+      assert image.width == thumbnails.SIDE
+  assert images[0] == images[4] and "images are left out" not in reader.said
+  monkeypatch.setattr(thumbnails, "MOST", sum(sizes[:3]))
+  reader = shown(folder)
+  assert reader.all("img") == images[:3]
+  assert "2 images are left out, so that the page stays small." in reader.said
+  assert str(paths[3]) in reader.said
 
 
 @pytest.mark.parametrize("kind", ["run", "scores"])

@@ -1,7 +1,9 @@
 """Answers to questions about images: against transformers, and from every place that asks."""
 
+import dataclasses
 import io
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -10,9 +12,11 @@ import transformers
 from safetensors.numpy import load_file, save_file
 from starlette import testclient
 
-from shadowft_jax.data import pictures
+from shadowft_jax import api, chat, compare, evaluate, files, presets
+from shadowft_jax.data import pictures, vision
 from shadowft_jax.errors import InputError
-from shadowft_jax.generation import decode, local, openai_form, server, serving, steps
+from shadowft_jax.evaluation import arms
+from shadowft_jax.generation import decode, local, openai_form, seeing, server, serving, steps
 from shadowft_jax.generation.engine import Sampling, images_of
 from tests import pico, pictured
 
@@ -196,3 +200,65 @@ def test_the_server_answers_about_an_image_as_the_engine(engine):
     assert answer["usage"]["prompt_tokens"] == len(engine.prompt(CONVERSATIONS[0]))
     refused = client.post("/v1/chat/completions", json={**body, "logprobs": True})
   assert refused.status_code == 400 and "without images" in refused.text
+
+
+def test_generate_takes_images_in_content_lists(folder, engine, tmp_path):
+  chart = pictured.chart(0)
+  chart.save(tmp_path / "a.png")
+  forms = [str(tmp_path / "a.png"), (tmp_path / "a.png").read_bytes(), chart]
+  parts = [[{"type": "image", "image": x}, {"type": "text", "text": "How many?"}] for x in forms]
+  prompts = ["What is a bar?", *([{"role": "user", "content": x}] for x in parts)]
+  plain, *answers = api.generate(api.load_model(folder), prompts, max_new=6)
+  [[want]], [[text]] = (
+    engine.complete([m], Sampling(6)) for m in (CONVERSATIONS[0], asked(prompts[0]))
+  )
+  assert answers == [want.text] * 3 and plain == text.text
+  parts[0][0]["image"] = "no.png"
+  with pytest.raises(InputError, match="prompt 2: there is no image no.png"):
+    api.generate(api.load_model(folder), prompts)
+
+
+def test_images_are_scaled_as_in_the_run_that_wrote_the_model_or_delta(folder, tmp_path):
+  chart, made = picture(0, (200, 100)), tmp_path / "run/shadow"
+  plain, small = (vision.open_vision(folder, n).prepared(chart)["pixel"] for n in (0, 1500))
+  assert (plain != small).any()
+  shutil.copytree(folder, made)
+  files.write_json(made / "provenance.json", {"seed": None, "image_max_pixels": 1500})
+  engine = local.load(made)
+  np.testing.assert_array_equal(engine.eye.vision.prepared(chart)["pixel"], small)
+  assert engine.identity["image_max_pixels"] == 1500
+  told = local.load(made, image_max_pixels=0)
+  np.testing.assert_array_equal(told.eye.vision.prepared(chart)["pixel"], plain)
+  assert "image_max_pixels" not in told.identity
+  assert seeing.trained_pixels(folder) == 0
+  assert seeing.trained_pixels(folder, tmp_path / "run") == 1500
+  assert seeing.trained_pixels(folder, tmp_path / "run/delta") == 1500
+
+
+def test_commands_hand_on_the_size_of_images(folder, tmp_path, monkeypatch):
+  given = []
+
+  def load(*_, image_max_pixels, **__):
+    given.append(image_max_pixels)
+    raise InputError("enough")
+
+  monkeypatch.setattr(local, "load", load)
+  config, arm = presets.sft(), arms.Arm("a", "model", str(folder))
+  own = dict(questions=("q.jsonl",), image_max_pixels=4)
+  asking = compare.Options(config=config, workdir=str(tmp_path), questions=own["questions"])
+  config.data.image_max_pixels = 9
+  for call in (
+    lambda: chat._first(chat.Options(model=str(folder), image_max_pixels=3)),
+    lambda: evaluate.answers([arm], evaluate.Options(**own, out=str(tmp_path)), []),
+    lambda: evaluate.asked(asking, [arm], [], tmp_path),
+    lambda: evaluate.asked(dataclasses.replace(asking, **own), [arm], [], tmp_path),
+  ):
+    with pytest.raises(InputError, match="enough"):
+      call()
+  assert given == [3, 4, 9, 4]
+  for check, options in (
+    (chat._check, chat.Options(server="http://a", name="b", image_max_pixels=3)),
+    (evaluate.check_options, evaluate.Options(**own, server="http://a", name=("b",), out="c")),
+  ):
+    with pytest.raises(InputError, match="a server resizes images itself"):
+      check(options)

@@ -52,7 +52,7 @@ def talk(monkeypatch, lines, *flags, engines=None, columns="60"):
   made = {} if engines is None else engines
   make = lambda directory, **more: made.setdefault(str(directory), Echo(directory.name, **more))
 
-  def load(directory, delta=None, template_args=None, mesh=None, **more):
+  def load(directory, delta=None, template_args=None, mesh=None, image_max_pixels=None, **more):
     return make(directory, **more)
 
   monkeypatch.setattr(local, "load", load)
@@ -164,7 +164,7 @@ def test_ctrl_c_stops_an_answer_and_keeps_its_text_so_far(monkeypatch):
 def test_a_cut_answer_says_so(monkeypatch):
   engines = {str(TINY / "instruct"): Echo(reason="length")}
   _, err, _ = talk(monkeypatch, ["a"], "--max-new-tokens=5", engines=engines)
-  assert "tokens (--max-new-tokens, or the model's context)" in err
+  assert "tokens (--max-new-tokens, or its context)" in err
 
 
 def test_later_turns_see_no_thoughts_and_no_turn_that_failed():

@@ -14,7 +14,7 @@ import time
 import numpy as np
 import pytest
 
-from shadowft_jax.data import chat, formats, tokenise
+from shadowft_jax.data import chat, formats, kept, tokenise
 from shadowft_jax.data.tokenizer import load_tokenizer
 from shadowft_jax.errors import InputError
 from tests import pico
@@ -288,15 +288,15 @@ def test_a_file_is_written_whole_or_not_at_all(folder, tmp_path, monkeypatch, ca
 
 
 def test_several_may_write_at_once(folder, tmp_path, monkeypatch):
-  meet, save = threading.Barrier(3), tokenise._save
+  meet, save = threading.Barrier(3), kept.Cache.save
 
-  def together(path, flat):
+  def together(self, key, flat):
     meet.wait(30)  # All have tokens to write before any is done.
-    save(path, flat)
+    save(self, key, flat)
 
   rows, results = make_rows(), []
   with monkeypatch.context() as patch:
-    patch.setattr(tokenise, "_save", together)
+    patch.setattr(kept.Cache, "save", together)
     threads = [
       threading.Thread(
         target=lambda: results.append(tokenise.tokenise(rows, folder, CHAT, tmp_path))

@@ -1,5 +1,6 @@
 """A run on charts from data to the exported folder, read by transformers and PEFT."""
 
+import json
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ import torch
 import transformers
 from safetensors.numpy import load_file
 
-from shadowft_jax import presets, train
+from shadowft_jax import compare, presets, train
 from shadowft_jax.data import pictures
 from shadowft_jax.generation import local
 from shadowft_jax.generation.engine import Sampling
@@ -31,7 +32,7 @@ def run(tmp_path_factory):
   c.data.train, c.data.val_ratio = str(pictured.save_rows(root, 8)), 0.2
   c.data.max_length, c.data.layout, c.data.cache = 64, "bucketed", str(root / "cache")
   c.rows = c.batch_size = 8
-  c.samples = 2
+  c.samples, c.data.image_max_pixels = 2, 1500
   c.epochs, c.dtype, c.delta.rank, c.lr, c.remat = 3, "float32", 2, 1e-2, "none"
   records = train.train(c, root / "run")
   assert records[-1]["shadow_valid_loss"] < records[-1]["instruct_valid_loss"]
@@ -92,6 +93,9 @@ def test_sample_answers_are_about_the_images(run):
   questions = {f"How many bars, {i}?": root / f"{i}.png" for i in range(8)}
   assert len(after) == 2 and {x["prompt"] for x in during} == {x["prompt"] for x in after}
   engine = local.load(root / "instruct", delta=folder / "delta", alpha=0.0).with_alpha(1.0)
+  assert "shadowft evaluate --task chartqa " in (folder / "log.txt").read_text()
+  assert engine.eye.max_pixels == local.load(folder / "shadow").eye.max_pixels == 1500
+  assert "| data.image_max_pixels | 1500 |" in (folder / "shadow/README.md").read_text()
   sampling = Sampling(256, fit_context=True)
   for record in after:
     [(text, path)] = [x for x in questions.items() if x[0] in record["prompt"]]
@@ -100,6 +104,27 @@ def test_sample_answers_are_about_the_images(run):
     turn["images"] = (pictures.opened(str(path), [root], "it"),)
     [[answer]] = engine.complete([[turn]], sampling)
     assert record["shadow"] == answer.text
+
+
+@pytest.mark.slow
+def test_ft_and_shadow_ft_are_compared_on_images(run):
+  root, _, config = run
+  rows = [
+    {"question": f"<image>How many bars, {i}?", "image": f"{i}.png", "answer": f"{i} bars"}
+    for i in range(8)
+  ]
+  (root / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  flags = dict(questions=(str(root / "q.jsonl"),), grid=("config.lr=1e-2",), max_new_tokens=4)
+  options = compare.Options(
+    config=config.copy_and_resolve_references(), **flags, workdir=str(root / "c")
+  )
+  text, results = compare.compare(options)
+  assert len(results) == 2 and "7 test questions, 1 development question;" in text
+  page = (root / "c/report.html").read_text()
+  assert page.count('<img src="data:image/webp;base64,') == 7
+  for arm in ("Instruct", *(one.cell.name for one in results)):
+    said = (root / f"c/scores/{arm}/q.jsonl").read_text().splitlines()[0]
+    assert '"image_max_pixels": 1500' in said
 
 
 def test_a_text_only_model_takes_no_images(tmp_path):

@@ -8,7 +8,7 @@ import io
 import pathlib
 import re
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from PIL import Image, ImageOps
@@ -53,21 +53,30 @@ class Picture:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def opened(reference: Any, folders: Sequence[pathlib.Path], where: str) -> Picture:
+def opened(
+  reference: Any,
+  folders: Sequence[pathlib.Path],
+  where: str,
+  is_known: Callable[[str], bool] = lambda digest: False,
+) -> Picture:
   """The image of a reference, which is read and decoded to check it.
 
   Args:
-    reference: a path, a data URL, base64 text, bytes, or {"bytes" or "path": one of these}.
+    reference: a path, a data URL, base64 text, bytes, an image of PIL, or {"bytes" or "path": one
+      of these}.
     folders: where relative paths begin; the first in which the file exists counts.
     where: "FILE row N", for errors.
+    is_known: digest -> whether an image has been decoded before.
 
   Raises:
     InputError: the image is missing, broken, too large or animated; names the row.
   """
   source, name = _source(reference, folders, where)
   data = _bytes(source, name)
-  _decoded(data, name)
-  return Picture(hashlib.sha256(data).hexdigest(), source)
+  digest = hashlib.sha256(data).hexdigest()
+  if not is_known(digest):
+    _decoded(data, name)
+  return Picture(digest, source)
 
 
 def _source(reference, folders, where):
@@ -75,6 +84,10 @@ def _source(reference, folders, where):
   if isinstance(reference, dict):
     given = [reference[k] for k in ("bytes", "path", "url", "image") if reference.get(k)]
     reference = given[0] if given else reference
+  if isinstance(reference, Image.Image):
+    file = io.BytesIO()
+    reference.save(file, "png")
+    reference = file.getvalue()
   if isinstance(reference, bytes | bytearray):
     return bytes(reference), f"{where}: an image of {len(reference):,} bytes"
   if not isinstance(reference, str):

@@ -14,7 +14,7 @@ from shadowft_jax.data.packing import Arrays, Share, Step
 from shadowft_jax.data.turns import Example
 
 if TYPE_CHECKING:
-  from shadowft_jax.data.vision import Vision
+  from shadowft_jax.data.seen import Vision
 
 
 @dataclasses.dataclass(frozen=True)

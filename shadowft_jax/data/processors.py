@@ -4,6 +4,7 @@ Scaling to floats is left to the device, so that batches hold a byte per channel
 """
 
 import importlib
+import math
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ GEMMA3 = {  # of transformers' configuration_gemma3.py
   "image_token_index": 262_144,
   "mm_tokens_per_image": 256,
 }
+LEAST_PIXELS = 32 * 32  # of an image, where data.image_max_pixels is set
 Arrays = dict[str, np.ndarray]
 
 
@@ -84,6 +86,21 @@ def arrays(processor: Any, hf: Mapping[str, Any], image: Image.Image) -> Arrays:
   """What the model of a config.json takes for an image; "pixel" is uint8."""
   made = processor(image, do_rescale=False, do_normalize=False, return_tensors="np")
   return FAMILIES[hf["model_type"]].arrays(made, hf["vision_config"])
+
+
+def scaled(image: Image.Image, max_pixels: int) -> Image.Image:
+  """The image, scaled down to `max_pixels` or up to LEAST_PIXELS, its aspect ratio kept.
+
+  With `max_pixels` 0 it stays as it is.
+
+  Source: `_preprocess_image` of LLaMA-Factory, src/llamafactory/data/mm_plugin.py.
+  """
+  area = image.width * image.height
+  bound = max_pixels if area > max_pixels else LEAST_PIXELS if area < LEAST_PIXELS else area
+  if bound == area or not max_pixels:
+    return image
+  factor = math.sqrt(bound / area)
+  return image.resize((max(1, int(image.width * factor)), max(1, int(image.height * factor))))
 
 
 def _whole(made, _):

@@ -5,10 +5,11 @@ import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 
-from shadowft_jax.data import vision
+from shadowft_jax.data import seen, vision
 from shadowft_jax.data.formats import BadRows, without_images
 from shadowft_jax.data.marks import Marks
 from shadowft_jax.data.pictures import Picture
+from shadowft_jax.data.seen import Vision
 from shadowft_jax.data.turns import Entry, Row
 from shadowft_jax.errors import InputError
 from shadowft_jax.hf import hub
@@ -24,7 +25,7 @@ class Sight:
   def __init__(self, config: Config, tokenizer: str | os.PathLike) -> None:
     self.config, self.directory = config, tokenizer
     self.is_used = config.data.images == "train" and vision.has_vision(tokenizer)
-    self.opened: vision.Vision | None = None
+    self.opened: Vision | None = None
 
   def split(
     self, rows: list[Row], files: Sequence[pathlib.Path], bad: BadRows
@@ -45,14 +46,15 @@ class Sight:
     c = self.config.data
     if any(row.images for row in rows) and not self.opened:
       trained = hub.locate(self.config[self.config.learn_on])
-      self.opened = vision.open_vision(self.directory, c.image_max_pixels, trained)
+      self.opened = vision.open_vision(self.directory, c.image_max_pixels, trained, c.cache)
     folders = [pathlib.Path(c.image_folder)] if c.image_folder else [f.parent for f in files]
     good, shown = [], []
-    for row, images in zip(rows, vision.open_rows(rows, folders or [pathlib.Path()]), strict=True):
+    found = seen.open_rows(rows, folders or [pathlib.Path()], self.opened)
+    for row, images in zip(rows, found, strict=True):
       try:
         if isinstance(images, InputError):
           raise images
-        good.append(vision.marked(row, self.opened.marks) if images and self.opened else row)
+        good.append(seen.marked(row, self.opened.marks) if images and self.opened else row)
         shown.append(images)
       except InputError as error:
         bad.add(error)

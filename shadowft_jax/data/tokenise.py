@@ -5,8 +5,6 @@ import contextlib
 import dataclasses
 import functools
 import gc
-import hashlib
-import importlib.metadata
 import json
 import multiprocessing.connection
 import operator
@@ -24,7 +22,7 @@ from shadowft_jax import machine
 from shadowft_jax.data import chat, kept, marks, paper, renderer, tokenizer as tokenizers
 from shadowft_jax.data.turns import Entry, Example, Row, Settings
 from shadowft_jax.errors import InputError
-from shadowft_jax.progress import check_stop, detail, say
+from shadowft_jax.progress import check_stop, detail
 
 RECIPES = {"chat": chat.encode_rows, "paper": paper.encode_rows}
 CHUNK = 500_000  # characters of rows per chunk
@@ -38,7 +36,6 @@ PACKAGES = ("jinja2", "tokenizers", "transformers")
 CONTENT = operator.attrgetter(
   *(field.name for field in dataclasses.fields(Row) if field.name != "where")
 )
-MOST_CACHED = 20 << 30  # bytes of cached tokens, of all data
 FOLDER = "\0"  # placeholder for the tokenizer's folder in a cached error
 
 
@@ -54,7 +51,7 @@ def tokenise(
     rows: the rows.
     tokenizer_dir: a Hugging Face folder.
     settings: the recipe and its limits.
-    cache_dir: the cache folder; "": $XDG_CACHE_HOME/shadowft_jax, or ~/.cache/shadowft_jax.
+    cache_dir: see `kept.folder`.
 
   Returns:
     One entry per row, in order: its list of Example, or the InputError of a bad row.
@@ -67,26 +64,19 @@ def tokenise(
     return []
   folder = os.path.abspath(tokenizer_dir)
   key, sizes = _key(rows, folder, settings)
-  cache = pathlib.Path(cache_dir).expanduser() if cache_dir else machine.cache_folder()
-  flat = _load(cache / f"{key}.npz")
+  cache = kept.Cache(kept.folder(cache_dir), "tokens", "tokenising its rows again")
+  flat = cache.load(key)
   if flat is None:
     flat = _encoded(rows, sizes, folder, settings)
-    _save(cache / f"{key}.npz", flat)
+    cache.save(key, flat)
   return _entries(flat, rows, folder)
 
 
 def _key(rows, folder, settings):
   """(a digest of everything the result depends on, the characters of each row)."""
-  digest = hashlib.sha256()
-
-  def add(*parts):
-    digest.update(repr(parts).encode())
-
-  add(settings, [(name, importlib.metadata.version(name)) for name in PACKAGES])
   files = [p for p in pathlib.Path(folder).glob("*") if p.suffix in tokenizers.READ and p.is_file()]
   files += pathlib.Path(folder, "additional_chat_templates").glob("*.jinja")
-  for path in [*CODE, *sorted(files)]:
-    add(path.name, hashlib.sha256(path.read_bytes()).digest())
+  digest = kept.key(settings, code=[*CODE, *sorted(files)], packages=PACKAGES)
   sizes = []
   for row in rows:
     text = repr(CONTENT(row))
@@ -250,28 +240,3 @@ def _entries(flat, rows, folder):
     else:
       out.append([Example(**next(examples), where=row.where) for _ in range(count)])
   return out
-
-
-def _load(path):
-  """The arrays of a cache file, or None if it is missing or unreadable."""
-  if not os.path.exists(path):
-    return None
-  try:
-    flat = kept.load(path)
-    os.utime(path)  # `trim` removes what was not used for longest
-    return flat
-  except (InputError, OSError) as error:
-    say(f"cannot read the cache file {path} ({error}); tokenising its rows again")
-    return None
-
-
-def _save(path, flat):
-  """Writes the arrays to the cache, or prints why it cannot."""
-  try:
-    kept.save(path, flat)
-    machine.trim(path.parent, "*.npz", MOST_CACHED)
-  except OSError as error:
-    say(
-      f"cannot cache the tokens for the next run: {error}; set --config.data.cache=FOLDER to use "
-      "another folder"
-    )

@@ -70,8 +70,8 @@ def _within_context(model, examples, sampling, receive):
   if short:
     say(
       f"warning: prompts that leave fewer than {sampling.max_new:,} of the model's {model.limit:,} "
-      "tokens (max_position_embeddings) for the answer, which is cut there: "
-      f"{short:,} of {len(examples):,}"
+      f"tokens (max_position_embeddings) for the answer: {short:,} of {len(examples):,}; an answer "
+      "that needs more is cut, and --max-new-tokens sets another limit"
     )
   fit = [i for i, prompt in enumerate(prompts) if len(prompt) < model.limit]
   for i in set(range(len(prompts))) - set(fit):

@@ -7,7 +7,7 @@ from typing import Any
 
 from shadowft_jax import files
 from shadowft_jax.errors import InputError
-from shadowft_jax.evaluation import page
+from shadowft_jax.evaluation import page, thumbnails
 from shadowft_jax.evaluation.entrants import KINDS
 from shadowft_jax.evaluation.statistics import Difference
 from shadowft_jax.evaluation.verdict import clear, points
@@ -16,7 +16,7 @@ from shadowft_jax.runs import curves, grid, html, made
 from shadowft_jax.runs.grid import ARMS, shown
 from shadowft_jax.runs.html import Cell, Page, Picture, Section, Table, Text
 
-NAME = "compare.json"
+NAME, SCORES = "compare.json", "scores"  # the file, and the folder of the answers
 MARKS = {1: "good", 0: "", -1: "bad"}
 Record = Mapping[str, Any]
 
@@ -52,7 +52,7 @@ def of_folder(directory: pathlib.Path, most: int = page.MOST) -> Page:
     sections=[
       Section("What the numbers show", [*_choices(record)]),
       Section("Every setting", [*_settings(record)]),
-      Section("Answers", [*_answers(record, most)]),
+      Section("Answers", [*_answers(record, most, thumbnails.Thumbnails(directory / SCORES))]),
       Section("How it was made", [*_made(directory, record)]),
     ],
   )
@@ -171,7 +171,7 @@ def _picture(models, names) -> Picture | None:
   return Picture("compare", figure, f"Right answers: {alt}.", "Bars are 95 % intervals.")
 
 
-def _answers(record, most) -> Iterator[html.Questions]:
+def _answers(record, most, small) -> Iterator[html.Questions]:
   """The answers of the Instruct and of the models that were chosen."""
   labels = keys_of_answers(record)
   rows = [q for q in record["questions"] if q["part"] == "test"]
@@ -181,9 +181,12 @@ def _answers(record, most) -> Iterator[html.Questions]:
     right = [[x["state"] == "right" for x in answers] for answers in given]
     chosen = page.differing_first(right, most)
     questions = [
-      page.question(own[i]["id"], own[i]["messages"], own[i]["reference"], given[i]) for i in chosen
+      page.question(q["id"], m := q["messages"], q["reference"], given[i], small.shown(m))
+      for i in chosen
+      for q in [own[i]]
     ]
     note = f"{len(chosen):,} of {count(len(own), 'question')}" if len(chosen) < len(own) else ""
+    note += small.note()
     filters = page.filters(list(labels), [right[i] for i in chosen], right, _rivals(record, labels))
     yield html.Questions(f"questions-{number}", task, list(labels), questions, filters, note)
 

@@ -9,7 +9,7 @@ from typing import Any
 from shadowft_jax import files
 from shadowft_jax.data.turns import IMAGE
 from shadowft_jax.errors import InputError
-from shadowft_jax.evaluation import comparison, picture, suite
+from shadowft_jax.evaluation import comparison, picture, suite, thumbnails
 from shadowft_jax.evaluation.graded import Score
 from shadowft_jax.evaluation.tasks.task import Example, Task, as_json
 from shadowft_jax.progress import count
@@ -24,13 +24,14 @@ Record = Mapping[str, Any]
 
 
 def keep_questions(out: pathlib.Path, task: Task, examples: Sequence[Example]) -> None:
-  """Writes TASK.questions.jsonl: id, group, messages and gold answer of each question."""
+  """Writes id, group, messages and gold of questions to TASK.questions.jsonl, and thumbnails."""
   rows = [
     {"id": x.id, "group": x.group, "messages": as_json(x.messages), "gold": x.gold}
     for x in examples
   ]
   text = "".join(json.dumps(row) + "\n" for row in rows)
   files.write(out / QUESTIONS.format(task.name), text)
+  thumbnails.keep(out, examples)
 
 
 def write(directory: pathlib.Path) -> None:
@@ -138,6 +139,7 @@ def _differences(record) -> Iterator[html.Part]:
 
 
 def _answers(directory, models, tasks, most) -> Iterator[html.Questions]:
+  small = thumbnails.Thumbnails(directory)
   for number, task in enumerate(tasks, 1):
     given = [_first_samples(_graded_path(directory, model, task)) for model in models]
     present = [(model, x) for model, x in zip(models, given, strict=True) if x]
@@ -153,7 +155,8 @@ def _answers(directory, models, tasks, most) -> Iterator[html.Questions]:
     for n in kept:
       row = rows.get(n, {"messages": [], "gold": None})
       given = [x[n] for _, x in present]
-      questions.append(question(n, row["messages"][shared:], row["gold"], given))
+      messages = row["messages"][shared:]
+      questions.append(question(n, messages, row["gold"], given, small.shown(messages)))
     note = "The first sample of each answer." if _has_samples(directory, models, task) else ""
     if shared:
       note += f" Every question comes after the same {count(shared, 'message')}, worked examples."
@@ -162,6 +165,7 @@ def _answers(directory, models, tasks, most) -> Iterator[html.Questions]:
         f" {len(kept):,} of {len(ids):,} questions are shown, those on which the models differ "
         f"before others; all are in {task}.graded.jsonl of each model."
       )
+    note += small.note()
     filters_ = filters(labels, [right[n] for n in kept], list(right.values()))
     name = f"questions-{number}"
     yield html.Questions(name, task, labels, questions, filters_, note.strip())
@@ -237,7 +241,11 @@ def _shared(dialogues) -> int:
 
 
 def question(
-  name: str, messages: Sequence[Mapping[str, Any]], gold: Any, answers: Sequence[Record]
+  name: str,
+  messages: Sequence[Mapping[str, Any]],
+  gold: Any,
+  answers: Sequence[Record],
+  images: Sequence[html.Image] = (),
 ) -> html.Question:
   """A question with the answers of all models.
 
@@ -246,17 +254,20 @@ def question(
     messages: those of `as_json`.
     gold: the right answer, None where it is not known.
     answers: with text, state and, where it is known, extracted.
+    images: those of the question that are shown.
   """
   text = "\n\n".join(
     m["content"] if len(messages) == 1 else f"{m['role']}: {m['content']}" for m in messages
   )
-  images = [name for m in messages for name in m.get("images", ())]
-  gold = gold if isinstance(gold, str) else "" if gold is None else json.dumps(gold)
+  names = [name for m in messages for name in m.get("images", ())]
+  golds = gold if isinstance(gold, list) else [] if gold is None else [gold]
+  gold = " or ".join(x if isinstance(x, str) else json.dumps(x) for x in golds)
   return html.Question(
     name,
-    _short(text) + (f"\n\n{IMAGE}: {', '.join(images)}" if images else ""),
+    _short(text) + (f"\n\n{IMAGE}: {', '.join(names)}" if names else ""),
     gold if len(gold) <= LONGEST_REFERENCE else "",
     [Answer(_short(x["text"]), x["state"], x.get("extracted")) for x in answers],
+    images,
   )
 
 

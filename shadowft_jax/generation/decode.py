@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from shadowft_jax import progress, sharding, tree
 from shadowft_jax.data.pictures import Picture
-from shadowft_jax.data.vision import Vision, images_a_row
+from shadowft_jax.data.seen import Vision, images_a_row
 from shadowft_jax.generation import sampling as sampling_lib, steps
 from shadowft_jax.generation.engine import Sampling
 from shadowft_jax.generation.steps import Rows, Variables

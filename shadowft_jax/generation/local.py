@@ -246,10 +246,9 @@ def load(
   batch_size: int = 16,
   mesh: Mesh | None = None,
   tokenizer_of: str | os.PathLike = "",
+  image_max_pixels: int | None = None,
 ) -> LocalEngine:
-  """Loads a Hugging Face folder.
-
-  With a delta, its weights and those of the grafted model are both in memory, for `with_alpha`.
+  """Loads a folder; with a delta, W_I and W_I + delta are both in memory, for `with_alpha`.
 
   Args:
     directory: the folder.
@@ -260,10 +259,10 @@ def load(
     batch_size: answers generated at a time.
     mesh: of `sharding.make_mesh`; None is one device.
     tokenizer_of: the folder of the tokenizer and chat template, if it is another.
+    image_max_pixels: see `processors.scaled`; None: as the run that wrote the model or delta.
 
   Raises:
-    InputError: the folder or delta is incomplete, cannot be run here, or does not fit the other;
-      or there is no chat template.
+    InputError: a folder is incomplete, cannot be run here, does not fit, or has no chat template.
   """
   tokenizer = tokenizers.load_tokenizer(tokenizer_of or directory)
   ChatTemplate(tokenizer, template_args or {})  # its faults come before the weights are read
@@ -271,6 +270,8 @@ def load(
   decoder, params = weights.load_model(directory, mesh=mesh)
   named = identities.of(pathlib.Path(directory))
   named |= {"tokenizer_of": str(tokenizer_of)} if tokenizer_of else {}
+  pixels = seeing.trained_pixels(directory, delta) if image_max_pixels is None else image_max_pixels
+  named |= {seeing.PIXELS: pixels} if pixels else {}
   graftable = None
   if delta is not None:
     runs = leaves.runs_of(tree.names(params))
@@ -289,7 +290,7 @@ def load(
     limit=_limit(directory),
     mesh=mesh,
     graftable=graftable,
-    eye=seeing.Eye(directory, tokenizer_of or directory, mesh),
+    eye=seeing.Eye(directory, tokenizer_of or directory, mesh, pixels),
     consume=delta is None,
   )
 

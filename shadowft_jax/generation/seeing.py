@@ -2,14 +2,16 @@
 
 import functools
 import os
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from jax.sharding import Mesh
 
-from shadowft_jax import tree
-from shadowft_jax.data import processors, vision
+from shadowft_jax import files, tree
+from shadowft_jax.data import processors, seen, vision
 from shadowft_jax.data.pictures import Picture
+from shadowft_jax.data.seen import Vision
 from shadowft_jax.data.tokenizer import ChatTemplate
 from shadowft_jax.data.turns import Row
 from shadowft_jax.errors import InputError
@@ -20,12 +22,18 @@ from shadowft_jax.models.decoder import Decoder
 from shadowft_jax.models.siglip import Pixels
 from shadowft_jax.progress import count
 
+PIXELS = "image_max_pixels"  # of the folder's provenance.json, and of an engine's identity
+
 
 class Eye:
   """The vision tower of a folder and its image processor, both opened at the first image."""
 
   def __init__(
-    self, directory: str | os.PathLike, processor_of: str | os.PathLike, mesh: Mesh | None = None
+    self,
+    directory: str | os.PathLike,
+    processor_of: str | os.PathLike,
+    mesh: Mesh | None = None,
+    max_pixels: int = 0,
   ) -> None:
     """Opens nothing yet.
 
@@ -33,11 +41,13 @@ class Eye:
       directory: the folder of the weights.
       processor_of: the folder of the tokenizer and image processor.
       mesh: that the weights are to lie on.
+      max_pixels: see `processors.scaled`.
     """
     self.directory, self.processor_of, self.mesh = directory, processor_of, mesh
+    self.max_pixels = max_pixels
 
   @functools.cached_property
-  def vision(self) -> vision.Vision:
+  def vision(self) -> Vision:
     """How images are given to the model.
 
     Raises:
@@ -48,7 +58,7 @@ class Eye:
         f"an image is given, but {self.processor_of} takes only text (model_type of config.json is "
         f"none of {', '.join(processors.FAMILIES)} with a vision_config)"
       )
-    return vision.open_vision(self.processor_of)
+    return vision.open_vision(self.processor_of, self.max_pixels)
 
   @functools.cached_property
   def _tower(self):
@@ -98,8 +108,23 @@ class Eye:
     if not images:
       return message
     row = Row("the conversation", [message], images=images)
-    vision.check_row(row)
-    return vision.marked(row, self.vision.marks).messages[0]
+    seen.check_row(row)
+    return seen.marked(row, self.vision.marks).messages[0]
+
+
+def trained_pixels(directory: str | os.PathLike, delta: str | os.PathLike | None = None) -> int:
+  """config.data.image_max_pixels of the run that wrote a model or delta; 0 if none did.
+
+  Args:
+    directory: the folder of the model.
+    delta: the folder of a run or its delta/, which is added to the model.
+  """
+  path = pathlib.Path(delta or directory)
+  if delta:
+    path = (path.parent if path.name == "delta" else path) / "shadow"
+  path /= "provenance.json"
+  value = files.read_json(path).get(PIXELS) if path.exists() else None
+  return value if isinstance(value, int) else 0
 
 
 def prompt(template: ChatTemplate, messages: Messages, eye: Eye | None) -> list[int]:

@@ -127,7 +127,7 @@ def prefill(
     rows: of the prompts alone.
     row_R: rows of the batch; a number beyond them writes nothing.
     limits: of `sampling.limits`.
-    images: of the prompts, as `vision.Vision.batch` names them; none if no prompt has any.
+    images: of the prompts, as `seen.Vision.batch` names them; none if no prompt has any.
   """
   R, T = token_RT.shape
   segment_RT = (jnp.arange(T)[None] < rows.length[:, None]).astype(jnp.int32)

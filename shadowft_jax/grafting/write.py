@@ -255,10 +255,9 @@ def graft(
   match: str,
   card: str,
   verb: str = "grafted onto",
+  more: dict[str, Any] | None = None,
 ) -> list[str]:
-  """Grafts a stored delta onto `instruct`; replaces any existing folder.
-
-  The first process writes, and the others wait for it.
+  """Grafts a stored delta onto `instruct`, in the first process; replaces any existing folder.
 
   Args:
     out: the folder to write.
@@ -268,6 +267,7 @@ def graft(
     match: a name in scope.SCOPES, or a regex on leaf names.
     card: text of its README.md.
     verb: the verb and preposition in the message, such as "grafted onto".
+    more: settings for provenance.json, besides those of the graft.
 
   Returns:
     Warnings to print last; empty in processes that do not write.
@@ -277,11 +277,11 @@ def graft(
   """
   warned: list[str] = []
   if hosts.is_first():
-    plan = matching.plan(
-      instruct, [sources.stored(delta)], scope=selection.Scope(match=match), base=base
-    )
+    scope = selection.Scope(match=match)
+    plan = matching.plan(instruct, [sources.stored(delta)], scope=scope, base=base)
     say(*report.out_of_scope(plan))
-    warned = run_and_report(plan, out, verb, card=card, settings={"match": match}, overwrite=True)
+    settings = {"match": match, **(more or {})}
+    warned = run_and_report(plan, out, verb, card=card, settings=settings, overwrite=True)
     detail(report.done(plan, out, verb))
   hosts.wait("the grafted model is written")
   return warned

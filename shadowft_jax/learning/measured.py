@@ -35,7 +35,8 @@ def measure(
   if not data.valid:
     return {}
   if data.vision and instruct.vision.get("image_size", data.vision.size) != data.vision.size:
-    own = vision.open_vision(instruct.directory, config.data.image_max_pixels)
+    c = config.data
+    own = vision.open_vision(instruct.directory, c.image_max_pixels, cache_dir=c.cache)
     data = dataclasses.replace(data, vision=own)
   out: Metrics = {}
   key = None if presets.has_reference(config) else _key(instruct, loss, data, config, mesh)

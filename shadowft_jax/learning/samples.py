@@ -50,7 +50,7 @@ class Samples:
     self.run, self.instruct, self.mesh = run, instruct, mesh
     splits = [(*split(e), e.images) for e in data.valid] if config.samples else []
     self.asked = [one for one in splits if one[0]][: config.samples]
-    self.vision = data.vision
+    self.vision, self.max_pixels = data.vision, config.data.image_max_pixels
     self.longest = config.data.max_length
     if self.asked:
       self.tokenizer = load_tokenizer(instruct.directory)
@@ -125,7 +125,8 @@ class Samples:
       return
     texts = []
     for folder in (self.instruct.directory, self.run.shadow):
-      engine = load(folder, mesh=self.mesh, batch_size=len(self.asked))
+      options = {"batch_size": len(self.asked), "image_max_pixels": self.max_pixels}
+      engine = load(folder, mesh=self.mesh, **options)
       sampling = Sampling(LONGEST, fit_context=True)
       given = engine.complete_tokens(self.prompts, sampling, images=self.images)
       texts.append([c.text for [c] in given])
@@ -154,7 +155,7 @@ def greedy(
     variables: of `delta.variables`.
     stop: tokens that end an answer; they are left out.
     mesh: that the variables lie on.
-    images: of the prompts, for so many rows, as `vision.Vision.batch` names them.
+    images: of the prompts, for so many rows, as `seen.Vision.batch` names them.
 
   Raises:
     Stopped: a signal has asked for it.

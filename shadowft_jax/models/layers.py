@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 import numpy as np
 
+COLLECTIONS = ("params", "delta", "lora")  # of variables that are stacked over layers
+
 
 def as_row(x: jax.Array, ndim: int) -> jax.Array:
   """Adds leading axes up to `ndim`, so that no product broadcasts by accident."""
@@ -256,3 +258,20 @@ def apply_rope(
   turned = turned.reshape(x_BTNR.shape).astype(x_BTNH.dtype)
   rest = x_BTNH[..., 2 * half :]
   return jnp.concatenate([turned, rest], axis=-1) if rest.size else turned
+
+
+def scanned(
+  module: type[nn.Module], length: int, in_axes: Any = (0, nn.broadcast)
+) -> type[nn.Module]:
+  """`module` applied `length` times, over variables that are stacked on axis 0.
+
+  Args:
+    in_axes: of its arguments but the first, as of `nn.scan`.
+  """
+  return nn.scan(
+    module,
+    variable_axes=dict.fromkeys(COLLECTIONS, 0),
+    split_rngs={"params": True},
+    in_axes=in_axes,
+    length=length,
+  )

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from shadowft_jax.errors import InputError
 from shadowft_jax.models import chunked, config, patches
-from shadowft_jax.models.layers import Linear, RMSNorm, as_row
+from shadowft_jax.models.layers import Linear, RMSNorm, as_row, scanned
 from shadowft_jax.models.mlp import ACTIVATIONS
 from shadowft_jax.models.patches import LayerNorm, PatchEmbedding, Pixels
 
@@ -177,13 +177,7 @@ class Encoder(nn.Module):
     block = self.mapped(Block)
     if self.policy is not None:
       block = nn.remat(block, policy=self.policy, prevent_cse=False)
-    layers = nn.scan(
-      block,
-      variable_axes=dict.fromkeys(("params", "delta", "lora"), 0),
-      split_rngs={"params": True},
-      in_axes=nn.broadcast,
-      length=self.cfg.num_hidden_layers,
-    )
+    layers = scanned(block, self.cfg.num_hidden_layers, nn.broadcast)
     return layers(self.cfg, name="layers")(x_BPD, None)[0]
 
 

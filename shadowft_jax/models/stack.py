@@ -19,9 +19,9 @@ import numpy as np
 
 from shadowft_jax.errors import InputError
 from shadowft_jax.models.config import DecoderConfig, distinct
+from shadowft_jax.models.layers import COLLECTIONS, scanned
 
 LONGEST = 12  # layers of a period
-COLLECTIONS = ("params", "delta", "lora")  # of variables that are stacked
 
 
 class Run(NamedTuple):
@@ -75,17 +75,6 @@ def by_layer(cfg: DecoderConfig) -> dict[str, np.ndarray]:
     "rope": [distinct(of[kind].ropes).index(x) for x, kind in ropes],
   }
   return {k: np.array(v, np.int32) for k, v in values.items() if any(v)}
-
-
-def scanned(module: type[nn.Module], length: int) -> type[nn.Module]:
-  """`module` applied `length` times, over values and variables that are stacked on axis 0."""
-  return nn.scan(
-    module,
-    variable_axes=dict.fromkeys(COLLECTIONS, 0),
-    split_rngs={"params": True},
-    in_axes=(0, nn.broadcast),
-    length=length,
-  )
 
 
 class Period(nn.Module):

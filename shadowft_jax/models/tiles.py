@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 
 from shadowft_jax.errors import InputError
 from shadowft_jax.models import chunked, config, patches
-from shadowft_jax.models.layers import Embed, Linear, as_row
+from shadowft_jax.models.layers import Embed, Linear, as_row, scanned
 from shadowft_jax.models.mlp import ACTIVATIONS
 
 # The defaults of transformers for fields missing in a vision_config.
@@ -180,13 +180,7 @@ class Encoder(nn.Module):
     block = Block
     if self.policy is not None:
       block = nn.remat(block, policy=self.policy, prevent_cse=False)
-    layers = nn.scan(
-      block,
-      variable_axes=dict.fromkeys(("params", "delta", "lora"), 0),
-      split_rngs={"params": True},
-      in_axes=(nn.broadcast, 0),
-      length=self.count,
-    )
+    layers = scanned(block, self.count, (nn.broadcast, 0))
     is_taken_Ln = np.arange(self.count)[:, None] == np.array(self.taken, int)
     start = x_BPD, jnp.zeros((len(self.taken), *x_BPD.shape), x_BPD.dtype)
     return layers(self.cfg, self.gated, name="layers")(start, last_BP, is_taken_Ln)[0]

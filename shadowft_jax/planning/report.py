@@ -6,7 +6,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 from shadowft_jax import tree
-from shadowft_jax.data import dataset, vision
+from shadowft_jax.data import dataset, seen
 from shadowft_jax.planning.shapes import TOKENS
 from shadowft_jax.errors import InputError
 from shadowft_jax.hf import int8
@@ -34,7 +34,7 @@ def rows_of(config: Config, tokens: int) -> Rows:
   if pathlib.Path(config.data.train).is_file() and pathlib.Path(config.instruct).is_dir():
     data = dataset.read(config, config.instruct)
     rows = sum(len(step.rows) for step in data.steps)
-    images = vision.images_a_row(
+    images = seen.images_a_row(
       [picture for place in row for picture in data.train[step.examples[place]].images]
       for step in data.steps
       for row in step.rows

@@ -17,7 +17,8 @@ SETTINGS = (
   "objective dpo.loss dpo.beta kto.beta kto.desirable_weight kto.undesirable_weight "
   "delta.kind delta.rank delta.alpha delta.rslora delta.match "
   "graft.match graft.checkpoint lr loraplus_lr_ratio schedule min_lr warmup_ratio warmup_steps "
-  "weight_decay batch_size epochs max_steps data.max_length data.recipe dtype seed"
+  "weight_decay batch_size epochs max_steps data.max_length data.recipe data.image_max_pixels "
+  "dtype seed"
 ).split()
 SHOWN = ("loss", "accuracy", "margin")  # of the metrics, the first
 MOST = 10  # files named
@@ -88,6 +89,8 @@ def _matters(name, config):
     return config.learn_on == "base" or config.graft.match != config.delta.match
   if name == "warmup_ratio":
     return not config.warmup_steps
+  if name == "data.image_max_pixels":
+    return config.data.image_max_pixels > 0
   return name not in ("max_steps", "min_lr", "warmup_steps") or config[name] > 0
 
 

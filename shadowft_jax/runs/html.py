@@ -115,6 +115,14 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Image:
+  """An image of a question as a data URL, and what it is of."""
+
+  url: str
+  alt: str
+
+
+@dataclass(frozen=True)
 class Question:
   """A question and the answers of all models.
 
@@ -122,12 +130,14 @@ class Question:
     id: of the question.
     text, reference: the question and the right answer, where they are known.
     answers: of each model, in their order.
+    images: of the question.
   """
 
   id: str
   text: str
   reference: str
   answers: Sequence[Answer]
+  images: Sequence[Image] = ()
 
 
 @dataclass(frozen=True)

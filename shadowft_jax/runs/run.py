@@ -97,6 +97,7 @@ class Run:
     config: Config,
     origin: cards.Origin,
     warnings: Iterable[str] = (),
+    task: str = "gsm8k",
   ) -> list[dict[str, Any]]:
     """Writes the last metrics, cards and provenance; returns all metrics.
 
@@ -106,6 +107,7 @@ class Run:
       config: of the run.
       origin: what it is made from, for the cards.
       warnings: of the run, said once more where they are seen.
+      task: that may score the model.
     """
     if hosts.is_first():
       metrics.append(self.directory, losses)
@@ -115,10 +117,10 @@ class Run:
     hosts.wait("the run is complete")
     for name, (before, after) in [*cards.results(losses).items()][: len(cards.SHOWN)]:
       say(f"validation {name}: Instruct {before:.4f}, {origin.result} {after:.4f}")
-    say(*self._places(origin.result), *warnings)
+    say(*self._places(origin.result, task), *warnings)
     return metrics.read_metrics(self.directory)
 
-  def _places(self, result):
+  def _places(self, result, task):
     """Where the results are and how to try them, a line each; `result` names the model."""
     scores = f"--model {_quoted(self.directory)} --out {_quoted(self.directory / 'scores')}"
     yield f"{result}: {self.shadow}"
@@ -126,7 +128,7 @@ class Run:
     yield f"report: {self.directory / REPORT}"
     yield f"also in {self.directory}: README.md, {LOG}, metrics.jsonl"
     yield f"try it: {chat(self.shadow)}"
-    yield f"score it: shadowft evaluate --task gsm8k {scores}"
+    yield f"score it: shadowft evaluate --task {task} {scores}"
 
   def _write_cards(self, losses, config, origin):
     """README.md of the delta, the grafted model and the run's folder."""

@@ -4,7 +4,7 @@ import itertools
 import pathlib
 from collections.abc import Sequence
 
-from shadowft_jax.data import vision
+from shadowft_jax.data import seen
 from shadowft_jax.data.turns import IMAGE, Row
 from shadowft_jax.errors import InputError
 from shadowft_jax.evaluation.tasks.task import Messages
@@ -22,7 +22,7 @@ def opened(rows: Sequence[Row], folder: pathlib.Path) -> list[Messages]:
   """
   return [
     _shared_out(row, images)
-    for row, images in zip(rows, vision.open_rows(rows, [folder]), strict=True)
+    for row, images in zip(rows, seen.open_rows(rows, [folder]), strict=True)
   ]
 
 

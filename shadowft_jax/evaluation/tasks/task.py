@@ -93,9 +93,9 @@ def example(messages: Messages | str, gold: Any, group: str = "") -> Example:
 
 
 def as_json(messages: Messages) -> Messages:
-  """The messages with the names of their images in the place of Pictures."""
-  names = lambda m: {"images": [x.name for x in m["images"]]} if m.get("images") else {}
-  return [{**m, **names(m)} for m in messages]
+  """The messages with the names of their images in the place of Pictures, and their digests."""
+  told = lambda x: {"images": [one.name for one in x], "sha256": [one.digest for one in x]}
+  return [{**m, **told(m["images"])} if m.get("images") else m for m in messages]
 
 
 def dialogue(shots: list[tuple[str, str]], question: str) -> Messages:
