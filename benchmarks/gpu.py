@@ -131,16 +131,18 @@ def examples(options, vocabulary):
   ]
 
 
+class Fields(dict):
+  """A dict whose keys are attributes too."""
+
+  __getattr__, __setattr__ = dict.__getitem__, dict.__setitem__
+
+
 def settings(kind, remat, rows, options):
   """The config of presets.py, without ml_collections, which a bare machine lacks."""
   from shadowft_jax import presets
 
   def nested(value):
-    return (
-      SimpleNamespace(**{k: nested(v) for k, v in value.items()})
-      if isinstance(value, dict)
-      else value
-    )
+    return Fields({k: nested(v) for k, v in value.items()}) if isinstance(value, dict) else value
 
   c = nested(presets.defaults())
   c.dtype = "float32" if options.tiny else "bfloat16"
