@@ -83,6 +83,18 @@ def test_rematerialisation_changes_no_gradient(name, remat):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-3), got, want)
 
 
+def test_dots_computes_only_the_products_of_attention_again():
+  model = models.from_config(pico.CONFIGS["llama3"], dtype=jnp.float32)
+  params, token_BT = models.abstract_params(model), jnp.ones((1, 8), jnp.int32)
+
+  def products(remat):
+    total = lambda p: jnp.sum(model.clone(remat=remat).apply({"params": p}, token_BT))
+    return str(jax.make_jaxpr(jax.grad(total))(params)).count("dot_general[")
+
+  assert products("dots") == products("none") + 2
+  assert products("full") == products("none") + 8  # q, k, v, o, gate, up, and two of attention
+
+
 LLAMA32 = dict(
   hidden_size=2048,
   num_attention_heads=32,
