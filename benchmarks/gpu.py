@@ -27,6 +27,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 import time
 import zlib
 from types import SimpleNamespace
@@ -428,11 +429,25 @@ def measured(make, expected, repeats=10):
 
 
 def compiled(options):
-  """Ours, compiled for a GPU that is not there: memory, and FLOPs of a token."""
+  """Ours, compiled for a GPU that is not there: kernels, memory, and FLOPs of a token."""
+  import kernels  # beside this file, and only needed here
+
+  with tempfile.TemporaryDirectory() as folder:
+    kernels.dumping(folder)
+    compiled_into(folder, options)
+
+
+def compiled_into(folder, options):
+  """What `compiled` prints; the compiler writes its output to the folder."""
+  import kernels
   from shadowft_jax import sharding
-  from shadowft_jax.planning import shapes, topologies
+  from shadowft_jax.planning import estimate, shapes, topologies
 
   accelerator, _ = topologies.parse(options.topology)
+  target = dict(accelerator.target)
+  for case, made in kernels.attention_kernels(options.topology, folder).items():
+    for kernel in made:
+      print(json.dumps({"section": "attention", "case": case, **kernels.as_line(kernel, target)}))
   mesh = sharding.make_mesh(devices=topologies.mesh_devices(options.topology))
   for kind, tries in TRIES.items():
     for remat, rows in tries:
@@ -441,6 +456,8 @@ def compiled(options):
       made, work = shapes.compiled(run), flops(run, LENGTHS)
       held = sum(map(sharding.bytes_per_device, (run.base, run.state, run.grads)))
       peak = held + max(made.gradients, made.update) + made.unshared
+      # Tiles of products are chosen by trying them, which needs the GPU; attention is above.
+      fused = kernels.read(folder, "jit_accumulate", "^(?!gemm|flash)")
       print(
         json.dumps(
           {
@@ -450,10 +467,12 @@ def compiled(options):
             "remat": remat,
             "rows": rows,
             "peak_gib": round(peak / 2**30, 1),
+            "estimated_gib": round(sum(estimate.memory(run).values()) / 2**30, 1),
             "fits": peak < 0.92 * accelerator.memory,
             "compile_seconds": round(time.perf_counter() - start, 1),
             "useful_gflops_a_token": round(work.useful / 1e9, 2),
             "executed_gflops_a_token": round(work.executed / 1e9, 2),
+            "fusions": kernels.summary(fused, target),
           }
         ),
         flush=True,
