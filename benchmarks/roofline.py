@@ -168,6 +168,7 @@ def parse():
   parser.add_argument("--rows", type=int, default=2)
   parser.add_argument("--length", type=int, default=4096)
   parser.add_argument("--attention", default="flash")
+  parser.add_argument("--speed", help="a card whose peaks to take; else those of the topology")
   parser.add_argument("--keep", help="a folder for the compiler's dump")
   options = parser.parse_args()
   options.tiny = False
@@ -182,7 +183,7 @@ def main():
     from shadowft_jax import sharding
     from shadowft_jax.planning import estimate, shapes, topologies
 
-    accelerator, _ = topologies.parse(options.topology)
+    peaks = topologies.KNOWN[options.speed or options.topology.partition(":")[0]]
     mesh = sharding.make_mesh(devices=topologies.mesh_devices(options.topology))
     config = gpu.settings(options.kind, options.remat, options.rows, options)
     run = shapes.abstract_run(config, gpu.shape_of(options.kind, options), mesh)
@@ -193,7 +194,7 @@ def main():
     attention = tokens * estimate.mixing_flops(cfg, mean) / cfg.num_hidden_layers
     for module in ("accumulate", "update"):
       [path] = folder.glob(f"module_*.jit_{module}.*gpu_after_optimizations.txt")
-      parts = table(path.read_text(), accelerator, attention)
+      parts = table(path.read_text(), peaks, attention)
       parts["all"] = [sum(x) for x in zip(*parts.values(), strict=True)]
       for name, (flops, bytes_, seconds, count) in sorted(parts.items(), key=lambda x: -x[1][2]):
         line = {
@@ -201,8 +202,8 @@ def main():
           "part": name,
           "gflops": round(flops / 1e9, 1),
           "gigabytes": round(bytes_ / 1e9, 2),
-          "ms_products": round(1e3 * flops / accelerator.flops, 2),
-          "ms_memory": round(1e3 * bytes_ / accelerator.bandwidth, 2),
+          "ms_products": round(1e3 * flops / peaks.flops, 2),
+          "ms_memory": round(1e3 * bytes_ / peaks.bandwidth, 2),
           "ms_at_least": round(1e3 * seconds, 2),
           "launches": count,
         }
@@ -212,6 +213,7 @@ def main():
       json.dumps(
         {
           "topology": options.topology,
+          "speed": peaks.kind,
           "executed_gflops_by_plan": round(work.executed * tokens / 1e9, 1),
           "useful_gflops_by_plan": round(work.useful * tokens / 1e9, 1),
           "fill": round(sum(lengths) / (-(-sum(lengths) // tokens) * tokens), 3),

@@ -39,7 +39,7 @@ OPTIONS = {
 SHELL = {"cat", "cd", "export", "source", "python3"}
 FOREIGN = {
   *("--enable-lora", "--lora-modules", "--max-lora-rank", "--generation-config"),  # vLLM
-  *("--nodes", "--gpus-per-node", "--env", "--repeats", "--topology", "--billions", "--mergekit"),
+  *("--nodes", "--gpus-per-node", "--env", "--repeats", "--topology", "--speed", "--billions", "--mergekit"),
   *("--peer", "--rows", "--steps", "--seed", "--workdir", "--out"),  # lab, benchmarks, launchers
   *("--kind", "--kills", "--xla_gpu_deterministic_ops"),  # tests, XLA
 }
