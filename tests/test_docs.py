@@ -40,8 +40,8 @@ SHELL = {"cat", "cd", "export", "source", "python3"}
 FOREIGN = {
   *("--enable-lora", "--lora-modules", "--max-lora-rank", "--generation-config"),  # vLLM
   *("--nodes", "--gpus-per-node", "--env", "--repeats", "--topology", "--billions", "--mergekit"),
-  *("--peer", "--rows", "--steps", "--seed", "--workdir", "--out", "--speed"),  # lab, benchmarks, launchers
-  *("--kind", "--kills", "--xla_gpu_deterministic_ops"),  # tests, XLA
+  *("--peer", "--rows", "--steps", "--seed", "--workdir", "--out"),  # lab, benchmarks, launchers
+  *("--kind", "--kills", "--speed", "--xla_gpu_deterministic_ops"),  # tests, benchmarks, XLA
 }
 
 
