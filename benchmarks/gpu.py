@@ -1,14 +1,17 @@
 """One big GPU: attention backends, then LoRA of 8 B and full tuning of 0.6 B beside torch.
 
-  python benchmarks/gpu.py [--sections attention,lora,full] [--tiny] [--budget 530]
+  python benchmarks/gpu.py [--sections attention,lora,decode,full,profile] [--tiny] [--budget 700]
   python benchmarks/gpu.py --topology h200:1     compiles ours ahead of time; needs no GPU
 
 Needs jax, flax, optax, numpy and, for the peer, torch, transformers and peft; no data: weights and
 tokens are random, lengths are those of real conversations (LENGTHS), in rows of 4096.
 
 attention  every backend forward and backward on packed rows, against the reference in float32
-lora       Llama 3.1 8B's shape, LoRA of rank 128 on the seven projections
-full       Qwen3 0.6B's shape, all weights
+lora       Llama 3.1 8B's shape, LoRA of rank 128 on the seven projections; then its peak memory
+           beside what `plan` predicts, compiled and estimated
+decode     tokens a second of greedy answers by the 8 B shape
+full       Qwen3 0.6B's shape, all weights; memory as above
+profile    the kernels of one LoRA step, the longest first
 
 Ours packs; the peer (transformers + peft, sdpa, gradient checkpointing, bfloat16 autocast) pads
 micro-batches of 2, and is also given full rows of 4096 without padding, which bounds what packing
@@ -27,6 +30,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 import time
 import zlib
 from types import SimpleNamespace
@@ -126,9 +130,16 @@ def examples(options, vocabulary):
       label=None,
       answer=(np.arange(n) >= n // 2).astype(np.int32),
       second=0,
+      desirable=None,
     )
     for n in lengths
   ]
+
+
+class Fields(dict):
+  """A dict whose keys are attributes too."""
+
+  __getattr__, __setattr__ = dict.__getitem__, dict.__setitem__
 
 
 def settings(kind, remat, rows, options):
@@ -136,11 +147,7 @@ def settings(kind, remat, rows, options):
   from shadowft_jax import presets
 
   def nested(value):
-    return (
-      SimpleNamespace(**{k: nested(v) for k, v in value.items()})
-      if isinstance(value, dict)
-      else value
-    )
+    return Fields({k: nested(v) for k, v in value.items()}) if isinstance(value, dict) else value
 
   c = nested(presets.defaults())
   c.dtype = "float32" if options.tiny else "bfloat16"
@@ -159,13 +166,13 @@ def flops(run, lengths):
   return estimate.work(run, length=float((lengths**2).sum() / lengths.sum()))
 
 
-def ours(kind, options):
-  """The first of TRIES that fits, timed."""
+def ours(kind, options, clock=None):
+  """The first of TRIES that fits, timed by `clock`, or by `timed`."""
   import jax
 
   for remat, rows in TRIES[kind]:
     try:
-      return trained(kind, remat, 1 if options.tiny else rows, options)
+      return trained(kind, remat, 1 if options.tiny else rows, options, clock or timed)
     except jax.errors.JaxRuntimeError as error:
       if "RESOURCE_EXHAUSTED" not in str(error):
         raise
@@ -173,7 +180,7 @@ def ours(kind, options):
   raise SystemExit(f"{kind}: nothing of {TRIES[kind]} fits this device")
 
 
-def trained(kind, remat, rows, options):
+def trained(kind, remat, rows, options, clock):
   """A step of all examples, by the functions that `shadowft_jax.train` calls."""
   import flax.linen as nn
   import jax
@@ -206,7 +213,7 @@ def trained(kind, remat, rows, options):
       )
       return float(metrics["loss"])
 
-    out = timed(step, options)
+    out = clock(step, options)
     work = flops(run, lengths)
     computed = -(-len(planned.rows) // rows) * rows * options.length
     stats = jax.devices()[0].memory_stats() or {}
@@ -348,9 +355,11 @@ def cases(options):
       "gemma2": (4, 2, 32, None, 50.0),
     }
   return {
+    "head_dim_64": (32, 8, 64, None, None),
     "llama": (32, 8, 128, None, None),
     "window": (32, 8, 128, length // 4, None),
     "gemma2": (16, 8, 256, None, 50.0),
+    "head_dim_256": (16, 8, 256, None, None),
   }
 
 
@@ -426,11 +435,25 @@ def measured(make, expected, repeats=10):
 
 
 def compiled(options):
-  """Ours, compiled for a GPU that is not there: memory, and FLOPs of a token."""
+  """Ours, compiled for a GPU that is not there: kernels, memory, and FLOPs of a token."""
+  import kernels  # beside this file, and only needed here
+
+  with tempfile.TemporaryDirectory() as folder:
+    kernels.dumping(folder)
+    compiled_into(folder, options)
+
+
+def compiled_into(folder, options):
+  """What `compiled` prints; the compiler writes its output to the folder."""
+  import kernels
   from shadowft_jax import sharding
-  from shadowft_jax.planning import shapes, topologies
+  from shadowft_jax.planning import estimate, shapes, topologies
 
   accelerator, _ = topologies.parse(options.topology)
+  target = dict(accelerator.target)
+  for case, made in kernels.attention_kernels(options.topology, folder).items():
+    for kernel in made:
+      print(json.dumps({"section": "attention", "case": case, **kernels.as_line(kernel, target)}))
   mesh = sharding.make_mesh(devices=topologies.mesh_devices(options.topology))
   for kind, tries in TRIES.items():
     for remat, rows in tries:
@@ -439,6 +462,8 @@ def compiled(options):
       made, work = shapes.compiled(run), flops(run, LENGTHS)
       held = sum(map(sharding.bytes_per_device, (run.base, run.state, run.grads)))
       peak = held + max(made.gradients, made.update) + made.unshared
+      # Tiles of products are chosen by trying them, which needs the GPU; attention is above.
+      fused = kernels.read(folder, "jit_accumulate", "^(?!gemm|flash)")
       print(
         json.dumps(
           {
@@ -448,10 +473,12 @@ def compiled(options):
             "remat": remat,
             "rows": rows,
             "peak_gib": round(peak / 2**30, 1),
+            "estimated_gib": round(sum(estimate.memory(run).values()) / 2**30, 1),
             "fits": peak < 0.92 * accelerator.memory,
             "compile_seconds": round(time.perf_counter() - start, 1),
             "useful_gflops_a_token": round(work.useful / 1e9, 2),
             "executed_gflops_a_token": round(work.executed / 1e9, 2),
+            "fusions": kernels.summary(fused, target),
           }
         ),
         flush=True,
@@ -540,21 +567,36 @@ def wrong(lines):
       yield f"{where}: losses {losses}"
 
 
+def more(name):
+  """A side that gpu_more.py has."""
+
+  def side(*arguments):
+    import gpu_more  # imports this module
+
+    return getattr(gpu_more, name)(*arguments)
+
+  return side
+
+
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--sections", default="attention,lora,full")
+  parser.add_argument("--sections", default="attention,lora,decode,full,profile")
   parser.add_argument("--tiny", action="store_true", help="small shapes in float32, for a CPU")
-  parser.add_argument("--budget", type=float, default=530.0, help="seconds for everything")
+  parser.add_argument("--budget", type=float, default=700.0, help="seconds for everything")
   parser.add_argument("--steps", type=int, default=3)
   parser.add_argument("--length", type=int, help="tokens a row: 4096, or 128 with --tiny")
   parser.add_argument("--attention", help="a backend; else the fastest that agrees")
   parser.add_argument("--topology", help="compile ours for it instead, such as h200:1")
+  parser.add_argument("--tried", help="remat,rows of the run whose memory is predicted")
   parser.add_argument("--side", help="what a process of its own does")
   options = parser.parse_args()
   options.length = options.length or (128 if options.tiny else 4096)
   sides = {
     "attention": attention,
     **{f"{k}_ours": functools.partial(ours, k) for k in SHAPES},
+    **{f"{k}_memory": functools.partial(more("memory"), k) for k in SHAPES},
+    "decode": more("decode"),
+    "profile": more("profile"),
     **{f"{k}_peer": functools.partial(peer, k) for k in SHAPES},
     **{f"{k}_peer_full_rows": functools.partial(peer, k, full_rows=True) for k in SHAPES},
   }
@@ -570,10 +612,20 @@ def main():
       chosen = chosen or best_backend(lines[-1])
       print(json.dumps(lines[-1]), flush=True)
       continue
+    if section in ("decode", "profile"):
+      out = in_process(section, deadline, "--attention", chosen or "chunked")
+      lines.append({"section": section, **out})
+      print(json.dumps(lines[-1]), flush=True)
+      continue
     work = in_process(f"{section}_ours", deadline, "--attention", chosen or "chunked")
     for side in ("ours", "peer", "peer_full_rows"):
       out = work if side == "ours" else in_process(f"{section}_{side}", deadline)
       lines.append(line(section, side, out, work))
+      print(json.dumps(lines[-1]), flush=True)
+    if "failed" not in work:
+      tried = ("--tried", f"{work['remat']},{work['rows']}", "--attention", work["attention"])
+      out = in_process(f"{section}_memory", deadline, *tried)
+      lines.append({"section": section, "prediction": out, "peak_bytes": work["peak_bytes"]})
       print(json.dumps(lines[-1]), flush=True)
   print_table(lines)
   if faults := list(wrong(lines)):

@@ -41,7 +41,7 @@ FOREIGN = {
   *("--enable-lora", "--lora-modules", "--max-lora-rank", "--generation-config"),  # vLLM
   *("--nodes", "--gpus-per-node", "--env", "--repeats", "--topology", "--billions", "--mergekit"),
   *("--peer", "--rows", "--steps", "--seed", "--workdir", "--out"),  # lab, benchmarks, launchers
-  *("--kind", "--kills", "--xla_gpu_deterministic_ops"),  # tests, XLA
+  *("--kind", "--kills", "--speed", "--tiny", "--xla_gpu_deterministic_ops"),  # tests, XLA
 }
 
 

@@ -39,7 +39,12 @@ def test_ours_learns_on_a_bare_machine(tmp_path, side):
 
 @pytest.mark.slow
 def test_every_section_runs(tmp_path):
-  lines = run(tmp_path)
+  lines = run(tmp_path, "--sections", "attention,lora,full")
+  predicted = [x for x in lines if "prediction" in x]
+  lines = [x for x in lines if "prediction" not in x]
+  assert [x["section"] for x in predicted] == ["lora", "full"]
+  for x in predicted:
+    assert 0 < x["prediction"]["planned_bytes"] < 1e9 and x["prediction"]["estimated_bytes"] > 0
   assert [(x["section"], x.get("side")) for x in lines] == [
     ("attention", None),
     *((kind, side) for kind in ("lora", "full") for side in ("ours", "peer", "peer_full_rows")),
@@ -49,6 +54,13 @@ def test_every_section_runs(tmp_path):
     assert case["chunked"]["error"] < 1e-4
   # The same tokens are trained from by both sides, in the same number of steps.
   assert len({len(x["losses"]) for x in lines[1:]}) == 1
+
+
+@pytest.mark.slow
+def test_decoding_and_a_profile(tmp_path):
+  decode, profile = run(tmp_path, "--sections", "decode,profile", "--attention", "chunked")
+  assert decode["new_tokens"] == 8 and decode["tokens_per_second"] > 0
+  assert len(profile["kernels"]) > 5 and profile["kernels"][0][1] >= profile["kernels"][1][1]
 
 
 def test_a_backend_that_disagrees_or_fails_is_reported():
