@@ -187,6 +187,7 @@ def main(options: Options) -> None:
     InputError: the options contradict each other, or a model is missing or bad.
   """
   _check(options)
+  hub.check_named(options.model, options.delta, options.beside)
   if options.serve:
     name = options.name or pathlib.Path(options.model or "").resolve().name
     serving.serve(_first(options), name, options.host, options.port, _sampling(options))
@@ -278,7 +279,6 @@ def _check(o):
     raise InputError("--delta needs --model")
   if o.alpha != 1.0 and not o.delta:
     raise InputError("--alpha needs --delta, the delta that it scales")
-  hub.check_named(o.model, o.delta, o.beside)
   if not o.serve:
     return
   for other in ("server", "beside", "system"):

@@ -150,11 +150,11 @@ def main(options: Options) -> None:
     )
   settings.check(recipe)
   settings.check_sources(options.base, options.tuned, options.delta, options.adapter)
+  if options.push_to:
+    hub.check_push(options.push_to)
   hub.check_named(options.base, options.tuned, options.instruct)
   deltas = (*options.delta, *options.adapter)
   hub.check_named(*(settings.folder_and_weight(text)[0] for text in deltas))
-  if options.push_to:
-    hub.check_push(options.push_to)
   if not options.dry_run:
     files.check_new(options.out, options.overwrite)
   plan = _plan(options)

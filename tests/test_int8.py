@@ -1,5 +1,7 @@
 """Frozen kernels in int8: what is rounded, that nothing else changes, and what is grafted."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,7 +89,9 @@ def test_a_run_grafts_its_delta_onto_weights_that_were_not_rounded(pair, tmp_pat
   changed = [n for n, w in instruct.items() if not np.array_equal(w, shadow[n])]
   assert changed and all("_proj" in n for n in changed)
   _, written = weights.load_model(tmp_path / "run" / "shadow")
-  jax.tree.map(np.testing.assert_array_equal, written, grafted)
+  # On disk B A is [out, in] and here A B is [in, out], whose sums over the rank may round apart.
+  close = functools.partial(np.testing.assert_allclose, rtol=0, atol=2e-7)
+  jax.tree.map(close, written, grafted)
 
 
 def test_full_tuning_is_refused(pair):
