@@ -7,7 +7,8 @@ Writes three checkpoints of Llama's shape (bfloat16, random; 2 GB a billion each
 each result) and grafts them in processes of their own, start-up included, in turn: the floor, which
 reads all three files once and copies the Instruct's; mergekit's task_arithmetic if the Python of an
 environment that has it is given (third_party/README.md), the authors' method, ten plain lines of
-torch that load three models, ours with --no-verify, ours.  The clock stops when the result is on
+torch that load three models, ours with --no-verify, ours; and ours of a LoRA adapter of rank 128,
+with --no-verify.  The clock stops when the result is on
 disk: after each, all of its files are synced.  With --cold, the inputs are dropped from the page
 cache before each.  Prints one JSON line: the fastest and the slowest of each, in seconds; memory is
 the peak of what is not file cache (anonymous pages), in GB.
@@ -27,9 +28,11 @@ import time
 
 import ml_dtypes
 import numpy as np
+from safetensors.numpy import save_file
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PIECE = 1 << 23  # numbers written at a time
+RANK = 128
 # Reads the first two files and copies the third, 8 MiB at a time.
 FLOOR = """
 import os, pathlib, sys
@@ -117,6 +120,24 @@ def write_model(folder, named, seed):
     os.fsync(file.fileno())
 
 
+def write_adapter(folder, named, base):
+  """A random PEFT adapter of all projections, float32."""
+  folder.mkdir()
+  names = [n.removesuffix(".weight") for n in named if "_proj" in n]
+  modules = sorted({n.rpartition(".")[2] for n in names})
+  fields = {"peft_type": "LORA", "r": RANK, "lora_alpha": RANK, "target_modules": modules}
+  text = json.dumps({**fields, "base_model_name_or_path": str(base)})
+  (folder / "adapter_config.json").write_text(text)
+  rng, tensors = np.random.default_rng(0), {}
+  for name in names:
+    rows, width = named[f"{name}.weight"]
+    for factor, shape in (("A", (RANK, width)), ("B", (rows, RANK))):
+      values = rng.normal(0, 0.01, shape).astype(np.float32)
+      tensors[f"base_model.model.{name}.lora_{factor}.weight"] = values
+  save_file(tensors, folder / "adapter_model.safetensors")
+  sync(folder)
+
+
 def forget(folder):
   """Drops a folder's files from the page cache."""
   for path in folder.iterdir():
@@ -198,7 +219,10 @@ def main():
       ]
     for peer in ("authors", "plain"):
       commands[peer] = [args.python, ROOT / "third_party" / f"{peer}_graft.py", *sides, out]
+    write_adapter(folder / "adapter", named, sides[0])
+    adapter = [*ours[:4], f"--adapter={folder / 'adapter'}", f"--instruct={sides[2]}"]
     commands |= {"no_verify": [*ours, "--no-verify"], "ours": ours}
+    commands["adapter"] = [*adapter, "--no-verify"]
     runs = {n: [] for n in commands}
     for _ in range(args.repeats):
       for name, command in commands.items():
