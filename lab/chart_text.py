@@ -19,10 +19,8 @@ PROMPT_WEIGHT = 0.1  # of a prompt's tokens in the pretraining's loss; an answer
 
 
 def values(chart: Chart) -> str:
-  """What a chart shows, in a line of text; a pie's slices from the largest on, without numbers."""
-  parts = list(zip(chart.labels, chart.values, strict=True))
-  if chart.kind == "pie":
-    return "Slices: " + ", ".join(a for a, _ in sorted(parts, key=lambda x: -x[1])) + ".\n"
+  """What a chart shows, in a line of text."""
+  parts = zip(chart.labels, chart.values, strict=True)
   return "Values: " + ", ".join(f"{a} {b}" for a, b in parts) + ".\n"
 
 

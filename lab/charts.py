@@ -69,8 +69,8 @@ def png(image: Image.Image) -> bytes:
   return file.getvalue()
 
 
-def _write(figure, x, y, text, size=8):
-  figure.text(x / SIZE, y / SIZE, text, fontsize=size, ha="center", va="center")
+def _write(figure, x, y, text):
+  figure.text(x / SIZE, y / SIZE, text, fontsize=8, ha="center", va="center")
 
 
 def _add(figure, artist):
@@ -90,7 +90,7 @@ def _axes(figure, chart, across):
     ends = (swap(x, place) for x in (EDGE, SIZE))
     style = {"color": "0.8", "linewidth": 0.7} if value else {"color": "k", "linewidth": 1}
     _add(figure, Line2D(*zip(*ends, strict=True), **style))
-    _write(figure, *swap(4, place), value, size=6)
+    _write(figure, *swap(4, place), value)
   for label, centre in zip(chart.labels, centres, strict=True):
     _write(figure, *swap(centre, 4.5), label)
   return width, centres
@@ -114,15 +114,16 @@ def draw_line(figure: Figure, chart: Chart) -> None:
 
 
 def draw_pie(figure: Figure, chart: Chart) -> None:
-  """Slices, clockwise from the top, each with its label."""
-  middle, radius, start = SIZE / 2, 0.47 * SIZE, 90.0
+  """Slices, clockwise from the top, each with its label and, further inside, its value."""
+  middle, radius, start = SIZE / 2, 0.49 * SIZE, 90.0
   for label, value, colour in zip(chart.labels, chart.values, chart.colours, strict=True):
     end = start - 360 * value / sum(chart.values)
     wedge = Wedge((middle, middle), radius, end, start, facecolor=colour, edgecolor="white")
     _add(figure, wedge)
     angle = math.radians((start + end) / 2)
-    x, y = (middle + 0.65 * radius * part(angle) for part in (math.cos, math.sin))
-    _write(figure, x, y, label)
+    for text, share in ((label, 0.82), (value, 0.5)):
+      x, y = (middle + share * radius * part(angle) for part in (math.cos, math.sin))
+      _write(figure, x, y, text)
     start = end
 
 
@@ -161,7 +162,7 @@ class Kind:
 KNOWN_KINDS = {
   "bars": Kind(draw_bars, (value, largest, smallest, count)),
   "line": Kind(draw_line, (value, largest, smallest, count)),
-  "pie": Kind(draw_pie, (largest, smallest, count), margin=2),  # no numbers can be read off
+  "pie": Kind(draw_pie, (value, largest, smallest, count), margin=2),
 }
 NEW_KIND = "rows"  # which neither the Base nor the Instruct has seen
 KINDS = {
